@@ -1,0 +1,337 @@
+"""What a run is: typed, documented fields, read from YAML files and dotted command-line overrides.
+
+Every field is documented once, here; the same text is the `--help`. Nothing heavy is imported.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+import types
+import typing
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from .errors import InputError, UsageError
+
+
+def option(default: Any, help: str, *, minimum: float | None = None, maximum: float | None = None, free: bool = False):
+    """A config field. free: a resumed run may change it, since it does not change what is computed."""
+    return field(default=default, metadata={"help": help, "minimum": minimum, "maximum": maximum, "free": free})
+
+
+@dataclass
+class DataConfig:
+    """Labelled images."""
+
+    source: str = option(
+        "digits",
+        "NAME_OR_PATH[:split], split 'train' unless said. digits, cifar10, cifar100, any data set name on the Hugging "
+        "Face hub, a folder of class folders, or a folder of (or one) parquet file.",
+    )
+    classes: str = option(
+        "all", "The classes to keep: names, ids or WordNet ids with commas between, or a .txt file with one a line."
+    )
+    image_size: int | None = option(
+        None,
+        "Side in pixels: pictures are centre-cropped to a square and resized to it (area average when shrinking, "
+        "bicubic when growing). Unset: the source's own size, if all its pictures are squares of one size.",
+        minimum=2,
+    )
+    channels: Literal[1, 3] | None = option(None, "1 for gray, 3 for colour. Unset: 1 for digits, else 3.")
+    background: Literal["white", "black"] = option("white", "What transparent pixels are laid over.")
+    flip: bool = option(False, "Mirror half of the training pictures left to right.")
+    heldout_fraction: float = option(
+        0.05, "Share of the pictures held out (seeded) where a source has no test or validation part.", minimum=0, maximum=0.5
+    )
+    skip_broken: bool = option(False, "Leave out pictures that cannot be decoded, counting them, instead of stopping.")
+    image_column: str | None = option(None, "Column that holds the pictures. Unset: the first image column.")
+    label_column: str | None = option(None, "Column that holds the labels. Unset: the first class-label column.")
+    store_dir: str | None = option(
+        None, "Where decoded pictures are kept. Unset: $DIFFUSION_ADAGN_CACHE or ~/.cache/diffusion_adagn.", free=True
+    )
+
+
+@dataclass
+class ModelConfig:
+    """The network, in the terms of OpenAI's ADM. These are AdaGNUNet's defaults too."""
+
+    model_channels: int = option(128, "Base width: level i has model_channels * channel_mult[i] channels.", minimum=1)
+    channel_mult: tuple[int, ...] = option((1, 2, 2, 2), "Width multiplier of each resolution level.", minimum=1)
+    num_res_blocks: int = option(2, "Residual blocks per level (one more on the way up).", minimum=1)
+    attention_resolutions: tuple[int, ...] = option((16, 8), "Sides, in pixels, at which blocks are followed by self-attention.")
+    num_heads: int = option(4, "Attention heads, where num_head_channels is unset.", minimum=1)
+    num_heads_upsample: int | None = option(
+        None, "Heads on the way up, where num_head_channels is unset. Unset: num_heads.", minimum=1
+    )
+    num_head_channels: int | None = option(64, "Channels per attention head; unset: num_heads decides.", minimum=1)
+    resblock_updown: bool = option(False, "Resample inside residual blocks (ADM's large nets) instead of plain convolutions.")
+    dropout: float = option(0.0, "Dropout before the last convolution of each residual block.", minimum=0, maximum=0.99)
+    norm_groups: int = option(32, "Groups of every GroupNorm; must divide every width.", minimum=1)
+    norm_eps: float = option(1e-5, "Epsilon of every GroupNorm.", minimum=0)
+    conditioning: str = option("adagn", "How a site is told about time and class: adagn.")
+    modulate_both_norms: bool = option(False, "Modulate the first norm of each residual block too (ADM: the second only).")
+    zero_init_modulation: bool = option(False, "Start with gamma = beta = 0, so that a new net ignores time and class (ADM: no).")
+    class_conditional: bool = option(True, "False: train without labels.")
+    null_class: bool = option(True, "Keep a null row in the class table; guidance needs it.")
+
+
+@dataclass
+class DiffusionConfig:
+    """The noising process, the prediction and the loss."""
+
+    schedule: Literal["linear", "cosine", "sigmoid"] = option("linear", "Noise schedule.")
+    num_train_timesteps: int = option(1000, "T: timesteps are 0..T-1.", minimum=2)
+    zero_snr: bool = option(False, "Rescale the schedule so that the last timestep is pure noise (needs prediction x0 or v).")
+    prediction: Literal["eps", "x0", "v"] = option("eps", "What the network predicts.")
+    loss_weight: Literal["uniform", "min_snr"] = option("uniform", "Weight of a sample's loss over t.")
+    min_snr_gamma: float = option(5.0, "Gamma of min-SNR-gamma weighting.", minimum=1e-6)
+    timestep_spacing: Literal["leading", "trailing", "linspace"] | None = option(
+        None, "Which timesteps a sampler visits. Unset: leading; trailing under zero_snr, which must start at T-1."
+    )
+    clip_x0: bool = option(True, "Clip the predicted x0 to [-1, 1] when sampling, after guidance.")
+
+
+@dataclass
+class TrainingConfig:
+    """The loop. batch_size is for all processes together, so that a run means the same on 1 GPU and on 8."""
+
+    max_steps: int | None = option(None, "Optimizer steps of the whole run.", minimum=1, free=True)
+    batch_size: int = option(128, "Pictures per optimizer step, over all processes.", minimum=1)
+    gradient_accumulation: int = option(
+        1, "Split each process's share of a batch into this many passes, to save memory.", minimum=1, free=True
+    )
+    seed: int = option(0, "Decides weights, order, noise, timesteps, label drops and flips.", minimum=0)
+    lr: float = option(1e-4, "Peak learning rate of AdamW.", minimum=0)
+    warmup_steps: int = option(0, "Steps of linear warm-up.", minimum=0)
+    lr_decay: Literal["none", "linear", "cosine"] = option("none", "Decay from warm-up's end to 0 at max_steps.")
+    weight_decay: float = option(0.0, "Weight decay of AdamW.", minimum=0)
+    adam_beta2: float = option(0.999, "Second-moment rate of AdamW.", minimum=0, maximum=0.99999)
+    clip_norm: float = option(1.0, "Gradients are scaled down to this norm; 0: never.", minimum=0)
+    ema_decay: float = option(0.9999, "EMA rate; step s uses min(ema_decay, (1 + s) / (10 + s)).", minimum=0, maximum=0.999999)
+    label_dropout: float = option(0.1, "Share of samples trained with the null label.", minimum=0, maximum=1)
+    precision: Literal["fp32", "bf16", "fp16"] = option("fp32", "Autocast type; weights stay in fp32.")
+    gradient_checkpointing: bool = option(False, "Recompute activations in the backward pass: slower, less memory.", free=True)
+    log_every: int = option(10, "Steps between lines of metrics.jsonl.", minimum=1, free=True)
+    checkpoint_every: int = option(1000, "Steps between checkpoints.", minimum=1, free=True)
+    keep_checkpoints: int = option(2, "Newest checkpoints that are kept.", minimum=1, free=True)
+    heldout_every: int = option(0, "Steps between held-out losses; 0: never.", minimum=0, free=True)
+    preview_every: int = option(1000, "Steps between preview grids; 0: never.", minimum=0, free=True)
+    preview_classes: str = option("all", "Classes of the preview grid (its first 10 are drawn).", free=True)
+    preview_count: int = option(4, "Pictures per class in the preview grid.", minimum=1, free=True)
+    preview_guidance: float = option(2.0, "Guidance scale of the previews (1 where there is no null class).", free=True)
+    preview_steps: int = option(20, "Sampler steps of the previews.", minimum=1, free=True)
+    tracker: Literal["none", "tensorboard", "wandb", "trackio"] = option("none", "Where else to log, besides metrics.jsonl.", free=True)
+
+
+@dataclass
+class RunConfig:
+    """A whole training run."""
+
+    output_dir: str | None = option(None, "The run folder.", free=True)
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    labels: dict | None = option(None, "The classes, as the run recorded them; the data must agree. Never written by hand.")
+
+
+# ---------------------------------------------------------------------- reading
+
+
+def fields_of(cls: type, prefix: str = "") -> Iterator[tuple[str, Any, dataclasses.Field]]:
+    """(dotted key, type, field) of every plain field, sections opened."""
+    hints = typing.get_type_hints(cls)
+    for f in dataclasses.fields(cls):
+        if dataclasses.is_dataclass(hints[f.name]):
+            yield from fields_of(hints[f.name], f"{prefix}{f.name}.")
+        else:
+            yield f"{prefix}{f.name}", hints[f.name], f
+
+
+def read_config(file: str | Path | None = None, overrides: Mapping[str, str] | None = None) -> RunConfig:
+    """The config of a YAML file (or the defaults), with dotted overrides, which always win.
+
+    Raises InputError for the file's faults and UsageError for the overrides'; both name the key and where it stood.
+    """
+    config = RunConfig()
+    if file is not None:
+        apply(config, flatten(_read_yaml(Path(file))), where=f"in {file}")
+    apply(config, overrides or {}, where="on the command line", error=UsageError)
+    check(config)
+    return config
+
+
+def _read_yaml(path: Path) -> dict:
+    if not path.is_file():
+        near = ", ".join(str(p) for p in sorted(path.parent.glob("*.yaml"))[:8]) if path.parent.is_dir() else ""
+        raise InputError(f"there is no config file {path}." + (f" Beside it: {near}." if near else ""))
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise InputError(f"{path} should hold sections (data:, model:, diffusion:, training:), not {type(values).__name__}.")
+    return values
+
+
+def flatten(values: Mapping, prefix: str = "") -> dict[str, Any]:
+    """Nested sections to dotted keys; `labels` stays whole."""
+    flat = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping) and f"{prefix}{key}" != "labels":
+            flat |= flatten(value, f"{prefix}{key}.")
+        elif value is None and not prefix and key in {"data", "model", "diffusion", "training"}:
+            continue  # a section with nothing in it
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def apply(config: RunConfig, flat: Mapping[str, Any], where: str, error: type[InputError] = InputError) -> None:
+    """Write dotted keys into the config, each turned into its field's type."""
+    known = {key: (hint, f) for key, hint, f in fields_of(RunConfig)}
+    for key, value in flat.items():
+        if key not in known:
+            raise error(f"there is no setting '{key}' ({where}).{nearest(key, known)}")
+        hint, f = known[key]
+        try:
+            value = _convert(value, hint)
+            _check_range(value, f)
+        except ValueError as wrong:
+            raise error(f"{key}: {wrong} ({where}).") from None
+        section, _, name = key.rpartition(".")
+        setattr(getattr(config, section) if section else config, name, value)
+
+
+def nearest(key: str, known: Mapping[str, Any]) -> str:
+    """" Did you mean ...?" with the known keys that look most like this one, or the section's keys."""
+    near = difflib.get_close_matches(key, known, n=3, cutoff=0.6)
+    near += [k for k in known if k.rpartition(".")[2] == key.rpartition(".")[2] and k not in near]
+    return f" Did you mean {' or '.join(near[:3])}?" if near else " `adagn train --help` lists them all."
+
+
+def _convert(value: Any, hint: Any) -> Any:
+    """A value from YAML, or a word of the command line, as the field's type. Raises ValueError saying what was expected."""
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        if value is None or (isinstance(value, str) and value.lower() in ("none", "null")):
+            return None
+        return _convert(value, next(a for a in args if a is not type(None)))
+    if hint is dict:
+        if not isinstance(value, dict):
+            raise ValueError("written by the run itself, not by hand")
+        return value
+    if origin is Literal:
+        for choice in args:
+            if str(value) == str(choice):
+                return choice
+        raise ValueError(f"expected {', '.join(map(str, args))}, got {value!r}")
+    if origin is tuple:
+        if isinstance(value, str):
+            value = [v for v in value.strip("[]() ").replace(" ", ",").split(",") if v]
+        return tuple(_convert(v, args[0]) for v in (value if isinstance(value, list | tuple) else [value]))
+    if hint is bool:
+        words = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
+        if isinstance(value, bool):
+            return value
+        if str(value).lower() in words:
+            return words[str(value).lower()]
+        raise ValueError(f"expected true or false, got {value!r}")
+    if hint is str:
+        if isinstance(value, bool):
+            raise ValueError(f"expected a word, got {value!r}: YAML reads a bare yes/no/on/off as true/false, so quote it")
+        if isinstance(value, list):
+            return ",".join(map(str, value))
+        if isinstance(value, str | int | float):
+            return str(value)
+        raise ValueError(f"expected a word, got {value!r}")
+    # numbers: PyYAML reads 1e-4 as a string, so strings are converted too
+    expected = "a whole number" if hint is int else "a number"
+    try:
+        if isinstance(value, bool) or not isinstance(value, str | int | float):
+            raise ValueError
+        number = int(value) if hint is int and isinstance(value, int | str) and _is_int(value) else float(value)
+    except ValueError:
+        raise ValueError(f"expected {expected}, got {value!r}") from None
+    if not math.isfinite(number) or (hint is int and number != int(number)):
+        raise ValueError(f"expected {expected}, got {value!r}")
+    return hint(number)
+
+
+def _is_int(value: int | str) -> bool:
+    try:
+        int(value)
+    except ValueError:
+        return False
+    return True
+
+
+def _check_range(value: Any, f: dataclasses.Field) -> None:
+    low, high = f.metadata.get("minimum"), f.metadata.get("maximum")
+    for v in value if isinstance(value, tuple) else (value,):
+        if isinstance(v, int | float) and not isinstance(v, bool):
+            if low is not None and v < low:
+                raise ValueError(f"must be at least {low:g}, got {v:g}")
+            if high is not None and v > high:
+                raise ValueError(f"must be at most {high:g}, got {v:g}")
+
+
+def check(config: RunConfig) -> None:
+    """Combinations that are wrong whatever the data is. Raises InputError with the remedy."""
+    d, m, t = config.diffusion, config.model, config.training
+    if d.zero_snr and d.prediction == "eps":
+        raise InputError(
+            "diffusion.zero_snr with diffusion.prediction eps divides by zero at the last timestep, which is pure noise: "
+            "eps says nothing of the image there. Set diffusion.prediction to v or x0."
+        )
+    if d.zero_snr and d.loss_weight == "min_snr":
+        raise InputError(
+            "diffusion.loss_weight min_snr gives the last timestep weight 0 under diffusion.zero_snr, so sampling would "
+            "start from an untrained prediction. Set diffusion.loss_weight to uniform, or diffusion.zero_snr to false."
+        )
+    if d.zero_snr and d.timestep_spacing not in (None, "trailing"):
+        raise InputError("diffusion.zero_snr needs diffusion.timestep_spacing trailing: sampling must start at T-1.")
+    if not m.channel_mult:
+        raise InputError("model.channel_mult is empty; expected one width multiplier per level, such as 1,2,2.")
+    if t.label_dropout > 0 and not m.null_class and m.class_conditional:
+        raise InputError(
+            "training.label_dropout needs a null class to drop to. Set model.null_class to true, or training.label_dropout to 0."
+        )
+    if not m.class_conditional and t.label_dropout not in (0, TrainingConfig.label_dropout):
+        raise InputError("training.label_dropout has no meaning with model.class_conditional false. Set it to 0.")
+
+
+# ---------------------------------------------------------------------- writing, comparing
+
+
+def to_dict(config: RunConfig) -> dict:
+    """Nested plain types, as YAML and JSON take them."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {k: plain(v) for k, v in value.items()}
+        return list(value) if isinstance(value, tuple) else value
+
+    return plain(dataclasses.asdict(config))
+
+
+def to_yaml(config: RunConfig) -> str:
+    return yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True, width=120)
+
+
+def differences(old: RunConfig, new: RunConfig) -> list[str]:
+    """ "key: old -> new" for every setting that would change what a resumed run computes."""
+    a, b = flatten(to_dict(old)), flatten(to_dict(new))
+    return [
+        f"{key}: {a[key]} -> {b[key]}"
+        for key, _, f in fields_of(RunConfig)
+        if not f.metadata["free"] and a[key] != b[key]
+    ]

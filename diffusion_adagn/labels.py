@@ -1,0 +1,231 @@
+"""LabelSpace: the classes of a data set or a model, and how people name them.
+
+Imports nothing heavy, so that a wrong class name is answered at once.
+"""
+
+from __future__ import annotations
+
+import difflib
+import operator
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from .errors import InputError
+
+ClassSpec = str | int | Sequence["str | int"]
+
+
+def _clean(text: str) -> str:
+    return re.sub(r"\s*,\s*", ", ", " ".join(text.split()))
+
+
+@dataclass(frozen=True)
+class LabelSpace:
+    """K class names in the order of their ids 0..K-1, and whether there is a null label (id K).
+
+    names: one string a class, unique. ImageNet-style names may hold synonyms: "tench, Tinca tinca".
+    original_ids: the ids that these classes had before a subset was taken (default: 0..K-1).
+    wnids: WordNet ids such as "n01440764" where the data has them, else empty.
+    has_null: False for networks without a null row (imported ones): they sample at guidance scale 1 only.
+
+    K = 0 is the label space of an unconditional network: its only label is "null".
+    """
+
+    names: tuple[str, ...]
+    original_ids: tuple[int, ...] = ()
+    wnids: tuple[str, ...] = ()
+    has_null: bool = True
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "names", tuple(_clean(str(n)) for n in self.names))
+        object.__setattr__(self, "original_ids", tuple(int(i) for i in self.original_ids) or tuple(range(self.K)))
+        object.__setattr__(self, "wnids", tuple(self.wnids))
+        if any(not n for n in self.names):
+            raise InputError(f"class {self.names.index('')} has an empty name; every class needs one.")
+        twice = sorted({n for n in self.names if self.names.count(n) > 1}) if len(set(self.names)) < self.K else []
+        if twice:
+            raise InputError(f"class names must be unique; given more than once: {', '.join(map(repr, twice[:5]))}.")
+        for what, values in (("original_ids", self.original_ids), ("wnids", self.wnids)):
+            if values and len(values) != self.K:
+                raise InputError(f"a label space of {self.K} classes was given {len(values)} {what}.")
+
+    @property
+    def K(self) -> int:
+        """Number of real classes."""
+        return len(self.names)
+
+    @property
+    def null_id(self) -> int | None:
+        """The null label's id, K; None if there is no null label."""
+        return self.K if self.has_null else None
+
+    def name(self, class_id: int) -> str:
+        """The name of a class id; "null" for the null label."""
+        return "null" if class_id == self.null_id else self.names[class_id]
+
+    # ------------------------------------------------------------------ parsing
+
+    def parse(self, classes: ClassSpec) -> list[int]:
+        """Class ids for anything a person may write: "cat", 3, "cat,dog,7", ["cat", 3], "all", "null",
+        "id:3", "name:3", "wnid:n01440764". Order and repetitions are kept.
+
+        Raises InputError for an unknown or ambiguous class, with the choices or the nearest names.
+        """
+        if isinstance(classes, str):
+            return self._parse_text(classes)
+        if isinstance(classes, Iterable) and not hasattr(classes, "ndim"):
+            ids = [i for c in classes for i in (self._parse_text(c) if isinstance(c, str) else [self._check_id(c)])]
+        elif getattr(classes, "ndim", 0):  # arrays and tensors
+            ids = [self._check_id(c) for c in classes.reshape(-1).tolist()]
+        else:
+            ids = [self._check_id(classes)]
+        if not ids:
+            raise InputError(f"no class was given. {self._help()}")
+        return ids
+
+    def _parse_text(self, text: str) -> list[int]:
+        words = [w for w in (" ".join(w.split()) for w in text.split(",")) if w]
+        if not words:
+            raise InputError(f"no class was given. {self._help()}")
+        if words == ["all"] and "all" not in self.names:
+            if not self.K:
+                raise InputError("this model is unconditional: it has no classes. Write 'null'.")
+            return list(range(self.K))
+        ids, at = [], 0
+        while at < len(words):
+            # a name that holds commas wins over its parts: try the longest run of words first
+            for end in range(len(words), at, -1):
+                whole = ", ".join(words[at:end])
+                if end == at + 1 or whole in self.names:
+                    ids.append(self._resolve(whole))
+                    at = end
+                    break
+        return ids
+
+    def _resolve(self, word: str) -> int:
+        for prefix, find in (("id:", self._by_id), ("name:", self._by_name), ("wnid:", self._by_wnid)):
+            if word.startswith(prefix) and word not in self.names:
+                return find(word.removeprefix(prefix).strip())
+        if word == "null" and word not in self.names:
+            if self.null_id is None:
+                raise InputError(
+                    "this model has no null label (has_null: false), so it cannot be sampled without a class. "
+                    f"{self._help()}"
+                )
+            return self.null_id
+        by_name = [self.names.index(word)] if word in self.names else self._by_synonym(word)
+        by_id = int(word) if word.isdecimal() and self._is_id(int(word)) else None
+        if by_name and by_id is not None and by_name != [by_id]:
+            raise InputError(
+                f"'{word}' is the name of class {by_name[0]} and the id of class {by_id} "
+                f"(named '{self.name(by_id)}'). Say which: name:{word} or id:{word}."
+            )
+        if len(by_name) > 1:
+            choices = "; ".join(f"id:{i} ({self.names[i]})" for i in by_name)
+            raise InputError(f"'{word}' may mean several classes. Say which: {choices}.")
+        if by_name:
+            return by_name[0]
+        if word in self.wnids:
+            return self.wnids.index(word)
+        if re.fullmatch(r"[+-]?\d+", word):
+            return self._check_id(int(word))
+        raise InputError(self._unknown(word))
+
+    def _by_synonym(self, word: str) -> list[int]:
+        folded = word.casefold()
+        for words in ([n.casefold()] for n in self.names), (n.casefold().split(", ") for n in self.names):
+            found = [i for i, names in enumerate(words) if folded in names]
+            if found:
+                return found
+        return []
+
+    def _by_id(self, word: str) -> int:
+        try:
+            return self._check_id(int(word))
+        except ValueError as error:
+            raise error if isinstance(error, InputError) else InputError(f"'id:{word}': expected a number.") from None
+
+    def _by_name(self, word: str) -> int:
+        found = [self.names.index(word)] if word in self.names else self._by_synonym(word)
+        if len(found) == 1:
+            return found[0]
+        if found:
+            raise InputError(f"'{word}' names several classes: {', '.join(f'id:{i}' for i in found)}. Say which.")
+        raise InputError(self._unknown(word))
+
+    def _by_wnid(self, word: str) -> int:
+        if word in self.wnids:
+            return self.wnids.index(word)
+        if not self.wnids:
+            raise InputError(f"these classes carry no WordNet ids, so 'wnid:{word}' cannot be found. {self._help()}")
+        near = difflib.get_close_matches(word, self.wnids, n=3)
+        raise InputError(f"no class has the WordNet id '{word}'." + (f" Nearest: {', '.join(near)}." if near else ""))
+
+    def _is_id(self, number: int) -> bool:
+        return 0 <= number < self.K or number == self.null_id
+
+    def _check_id(self, value: object) -> int:
+        try:
+            if isinstance(value, bool):
+                raise TypeError
+            number = operator.index(value)
+        except TypeError:
+            raise InputError(f"a class is a name or a whole number, not {value!r}. {self._help()}") from None
+        if not self._is_id(number):
+            if not self.K:
+                raise InputError(f"class {number} was asked of an unconditional model. Write 'null'.")
+            raise InputError(f"class id {number} does not exist. {self._help()}")
+        return number
+
+    def _unknown(self, word: str) -> str:
+        if not self.K:
+            return f"class '{word}' was asked of an unconditional model: it has no classes. Write 'null'."
+        table = {s.casefold(): s for n in self.names for s in (n, *n.split(", "))}
+        near = [table[m] for m in difflib.get_close_matches(word.casefold(), table, n=3, cutoff=0.5)]
+        nearest = f" Nearest: {', '.join(map(repr, dict.fromkeys(near)))}." if near else ""
+        return f"there is no class '{word}'.{nearest} {self._help()}"
+
+    def _help(self) -> str:
+        if not self.K:
+            return "The model is unconditional: write 'null'."
+        shown = ", ".join(n.split(", ")[0] for n in self.names[:12]) + (", ..." if self.K > 12 else "")
+        null = f"; {self.K} or 'null' is the null label" if self.has_null else ""
+        return f"Classes are 0..{self.K - 1}{null}, or by name: {shown}."
+
+    # ------------------------------------------------------------------ subsets, storage
+
+    def subset(self, ids: Sequence[int]) -> LabelSpace:
+        """The label space of some of these classes, renumbered 0.. in the order given; original ids and names stay."""
+        repeated = [i for i in set(ids) if list(ids).count(i) > 1]
+        if repeated:
+            raise InputError(f"a subset names class '{self.names[repeated[0]]}' more than once.")
+        if any(i >= self.K for i in ids):
+            raise InputError("'null' is not a class of the data; leave it out of the subset.")
+        return LabelSpace(
+            names=tuple(self.names[i] for i in ids),
+            original_ids=tuple(self.original_ids[i] for i in ids),
+            wnids=tuple(self.wnids[i] for i in ids) if self.wnids else (),
+            has_null=self.has_null,
+        )
+
+    def to_dict(self) -> dict:
+        """Plain JSON/YAML types; `from_dict` reads it back."""
+        return {
+            "names": list(self.names),
+            "original_ids": list(self.original_ids),
+            "wnids": list(self.wnids),
+            "has_null": self.has_null,
+        }
+
+    @classmethod
+    def from_dict(cls, values: dict) -> LabelSpace:
+        try:
+            return cls(
+                names=tuple(values["names"]),
+                original_ids=tuple(values.get("original_ids") or ()),
+                wnids=tuple(values.get("wnids") or ()),
+                has_null=bool(values.get("has_null", True)),
+            )
+        except (KeyError, TypeError, AttributeError) as error:
+            raise InputError(f"not a label space (names, original_ids, wnids, has_null): {error!r}.") from None

@@ -1,0 +1,1 @@
+"""The process: noise schedules, targets and losses, guidance, the sampling pipeline."""

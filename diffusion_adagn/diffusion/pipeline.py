@@ -1,0 +1,259 @@
+"""ClassConditionalPipeline: classes and seeds -> pictures."""
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+from diffusers.schedulers.scheduling_utils import SchedulerMixin
+from diffusers.utils import BaseOutput
+from PIL import Image
+from torch import Tensor
+
+from ..errors import InputError
+from ..labels import ClassSpec, LabelSpace
+from ..models.unet import AdaGNUNet
+from .guidance import guidance_scales, guide
+from .objective import from_x0, to_x0
+from .schedule import PREDICTIONS, SAMPLERS, sampler_name, set_steps, signal_and_noise, with_sampler
+
+KIND_OF = {theirs: ours for ours, theirs in PREDICTIONS.items()}
+
+
+@dataclass
+class ImagesOutput(BaseOutput):
+    """images: N PIL pictures, a float tensor [N, C, H, W] or an array [N, H, W, C], in 0..1; class_ids and seeds: N ints."""
+
+    images: list[Image.Image] | Tensor | np.ndarray
+    class_ids: list[int]
+    seeds: list[int]
+
+
+class ClassConditionalPipeline(DiffusionPipeline):
+    """A trained network with its classes, its noise schedule and its sampler.
+
+        pipe = ClassConditionalPipeline.from_pretrained("runs/digits")
+        pipe(["cat", "dog"], guidance_scale=2.0, seeds=[0, 1]).images
+
+    labels: the classes (a LabelSpace or its dict; None: named by their ids). clip_x0: clip the predicted x0 to [-1, 1], after guidance.
+    ema_decay: the EMA rate of the weights, None for raw ones; kept for the record.
+    """
+
+    def __init__(
+        self,
+        unet: AdaGNUNet,
+        scheduler: SchedulerMixin,
+        labels: LabelSpace | dict | None = None,
+        clip_x0: bool = True,
+        ema_decay: float | None = None,
+        guidance_convention: str = "pred = null + scale * (cond - null); scale 1 is no guidance",
+    ):
+        super().__init__()
+        expected = unet.config.num_classes or 0
+        if labels is None:
+            labels = LabelSpace(tuple(map(str, range(expected))), has_null=unet.config.null_class or not expected)
+        labels = labels if isinstance(labels, LabelSpace) else LabelSpace.from_dict(labels)
+        if labels.K != expected:
+            raise InputError(f"the network has {expected} classes, the label space {labels.K}: they must be the same.")
+        if expected and labels.has_null != unet.config.null_class:
+            raise InputError(f"the label space says has_null: {labels.has_null}, the network null_class: {unet.config.null_class}.")
+        self.register_modules(unet=unet, scheduler=scheduler)
+        self.register_to_config(
+            labels=labels.to_dict(), clip_x0=clip_x0, ema_decay=ema_decay, guidance_convention=guidance_convention
+        )
+
+    @property
+    def labels(self) -> LabelSpace:
+        return LabelSpace.from_dict(self.config.labels)
+
+    def use_sampler(self, sampler: str | None = None, spacing: str | None = None) -> "ClassConditionalPipeline":
+        """Walk the same process with another sampler (ddpm, ddim, dpm++, unipc, euler, heun) or timestep spacing."""
+        self.register_modules(scheduler=with_sampler(self.scheduler, sampler, spacing))
+        return self
+
+    # ------------------------------------------------------------------ sampling
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        classes: ClassSpec = "all",
+        guidance_scale: float | Sequence[float] = 1.0,
+        num_inference_steps: int = 50,
+        seeds: int | Sequence[int] | None = None,
+        eta: float = 0.0,
+        output_type: str = "pil",
+        return_dict: bool = True,
+    ) -> ImagesOutput | tuple:
+        """Sample one picture for each class given (or one class for each seed given).
+
+        classes: as LabelSpace.parse takes them: "cat", 3, ["cat", 3], "all", "null".
+        guidance_scale: one, or one a picture; 1 is no guidance, and then there is no second pass.
+        seeds: one a picture, or one number s for s, s + 1, ...; None draws fresh ones, which the output tells.
+          A picture depends on (model, class, its own seed, settings), not on its batch, within 1e-5 in fp32.
+        eta: ddim's noise, 0 none, 1 as much as ddpm. output_type: "pil" | "pt" | "np".
+        Raises InputError for unknown classes, guidance without a null class, and grids that cannot be walked.
+        """
+        labels = self.labels
+        class_ids, seeds = _pair(labels.parse(classes), seeds)
+        count = len(class_ids)
+        scales = guidance_scales(guidance_scale, count)
+        guided = bool((scales != 1).any())
+        if guided and (labels.null_id is None or not labels.K):
+            raise InputError(
+                "this model has no null class, so it cannot be guided: sample at guidance scale 1, or fine-tune it "
+                "with a null row: adagn train --init_from RUN --config FILE."
+            )
+        if output_type not in ("pil", "pt", "np"):
+            raise InputError(f"output_type is pil, pt or np, not {output_type!r}.")
+        if eta and sampler_name(self.scheduler) != "ddim":
+            raise InputError(f"eta is a setting of ddim; the sampler is {sampler_name(self.scheduler)}.")
+
+        device = self._execution_device
+        y = torch.tensor(class_ids, device=device) if labels.K else None
+        y_null = torch.full_like(y, labels.null_id) if guided else None
+        scales = scales.to(device)
+        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        extra = {"generator": generators} if sampler_name(self.scheduler) in ("ddpm", "ddim") else {}
+        extra |= {"eta": eta} if eta else {}
+
+        timesteps = set_steps(self.scheduler, num_inference_steps, device)
+        config = self.unet.config
+        shape = (config.in_channels, config.sample_size, config.sample_size)
+        x = torch.stack([torch.randn(shape, generator=g) for g in generators]).to(device)
+        x = x * self.scheduler.init_noise_sigma
+        with self.progress_bar(total=len(timesteps)) as bar:
+            for t in timesteps:
+                x_t = self.scheduler.scale_model_input(x, t)
+                prediction = self._predict(x_t, t, y, y_null, scales)
+                x = self.scheduler.step(self._clip(prediction, x_t, t), t, x, return_dict=False, **extra)[0]
+                bar.update()
+
+        images = (x / 2 + 0.5).clamp(0, 1)
+        if output_type != "pt":
+            images = images.permute(0, 2, 3, 1).cpu().float().numpy()
+        if output_type == "pil":
+            images = to_pil(images)
+        return ImagesOutput(images, class_ids, seeds) if return_dict else (images,)
+
+    def _predict(self, x: Tensor, t: Tensor, y: Tensor | None, y_null: Tensor | None, scales: Tensor) -> Tensor:
+        """The network's answer at x [N, C, H, W], guided where scales say so; float32."""
+        n, dtype = len(x), self.unet.dtype
+        if y_null is None:
+            m = self.unet.modulation(t.expand(n), y)
+            return self.unet.denoise(x.to(dtype), m).float()
+        m = self.unet.modulation(t.expand(2 * n), torch.cat([y, y_null]))
+        cond, null = self.unet.denoise(torch.cat([x, x]).to(dtype), m).float().chunk(2)
+        channels = x.shape[1]  # a learned variance behind the mean comes from the conditional pass
+        return torch.cat([guide(cond[:, :channels], null[:, :channels], scales), cond[:, channels:]], dim=1)
+
+    def _clip(self, prediction: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
+        """Clip the x0 that is meant, then say it again as eps or v, so that every sampler steps by what was clipped.
+
+        Only ddpm is handed a learned variance.
+        """
+        prediction, variance = prediction.split([x_t.shape[1], prediction.shape[1] - x_t.shape[1]], dim=1)
+        if self.config.clip_x0:
+            kind = KIND_OF[self.scheduler.config.prediction_type]
+            alpha, sigma = signal_and_noise(self.scheduler, t)
+            x0 = to_x0(prediction, x_t, alpha, sigma, kind).clamp(-1, 1)
+            prediction = from_x0(x0, x_t, alpha, sigma, kind)
+        learned = self.scheduler.config.get("variance_type") == "learned_range"
+        return torch.cat([prediction, variance], dim=1) if learned else prediction
+
+    # ------------------------------------------------------------------ files
+
+    def save_pretrained(self, save_directory: str | os.PathLike, **kwargs) -> None:
+        """A folder of safetensors and json: model_index.json, unet/, scheduler/."""
+        super().save_pretrained(save_directory, **kwargs)
+        index = Path(save_directory, "model_index.json")
+        values = json.loads(index.read_text())
+        values["unet"] = ["diffusion_adagn", "AdaGNUNet"]  # the public name, wherever the file may move
+        index.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+    @classmethod
+    def from_pretrained(
+        cls, path: str | os.PathLike, *, revision: str | None = None, torch_dtype: torch.dtype | None = None
+    ) -> "ClassConditionalPipeline":
+        """Load a pipeline folder, a run folder or a hub id "owner/name".
+
+        Raises InputError for a folder that is none, a missing or surplus weight, and a scheduler that is not ours.
+        """
+        folder = pipeline_folder(path, revision)
+        index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
+        name = index.get("scheduler", ["", ""])[1]
+        scheduler_class = next((s for s in SAMPLERS.values() if s.__name__ == name), None)
+        if "labels" not in index or scheduler_class is None:
+            raise InputError(f"{folder} was not written by this package (labels or scheduler are missing in model_index.json).")
+        options = {k: index[k] for k in ("clip_x0", "ema_decay", "guidance_convention") if k in index}
+        return cls(
+            unet=load_unet(folder / "unet", torch_dtype),
+            scheduler=scheduler_class.from_pretrained(folder / "scheduler"),
+            labels=index["labels"],
+            **options,
+        )
+
+
+def pipeline_folder(path: str | os.PathLike, revision: str | None = None) -> Path:
+    """The folder with model_index.json that a path or hub id means. Raises InputError if there is none."""
+    for folder in (Path(path), Path(path) / "pipeline"):
+        if (folder / "model_index.json").is_file():
+            return folder
+    if Path(path).exists():
+        raise InputError(
+            f"{path} is no pipeline folder (no model_index.json) and holds no pipeline/. If a training run stopped before "
+            f"its end, sample one of its checkpoints: adagn sample {path}."
+        )
+    parts = str(path).split("/")
+    if len(parts) != 2 or not all(parts) or parts[0] in (".", ".."):
+        raise InputError(f"there is no folder {path}, and a hub id looks like owner/name.")
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        wanted = ["model_index.json", "unet/*.json", "unet/*.safetensors", "scheduler/*.json"]
+        return Path(snapshot_download(str(path), revision=revision, allow_patterns=wanted))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
+        raise InputError(f"there is no folder {path}, and the hub did not give it: {str(error).splitlines()[0]}") from error
+
+
+def load_unet(folder: Path, torch_dtype: torch.dtype | None = None) -> AdaGNUNet:
+    """An AdaGNUNet from its folder; diffusers would leave missing weights uninitialised, so they are an error here."""
+    if not (folder / "config.json").is_file():
+        raise InputError(f"{folder} holds no network (no config.json).")
+    try:
+        unet, info = AdaGNUNet.from_pretrained(
+            folder, torch_dtype=torch_dtype, output_loading_info=True, use_safetensors=True, low_cpu_mem_usage=False
+        )
+    except (OSError, RuntimeError, ValueError) as error:
+        raise InputError(f"{folder} cannot be loaded: {str(error).strip().splitlines()[0]}") from error
+    faults = [f"{what.replace('_', ' ')}: {', '.join(map(str, list(keys)[:4]))}" for what, keys in info.items() if keys]
+    if faults:
+        raise InputError(f"the weights in {folder} do not fit its config.json ({'; '.join(faults)}).")
+    return unet
+
+
+def to_pil(images: np.ndarray) -> list[Image.Image]:
+    """[N, H, W, C] in 0..1 -> N pictures, gray for C = 1."""
+    pixels = (images * 255).round().astype("uint8")
+    return [Image.fromarray(p[..., 0] if p.shape[-1] == 1 else p) for p in pixels]
+
+
+def _pair(class_ids: list[int], seeds: int | Sequence[int] | None) -> tuple[list[int], list[int]]:
+    """One class and one seed a picture."""
+    if seeds is None:
+        seeds = torch.randint(0, 2**31, (len(class_ids),)).tolist()
+    elif isinstance(seeds, int):
+        seeds = [seeds + i for i in range(len(class_ids))]
+    else:
+        seeds = [int(s) for s in seeds]
+    if len(class_ids) == 1:
+        class_ids = class_ids * len(seeds)
+    if len(class_ids) != len(seeds) or not seeds:
+        raise InputError(f"{len(class_ids)} classes and {len(seeds)} seeds were given: give one seed for each picture, or one in all.")
+    if min(seeds) < 0:
+        raise InputError(f"a seed is a whole number of at least 0, not {min(seeds)}.")
+    return class_ids, seeds

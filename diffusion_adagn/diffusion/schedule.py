@@ -1,0 +1,149 @@
+"""Noise schedules and samplers: our config -> a stock diffusers scheduler, and what must hold before it may step.
+
+The schedulers' own clipping is always off: x0 is clipped after guidance, in the pipeline (see there).
+"""
+
+import torch
+from diffusers.schedulers.scheduling_ddim import DDIMScheduler
+from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
+from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultistepScheduler
+from diffusers.schedulers.scheduling_euler_discrete import EulerDiscreteScheduler
+from diffusers.schedulers.scheduling_heun_discrete import HeunDiscreteScheduler
+from diffusers.schedulers.scheduling_unipc_multistep import UniPCMultistepScheduler
+from diffusers.schedulers.scheduling_utils import SchedulerMixin
+from torch import Tensor
+
+from ..config import DiffusionConfig
+from ..errors import InputError
+
+SAMPLERS: dict[str, type[SchedulerMixin]] = {
+    "ddpm": DDPMScheduler,  # Ho et al. 2020: ancestral, stochastic
+    "ddim": DDIMScheduler,  # Song et al. 2021: deterministic at eta 0
+    "dpm++": DPMSolverMultistepScheduler,  # Lu et al. 2022: second order, multistep
+    "unipc": UniPCMultistepScheduler,  # Zhao et al. 2023: predictor-corrector
+    "euler": EulerDiscreteScheduler,  # Karras et al. 2022, order 1
+    "heun": HeunDiscreteScheduler,  # Karras et al. 2022, order 2: 2 N - 1 network calls
+}
+PREDICTIONS = {"eps": "epsilon", "x0": "sample", "v": "v_prediction"}  # ours -> diffusers'
+
+
+def _betas(schedule: str, timesteps: int) -> dict:
+    """Scheduler arguments for a schedule.
+
+    linear: beta from 1e-4 to 0.02 (Ho et al. 2020). cosine: Nichol & Dhariwal 2021, equation 17.
+    sigmoid: beta = 1e-4 + (0.02 - 1e-4) sigmoid(-6 .. 6), GeoDiff's; passed as numbers, since of diffusers' schedulers
+    only DDPM's knows the name.
+    """
+    if schedule == "sigmoid":
+        betas = torch.sigmoid(torch.linspace(-6, 6, timesteps)) * (0.02 - 1e-4) + 1e-4
+        return {"trained_betas": betas.tolist()}
+    return {"beta_schedule": {"linear": "linear", "cosine": "squaredcos_cap_v2"}[schedule], "beta_start": 1e-4, "beta_end": 0.02}
+
+
+def make_scheduler(config: DiffusionConfig, sampler: str = "ddim", learned_variance: bool = False) -> SchedulerMixin:
+    """A diffusers scheduler for a diffusion config; every argument that decides the result is given, none left to a default.
+
+    Raises InputError for combinations that are wrong.
+    """
+    spacing = config.timestep_spacing or ("trailing" if config.zero_snr else "leading")
+    common = _betas(config.schedule, config.num_train_timesteps) | {
+        "num_train_timesteps": config.num_train_timesteps,
+        "prediction_type": PREDICTIONS[config.prediction],
+        "timestep_spacing": spacing,
+        "steps_offset": 0,
+    }
+    return _build(sampler, common, zero_snr=config.zero_snr, learned_variance=learned_variance)
+
+
+def with_sampler(scheduler: SchedulerMixin, sampler: str | None = None, spacing: str | None = None) -> SchedulerMixin:
+    """The same process (schedule, prediction, T) walked by another sampler or over another grid."""
+    config = scheduler.config
+    keys = ("num_train_timesteps", "prediction_type", "timestep_spacing", "trained_betas", "beta_schedule", "beta_start", "beta_end")
+    common = {k: config[k] for k in keys if config.get(k) is not None} | {"steps_offset": 0}
+    if spacing is not None:
+        common["timestep_spacing"] = spacing
+    return _build(
+        sampler or sampler_name(scheduler),
+        common,
+        zero_snr=bool(config.get("rescale_betas_zero_snr")),
+        learned_variance=config.get("variance_type") == "learned_range",
+    )
+
+
+def sampler_name(scheduler: SchedulerMixin) -> str:
+    """Our name of a scheduler's class. Raises InputError for one that we do not ship."""
+    for name, cls in SAMPLERS.items():
+        if type(scheduler) is cls:
+            return name
+    raise InputError(f"{type(scheduler).__name__} is not one of the samplers here: {', '.join(SAMPLERS)}.")
+
+
+def _build(sampler: str, common: dict, zero_snr: bool, learned_variance: bool) -> SchedulerMixin:
+    if sampler not in SAMPLERS:
+        raise InputError(f"there is no sampler '{sampler}'. Samplers: {', '.join(SAMPLERS)}.")
+    if zero_snr and common["prediction_type"] == "epsilon":
+        raise InputError("a zero-SNR schedule with eps-prediction divides by zero at its first step. Train with prediction v or x0.")
+    if zero_snr and common["timestep_spacing"] != "trailing":
+        raise InputError("a zero-SNR schedule must be sampled from t = T-1: use timestep spacing trailing.")
+    if sampler == "heun" and zero_snr:
+        raise InputError(
+            "heun knows no zero-SNR schedule (it would walk the unscaled one). Use ddim, ddpm, dpm++, unipc or euler."
+        )
+    if sampler != "heun":
+        common = common | {"rescale_betas_zero_snr": zero_snr}
+    own = {
+        "ddpm": {"clip_sample": False, "variance_type": "learned_range" if learned_variance else "fixed_small"},
+        "ddim": {"clip_sample": False, "set_alpha_to_one": True},
+        "dpm++": {"algorithm_type": "dpmsolver++", "solver_order": 2, "final_sigmas_type": "zero"},
+        "unipc": {"solver_order": 2, "final_sigmas_type": "zero"},
+        "euler": {"final_sigmas_type": "zero"},
+        "heun": {"clip_sample": False},
+    }[sampler]
+    return SAMPLERS[sampler](**common, **own)
+
+
+def set_steps(scheduler: SchedulerMixin, steps: int, device: torch.device | str = "cpu") -> Tensor:
+    """Choose the grid: the timesteps of every network call, from noisy to clean ([steps]; heun [2 steps - 1]).
+
+    Raises InputError where diffusers would walk a grid that is not the scheduled one.
+    """
+    total = scheduler.config.num_train_timesteps
+    name, spacing = sampler_name(scheduler), scheduler.config.timestep_spacing
+    if isinstance(steps, bool) or not isinstance(steps, int) or not 1 <= steps <= total:
+        raise InputError(f"the number of steps is a whole number from 1 to {total}, not {steps!r}.")
+    scheduler.set_timesteps(steps, device=device)
+    grid = scheduler.timesteps.double().cpu()
+    grid = grid if name != "heun" else torch.cat([grid[:1], grid[1::2]])
+    if len(grid) != steps or (grid.diff() >= 0).any() or grid.min() < 0 or grid.max() > total - 1:
+        raise InputError(f"{name} cannot take {steps} steps over {total} timesteps with spacing {spacing}: use fewer steps.")
+    if name == "ddim":
+        # it steps to t - T // N, whatever is scheduled next
+        stride = total // steps
+        wrong = int((grid[:-1] - grid[1:] != stride).sum()) + int(grid[-1] - stride >= 0)
+        if wrong:
+            near = [n for n in range(1, total + 1) if total % n == 0]
+            near = sorted(sorted(near, key=lambda n: abs(n - steps))[:3])
+            remedy = "use spacing leading" if spacing == "linspace" else f"use spacing leading, or {', '.join(map(str, near))} steps"
+            if scheduler.config.rescale_betas_zero_snr:
+                remedy = f"use {', '.join(map(str, near))} steps"
+            raise InputError(
+                f"ddim with {steps} {spacing} steps would step to a timestep other than the next scheduled one "
+                f"{wrong} times: {remedy}, or another sampler."
+            )
+    return scheduler.timesteps
+
+
+def signal_and_noise(scheduler: SchedulerMixin, timestep: Tensor) -> tuple[float, float]:
+    """alpha and sigma of x_t = alpha x0 + sigma eps (alpha^2 + sigma^2 = 1) at the network call to come.
+
+    The solvers that keep a list of noise-to-signal ratios know them at fractional timesteps too; they are asked first.
+    Call after `scale_model_input`, which sets their position.
+    """
+    ratios = getattr(scheduler, "sigmas", None)
+    if ratios is not None:
+        index = scheduler.step_index if scheduler.step_index is not None else 0
+        ratio = ratios[index].double()
+        alpha = (1 + ratio**2).rsqrt()
+        return alpha.item(), (ratio * alpha).item()
+    alpha_bar = scheduler.alphas_cumprod[int(timestep)].double()
+    return alpha_bar.sqrt().item(), (1 - alpha_bar).sqrt().item()

@@ -1,0 +1,1 @@
+"""The network: embeddings, conditioning kinds, blocks, AdaGNUNet."""

@@ -1,0 +1,120 @@
+"""The U-Net's building blocks, in ADM's shapes: residual block, self-attention, up, down."""
+
+from collections.abc import Callable, Sequence
+
+from einops import rearrange
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+def zero_init(layer: nn.Module) -> nn.Module:
+    """Weights and biases at 0, so that a residual branch starts as nothing."""
+    for parameter in layer.parameters():
+        nn.init.zeros_(parameter)
+    return layer
+
+
+def down2(h: Tensor) -> Tensor:
+    return F.avg_pool2d(h, 2)
+
+
+def up2(h: Tensor) -> Tensor:
+    return F.interpolate(h, scale_factor=2.0, mode="nearest")
+
+
+class ResBlock(nn.Module):
+    """x + conv(dropout(silu(norm2(conv(resample(silu(norm1(x))))))), the skip resampled and widened as needed.
+
+    norm2 is a site (it is told gamma and beta); norm1 is a plain GroupNorm unless it is a site too.
+    Source: Dhariwal & Nichol 2021, appendix; BigGAN's residual up/down blocks.
+
+    norm: channels -> a plain norm. site: channels -> a norm that is told.
+    resample: None, `down2` or `up2`, applied before the first convolution and on the skip.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        norm: Callable[[int], nn.Module],
+        site: Callable[[int], nn.Module],
+        dropout: float = 0.0,
+        modulate_both_norms: bool = False,
+        resample: Callable[[Tensor], Tensor] | None = None,
+    ):
+        super().__init__()
+        self.sites: tuple[str, ...] = ()  # their names, once the network knows them
+        self.resample = resample
+        self.norm1 = (site if modulate_both_norms else norm)(in_channels)
+        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
+        self.norm2 = site(out_channels)
+        self.dropout = nn.Dropout(dropout)
+        self.conv2 = zero_init(nn.Conv2d(out_channels, out_channels, 3, padding=1))
+        self.skip = nn.Conv2d(in_channels, out_channels, 1) if in_channels != out_channels else nn.Identity()
+
+    def forward(self, x: Tensor, told: Sequence[tuple[Tensor, ...]]) -> Tensor:
+        """x [B, in_channels, H, W]; told: one entry a site of this block, in order -> [B, out_channels, H', W']."""
+        h = F.silu(self.norm1(x, told[0]) if len(told) == 2 else self.norm1(x))
+        if self.resample is not None:
+            h, x = self.resample(h), self.resample(x)
+        h = self.conv1(h)
+        h = F.silu(self.norm2(h, told[-1]))
+        return self.skip(x) + self.conv2(self.dropout(h))
+
+
+class SelfAttention(nn.Module):
+    """x + proj(attention(norm(x))) over the H*W positions, the projection zero-initialised."""
+
+    def __init__(self, channels: int, heads: int, norm: Callable[[int], nn.Module]):
+        super().__init__()
+        self.heads = heads
+        self.norm = norm(channels)
+        self.qkv = nn.Linear(channels, 3 * channels)
+        self.proj = zero_init(nn.Linear(channels, channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, channels, H, W] -> the same shape."""
+        h = rearrange(self.norm(x), "b c h w -> b (h w) c")
+        q, k, v = rearrange(self.qkv(h), "b n (three heads d) -> three b heads n d", three=3, heads=self.heads)
+        h = rearrange(F.scaled_dot_product_attention(q, k, v), "b heads n d -> b n (heads d)")
+        return x + rearrange(self.proj(h), "b (h w) c -> b c h w", h=x.shape[2])
+
+
+class Stage(nn.Module):
+    """One residual block and, at chosen resolutions, self-attention after it."""
+
+    def __init__(self, block: ResBlock, attention: SelfAttention | None = None):
+        super().__init__()
+        self.block = block
+        self.attention = attention
+
+    def forward(self, x: Tensor, told: Sequence[tuple[Tensor, ...]]) -> Tensor:
+        h = self.block(x, told)
+        return h if self.attention is None else self.attention(h)
+
+
+class Downsample(nn.Conv2d):
+    """3x3 convolution of stride 2."""
+
+    def __init__(self, channels: int):
+        super().__init__(channels, channels, 3, stride=2, padding=1)
+
+
+class Upsample(nn.Conv2d):
+    """Nearest neighbour x2, then a 3x3 convolution."""
+
+    def __init__(self, channels: int):
+        super().__init__(channels, channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(up2(x))
+
+
+class Level(nn.Module):
+    """The stages at one resolution and the step to the next one (a Stage that resamples, a convolution, or nothing)."""
+
+    def __init__(self, stages: Sequence[Stage], resample: nn.Module | None):
+        super().__init__()
+        self.stages = nn.ModuleList(stages)
+        self.resample = resample
+

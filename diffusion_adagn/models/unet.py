@@ -1,0 +1,270 @@
+"""AdaGNUNet: ADM's U-Net, cut into modulation(t, y) and denoise(x, m)."""
+
+from typing import NamedTuple
+
+import torch
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.models.modeling_utils import ModelMixin
+from diffusers.models.unets.unet_2d import UNet2DOutput
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..config import ModelConfig
+from ..errors import InputError
+from .blocks import Downsample, Level, ResBlock, SelfAttention, Stage, Upsample, down2, up2, zero_init
+from .conditioning import KINDS
+from .embeddings import ConditionEmbedding
+
+Modulation = dict[str, tuple[Tensor, ...]]
+
+
+class Site(NamedTuple):
+    """One place in the network that is told something.
+
+    name: the dotted path of its module (`unet.get_submodule(name)`), and its key in a modulation.
+    resolution: side of its feature map, for pictures of sample_size. channels: its width.
+    depth: 0, 1, 2, ... in the order in which the picture meets the sites.
+    """
+
+    name: str
+    resolution: int
+    channels: int
+    depth: int
+
+
+class AdaGNUNet(ModelMixin, ConfigMixin):
+    """The class-conditional U-Net of Dhariwal & Nichol 2021 ("ADM"), as two functions.
+
+        m = unet.modulation(t, y)      # image-free: what every site is told, {site name: (gamma [B, C], beta [B, C])}
+        out = unet.denoise(x, m)       # the image path
+        unet(x, t, y).sample           # both
+
+    sample_size: side of the pictures, divisible by 2^(levels - 1). out_channels: in_channels unless given.
+    num_classes: K; None or 0 for a network without labels. null_class: whether the table has a row K for the null label.
+    learned_variance: twice the output channels, the second half for the variance (Nichol & Dhariwal 2021).
+    The other arguments are documented at `diffusion_adagn.config.ModelConfig`, whose defaults they share.
+
+    Raises InputError when the numbers do not fit together.
+    """
+
+    _supports_gradient_checkpointing = True
+    _repeated_blocks = ["ResBlock", "SelfAttention"]  # noqa: RUF012 - the name and type that diffusers reads
+
+    @register_to_config
+    def __init__(
+        self,
+        sample_size: int = 32,
+        in_channels: int = 3,
+        out_channels: int | None = None,
+        num_classes: int | None = None,
+        null_class: bool = ModelConfig.null_class,
+        model_channels: int = ModelConfig.model_channels,
+        channel_mult: tuple[int, ...] = ModelConfig.channel_mult,
+        num_res_blocks: int = ModelConfig.num_res_blocks,
+        attention_resolutions: tuple[int, ...] = ModelConfig.attention_resolutions,
+        num_heads: int = ModelConfig.num_heads,
+        num_heads_upsample: int | None = ModelConfig.num_heads_upsample,
+        num_head_channels: int | None = ModelConfig.num_head_channels,
+        resblock_updown: bool = ModelConfig.resblock_updown,
+        dropout: float = ModelConfig.dropout,
+        norm_groups: int = ModelConfig.norm_groups,
+        norm_eps: float = ModelConfig.norm_eps,
+        conditioning: str = ModelConfig.conditioning,
+        modulate_both_norms: bool = ModelConfig.modulate_both_norms,
+        zero_init_modulation: bool = ModelConfig.zero_init_modulation,
+        learned_variance: bool = False,
+    ):
+        super().__init__()
+        if conditioning not in KINDS:
+            raise InputError(f"model.conditioning is one of {', '.join(KINDS)}, not {conditioning!r}.")
+        levels = len(channel_mult)
+        if sample_size % 2 ** (levels - 1):
+            raise InputError(
+                f"pictures of {sample_size} pixels cannot be halved {levels - 1} times: give a size that {2 ** (levels - 1)} "
+                f"divides, or fewer levels in model.channel_mult (now {list(channel_mult)})."
+            )
+        self.gradient_checkpointing = False
+        kind = KINDS[conditioning]
+        self._told = kind.Told
+
+        def norm(channels: int) -> nn.GroupNorm:
+            return nn.GroupNorm(_groups(norm_groups, channels), channels, norm_eps)
+
+        def site(channels: int) -> nn.Module:
+            return kind(channels, _groups(norm_groups, channels), norm_eps)
+
+        def stage(inputs: int, outputs: int, attend: bool, heads: int = num_heads, resample=None) -> Stage:
+            block = ResBlock(inputs, outputs, norm, site, dropout, modulate_both_norms, resample)
+            return Stage(block, SelfAttention(outputs, _heads(outputs, heads, num_head_channels), norm) if attend else None)
+
+        def resampler(channels: int, resample) -> nn.Module:
+            if resblock_updown:
+                return stage(channels, channels, False, resample=resample)
+            return (Downsample if resample is down2 else Upsample)(channels)
+
+        widths = [model_channels * mult for mult in channel_mult]
+        sides = [sample_size // 2**level for level in range(levels)]
+        last = levels - 1
+
+        self.embedding = ConditionEmbedding(model_channels, num_classes, null_class)
+        self.conv_in = nn.Conv2d(in_channels, widths[0], 3, padding=1)
+
+        channels, skips = widths[0], [widths[0]]
+        self.down = nn.ModuleList()
+        for level, (width, side) in enumerate(zip(widths, sides)):
+            stages = []
+            for _ in range(num_res_blocks):
+                stages.append(stage(channels, width, side in attention_resolutions))
+                channels = width
+                skips.append(channels)
+            step = resampler(channels, down2) if level < last else None
+            skips += [channels] if step is not None else []
+            self.down.append(Level(stages, step))
+
+        self.middle = nn.ModuleList([stage(channels, channels, True), stage(channels, channels, False)])
+
+        self.up = nn.ModuleList()
+        for level, (width, side) in reversed(list(enumerate(zip(widths, sides)))):
+            stages = []
+            for _ in range(num_res_blocks + 1):
+                heads = num_heads_upsample or num_heads
+                stages.append(stage(channels + skips.pop(), width, side in attention_resolutions, heads))
+                channels = width
+            self.up.append(Level(stages, resampler(channels, up2) if level > 0 else None))
+
+        self.norm_out = norm(channels)
+        outputs = (out_channels or in_channels) * (2 if learned_variance else 1)
+        self.conv_out = zero_init(nn.Conv2d(channels, outputs, 3, padding=1))
+
+        # one matrix product tells every site: the rows of a site are gamma, then beta
+        self._sites = self._find_sites(kind)
+        self._widths = [s.channels * len(self._told._fields) for s in self._sites]
+        self.projection = nn.Linear(self.embedding.dim, sum(self._widths))
+        if zero_init_modulation:
+            zero_init(self.projection)
+
+    # ------------------------------------------------------------------ the two halves
+
+    def modulation(self, timestep: Tensor | float, class_labels: Tensor | None = None) -> Modulation:
+        """What every site is told at (t, y); no picture is needed.
+
+        timestep: number or [B], 0..T-1, whole or fractional. class_labels: [B] int, 0..K-1 or K for null; None for a
+        network without classes. Returns {site name: (gamma [B, C], beta [B, C])}; edit it freely before `denoise`.
+        """
+        timestep, class_labels = self._check_condition(timestep, class_labels)
+        told = self.projection(F.silu(self.embedding(timestep, class_labels))).split(self._widths, dim=-1)
+        parts = len(self._told._fields)
+        return {site.name: self._told(*values.chunk(parts, dim=-1)) for site, values in zip(self._sites, told)}
+
+    def denoise(self, x: Tensor, m: Modulation) -> Tensor:
+        """The image path: x [B, in_channels, H, W] and a modulation of B (or 1) rows -> [B, out_channels, H, W]."""
+        h = self.conv_in(x)
+        skips = [h]
+        for level in self.down:
+            for stage in level.stages:
+                h = self._run(stage, h, m)
+                skips.append(h)
+            if level.resample is not None:
+                h = self._run(level.resample, h, m)
+                skips.append(h)
+        for stage in self.middle:
+            h = self._run(stage, h, m)
+        for level in self.up:
+            for stage in level.stages:
+                h = self._run(stage, torch.cat([h, skips.pop()], dim=1), m)
+            if level.resample is not None:
+                h = self._run(level.resample, h, m)
+        return self.conv_out(F.silu(self.norm_out(h)))
+
+    def forward(
+        self, sample: Tensor, timestep: Tensor | float, class_labels: Tensor | None = None, return_dict: bool = True
+    ) -> UNet2DOutput | tuple[Tensor]:
+        """sample [B, C, H, W] in the noisy picture's own scale, timestep number or [B], class_labels [B] int or None.
+
+        Returns an object with `.sample` [B, out_channels, H, W], or a 1-tuple with return_dict=False.
+        Raises InputError for a label given to a network without classes, a missing one, or one out of range.
+        """
+        m = self.modulation(_per_sample(timestep, sample), class_labels)
+        out = self.denoise(sample, m)
+        return UNet2DOutput(sample=out) if return_dict else (out,)
+
+    def sites(self) -> list[Site]:
+        """Every place that is told something, in the order in which the picture meets them."""
+        return list(self._sites)
+
+    # ------------------------------------------------------------------ inside
+
+    def _run(self, module: nn.Module, h: Tensor, m: Modulation) -> Tensor:
+        if not isinstance(module, Stage):
+            return module(h)
+        told = [m[name] for name in module.block.sites]
+        if self.gradient_checkpointing and torch.is_grad_enabled():
+            return self._gradient_checkpointing_func(module, h, told)
+        return module(h, told)
+
+    def _find_sites(self, kind: type[nn.Module]) -> list[Site]:
+        """Modules are registered in the order in which the picture meets them, so named_modules() is the depth."""
+        for path, module in self.named_modules():
+            if isinstance(module, ResBlock):
+                module.sites = tuple(f"{path}.{name}" for name, norm in module.named_children() if isinstance(norm, kind))
+        norms = [(name, module) for name, module in self.named_modules() if isinstance(module, kind)]
+        return [Site(name, self._side(name), norm.num_channels, depth) for depth, (name, norm) in enumerate(norms)]
+
+    def _side(self, name: str) -> int:
+        """Side of the feature map at a site, from its path."""
+        way, index, *_ = name.split(".")
+        last = len(self.config.channel_mult) - 1
+        level = {"down": int(index), "middle": last, "up": last - int(index)}[way]
+        if ".resample." in name and name.endswith("norm2"):  # a residual block resamples between its norms
+            level += 1 if way == "down" else -1
+        return self.config.sample_size >> level
+
+    def _check_condition(self, timestep: Tensor | float, class_labels: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        device = self.projection.weight.device
+        timestep = torch.as_tensor(timestep, device=device).reshape(-1)
+        classes = self.embedding.classes
+        if classes is None:
+            if class_labels is not None:
+                raise InputError("class_labels were given to a network without classes (num_classes is none): leave them out.")
+            return timestep, None
+        if class_labels is None:
+            null = f", or {self.config.num_classes} for null" if self.config.null_class else ""
+            raise InputError(f"class_labels are missing: this network has classes 0..{self.config.num_classes - 1}{null}.")
+        class_labels = torch.as_tensor(class_labels, device=device).reshape(-1)
+        if class_labels.is_floating_point():
+            raise InputError(f"class_labels are whole numbers, not {class_labels.dtype}.")
+        # on an accelerator a look at the values would make every call wait; there the pipeline has checked them
+        if class_labels.device.type == "cpu" and not torch.compiler.is_compiling():
+            bad = class_labels[(class_labels < 0) | (class_labels >= classes.num_embeddings)]
+            if len(bad):
+                raise InputError(
+                    f"class label {bad[0].item()} is out of range: expected 0..{self.config.num_classes - 1}"
+                    + (f", or {self.config.num_classes} for null." if self.config.null_class else " (there is no null class).")
+                )
+        if len(timestep) == 1 and len(class_labels) > 1:
+            timestep = timestep.expand(len(class_labels))
+        return timestep, class_labels
+
+
+def _per_sample(timestep: Tensor | float, sample: Tensor) -> Tensor:
+    timestep = torch.as_tensor(timestep, device=sample.device).reshape(-1)
+    return timestep.expand(len(sample)) if len(timestep) == 1 else timestep
+
+
+def _groups(groups: int, channels: int) -> int:
+    if channels % groups:
+        raise InputError(
+            f"model.norm_groups {groups} does not divide a layer of {channels} channels: choose norm_groups (ADM 32) or "
+            "model_channels so that it divides every width."
+        )
+    return groups
+
+
+def _heads(channels: int, num_heads: int, num_head_channels: int | None) -> int:
+    heads = channels // num_head_channels if num_head_channels else num_heads
+    if not heads or channels % heads or (num_head_channels and channels % num_head_channels):
+        raise InputError(
+            f"attention over {channels} channels cannot be split into "
+            + (f"heads of {num_head_channels} (model.num_head_channels)." if num_head_channels else f"{num_heads} heads.")
+        )
+    return heads

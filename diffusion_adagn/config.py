@@ -134,6 +134,9 @@ class RunConfig:
     """A whole training run."""
 
     output_dir: str | None = option(None, "The run folder.", free=True)
+    init_from: str | None = option(
+        None, "Start from the weights of this run, pipeline folder or hub id: all that fits is kept, the class table is made anew."
+    )
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
@@ -331,7 +334,24 @@ def differences(old: RunConfig, new: RunConfig) -> list[str]:
     """ "key: old -> new" for every setting that would change what a resumed run computes."""
     a, b = flatten(to_dict(old)), flatten(to_dict(new))
     return [
-        f"{key}: {a[key]} -> {b[key]}"
+        f"{key}: {_short(a[key])} -> {_short(b[key])}"
         for key, _, f in fields_of(RunConfig)
         if not f.metadata["free"] and a[key] != b[key]
     ]
+
+
+def _short(value: Any) -> str:
+    text = ", ".join(value["names"]) if isinstance(value, dict) else str(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def type_name(hint: Any) -> str:
+    """A field's type in a word, for --help."""
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        return type_name(next(a for a in args if a is not type(None)))
+    if origin is Literal:
+        return "|".join(map(str, args))
+    if origin is tuple:
+        return f"{type_name(args[0])},..."
+    return {int: "INT", float: "NUMBER", str: "TEXT", bool: "true|false"}[hint]

@@ -17,6 +17,7 @@ from torch import Tensor
 from ..errors import InputError
 from ..labels import ClassSpec, LabelSpace
 from ..models.unet import AdaGNUNet
+from ..run import pipeline_folder
 from .guidance import guidance_scales, guide
 from .objective import from_x0, to_x0
 from .schedule import PREDICTIONS, SAMPLERS, sampler_name, set_steps, signal_and_noise, with_sampler
@@ -40,7 +41,7 @@ class ClassConditionalPipeline(DiffusionPipeline):
         pipe(["cat", "dog"], guidance_scale=2.0, seeds=[0, 1]).images
 
     labels: the classes (a LabelSpace or its dict; None: named by their ids). clip_x0: clip the predicted x0 to [-1, 1], after guidance.
-    ema_decay: the EMA rate of the weights, None for raw ones; kept for the record.
+    ema_decay (None for raw weights), trained_steps and guidance_convention are kept for the record.
     """
 
     def __init__(
@@ -50,6 +51,7 @@ class ClassConditionalPipeline(DiffusionPipeline):
         labels: LabelSpace | dict | None = None,
         clip_x0: bool = True,
         ema_decay: float | None = None,
+        trained_steps: int | None = None,
         guidance_convention: str = "pred = null + scale * (cond - null); scale 1 is no guidance",
     ):
         super().__init__()
@@ -63,7 +65,11 @@ class ClassConditionalPipeline(DiffusionPipeline):
             raise InputError(f"the label space says has_null: {labels.has_null}, the network null_class: {unet.config.null_class}.")
         self.register_modules(unet=unet, scheduler=scheduler)
         self.register_to_config(
-            labels=labels.to_dict(), clip_x0=clip_x0, ema_decay=ema_decay, guidance_convention=guidance_convention
+            labels=labels.to_dict(),
+            clip_x0=clip_x0,
+            ema_decay=ema_decay,
+            trained_steps=trained_steps,
+            guidance_convention=guidance_convention,
         )
 
     @property
@@ -74,6 +80,14 @@ class ClassConditionalPipeline(DiffusionPipeline):
         """Walk the same process with another sampler (ddpm, ddim, dpm++, unipc, euler, heun) or timestep spacing."""
         self.register_modules(scheduler=with_sampler(self.scheduler, sampler, spacing))
         return self
+
+    def check_guidance(self) -> None:
+        """Raises InputError, with the remedy, if there is no null class to guide against."""
+        if self.labels.null_id is None or not self.labels.K:
+            raise InputError(
+                "this model has no null class, so it cannot be guided: sample at guidance scale 1, or fine-tune it "
+                "with a null row: adagn train --init_from RUN --config FILE."
+            )
 
     # ------------------------------------------------------------------ sampling
 
@@ -102,11 +116,8 @@ class ClassConditionalPipeline(DiffusionPipeline):
         count = len(class_ids)
         scales = guidance_scales(guidance_scale, count)
         guided = bool((scales != 1).any())
-        if guided and (labels.null_id is None or not labels.K):
-            raise InputError(
-                "this model has no null class, so it cannot be guided: sample at guidance scale 1, or fine-tune it "
-                "with a null row: adagn train --init_from RUN --config FILE."
-            )
+        if guided:
+            self.check_guidance()
         if output_type not in ("pil", "pt", "np"):
             raise InputError(f"output_type is pil, pt or np, not {output_type!r}.")
         if eta and sampler_name(self.scheduler) != "ddim":
@@ -188,36 +199,13 @@ class ClassConditionalPipeline(DiffusionPipeline):
         scheduler_class = next((s for s in SAMPLERS.values() if s.__name__ == name), None)
         if "labels" not in index or scheduler_class is None:
             raise InputError(f"{folder} was not written by this package (labels or scheduler are missing in model_index.json).")
-        options = {k: index[k] for k in ("clip_x0", "ema_decay", "guidance_convention") if k in index}
+        options = {k: index[k] for k in ("clip_x0", "ema_decay", "trained_steps", "guidance_convention") if k in index}
         return cls(
             unet=load_unet(folder / "unet", torch_dtype),
             scheduler=scheduler_class.from_pretrained(folder / "scheduler"),
             labels=index["labels"],
             **options,
         )
-
-
-def pipeline_folder(path: str | os.PathLike, revision: str | None = None) -> Path:
-    """The folder with model_index.json that a path or hub id means. Raises InputError if there is none."""
-    for folder in (Path(path), Path(path) / "pipeline"):
-        if (folder / "model_index.json").is_file():
-            return folder
-    if Path(path).exists():
-        raise InputError(
-            f"{path} is no pipeline folder (no model_index.json) and holds no pipeline/. If a training run stopped before "
-            f"its end, sample one of its checkpoints: adagn sample {path}."
-        )
-    parts = str(path).split("/")
-    if len(parts) != 2 or not all(parts) or parts[0] in (".", ".."):
-        raise InputError(f"there is no folder {path}, and a hub id looks like owner/name.")
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-
-    try:
-        wanted = ["model_index.json", "unet/*.json", "unet/*.safetensors", "scheduler/*.json"]
-        return Path(snapshot_download(str(path), revision=revision, allow_patterns=wanted))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
-        raise InputError(f"there is no folder {path}, and the hub did not give it: {str(error).splitlines()[0]}") from error
 
 
 def load_unet(folder: Path, torch_dtype: torch.dtype | None = None) -> AdaGNUNet:

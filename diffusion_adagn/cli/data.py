@@ -1,0 +1,40 @@
+"""adagn data inspect"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from ..config import read_config
+from ..errors import UsageError
+from .options import Parser, add_config_options, config_overrides
+
+
+def parser() -> Parser:
+    p = Parser(
+        prog="adagn data",
+        description="inspect: count the pictures of each class and draw one labelled sheet of real examples.",
+    )
+    p.add_argument("action", choices=["inspect"])
+    p.add_argument("source", nargs="?", metavar="NAME_OR_PATH[:split]", help="the data; or give --config or --data.source")
+    p.add_argument("--config", metavar="FILE", help="take the data settings of this YAML file")
+    p.add_argument("--count", type=int, default=8, metavar="INT", help="examples per class [8]")
+    p.add_argument("--out", metavar="FILE.png", help="the sheet [samples/data-NAME.png]")
+    add_config_options(p, sections=["data"])
+    return p
+
+
+def run(argv: Sequence[str]) -> int:
+    args = parser().parse(argv)
+    overrides = config_overrides(args)
+    if args.source is not None:
+        overrides["data.source"] = args.source
+    if not overrides and args.config is None:
+        raise UsageError("which data? adagn data inspect NAME_OR_PATH[:split], such as: adagn data inspect digits")
+    if args.count < 1:
+        raise UsageError(f"--count must be at least 1, not {args.count}.")
+    config = read_config(args.config, overrides).data
+
+    from ..data.inspect import inspect_dataset
+
+    name = "".join(c if c.isalnum() else "-" for c in config.source.rstrip("/").split("/")[-1])
+    print(inspect_dataset(config, Path(args.out or f"samples/data-{name}.png"), args.count))
+    return 0

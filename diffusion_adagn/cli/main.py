@@ -1,0 +1,78 @@
+"""`adagn COMMAND ...`: find the command, run it, turn errors into a paragraph and a status.
+
+Status: 0 done, 1 an error of the input, 2 usage, 75 saved and left on a signal.
+"""
+
+import importlib
+import os
+import sys
+import textwrap
+from collections.abc import Sequence
+
+from .. import __version__
+from ..errors import InputError, UsageError
+
+COMMANDS = {
+    "train": "train a class-conditional diffusion model",
+    "sample": "sample pictures by class label",
+    "data": "look at labelled images (adagn data inspect)",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command line; argv without the program's name. Returns the exit status."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if not argv or argv[0] in ("-h", "--help"):
+        print(_overview())
+        return 0 if argv else 2
+    if argv[0] == "--version":
+        print(f"diffusion-adagn {__version__}")
+        return 0
+    try:
+        if argv[0] not in COMMANDS:
+            raise UsageError(f"there is no command '{argv[0]}'. Commands: {', '.join(COMMANDS)}.")
+        return importlib.import_module(f".{argv[0]}", __package__).run(argv[1:]) or 0
+    except InputError as error:
+        if "--debug" in argv:
+            raise
+        print(_paragraph(error), file=sys.stderr)
+        return 2 if isinstance(error, UsageError) else 1
+    except KeyboardInterrupt:
+        print("\ninterrupted", file=sys.stderr)
+        return 130
+    except Exception as error:
+        if "--debug" in argv:
+            raise
+        print(_paragraph(f"{type(error).__name__}: {error} (--debug shows where)"), file=sys.stderr)
+        return 1
+
+
+def script(command: str) -> None:
+    """Entry of train.py and sample.py, and of several processes: ends the interpreter with main's status."""
+    leave(main([command, *sys.argv[1:]]))
+
+
+def console() -> None:
+    """Entry of the console script `adagn`."""
+    leave(main())
+
+
+def leave(status: int) -> None:
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        os._exit(status)  # gloo's threads now and then abort a normal exit, after all is done
+    sys.exit(status)
+
+
+def _paragraph(error: object) -> str:
+    return textwrap.fill(f"adagn: {' '.join(str(error).split())}", width=110, break_long_words=False, break_on_hyphens=False)
+
+
+def _overview() -> str:
+    commands = "\n".join(f"  {name:8}{what}" for name, what in COMMANDS.items())
+    return (
+        f"usage: adagn COMMAND [options]\n\nClass-conditional diffusion models that show what the condition does.\n\n"
+        f"{commands}\n\n`adagn COMMAND --help` lists a command's options. Start with: adagn train --config configs/digits.yaml "
+        "--output_dir runs/digits"
+    )

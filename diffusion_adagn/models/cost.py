@@ -1,0 +1,51 @@
+"""What a network costs, counted on the meta device: nothing is allocated."""
+
+from dataclasses import dataclass
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from .unet import AdaGNUNet
+
+
+@dataclass(frozen=True)
+class Cost:
+    """parameters; forward FLOPs of one picture (a multiply-add counts as 2; training is about 3 times that);
+    activation_bytes: what one picture keeps for the backward pass, in fp32."""
+
+    parameters: int
+    flops: int
+    activation_bytes: int
+
+    def training_bytes(self, pictures: int, half_precision: bool, checkpointing: bool) -> int:
+        """Estimate for one process holding that many pictures at once: fp32 weights, gradients, two Adam moments and
+        the EMA, and the activations (about 0.6 of them under bf16/fp16; about a third with gradient checkpointing)."""
+        activations = self.activation_bytes * pictures * (0.6 if half_precision else 1) * (1 / 3 if checkpointing else 1)
+        return int(5 * 4 * self.parameters + activations)
+
+
+def count_cost(config: dict) -> Cost:
+    """Cost of AdaGNUNet(**config)."""
+    with torch.device("meta"):
+        unet = AdaGNUNet(**config).train()
+        x = torch.empty(1, unet.config.in_channels, unet.config.sample_size, unet.config.sample_size)
+        y = torch.zeros(1, dtype=torch.long) if unet.config.num_classes else None
+        t = torch.zeros(1)
+    kept: dict[int, int] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        kept[storage._cdata] = storage.nbytes()
+        alive.append(tensor)  # so that no storage's address is used twice
+        return tensor
+
+    alive: list[torch.Tensor] = []
+    counter = FlopCounterMode(display=False)
+    with counter, torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
+        unet(x, t, y)
+    parameters = {p.untyped_storage()._cdata for p in unet.parameters()}
+    return Cost(
+        parameters=sum(p.numel() for p in unet.parameters()),
+        flops=counter.get_total_flops(),
+        activation_bytes=sum(size for storage, size in kept.items() if storage not in parameters),
+    )

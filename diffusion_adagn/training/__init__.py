@@ -1,0 +1,1 @@
+"""The training loop and the small objects it stands on."""

@@ -1,0 +1,64 @@
+"""What the network is shown at a position of the run: the sample there, its label or null, its timestep, its noise."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..data import ImageDataset
+from ..data.order import SampleOrder, normal, uniform
+
+
+@dataclass
+class Batch:
+    """x0 and noise [B, C, H, W] float32 (x0 in [-1, 1]); t [B] int64; labels [B] int64 (K where dropped), None without
+    classes; indices [B]: the samples' places in the data set."""
+
+    x0: Tensor
+    noise: Tensor
+    t: Tensor
+    labels: Tensor | None
+    indices: Tensor
+
+
+class Batches:
+    """Batches by position; every draw is a function of (seed, position).
+
+    null_id: None for a network without labels. flip and label_dropout are drawn once a sample, here and nowhere else.
+    """
+
+    def __init__(
+        self,
+        dataset: ImageDataset,
+        seed: int,
+        num_timesteps: int,
+        device: torch.device,
+        conditional: bool = True,
+        label_dropout: float = 0.0,
+        flip: bool = False,
+    ):
+        self.dataset, self.seed, self.device = dataset, seed, device
+        self.num_timesteps, self.conditional = num_timesteps, conditional
+        self.label_dropout, self.flip = label_dropout, flip
+        self.order = SampleOrder(len(dataset), seed)
+
+    def at(self, positions: Tensor) -> Batch:
+        """positions [B] int64 on the CPU."""
+        indices = self.order(positions)
+        pixels, labels = self.dataset.gather(indices.numpy())
+        x0 = to_unit(torch.from_numpy(pixels).to(self.device, non_blocking=True))
+        positions = positions.to(self.device)
+        if self.flip:
+            mirrored = uniform(self.seed, "flip", positions) < 0.5
+            x0 = torch.where(mirrored[:, None, None, None], x0.flip(-1), x0)
+        labels = torch.from_numpy(labels).to(self.device) if self.conditional else None
+        if self.conditional and self.label_dropout:
+            dropped = uniform(self.seed, "label_drop", positions) < self.label_dropout
+            labels = labels.masked_fill(dropped, self.dataset.label_space.K)
+        t = (uniform(self.seed, "timestep", positions) * self.num_timesteps).long()
+        return Batch(x0, normal(self.seed, "noise", positions, tuple(x0.shape[1:])), t, labels, indices)
+
+
+def to_unit(pixels: Tensor) -> Tensor:
+    """uint8 [B, H, W, C] in 0..255 -> float32 [B, C, H, W] in [-1, 1]."""
+    return pixels.permute(0, 3, 1, 2).float().div(127.5).sub(1).contiguous()

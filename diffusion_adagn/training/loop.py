@@ -1,0 +1,353 @@
+"""train(config): a training run, top to bottom."""
+
+import dataclasses
+import math
+import signal
+import time
+from contextlib import nullcontext
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from tqdm import tqdm
+
+from ..config import RunConfig, TrainingConfig, check, differences, flatten, read_config, to_dict, to_yaml
+from ..data import ImageDataset, open_dataset
+from ..diffusion.objective import Objective
+from ..diffusion.schedule import make_scheduler
+from ..errors import InputError
+from ..labels import LabelSpace
+from ..models.cost import count_cost
+from ..models.unet import AdaGNUNet
+from ..run import RunFolder, label_space, make_pipeline, network_config
+from .batches import Batches
+from .checkpoint import load_checkpoint, read_state, save_checkpoint
+from .ema import EMA
+from .finish import write_pipeline
+from .metrics import Metrics, check_tracker
+from .preview import draw_preview, heldout_loss
+from .transfer import transfer
+
+STOPPED = 75  # exit status: saved and left on a signal (EX_TEMPFAIL: try again)
+
+
+def train(config: RunConfig, resume: bool = False) -> int:
+    """Train to training.max_steps. Returns 0 when done, 75 when a signal came and everything was saved.
+
+    resume: go on from output_dir's newest checkpoint, or start if there is none.
+    Raises InputError for input that cannot be used, before anything is written.
+    """
+    run = _check_run(config)
+    training = config.training
+    accelerator = Accelerator(
+        mixed_precision="no" if training.precision == "fp32" else training.precision,
+        cpu=not (torch.cuda.is_available() or torch.backends.mps.is_available()),
+        log_with=None if training.tracker == "none" else training.tracker,
+        project_dir=str(run.path),
+    )
+    main, device = accelerator.is_main_process, accelerator.device
+    with accelerator.main_process_first():
+        config, dataset = resolve(config, progress=main)
+    per_pass = _pictures_per_pass(training, accelerator.num_processes)
+    if main:
+        _claim(run, config, resume)
+        print(describe(config, dataset, accelerator.num_processes, str(device)))
+    accelerator.wait_for_everyone()
+
+    # network, its EMA, optimizer
+    torch.manual_seed(training.seed)
+    labels = label_space(config)
+    unet = AdaGNUNet(**network_config(config)).to(device)
+    if config.init_from:
+        report = transfer(config.init_from, unet, labels)
+        accelerator.print(report)
+    if training.gradient_checkpointing:
+        unet.enable_gradient_checkpointing()
+    ema = EMA(unet, training.ema_decay)
+    optimizer = torch.optim.AdamW(
+        unet.parameters(),
+        lr=training.lr,
+        betas=(0.9, training.adam_beta2),
+        weight_decay=training.weight_decay,
+        fused=device.type == "cuda",
+    )
+    step = _restore(run, accelerator, dataset, unet, ema, optimizer)
+    model, optimizer = accelerator.prepare(unet, optimizer)
+
+    # what it learns from
+    scheduler = make_scheduler(config.diffusion)
+    objective = Objective(
+        scheduler.alphas_cumprod, config.diffusion.prediction, config.diffusion.loss_weight, config.diffusion.min_snr_gamma
+    ).to(device)
+    batches = Batches(
+        dataset,
+        training.seed,
+        config.diffusion.num_train_timesteps,
+        device,
+        conditional=config.model.class_conditional,
+        label_dropout=training.label_dropout if config.model.class_conditional else 0.0,
+        flip=config.data.flip,
+    )
+    heldout = open_dataset(config.data, "heldout", progress=main) if training.heldout_every and main else None
+
+    # where it says how it goes
+    metrics = Metrics(run.metrics_file if main else None, last_step=step)
+    if training.tracker != "none":
+        flat = {k: v if isinstance(v, int | float | str) else str(v) for k, v in flatten(to_dict(config)).items()}
+        accelerator.init_trackers("diffusion_adagn", config=flat)
+
+    def log(**values: float) -> None:
+        metrics.write(step=step, **values)
+        if training.tracker != "none":
+            accelerator.log(values, step=step)
+
+    def save() -> None:
+        if main:
+            state = {
+                "step": step,
+                "position": step * training.batch_size,
+                "data_fingerprint": dataset.fingerprint,
+                "scaler": accelerator.scaler.state_dict() if accelerator.scaler is not None else None,
+            }
+            path = save_checkpoint(run.checkpoints, state, unet, ema, optimizer.optimizer, training.keep_checkpoints)
+            bar.write(f"saved {path}")
+        accelerator.wait_for_everyone()
+
+    bar = tqdm(total=training.max_steps, initial=step, unit="step", disable=not main, desc=run.path.name, smoothing=0.05)
+    saved_at, shown = step, None
+    since, since_step = time.perf_counter(), step
+    with StopSignal() as stop:
+        while step < training.max_steps:
+            lr = learning_rate(training, step)
+            for group in optimizer.param_groups:
+                group["lr"] = lr
+            torch.manual_seed(_dropout_seed(training.seed, step, accelerator.process_index))
+            first = step * training.batch_size + accelerator.process_index * per_pass * training.gradient_accumulation
+            losses = []
+            for i in range(training.gradient_accumulation):
+                batch = batches.at(torch.arange(first + i * per_pass, first + (i + 1) * per_pass))
+                last = i == training.gradient_accumulation - 1
+                with nullcontext() if last else accelerator.no_sync(model):
+                    x_t = objective.noisy(batch.x0, batch.noise, batch.t)
+                    prediction = model(x_t, batch.t, batch.labels).sample
+                    loss = objective.loss(prediction, objective.target(batch.x0, batch.noise, batch.t), batch.t).mean()
+                    accelerator.backward(loss / training.gradient_accumulation)
+                losses.append(loss.detach())
+            norm = accelerator.clip_grad_norm_(model.parameters(), training.clip_norm or math.inf)
+            optimizer.step()
+            optimizer.zero_grad()
+            step += 1
+            ema.update(unet, step)
+
+            if step % training.log_every == 0 or step in (1, training.max_steps):
+                mean = accelerator.reduce(torch.stack(losses).mean(), "mean").item()
+                if not math.isfinite(mean):
+                    raise InputError(
+                        f"the loss is {mean} at step {step}. Nothing was saved since the last checkpoint in {run.checkpoints}; lower "
+                        "training.lr, or set training.precision to fp32 (or bf16 instead of fp16), and --resume auto."
+                    )
+                now = time.perf_counter()
+                speed = (step - since_step) * training.batch_size / (now - since)
+                since, since_step = now, step
+                log(loss=mean, lr=lr, grad_norm=float(norm), epoch=step * training.batch_size / len(dataset), images_per_s=round(speed, 1))
+                shown = mean if shown is None else 0.9 * shown + 0.1 * mean
+                bar.set_postfix_str(f"loss {shown:.4f}, {speed:.0f} images/s", refresh=False)
+            bar.update()
+
+            if main and heldout is not None and step % training.heldout_every == 0:
+                log(heldout_loss=heldout_loss(ema.model, heldout, objective, training, accelerator.autocast, device))
+            if main and training.preview_every and (step % training.preview_every == 0 or step == training.max_steps):
+                with accelerator.autocast():
+                    file = draw_preview(run, make_pipeline(config, ema.model, training.ema_decay, step), training, step)
+                bar.write(f"preview {file}")
+            stopping = stop.everywhere(accelerator)
+            if stopping or step % training.checkpoint_every == 0 or step == training.max_steps:
+                save()
+                saved_at = step
+            if stopping:
+                break
+    bar.close()
+    if step < training.max_steps:
+        accelerator.print(
+            f"Stopped by {stop.name or 'a signal'} at step {step}; saved. Go on with: "
+            f"adagn train --resume auto --output_dir {run.path}"
+        )
+        accelerator.end_training()
+        return STOPPED
+
+    if main:
+        if saved_at != training.max_steps and run.newest_checkpoint() is None:
+            save()
+        write_pipeline(run, config, ema.model, dataset, step)
+        print(
+            f"\nDone: {step} steps. The model (EMA weights) is in {run.pipeline}\n"
+            f"Sample it:  adagn sample {run.path} --classes all --guidance 1,2,4 --count 8"
+        )
+    accelerator.end_training()
+    return 0
+
+
+# ---------------------------------------------------------------------- before the first step
+
+
+def resolve(config: RunConfig, progress: bool = True) -> tuple[RunConfig, ImageDataset]:
+    """Open the data and write what it decides (image size, channels, classes) into the config.
+
+    Raises InputError if the config records other classes than the data has.
+    """
+    dataset = open_dataset(config.data, "train", progress)
+    found = dataset.label_space
+    if config.labels is not None and LabelSpace.from_dict(config.labels) != found:
+        recorded = LabelSpace.from_dict(config.labels)
+        raise InputError(
+            f"the config records {recorded.K} classes ({', '.join(recorded.names[:5])}, ...), the data {dataset.name} has {found.K} "
+            f"({', '.join(found.names[:5])}, ...): they must be the same classes in the same order. To train on other classes "
+            "start another run, with --init_from to keep the weights."
+        )
+    data = dataclasses.replace(config.data, image_size=dataset.image_size, channels=dataset.channels)
+    config = dataclasses.replace(config, data=data, labels=found.to_dict())
+    check(config)
+    label_space(config).parse(config.training.preview_classes if config.model.class_conditional else "null")  # before any step
+    return config, dataset
+
+
+def describe(config: RunConfig, dataset: ImageDataset, processes: int = 1, device: str = "cpu") -> str:
+    """What will be trained, on what, at what cost: the head of a run and of --dry-run."""
+    training, cost = config.training, count_cost(network_config(config))
+    pictures = _pictures_per_pass(training, processes)
+    memory = cost.training_bytes(pictures, training.precision != "fp32", training.gradient_checkpointing) / 2**30
+    seen = (training.max_steps or 0) * training.batch_size
+    lines = [
+        f"data      {dataset.name}: {len(dataset):,} pictures of {dataset.image_size}x{dataset.image_size}x{dataset.channels}, "
+        f"{dataset.label_space.K} classes" + ("" if config.model.class_conditional else " (labels not used)"),
+        f"network   {config.model.conditioning}, {cost.parameters / 1e6:.2f} M parameters, {cost.flops / 1e9:.3f} GFLOPs a picture "
+        f"(forward; training about {3 * cost.flops / 1e9:.3f})",
+        f"batch     {training.batch_size} = {processes} process(es) x {training.gradient_accumulation} pass(es) x {pictures} pictures, "
+        f"{training.precision} on {device}",
+        f"memory    about {memory:.2f} GiB a process (weights, gradients, AdamW, EMA, activations; an estimate)",
+        f"length    {training.max_steps:,} steps = {seen:,} pictures = {seen / len(dataset):.1f} epochs",
+        f"extras    {_extras(config)}",
+    ]
+    return "\n".join(lines)
+
+
+def _extras(config: RunConfig) -> str:
+    default, on = RunConfig(), []
+    for section in ("model", "diffusion", "training", "data"):
+        mine, plain = getattr(config, section), getattr(default, section)
+        on += [
+            f"{section}.{f.name}={getattr(mine, f.name)}"
+            for f in dataclasses.fields(mine)
+            if isinstance(getattr(plain, f.name), bool) and getattr(mine, f.name) != getattr(plain, f.name)
+        ]
+    d = config.diffusion
+    on += [f"loss_weight={d.loss_weight}(gamma {d.min_snr_gamma:g})"] if d.loss_weight != "uniform" else []
+    return f"schedule {d.schedule}, prediction {d.prediction}" + "".join(f", {e}" for e in on)
+
+
+def _check_run(config: RunConfig) -> RunFolder:
+    training = config.training
+    if config.output_dir is None:
+        raise InputError("where should the run go? Give --output_dir, such as runs/my-run.")
+    if training.max_steps is None:
+        raise InputError("how long should it train? Give training.max_steps, such as --training.max_steps 10000.")
+    if training.precision == "fp16" and not torch.cuda.is_available():
+        raise InputError("training.precision fp16 needs a CUDA GPU; use bf16 or fp32 here.")
+    check_tracker(training.tracker)
+    return RunFolder(Path(config.output_dir))
+
+
+def _pictures_per_pass(training: TrainingConfig, processes: int) -> int:
+    parts = processes * training.gradient_accumulation
+    if training.batch_size % parts:
+        raise InputError(
+            f"training.batch_size {training.batch_size} (for all processes together) cannot be dealt to {processes} process(es) in "
+            f"{training.gradient_accumulation} pass(es): make it a multiple of {parts}."
+        )
+    return training.batch_size // parts
+
+
+def _claim(run: RunFolder, config: RunConfig, resume: bool) -> None:
+    """Make the folder this run's, or check that it is. The main process alone does this."""
+    if run.config_file.is_file():
+        at = run.newest_checkpoint()
+        if not resume:
+            raise InputError(
+                f"{run.path} already holds a run ({f'at {at.name}' if at else 'without a checkpoint yet'}). Go on with it by "
+                "--resume auto, or give another --output_dir."
+            )
+        changed = differences(read_config(run.config_file), config)
+        if changed and at is not None:
+            raise InputError(
+                f"{run.path} was started with other settings, and going on would change its result: {'; '.join(changed)}. "
+                "Put them back, or start another run (with --init_from to keep the weights)."
+            )
+    elif run.path.exists() and (not run.path.is_dir() or any(run.path.iterdir())):
+        raise InputError(f"{run.path} exists and is not a run (no config.yaml in it): give another --output_dir.")
+    run.path.mkdir(parents=True, exist_ok=True)
+    beside = run.config_file.with_suffix(".tmp")
+    beside.write_text(to_yaml(config), encoding="utf-8")
+    beside.replace(run.config_file)
+
+
+def _restore(run: RunFolder, accelerator: Accelerator, dataset: ImageDataset, unet, ema: EMA, optimizer) -> int:
+    """Load the newest checkpoint, if there is one. Returns the step to go on from."""
+    checkpoint = run.newest_checkpoint()
+    if checkpoint is None:
+        return 0
+    state = read_state(checkpoint)
+    if state["data_fingerprint"] != dataset.fingerprint:
+        raise InputError(
+            f"the data {dataset.name} is not what {run.path} was trained on (its pictures, labels or names changed since): put it "
+            "back, or start another run with --init_from."
+        )
+    load_checkpoint(checkpoint, unet, ema, optimizer)
+    if accelerator.scaler is not None and state["scaler"]:
+        accelerator.scaler.load_state_dict(state["scaler"])
+    accelerator.print(f"going on from {checkpoint}")
+    return state["step"]
+
+
+# ---------------------------------------------------------------------- inside the loop
+
+
+def learning_rate(training: TrainingConfig, step: int) -> float:
+    """The rate of step 0, 1, ...: linear warm-up over warmup_steps, then constant or decayed to 0 at max_steps."""
+    if step < training.warmup_steps:
+        return training.lr * (step + 1) / training.warmup_steps
+    if training.lr_decay == "none":
+        return training.lr
+    done = (step - training.warmup_steps) / max(1, training.max_steps - training.warmup_steps)
+    return training.lr * (1 - done if training.lr_decay == "linear" else 0.5 * (1 + math.cos(math.pi * done)))
+
+
+def _dropout_seed(seed: int, step: int, process: int) -> int:
+    """The global generator serves dropout layers alone; seeded each step, it needs no saving."""
+    return (seed * 1_000_003 + step) * 4096 + process & 0x7FFFFFFFFFFFFFFF
+
+
+class StopSignal:
+    """SIGTERM, SIGUSR1 and Ctrl-C set a flag; the loop saves and leaves at the end of the step. A second Ctrl-C is at once."""
+
+    SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+
+    def __enter__(self) -> "StopSignal":
+        self.name: str | None = None
+        self._before = {s: signal.signal(s, self._handle) for s in self.SIGNALS}
+        return self
+
+    def __exit__(self, *_) -> None:
+        for s, handler in self._before.items():
+            signal.signal(s, handler)
+
+    def _handle(self, number: int, _) -> None:
+        if self.name is not None and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.name = signal.Signals(number).name
+
+    def everywhere(self, accelerator: Accelerator) -> bool:
+        """Whether any process was told to stop, so that all leave at the same step."""
+        told = self.name is not None
+        if accelerator.num_processes == 1:
+            return told
+        return bool(accelerator.reduce(torch.tensor(float(told), device=accelerator.device), "sum") > 0)

@@ -1,0 +1,46 @@
+"""Where a run says how it goes: metrics.jsonl always, a tracker if asked for."""
+
+import importlib.util
+import json
+import math
+from pathlib import Path
+
+from ..errors import InputError
+
+
+class Metrics:
+    """Appends one JSON object a line to metrics.jsonl, each with its `step`; only where `path` is given.
+
+    On resume the file is cut back to the lines up to `last_step`, so that no step stands in it twice.
+    """
+
+    def __init__(self, path: Path | None, last_step: int = 0):
+        self.path = path
+        if path is not None and path.exists():
+            lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+            kept = [line for line in lines if _step(line) <= last_step]
+            if kept != lines:
+                beside = path.with_suffix(".tmp")
+                beside.write_text("".join(kept), encoding="utf-8")
+                beside.replace(path)
+
+    def write(self, **values: float) -> None:
+        if self.path is not None:
+            with open(self.path, "a", encoding="utf-8") as file:
+                file.write(json.dumps(values) + "\n")
+
+
+def _step(line: str) -> float:
+    try:
+        return json.loads(line)["step"]
+    except (ValueError, KeyError, TypeError):
+        return math.inf  # a line cut in half by a kill
+
+
+def check_tracker(name: str) -> None:
+    """Raises InputError if a tracker's package is missing."""
+    if name != "none" and importlib.util.find_spec(name) is None:
+        raise InputError(
+            f"training.tracker {name} needs the package {name}: pip install 'diffusion-adagn[{name}]', or set it to none "
+            "(metrics.jsonl is written in any case)."
+        )

@@ -1,0 +1,61 @@
+"""Looks at a network as it trains: a grid of pictures from the same seeds and classes, the loss on held-out pictures."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from ..config import TrainingConfig
+from ..data import ImageDataset
+from ..data.order import normal
+from ..diffusion.objective import Objective
+from ..diffusion.pipeline import ClassConditionalPipeline
+from ..grids import labelled_grid
+from ..models.unet import AdaGNUNet
+from ..run import RunFolder
+from .batches import to_unit
+
+MOST_CLASSES = 10
+MOST_HELDOUT = 512
+
+
+def draw_preview(run: RunFolder, pipe: ClassConditionalPipeline, training: TrainingConfig, step: int) -> Path:
+    """previews/step-XXXXXXXX.png: a row a class, the same seeds at every step. Returns the file."""
+    labels, count = pipe.labels, training.preview_count
+    classes = labels.parse(training.preview_classes if labels.K else "null")[:MOST_CLASSES]
+    pipe.set_progress_bar_config(disable=True)
+    scale = training.preview_guidance if labels.K and labels.has_null else 1.0
+    ids = [c for c in classes for _ in range(count)]
+    steps = training.preview_steps
+    images = pipe(ids, guidance_scale=scale, num_inference_steps=steps, seeds=0, output_type="np").images
+    pixels = (images * 255).round().astype("uint8").reshape(len(classes), count, *images.shape[1:])
+    title = f"step {step}, EMA weights, guidance {scale:g}, {steps} steps"
+    run.previews.mkdir(exist_ok=True)
+    file = run.previews / f"step-{step:08d}.png"
+    labelled_grid(list(pixels), [labels.name(c) for c in classes], title=title).save(file)
+    return file
+
+
+@torch.no_grad()
+def heldout_loss(
+    unet: AdaGNUNet,
+    dataset: ImageDataset,
+    objective: Objective,
+    training: TrainingConfig,
+    autocast: Callable,
+    device: torch.device,
+) -> float:
+    """Mean loss on the first held-out pictures with their true labels: always the same noise, t spread evenly over 0..T-1."""
+    n = min(len(dataset), MOST_HELDOUT)
+    total = 0.0
+    for start in range(0, n, training.batch_size):
+        positions = torch.arange(start, min(start + training.batch_size, n))
+        pixels, labels = dataset.gather(positions.numpy())
+        x0 = to_unit(torch.from_numpy(pixels)).to(device)
+        t = (positions * objective.num_timesteps // n).to(device)
+        noise = normal(training.seed, "heldout", positions, tuple(x0.shape[1:])).to(device)
+        y = torch.from_numpy(labels).to(device) if unet.config.num_classes else None
+        with autocast():
+            prediction = unet(objective.noisy(x0, noise, t), t, y).sample
+        total += objective.loss(prediction, objective.target(x0, noise, t), t).sum().item()
+    return total / n

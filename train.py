@@ -1,0 +1,6 @@
+"""python train.py ... is `adagn train ...`: accelerate launch and torchrun take a file."""
+
+from diffusion_adagn.cli.main import script
+
+if __name__ == "__main__":
+    script("train")

@@ -1,0 +1,265 @@
+import pytest
+import torch
+from conftest import tiny_unet
+from diffusers import UNet2DModel
+from diffusers.models.embeddings import get_timestep_embedding
+from torch import nn
+
+from diffusion_adagn import AdaGNUNet
+from diffusion_adagn.errors import InputError
+from diffusion_adagn.models.conditioning import AdaGN
+from diffusion_adagn.models.cost import count_cost
+from diffusion_adagn.models.embeddings import sinusoidal_embedding
+
+X = torch.randn(3, 1, 8, 8, generator=torch.Generator().manual_seed(1))
+T = torch.tensor([0.0, 749.2, 999.0])
+Y = torch.tensor([0, 2, 3])  # class 0, the last class, null
+
+SHAPES = [
+    {},
+    {"resblock_updown": True},
+    {"modulate_both_norms": True, "resblock_updown": True},
+    {"num_classes": None},
+    {"channel_mult": (1, 2, 2), "num_res_blocks": 2, "attention_resolutions": (4, 2), "num_head_channels": None, "num_heads": 2},
+    {"learned_variance": True, "in_channels": 1},
+    {"null_class": False},
+]
+
+
+@pytest.mark.parametrize("changes", SHAPES, ids=str)
+def test_forward_is_denoise_of_modulation(changes):
+    unet = tiny_unet(**changes)
+    y = None if "num_classes" in changes else Y.clamp(max=2)
+    out = unet(X, T, y).sample
+    assert out.shape == (3, 2 if "learned_variance" in changes else 1, 8, 8)
+    assert torch.equal(out, unet.denoise(X, unet.modulation(T, y)))
+    assert torch.equal(out, unet(X, T, y, return_dict=False)[0])
+
+
+@pytest.mark.parametrize("changes", SHAPES, ids=str)
+def test_sites_are_what_a_forward_pass_meets_in_that_order(changes):
+    unet = tiny_unet(**changes)
+    met = []
+    for name, module in unet.named_modules():
+        if isinstance(module, AdaGN):
+            module.register_forward_hook(lambda m, i, o, name=name: met.append((name, o.shape[2], o.shape[1])))
+    unet(X, T, None if "num_classes" in changes else Y.clamp(max=2))
+    sites = unet.sites()
+    assert [(s.name, s.resolution, s.channels) for s in sites] == met
+    assert [s.depth for s in sites] == list(range(len(sites)))
+    m = unet.modulation(T, None if "num_classes" in changes else Y.clamp(max=2))
+    assert list(m) == [s.name for s in sites]
+    assert all(m[s.name].gamma.shape == m[s.name].beta.shape == (3, s.channels) for s in sites)
+
+
+def test_adagn_is_its_formula_against_a_slow_float64_reference():
+    torch.manual_seed(0)
+    layer = AdaGN(8, groups=2, eps=1e-5).double()
+    nn.init.normal_(layer.weight)
+    nn.init.normal_(layer.bias)
+    h, gamma, beta = torch.randn(2, 8, 3, 3).double(), torch.randn(2, 8).double(), torch.randn(2, 8).double()
+    out = layer(h, AdaGN.Told(gamma, beta))
+    for b in range(2):
+        for c in range(8):
+            group = h[b, c // 4 * 4 : c // 4 * 4 + 4]
+            normal = (h[b, c] - group.mean()) / (group.var(unbiased=False) + 1e-5).sqrt()
+            expected = (normal * layer.weight[c] + layer.bias[c]) * (1 + gamma[b, c]) + beta[b, c]
+            assert torch.allclose(out[b, c], expected, rtol=1e-12, atol=1e-12)
+
+
+def test_what_a_site_is_told_acts_there_and_nowhere_before():
+    unet = tiny_unet()
+    m = unet.modulation(T, Y)
+    site = unet.sites()[2].name
+    seen = {}
+    for s in unet.sites():
+        unet.get_submodule(s.name).register_forward_hook(lambda mod, i, o, n=s.name: seen.setdefault(n, []).append(o))
+    unet.denoise(X, m)
+    told = m[site]
+    unet.denoise(X, {**m, site: told._replace(gamma=told.gamma + 1)})
+    changed = [n for n, (a, b) in seen.items() if not torch.equal(a, b)]
+    assert changed == [s.name for s in unet.sites()][2:]
+
+
+def test_modulation_needs_no_picture_and_one_row_serves_all():
+    unet = tiny_unet()
+    one = unet.modulation(5, 1)
+    assert torch.allclose(unet.denoise(X, one), unet(X, 5, torch.tensor([1, 1, 1])).sample, atol=1e-5)
+    rows = unet.modulation(5, Y)  # one timestep, three labels
+    assert torch.allclose(unet.denoise(X, rows), unet(X, 5, Y).sample, atol=1e-5)
+
+
+def test_label_and_time_change_the_output_and_every_label_differs():
+    unet = tiny_unet()
+    x = X[:1].expand(4, -1, -1, -1)
+    out = unet(x, 500, torch.arange(4)).sample
+    assert min((out[i] - out[j]).abs().max() for i in range(4) for j in range(i)) > 1e-3
+    assert (unet(x, 500.0, Y[0].expand(4)).sample - unet(x, 500.5, Y[0].expand(4)).sample).abs().max() > 1e-5
+
+
+def test_gradients_reach_every_parameter():
+    unet = tiny_unet(resblock_updown=True, modulate_both_norms=True).train()
+    unet(X, T, Y).sample.square().sum().backward()
+    silent = [n for n, p in unet.named_parameters() if p.grad is None or p.grad.abs().sum() == 0]
+    assert silent == []
+
+
+def test_a_new_network_answers_zero_and_with_zero_init_its_blocks_ignore_the_condition():
+    unet = AdaGNUNet(sample_size=8, in_channels=1, num_classes=3, model_channels=16, channel_mult=(1, 2), norm_groups=4,
+                     num_head_channels=16, zero_init_modulation=True)  # fmt: skip
+    assert unet(X, T, Y).sample.abs().max() == 0
+    assert all(part.abs().max() == 0 for told in unet.modulation(T, Y).values() for part in told)
+    plain = AdaGNUNet(sample_size=8, in_channels=1, num_classes=3, model_channels=16, channel_mult=(1, 2), norm_groups=4,
+                      num_head_channels=16)  # fmt: skip
+    assert min(part.abs().max() for told in plain.modulation(T, Y).values() for part in told) > 0
+    for module in plain.modules():
+        if hasattr(module, "conv2"):
+            assert module.conv2.weight.abs().max() == 0 == module.conv2.bias.abs().max()
+        if hasattr(module, "proj"):
+            assert module.proj.weight.abs().max() == 0
+
+
+def test_gradient_checkpointing_changes_no_number():
+    unet = tiny_unet().train()
+    unet(X, T, Y).sample.square().sum().backward()
+    plain = {n: p.grad.clone() for n, p in unet.named_parameters()}
+    unet.zero_grad()
+    unet.enable_gradient_checkpointing()
+    unet(X, T, Y).sample.square().sum().backward()
+    assert all(torch.allclose(p.grad, plain[n], atol=1e-6) for n, p in unet.named_parameters())
+
+
+def test_compiled_whole_it_gives_the_same(tmp_path):
+    unet = tiny_unet()
+    compiled = torch.compile(unet, backend="eager", fullgraph=True)
+    assert torch.allclose(compiled(X, T, Y).sample, unet(X, T, Y).sample, atol=1e-5)
+
+
+def test_bf16_autocast_stays_close():
+    unet = tiny_unet()
+    exact = unet(X, T, Y).sample
+    with torch.autocast("cpu", torch.bfloat16):
+        rough = unet(X, T, Y).sample
+    assert (rough - exact).abs().max() < 0.05 * exact.abs().max()
+
+
+@pytest.mark.parametrize("changes", SHAPES, ids=str)
+def test_save_and_load(tmp_path, changes):
+    unet = tiny_unet(**changes)
+    unet.save_pretrained(tmp_path)
+    y = None if "num_classes" in changes else Y.clamp(max=2)
+    assert torch.equal(AdaGNUNet.from_pretrained(tmp_path)(X, T, y).sample, unet(X, T, y).sample)
+
+
+@pytest.mark.parametrize(
+    ("changes", "y", "message"),
+    [
+        ({"num_classes": None}, Y, "without classes"),
+        ({"num_classes": 0}, Y, "without classes"),
+        ({}, None, "missing.*0..2, or 3 for null"),
+        ({}, torch.tensor([0, 1, 4]), "label 4 is out of range"),
+        ({}, torch.tensor([0, 1, -1]), "label -1"),
+        ({"null_class": False}, Y, "no null class"),
+        ({}, Y.float(), "whole numbers"),
+    ],
+)
+def test_wrong_labels_are_refused(changes, y, message):
+    with pytest.raises(InputError, match=message):
+        tiny_unet(**changes)(X, T, y)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"sample_size": 9}, "halved"),
+        ({"norm_groups": 5}, "norm_groups 5"),
+        ({"num_head_channels": 5}, "heads of 5"),
+        ({"conditioning": "adaglm"}, "adagn"),
+    ],
+)
+def test_numbers_that_do_not_fit_are_refused(changes, message):
+    with pytest.raises(InputError, match=message):
+        tiny_unet(**changes)
+
+
+def test_the_embedding_is_diffusers():
+    t = torch.tensor([0.0, 1.0, 17.25, 999.0])
+    for dim in (32, 33):
+        theirs = get_timestep_embedding(t, dim, flip_sin_to_cos=True, downscale_freq_shift=0)
+        assert torch.allclose(sinusoidal_embedding(t, dim), theirs, atol=1e-5)
+
+
+def test_adms_published_networks_have_their_published_sizes():
+    """296 M parameters for ADM 64x64, 554 M for 256x256 unconditional (Dhariwal & Nichol 2021); counted, not allocated."""
+    adm64 = count_cost({"sample_size": 64, "model_channels": 192, "channel_mult": (1, 2, 3, 4), "num_res_blocks": 3,
+                        "attention_resolutions": (32, 16, 8), "resblock_updown": True, "num_classes": 1000, "null_class": False,
+                        "learned_variance": True})  # fmt: skip
+    assert round(adm64.parameters / 1e6) == 296
+    adm256 = count_cost({"sample_size": 256, "model_channels": 256, "channel_mult": (1, 1, 2, 2, 4, 4), "num_res_blocks": 2,
+                         "attention_resolutions": (32, 16, 8), "resblock_updown": True, "learned_variance": True})  # fmt: skip
+    assert round(adm256.parameters / 1e6) == 553
+
+
+def as_diffusers(unet: AdaGNUNet) -> UNet2DModel:
+    """The same network as a stock UNet2DModel in ADM's shape (conv up/down, scale-shift), with the same weights."""
+    c = unet.config
+    theirs = UNet2DModel(
+        sample_size=c.sample_size, in_channels=c.in_channels, out_channels=c.in_channels, flip_sin_to_cos=True, freq_shift=0,
+        block_out_channels=tuple(c.model_channels * m for m in c.channel_mult), layers_per_block=c.num_res_blocks,
+        down_block_types=("DownBlock2D", "AttnDownBlock2D"), up_block_types=("AttnUpBlock2D", "UpBlock2D"),
+        attention_head_dim=c.num_head_channels, norm_num_groups=c.norm_groups, attn_norm_num_groups=c.norm_groups, norm_eps=c.norm_eps,
+        resnet_time_scale_shift="scale_shift", num_class_embeds=c.num_classes + 1, add_attention=True, downsample_padding=1,
+    ).eval()  # fmt: skip
+    rows = dict(zip([s.name for s in unet.sites()], zip(unet.projection.weight.split(unet._widths), unet.projection.bias.split(unet._widths))))
+
+    def block(a, b, site):
+        b.norm1.load_state_dict(a.norm1.state_dict())
+        b.norm2.load_state_dict(a.norm2.state_dict())
+        b.conv1.load_state_dict(a.conv1.state_dict())
+        b.conv2.load_state_dict(a.conv2.state_dict())
+        if b.conv_shortcut is not None:
+            b.conv_shortcut.load_state_dict(a.skip.state_dict())
+        weight, bias = rows[site]
+        b.time_emb_proj.load_state_dict({"weight": weight, "bias": bias})
+
+    def attention(a, b):
+        b.group_norm.load_state_dict(a.norm.state_dict())
+        for part, weight, bias in zip((b.to_q, b.to_k, b.to_v), a.qkv.weight.chunk(3), a.qkv.bias.chunk(3)):
+            part.load_state_dict({"weight": weight, "bias": bias})
+        b.to_out[0].load_state_dict(a.proj.state_dict())
+
+    def level(mine, other, path):
+        for j, (stage, resnet) in enumerate(zip(mine.stages, other.resnets, strict=True)):
+            block(stage.block, resnet, f"{path}.stages.{j}.block.norm2")
+            if stage.attention is not None:
+                attention(stage.attention, other.attentions[j])
+
+    theirs.conv_in.load_state_dict(unet.conv_in.state_dict())
+    theirs.time_embedding.linear_1.load_state_dict(unet.embedding.time[0].state_dict())
+    theirs.time_embedding.linear_2.load_state_dict(unet.embedding.time[2].state_dict())
+    theirs.class_embedding.load_state_dict(unet.embedding.classes.state_dict())
+    for i, (mine, other) in enumerate(zip(unet.down, theirs.down_blocks)):
+        level(mine, other, f"down.{i}")
+        if mine.resample is not None:
+            other.downsamplers[0].conv.load_state_dict(mine.resample.state_dict())
+    for j in (0, 1):
+        block(unet.middle[j].block, theirs.mid_block.resnets[j], f"middle.{j}.block.norm2")
+    attention(unet.middle[0].attention, theirs.mid_block.attentions[0])
+    for i, (mine, other) in enumerate(zip(unet.up, theirs.up_blocks)):
+        level(mine, other, f"up.{i}")
+        if mine.resample is not None:
+            other.upsamplers[0].conv.load_state_dict(mine.resample.state_dict())
+    theirs.conv_norm_out.load_state_dict(unet.norm_out.state_dict())
+    theirs.conv_out.load_state_dict(unet.conv_out.state_dict())
+    return theirs
+
+
+def test_it_is_the_network_that_diffusers_knows_outputs_and_gradients():
+    unet = tiny_unet(num_res_blocks=2)
+    theirs = as_diffusers(unet)
+    a, b = X.clone().requires_grad_(), X.clone().requires_grad_()
+    mine, other = unet(a, T, Y).sample, theirs(b, T, Y).sample
+    assert (mine - other).abs().max() < 1e-4 * other.abs().max()
+    mine.square().sum().backward()
+    other.square().sum().backward()
+    assert (a.grad - b.grad).abs().max() < 1e-4 * b.grad.abs().max()

@@ -1,0 +1,94 @@
+import dataclasses
+
+import pytest
+import yaml
+
+from diffusion_adagn.config import RunConfig, differences, fields_of, read_config, to_dict, to_yaml
+from diffusion_adagn.errors import InputError, UsageError
+
+
+def write(tmp_path, text):
+    file = tmp_path / "c.yaml"
+    file.write_text(text)
+    return file
+
+
+def test_the_file_is_read_and_the_command_line_wins(tmp_path):
+    file = write(tmp_path, "training: {lr: 1e-4, batch_size: 8}\nmodel: {channel_mult: [1, 2, 4]}\n")
+    config = read_config(file, {"training.batch_size": "16", "data.classes": "3"})
+    assert config.training.lr == 1e-4  # a string to PyYAML
+    assert config.training.batch_size == 16
+    assert config.model.channel_mult == (1, 2, 4)
+    assert config.data.classes == "3"
+
+
+def test_what_is_written_is_read_back(tmp_path):
+    config = read_config(None, {"training.lr": "3e-5", "model.channel_mult": "1,2,2", "data.channels": "1"})
+    assert read_config(write(tmp_path, to_yaml(config))) == config
+    assert to_dict(config) == yaml.safe_load(to_yaml(config))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("training: {learning_rate: 1}", r"'training.learning_rate' \(in .*c.yaml\)"),
+        ("training: {max_step: 1}", "training.max_steps"),
+        ("model: {lr: 1}", "training.lr"),
+        ("training: {lr: fast}", "training.lr: expected a number, got 'fast'"),
+        ("training: {max_steps: 1.5}", "expected a whole number"),
+        ("training: {max_steps: true}", "expected a whole number"),
+        ("training: {lr: .nan}", "expected a number"),
+        ("training: {batch_size: 0}", "at least 1"),
+        ("training: {precision: fp8}", "fp32, bf16, fp16"),
+        ("data: {flip: maybe}", "true or false"),
+        ("data: {source: no}", "quote it"),
+        ("model: {channel_mult: [1, x]}", "whole number"),
+        ("model: {channel_mult: []}", "channel_mult is empty"),
+        ("- a", "sections"),
+        ("a: [", "not YAML"),
+        ("training: 3", "training"),
+    ],
+)
+def test_faults_of_the_file_name_the_key_and_the_file(tmp_path, text, message):
+    with pytest.raises(InputError, match=message) as caught:
+        read_config(write(tmp_path, text))
+    assert not isinstance(caught.value, UsageError)
+
+
+def test_faults_of_the_command_line_are_usage_errors():
+    with pytest.raises(UsageError, match="command line"):
+        read_config(None, {"training.lr": "fast"})
+    with pytest.raises(UsageError, match=r"Did you mean training\.lr"):
+        read_config(None, {"training.lrr": "1"})
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"diffusion.zero_snr": "true"}, "prediction to v or x0"),
+        ({"diffusion.zero_snr": "true", "diffusion.prediction": "v", "diffusion.loss_weight": "min_snr"}, "uniform"),
+        ({"diffusion.zero_snr": "true", "diffusion.prediction": "v", "diffusion.timestep_spacing": "leading"}, "trailing"),
+        ({"model.null_class": "false"}, "label_dropout"),
+    ],
+)
+def test_wrong_combinations_are_refused_with_the_remedy(overrides, message):
+    with pytest.raises(InputError, match=message):
+        read_config(None, overrides)
+
+
+def test_a_missing_file_shows_its_neighbours(tmp_path):
+    write(tmp_path, "")
+    with pytest.raises(InputError, match=r"c\.yaml"):
+        read_config(tmp_path / "d.yaml")
+
+
+def test_every_field_is_documented():
+    for key, _, field in fields_of(RunConfig):
+        assert len(field.metadata["help"]) > 10, key
+
+
+def test_differences_name_what_would_change_the_result_and_nothing_else():
+    a = read_config(None, {"training.max_steps": "10"})
+    b = read_config(None, {"training.max_steps": "20", "training.lr": "1", "training.log_every": "3"})
+    assert differences(a, b) == ["training.lr: 0.0001 -> 1.0"]
+    assert differences(a, dataclasses.replace(a)) == []

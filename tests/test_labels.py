@@ -1,0 +1,132 @@
+import numpy as np
+import pytest
+
+from diffusion_adagn.errors import InputError
+from diffusion_adagn.labels import LabelSpace
+
+ANIMALS = LabelSpace(("cat", "dog", "tench, Tinca tinca", "goldfish, Carassius auratus"))
+
+
+@pytest.mark.parametrize(
+    ("spec", "ids"),
+    [
+        ("cat", [0]),
+        (3, [3]),
+        (0, [0]),
+        ("0", [0]),
+        ("cat,dog,2", [0, 1, 2]),
+        ("all", [0, 1, 2, 3]),
+        ("null", [4]),
+        (4, [4]),
+        ("tench", [2]),
+        ("Tinca tinca", [2]),
+        ("tench, Tinca tinca", [2]),
+        ("tench,Tinca tinca,cat", [2, 0]),
+        ("dog, tench, Tinca tinca", [1, 2]),
+        ("CAT", [0]),
+        (["cat", 3, "null"], [0, 3, 4]),
+        ("cat,cat", [0, 0]),
+        ("id:1", [1]),
+        ("name:dog", [1]),
+        (np.array([2, 0]), [2, 0]),
+        (np.int64(1), [1]),
+    ],
+)
+def test_every_way_to_say_a_class(spec, ids):
+    assert ANIMALS.parse(spec) == ids
+
+
+def test_null_id_is_k_whatever_k_is():
+    for k in (1, 3, 10, 1000, 1001):
+        space = LabelSpace(tuple(f"class {i}" for i in range(k)))
+        assert space.parse("null") == [k] == [space.null_id]
+        assert space.parse(0) == [0]
+
+
+def test_a_word_that_is_a_name_and_another_id_is_refused_with_the_choices():
+    folders = LabelSpace(("1", "2", "3"))
+    with pytest.raises(InputError, match=r"name:1 or id:1"):
+        folders.parse("1")
+    assert folders.parse("name:1") == [0]
+    assert folders.parse("id:1") == [1]
+    assert folders.parse("0") == [0]  # no class is named 0
+    assert LabelSpace(("0", "1", "2")).parse("1") == [1]  # name and id agree
+
+
+def test_a_synonym_of_two_classes_is_refused_and_the_exact_name_wins():
+    space = LabelSpace(("crane, bird", "crane, machine", "cardigan, Cardigan Welsh corgi", "cardigan"))
+    with pytest.raises(InputError, match=r"id:0 .*id:1"):
+        space.parse("crane")
+    assert space.parse("crane, bird") == [0]
+    assert space.parse("cardigan") == [3]
+
+
+def test_wordnet_ids():
+    space = LabelSpace(("tench", "goldfish"), wnids=("n01440764", "n01443537"))
+    assert space.parse("wnid:n01443537") == space.parse("n01443537") == [1]
+    with pytest.raises(InputError, match="n01440764"):
+        space.parse("wnid:n01440765")
+    with pytest.raises(InputError, match="no WordNet ids"):
+        ANIMALS.parse("wnid:n01440764")
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("catt", "'cat'"),
+        ("tenhc", "'tench'"),
+        ("9", "class id 9"),
+        (5, "class id 5"),
+        (-1, "class id -1"),
+        (True, "not True"),
+        (1.5, "not 1.5"),
+        ("", "no class"),
+        ([], "no class"),
+        ("id:x", "number"),
+    ],
+)
+def test_unknown_classes_are_refused_with_help(spec, message):
+    with pytest.raises(InputError, match=message):
+        ANIMALS.parse(spec)
+
+
+def test_without_a_null_row_null_is_refused():
+    space = LabelSpace(("a", "b"), has_null=False)
+    assert space.null_id is None
+    for spec in ("null", 2):
+        with pytest.raises(InputError):
+            space.parse(spec)
+
+
+def test_an_unconditional_model_knows_only_null():
+    space = LabelSpace(())
+    assert space.parse("null") == [0]
+    for spec in ("cat", "all", 1):
+        with pytest.raises(InputError, match="unconditional"):
+            space.parse(spec)
+
+
+def test_a_subset_keeps_original_ids_and_names():
+    part = ANIMALS.subset([3, 1])
+    assert part.names == ("goldfish, Carassius auratus", "dog")
+    assert part.original_ids == (3, 1)
+    assert part.null_id == 2
+    assert part.subset([1]).original_ids == (1,)
+    with pytest.raises(InputError, match="more than once"):
+        ANIMALS.subset([1, 1])
+    with pytest.raises(InputError, match="null"):
+        ANIMALS.subset([4])
+
+
+def test_names_are_unique_and_not_empty():
+    with pytest.raises(InputError, match="unique"):
+        LabelSpace(("a", "a"))
+    with pytest.raises(InputError, match="empty"):
+        LabelSpace(("a", " "))
+
+
+def test_round_trip():
+    space = LabelSpace(("a", "b, c"), original_ids=(7, 9), wnids=("n00000001", "n00000002"), has_null=False)
+    assert LabelSpace.from_dict(space.to_dict()) == space
+    with pytest.raises(InputError, match="not a label space"):
+        LabelSpace.from_dict({"name": ["a"]})

@@ -78,7 +78,7 @@ class ClassConditionalPipeline(DiffusionPipeline):
 
     def use_sampler(self, sampler: str | None = None, spacing: str | None = None) -> "ClassConditionalPipeline":
         """Walk the same process with another sampler (ddpm, ddim, dpm++, unipc, euler, heun) or timestep spacing."""
-        self.register_modules(scheduler=with_sampler(self.scheduler, sampler, spacing))
+        self.register_modules(scheduler=with_sampler(self.scheduler, sampler, spacing, self.unet.config.learned_variance))
         return self
 
     def check_guidance(self) -> None:
@@ -217,7 +217,7 @@ def load_unet(folder: Path, torch_dtype: torch.dtype | None = None) -> AdaGNUNet
             folder, torch_dtype=torch_dtype, output_loading_info=True, use_safetensors=True, low_cpu_mem_usage=False
         )
     except (OSError, RuntimeError, ValueError) as error:
-        raise InputError(f"{folder} cannot be loaded: {str(error).strip().splitlines()[0]}") from error
+        raise InputError(f"{folder} cannot be loaded: {' '.join(str(error).split())[:400]}") from error
     faults = [f"{what.replace('_', ' ')}: {', '.join(map(str, list(keys)[:4]))}" for what, keys in info.items() if keys]
     if faults:
         raise InputError(f"the weights in {folder} do not fit its config.json ({'; '.join(faults)}).")

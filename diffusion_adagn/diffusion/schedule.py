@@ -55,19 +55,16 @@ def make_scheduler(config: DiffusionConfig, sampler: str = "ddim", learned_varia
     return _build(sampler, common, zero_snr=config.zero_snr, learned_variance=learned_variance)
 
 
-def with_sampler(scheduler: SchedulerMixin, sampler: str | None = None, spacing: str | None = None) -> SchedulerMixin:
+def with_sampler(
+    scheduler: SchedulerMixin, sampler: str | None = None, spacing: str | None = None, learned_variance: bool = False
+) -> SchedulerMixin:
     """The same process (schedule, prediction, T) walked by another sampler or over another grid."""
     config = scheduler.config
-    keys = ("num_train_timesteps", "prediction_type", "timestep_spacing", "trained_betas", "beta_schedule", "beta_start", "beta_end")
-    common = {k: config[k] for k in keys if config.get(k) is not None} | {"steps_offset": 0}
-    if spacing is not None:
-        common["timestep_spacing"] = spacing
-    return _build(
-        sampler or sampler_name(scheduler),
-        common,
-        zero_snr=bool(config.get("rescale_betas_zero_snr")),
-        learned_variance=config.get("variance_type") == "learned_range",
-    )
+    betas = ("trained_betas",) if config.get("trained_betas") is not None else ("beta_schedule", "beta_start", "beta_end")
+    common = {k: config[k] for k in ("num_train_timesteps", "prediction_type", *betas)}
+    common |= {"timestep_spacing": spacing or config.timestep_spacing, "steps_offset": 0}
+    zero_snr = bool(config.get("rescale_betas_zero_snr"))
+    return _build(sampler or sampler_name(scheduler), common, zero_snr, learned_variance)
 
 
 def sampler_name(scheduler: SchedulerMixin) -> str:

@@ -47,7 +47,10 @@ class DataConfig:
     background: Literal["white", "black"] = option("white", "What transparent pixels are laid over.")
     flip: bool = option(False, "Mirror half of the training pictures left to right.")
     heldout_fraction: float = option(
-        0.05, "Share of the pictures held out (seeded) where a source has no test or validation part.", minimum=0, maximum=0.5
+        0.05,
+        "Share of the pictures held out (seeded) where a source has no test or validation part.",
+        minimum=0,
+        maximum=0.5,
     )
     skip_broken: bool = option(False, "Leave out pictures that cannot be decoded, counting them, instead of stopping.")
     image_column: str | None = option(None, "Column that holds the pictures. Unset: the first image column.")
@@ -64,19 +67,27 @@ class ModelConfig:
     model_channels: int = option(128, "Base width: level i has model_channels * channel_mult[i] channels.", minimum=1)
     channel_mult: tuple[int, ...] = option((1, 2, 2, 2), "Width multiplier of each resolution level.", minimum=1)
     num_res_blocks: int = option(2, "Residual blocks per level (one more on the way up).", minimum=1)
-    attention_resolutions: tuple[int, ...] = option((16, 8), "Sides, in pixels, at which blocks are followed by self-attention.")
+    attention_resolutions: tuple[int, ...] = option(
+        (16, 8), "Sides, in pixels, at which blocks are followed by self-attention."
+    )
     num_heads: int = option(4, "Attention heads, where num_head_channels is unset.", minimum=1)
     num_heads_upsample: int | None = option(
         None, "Heads on the way up, where num_head_channels is unset. Unset: num_heads.", minimum=1
     )
     num_head_channels: int | None = option(64, "Channels per attention head; unset: num_heads decides.", minimum=1)
-    resblock_updown: bool = option(False, "Resample inside residual blocks (ADM's large nets) instead of plain convolutions.")
+    resblock_updown: bool = option(
+        False, "Resample inside residual blocks (ADM's large nets) instead of plain convolutions."
+    )
     dropout: float = option(0.0, "Dropout before the last convolution of each residual block.", minimum=0, maximum=0.99)
     norm_groups: int = option(32, "Groups of every GroupNorm; must divide every width.", minimum=1)
     norm_eps: float = option(1e-5, "Epsilon of every GroupNorm.", minimum=0)
     conditioning: str = option("adagn", "How a site is told about time and class: adagn.")
-    modulate_both_norms: bool = option(False, "Modulate the first norm of each residual block too (ADM: the second only).")
-    zero_init_modulation: bool = option(False, "Start with gamma = beta = 0, so that a new net ignores time and class (ADM: no).")
+    modulate_both_norms: bool = option(
+        False, "Modulate the first norm of each residual block too (ADM: the second only)."
+    )
+    zero_init_modulation: bool = option(
+        False, "Start with gamma = beta = 0, so that a new net ignores time and class (ADM: no)."
+    )
     class_conditional: bool = option(True, "False: train without labels.")
     null_class: bool = option(True, "Keep a null row in the class table; guidance needs it.")
 
@@ -87,7 +98,9 @@ class DiffusionConfig:
 
     schedule: Literal["linear", "cosine", "sigmoid"] = option("linear", "Noise schedule.")
     num_train_timesteps: int = option(1000, "T: timesteps are 0..T-1.", minimum=2)
-    zero_snr: bool = option(False, "Rescale the schedule so that the last timestep is pure noise (needs prediction x0 or v).")
+    zero_snr: bool = option(
+        False, "Rescale the schedule so that the last timestep is pure noise (needs prediction x0 or v)."
+    )
     prediction: Literal["eps", "x0", "v"] = option("eps", "What the network predicts.")
     loss_weight: Literal["uniform", "min_snr"] = option("uniform", "Weight of a sample's loss over t.")
     min_snr_gamma: float = option(5.0, "Gamma of min-SNR-gamma weighting.", minimum=1e-6)
@@ -113,10 +126,14 @@ class TrainingConfig:
     weight_decay: float = option(0.0, "Weight decay of AdamW.", minimum=0)
     adam_beta2: float = option(0.999, "Second-moment rate of AdamW.", minimum=0, maximum=0.99999)
     clip_norm: float = option(1.0, "Gradients are scaled down to this norm; 0: never.", minimum=0)
-    ema_decay: float = option(0.9999, "EMA rate; step s uses min(ema_decay, (1 + s) / (10 + s)).", minimum=0, maximum=0.999999)
+    ema_decay: float = option(
+        0.9999, "EMA rate; step s uses min(ema_decay, (1 + s) / (10 + s)).", minimum=0, maximum=0.999999
+    )
     label_dropout: float = option(0.1, "Share of samples trained with the null label.", minimum=0, maximum=1)
     precision: Literal["fp32", "bf16", "fp16"] = option("fp32", "Autocast type; weights stay in fp32.")
-    gradient_checkpointing: bool = option(False, "Recompute activations in the backward pass: slower, less memory.", free=True)
+    gradient_checkpointing: bool = option(
+        False, "Recompute activations in the backward pass: slower, less memory.", free=True
+    )
     log_every: int = option(10, "Steps between lines of metrics.jsonl.", minimum=1, free=True)
     checkpoint_every: int = option(1000, "Steps between checkpoints.", minimum=1, free=True)
     keep_checkpoints: int = option(2, "Newest checkpoints that are kept.", minimum=1, free=True)
@@ -126,7 +143,9 @@ class TrainingConfig:
     preview_count: int = option(4, "Pictures per class in the preview grid.", minimum=1, free=True)
     preview_guidance: float = option(2.0, "Guidance scale of the previews (1 where there is no null class).", free=True)
     preview_steps: int = option(20, "Sampler steps of the previews.", minimum=1, free=True)
-    tracker: Literal["none", "tensorboard", "wandb", "trackio"] = option("none", "Where else to log, besides metrics.jsonl.", free=True)
+    tracker: Literal["none", "tensorboard", "wandb", "trackio"] = option(
+        "none", "Where else to log, besides metrics.jsonl.", free=True
+    )
 
 
 @dataclass
@@ -135,13 +154,16 @@ class RunConfig:
 
     output_dir: str | None = option(None, "The run folder.", free=True)
     init_from: str | None = option(
-        None, "Start from the weights of this run, pipeline folder or hub id: all that fits is kept, the class table is made anew."
+        None,
+        "Start from the weights of this run, pipeline folder or hub id: all that fits is kept, the class table is made anew.",
     )
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
-    labels: dict | None = option(None, "The classes, as the run recorded them; the data must agree. Never written by hand.")
+    labels: dict | None = option(
+        None, "The classes, as the run recorded them; the data must agree. Never written by hand."
+    )
 
 
 # ---------------------------------------------------------------------- reading
@@ -181,7 +203,9 @@ def _read_yaml(path: Path) -> dict:
     if values is None:
         return {}
     if not isinstance(values, dict):
-        raise InputError(f"{path} should hold sections (data:, model:, diffusion:, training:), not {type(values).__name__}.")
+        raise InputError(
+            f"{path} should hold sections (data:, model:, diffusion:, training:), not {type(values).__name__}."
+        )
     return values
 
 
@@ -215,7 +239,7 @@ def apply(config: RunConfig, flat: Mapping[str, Any], where: str, error: type[In
 
 
 def nearest(key: str, known: Mapping[str, Any]) -> str:
-    """" Did you mean ...?" with the known keys that look most like this one, or the section's keys."""
+    """ " Did you mean ...?" with the known keys that look most like this one, or the section's keys."""
     near = difflib.get_close_matches(key, known, n=3, cutoff=0.6)
     near += [k for k in known if k.rpartition(".")[2] == key.rpartition(".")[2] and k not in near]
     return f" Did you mean {' or '.join(near[:3])}?" if near else " `adagn train --help` lists them all."
@@ -242,7 +266,16 @@ def _convert(value: Any, hint: Any) -> Any:
             value = [v for v in value.strip("[]() ").replace(" ", ",").split(",") if v]
         return tuple(_convert(v, args[0]) for v in (value if isinstance(value, list | tuple) else [value]))
     if hint is bool:
-        words = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
+        words = {
+            "true": True,
+            "yes": True,
+            "on": True,
+            "1": True,
+            "false": False,
+            "no": False,
+            "off": False,
+            "0": False,
+        }
         if isinstance(value, bool):
             return value
         if str(value).lower() in words:
@@ -250,7 +283,9 @@ def _convert(value: Any, hint: Any) -> Any:
         raise ValueError(f"expected true or false, got {value!r}")
     if hint is str:
         if isinstance(value, bool):
-            raise ValueError(f"expected a word, got {value!r}: YAML reads a bare yes/no/on/off as true/false, so quote it")
+            raise ValueError(
+                f"expected a word, got {value!r}: YAML reads a bare yes/no/on/off as true/false, so quote it"
+            )
         if isinstance(value, list):
             return ",".join(map(str, value))
         if isinstance(value, str | int | float):

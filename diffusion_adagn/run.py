@@ -1,6 +1,6 @@
 """A run is a folder. Where its things lie, and how a model is found again in it.
 
-    config.yaml  metrics.jsonl  previews/  checkpoints/step-00000500/  pipeline/
+config.yaml  metrics.jsonl  previews/  checkpoints/step-00000500/  pipeline/
 """
 
 from __future__ import annotations
@@ -92,7 +92,9 @@ def open_pipeline(path: str | Path, weights: str = "ema") -> tuple[ClassConditio
     elif run.config_file.is_file() and (weights == "raw" or not run.pipeline.is_dir()):
         checkpoint = run.newest_checkpoint()
         if checkpoint is None:
-            raise InputError(f"the run {path} has no checkpoint yet: let it train on with adagn train --resume auto --output_dir {path}.")
+            raise InputError(
+                f"the run {path} has no checkpoint yet: let it train on with adagn train --resume auto --output_dir {path}."
+            )
     if checkpoint is not None:
         return _from_checkpoint(checkpoint, weights), f"{'EMA' if weights == 'ema' else 'raw'} weights of {checkpoint}"
     if weights == "raw":
@@ -112,7 +114,8 @@ def check_model_path(path: str | Path) -> None:
     if not Path(path).exists() and (len(parts) != 2 or not all(parts) or parts[0] in (".", "..", "runs")):
         runs = ", ".join(str(p.parent) for p in sorted(Path("runs").glob("*/config.yaml"))[:6])
         raise InputError(
-            f"there is no folder {path} (and a hub id looks like owner/name)." + (f" Runs here: {runs}." if runs else "")
+            f"there is no folder {path} (and a hub id looks like owner/name)."
+            + (f" Runs here: {runs}." if runs else "")
         )
 
 
@@ -131,7 +134,9 @@ def pipeline_folder(path: str | Path, revision: str | None = None) -> Path:
         wanted = ["model_index.json", "unet/*.json", "unet/*.safetensors", "scheduler/*.json"]
         return Path(snapshot_download(str(path), revision=revision, allow_patterns=wanted))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
-        raise InputError(f"there is no folder {path}, and the hub did not give it: {str(error).splitlines()[0]}") from error
+        raise InputError(
+            f"there is no folder {path}, and the hub did not give it: {str(error).splitlines()[0]}"
+        ) from error
 
 
 def _from_checkpoint(checkpoint: Path, weights: str) -> ClassConditionalPipeline:
@@ -144,7 +149,9 @@ def _from_checkpoint(checkpoint: Path, weights: str) -> ClassConditionalPipeline
     config = read_config(config_file)
     unet = AdaGNUNet(**network_config(config)).eval()
     load_weights(checkpoint / f"{'ema' if weights == 'ema' else 'model'}.safetensors", unet)
-    return make_pipeline(config, unet, config.training.ema_decay if weights == "ema" else None, read_state(checkpoint)["step"])
+    return make_pipeline(
+        config, unet, config.training.ema_decay if weights == "ema" else None, read_state(checkpoint)["step"]
+    )
 
 
 def model_hash(unet: AdaGNUNet) -> str:

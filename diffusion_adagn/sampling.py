@@ -50,7 +50,9 @@ class Picture:
     file: str
 
 
-def sample_to_folder(source: str, request: SampleRequest, out: Path, weights: str = "ema", overwrite: bool = False) -> Path:
+def sample_to_folder(
+    source: str, request: SampleRequest, out: Path, weights: str = "ema", overwrite: bool = False
+) -> Path:
     """Sample, write PNGs, grid.png and samples.json into `out`; under torchrun each process makes its batches.
 
     Returns `out`. Raises InputError before anything is written.
@@ -81,10 +83,17 @@ def sample_to_folder(source: str, request: SampleRequest, out: Path, weights: st
     _sample(pipe, pictures, request, out, state)
     state.wait_for_everyone()
     if main:
-        record = {"source": str(source), "weights": what, "hash": model_hash(pipe.unet), "trained_steps": pipe.config.trained_steps}
+        record = {
+            "source": str(source),
+            "weights": what,
+            "hash": model_hash(pipe.unet),
+            "trained_steps": pipe.config.trained_steps,
+        }
         _write_json(out, pictures, record, request, labels, calls)
         shown = _draw_grid(out, pictures, request, class_ids, labels)
-        print(f"\n{len(pictures)} pictures in {out}, listed in {out / 'samples.json'}\nLook at  {out / 'grid.png'}{shown}")
+        print(
+            f"\n{len(pictures)} pictures in {out}, listed in {out / 'samples.json'}\nLook at  {out / 'grid.png'}{shown}"
+        )
     return out
 
 
@@ -98,7 +107,9 @@ def plan(request: SampleRequest, class_ids: list[int], labels: LabelSpace) -> It
                 yield Picture(i, class_id, request.seed + i, scale, f"{i:05d}-{slug}-g{scale:g}.png")
 
 
-def _sample(pipe: ClassConditionalPipeline, pictures: list[Picture], request: SampleRequest, out: Path, state: PartialState) -> None:
+def _sample(
+    pipe: ClassConditionalPipeline, pictures: list[Picture], request: SampleRequest, out: Path, state: PartialState
+) -> None:
     # batches are fixed by index, then dealt out: how many processes there are changes no picture's neighbours
     batches = [pictures[i : i + request.batch_size] for i in range(0, len(pictures), request.batch_size)]
     mine = batches[state.process_index :: state.num_processes]
@@ -121,7 +132,9 @@ def _sample(pipe: ClassConditionalPipeline, pictures: list[Picture], request: Sa
             bar.update(len(batch))
 
 
-def _write_json(out: Path, pictures: list[Picture], model: dict, request: SampleRequest, labels: LabelSpace, calls: int) -> None:
+def _write_json(
+    out: Path, pictures: list[Picture], model: dict, request: SampleRequest, labels: LabelSpace, calls: int
+) -> None:
     images = [
         {
             "file": p.file,
@@ -145,7 +158,9 @@ def _write_json(out: Path, pictures: list[Picture], model: dict, request: Sample
     beside.replace(out / "samples.json")
 
 
-def _draw_grid(out: Path, pictures: list[Picture], request: SampleRequest, class_ids: list[int], labels: LabelSpace) -> str:
+def _draw_grid(
+    out: Path, pictures: list[Picture], request: SampleRequest, class_ids: list[int], labels: LabelSpace
+) -> str:
     """A row a class; for each sample its scales side by side, from the same noise. Returns what was left out, in words."""
     file = {(p.index, p.scale): p.file for p in pictures}
     samples = min(request.count, max(1, GRID_COLUMNS // len(request.scales)))
@@ -159,7 +174,11 @@ def _draw_grid(out: Path, pictures: list[Picture], request: SampleRequest, class
     rows = [[pixels(file[c * request.count + j, s]) for j in range(samples) for s in request.scales] for c in places]
     single = len(request.scales) == 1
     columns = [f"#{j}" if single else f"#{j} g{s:g}" for j in range(samples) for s in request.scales]
-    scales = f"guidance {request.scales[0]:g}" if single else "columns of one number share their noise; g is the guidance scale"
+    scales = (
+        f"guidance {request.scales[0]:g}"
+        if single
+        else "columns of one number share their noise; g is the guidance scale"
+    )
     title = f"{scales}; {request.sampler}, {request.steps} steps, seed {request.seed}"
     labelled_grid(rows, [labels.name(class_ids[c]) for c in places], columns, title).save(out / "grid.png")
     left_out = len(class_ids) - len(places), request.count - samples

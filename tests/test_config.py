@@ -67,7 +67,10 @@ def test_faults_of_the_command_line_are_usage_errors():
     [
         ({"diffusion.zero_snr": "true"}, "prediction to v or x0"),
         ({"diffusion.zero_snr": "true", "diffusion.prediction": "v", "diffusion.loss_weight": "min_snr"}, "uniform"),
-        ({"diffusion.zero_snr": "true", "diffusion.prediction": "v", "diffusion.timestep_spacing": "leading"}, "trailing"),
+        (
+            {"diffusion.zero_snr": "true", "diffusion.prediction": "v", "diffusion.timestep_spacing": "leading"},
+            "trailing",
+        ),
         ({"model.null_class": "false"}, "label_dropout"),
     ],
 )

@@ -14,7 +14,9 @@ def parser() -> Parser:
         description="inspect: count the pictures of each class and draw one labelled sheet of real examples.",
     )
     p.add_argument("action", choices=["inspect"])
-    p.add_argument("source", nargs="?", metavar="NAME_OR_PATH[:split]", help="the data; or give --config or --data.source")
+    p.add_argument(
+        "source", nargs="?", metavar="NAME_OR_PATH[:split]", help="the data; or give --config or --data.source"
+    )
     p.add_argument("--config", metavar="FILE", help="take the data settings of this YAML file")
     p.add_argument("--count", type=int, default=8, metavar="INT", help="examples per class [8]")
     p.add_argument("--out", metavar="FILE.png", help="the sheet [samples/data-NAME.png]")

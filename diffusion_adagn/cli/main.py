@@ -66,7 +66,9 @@ def leave(status: int) -> None:
 
 
 def _paragraph(error: object) -> str:
-    return textwrap.fill(f"adagn: {' '.join(str(error).split())}", width=110, break_long_words=False, break_on_hyphens=False)
+    return textwrap.fill(
+        f"adagn: {' '.join(str(error).split())}", width=110, break_long_words=False, break_on_hyphens=False
+    )
 
 
 def _overview() -> str:

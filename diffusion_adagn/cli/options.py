@@ -45,7 +45,9 @@ def _canonical(word: str) -> str:
 
 def add_config_options(parser: argparse.ArgumentParser, sections: Sequence[str] = ()) -> None:
     """An option for every config field, with its one documentation; values stay words until config.py reads them."""
-    docs = {f.name: f.default_factory for f in dataclasses.fields(RunConfig) if f.default_factory is not dataclasses.MISSING}
+    docs = {
+        f.name: f.default_factory for f in dataclasses.fields(RunConfig) if f.default_factory is not dataclasses.MISSING
+    }
     groups = {}
     for key, hint, f in fields_of(RunConfig):
         section = key.rpartition(".")[0]
@@ -73,4 +75,10 @@ def config_overrides(args: argparse.Namespace) -> dict[str, str]:
 
 
 def _shown(default: Any) -> str:
-    return ",".join(map(str, default)) if isinstance(default, tuple) else str(default).lower() if isinstance(default, bool) else str(default)
+    return (
+        ",".join(map(str, default))
+        if isinstance(default, tuple)
+        else str(default).lower()
+        if isinstance(default, bool)
+        else str(default)
+    )

@@ -8,19 +8,40 @@ from .options import Parser
 
 
 def parser() -> Parser:
-    p = Parser(prog="adagn sample", description="Sample pictures by class label, from a run folder, a pipeline folder or a hub id.")
-    p.add_argument("run", metavar="RUN", help="a run folder (runs/digits), one of its checkpoints, a pipeline folder, or owner/name on the hub")
+    p = Parser(
+        prog="adagn sample",
+        description="Sample pictures by class label, from a run folder, a pipeline folder or a hub id.",
+    )
+    p.add_argument(
+        "run",
+        metavar="RUN",
+        help="a run folder (runs/digits), one of its checkpoints, a pipeline folder, or owner/name on the hub",
+    )
     p.add_argument("--classes", default="all", help="names, ids, 'all' or 'null', with commas between [all]")
     p.add_argument("--guidance", default="1", metavar="NUMBER,...", help="guidance scales; 1 is no guidance [1]")
     p.add_argument("--count", type=int, default=8, metavar="INT", help="pictures per class and scale [8]")
-    p.add_argument("--seed", type=int, default=0, metavar="INT", help="picture i (class-major) starts from the noise of seed + i [0]")
+    p.add_argument(
+        "--seed",
+        type=int,
+        default=0,
+        metavar="INT",
+        help="picture i (class-major) starts from the noise of seed + i [0]",
+    )
     p.add_argument("--steps", type=int, default=50, metavar="INT", help="sampler steps [50]")
-    p.add_argument("--sampler", choices=["ddpm", "ddim", "dpm++", "unipc", "euler", "heun"], help="[the model's own: ddim]")
-    p.add_argument("--eta", type=float, default=0.0, metavar="NUMBER", help="ddim's noise: 0 none, 1 as much as ddpm [0]")
+    p.add_argument(
+        "--sampler", choices=["ddpm", "ddim", "dpm++", "unipc", "euler", "heun"], help="[the model's own: ddim]"
+    )
+    p.add_argument(
+        "--eta", type=float, default=0.0, metavar="NUMBER", help="ddim's noise: 0 none, 1 as much as ddpm [0]"
+    )
     p.add_argument("--spacing", choices=["leading", "trailing", "linspace"], help="timestep spacing [the model's own]")
-    p.add_argument("--weights", choices=["ema", "raw"], default="ema", help="raw: the unaveraged weights of a checkpoint [ema]")
+    p.add_argument(
+        "--weights", choices=["ema", "raw"], default="ema", help="raw: the unaveraged weights of a checkpoint [ema]"
+    )
     p.add_argument("--batch_size", type=int, default=64, metavar="INT", help="pictures at a time [64]")
-    p.add_argument("--precision", choices=["fp32", "bf16", "fp16"], default="fp32", help="autocast type of the network [fp32]")
+    p.add_argument(
+        "--precision", choices=["fp32", "bf16", "fp16"], default="fp32", help="autocast type of the network [fp32]"
+    )
     p.add_argument("--out", metavar="DIR", help="where the pictures go [samples/NAME]")
     p.add_argument("--overwrite", action="store_true", help="replace the samples in DIR")
     return p
@@ -31,7 +52,9 @@ def run(argv: Sequence[str]) -> int:
     try:
         scales = [float(s) for s in args.guidance.split(",") if s.strip()]
     except ValueError:
-        raise UsageError(f"--guidance takes numbers with commas between, such as 1,2,4, not '{args.guidance}'.") from None
+        raise UsageError(
+            f"--guidance takes numbers with commas between, such as 1,2,4, not '{args.guidance}'."
+        ) from None
     if not scales:
         raise UsageError("--guidance needs at least one scale, such as 1,2,4.")
     for name in ("count", "steps", "batch_size"):

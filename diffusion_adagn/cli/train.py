@@ -17,9 +17,13 @@ def parser() -> Parser:
     )
     p.add_argument("--config", metavar="FILE", help="a YAML file, such as configs/digits.yaml")
     p.add_argument(
-        "--resume", choices=["auto"], help="auto: go on from the newest checkpoint in --output_dir, or start if there is none"
+        "--resume",
+        choices=["auto"],
+        help="auto: go on from the newest checkpoint in --output_dir, or start if there is none",
     )
-    p.add_argument("--dry_run", action="store_true", help="print the resolved config, parameters, FLOPs, memory, epochs, and stop")
+    p.add_argument(
+        "--dry_run", action="store_true", help="print the resolved config, parameters, FLOPs, memory, epochs, and stop"
+    )
     add_config_options(p)
     return p
 
@@ -32,7 +36,9 @@ def run(argv: Sequence[str]) -> int:
         recorded = RunFolder(Path(overrides["output_dir"])).config_file
         file = recorded if recorded.is_file() else None
     if file is None and not overrides:
-        raise UsageError("adagn train needs --config FILE (such as configs/digits.yaml), or settings. See adagn train --help.")
+        raise UsageError(
+            "adagn train needs --config FILE (such as configs/digits.yaml), or settings. See adagn train --help."
+        )
     config = read_config(file, overrides)
 
     from ..training.loop import describe, resolve, train

@@ -36,19 +36,17 @@ def open_picture(raw: Raw) -> Image.Image:
 
     Raises BrokenPicture for whatever Pillow cannot read whole, and for decompression bombs.
     """
-    from PIL import Image
+    from PIL import Image, UnidentifiedImageError
 
-    if raw is None or (isinstance(raw, bytes) and not raw):
-        raise BrokenPicture("it is empty")
     try:
-        if isinstance(raw, Image.Image):
-            image = raw
-        elif isinstance(raw, bytes):
+        if isinstance(raw, Path):
+            raw = raw.read_bytes()
+        if raw is None or (isinstance(raw, bytes) and not raw):
+            raise BrokenPicture("it is empty")
+        if isinstance(raw, bytes):
             image = Image.open(io.BytesIO(raw), formats=_formats())
-        elif isinstance(raw, Path):
-            image = Image.open(io.BytesIO(raw.read_bytes() or b"\0"), formats=_formats())
         else:
-            return Image.fromarray(raw)
+            image = raw if isinstance(raw, Image.Image) else Image.fromarray(raw)
         limit = Image.MAX_IMAGE_PIXELS  # Pillow itself only warns up to twice its limit
         if limit and image.width * image.height > limit:
             raise BrokenPicture(f"{image.width}x{image.height} pixels is beyond Pillow's limit of {limit} (a bomb?)")
@@ -56,10 +54,9 @@ def open_picture(raw: Raw) -> Image.Image:
         return image
     except (BrokenPicture, MemoryError):
         raise
+    except UnidentifiedImageError:
+        raise BrokenPicture("it is not a picture that Pillow knows") from None
     except Exception as error:  # the decoders raise OSError, SyntaxError, ValueError, struct.error, zlib.error ...
-        if isinstance(error, Image.UnidentifiedImageError):
-            empty = isinstance(raw, Path) and raw.stat().st_size == 0
-            raise BrokenPicture("it is empty" if empty else "it is not a picture that Pillow knows") from None
         raise BrokenPicture(" ".join(str(error).split()) or type(error).__name__) from None
 
 
@@ -97,7 +94,9 @@ def _eight_bit(image: Image.Image, mode: str, background: str) -> Image.Image:
     if image.mode == "I" or image.mode.startswith("I;16"):
         values = np.asarray(image).astype(np.int64)
         if values.min() < 0 or values.max() > 65535:
-            raise BrokenPicture(f"its pixels are {values.min()}..{values.max()}, beyond 16 bits; save it as 8 or 16 bits")
+            raise BrokenPicture(
+                f"its pixels are {values.min()}..{values.max()}, beyond 16 bits; save it as 8 or 16 bits"
+            )
         return Image.fromarray(((values + 128) // 257).astype(np.uint8)).convert(mode)
     if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
         image = image.convert("LA").convert("RGBA") if image.mode == "La" else image.convert("RGBA")

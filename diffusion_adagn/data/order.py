@@ -12,7 +12,9 @@ from torch import Tensor
 _MASK = 0xFFFFFFFF
 
 
-def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def philox(
+    counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[int, int]
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Philox4x32-10, a counter-based generator: four 32-bit words for each counter of four words.
 
     Words are int64 tensors holding 0..2^32-1, of one shape. Source: Salmon et al. 2011, "Parallel random numbers: as easy
@@ -47,7 +49,12 @@ def uniform(seed: int, stream: str, positions: Tensor) -> Tensor:
 def normal(seed: int, stream: str, positions: Tensor, shape: tuple[int, ...]) -> Tensor:
     """Standard normal noise, float32 [B, *shape], by Box & Muller's transform of pairs of words."""
     size = math.prod(shape)
-    u, v = (words(seed, stream, positions, 2 * math.ceil(size / 2)).double() + 0.5).div(2**32).unflatten(1, (2, -1)).unbind(1)
+    u, v = (
+        (words(seed, stream, positions, 2 * math.ceil(size / 2)).double() + 0.5)
+        .div(2**32)
+        .unflatten(1, (2, -1))
+        .unbind(1)
+    )
     radius, angle = (-2 * u.log()).sqrt(), 2 * math.pi * v
     both = torch.cat([radius * angle.cos(), radius * angle.sin()], dim=1)
     return both[:, :size].float().reshape(len(positions), *shape)
@@ -75,7 +82,9 @@ class SampleOrder:
                 self._epochs.pop(min(self._epochs))
             # word i of counter (i, epoch): n places, two words each to make ties rare; stable where they happen
             places = torch.arange(self.n)
-            counter = torch.broadcast_tensors(places, torch.tensor(epoch), torch.tensor(0), torch.tensor(STREAMS["order"]))
+            counter = torch.broadcast_tensors(
+                places, torch.tensor(epoch), torch.tensor(0), torch.tensor(STREAMS["order"])
+            )
             high, low, *_ = philox(counter, (self.seed & _MASK, (self.seed >> 32) & _MASK))
             self._epochs[epoch] = torch.argsort((high << 31) | (low >> 1), stable=True)
         return self._epochs[epoch]

@@ -29,12 +29,16 @@ class Objective:
     alphas_cumprod: [T], the scheduler's own. prediction: "eps" | "x0" | "v". loss_weight: "uniform" | "min_snr".
     """
 
-    def __init__(self, alphas_cumprod: Tensor, prediction: str, loss_weight: str = "uniform", min_snr_gamma: float = 5.0):
+    def __init__(
+        self, alphas_cumprod: Tensor, prediction: str, loss_weight: str = "uniform", min_snr_gamma: float = 5.0
+    ):
         abar = alphas_cumprod.double()
         if prediction == "eps" and abar[-1] == 0:
             raise InputError("eps-prediction cannot be trained on a zero-SNR schedule: use prediction v or x0.")
         if loss_weight == "min_snr" and abar[-1] == 0:
-            raise InputError("min_snr would weight the last timestep of a zero-SNR schedule with 0: use loss_weight uniform.")
+            raise InputError(
+                "min_snr would weight the last timestep of a zero-SNR schedule with 0: use loss_weight uniform."
+            )
         self.prediction = prediction
         self.num_timesteps = len(abar)
         self.alpha, self.sigma = abar.sqrt().float(), (1 - abar).sqrt().float()

@@ -59,10 +59,12 @@ class ClassConditionalPipeline(DiffusionPipeline):
         if labels is None:
             labels = LabelSpace(tuple(map(str, range(expected))), has_null=unet.config.null_class or not expected)
         labels = labels if isinstance(labels, LabelSpace) else LabelSpace.from_dict(labels)
-        if labels.K != expected:
+        if expected != labels.K:
             raise InputError(f"the network has {expected} classes, the label space {labels.K}: they must be the same.")
         if expected and labels.has_null != unet.config.null_class:
-            raise InputError(f"the label space says has_null: {labels.has_null}, the network null_class: {unet.config.null_class}.")
+            raise InputError(
+                f"the label space says has_null: {labels.has_null}, the network null_class: {unet.config.null_class}."
+            )
         self.register_modules(unet=unet, scheduler=scheduler)
         self.register_to_config(
             labels=labels.to_dict(),
@@ -78,7 +80,9 @@ class ClassConditionalPipeline(DiffusionPipeline):
 
     def use_sampler(self, sampler: str | None = None, spacing: str | None = None) -> "ClassConditionalPipeline":
         """Walk the same process with another sampler (ddpm, ddim, dpm++, unipc, euler, heun) or timestep spacing."""
-        self.register_modules(scheduler=with_sampler(self.scheduler, sampler, spacing, self.unet.config.learned_variance))
+        self.register_modules(
+            scheduler=with_sampler(self.scheduler, sampler, spacing, self.unet.config.learned_variance)
+        )
         return self
 
     def check_guidance(self) -> None:
@@ -198,7 +202,9 @@ class ClassConditionalPipeline(DiffusionPipeline):
         name = index.get("scheduler", ["", ""])[1]
         scheduler_class = next((s for s in SAMPLERS.values() if s.__name__ == name), None)
         if "labels" not in index or scheduler_class is None:
-            raise InputError(f"{folder} was not written by this package (labels or scheduler are missing in model_index.json).")
+            raise InputError(
+                f"{folder} was not written by this package (labels or scheduler are missing in model_index.json)."
+            )
         options = {k: index[k] for k in ("clip_x0", "ema_decay", "trained_steps", "guidance_convention") if k in index}
         return cls(
             unet=load_unet(folder / "unet", torch_dtype),
@@ -241,7 +247,9 @@ def _pair(class_ids: list[int], seeds: int | Sequence[int] | None) -> tuple[list
     if len(class_ids) == 1:
         class_ids = class_ids * len(seeds)
     if len(class_ids) != len(seeds) or not seeds:
-        raise InputError(f"{len(class_ids)} classes and {len(seeds)} seeds were given: give one seed for each picture, or one in all.")
+        raise InputError(
+            f"{len(class_ids)} classes and {len(seeds)} seeds were given: give one seed for each picture, or one in all."
+        )
     if min(seeds) < 0:
         raise InputError(f"a seed is a whole number of at least 0, not {min(seeds)}.")
     return class_ids, seeds

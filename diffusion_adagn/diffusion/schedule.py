@@ -37,7 +37,11 @@ def _betas(schedule: str, timesteps: int) -> dict:
     if schedule == "sigmoid":
         betas = torch.sigmoid(torch.linspace(-6, 6, timesteps)) * (0.02 - 1e-4) + 1e-4
         return {"trained_betas": betas.tolist()}
-    return {"beta_schedule": {"linear": "linear", "cosine": "squaredcos_cap_v2"}[schedule], "beta_start": 1e-4, "beta_end": 0.02}
+    return {
+        "beta_schedule": {"linear": "linear", "cosine": "squaredcos_cap_v2"}[schedule],
+        "beta_start": 1e-4,
+        "beta_end": 0.02,
+    }
 
 
 def make_scheduler(config: DiffusionConfig, sampler: str = "ddim", learned_variance: bool = False) -> SchedulerMixin:
@@ -60,7 +64,9 @@ def with_sampler(
 ) -> SchedulerMixin:
     """The same process (schedule, prediction, T) walked by another sampler or over another grid."""
     config = scheduler.config
-    betas = ("trained_betas",) if config.get("trained_betas") is not None else ("beta_schedule", "beta_start", "beta_end")
+    betas = (
+        ("trained_betas",) if config.get("trained_betas") is not None else ("beta_schedule", "beta_start", "beta_end")
+    )
     common = {k: config[k] for k in ("num_train_timesteps", "prediction_type", *betas)}
     common |= {"timestep_spacing": spacing or config.timestep_spacing, "steps_offset": 0}
     zero_snr = bool(config.get("rescale_betas_zero_snr"))
@@ -79,7 +85,9 @@ def _build(sampler: str, common: dict, zero_snr: bool, learned_variance: bool) -
     if sampler not in SAMPLERS:
         raise InputError(f"there is no sampler '{sampler}'. Samplers: {', '.join(SAMPLERS)}.")
     if zero_snr and common["prediction_type"] == "epsilon":
-        raise InputError("a zero-SNR schedule with eps-prediction divides by zero at its first step. Train with prediction v or x0.")
+        raise InputError(
+            "a zero-SNR schedule with eps-prediction divides by zero at its first step. Train with prediction v or x0."
+        )
     if zero_snr and common["timestep_spacing"] != "trailing":
         raise InputError("a zero-SNR schedule must be sampled from t = T-1: use timestep spacing trailing.")
     if sampler == "heun" and zero_snr:
@@ -112,7 +120,15 @@ def set_steps(scheduler: SchedulerMixin, steps: int, device: torch.device | str 
     grid = scheduler.timesteps.double().cpu()
     grid = grid if name != "heun" else torch.cat([grid[:1], grid[1::2]])
     if len(grid) != steps or (grid.diff() >= 0).any() or grid.min() < 0 or grid.max() > total - 1:
-        raise InputError(f"{name} cannot take {steps} steps over {total} timesteps with spacing {spacing}: use fewer steps.")
+        raise InputError(
+            f"{name} cannot take {steps} steps over {total} timesteps with spacing {spacing}: use fewer steps."
+        )
+    if name == "heun" and scheduler.sigmas[0] > 1000:
+        # measured on digits, cosine with trailing or linspace: no picture is what was asked for
+        raise InputError(
+            f"heun cannot start at noise {scheduler.sigmas[0]:.0f} times the signal: its second-order step overshoots. Use "
+            "spacing leading, or another sampler."
+        )
     if name == "ddim":
         # it steps to t - T // N, whatever is scheduled next
         stride = total // steps
@@ -120,7 +136,11 @@ def set_steps(scheduler: SchedulerMixin, steps: int, device: torch.device | str 
         if wrong:
             near = [n for n in range(1, total + 1) if total % n == 0]
             near = sorted(sorted(near, key=lambda n: abs(n - steps))[:3])
-            remedy = "use spacing leading" if spacing == "linspace" else f"use spacing leading, or {', '.join(map(str, near))} steps"
+            remedy = (
+                "use spacing leading"
+                if spacing == "linspace"
+                else f"use spacing leading, or {', '.join(map(str, near))} steps"
+            )
             if scheduler.config.rescale_betas_zero_snr:
                 remedy = f"use {', '.join(map(str, near))} steps"
             raise InputError(

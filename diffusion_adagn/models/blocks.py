@@ -117,4 +117,3 @@ class Level(nn.Module):
         super().__init__()
         self.stages = nn.ModuleList(stages)
         self.resample = resample
-

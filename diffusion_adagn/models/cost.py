@@ -20,7 +20,9 @@ class Cost:
     def training_bytes(self, pictures: int, half_precision: bool, checkpointing: bool) -> int:
         """Estimate for one process holding that many pictures at once: fp32 weights, gradients, two Adam moments and
         the EMA, and the activations (about 0.6 of them under bf16/fp16; about a third with gradient checkpointing)."""
-        activations = self.activation_bytes * pictures * (0.6 if half_precision else 1) * (1 / 3 if checkpointing else 1)
+        activations = (
+            self.activation_bytes * pictures * (0.6 if half_precision else 1) * (1 / 3 if checkpointing else 1)
+        )
         return int(5 * 4 * self.parameters + activations)
 
 

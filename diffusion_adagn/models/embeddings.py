@@ -13,7 +13,9 @@ def sinusoidal_embedding(timesteps: Tensor, dim: int, max_period: float = 10000.
     Source: Vaswani et al. 2017, section 3.5; cosines first as in DDPM's descendants (ADM).
     """
     half = dim // 2
-    frequencies = torch.exp(-math.log(max_period) * torch.arange(half, dtype=torch.float32, device=timesteps.device) / half)
+    frequencies = torch.exp(
+        -math.log(max_period) * torch.arange(half, dtype=torch.float32, device=timesteps.device) / half
+    )
     angles = timesteps.float()[:, None] * frequencies
     embedding = torch.cat([angles.cos(), angles.sin()], dim=-1)
     return nn.functional.pad(embedding, (0, dim % 2))

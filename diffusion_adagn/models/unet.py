@@ -95,7 +95,9 @@ class AdaGNUNet(ModelMixin, ConfigMixin):
 
         def stage(inputs: int, outputs: int, attend: bool, heads: int = num_heads, resample=None) -> Stage:
             block = ResBlock(inputs, outputs, norm, site, dropout, modulate_both_norms, resample)
-            return Stage(block, SelfAttention(outputs, _heads(outputs, heads, num_head_channels), norm) if attend else None)
+            return Stage(
+                block, SelfAttention(outputs, _heads(outputs, heads, num_head_channels), norm) if attend else None
+            )
 
         def resampler(channels: int, resample) -> nn.Module:
             if resblock_updown:
@@ -206,7 +208,9 @@ class AdaGNUNet(ModelMixin, ConfigMixin):
         """Modules are registered in the order in which the picture meets them, so named_modules() is the depth."""
         for path, module in self.named_modules():
             if isinstance(module, ResBlock):
-                module.sites = tuple(f"{path}.{name}" for name, norm in module.named_children() if isinstance(norm, kind))
+                module.sites = tuple(
+                    f"{path}.{name}" for name, norm in module.named_children() if isinstance(norm, kind)
+                )
         norms = [(name, module) for name, module in self.named_modules() if isinstance(module, kind)]
         return [Site(name, self._side(name), norm.num_channels, depth) for depth, (name, norm) in enumerate(norms)]
 
@@ -225,11 +229,15 @@ class AdaGNUNet(ModelMixin, ConfigMixin):
         classes = self.embedding.classes
         if classes is None:
             if class_labels is not None:
-                raise InputError("class_labels were given to a network without classes (num_classes is none): leave them out.")
+                raise InputError(
+                    "class_labels were given to a network without classes (num_classes is none): leave them out."
+                )
             return timestep, None
         if class_labels is None:
             null = f", or {self.config.num_classes} for null" if self.config.null_class else ""
-            raise InputError(f"class_labels are missing: this network has classes 0..{self.config.num_classes - 1}{null}.")
+            raise InputError(
+                f"class_labels are missing: this network has classes 0..{self.config.num_classes - 1}{null}."
+            )
         class_labels = torch.as_tensor(class_labels, device=device).reshape(-1)
         if class_labels.is_floating_point():
             raise InputError(f"class_labels are whole numbers, not {class_labels.dtype}.")
@@ -239,7 +247,11 @@ class AdaGNUNet(ModelMixin, ConfigMixin):
             if len(bad):
                 raise InputError(
                     f"class label {bad[0].item()} is out of range: expected 0..{self.config.num_classes - 1}"
-                    + (f", or {self.config.num_classes} for null." if self.config.null_class else " (there is no null class).")
+                    + (
+                        f", or {self.config.num_classes} for null."
+                        if self.config.null_class
+                        else " (there is no null class)."
+                    )
                 )
         if len(timestep) == 1 and len(class_labels) > 1:
             timestep = timestep.expand(len(class_labels))
@@ -265,6 +277,10 @@ def _heads(channels: int, num_heads: int, num_head_channels: int | None) -> int:
     if not heads or channels % heads or (num_head_channels and channels % num_head_channels):
         raise InputError(
             f"attention over {channels} channels cannot be split into "
-            + (f"heads of {num_head_channels} (model.num_head_channels)." if num_head_channels else f"{num_heads} heads.")
+            + (
+                f"heads of {num_head_channels} (model.num_head_channels)."
+                if num_head_channels
+                else f"{num_heads} heads."
+            )
         )
     return heads

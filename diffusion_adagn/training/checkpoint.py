@@ -15,7 +15,9 @@ from .ema import EMA
 STATE = "state.json"
 
 
-def save_checkpoint(folder: Path, state: dict, model: nn.Module, ema: EMA, optimizer: torch.optim.Optimizer, keep: int) -> Path:
+def save_checkpoint(
+    folder: Path, state: dict, model: nn.Module, ema: EMA, optimizer: torch.optim.Optimizer, keep: int
+) -> Path:
     """Write folder/step-XXXXXXXX, then prune all but the newest `keep`. state: JSON, with "step". Returns the path."""
     path = folder / f"step-{state['step']:08d}"
     beside = folder / f".{path.name}.{os.getpid()}"
@@ -45,7 +47,9 @@ def read_state(checkpoint: Path) -> dict:
     try:
         return json.loads((checkpoint / STATE).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise InputError(f"the checkpoint {checkpoint} is damaged ({error}): remove it to go on from the one before.") from None
+        raise InputError(
+            f"the checkpoint {checkpoint} is damaged ({error}): remove it to go on from the one before."
+        ) from None
 
 
 def load_checkpoint(checkpoint: Path, model: nn.Module, ema: EMA, optimizer: torch.optim.Optimizer) -> None:
@@ -66,14 +70,18 @@ def load_weights(file: Path, model: nn.Module) -> None:
     try:
         model.load_state_dict(_load(file))
     except RuntimeError as error:
-        raise InputError(f"{file} does not fit the network of this config: {' '.join(str(error).split())[:400]}") from None
+        raise InputError(
+            f"{file} does not fit the network of this config: {' '.join(str(error).split())[:400]}"
+        ) from None
 
 
 def _load(file: Path) -> dict[str, torch.Tensor]:
     try:
         return load_file(file)
     except Exception as error:  # safetensors raises its own kinds
-        raise InputError(f"{file} cannot be read ({error}): remove its checkpoint to go on from the one before.") from None
+        raise InputError(
+            f"{file} cannot be read ({error}): remove its checkpoint to go on from the one before."
+        ) from None
 
 
 def _tensors(model: nn.Module) -> dict[str, torch.Tensor]:

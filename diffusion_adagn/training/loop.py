@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from tqdm import tqdm
 
 from ..config import RunConfig, TrainingConfig, check, differences, flatten, read_config, to_dict, to_yaml
@@ -39,6 +40,7 @@ def train(config: RunConfig, resume: bool = False) -> int:
     """
     run = _check_run(config)
     training = config.training
+    AcceleratorState._reset_state()  # an earlier run in this interpreter may have had another precision
     accelerator = Accelerator(
         mixed_precision="no" if training.precision == "fp32" else training.precision,
         cpu=not (torch.cuda.is_available() or torch.backends.mps.is_available()),
@@ -49,18 +51,18 @@ def train(config: RunConfig, resume: bool = False) -> int:
     with accelerator.main_process_first():
         config, dataset = resolve(config, progress=main)
     per_pass = _pictures_per_pass(training, accelerator.num_processes)
+
+    # the network; whatever does not fit is found before anything is written
+    plan = describe(config, dataset, accelerator.num_processes, str(device))
+    torch.manual_seed(training.seed)
+    unet = AdaGNUNet(**network_config(config))
+    if config.init_from and run.newest_checkpoint() is None:
+        plan += f"\n{transfer(config.init_from, unet, label_space(config))}"
     if main:
         _claim(run, config, resume)
-        print(describe(config, dataset, accelerator.num_processes, str(device)))
+        print(plan)
     accelerator.wait_for_everyone()
-
-    # network, its EMA, optimizer
-    torch.manual_seed(training.seed)
-    labels = label_space(config)
-    unet = AdaGNUNet(**network_config(config)).to(device)
-    if config.init_from:
-        report = transfer(config.init_from, unet, labels)
-        accelerator.print(report)
+    unet.to(device)
     if training.gradient_checkpointing:
         unet.enable_gradient_checkpointing()
     ema = EMA(unet, training.ema_decay)
@@ -77,7 +79,10 @@ def train(config: RunConfig, resume: bool = False) -> int:
     # what it learns from
     scheduler = make_scheduler(config.diffusion)
     objective = Objective(
-        scheduler.alphas_cumprod, config.diffusion.prediction, config.diffusion.loss_weight, config.diffusion.min_snr_gamma
+        scheduler.alphas_cumprod,
+        config.diffusion.prediction,
+        config.diffusion.loss_weight,
+        config.diffusion.min_snr_gamma,
     ).to(device)
     batches = Batches(
         dataset,
@@ -113,7 +118,9 @@ def train(config: RunConfig, resume: bool = False) -> int:
             bar.write(f"saved {path}")
         accelerator.wait_for_everyone()
 
-    bar = tqdm(total=training.max_steps, initial=step, unit="step", disable=not main, desc=run.path.name, smoothing=0.05)
+    bar = tqdm(
+        total=training.max_steps, initial=step, unit="step", disable=not main, desc=run.path.name, smoothing=0.05
+    )
     saved_at, shown = step, None
     since, since_step = time.perf_counter(), step
     with StopSignal() as stop:
@@ -149,7 +156,13 @@ def train(config: RunConfig, resume: bool = False) -> int:
                 now = time.perf_counter()
                 speed = (step - since_step) * training.batch_size / (now - since)
                 since, since_step = now, step
-                log(loss=mean, lr=lr, grad_norm=float(norm), epoch=step * training.batch_size / len(dataset), images_per_s=round(speed, 1))
+                log(
+                    loss=mean,
+                    lr=lr,
+                    grad_norm=float(norm),
+                    epoch=step * training.batch_size / len(dataset),
+                    images_per_s=round(speed, 1),
+                )
                 shown = mean if shown is None else 0.9 * shown + 0.1 * mean
                 bar.set_postfix_str(f"loss {shown:.4f}, {speed:.0f} images/s", refresh=False)
             bar.update()
@@ -207,7 +220,9 @@ def resolve(config: RunConfig, progress: bool = True) -> tuple[RunConfig, ImageD
     data = dataclasses.replace(config.data, image_size=dataset.image_size, channels=dataset.channels)
     config = dataclasses.replace(config, data=data, labels=found.to_dict())
     check(config)
-    label_space(config).parse(config.training.preview_classes if config.model.class_conditional else "null")  # before any step
+    label_space(config).parse(
+        config.training.preview_classes if config.model.class_conditional else "null"
+    )  # before any step
     return config, dataset
 
 

@@ -19,14 +19,20 @@ def transfer(source: str, unet: AdaGNUNet, labels: LabelSpace) -> str:
     table = "embedding.classes.weight"
     kept = [k for k in new if k != table and k in old and old[k].shape == new[k].shape]
     if not kept:
-        raise InputError(f"{source} shares no layer with this network: choose the same model settings (see its unet/config.json).")
+        raise InputError(
+            f"{source} shares no layer with this network: choose the same model settings (see its unet/config.json)."
+        )
     rows = 0
     with torch.no_grad():
         for key in kept:
             new[key].copy_(old[key])
         if table in new and table in old and old[table].shape[1] == new[table].shape[1]:
             for i, name in enumerate((*labels.names, *(("null",) if labels.has_null else ()))):
-                j = pipe.labels.null_id if i == labels.K else (pipe.labels.names.index(name) if name in pipe.labels.names else None)
+                j = (
+                    pipe.labels.null_id
+                    if i == labels.K
+                    else (pipe.labels.names.index(name) if name in pipe.labels.names else None)
+                )
                 if j is not None and j < len(old[table]):
                     new[table][i].copy_(old[table][j])
                     rows += 1

@@ -106,7 +106,9 @@ def test_seeds():
             sample(pipe, "all", seeds=bad)
 
 
-@pytest.mark.parametrize(("sampler", "scale", "prediction"), list(itertools.product(SAMPLERS, (1.0, 2.0, 4.0), ("eps", "v", "x0"))))
+@pytest.mark.parametrize(
+    ("sampler", "scale", "prediction"), list(itertools.product(SAMPLERS, (1.0, 2.0, 4.0), ("eps", "v", "x0")))
+)
 def test_every_sampler_steps_by_the_clipped_x0(sampler, scale, prediction):
     """What each step is handed means an x0 within [-1, 1] and is consistent with x_t: eps is recomputed, not kept."""
     pipe = pipeline(prediction=prediction).use_sampler(sampler)

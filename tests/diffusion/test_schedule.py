@@ -128,7 +128,7 @@ def unipc_reference(points, predict, x):
     for i, (a, s) in enumerate(points[:-1]):
         now = (x - s * predict(x, a, s)) / a
         if i > 0:  # correct x with what the network says at it
-            a0, s0 = points[i - 1]
+            s0 = points[i - 1][1]
             hh = lam[i - 1] - lam[i]
             base = s / s0 * start - a * math.expm1(hh) * data
             if order == 1:
@@ -160,9 +160,14 @@ def test_deterministic_samplers_take_the_closed_form_step_between_scheduled_time
     bar = scheduler.alphas_cumprod.double()
     points = grid(scheduler, bar, steps)
     generator = torch.Generator().manual_seed(0)
-    x0, noise = torch.randn(1, 1, 4, 4, generator=generator).double(), torch.randn(1, 1, 4, 4, generator=generator).double()
+    x0, noise = (
+        torch.randn(1, 1, 4, 4, generator=generator).double(),
+        torch.randn(1, 1, 4, 4, generator=generator).double(),
+    )
     predict = denoiser(x0)
-    scale = 1.0 if sampler in ("ddim", "dpm++", "unipc") else (1 + (points[0][1] / points[0][0]) ** 2) ** 0.5  # x / alpha
+    scale = (
+        1.0 if sampler in ("ddim", "dpm++", "unipc") else (1 + (points[0][1] / points[0][0]) ** 2) ** 0.5
+    )  # x / alpha
     reached, met = walk(scheduler, steps, predict, noise * scale)
     for (_, a, s), (ra, rs) in zip(met if sampler != "heun" else met[:1] + met[1::2], points):
         assert (a, s) == pytest.approx((ra, rs), rel=1e-4, abs=1e-6)
@@ -218,7 +223,16 @@ def test_grids_that_are_not_the_scheduled_ones_are_refused(sampler, spacing, ste
         set_steps(scheduler, steps)
 
 
-@pytest.mark.parametrize(("spacing", "steps"), [("leading", 30), ("leading", 7), ("trailing", 50), ("leading", 1000), ("leading", 1)])
+def test_heun_is_not_started_where_its_step_overshoots():
+    for spacing in ("trailing", "linspace"):
+        with pytest.raises(InputError, match="leading"):
+            set_steps(make_scheduler(DiffusionConfig(schedule="cosine", timestep_spacing=spacing), "heun"), 20)
+        assert len(set_steps(make_scheduler(DiffusionConfig(timestep_spacing=spacing), "heun"), 20)) == 39
+
+
+@pytest.mark.parametrize(
+    ("spacing", "steps"), [("leading", 30), ("leading", 7), ("trailing", 50), ("leading", 1000), ("leading", 1)]
+)
 def test_ddim_grids_that_are_right_are_taken(spacing, steps):
     scheduler = make_scheduler(DiffusionConfig(timestep_spacing=spacing), "ddim")
     ts = set_steps(scheduler, steps).tolist()
@@ -238,7 +252,7 @@ def test_zero_snr_traps():
         make_scheduler(DiffusionConfig(zero_snr=True, prediction="eps"))
     with pytest.raises(InputError, match="trailing"):
         with_sampler(make_scheduler(v), "dpm++", spacing="leading")
-    with pytest.raises(InputError, match="use .* steps"):
+    with pytest.raises(InputError, match=r"use .* steps"):
         set_steps(make_scheduler(v), 30)
 
 

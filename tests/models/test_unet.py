@@ -20,7 +20,13 @@ SHAPES = [
     {"resblock_updown": True},
     {"modulate_both_norms": True, "resblock_updown": True},
     {"num_classes": None},
-    {"channel_mult": (1, 2, 2), "num_res_blocks": 2, "attention_resolutions": (4, 2), "num_head_channels": None, "num_heads": 2},
+    {
+        "channel_mult": (1, 2, 2),
+        "num_res_blocks": 2,
+        "attention_resolutions": (4, 2),
+        "num_head_channels": None,
+        "num_heads": 2,
+    },
     {"learned_variance": True, "in_channels": 1},
     {"null_class": False},
 ]
@@ -210,7 +216,12 @@ def as_diffusers(unet: AdaGNUNet) -> UNet2DModel:
         attention_head_dim=c.num_head_channels, norm_num_groups=c.norm_groups, attn_norm_num_groups=c.norm_groups, norm_eps=c.norm_eps,
         resnet_time_scale_shift="scale_shift", num_class_embeds=c.num_classes + 1, add_attention=True, downsample_padding=1,
     ).eval()  # fmt: skip
-    rows = dict(zip([s.name for s in unet.sites()], zip(unet.projection.weight.split(unet._widths), unet.projection.bias.split(unet._widths))))
+    rows = dict(
+        zip(
+            [s.name for s in unet.sites()],
+            zip(unet.projection.weight.split(unet._widths), unet.projection.bias.split(unet._widths)),
+        )
+    )
 
     def block(a, b, site):
         b.norm1.load_state_dict(a.norm1.state_dict())

@@ -1,0 +1,185 @@
+"""Pictures of a split -> images.npy, labels.npy and meta.json in a folder."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import os
+import shutil
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..config import DataConfig
+from ..errors import InputError
+from ..labels import LabelSpace
+from .sources import Source, Split, class_ids
+
+if TYPE_CHECKING:
+    import numpy as np
+
+STORE_FORMAT = 1  # a change of it decodes everything anew
+
+
+def decode(
+    source: Source, split: str, name: str, config: DataConfig, channels: int, folder: Path, progress: bool
+) -> None:
+    """Write images.npy, labels.npy and meta.json into `folder`; memory holds some dozen pictures at a time."""
+    import numpy as np
+
+    loaded = source.load(split)
+    rows, labels, space = _chosen(loaded, config)
+    if not len(rows):
+        raise InputError(f"{name} holds no picture of the classes '{config.classes}'.")
+    images, skipped, kept, sizes = None, [], [], Counter()
+    pictures = _pictures(loaded.read(rows), config, channels, total=len(rows), label=name if progress else None)
+    for row, (picture, outcome, size) in enumerate(pictures):
+        if isinstance(outcome, Exception):
+            if not config.skip_broken:
+                raise InputError(
+                    f"broken picture {picture} of {name}: {outcome}. Replace it, or set data.skip_broken to true to leave "
+                    "such pictures out."
+                )
+            skipped.append(f"{picture}: {outcome}")
+            continue
+        if images is None:
+            first, shape = picture, (len(rows), *outcome.shape)
+            _check_size(picture, outcome.shape, picture, outcome.shape)
+            _check_room(folder, int(np.prod(shape)))
+            images = np.lib.format.open_memmap(folder / "images.npy", mode="w+", dtype=np.uint8, shape=shape)
+        if outcome.shape != images.shape[1:]:
+            _check_size(picture, outcome.shape, first, images.shape[1:])
+        images[len(kept)] = outcome
+        sizes[min(size), size[0] != size[1]] += 1
+        kept.append(row)
+    if images is None:
+        raise InputError(f"every picture of {name} is broken; the first: {skipped[0]}.")
+    if skipped:
+        images = _shorten(folder / "images.npy", images, len(kept))
+    labels = labels[kept]
+    images.flush()
+    np.save(folder / "labels.npy", labels)
+    _write_meta(folder, source, split, images, labels, space, skipped, sizes)
+
+
+def _chosen(loaded: Split, config: DataConfig) -> tuple[np.ndarray, np.ndarray, LabelSpace]:
+    """(rows of the split, their labels renumbered, the label space) of the classes in `config.classes`."""
+    import numpy as np
+
+    space = loaded.label_space
+    if config.classes == "all":
+        return np.arange(len(loaded.labels)), loaded.labels, space
+    ids = class_ids(space, config.classes)
+    subset = space.subset(ids)
+    new = np.full(space.K, -1, dtype=np.int64)
+    new[ids] = np.arange(len(ids))
+    labels = new[loaded.labels]
+    rows = np.flatnonzero(labels >= 0)
+    return rows, labels[rows], subset
+
+
+def _pictures(
+    read: Iterable[tuple[str, Any]], config: DataConfig, channels: int, total: int, label: str | None
+) -> Iterator[tuple[str, np.ndarray | Exception, tuple[int, int]]]:
+    """(name, pixels or why it is broken, size in the source), in order. Pillow decodes outside the GIL."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    from tqdm import tqdm
+
+    from .images import BrokenPicture, open_picture, to_array
+
+    def one(item: tuple[str, Any]) -> tuple[str, np.ndarray | Exception, tuple[int, int]]:
+        try:
+            image = open_picture(item[1])
+            return item[0], to_array(image, config.image_size, channels, config.background), image.size
+        except BrokenPicture as error:
+            return item[0], error, (0, 0)
+
+    bar = tqdm(total=total, desc=f"decoding {label}", unit=" pictures", disable=label is None, delay=1.0)
+    with bar, ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
+        read = iter(read)
+        while chunk := list(itertools.islice(read, 64)):
+            for result in pool.map(one, chunk):
+                bar.update()
+                yield result
+
+
+def _check_size(picture: str, shape: tuple[int, ...], first: str, expected: tuple[int, ...]) -> None:
+    (h, w), (eh, ew) = shape[:2], expected[:2]
+    if (h, w) != (eh, ew) or h != w:
+        seen = f"{picture} is {w}x{h}" + ("" if picture == first else f", {first} is {ew}x{eh}")
+        raise InputError(
+            f"pictures must be squares of one size: {seen}. Set data.image_size to the side they should have, such as 64."
+        )
+
+
+def _check_room(folder: Path, needed: int) -> None:
+    """A memory map on a full disk dies by a signal, so look first."""
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise InputError(
+            f"decoded pictures need {needed / 2**20:.0f} MiB in {folder.parent}, where {free / 2**20:.0f} MiB are free. "
+            "Make room, set data.store_dir to another disk, or set a smaller data.image_size."
+        )
+
+
+def _shorten(path: Path, images: np.ndarray, n: int) -> np.ndarray:
+    import numpy as np
+
+    short = np.lib.format.open_memmap(
+        path.with_name("short.npy"), mode="w+", dtype=np.uint8, shape=(n, *images.shape[1:])
+    )
+    for start in range(0, n, 4096):
+        short[start : min(n, start + 4096)] = images[start : min(n, start + 4096)]
+    path.with_name("short.npy").replace(path)
+    return short
+
+
+def _write_meta(
+    folder: Path,
+    source: Source,
+    split: str,
+    images: np.ndarray,
+    labels: np.ndarray,
+    space: LabelSpace,
+    skipped: list[str],
+    sizes: Counter[tuple[int, bool]],
+) -> None:
+    import numpy as np
+    import PIL
+
+    digest = hashlib.sha256(json.dumps([images.shape, space.names]).encode())
+    for start in range(0, len(images), 4096):
+        digest.update(np.ascontiguousarray(images[start : start + 4096]))
+    digest.update(labels.astype("<i8").tobytes())
+    meta = {
+        "label_space": space.to_dict(),
+        "shape": list(images.shape),
+        "counts": np.bincount(labels, minlength=space.K).tolist(),
+        "source": source.name,
+        "split": split,
+        "splits": list(source.splits()),
+        "resized": _in_words(sizes, images.shape[1]),
+        "fingerprint": digest.hexdigest(),
+        "skipped": skipped,
+        "made_with": {"store_format": STORE_FORMAT, "pillow": PIL.__version__, "numpy": np.__version__},
+    }
+    (folder / "meta.json").write_text(json.dumps(meta, indent=1) + "\n", encoding="utf-8")
+
+
+def _in_words(sizes: Counter[tuple[int, bool]], size: int) -> str:
+    """What was done to the pictures. sizes: (shorter side, whether not square) -> how many."""
+    cropped = sum(n for (_, oblong), n in sizes.items() if oblong)
+    words = [f"{cropped} centre-cropped"] if cropped else []
+    for what, sides in (
+        ("shrunk to {} px by area average (Pillow's BOX)", [s for s in sizes if s[0] > size]),
+        ("enlarged to {} px by bicubic interpolation", [s for s in sizes if s[0] < size]),
+        ("left at {} px", [s for s in sizes if s[0] == size]),
+    ):
+        if sides:
+            low, high = min(sides)[0], max(sides)[0]
+            origin = "" if low == size == high else f" from {low} px" if low == high else f" from {low}..{high} px"
+            words.append(f"{sum(sizes[s] for s in sides)} {what.format(size)}{origin}")
+    return "; ".join(words)

@@ -1,0 +1,255 @@
+"""Decode once: a source's split becomes a folder with uint8 pixels, labels and what they are, opened by memory map."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import re
+import shutil
+import uuid
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from ..config import DataConfig
+from ..errors import InputError
+from ..labels import LabelSpace
+from .decode import STORE_FORMAT, decode
+from .sources import Source, choose_part, class_lines, find_source
+from .tables import HubTable, Unlabelled
+
+if TYPE_CHECKING:
+    import numpy as np
+
+
+@dataclass(frozen=True)
+class ImageDataset:
+    """One part of a data set.
+
+    images: uint8 [M, H, W, C], the memory-mapped store; labels: int64 [N], ids of `label_space`.
+    indices: int64 [N], the part's rows of the store; None if it is the whole store.
+    fingerprint: sha256 over pixels, labels and class names: what the part holds, not where it lies.
+    skipped: "name: reason" of the broken pictures left out of the store.
+    """
+
+    name: str
+    images: np.ndarray = field(repr=False)
+    labels: np.ndarray = field(repr=False)
+    label_space: LabelSpace = field(repr=False)
+    fingerprint: str
+    indices: np.ndarray | None = field(default=None, repr=False)
+    skipped: tuple[str, ...] = field(default=(), repr=False)
+    resized: str = ""
+    folder: Path | None = None
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def image_size(self) -> int:
+        return self.images.shape[1]
+
+    @property
+    def channels(self) -> int:
+        return self.images.shape[3]
+
+    def gather(self, indices: Iterable[int]) -> tuple[np.ndarray, np.ndarray]:
+        """(uint8 [B, H, W, C], int64 [B]) of these pictures (0..N-1), in the order given; copies."""
+        import numpy as np
+
+        at = np.asarray(indices, dtype=np.int64)
+        return self.images[at if self.indices is None else self.indices[at]], self.labels[at]
+
+    def counts(self) -> np.ndarray:
+        """int64 [K]: how many pictures each class has."""
+        import numpy as np
+
+        return np.bincount(self.labels, minlength=self.label_space.K)
+
+    def part(self, indices: np.ndarray, name: str) -> ImageDataset:
+        """Some of these pictures (int64 [B]) as a data set of their own, on the same store."""
+        fingerprint = hashlib.sha256(self.fingerprint.encode() + indices.astype("<i8").tobytes()).hexdigest()
+        rows = indices if self.indices is None else self.indices[indices]
+        return dataclasses.replace(self, name=name, labels=self.labels[indices], indices=rows, fingerprint=fingerprint)
+
+
+def open_dataset(
+    config: DataConfig, part: Literal["train", "heldout"] | None = None, progress: bool = True
+) -> ImageDataset:
+    """The pictures that `config` names, decoded now if they have not been before.
+
+    part None: the split written in `config.source` (train unless said). "train": the same, for training. "heldout": the
+    source's own test split, else its validation split, else a share of the split (`heldout_fraction`), drawn with a fixed
+    seed and left out of "train" and None alike. Raises InputError for anything wrong with the source or its pictures.
+    """
+    source, head, word = find_source(config)
+    root = _root(config)
+    if isinstance(source, HubTable):
+        source.known = source.known or _known_splits(root, source.name)
+    splits, role, shared = choose_part(source, word, part)
+    for split in splits:
+        try:
+            whole = _open_store(source, split, head, config, root, progress)
+            break
+        except Unlabelled:
+            if split == splits[-1]:
+                raise
+    if role == "train":
+        _check_classes(whole)
+    if not shared:
+        return whole
+    kept, heldout = split_off(whole.labels, config.heldout_fraction)
+    if role == "train":
+        return whole.part(kept, whole.name) if len(heldout) else whole
+    if not len(heldout):
+        raise InputError(
+            f"{head} has no test or validation part, and data.heldout_fraction is {config.heldout_fraction:g} of "
+            f"{len(whole)} pictures, so nothing is held out. Set data.heldout_fraction to 0.05, say."
+        )
+    return whole.part(heldout, f"{head}:heldout")
+
+
+def split_off(labels: np.ndarray, fraction: float, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """(kept, held out): ascending indices, disjoint, together all. labels: int64 [N].
+
+    A class loses its last picture only if there is no other way to hold out one.
+    """
+    import numpy as np
+
+    n = len(labels)
+    count = max(1, round(fraction * n)) if n >= 2 and fraction > 0 else 0
+    order = np.random.RandomState(seed).permutation(n)  # RandomState: its stream is frozen for good
+    first = np.zeros(n, dtype=bool)
+    first[np.unique(labels[order], return_index=True)[1]] = True
+    spare = order[~first]
+    heldout = spare[:count] if len(spare) else order[:count]
+    return np.setdiff1d(np.arange(n), heldout), np.sort(heldout)
+
+
+def _check_classes(dataset: ImageDataset) -> None:
+    empty = [dataset.label_space.names[i] for i in (dataset.counts() == 0).nonzero()[0]]
+    if empty:
+        raise InputError(
+            f"{dataset.name} has no picture of {len(empty)} of its classes: {', '.join(empty[:8])}"
+            f"{', ...' if len(empty) > 8 else ''}. Name the classes to keep in data.classes, or add pictures."
+        )
+
+
+# ---------------------------------------------------------------------- the folder
+
+
+def _root(config: DataConfig) -> Path:
+    given = config.store_dir or os.environ.get("DIFFUSION_ADAGN_CACHE") or "~/.cache/diffusion_adagn"
+    root = Path(given).expanduser().absolute()
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"decoded pictures cannot be kept in {root}: {error.strerror}. Set data.store_dir.") from None
+    return root
+
+
+def _known_splits(root: Path, name: str) -> list[str]:
+    """The splits that a store of this source wrote down, so that it opens without the network."""
+    for path in sorted(root.glob(f"{_readable(name)}-*/meta.json")):
+        meta = _read_meta(path)
+        if meta.get("source") == name and meta.get("splits"):
+            return meta["splits"]
+    return []
+
+
+def _read_meta(path: Path) -> dict:
+    try:
+        meta = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return meta if isinstance(meta, dict) else {}
+
+
+def _readable(name: str) -> str:
+    return re.sub(r"[^\w.-]+", "_", Path(name).name, flags=re.ASCII).strip("._")[:60] or "data"
+
+
+def _open_store(source: Source, split: str, head: str, config: DataConfig, root: Path, progress: bool) -> ImageDataset:
+    channels = config.channels or source.channels
+    facts = {
+        "format": STORE_FORMAT,
+        "source": source.name,
+        "split": split,
+        "size": config.image_size,
+        "channels": channels,
+        "background": config.background,
+        "classes": class_lines(config.classes) if config.classes.endswith(".txt") else config.classes,
+        "skip_broken": config.skip_broken,
+        "columns": [config.image_column, config.label_column],
+        "files": source.facts(split),
+    }
+    key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+    folder = root / f"{_readable(source.name)}-{_readable(split)}-{key}"
+    name = f"{head}:{split}"
+    found = _read_store(folder, name)
+    if found is not None:
+        return found
+    try:
+        temporary = _beside(folder)
+        try:
+            decode(source, split, name, config, channels, temporary, progress)
+            return _place(temporary, folder, name)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+    except OSError as error:
+        raise InputError(f"decoded pictures cannot be kept in {root}: {error}. Set data.store_dir.") from None
+
+
+def _read_store(folder: Path, name: str) -> ImageDataset | None:
+    """The store in `folder`; None if there is none, or one that is damaged."""
+    import numpy as np
+
+    meta = _read_meta(folder / "meta.json")
+    try:
+        images = np.load(folder / "images.npy", mmap_mode="r").view(np.ndarray)  # refuses a file that is too short
+        labels = np.load(folder / "labels.npy")
+        space = LabelSpace.from_dict(meta["label_space"])
+        sound = (
+            list(images.shape) == meta["shape"]
+            and (images.dtype, labels.dtype, labels.shape) == (np.uint8, np.int64, images.shape[:1])
+            and np.bincount(labels, minlength=space.K).tolist() == meta["counts"]
+        )
+        fingerprint, skipped, resized = meta["fingerprint"], tuple(meta["skipped"]), meta["resized"]
+    except (OSError, ValueError, KeyError, TypeError, EOFError):
+        return None
+    return ImageDataset(name, images, labels, space, fingerprint, None, skipped, resized, folder) if sound else None
+
+
+def _beside(folder: Path) -> Path:
+    """A new hidden folder, readable by whoever may read the others (tempfile's would be the user's alone)."""
+    path = folder.with_name(f".{folder.name}-{uuid.uuid4().hex[:8]}")
+    path.mkdir()
+    return path
+
+
+def _place(temporary: Path, folder: Path, name: str) -> ImageDataset:
+    """Move a finished store into place whole. If another process got there first, use its store."""
+    while True:
+        try:
+            temporary.rename(folder)
+        except OSError:
+            if not folder.is_dir():
+                raise
+            found = _read_store(folder, name)
+            if found is not None:
+                return found
+            damaged = _beside(folder)
+            try:
+                folder.rename(damaged / "store")
+            except FileNotFoundError:  # another process has just done the same
+                continue
+            finally:
+                shutil.rmtree(damaged, ignore_errors=True)
+        else:
+            found = _read_store(folder, name)
+            if found is None:
+                raise OSError(f"the store just written to {folder} cannot be read back")
+            return found

@@ -1,0 +1,109 @@
+"""The command line's promises: statuses, --help, both spellings, nothing heavy before the arguments are understood."""
+
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT
+
+from diffusion_adagn.cli.main import COMMANDS, main
+from diffusion_adagn.config import RunConfig, fields_of
+
+
+def light(code):
+    """Run code in a fresh interpreter; fails if torch was imported."""
+    check = f"import sys\n{code}\nassert 'torch' not in sys.modules and 'diffusers' not in sys.modules, 'heavy'"
+    return subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, cwd=ROOT, check=False)
+
+
+@pytest.mark.parametrize("argv", [["--help"], *([c, "--help"] for c in COMMANDS)], ids=str)
+def test_help_answers_before_torch_is_imported(argv):
+    result = light(
+        f"from diffusion_adagn.cli.main import main\ntry: status = main({argv!r})\nexcept SystemExit as e: status = e.code\nassert not status"
+    )
+    assert result.returncode == 0, result.stderr
+    assert "usage: adagn" in result.stdout
+
+
+def test_every_setting_is_in_the_help_with_its_documentation(capsys):
+    with pytest.raises(SystemExit):
+        main(["train", "--help"])
+    shown = " ".join(capsys.readouterr().out.split())
+    for key, _, field in fields_of(RunConfig):
+        if key != "labels":
+            assert f"--{key}" in shown
+            assert " ".join(field.metadata["help"].split())[:60] in shown.replace("- ", "-"), key
+
+
+@pytest.mark.parametrize(
+    ("argv", "status", "message"),
+    [
+        ([], 2, ""),
+        (["trian"], 2, "train, sample"),
+        (["train"], 2, "--config FILE"),
+        (["train", "--config", "none.yaml"], 1, "no config file none.yaml"),
+        (["train", "--training.lrr", "1"], 2, "--training.lr"),
+        (["train", "--training.lr", "fast"], 2, "expected a number"),
+        (["train", "--resume", "yes"], 2, "auto"),
+        (["train", "--confg", "x"], 2, "--config"),
+        (["train", "--training.max_steps", "3"], 1, "--output_dir"),
+        (["train", "--output_dir", "x"], 1, "max_steps"),
+        (["sample"], 2, "RUN"),
+        (["sample", "runs/none"], 1, "no folder runs/none"),
+        (["sample", "x", "--guidance", "much"], 2, "1,2,4"),
+        (["sample", "x", "--count", "0"], 2, "at least 1"),
+        (["sample", "x", "--seed", "-1"], 2, "at least 0"),
+        (["sample", "x", "--sampler", "dim"], 2, "ddim"),
+        (["data", "inspect"], 2, "adagn data inspect digits"),
+        (["data", "look"], 2, "inspect"),
+    ],
+    ids=str,
+)
+def test_statuses_and_one_clear_paragraph(argv, status, message, capsys):
+    assert main(argv) == status
+    err = capsys.readouterr().err
+    assert message in " ".join(err.split())
+    assert "Traceback" not in err
+    assert "\n\n" not in err
+
+
+def test_bad_arguments_answer_before_torch_is_imported():
+    for argv in (
+        ["train", "--training.lrr", "1"],
+        ["train", "--training.lr", "x"],
+        ["sample", "x", "--guidance", "y"],
+        ["sample", "no/where/at/all"],
+    ):
+        result = light(f"from diffusion_adagn.cli.main import main\nassert main({argv!r}) in (1, 2)")
+        assert result.returncode == 0, result.stderr
+
+
+def test_dashes_and_underscores_are_alike(capsys):
+    for spelling in ("--dry-run", "--dry_run"):
+        for key in ("--training.max-steps", "--training.max_steps"):
+            assert main(["train", spelling, f"{key}=7", "--data.source", "digits"]) == 0
+            printed = capsys.readouterr().out
+            assert "max_steps: 7" in printed
+            assert "M parameters" in printed
+
+
+def test_debug_shows_the_traceback():
+    result = subprocess.run(
+        [sys.executable, "train.py", "--config", "none.yaml", "--debug"],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        check=False,
+    )
+    assert result.returncode == 1
+    assert "Traceback" in result.stderr
+
+
+def test_data_inspect(tmp_path, capsys):
+    sheet = tmp_path / "sheet.png"
+    assert main(["data", "inspect", "digits", "--out", str(sheet), "--count", "3"]) == 0
+    printed = capsys.readouterr().out
+    assert str(sheet) in printed
+    assert sheet.stat().st_size > 1000
+    for digit in range(10):
+        assert str(digit) in printed

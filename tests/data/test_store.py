@@ -1,0 +1,316 @@
+import json
+import multiprocessing
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from diffusion_adagn.config import DataConfig
+from diffusion_adagn.data import open_dataset
+from diffusion_adagn.data.store import split_off
+from diffusion_adagn.errors import InputError
+
+REAL = Path(__file__).parents[3] / "shared" / "data"
+
+
+@pytest.fixture(autouse=True)
+def store(tmp_path, monkeypatch):
+    monkeypatch.setenv("DIFFUSION_ADAGN_CACHE", str(tmp_path / "store"))
+    return tmp_path / "store"
+
+
+def make_folders(root: Path, each: int = 4, size: int = 8) -> Path:
+    rng = np.random.default_rng(3)
+    for name in ("ant", "bee"):
+        (root / name).mkdir(parents=True)
+        for i in range(each):
+            Image.fromarray(rng.integers(0, 256, (size, size, 3), dtype=np.uint8)).save(root / name / f"{i:03}.png")
+    return root
+
+
+def opened(source, part=None, **settings):
+    return open_dataset(DataConfig(source=str(source), heldout_fraction=0.0, **settings), part, progress=False)
+
+
+def direct(root: Path) -> np.ndarray:
+    return np.stack([np.asarray(Image.open(p).convert("RGB")) for p in sorted(root.rglob("*.png"))])
+
+
+def real(name: str) -> Path:
+    if not (REAL / name).is_dir():
+        pytest.skip(f"the real data {REAL / name} is not here")
+    return REAL / name
+
+
+# ---------------------------------------------------------------------- what is stored
+
+
+def test_gather_returns_the_pictures_in_the_order_asked(tmp_path):
+    root = make_folders(tmp_path / "d")
+    data = opened(root)
+    images, labels = data.gather([5, 0, 5])
+    assert np.array_equal(images, direct(root)[[5, 0, 5]])
+    assert labels.tolist() == [1, 0, 1]
+    assert (images.dtype, labels.dtype, len(data), data.channels) == (np.uint8, np.int64, 8, 3)
+    images[:] = 0  # a copy: the store is untouched
+    assert np.array_equal(data.gather([5])[0][0], direct(root)[5])
+
+
+def test_a_batch_of_many_chunks_keeps_its_order(tmp_path):
+    root = make_folders(tmp_path / "d", each=150)
+    assert np.array_equal(opened(root).gather(np.arange(300))[0], direct(root))
+
+
+def test_the_second_opening_decodes_nothing(tmp_path, monkeypatch):
+    root = make_folders(tmp_path / "d")
+    first = opened(root)
+    monkeypatch.setattr("diffusion_adagn.data.store.decode", lambda *a: pytest.fail("decoded again"))
+    assert opened(root).fingerprint == first.fingerprint
+
+
+def test_meta_says_what_the_store_is(tmp_path):
+    data = opened(make_folders(tmp_path / "d", size=16), classes="bee", image_size=8)
+    meta = json.loads((data.folder / "meta.json").read_text())
+    assert meta["label_space"]["names"] == ["bee"]
+    assert meta["label_space"]["original_ids"] == [1]
+    assert (meta["counts"], meta["shape"], meta["split"]) == ([4], [4, 8, 8, 3], "train")
+    assert meta["resized"] == data.resized == "4 shrunk to 8 px by area average (Pillow's BOX) from 16 px"
+    assert meta["fingerprint"] == data.fingerprint
+    assert data.folder.name.startswith("d-train-")
+
+
+def test_the_fingerprint_is_of_the_contents(tmp_path):
+    root = make_folders(tmp_path / "d")
+    first = opened(root).fingerprint
+    moved = shutil.move(root, tmp_path / "elsewhere")
+    assert opened(moved).fingerprint == first
+    (moved / "ant").rename(moved / "asp")
+    assert opened(moved).fingerprint != first  # another name
+    (moved / "asp").rename(moved / "ant")
+    assert opened(moved).fingerprint == first
+    pixels = np.array(Image.open(moved / "bee" / "000.png"))
+    pixels[0, 0, 0] ^= 1
+    Image.fromarray(pixels).save(moved / "bee" / "000.png")
+    assert opened(moved).fingerprint != first  # one bit of one pixel
+
+
+def test_settings_and_files_that_decide_the_pixels_make_another_store(tmp_path, store):
+    root = make_folders(tmp_path / "d")
+    opened(root)
+    for settings in (
+        {"image_size": 4},
+        {"channels": 1},
+        {"background": "black"},
+        {"classes": "ant"},
+        {"skip_broken": True},
+    ):
+        before = len(list(store.iterdir()))
+        opened(root, **settings), opened(root, **settings)
+        assert len(list(store.iterdir())) == before + 1, settings
+    opened(root, flip=True)
+    assert len(list(store.iterdir())) == 6
+    Image.new("RGB", (8, 8)).save(root / "ant" / "new.png")
+    assert len(opened(root)) == 9
+
+
+def test_store_dir_wins_over_the_environment(tmp_path):
+    data = opened(make_folders(tmp_path / "d"), store_dir=str(tmp_path / "mine"))
+    assert data.folder.parent == tmp_path / "mine"
+
+
+# ---------------------------------------------------------------------- held out
+
+
+@pytest.mark.parametrize("n", [0, 1, 2, 3, 40, 1797])
+@pytest.mark.parametrize("fraction", [0.0, 0.01, 0.05, 0.5])
+def test_split_off_is_disjoint_complete_and_repeatable(n, fraction):
+    labels = np.arange(n) % 7
+    kept, heldout = split_off(labels, fraction)
+    assert sorted([*kept, *heldout]) == list(range(n))
+    assert len(heldout) == (max(1, round(n * fraction)) if n > 1 and fraction else 0)
+    again = split_off(labels, fraction)
+    assert np.array_equal(kept, again[0]) and np.array_equal(heldout, again[1])
+    if n > 7:
+        assert len(np.unique(labels[kept])) == 7
+
+
+def test_split_off_takes_no_classs_last_picture():
+    labels = np.array([0] * 50 + [1])
+    kept, heldout = split_off(labels, 0.5)
+    assert 50 in kept and len(heldout) == 26 - (26 > 25)
+
+
+def test_held_out_share_is_a_view_of_the_same_store(tmp_path, store):
+    root = make_folders(tmp_path / "d", each=20)
+    config = DataConfig(source=str(root))
+    train, held = open_dataset(config, "train", progress=False), open_dataset(config, "heldout", progress=False)
+    assert len(list(store.iterdir())) == 1
+    assert (len(train), len(held)) == (38, 2)
+    whole = direct(root)
+    assert np.array_equal(held.gather([1, 0])[0], whole[held.indices[[1, 0]]])
+    assert np.array_equal(train.gather(np.arange(38))[0], np.delete(whole, held.indices, axis=0))
+    assert np.array_equal(train.gather(np.arange(38))[1], train.labels)
+    assert len({train.fingerprint, held.fingerprint, opened(root).fingerprint}) == 3
+
+
+# ---------------------------------------------------------------------- broken pictures, sizes
+
+
+def test_a_broken_picture_is_named_and_skipped_only_when_asked(tmp_path, store):
+    root = make_folders(tmp_path / "d")
+    whole = (root / "ant" / "001.png").read_bytes()
+    (root / "ant" / "001.png").write_bytes(whole[:60])
+    (root / "bee" / "000.png").write_bytes(b"")
+    with pytest.raises(InputError, match=r"broken picture ant/001\.png .*set data\.skip_broken to true"):
+        opened(root)
+    assert not list(store.iterdir())  # nothing half-made stays behind
+    for _ in range(2):
+        data = opened(root, skip_broken=True)
+        assert data.counts().tolist() == [3, 3]
+        assert [s.split(":")[0] for s in data.skipped] == ["ant/001.png", "bee/000.png"]
+        assert data.skipped[1].endswith("it is empty")
+        kept = [p for p in sorted(root.rglob("*.png")) if p.name[:3] + p.parent.name not in ("001ant", "000bee")]
+        assert np.array_equal(data.gather(np.arange(6))[0], np.stack([np.asarray(Image.open(p)) for p in kept]))
+
+
+def test_nothing_but_broken_pictures(tmp_path):
+    root = make_folders(tmp_path / "d")
+    for path in root.rglob("*.png"):
+        path.write_bytes(b"?")
+    with pytest.raises(InputError, match=r"every picture .* is broken"):
+        opened(root, skip_broken=True)
+
+
+def test_a_class_whose_pictures_are_all_broken_is_empty(tmp_path):
+    root = make_folders(tmp_path / "d", each=1)
+    (root / "bee" / "000.png").write_bytes(b"?")
+    with pytest.raises(InputError, match=r"no picture of 1 of its classes: bee"):
+        opened(root, skip_broken=True)
+
+
+def test_pictures_of_several_sizes_need_an_image_size(tmp_path):
+    root = make_folders(tmp_path / "d")
+    Image.new("RGB", (8, 12)).save(root / "bee" / "odd.png")
+    with pytest.raises(InputError, match=r"odd\.png is 8x12, ant/000\.png is 8x8.*Set data\.image_size"):
+        opened(root)
+    data = opened(root, image_size=8)
+    assert data.resized == "1 centre-cropped; 9 left at 8 px"
+    Image.new("RGB", (8, 12)).save(root / "ant" / "000.png")
+    with pytest.raises(InputError, match=r"ant/000\.png is 8x12\. Set"):
+        opened(root)
+
+
+def test_no_room_is_said_before_writing(tmp_path, monkeypatch, store):
+    root = make_folders(tmp_path / "d")
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(100, 0, 100))
+    with pytest.raises(InputError, match=r"MiB are free.*data\.store_dir"):
+        opened(root)
+    assert not list(store.iterdir())
+
+
+def test_a_store_that_cannot_be_made(tmp_path):
+    (tmp_path / "file").write_text("-")
+    with pytest.raises(InputError, match=r"cannot be kept in .*data\.store_dir"):
+        opened("digits", store_dir=str(tmp_path / "file" / "below"))
+
+
+# ---------------------------------------------------------------------- damage, company
+
+
+@pytest.mark.parametrize(
+    "damage", ["short", "no_images", "no_labels", "bad_json", "other_shape", "no_meta", "bad_labels"]
+)
+def test_a_damaged_store_is_made_anew(tmp_path, store, damage):
+    root = make_folders(tmp_path / "d")
+    data = opened(root)
+    images, labels, meta = (data.folder / n for n in ("images.npy", "labels.npy", "meta.json"))
+    if damage == "short":
+        os.truncate(images, images.stat().st_size - 1)
+    elif damage == "other_shape":
+        meta.write_text(meta.read_text().replace('"shape": [\n  8', '"shape": [\n  9'))
+    elif damage == "bad_json":
+        meta.write_text(meta.read_text()[:-20])
+    elif damage == "bad_labels":
+        np.save(labels, np.zeros(8, np.int64))
+    else:
+        {"no_images": images, "no_labels": labels, "no_meta": meta}[damage].unlink()
+    again = opened(root)
+    assert np.array_equal(again.gather(np.arange(8))[0], direct(root))
+    assert again.fingerprint == data.fingerprint
+    assert [p.name for p in store.iterdir()] == [data.folder.name]
+
+
+def test_a_store_placed_first_by_another_process_is_used(tmp_path, store, monkeypatch):
+    import diffusion_adagn.data.store as module
+
+    root, decode = make_folders(tmp_path / "d"), module.decode
+
+    def slower(*args):
+        decode(*args)
+        monkeypatch.setattr(module, "decode", decode)
+        first.append(opened(root))  # the other one, done while this one was decoding
+
+    first = []
+    monkeypatch.setattr(module, "decode", slower)
+    inode = opened(root).folder.stat().st_ino
+    assert inode == first[0].folder.stat().st_ino
+    assert len(list(store.iterdir())) == 1
+
+
+def _prepare(root, barrier, results):
+    barrier.wait(30)
+    data = opened(root)
+    results.put((data.fingerprint, int(data.gather(np.arange(len(data)))[0].astype(np.int64).sum())))
+
+
+def test_two_processes_at_once(tmp_path, store):
+    root = make_folders(tmp_path / "d", each=60, size=32)
+    context = multiprocessing.get_context("fork")
+    barrier, results = context.Barrier(2), context.Queue()
+    workers = [context.Process(target=_prepare, args=(root, barrier, results)) for _ in range(2)]
+    for worker in workers:
+        worker.start()
+    found = [results.get(timeout=60) for _ in workers]
+    for worker in workers:
+        worker.join(30)
+    assert found[0] == found[1]
+    assert found[0][1] == direct(root).astype(np.int64).sum()
+    assert len(list(store.iterdir())) == 1
+
+
+# ---------------------------------------------------------------------- real data
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_real_cifar_pixels_are_those_decoded_directly(split):
+    import datasets
+    import pyarrow.parquet
+
+    folder = real("cifar10_tiny")
+    table = pyarrow.parquet.read_table(next(folder.glob(f"{split}-*.parquet"))).to_pylist()
+    data = open_dataset(DataConfig(source=f"{folder}:{split}"), progress=False)
+    assert data.label_space.names[3] == "cat"
+    images, labels = data.gather(np.arange(len(data)))
+    assert labels.tolist() == [row["label"] for row in table]
+    feature = datasets.Image()
+    exact = np.stack([np.asarray(feature.decode_example(row["img"]).convert("RGB")) for row in table])
+    assert np.array_equal(images, exact)
+
+
+def test_real_imagenette_is_averaged_over_blocks():
+    import io
+
+    import pyarrow.parquet
+
+    folder = real("imagenette64_tiny")
+    rows = pyarrow.parquet.read_table(next(folder.glob("train-*.parquet"))).to_pylist()[:40]
+    full = np.stack([np.asarray(Image.open(io.BytesIO(r["image"]["bytes"])).convert("RGB")) for r in rows])
+    mean = full.astype(np.float64).reshape(40, 32, 2, 32, 2, 3).mean((2, 4))
+    data = open_dataset(DataConfig(source=str(folder), image_size=32), progress=False)
+    assert np.abs(data.gather(np.arange(40))[0] - mean).max() <= 1
+    assert open_dataset(DataConfig(source=str(folder), image_size=32), "heldout", progress=False).name.endswith(
+        ":validation"
+    )

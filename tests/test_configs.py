@@ -1,0 +1,57 @@
+"""Every shipped recipe is read and dry-run, on pictures that the test makes."""
+
+import numpy as np
+import pytest
+from conftest import ROOT
+from PIL import Image
+
+from diffusion_adagn.cli.main import main
+from diffusion_adagn.config import read_config
+
+CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
+SIZES = {
+    "cifar10": (50e6, 60e6),
+    "cifar10_small": (5e6, 8e6),
+    "digits": (0.5e6, 1e6),
+}  # parameters that the headers promise
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    """Class folders named as imagenet64_subset.yaml asks for them."""
+    folder = tmp_path_factory.mktemp("pictures")
+    for wnid in read_config(ROOT / "configs/imagenet64_subset.yaml").data.classes.split(","):
+        (folder / wnid).mkdir()
+        for i in range(2):
+            Image.fromarray(np.random.default_rng(i).integers(0, 255, (70, 80, 3), "uint8")).save(
+                folder / wnid / f"{i}.png"
+            )
+    return folder
+
+
+def test_the_recipes_are_there():
+    assert {c.stem for c in CONFIGS} >= {"digits", "cifar10", "cifar10_small", "imagenet64_subset", "own_images"}
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda c: c.stem)
+def test_every_recipe_dry_runs(config, pictures, capsys):
+    source = (
+        []
+        if config.stem == "digits"
+        else ["--data.source", str(pictures), "--data.image_size", "64" if "64" in config.stem else "32"]
+    )
+    assert main(["train", "--config", str(config), "--dry_run", "--debug", *source]) == 0
+    printed = capsys.readouterr().out
+    for word in ("GFLOPs", "GiB", "epochs", "max_steps:", "10 classes"):
+        assert word in printed
+    if config.stem in SIZES:
+        millions = float(printed.split(" M parameters")[0].split()[-1])
+        low, high = SIZES[config.stem]
+        assert low <= millions * 1e6 <= high
+
+
+def test_the_header_of_every_recipe_says_what_it_gives():
+    for config in CONFIGS:
+        head = config.read_text().splitlines()[:6]
+        assert head[0].startswith("# "), config
+        assert config.stem == "own_images" or any("measured" in line for line in head), config

@@ -1,0 +1,83 @@
+"""Every command of the README: run, shrunk, in a folder of its own; those that need a GPU or the network are parsed."""
+
+import re
+import shlex
+
+import numpy as np
+import pytest
+from conftest import ROOT
+from PIL import Image
+
+from diffusion_adagn.cli import sample as sample_cli
+from diffusion_adagn.cli import train as train_cli
+from diffusion_adagn.cli.main import main
+from diffusion_adagn.cli.options import config_overrides
+from diffusion_adagn.config import read_config
+
+SHRINK = {
+    "train": "--training.max_steps 2 --training.batch_size 8 --training.preview_every 0 --training.heldout_every 0 --model.model_channels 32 "
+    "--model.num_head_channels 32 --training.precision fp32",
+    "sample": "--steps 2 --count 2",
+    "data": "--count 2",
+}
+SETUP = ("make ", "python3 -m venv", "pip install")
+
+
+def blocks(language):
+    return re.findall(rf"```{language}\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+
+
+def commands():
+    return [line for block in blocks("bash") for line in block.splitlines() if line.strip()]
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    """A folder that looks like a clone, with a few labelled pictures in it."""
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    for name in ("cat", "dog"):
+        (tmp_path / "my_images" / name).mkdir(parents=True)
+        for i in range(12):
+            pixels = np.random.default_rng(i).integers(0, 255, (40, 48, 3), "uint8")
+            Image.fromarray(pixels).save(tmp_path / "my_images" / name / f"{i}.png")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_the_readmes_commands_and_programs_run(place):
+    ran = 0
+    for command in commands():
+        words = shlex.split(command)
+        if command.startswith(SETUP):
+            continue
+        if words[0] in ("torchrun", "accelerate"):
+            script = next(i for i, w in enumerate(words) if w.endswith(".py"))
+            assert (ROOT / words[script]).is_file()
+            words = ["adagn", words[script].removesuffix(".py"), *words[script + 1 :]]
+            only_parse = True
+        else:
+            only_parse = "cifar10" in command or "imagenet" in command
+        assert words[0] == "adagn", command
+        name, argv = words[1], words[2:]
+        if only_parse:
+            args = {"train": train_cli, "sample": sample_cli}[name].parser().parse(argv)
+            if name == "train":
+                read_config(args.config, config_overrides(args))
+            continue
+        # on resume the recorded settings must not be shrunk again
+        shrink = "--training.max_steps 3" if "--resume" in argv else SHRINK[name]
+        assert main([name, *argv, *shrink.split(), "--debug"]) == 0, command
+        ran += 1
+    assert ran >= 6
+    for block in blocks("python"):
+        exec(compile(block, "README.md", "exec"), {})
+    assert (place / "three.png").exists()
+
+
+def test_what_the_readme_shows_and_names_is_there():
+    text = (ROOT / "README.md").read_text()
+    for image in re.findall(r"!\[.*?\]\((.*?)\)", text):
+        assert (ROOT / image).is_file(), image
+    for target in ("demo", "test", "test-slow", "lint"):
+        assert f"\n{target}:" in (ROOT / "Makefile").read_text()
+    assert "RESULTS" not in text

@@ -1,0 +1,135 @@
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from conftest import ROOT, tiny_unet
+from PIL import Image
+
+from diffusion_adagn import ClassConditionalPipeline, LabelSpace
+from diffusion_adagn.cli.main import main
+from diffusion_adagn.config import DiffusionConfig
+from diffusion_adagn.diffusion.schedule import make_scheduler
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    """A pipeline folder with an untrained network whose classes differ."""
+    folder = tmp_path_factory.mktemp("model") / "pipe"
+    labels = LabelSpace(("cat", "tench, Tinca tinca", "größe/2"))
+    ClassConditionalPipeline(tiny_unet(), make_scheduler(DiffusionConfig()), labels).save_pretrained(folder)
+    return folder
+
+
+def sample(model, out, *argv):
+    return main(["sample", str(model), "--out", str(out), "--steps", "3", "--count", "2", "--debug", *argv])
+
+
+def pixels(folder, entry):
+    return np.asarray(Image.open(folder / entry["file"]))
+
+
+def test_what_is_written(model, tmp_path, capsys):
+    assert sample(model, tmp_path / "s", "--guidance", "1,2,4", "--seed", "10", "--classes", "tench,cat") == 0
+    record = json.loads((tmp_path / "s/samples.json").read_text())
+    images = record["images"]
+    assert len(images) == 2 * 2 * 3
+    assert {"file", "class_id", "class_name", "seed", "guidance", "sampler", "steps", "model_hash"} <= set(images[0])
+    for scale in (1.0, 2.0, 4.0):
+        at = [i for i in images if i["guidance"] == scale]
+        assert [i["class_id"] for i in at] == [1, 1, 0, 0]  # class-major, in the order asked for
+        assert [i["seed"] for i in at] == [10, 11, 12, 13]  # the same at every scale
+    assert images[0]["class_name"] == "tench, Tinca tinca"
+    assert (images[0]["sampler"], images[0]["steps"]) == ("ddim", 3)
+    assert len(record["model"]["hash"]) == 16
+    names = {p.name for p in (tmp_path / "s").iterdir()}
+    assert names == {i["file"] for i in images} | {"grid.png", "samples.json"}
+    assert all(Image.open(tmp_path / "s" / i["file"]).size == (8, 8) for i in images)
+    assert min(Image.open(tmp_path / "s/grid.png").size) > 2 * 8 * 4
+    printed = capsys.readouterr().out
+    assert str(tmp_path / "s/grid.png") in printed
+    assert "weights of" in printed
+
+
+def test_a_picture_is_what_the_pipeline_gives_for_its_entry(model, tmp_path):
+    sample(model, tmp_path / "s", "--guidance", "1,3", "--batch_size", "5")
+    pipe = ClassConditionalPipeline.from_pretrained(model)
+    pipe.set_progress_bar_config(disable=True)
+    for entry in json.loads((tmp_path / "s/samples.json").read_text())["images"]:
+        alone = pipe(
+            entry["class_id"], guidance_scale=entry["guidance"], seeds=[entry["seed"]], num_inference_steps=3
+        ).images[0]
+        difference = np.abs(np.asarray(alone).astype(int) - pixels(tmp_path / "s", entry)).max()
+        assert difference <= 1  # a grey value may round the other way in another batch
+
+
+def test_batch_size_and_processes_change_nothing(model, tmp_path):
+    sample(model, tmp_path / "one", "--guidance", "2", "--batch_size", "2")
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nproc_per_node",
+        "2",
+        "--standalone",
+        str(ROOT / "sample.py"),
+        str(model),
+    ]
+    argv = ["--out", str(tmp_path / "two"), "--steps", "3", "--count", "2", "--guidance", "2", "--batch_size", "2"]
+    result = subprocess.run([*command, *argv], env=environment, capture_output=True, text=True, check=False)
+    assert (tmp_path / "two/samples.json").exists(), result.stderr[-2000:]
+    one, two = (json.loads((tmp_path / n / "samples.json").read_text()) for n in ("one", "two"))
+    assert one == two
+    for entry in one["images"]:
+        assert np.array_equal(pixels(tmp_path / "one", entry), pixels(tmp_path / "two", entry))
+    assert np.array_equal(
+        np.asarray(Image.open(tmp_path / "one/grid.png")), np.asarray(Image.open(tmp_path / "two/grid.png"))
+    )
+
+
+def test_samples_are_not_overwritten_unless_asked_and_other_files_never(model, tmp_path, capsys):
+    out = tmp_path / "s"
+    sample(model, out, "--classes", "cat")
+    kept = (out / "samples.json").read_text()
+    assert main(["sample", str(model), "--out", str(out), "--steps", "3"]) == 1
+    assert "--overwrite" in capsys.readouterr().err
+    assert (out / "samples.json").read_text() == kept
+    (out / "notes.txt").write_text("mine")
+    assert sample(model, out, "--classes", "null", "--overwrite") == 0
+    assert (out / "notes.txt").read_text() == "mine"
+    files = {i["file"] for i in json.loads((out / "samples.json").read_text())["images"]}
+    assert {p.name for p in out.glob("0*.png")} == files
+    assert all("null" in f for f in files)
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "x").write_text("")
+    assert main(["sample", str(model), "--out", str(other), "--overwrite"]) == 1
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--classes", "dog"], "no class 'dog'"),
+        (["--classes", "7"], "class id 7"),
+        (["--guidance", "nan"], "nan"),
+        (["--steps", "2000"], "1 to 1000"),
+        (["--sampler", "dpm++", "--eta", "1"], "ddim"),
+        (["--spacing", "trailing", "--steps", "30"], "leading"),
+        (["--weights", "raw"], "EMA weights only"),
+    ],
+)
+def test_bad_requests_write_nothing(model, tmp_path, capsys, argv, message):
+    assert main(["sample", str(model), "--out", str(tmp_path / "s"), *argv]) == 1
+    assert message in " ".join(capsys.readouterr().err.split())
+    assert not (tmp_path / "s").exists()
+
+
+def test_the_grid_is_bounded_however_many_pictures(model, tmp_path, capsys):
+    assert (
+        main(["sample", str(model), "--out", str(tmp_path / "s"), "--steps", "1", "--count", "30", "--classes", "cat"])
+        == 0
+    )
+    assert "24 pictures each" in capsys.readouterr().out

@@ -1,0 +1,282 @@
+"""Whole runs, small: resume, stop, several processes, fine-tuning, refusals."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import ROOT
+from safetensors.torch import load_file
+
+from diffusion_adagn import ClassConditionalPipeline
+from diffusion_adagn.cli.main import main
+from diffusion_adagn.run import open_pipeline
+
+TINY = {
+    "model.model_channels": 16, "model.channel_mult": "1,2", "model.num_res_blocks": 1, "model.attention_resolutions": 4,
+    "model.num_head_channels": 16, "model.norm_groups": 4, "diffusion.schedule": "cosine",
+    "training.batch_size": 16, "training.lr": 1e-3, "training.log_every": 1, "training.preview_every": 0,
+}  # fmt: skip
+
+
+def words(settings):
+    return [f"--{k}={v}" for k, v in settings.items()]
+
+
+def run(out, *extra, **changes):
+    """adagn train in this process; the exit status."""
+    settings = TINY | {"training.max_steps": 6} | {k.replace("__", "."): v for k, v in changes.items()}
+    return main(["train", "--output_dir", str(out), *words(settings), *extra, "--debug"])
+
+
+def losses(out):
+    return {
+        line["step"]: line["loss"]
+        for line in map(json.loads, (Path(out) / "metrics.jsonl").read_text().splitlines())
+        if "loss" in line
+    }
+
+
+def weights(out, which="model"):
+    newest = sorted((Path(out) / "checkpoints").glob("step-*"))[-1]
+    return load_file(newest / f"{which}.safetensors")
+
+
+def assert_same_run(a, b):
+    assert losses(a) == losses(b)
+    for which in ("model", "ema", "optimizer"):
+        one, other = weights(a, which), weights(b, which)
+        assert one.keys() == other.keys()
+        assert all(torch.equal(one[k], other[k]) for k in one), which
+
+
+VARIANTS = {
+    "fp32": {},
+    "bf16, two passes, dropout, flips, decay": {
+        "training__precision": "bf16", "training__gradient_accumulation": 2, "model__dropout": 0.2, "data__flip": "true",
+        "training__warmup_steps": 2,
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_stopped_and_resumed_run_is_the_run_never_stopped(tmp_path, variant):
+    changes = VARIANTS[variant]
+    run(tmp_path / "whole", **changes)
+    run(tmp_path / "parts", **changes, training__max_steps=4, training__checkpoint_every=3)
+    # as a kill after step 4's checkpoint was lost: go back to step 3
+    newest = tmp_path / "parts/checkpoints/step-00000004"
+    (newest / "state.json").unlink()
+    assert (
+        run(tmp_path / "parts", "--resume", "auto", **changes, training__log_every=1, training__checkpoint_every=100)
+        == 0
+    )
+    assert_same_run(tmp_path / "whole", tmp_path / "parts")
+    assert len(losses(tmp_path / "parts")) == 6
+
+
+def test_the_loss_falls_and_the_run_folder_is_whole(tmp_path, capsys):
+    out = tmp_path / "run"
+    assert run(out, training__max_steps=40, training__batch_size=64, training__lr=3e-3, training__preview_every=40,
+               training__heldout_every=20, training__preview_classes="3,null,7", training__preview_steps=3) == 0  # fmt: skip
+    values = losses(out)
+    assert sum(values[s] for s in range(36, 41)) < 0.8 * sum(values[s] for s in range(1, 6))
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert {"step", "loss", "lr", "grad_norm", "epoch", "images_per_s"} <= set(lines[0])
+    assert [line["step"] for line in lines if "heldout_loss" in line] == [20, 40]
+    assert {p.name for p in out.iterdir()} == {"config.yaml", "metrics.jsonl", "previews", "checkpoints", "pipeline"}
+    assert (out / "previews/step-00000040.png").stat().st_size > 500
+    printed = capsys.readouterr().out
+    assert f"adagn sample {out}" in printed
+    pipe = ClassConditionalPipeline.from_pretrained(out)
+    assert pipe.labels.names == tuple("0123456789")
+    assert pipe.config.trained_steps == 40
+    assert (out / "pipeline/README.md").read_text().count("digits") >= 1
+    ema = weights(out, "ema")
+    assert all(torch.equal(v, ema[k]) for k, v in pipe.unet.state_dict().items())
+    # EMA by default, the raw weights when asked, and both are told apart
+    raw, what = open_pipeline(out, "raw")
+    assert "raw weights" in what
+    assert all(torch.equal(v, weights(out)[k]) for k, v in raw.unet.state_dict().items())
+    assert not torch.equal(raw.unet.conv_in.weight, pipe.unet.conv_in.weight)
+
+
+def test_what_would_change_the_result_is_refused_by_name_and_nothing_is_lost(tmp_path, capsys):
+    out = tmp_path / "run"
+    run(out)
+    before = {p: p.read_bytes() for p in out.rglob("*") if p.is_file()}
+    for changes, name in (
+        ({"training__lr": 5e-3}, "training.lr: 0.001 -> 0.005"),
+        ({"model__model_channels": 32}, "model.model_channels: 16 -> 32"),
+        ({"data__classes": "1,2"}, "records 10 classes"),
+        ({"training__seed": 1}, "training.seed"),
+    ):
+        settings = {k.replace("__", "."): v for k, v in changes.items()}
+        status = main(
+            ["train", "--output_dir", str(out), "--resume", "auto", *words(TINY | {"training.max_steps": 9} | settings)]
+        )
+        assert status == 1
+        assert name in capsys.readouterr().err.replace("\n", " ")
+    status = main(["train", "--output_dir", str(out), *words(TINY | {"training.max_steps": 9})])
+    assert status == 1
+    assert "--resume auto" in capsys.readouterr().err.replace("\n", " ")
+    assert before == {p: p.read_bytes() for p in out.rglob("*") if p.is_file()}
+    assert run(out, "--resume", "auto", training__max_steps=7, training__log_every=2, training__keep_checkpoints=1) == 0
+    # a run's own config is enough to go on with it
+    assert main(["train", "--resume", "auto", "--output_dir", str(out), "--training.max_steps", "8"]) == 0
+    assert sorted(losses(out)) == [1, 2, 3, 4, 5, 6, 7, 8]
+
+
+def test_a_folder_that_is_no_run_is_left_alone(tmp_path, capsys):
+    (tmp_path / "thesis.txt").write_text("mine")
+    for out in (tmp_path, tmp_path / "thesis.txt"):
+        assert main(["train", "--output_dir", str(out), *words(TINY | {"training.max_steps": 1})]) == 1
+        assert "not a run" in capsys.readouterr().err.replace("\n", " ")
+    assert [p.name for p in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+def test_changed_data_is_refused(tmp_path, capsys):
+    import numpy as np
+    from PIL import Image
+
+    for name in "ab":
+        (tmp_path / "data" / name).mkdir(parents=True)
+        for i in range(4):
+            Image.fromarray(np.full((8, 8), 60 * i, "uint8")).save(tmp_path / "data" / name / f"{i}.png")
+    data = {"data__source": tmp_path / "data", "data__channels": 1}
+    # 8 pictures, batches of 16: smaller than a batch, every batch spans epochs
+    assert run(tmp_path / "run", **data) == 0
+    Image.fromarray(np.full((8, 8), 255, "uint8")).save(tmp_path / "data" / "a" / "0.png")
+    settings = {k.replace("__", "."): v for k, v in data.items()}
+    status = main(
+        [
+            "train",
+            "--resume",
+            "auto",
+            "--output_dir",
+            str(tmp_path / "run"),
+            *words(TINY | {"training.max_steps": 9} | settings),
+        ]
+    )
+    assert status == 1
+    assert "changed since" in capsys.readouterr().err.replace("\n", " ")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"training.batch_size": 15, "training.gradient_accumulation": 2}, "multiple of 2"),
+        ({"training.precision": "fp16"}, "CUDA"),
+        ({"training.preview_classes": "cat"}, "no class 'cat'"),
+        ({"data.source": "no/such/folder"}, "no/such/folder"),
+        ({"model.norm_groups": 7}, "norm_groups"),
+        ({"model.channel_mult": "1,2,2,2,2"}, "halved"),
+        ({"init_from": "nowhere"}, "no folder nowhere"),
+    ],
+)
+def test_bad_settings_leave_nothing_behind(tmp_path, capsys, changes, message):
+    if changes.get("training.precision") == "fp16" and torch.cuda.is_available():
+        pytest.skip("fp16 is fine on this machine")
+    status = main(["train", "--output_dir", str(tmp_path / "run"), *words(TINY | {"training.max_steps": 2} | changes)])
+    assert status == 1
+    assert message in capsys.readouterr().err.replace("\n", " ")
+    assert not (tmp_path / "run/config.yaml").exists()
+
+
+def test_fine_tuning_keeps_what_fits_and_makes_the_class_table_anew(tmp_path, capsys):
+    run(tmp_path / "a", model__null_class="false", training__label_dropout=0)
+    source = ClassConditionalPipeline.from_pretrained(tmp_path / "a")
+    run(tmp_path / "b", "--init_from", str(tmp_path / "a"), data__classes="7,3", training__max_steps=1, training__lr=0)
+    assert "2 of 3 rows" in capsys.readouterr().out
+    tuned = weights(tmp_path / "b")
+    old = source.unet.state_dict()
+    for key, value in tuned.items():
+        if key != "embedding.classes.weight":
+            assert torch.equal(value, old[key]), key
+    table = tuned["embedding.classes.weight"]
+    assert table.shape[0] == 3  # 7, 3 and a null row
+    assert torch.equal(table[:2], old["embedding.classes.weight"][[7, 3]])
+    pipe = ClassConditionalPipeline.from_pretrained(tmp_path / "b")
+    assert pipe.labels.names == ("7", "3")
+    assert pipe.labels.original_ids == (7, 3)
+    pipe.set_progress_bar_config(disable=True)
+    assert len(pipe("7,null", guidance_scale=2.0, num_inference_steps=2).images) == 2
+
+
+def test_an_unconditional_run(tmp_path):
+    assert (
+        run(
+            tmp_path / "u",
+            model__class_conditional="false",
+            training__max_steps=2,
+            training__preview_every=2,
+            training__preview_steps=2,
+        )
+        == 0
+    )
+    pipe = ClassConditionalPipeline.from_pretrained(tmp_path / "u")
+    pipe.set_progress_bar_config(disable=True)
+    assert pipe.labels.K == 0
+    assert len(pipe("null", seeds=[1, 2], num_inference_steps=2).images) == 2
+
+
+def environment(**more):
+    return os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"} | more
+
+
+def launch(out, *extra, processes=1, **changes):
+    settings = TINY | {"training.max_steps": 6} | {k.replace("__", "."): v for k, v in changes.items()}
+    command = (
+        [sys.executable]
+        if processes == 1
+        else [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(processes), "--standalone"]
+    )
+    return [*command, str(ROOT / "train.py"), "--output_dir", str(out), *words(settings), *extra]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_signals_save_and_leave_with_75(tmp_path, number):
+    out = tmp_path / "run"
+    process = subprocess.Popen(
+        launch(out, training__max_steps=100000),
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    until = time.time() + 60
+    while time.time() < until and not (
+        (out / "metrics.jsonl").exists() and len((out / "metrics.jsonl").read_text().splitlines()) > 3
+    ):
+        time.sleep(0.1)
+    process.send_signal(number)
+    printed, _ = process.communicate(timeout=60)
+    assert process.returncode == 75, printed
+    stopped = sorted((out / "checkpoints").glob("step-*"))[-1]
+    assert f"--resume auto --output_dir {out}" in printed
+    assert "Traceback" not in printed
+    # an unfinished run can be sampled from its checkpoint
+    assert "EMA weights" in open_pipeline(out)[1]
+    step = int(stopped.name.split("-")[1])
+    assert max(losses(out)) == step
+
+
+def test_two_processes_see_what_one_sees(tmp_path):
+    """Losses are the global mean: equal first steps mean equal pictures, labels, timesteps and noise."""
+    changes = {"data__flip": "true", "training__label_dropout": 0.3}
+    run(tmp_path / "1", training__gradient_accumulation=2, **changes)
+    command = launch(tmp_path / "2", processes=2, **changes)
+    result = subprocess.run(command, env=environment(), capture_output=True, text=True, check=False)
+    assert (tmp_path / "2" / "pipeline").is_dir(), result.stderr[-3000:]
+    one, two = losses(tmp_path / "1"), losses(tmp_path / "2")
+    assert one.keys() == two.keys()
+    assert one[1] == pytest.approx(two[1], abs=1e-6)
+    assert list(one.values()) == pytest.approx(list(two.values()), abs=1e-4)
+    # and a run begun on two goes on on one
+    assert run(tmp_path / "2", "--resume", "auto", training__max_steps=8, **changes) == 0
+    assert max(losses(tmp_path / "2")) == 8

@@ -86,7 +86,7 @@ def _skipped(dataset: ImageDataset) -> str:
         return "none"
     more = len(dataset.skipped) - MOST_SKIPPED
     shown = [f"\n  {line}" for line in dataset.skipped[:MOST_SKIPPED]] + ([f"\n  and {more} more"] if more > 0 else [])
-    return f"{len(dataset.skipped)} broken pictures" + "".join(shown)
+    return f"{len(dataset.skipped)} broken picture{'s' if len(dataset.skipped) > 1 else ''}" + "".join(shown)
 
 
 def _table(dataset: ImageDataset, heldout: ImageDataset | None) -> list[str]:

@@ -80,6 +80,7 @@ class ClassFolders:
 
     def __init__(self, root: Path):
         self.root, self.name = root, root.resolve().as_posix()
+        self._found: dict[str, dict[str, list[str]]] = {}
         train = root / "train"
         self.parted = train.is_dir() and not _pictures(train, nested=False) and bool(_folders(train))
 
@@ -87,9 +88,13 @@ class ClassFolders:
         known = ("train", *TEST, *VALIDATION)
         return [s for s in known if (self.root / s).is_dir()] if self.parted else ("train",)
 
-    @functools.cache  # noqa: B019 - a source lives as long as the opening of one data set
     def _files(self, split: str) -> dict[str, list[str]]:
-        """Class folder -> its pictures' paths below the root, sorted."""
+        """Class folder -> its pictures' paths below the root, sorted. Looked up once a split."""
+        if split not in self._found:
+            self._found[split] = self._find(split)
+        return self._found[split]
+
+    def _find(self, split: str) -> dict[str, list[str]]:
         root = self.root / split if self.parted else self.root
         folders = {f: _pictures(root / f) for f in _folders(root)}
         if not any(folders.values()):
@@ -222,8 +227,6 @@ def _open(head: str, config: DataConfig) -> Source:
         raise InputError(f"data.source {path} is a file; expected a .parquet file, or a folder of class folders.")
     if path.exists():
         return ParquetTable(path, *columns) if parquet_files(path) else ClassFolders(path)
-    near = difflib.get_close_matches(head.lower(), BUILT_IN, n=1, cutoff=0.6)
-    hint = f" Did you mean {near[0]}?" if near else ""
     if path.is_absolute() or head.startswith((".", "~")) or head.count("/") > 1 or re.search(r"\\|\s|\.parquet$", head):
         beside = _folders(path.parent)[:8] if path.parent.is_dir() else []
         near = difflib.get_close_matches(path.name, beside, n=1, cutoff=0.6)
@@ -232,7 +235,13 @@ def _open(head: str, config: DataConfig) -> Source:
             f"there is no such path: {head}.{hint} Expected {', '.join(BUILT_IN)}, a data set's name on the hub, a folder "
             "of class folders, or parquet files."
         )
-    return HubTable(head, *columns, hint=hint)
+    near = difflib.get_close_matches(head.lower(), BUILT_IN, n=1, cutoff=0.75)
+    if near and "/" not in head:  # not worth asking the hub, whose answer may take half a minute without a network
+        raise InputError(
+            f"there is no data set '{head}'. Did you mean {near[0]}? Expected {', '.join(BUILT_IN)}, OWNER/NAME on the hub, "
+            "or the path of a folder of class folders or of parquet files."
+        )
+    return HubTable(head, *columns)
 
 
 def choose_part(source: Source, word: str | None, part: str | None) -> tuple[list[str], str, bool]:

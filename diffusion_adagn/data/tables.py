@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError
-from ..labels import LabelSpace
 from .sources import BUILT_IN, TEST, VALIDATION, Split, named
 
 if TYPE_CHECKING:
@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from .images import Raw
+
+
+MOST_CLASSES = 100_000
 
 
 class Unlabelled(InputError):
@@ -44,12 +47,15 @@ class Table:
         raise NotImplementedError
 
     def load(self, split: str) -> Split:
-
         features = self.features(split)
         image = self._pick(features, self.image_column, "data.image_column", "picture", _image_columns(features))
         label = self._pick(features, self.label_column, "data.label_column", "label", _label_columns(features))
-        space = self._label_space(split, label, features)
-        labels = self._labels(split, label, space, features)
+        if not _holds_pictures(features[image]):
+            raise InputError(
+                f"column '{image}' of {self.name} holds no pictures. Columns: {', '.join(features)}. Set data.image_column."
+            )
+        names = self._names(split, label, features)
+        labels = self._labels(split, label, names)
 
         def read(rows: np.ndarray) -> Iterator[tuple[str, Raw]]:
             wanted, row, file, first = set(rows.tolist()), 0, None, 0
@@ -61,7 +67,7 @@ class Table:
                         yield f"{where}, row {row - first}", _raw(value)
                     row += 1
 
-        return Split(space, labels, read)
+        return Split(named(names), labels, read)
 
     def _pick(self, features: dict, asked: str | None, key: str, what: str, found: list[str]) -> str:
         if asked is not None and asked not in features:
@@ -72,51 +78,57 @@ class Table:
             )
         return asked or found[0]
 
-    def _label_space(self, split: str, label: str, features: dict) -> LabelSpace:
-        names = getattr(features[label], "names", None)
-        if names:
-            return named(names)
-        base = "train" if "train" in self.splits() else split  # a test part must not number its classes anew
-        values = [v for v in self.column(base, label).unique().to_pylist() if v is not None]
-        if values and all(isinstance(v, str) for v in values):
-            return named(sorted(values))
-        if values and all(isinstance(v, int) for v in values):
-            return LabelSpace(tuple(str(i) for i in range(max(values) + 1)))
-        raise InputError(
-            f"column '{label}' of {self.name} holds {self.column(base, label).type}; labels are whole numbers or names. "
-            f"Columns: {', '.join(features)}. Set data.label_column."
-        )
+    def _names(self, split: str, label: str, features: dict) -> list[str]:
+        """Class names, as the data writes them: the column's own, else made of its values."""
+        import pyarrow.compute
 
-    def _labels(self, split: str, label: str, space: LabelSpace, features: dict) -> np.ndarray:
+        if getattr(features[label], "names", None):
+            return features[label].names
+        base = "train" if "train" in self.splits() else split  # a test part must not number its classes anew
+        kind = self.features(base)[label].dtype if hasattr(features[label], "dtype") else "several values in each row"
+        if kind not in ("string", "large_string", "bool") and not re.fullmatch(r"u?int\d+", kind):
+            raise InputError(
+                f"column '{label}' of {self.name} holds {kind}; labels are whole numbers or names. "
+                f"Columns: {', '.join(features)}. Set data.label_column."
+            )
+        values = [v for v in pyarrow.compute.unique(self.column(base, label)).to_pylist() if v is not None]
+        if "string" in kind:
+            return sorted(values)
+        if values and max(values) > MOST_CLASSES:
+            raise InputError(
+                f"column '{label}' of {self.name} reaches {max(values)}: not class ids, which count from 0. "
+                f"Columns: {', '.join(features)}. Set data.label_column."
+            )
+        return [str(i) for i in range(max(values, default=-1) + 1)]
+
+    def _labels(self, split: str, label: str, names: list[str]) -> np.ndarray:
         """int64 [N], checked. Raises InputError naming the first row whose label is none of the classes."""
         import numpy as np
 
         values = self.column(split, label).to_pylist()
-        ids: dict = {i: i for i in range(space.K)}
-        if values and isinstance(next((v for v in values if v is not None), None), str):
-            keys = space.wnids or getattr(features[label], "names", None) or space.names
-            ids = {key: i for i, key in enumerate(keys)}
         if values and all(v in (None, -1) for v in values):
             raise Unlabelled(
                 f"the split '{split}' of {self.name} has no labels (column '{label}'). Name another split."
             )
+        ids = {v: i for i, v in enumerate(names)} | {i: i for i in range(len(names))}
         for row, value in enumerate(values):
             if value not in ids:
+                shown = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
                 raise InputError(
-                    f"{self.name}:{split}, row {row}: label {value!r} in column '{label}' is none of the {space.K} classes "
-                    f"({', '.join(list(map(str, ids))[:8])}{', ...' if space.K > 8 else ''}). Correct or remove the row."
+                    f"{self.name}:{split}, row {row}: label {value!r} in column '{label}' is none of the {len(names)} "
+                    f"classes ({shown}). Correct or remove the row."
                 )
         return np.array([ids[v] for v in values], dtype=np.int64)
 
 
 def _image_columns(features: dict) -> list[str]:
     typed = [n for n, f in features.items() if type(f).__name__ == "Image"]
-    bare = [n for n, f in features.items() if getattr(f, "dtype", "") in ("binary", "large_binary") or _has_bytes(f)]
-    return typed or bare
+    return typed or [n for n, f in features.items() if _holds_pictures(f)]
 
 
-def _has_bytes(feature: Any) -> bool:
-    return isinstance(feature, dict) and "bytes" in feature
+def _holds_pictures(feature: Any) -> bool:
+    bare = getattr(feature, "dtype", "") in ("binary", "large_binary")
+    return type(feature).__name__ == "Image" or bare or (isinstance(feature, dict) and "bytes" in feature)
 
 
 def _label_columns(features: dict) -> list[str]:
@@ -140,6 +152,7 @@ class ParquetTable(Table):
         super().__init__(*columns)
         self.files, self.root = parquet_files(path), path if path.is_dir() else path.parent
         self.name = path.resolve().as_posix()
+        self._opened: dict[Path, Any] = {}
 
     def splits(self) -> Sequence[str]:
         return list(self.files)
@@ -149,12 +162,13 @@ class ParquetTable(Table):
         stats = [(p, p.stat()) for p in used]
         return {"files": [(p.relative_to(self.root).as_posix(), s.st_size, s.st_mtime_ns) for p, s in stats]}
 
-    @functools.cache  # noqa: B019 - a source lives as long as the opening of one data set
     def _open(self, path: Path):
         import pyarrow.parquet as pq
 
-        with _reading(path):
-            return pq.ParquetFile(path, pre_buffer=False)
+        if path not in self._opened:
+            with _reading(path):
+                self._opened[path] = pq.ParquetFile(path, pre_buffer=False)
+        return self._opened[path]
 
     def features(self, split: str) -> dict[str, Any]:
         import datasets
@@ -216,9 +230,9 @@ def parquet_files(path: Path) -> dict[str, list[Path]]:
 class HubTable(Table):
     """A data set of the Hugging Face hub. What was decoded of it is kept by name: delete the store to fetch it anew."""
 
-    def __init__(self, name: str, *columns: str | None, known: Sequence[str] = (), hint: str = ""):
+    def __init__(self, name: str, *columns: str | None, known: Sequence[str] = ()):
         super().__init__(*columns)
-        self.name, self.known, self.hint = name, known, hint
+        self.name, self.known = name, known
 
     def splits(self) -> Sequence[str]:
         return self.known or list(self._loaded)
@@ -229,16 +243,13 @@ class HubTable(Table):
     @functools.cached_property
     def _loaded(self):
         try:
-            # the built-in names are never on the hub, so there is no need to wait for it to say so
-            if self.hint and "/" not in self.name:
-                raise LookupError("it is neither a built-in name nor a path here, and not asked for on the hub")
             import datasets
 
             return datasets.load_dataset(self.name)
         except Exception as error:  # of huggingface_hub, httpx, pyarrow, datasets: whatever stands in the way
             reason = " ".join(str(error).split())[:300] or type(error).__name__
             raise InputError(
-                f"the data set '{self.name}' cannot be had from the Hugging Face hub: {reason.rstrip('.')}.{self.hint} Built in: "
+                f"the data set '{self.name}' cannot be had from the Hugging Face hub: {reason.rstrip('.')}. Built in: "
                 f"{', '.join(BUILT_IN)} (digits needs no download). A local folder of class folders or of parquet files "
                 "works too: give its path."
             ) from None

@@ -45,7 +45,7 @@ def test_counts_original_ids_imbalance_and_skipped(tmp_path):
     assert row_of(text, "cow") == ["0", "2", "3", "2", "cow"]
     assert row_of(text, "bee") == ["1", "1", "5", "0", "bee"]
     assert "2 to 5 pictures each, the largest is 2.5 times the smallest" in text
-    assert "1 broken pictures\n  train/bee/000.png: it is not a picture" in text
+    assert "1 broken picture\n  train/bee/000.png: it is not a picture" in text
     assert "--data.classes cow,bee,ant" in text and "--data.skip_broken True" in text
 
 

@@ -290,6 +290,19 @@ def test_columns_by_name_and_fine_labels_first(tmp_path):
         opened(path, image_column="img")
     with pytest.raises(InputError, match=r"column 'photo'.*labels are whole numbers or names"):
         opened(path, label_column="photo")
+    with pytest.raises(InputError, match=r"column 'fine_label' .*holds no pictures"):
+        opened(path, image_column="fine_label")
+
+
+@pytest.mark.parametrize(("labels", "feature"), [([0.5, 1.0], "float64"), ([0, 10**9], "int64"), ([[0], [1]], "list")])
+def test_labels_that_are_no_class_ids(tmp_path, labels, feature):
+    import datasets
+
+    kind = datasets.List(datasets.Value("int64")) if feature == "list" else datasets.Value(feature)
+    features = {"image": datasets.Image(), "label": kind}
+    file = make_parquet(tmp_path / "p.parquet", [png(pixels(i)) for i in range(2)], labels, features)
+    with pytest.raises(InputError, match=r"column 'label' .*Set data\.label_column"):
+        opened(file)
 
 
 def test_missing_columns_list_what_there_is(tmp_path):

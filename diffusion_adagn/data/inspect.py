@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 MOST_ROWS = 50  # of the sheet
+RECIPES = {"digits": "digits", "cifar10": "cifar10_small"}  # for other sources: own_images
 MOST_SKIPPED = 20  # broken pictures listed
 
 
@@ -57,7 +58,9 @@ def inspect_dataset(config: DataConfig, out: Path, per_class: int = 8) -> str:
     only = f" (the first {drawn} of {space.K} classes)" if drawn < space.K else ""
     lines.append(f"Examples: {out}{only}")
     if heldout is not None or config.heldout_fraction == 0:
-        lines.append(f"Next: adagn train --data.source {shlex.quote(config.source)}{_flags(config)}")
+        recipe = RECIPES.get(config.source.partition(":")[0], "own_images")
+        source = "" if recipe == config.source else f" --data.source {shlex.quote(config.source)}"
+        lines.append(f"Next: adagn train --config configs/{recipe}.yaml{source}{_flags(config)} --dry_run")
     return "\n".join(lines)
 
 

@@ -243,7 +243,18 @@ def describe(config: RunConfig, dataset: ImageDataset, processes: int = 1, devic
         f"length    {training.max_steps:,} steps = {seen:,} pictures = {seen / len(dataset):.1f} epochs",
         f"extras    {_extras(config)}",
     ]
+    if training.precision == "bf16" and device == "cpu" and not _cpu_has_bf16():
+        lines.append(
+            "note      this CPU has no bf16 instructions and imitates them, many times slower than fp32: --training.precision fp32"
+        )
     return "\n".join(lines)
+
+
+def _cpu_has_bf16() -> bool:
+    try:
+        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    except (AttributeError, RuntimeError):  # a torch without oneDNN, or without that question: say nothing
+        return True
 
 
 def _extras(config: RunConfig) -> str:

@@ -117,7 +117,7 @@ def set_steps(scheduler: SchedulerMixin, steps: int, device: torch.device | str 
     if isinstance(steps, bool) or not isinstance(steps, int) or not 1 <= steps <= total:
         raise InputError(f"the number of steps is a whole number from 1 to {total}, not {steps!r}.")
     scheduler.set_timesteps(steps, device=device)
-    grid = scheduler.timesteps.double().cpu()
+    grid = scheduler.timesteps.cpu().double()
     grid = grid if name != "heun" else torch.cat([grid[:1], grid[1::2]])
     if len(grid) != steps or (grid.diff() >= 0).any() or grid.min() < 0 or grid.max() > total - 1:
         raise InputError(

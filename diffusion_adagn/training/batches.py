@@ -24,7 +24,7 @@ class Batch:
 class Batches:
     """Batches by position; every draw is a function of (seed, position).
 
-    null_id: None for a network without labels. flip and label_dropout are drawn once a sample, here and nowhere else.
+    conditional: whether labels are given. flip and label_dropout are drawn once a sample, here and nowhere else.
     """
 
     def __init__(
@@ -41,22 +41,24 @@ class Batches:
         self.num_timesteps, self.conditional = num_timesteps, conditional
         self.label_dropout, self.flip = label_dropout, flip
         self.order = SampleOrder(len(dataset), seed)
+        self.drawn_on = torch.device("cpu") if device.type == "mps" else device  # mps has no float64
 
     def at(self, positions: Tensor) -> Batch:
         """positions [B] int64 on the CPU."""
         indices = self.order(positions)
         pixels, labels = self.dataset.gather(indices.numpy())
         x0 = to_unit(torch.from_numpy(pixels).to(self.device, non_blocking=True))
-        positions = positions.to(self.device)
+        positions = positions.to(self.drawn_on)
         if self.flip:
-            mirrored = uniform(self.seed, "flip", positions) < 0.5
+            mirrored = (uniform(self.seed, "flip", positions) < 0.5).to(self.device)
             x0 = torch.where(mirrored[:, None, None, None], x0.flip(-1), x0)
         labels = torch.from_numpy(labels).to(self.device) if self.conditional else None
         if self.conditional and self.label_dropout:
             dropped = uniform(self.seed, "label_drop", positions) < self.label_dropout
-            labels = labels.masked_fill(dropped, self.dataset.label_space.K)
-        t = (uniform(self.seed, "timestep", positions) * self.num_timesteps).long()
-        return Batch(x0, normal(self.seed, "noise", positions, tuple(x0.shape[1:])), t, labels, indices)
+            labels = labels.masked_fill(dropped.to(self.device), self.dataset.label_space.K)
+        t = (uniform(self.seed, "timestep", positions) * self.num_timesteps).long().to(self.device)
+        noise = normal(self.seed, "noise", positions, tuple(x0.shape[1:])).to(self.device)
+        return Batch(x0, noise, t, labels, indices)
 
 
 def to_unit(pixels: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ import dataclasses
 import math
 import signal
 import time
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 
 import torch
@@ -38,6 +38,11 @@ def train(config: RunConfig, resume: bool = False) -> int:
     resume: go on from output_dir's newest checkpoint, or start if there is none.
     Raises InputError for input that cannot be used, before anything is written.
     """
+    with ExitStack() as held:  # the run folder's lock
+        return _train(config, resume, held)
+
+
+def _train(config: RunConfig, resume: bool, held: ExitStack) -> int:
     run = _check_run(config)
     training = config.training
     AcceleratorState._reset_state()  # an earlier run in this interpreter may have had another precision
@@ -50,6 +55,7 @@ def train(config: RunConfig, resume: bool = False) -> int:
     main, device = accelerator.is_main_process, accelerator.device
     with accelerator.main_process_first():
         config, dataset = resolve(config, progress=main)
+    heldout = open_dataset(config.data, "heldout", progress=main) if training.heldout_every and main else None
     per_pass = _pictures_per_pass(training, accelerator.num_processes)
 
     # the network; whatever does not fit is found before anything is written
@@ -59,7 +65,7 @@ def train(config: RunConfig, resume: bool = False) -> int:
     if config.init_from and run.newest_checkpoint() is None:
         plan += f"\n{transfer(config.init_from, unet, label_space(config))}"
     if main:
-        _claim(run, config, resume)
+        _claim(run, config, resume, held)
         print(plan)
     accelerator.wait_for_everyone()
     unet.to(device)
@@ -93,7 +99,6 @@ def train(config: RunConfig, resume: bool = False) -> int:
         label_dropout=training.label_dropout if config.model.class_conditional else 0.0,
         flip=config.data.flip,
     )
-    heldout = open_dataset(config.data, "heldout", progress=main) if training.heldout_every and main else None
 
     # where it says how it goes
     metrics = Metrics(run.metrics_file if main else None, last_step=step)
@@ -121,7 +126,7 @@ def train(config: RunConfig, resume: bool = False) -> int:
     bar = tqdm(
         total=training.max_steps, initial=step, unit="step", disable=not main, desc=run.path.name, smoothing=0.05
     )
-    saved_at, shown = step, None
+    shown = None
     since, since_step = time.perf_counter(), step
     with StopSignal() as stop:
         while step < training.max_steps:
@@ -176,7 +181,6 @@ def train(config: RunConfig, resume: bool = False) -> int:
             stopping = stop.everywhere(accelerator)
             if stopping or step % training.checkpoint_every == 0 or step == training.max_steps:
                 save()
-                saved_at = step
             if stopping:
                 break
     bar.close()
@@ -189,8 +193,6 @@ def train(config: RunConfig, resume: bool = False) -> int:
         return STOPPED
 
     if main:
-        if saved_at != training.max_steps and run.newest_checkpoint() is None:
-            save()
         write_pipeline(run, config, ema.model, dataset, step)
         print(
             f"\nDone: {step} steps. The model (EMA weights) is in {run.pipeline}\n"
@@ -293,8 +295,8 @@ def _pictures_per_pass(training: TrainingConfig, processes: int) -> int:
     return training.batch_size // parts
 
 
-def _claim(run: RunFolder, config: RunConfig, resume: bool) -> None:
-    """Make the folder this run's, or check that it is. The main process alone does this."""
+def _claim(run: RunFolder, config: RunConfig, resume: bool, held: ExitStack) -> None:
+    """Make the folder this run's, or check that it is, and lock it. The main process alone does this."""
     if run.config_file.is_file():
         at = run.newest_checkpoint()
         if not resume:
@@ -311,6 +313,7 @@ def _claim(run: RunFolder, config: RunConfig, resume: bool) -> None:
     elif run.path.exists() and (not run.path.is_dir() or any(run.path.iterdir())):
         raise InputError(f"{run.path} exists and is not a run (no config.yaml in it): give another --output_dir.")
     run.path.mkdir(parents=True, exist_ok=True)
+    held.enter_context(run.lock())
     beside = run.config_file.with_suffix(".tmp")
     beside.write_text(to_yaml(config), encoding="utf-8")
     beside.replace(run.config_file)

@@ -240,7 +240,7 @@ def launch(out, *extra, processes=1, **changes):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_signals_save_and_leave_with_75(tmp_path, number):
+def test_signals_save_and_leave_with_75(tmp_path, number, capsys):
     out = tmp_path / "run"
     process = subprocess.Popen(
         launch(out, training__max_steps=100000),
@@ -254,6 +254,9 @@ def test_signals_save_and_leave_with_75(tmp_path, number):
         (out / "metrics.jsonl").exists() and len((out / "metrics.jsonl").read_text().splitlines()) > 3
     ):
         time.sleep(0.1)
+    # meanwhile nobody else may train there
+    assert main(["train", "--resume", "auto", "--output_dir", str(out)]) == 1
+    assert "another process is training" in " ".join(capsys.readouterr().err.split())
     process.send_signal(number)
     printed, _ = process.communicate(timeout=60)
     assert process.returncode == 75, printed

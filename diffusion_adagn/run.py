@@ -1,4 +1,4 @@
-"""A run is a folder. Where its things lie, and how a model is found again in it.
+"""A run is a folder: where its things lie, and what its config means for the network. Nothing heavy is imported.
 
 config.yaml  metrics.jsonl  previews/  checkpoints/step-00000500/  pipeline/
 """
@@ -6,21 +6,21 @@ config.yaml  metrics.jsonl  previews/  checkpoints/step-00000500/  pipeline/
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import json
 import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from .config import RunConfig, read_config
+from .config import RunConfig
 from .errors import InputError
 from .labels import LabelSpace
 
-if TYPE_CHECKING:
-    from .diffusion.pipeline import ClassConditionalPipeline
-    from .models.unet import AdaGNUNet
+STATE = "state.json"  # of a checkpoint, written last
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """The complete checkpoints of a run, oldest first."""
+    return sorted(p.parent for p in folder.glob(f"step-*/{STATE}"))
 
 
 @dataclass(frozen=True)
@@ -70,8 +70,6 @@ class RunFolder:
             os.close(folder)
 
     def newest_checkpoint(self) -> Path | None:
-        from .training.checkpoint import checkpoints
-
         found = checkpoints(self.checkpoints)
         return found[-1] if found else None
 
@@ -92,43 +90,6 @@ def label_space(config: RunConfig) -> LabelSpace:
     if not config.model.class_conditional:
         return LabelSpace(())
     return LabelSpace.from_dict(config.labels | {"has_null": config.model.null_class})
-
-
-def make_pipeline(config: RunConfig, unet: AdaGNUNet, ema_decay: float | None, step: int) -> ClassConditionalPipeline:
-    from .diffusion.pipeline import ClassConditionalPipeline
-    from .diffusion.schedule import make_scheduler
-
-    scheduler = make_scheduler(config.diffusion, learned_variance=unet.config.learned_variance)
-    return ClassConditionalPipeline(unet, scheduler, label_space(config), config.diffusion.clip_x0, ema_decay, step)
-
-
-def open_pipeline(path: str | Path, weights: str = "ema") -> tuple[ClassConditionalPipeline, str]:
-    """The model of a run folder, a checkpoint folder, a pipeline folder or a hub id, and a sentence on what it is.
-
-    weights: "ema", or "raw" (checkpoints only: a pipeline keeps the EMA alone).
-    """
-    from .diffusion.pipeline import ClassConditionalPipeline
-
-    run, checkpoint = RunFolder(Path(path)), None
-    if (run.path / "state.json").is_file():
-        checkpoint = run.path
-    elif run.config_file.is_file() and (weights == "raw" or not run.pipeline.is_dir()):
-        checkpoint = run.newest_checkpoint()
-        if checkpoint is None:
-            raise InputError(
-                f"the run {path} has no checkpoint yet: let it train on with adagn train --resume auto --output_dir {path}."
-            )
-    if checkpoint is not None:
-        return _from_checkpoint(checkpoint, weights), f"{'EMA' if weights == 'ema' else 'raw'} weights of {checkpoint}"
-    if weights == "raw":
-        raise InputError(f"{path} holds the EMA weights only: name a run or checkpoint folder for --weights raw.")
-    pipe = ClassConditionalPipeline.from_pretrained(path)
-    newest = run.newest_checkpoint()
-    note = ""
-    if newest is not None and int(newest.name.split("-")[1]) > (pipe.config.trained_steps or 0):
-        note = f" (a newer checkpoint lies beside it: {newest})"
-    kind = "EMA weights" if pipe.config.ema_decay is not None else "weights"
-    return pipe, f"{kind} of {path} after {pipe.config.trained_steps or 'an unknown number of'} steps{note}"
 
 
 def check_model_path(path: str | Path) -> None:
@@ -160,28 +121,3 @@ def pipeline_folder(path: str | Path, revision: str | None = None) -> Path:
         raise InputError(
             f"there is no folder {path}, and the hub did not give it: {str(error).splitlines()[0]}"
         ) from error
-
-
-def _from_checkpoint(checkpoint: Path, weights: str) -> ClassConditionalPipeline:
-    from .models.unet import AdaGNUNet
-    from .training.checkpoint import load_weights, read_state
-
-    config_file = checkpoint.parent.parent / "config.yaml"
-    if not config_file.is_file():
-        raise InputError(f"{checkpoint} stands alone: its run's config.yaml is looked for at {config_file}.")
-    config = read_config(config_file)
-    unet = AdaGNUNet(**network_config(config)).eval()
-    load_weights(checkpoint / f"{'ema' if weights == 'ema' else 'model'}.safetensors", unet)
-    return make_pipeline(
-        config, unet, config.training.ema_decay if weights == "ema" else None, read_state(checkpoint)["step"]
-    )
-
-
-def model_hash(unet: AdaGNUNet) -> str:
-    """16 hex digits that tell two networks apart: SHA-256 over the weights, by name, and the config."""
-    config = {k: v for k, v in unet.config.items() if not k.startswith("_")}
-    digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
-    for name, tensor in sorted(unet.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(tensor.detach().cpu().float().contiguous().numpy().tobytes())
-    return digest.hexdigest()[:16]

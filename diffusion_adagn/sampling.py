@@ -18,7 +18,7 @@ from .diffusion.schedule import sampler_name, set_steps
 from .errors import InputError
 from .grids import labelled_grid
 from .labels import LabelSpace
-from .run import model_hash, open_pipeline
+from .loading import model_hash, open_pipeline
 
 GRID_ROWS, GRID_COLUMNS = 40, 24  # at most, in the grid; every picture is kept as a file
 

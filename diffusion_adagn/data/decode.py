@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 from ..config import DataConfig
 from ..errors import InputError
 from ..labels import LabelSpace
-from .sources import Source, Split, class_ids
+from .classes import class_ids
+from .sources import Source, Split
 
 if TYPE_CHECKING:
     import numpy as np

@@ -17,8 +17,10 @@ from typing import TYPE_CHECKING, Literal
 from ..config import DataConfig
 from ..errors import InputError
 from ..labels import LabelSpace
+from .classes import class_lines
 from .decode import STORE_FORMAT, decode
-from .sources import Source, choose_part, class_lines, find_source
+from .find import choose_part, find_source
+from .sources import Source
 from .tables import HubTable, Unlabelled
 
 if TYPE_CHECKING:

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError
-from .sources import BUILT_IN, TEST, VALIDATION, Split, named
+from .classes import named
+from .sources import BUILT_IN, TEST, VALIDATION, Split
 
 if TYPE_CHECKING:
     import numpy as np

@@ -10,9 +10,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from ..errors import InputError
+from ..run import STATE, checkpoints
 from .ema import EMA
-
-STATE = "state.json"
 
 
 def save_checkpoint(
@@ -36,11 +35,6 @@ def save_checkpoint(
     for old in checkpoints(folder)[:-keep]:
         shutil.rmtree(old)
     return path
-
-
-def checkpoints(folder: Path) -> list[Path]:
-    """The complete checkpoints of a run, oldest first."""
-    return sorted(p.parent for p in folder.glob(f"step-*/{STATE}"))
 
 
 def read_state(checkpoint: Path) -> dict:

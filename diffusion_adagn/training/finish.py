@@ -4,8 +4,9 @@ import shutil
 
 from ..config import RunConfig
 from ..data import ImageDataset
+from ..loading import make_pipeline, model_hash
 from ..models.unet import AdaGNUNet
-from ..run import RunFolder, make_pipeline, model_hash
+from ..run import RunFolder
 
 
 def write_pipeline(run: RunFolder, config: RunConfig, unet: AdaGNUNet, dataset: ImageDataset, step: int) -> None:

@@ -18,9 +18,10 @@ from ..diffusion.objective import Objective
 from ..diffusion.schedule import make_scheduler
 from ..errors import InputError
 from ..labels import LabelSpace
+from ..loading import make_pipeline
 from ..models.cost import count_cost
 from ..models.unet import AdaGNUNet
-from ..run import RunFolder, label_space, make_pipeline, network_config
+from ..run import RunFolder, label_space, network_config
 from .batches import Batches
 from .checkpoint import load_checkpoint, read_state, save_checkpoint
 from .ema import EMA

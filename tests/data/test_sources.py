@@ -10,7 +10,7 @@ from PIL import Image
 
 from diffusion_adagn.config import DataConfig
 from diffusion_adagn.data import open_dataset
-from diffusion_adagn.data.sources import imagenet_classes, named
+from diffusion_adagn.data.classes import imagenet_classes, named
 from diffusion_adagn.errors import InputError
 from diffusion_adagn.labels import LabelSpace
 

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 from diffusion_adagn import ClassConditionalPipeline
 from diffusion_adagn.cli.main import main
-from diffusion_adagn.run import open_pipeline
+from diffusion_adagn.loading import open_pipeline
 
 TINY = {
     "model.model_channels": 16, "model.channel_mult": "1,2", "model.num_res_blocks": 1, "model.attention_resolutions": 4,

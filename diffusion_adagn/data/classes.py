@@ -1,0 +1,62 @@
+"""The names of a source's classes: ImageNet's table, and the subset that a config asks for."""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from ..errors import InputError
+from ..labels import LabelSpace
+
+
+@functools.cache
+def imagenet_classes() -> dict[str, str]:
+    """WordNet id -> names of the 1000 ImageNet classes, in the order of their ids."""
+    lines = (Path(__file__).parent / "imagenet_classes.tsv").read_text(encoding="utf-8").splitlines()
+    return dict(line.split("\t") for line in lines if not line.startswith("#"))
+
+
+def named(names: Sequence[str]) -> LabelSpace:
+    """The label space of these class names. Names that are all WordNet ids get readable ones where ImageNet has them;
+    the 1000 names of ImageNet get their WordNet ids."""
+    table = imagenet_classes()
+    if names and all(re.fullmatch(r"n\d{8}", n) for n in names):
+        return LabelSpace(tuple(table.get(n, n) for n in names), wnids=tuple(names))
+    if len(names) == len(table):
+        first = [[n.split(",")[0].strip().casefold() for n in both] for both in (names, table.values())]
+        if sum(a == b for a, b in zip(*first)) >= 0.95 * len(table):
+            return LabelSpace(tuple(_told_apart(names, table)), wnids=tuple(table))
+    return LabelSpace(tuple(names))
+
+
+def _told_apart(names: Sequence[str], table: dict[str, str]) -> list[str]:
+    """The hub's ImageNet names, with the table's where a name is given twice (two classes are a "crane")."""
+    return [ours if list(names).count(theirs) > 1 else theirs for theirs, ours in zip(names, table.values())]
+
+
+def class_ids(space: LabelSpace, classes: str) -> list[int]:
+    """Ids of `config.classes`: what LabelSpace.parse reads, or a .txt file with one class a line (# for comments)."""
+    if not classes.endswith(".txt"):
+        return space.parse(classes)
+    ids = []
+    for number, line in class_lines(classes):
+        try:
+            found = space.parse([line])
+        except InputError as error:
+            raise InputError(f"{classes}, line {number}: {error}") from None
+        if len(found) != 1:
+            raise InputError(f"{classes}, line {number}: expected one class a line, got {line!r}.")
+        ids += found
+    if not ids:
+        raise InputError(f"{classes} names no class; expected one a line (a name, an id or a WordNet id).")
+    return ids
+
+
+def class_lines(path: str) -> list[tuple[int, str]]:
+    try:
+        lines = Path(path).expanduser().read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"data.classes names the file {path}, which cannot be read as text: {error}.") from None
+    return [(n, line.strip()) for n, line in enumerate(lines, 1) if line.strip() and not line.strip().startswith("#")]

@@ -1,0 +1,81 @@
+"""Which source, and which part of it, a data argument NAME_OR_PATH[:split] means."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from pathlib import Path
+
+from ..config import DataConfig
+from ..errors import InputError
+from .sources import BUILT_IN, TEST, VALIDATION, ClassFolders, Digits, Source, subfolders
+from .tables import HubTable, ParquetTable, parquet_files
+
+
+def find_source(config: DataConfig) -> tuple[Source, str, str | None]:
+    """(source, NAME_OR_PATH as written, split as written or None) of `config.source`. Nothing is loaded yet."""
+    text = config.source.strip()
+    head, split = text, None
+    if not text or (text not in BUILT_IN and not Path(text).expanduser().exists()):
+        before, colon, after = text.rpartition(":")
+        if colon and re.fullmatch(r"[\w.-]*", after):
+            head, split = before, after
+        if not head or split == "":
+            raise InputError(f"data.source '{text}' is not NAME_OR_PATH[:split]; for example digits or cifar10:test.")
+    return _open(head, config), head, split
+
+
+def _open(head: str, config: DataConfig) -> Source:
+    columns = (config.image_column, config.label_column)
+    path = Path(head).expanduser()
+    if head == "digits":
+        return Digits()
+    if head == "cifar10":
+        return HubTable("uoft-cs/cifar10", *columns, known=("train", "test"))
+    if head == "cifar100":
+        return HubTable("uoft-cs/cifar100", *columns, known=("train", "test"))
+    if path.is_file() and path.suffix != ".parquet":
+        raise InputError(f"data.source {path} is a file; expected a .parquet file, or a folder of class folders.")
+    if path.exists():
+        return ParquetTable(path, *columns) if parquet_files(path) else ClassFolders(path)
+    if path.is_absolute() or head.startswith((".", "~")) or head.count("/") > 1 or re.search(r"\\|\s|\.parquet$", head):
+        beside = subfolders(path.parent)[:8] if path.parent.is_dir() else []
+        near = difflib.get_close_matches(path.name, beside, n=1, cutoff=0.6)
+        hint = f" Did you mean {path.parent / near[0]}?" if near else ""
+        raise InputError(
+            f"there is no such path: {head}.{hint} Expected {', '.join(BUILT_IN)}, a data set's name on the hub, a folder "
+            "of class folders, or parquet files."
+        )
+    near = difflib.get_close_matches(head.lower(), BUILT_IN, n=1, cutoff=0.75)
+    if near and "/" not in head:  # not worth asking the hub, whose answer may take half a minute without a network
+        raise InputError(
+            f"there is no data set '{head}'. Did you mean {near[0]}? Expected {', '.join(BUILT_IN)}, OWNER/NAME on the hub, "
+            "or the path of a folder of class folders or of parquet files."
+        )
+    return HubTable(head, *columns)
+
+
+def choose_part(source: Source, word: str | None, part: str | None) -> tuple[list[str], str, bool]:
+    """(splits, the first of which that has labels is the one; "train" or "heldout"; whether a seeded share of the split
+    is (to be) cut off, because the source has no held-out split of its own).
+
+    word: the split as the user wrote it, None for train; part: "train", "heldout" or None for the one written.
+    Raises InputError for a split that does not exist, with those that do.
+    """
+    splits = list(source.splits())
+    asked = word or "train"
+    alike = VALIDATION if asked in VALIDATION else (asked,)
+    found = next((s for s in (asked, *alike) if s in splits), None)
+    if found is None and asked not in ("heldout", *TEST, *VALIDATION):
+        raise InputError(
+            f"{source.name} has no split '{asked}'. It has: {', '.join(splits)}; 'heldout' always works. "
+            f"Write one of them after a colon, such as NAME_OR_PATH:{splits[0]}."
+        )
+    own = [s for s in (*TEST, *VALIDATION) if s in splits and s != found]
+    if found is None or part == "heldout":
+        if part == "train":
+            raise InputError(f"the source names its held-out part ('{asked}'); to train, name another split or none.")
+        base = found or ("train" if "train" in splits else splits[0])
+        return own or [base], "heldout", not own
+    whole = bool(own) or (part is None and found in (*TEST, *VALIDATION))
+    return [found], "train", not whole

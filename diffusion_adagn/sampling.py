@@ -111,7 +111,10 @@ def _sample(
     pipe: ClassConditionalPipeline, pictures: list[Picture], request: SampleRequest, out: Path, state: PartialState
 ) -> None:
     # batches are fixed by index, then dealt out: how many processes there are changes no picture's neighbours
-    batches = [pictures[i : i + request.batch_size] for i in range(0, len(pictures), request.batch_size)]
+    # one scale a batch, so that scale 1 needs no second pass
+    size = request.batch_size
+    by_scale = ([p for p in pictures if p.scale == scale] for scale in dict.fromkeys(request.scales))
+    batches = [some[i : i + size] for some in by_scale for i in range(0, len(some), size)]
     mine = batches[state.process_index :: state.num_processes]
     main = state.is_main_process
     pipe.set_progress_bar_config(disable=not main, leave=False, position=1, desc="steps")

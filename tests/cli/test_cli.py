@@ -87,6 +87,14 @@ def test_dashes_and_underscores_are_alike(capsys):
             assert "M parameters" in printed
 
 
+def test_sampling_takes_no_architecture_flags():
+    """They are in the model's own config: a flag typed again, wrongly, gives noise (guided-diffusion)."""
+    from diffusion_adagn.cli.sample import parser
+
+    options = {o for action in parser()._actions for o in action.option_strings}
+    assert not {o for o in options if o.startswith(("--model", "--diffusion", "--data"))}
+
+
 def test_debug_shows_the_traceback():
     result = subprocess.run(
         [sys.executable, "train.py", "--config", "none.yaml", "--debug"],

@@ -135,6 +135,20 @@ def test_gradient_checkpointing_changes_no_number():
     assert all(torch.allclose(p.grad, plain[n], atol=1e-6) for n, p in unet.named_parameters())
 
 
+def test_checkpointed_attention_trains_in_bf16():
+    """guided-diffusion recomputes its attention outside autocast and fails."""
+    unet = tiny_unet().train()
+    with torch.autocast("cpu", torch.bfloat16):
+        unet(X, T, Y).sample.float().square().sum().backward()
+    plain = {n: p.grad.clone() for n, p in unet.named_parameters()}
+    unet.zero_grad()
+    unet.enable_gradient_checkpointing()
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = unet(X, T, Y).sample.float().square().sum()
+    loss.backward()
+    assert all(torch.equal(p.grad, plain[n]) for n, p in unet.named_parameters())
+
+
 def test_compiled_whole_it_gives_the_same(tmp_path):
     unet = tiny_unet()
     compiled = torch.compile(unet, backend="eager", fullgraph=True)

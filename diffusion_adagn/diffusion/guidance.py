@@ -1,7 +1,7 @@
 """Classifier-free guidance. Scale 1 means none: pred = null + scale * (cond - null); w of the paper is scale - 1."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -11,7 +11,9 @@ from ..errors import InputError
 
 def guidance_scales(scale: float | Sequence[float], count: int) -> Tensor:
     """One scale a picture, float32 [count]. Raises InputError unless there is one, or one for each; finite and >= 0."""
-    scales = [float(s) for s in scale] if isinstance(scale, Sequence | Tensor) else [float(scale)]
+    if hasattr(scale, "reshape"):  # arrays and tensors
+        scale = scale.reshape(-1).tolist()
+    scales = [float(s) for s in scale] if isinstance(scale, Iterable) else [float(scale)]
     if len(scales) not in (1, count):
         raise InputError(f"{len(scales)} guidance scales were given for {count} pictures: give one, or one for each.")
     for s in scales:

@@ -4,6 +4,7 @@ import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from pathlib import Path
 
 import numpy as np
@@ -240,8 +241,8 @@ def _pair(class_ids: list[int], seeds: int | Sequence[int] | None) -> tuple[list
     """One class and one seed a picture."""
     if seeds is None:
         seeds = torch.randint(0, 2**31, (len(class_ids),)).tolist()
-    elif isinstance(seeds, int):
-        seeds = [seeds + i for i in range(len(class_ids))]
+    elif isinstance(seeds, Integral):
+        seeds = [int(seeds) + i for i in range(len(class_ids))]
     else:
         seeds = [int(s) for s in seeds]
     if len(class_ids) == 1:

@@ -17,7 +17,10 @@ LABELS = LabelSpace(("cat", "dog", "tench, Tinca tinca"))
 
 
 def pipeline(unet=None, labels=LABELS, clip_x0=True, **diffusion):
-    unet = unet or tiny_unet()
+    if unet is None:
+        unet = tiny_unet()
+        # random weights amplify rounding from step to step as trained ones do not; calmer, they keep trained nets' 1e-5
+        unet.conv_out.weight.data *= 0.2
     scheduler = make_scheduler(DiffusionConfig(**diffusion), learned_variance=unet.config.learned_variance)
     pipe = ClassConditionalPipeline(unet, scheduler, labels, clip_x0=clip_x0)
     pipe.set_progress_bar_config(disable=True)
@@ -99,6 +102,9 @@ def test_stochastic_samplers_are_seeded_per_picture_too(sampler):
 def test_seeds():
     pipe = pipeline()
     assert np.array_equal(sample(pipe, "cat", seeds=[3, 4]), sample(pipe, ["cat", "cat"], seeds=3))
+    assert np.array_equal(sample(pipe, "cat", seeds=np.arange(3, 5)), sample(pipe, ["cat", "cat"], seeds=np.int64(3)))
+    scales = np.array([1.0, 2.0, 3.0])
+    assert np.array_equal(sample(pipe, guidance_scale=scales), sample(pipe, guidance_scale=scales.tolist()))
     out = pipe("cat", num_inference_steps=2, output_type="np")
     assert np.array_equal(sample(pipe, "cat", seeds=out.seeds, num_inference_steps=2), out.images)
     for bad in ([1, 2], [-1, 0, 1]):
@@ -111,7 +117,7 @@ def test_seeds():
 )
 def test_every_sampler_steps_by_the_clipped_x0(sampler, scale, prediction):
     """What each step is handed means an x0 within [-1, 1] and is consistent with x_t: eps is recomputed, not kept."""
-    pipe = pipeline(prediction=prediction).use_sampler(sampler)
+    pipe = pipeline(tiny_unet(), prediction=prediction).use_sampler(sampler)
     handed = []
     step = pipe.scheduler.step
 
@@ -128,7 +134,7 @@ def test_every_sampler_steps_by_the_clipped_x0(sampler, scale, prediction):
     out = sample(pipe, guidance_scale=scale, num_inference_steps=10)
     assert np.isfinite(out).all()
     assert max(handed) <= 1 + 2e-3
-    unclipped = pipeline(prediction=prediction, clip_x0=False).use_sampler(sampler)
+    unclipped = pipeline(tiny_unet(), prediction=prediction, clip_x0=False).use_sampler(sampler)
     assert np.abs(sample(unclipped, guidance_scale=scale, num_inference_steps=10) - out).max() > 1e-4 or scale == 1.0
 
 

@@ -192,12 +192,23 @@ def read_config(file: str | Path | None = None, overrides: Mapping[str, str] | N
     return config
 
 
+class _Loader(yaml.SafeLoader):
+    """PyYAML's safe loader, which lets the last of two equal keys win in silence, made to refuse them."""
+
+    def construct_mapping(self, node, deep=False):
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        twice = next((k for k in keys if keys.count(k) > 1), None)
+        if twice is not None:
+            raise yaml.YAMLError(f"the key '{twice}' stands twice{node.start_mark}")
+        return super().construct_mapping(node, deep)
+
+
 def _read_yaml(path: Path) -> dict:
     if not path.is_file():
         near = ", ".join(str(p) for p in sorted(path.parent.glob("*.yaml"))[:8]) if path.parent.is_dir() else ""
         raise InputError(f"there is no config file {path}." + (f" Beside it: {near}." if near else ""))
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise InputError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
     if values is None:
@@ -226,6 +237,8 @@ def apply(config: RunConfig, flat: Mapping[str, Any], where: str, error: type[In
     """Write dotted keys into the config, each turned into its field's type."""
     known = {key: (hint, f) for key, hint, f in fields_of(RunConfig)}
     for key, value in flat.items():
+        if key in {k.partition(".")[0] for k in known if "." in k}:
+            raise error(f"'{key}' is a section, such as '{key}:' with its settings below, not {value!r} ({where}).")
         if key not in known:
             raise error(f"there is no setting '{key}' ({where}).{nearest(key, known)}")
         hint, f = known[key]

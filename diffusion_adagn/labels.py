@@ -74,6 +74,8 @@ class LabelSpace:
         """
         if isinstance(classes, str):
             return self._parse_text(classes)
+        if isinstance(classes, bytes):
+            raise InputError(f"a class is a name or a whole number, not {classes!r}. {self._help()}")
         if isinstance(classes, Iterable) and not hasattr(classes, "ndim"):
             ids = [i for c in classes for i in (self._parse_text(c) if isinstance(c, str) else [self._check_id(c)])]
         elif getattr(classes, "ndim", 0):  # arrays and tensors
@@ -93,11 +95,12 @@ class LabelSpace:
                 raise InputError("this model is unconditional: it has no classes. Write 'null'.")
             return list(range(self.K))
         ids, at = [], 0
+        folded = {n.casefold() for n in self.names}
         while at < len(words):
             # a name that holds commas wins over its parts: try the longest run of words first
             for end in range(len(words), at, -1):
                 whole = ", ".join(words[at:end])
-                if end == at + 1 or whole in self.names:
+                if end == at + 1 or whole.removeprefix("name:").strip().casefold() in folded:
                     ids.append(self._resolve(whole))
                     at = end
                     break

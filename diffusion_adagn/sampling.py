@@ -13,7 +13,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from .diffusion.guidance import guidance_scales
-from .diffusion.pipeline import ClassConditionalPipeline, to_pil
+from .diffusion.pipeline import MOST_SEED, ClassConditionalPipeline, to_pil
 from .diffusion.schedule import sampler_name, set_steps
 from .errors import InputError
 from .grids import labelled_grid
@@ -27,7 +27,7 @@ GRID_ROWS, GRID_COLUMNS = 40, 24  # at most, in the grid; every picture is kept 
 class SampleRequest:
     """What to sample: `count` pictures of each class at each scale; picture i (class-major) has seed + i at every scale."""
 
-    classes: str
+    classes: str | None  # None: all, or null where there are none
     scales: list[float]
     count: int = 8
     seed: int = 0
@@ -63,13 +63,15 @@ def sample_to_folder(
     pipe.use_sampler(request.sampler, request.spacing)
     request = replace(request, sampler=sampler_name(pipe.scheduler), spacing=pipe.scheduler.config.timestep_spacing)
     labels = pipe.labels
-    class_ids = labels.parse(request.classes)
+    class_ids = labels.parse(request.classes or ("all" if labels.K else "null"))
+    request = replace(request, scales=list(dict.fromkeys(request.scales)))  # one said twice is one
     guidance_scales(request.scales, len(request.scales))
     if any(s != 1 for s in request.scales):
         pipe.check_guidance()
     calls = len(set_steps(pipe.scheduler, request.steps))
-    if request.eta and request.sampler != "ddim":
-        raise InputError(f"--eta is a setting of ddim; the sampler is {request.sampler}.")
+    pipe.check_eta(request.eta)
+    if request.seed + len(class_ids) * request.count > MOST_SEED:
+        raise InputError(f"the seeds go beyond {MOST_SEED}: give a smaller --seed.")
     if main:
         _clear(out, overwrite)
         print(
@@ -104,7 +106,9 @@ def plan(request: SampleRequest, class_ids: list[int], labels: LabelSpace) -> It
             slug = re.sub(r"[^\w-]+", "-", labels.name(class_id).split(",")[0]).strip("-")[:40] or "class"
             for j in range(request.count):
                 i = place * request.count + j
-                yield Picture(i, class_id, request.seed + i, scale, f"{i:05d}-{slug}-g{scale:g}.png")
+                yield Picture(
+                    i, class_id, request.seed + i, scale, f"{i:05d}-{slug}-g{repr(scale).removesuffix('.0')}.png"
+                )
 
 
 def _sample(

@@ -46,7 +46,8 @@ def test_what_is_written_is_read_back(tmp_path):
         ("model: {channel_mult: []}", "channel_mult is empty"),
         ("- a", "sections"),
         ("a: [", "not YAML"),
-        ("training: 3", "training"),
+        ("training: 3", "is a section"),
+        ("training: {lr: 1, lr: 2}", "'lr' stands twice"),
     ],
 )
 def test_faults_of_the_file_name_the_key_and_the_file(tmp_path, text, message):

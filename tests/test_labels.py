@@ -24,6 +24,8 @@ ANIMALS = LabelSpace(("cat", "dog", "tench, Tinca tinca", "goldfish, Carassius a
         ("tench,Tinca tinca,cat", [2, 0]),
         ("dog, tench, Tinca tinca", [1, 2]),
         ("CAT", [0]),
+        ("TENCH, tinca tinca", [2]),
+        ("name:tench, Tinca tinca", [2]),
         (["cat", 3, "null"], [0, 3, 4]),
         ("cat,cat", [0, 0]),
         ("id:1", [1]),
@@ -83,6 +85,7 @@ def test_wordnet_ids():
         ("", "no class"),
         ([], "no class"),
         ("id:x", "number"),
+        (b"cat", "not b'cat'"),
     ],
 )
 def test_unknown_classes_are_refused_with_help(spec, message):

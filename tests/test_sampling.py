@@ -119,12 +119,21 @@ def test_samples_are_not_overwritten_unless_asked_and_other_files_never(model, t
         (["--sampler", "dpm++", "--eta", "1"], "ddim"),
         (["--spacing", "trailing", "--steps", "30"], "leading"),
         (["--weights", "raw"], "EMA weights only"),
+        (["--eta", "nan"], "eta"),
+        (["--seed", str(2**63 - 1)], "seeds"),
     ],
 )
 def test_bad_requests_write_nothing(model, tmp_path, capsys, argv, message):
     assert main(["sample", str(model), "--out", str(tmp_path / "s"), *argv]) == 1
     assert message in " ".join(capsys.readouterr().err.split())
     assert not (tmp_path / "s").exists()
+
+
+def test_scales_that_look_alike_keep_their_own_files_and_one_said_twice_is_one(model, tmp_path):
+    sample(model, tmp_path / "s", "--classes", "cat", "--guidance", "2,2.0000001,2")
+    images = json.loads((tmp_path / "s/samples.json").read_text())["images"]
+    assert len(images) == 4 == len({i["file"] for i in images})
+    assert {i["guidance"] for i in images} == {2.0, 2.0000001}
 
 
 def test_the_grid_is_bounded_however_many_pictures(model, tmp_path, capsys):

@@ -17,7 +17,7 @@ def parser() -> Parser:
         metavar="RUN",
         help="a run folder (runs/digits), one of its checkpoints, a pipeline folder, or owner/name on the hub",
     )
-    p.add_argument("--classes", default="all", help="names, ids, 'all' or 'null', with commas between [all]")
+    p.add_argument("--classes", help="names, ids, 'all' or 'null', with commas between [all]")
     p.add_argument("--guidance", default="1", metavar="NUMBER,...", help="guidance scales; 1 is no guidance [1]")
     p.add_argument("--count", type=int, default=8, metavar="INT", help="pictures per class and scale [8]")
     p.add_argument(

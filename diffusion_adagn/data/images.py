@@ -91,6 +91,8 @@ def _eight_bit(image: Image.Image, mode: str, background: str) -> Image.Image:
 
     if image.mode == "F":
         raise BrokenPicture("its pixels are floating point, which has no agreed range; save it as 8 or 16 bits")
+    if image.mode == "I" and image.format != "PNG":  # a 16-bit PNG may be opened as this; other files mean 32 bits
+        raise BrokenPicture("its pixels are 32-bit integers, which have no agreed range; save it as 8 or 16 bits")
     if image.mode == "I" or image.mode.startswith("I;16"):
         values = np.asarray(image).astype(np.int64)
         if values.min() < 0 or values.max() > 65535:

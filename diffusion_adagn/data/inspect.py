@@ -66,7 +66,7 @@ def inspect_dataset(config: DataConfig, out: Path, per_class: int = 8) -> str:
 
 def _heldout(config: DataConfig, dataset: ImageDataset) -> ImageDataset | None:
     """The held-out part; None if nothing is held out, or if it is what is being looked at."""
-    if config.heldout_fraction == 0:
+    if config.heldout_fraction == 0 or len(dataset) == 1:
         try:
             found = open_dataset(config, "heldout")
         except InputError:

@@ -107,9 +107,10 @@ def open_dataset(
     if role == "train":
         return whole.part(kept, whole.name) if len(heldout) else whole
     if not len(heldout):
+        why = "has one picture" if len(whole) == 1 else f"data.heldout_fraction is {config.heldout_fraction:g}"
         raise InputError(
-            f"{head} has no test or validation part, and data.heldout_fraction is {config.heldout_fraction:g} of "
-            f"{len(whole)} pictures, so nothing is held out. Set data.heldout_fraction to 0.05, say."
+            f"{head} has no test or validation part, and {why}, so nothing is held out. Set data.heldout_fraction to 0.05 and have "
+            "two pictures or more, or set training.heldout_every to 0."
         )
     return whole.part(heldout, f"{head}:heldout")
 

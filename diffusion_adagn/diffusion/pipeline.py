@@ -1,6 +1,8 @@
 """ClassConditionalPipeline: classes and seeds -> pictures."""
 
 import json
+import math
+import operator
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,6 +25,7 @@ from .guidance import guidance_scales, guide
 from .objective import from_x0, to_x0
 from .schedule import PREDICTIONS, SAMPLERS, sampler_name, set_steps, signal_and_noise, with_sampler
 
+MOST_SEED = 2**63 - 1
 KIND_OF = {theirs: ours for ours, theirs in PREDICTIONS.items()}
 
 
@@ -94,12 +97,19 @@ class ClassConditionalPipeline(DiffusionPipeline):
                 "with a null row: adagn train --init_from RUN --config FILE."
             )
 
+    def check_eta(self, eta: float) -> None:
+        """Raises InputError unless eta is a number of at least 0, and 0 for samplers other than ddim."""
+        if not (math.isfinite(eta) and eta >= 0):
+            raise InputError(f"eta is a number of at least 0 (0: no noise, 1: as much as ddpm), not {eta}.")
+        if eta and sampler_name(self.scheduler) != "ddim":
+            raise InputError(f"eta is a setting of ddim; the sampler is {sampler_name(self.scheduler)}.")
+
     # ------------------------------------------------------------------ sampling
 
     @torch.no_grad()
     def __call__(
         self,
-        classes: ClassSpec = "all",
+        classes: ClassSpec | None = None,
         guidance_scale: float | Sequence[float] = 1.0,
         num_inference_steps: int = 50,
         seeds: int | Sequence[int] | None = None,
@@ -109,7 +119,7 @@ class ClassConditionalPipeline(DiffusionPipeline):
     ) -> ImagesOutput | tuple:
         """Sample one picture for each class given (or one class for each seed given).
 
-        classes: as LabelSpace.parse takes them: "cat", 3, ["cat", 3], "all", "null".
+        classes: as LabelSpace.parse takes them: "cat", 3, ["cat", 3], "all", "null"; None: all (null without classes).
         guidance_scale: one, or one a picture; 1 is no guidance, and then there is no second pass.
         seeds: one a picture, or one number s for s, s + 1, ...; None draws fresh ones, which the output tells.
           A picture depends on (model, class, its own seed, settings), not on its batch, within 1e-5 in fp32.
@@ -117,7 +127,7 @@ class ClassConditionalPipeline(DiffusionPipeline):
         Raises InputError for unknown classes, guidance without a null class, and grids that cannot be walked.
         """
         labels = self.labels
-        class_ids, seeds = _pair(labels.parse(classes), seeds)
+        class_ids, seeds = _pair(labels.parse(("all" if labels.K else "null") if classes is None else classes), seeds)
         count = len(class_ids)
         scales = guidance_scales(guidance_scale, count)
         guided = bool((scales != 1).any())
@@ -125,8 +135,7 @@ class ClassConditionalPipeline(DiffusionPipeline):
             self.check_guidance()
         if output_type not in ("pil", "pt", "np"):
             raise InputError(f"output_type is pil, pt or np, not {output_type!r}.")
-        if eta and sampler_name(self.scheduler) != "ddim":
-            raise InputError(f"eta is a setting of ddim; the sampler is {sampler_name(self.scheduler)}.")
+        self.check_eta(eta)
 
         device = self._execution_device
         y = torch.tensor(class_ids, device=device) if labels.K else None
@@ -199,18 +208,31 @@ class ClassConditionalPipeline(DiffusionPipeline):
         Raises InputError for a folder that is none, a missing or surplus weight, and a scheduler that is not ours.
         """
         folder = pipeline_folder(path, revision)
+        try:
+            return cls._load(folder, torch_dtype)
+        except InputError:
+            raise
+        except (OSError, ValueError, TypeError, AttributeError, KeyError) as error:
+            raise InputError(f"{folder} is damaged: {' '.join(str(error).split())[:300]}") from error
+
+    @classmethod
+    def _load(cls, folder: Path, torch_dtype: torch.dtype | None) -> "ClassConditionalPipeline":
         index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
-        name = index.get("scheduler", ["", ""])[1]
-        scheduler_class = next((s for s in SAMPLERS.values() if s.__name__ == name), None)
+        known = {s.__name__: s for s in SAMPLERS.values()}
+        scheduler_class = known.get((index.get("scheduler") or ["", ""])[1])
         if "labels" not in index or scheduler_class is None:
             raise InputError(
                 f"{folder} was not written by this package (labels or scheduler are missing in model_index.json)."
             )
+        try:
+            labels = LabelSpace.from_dict(index["labels"])
+        except InputError as error:
+            raise InputError(f"{folder / 'model_index.json'}: {error}") from None
         options = {k: index[k] for k in ("clip_x0", "ema_decay", "trained_steps", "guidance_convention") if k in index}
         return cls(
             unet=load_unet(folder / "unet", torch_dtype),
             scheduler=scheduler_class.from_pretrained(folder / "scheduler"),
-            labels=index["labels"],
+            labels=labels,
             **options,
         )
 
@@ -223,7 +245,7 @@ def load_unet(folder: Path, torch_dtype: torch.dtype | None = None) -> AdaGNUNet
         unet, info = AdaGNUNet.from_pretrained(
             folder, torch_dtype=torch_dtype, output_loading_info=True, use_safetensors=True, low_cpu_mem_usage=False
         )
-    except (OSError, RuntimeError, ValueError) as error:
+    except (OSError, RuntimeError, ValueError, TypeError) as error:
         raise InputError(f"{folder} cannot be loaded: {' '.join(str(error).split())[:400]}") from error
     faults = [f"{what.replace('_', ' ')}: {', '.join(map(str, list(keys)[:4]))}" for what, keys in info.items() if keys]
     if faults:
@@ -244,13 +266,18 @@ def _pair(class_ids: list[int], seeds: int | Sequence[int] | None) -> tuple[list
     elif isinstance(seeds, Integral):
         seeds = [int(seeds) + i for i in range(len(class_ids))]
     else:
-        seeds = [int(s) for s in seeds]
+        try:
+            seeds = [operator.index(s) for s in (seeds.reshape(-1).tolist() if hasattr(seeds, "reshape") else seeds)]
+        except TypeError:
+            raise InputError(f"seeds are whole numbers, not {seeds!r}.") from None
     if len(class_ids) == 1:
         class_ids = class_ids * len(seeds)
     if len(class_ids) != len(seeds) or not seeds:
         raise InputError(
             f"{len(class_ids)} classes and {len(seeds)} seeds were given: give one seed for each picture, or one in all."
         )
-    if min(seeds) < 0:
-        raise InputError(f"a seed is a whole number of at least 0, not {min(seeds)}.")
+    if min(seeds) < 0 or max(seeds) > MOST_SEED:
+        raise InputError(
+            f"a seed is a whole number from 0 to {MOST_SEED}, not {min(seeds) if min(seeds) < 0 else max(seeds)}."
+        )
     return class_ids, seeds

@@ -78,6 +78,10 @@ class AdaGNUNet(ModelMixin, ConfigMixin):
         if conditioning not in KINDS:
             raise InputError(f"model.conditioning is one of {', '.join(KINDS)}, not {conditioning!r}.")
         levels = len(channel_mult)
+        if not levels or (num_classes or 0) < 0:
+            raise InputError(
+                f"channel_mult needs one number a level and num_classes is not negative: {channel_mult}, {num_classes}."
+            )
         if sample_size % 2 ** (levels - 1):
             raise InputError(
                 f"pictures of {sample_size} pixels cannot be halved {levels - 1} times: give a size that {2 ** (levels - 1)} "
@@ -186,7 +190,13 @@ class AdaGNUNet(ModelMixin, ConfigMixin):
         Returns an object with `.sample` [B, out_channels, H, W], or a 1-tuple with return_dict=False.
         Raises InputError for a label given to a network without classes, a missing one, or one out of range.
         """
+        channels = self.config.in_channels
+        if sample.ndim != 4 or sample.shape[1] != channels:
+            raise InputError(f"sample is [B, {channels}, H, W] for this network, not {list(sample.shape)}.")
         m = self.modulation(_per_sample(timestep, sample), class_labels)
+        rows = len(next(iter(m.values()))[0])
+        if rows not in (1, len(sample)):
+            raise InputError(f"{rows} timesteps or class labels were given for {len(sample)} pictures.")
         out = self.denoise(sample, m)
         return UNet2DOutput(sample=out) if return_dict else (out,)
 
@@ -239,7 +249,7 @@ class AdaGNUNet(ModelMixin, ConfigMixin):
                 f"class_labels are missing: this network has classes 0..{self.config.num_classes - 1}{null}."
             )
         class_labels = torch.as_tensor(class_labels, device=device).reshape(-1)
-        if class_labels.is_floating_point():
+        if class_labels.is_floating_point() or class_labels.dtype == torch.bool:
             raise InputError(f"class_labels are whole numbers, not {class_labels.dtype}.")
         # on an accelerator a look at the values would make every call wait; there the pipeline has checked them
         if class_labels.device.type == "cpu" and not torch.compiler.is_compiling():

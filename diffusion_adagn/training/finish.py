@@ -1,9 +1,11 @@
 """What a finished run leaves for its users: the pipeline folder and its card."""
 
+import shlex
 import shutil
 
 from ..config import RunConfig
 from ..data import ImageDataset
+from ..labels import LabelSpace
 from ..loading import make_pipeline, model_hash
 from ..models.unet import AdaGNUNet
 from ..run import RunFolder
@@ -23,9 +25,16 @@ def write_pipeline(run: RunFolder, config: RunConfig, unet: AdaGNUNet, dataset: 
     shutil.rmtree(old, ignore_errors=True)
 
 
+def sample_command(path: str, labels: LabelSpace) -> str:
+    """What to type to sample a model with these classes."""
+    guidance = " --guidance 1,2,4" if labels.K and labels.has_null else ""
+    return f"adagn sample {shlex.quote(path)} --classes {'all' if labels.K else 'null'}{guidance} --count 8"
+
+
 def _card(config: RunConfig, pipe, dataset: ImageDataset, step: int) -> str:
     labels, d, t = pipe.labels, config.diffusion, config.training
     names = ", ".join(labels.names[:50]) + (f", ... ({labels.K} in all)" if labels.K > 50 else "")
+    call = '"all", guidance_scale=2.0' if labels.K and labels.has_null else '"all"' if labels.K else '"null"'
     return f"""---
 library_name: diffusion_adagn
 tags: [diffusion, class-conditional, image-generation]
@@ -46,13 +55,13 @@ A class-conditional diffusion model ({config.model.conditioning}) of {dataset.im
 | guidance | {pipe.config.guidance_convention} |
 
 ```bash
-adagn sample THIS_FOLDER --classes all --guidance 1,2,4 --count 8
+{sample_command("THIS_FOLDER", labels)}
 ```
 
 ```python
 from diffusion_adagn import ClassConditionalPipeline
 pipe = ClassConditionalPipeline.from_pretrained("THIS_FOLDER")
-images = pipe("all", guidance_scale=2.0, seeds=0).images
+images = pipe({call}, seeds=0).images
 ```
 
 No quality figure was measured when this card was written.

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import shlex
 import signal
 import time
 from contextlib import ExitStack, nullcontext
@@ -25,9 +26,9 @@ from ..run import RunFolder, label_space, network_config
 from .batches import Batches
 from .checkpoint import load_checkpoint, read_state, save_checkpoint
 from .ema import EMA
-from .finish import write_pipeline
+from .finish import sample_command, write_pipeline
 from .metrics import Metrics, check_tracker
-from .preview import draw_preview, heldout_loss
+from .preview import check_preview, draw_preview, heldout_loss
 from .transfer import transfer
 
 STOPPED = 75  # exit status: saved and left on a signal (EX_TEMPFAIL: try again)
@@ -152,13 +153,18 @@ def _train(config: RunConfig, resume: bool, held: ExitStack) -> int:
             step += 1
             ema.update(unet, step)
 
-            if step % training.log_every == 0 or step in (1, training.max_steps):
-                mean = accelerator.reduce(torch.stack(losses).mean(), "mean").item()
-                if not math.isfinite(mean):
-                    raise InputError(
-                        f"the loss is {mean} at step {step}. Nothing was saved since the last checkpoint in {run.checkpoints}; lower "
-                        "training.lr, or set training.precision to fp32 (or bf16 instead of fp16), and --resume auto."
-                    )
+            stopping = stop.everywhere(accelerator)
+            saving = stopping or step % training.checkpoint_every == 0 or step == training.max_steps
+            logging = step % training.log_every == 0 or step in (1, training.max_steps)
+            mean = accelerator.reduce(torch.stack(losses).mean(), "mean").item() if logging or saving else 0.0
+            # asked before every save, so that no good checkpoint is pruned for a bad one; fp16's scaler skips infinite gradients
+            sound = math.isfinite(mean) and (training.precision == "fp16" or math.isfinite(float(norm)))
+            if (logging or saving) and not sound:
+                raise InputError(
+                    f"the loss is {mean} and the gradient's norm {float(norm)} at step {step}; the checkpoints in {run.checkpoints} are from before. Start another run "
+                    f"with a lower training.lr or training.precision fp32; --init_from {run.path} keeps the weights so far."
+                )
+            if logging:
                 now = time.perf_counter()
                 speed = (step - since_step) * training.batch_size / (now - since)
                 since, since_step = now, step
@@ -175,20 +181,19 @@ def _train(config: RunConfig, resume: bool, held: ExitStack) -> int:
 
             if main and heldout is not None and step % training.heldout_every == 0:
                 log(heldout_loss=heldout_loss(ema.model, heldout, objective, training, accelerator.autocast, device))
+            if saving:
+                save()
             if main and training.preview_every and (step % training.preview_every == 0 or step == training.max_steps):
                 with accelerator.autocast():
                     file = draw_preview(run, make_pipeline(config, ema.model, training.ema_decay, step), training, step)
                 bar.write(f"preview {file}")
-            stopping = stop.everywhere(accelerator)
-            if stopping or step % training.checkpoint_every == 0 or step == training.max_steps:
-                save()
             if stopping:
                 break
     bar.close()
     if step < training.max_steps:
         accelerator.print(
             f"Stopped by {stop.name or 'a signal'} at step {step}; saved. Go on with: "
-            f"adagn train --resume auto --output_dir {run.path}"
+            f"adagn train --resume auto --output_dir {shlex.quote(str(run.path))}"
         )
         accelerator.end_training()
         return STOPPED
@@ -197,7 +202,7 @@ def _train(config: RunConfig, resume: bool, held: ExitStack) -> int:
         write_pipeline(run, config, ema.model, dataset, step)
         print(
             f"\nDone: {step} steps. The model (EMA weights) is in {run.pipeline}\n"
-            f"Sample it:  adagn sample {run.path} --classes all --guidance 1,2,4 --count 8"
+            f"Sample it:  {sample_command(str(run.path), label_space(config))}"
         )
     accelerator.end_training()
     return 0
@@ -223,9 +228,8 @@ def resolve(config: RunConfig, progress: bool = True) -> tuple[RunConfig, ImageD
     data = dataclasses.replace(config.data, image_size=dataset.image_size, channels=dataset.channels)
     config = dataclasses.replace(config, data=data, labels=found.to_dict())
     check(config)
-    label_space(config).parse(
-        config.training.preview_classes if config.model.class_conditional else "null"
-    )  # before any step
+    if config.training.preview_every:
+        check_preview(config)
     return config, dataset
 
 
@@ -234,7 +238,13 @@ def describe(config: RunConfig, dataset: ImageDataset, processes: int = 1, devic
     training, cost = config.training, count_cost(network_config(config))
     pictures = _pictures_per_pass(training, processes)
     memory = cost.training_bytes(pictures, training.precision != "fp32", training.gradient_checkpointing) / 2**30
-    seen = (training.max_steps or 0) * training.batch_size
+    steps = training.max_steps
+    seen = (steps or 0) * training.batch_size
+    length = (
+        f"{steps:,} steps = {seen:,} pictures = {seen / len(dataset):.1f} epochs"
+        if steps
+        else "training.max_steps is not set"
+    )
     lines = [
         f"data      {dataset.name}: {len(dataset):,} pictures of {dataset.image_size}x{dataset.image_size}x{dataset.channels}, "
         f"{dataset.label_space.K} classes" + ("" if config.model.class_conditional else " (labels not used)"),
@@ -243,7 +253,7 @@ def describe(config: RunConfig, dataset: ImageDataset, processes: int = 1, devic
         f"batch     {training.batch_size} = {processes} process(es) x {training.gradient_accumulation} pass(es) x {pictures} pictures, "
         f"{training.precision} on {device}",
         f"memory    about {memory:.2f} GiB a process (weights, gradients, AdamW, EMA, activations; an estimate)",
-        f"length    {training.max_steps:,} steps = {seen:,} pictures = {seen / len(dataset):.1f} epochs",
+        f"length    {length}",
         f"extras    {_extras(config)}",
     ]
     if training.precision == "bf16" and device == "cpu" and not _cpu_has_bf16():
@@ -300,6 +310,11 @@ def _claim(run: RunFolder, config: RunConfig, resume: bool, held: ExitStack) -> 
     """Make the folder this run's, or check that it is, and lock it. The main process alone does this."""
     if run.config_file.is_file():
         at = run.newest_checkpoint()
+        if resume and at is not None and read_state(at)["step"] > config.training.max_steps:
+            raise InputError(
+                f"{run.path} is at {at.name} already, beyond training.max_steps {config.training.max_steps}: give a larger one, or "
+                "leave it out."
+            )
         if not resume:
             raise InputError(
                 f"{run.path} already holds a run ({f'at {at.name}' if at else 'without a checkpoint yet'}). Go on with it by "

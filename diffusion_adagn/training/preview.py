@@ -5,18 +5,28 @@ from pathlib import Path
 
 import torch
 
-from ..config import TrainingConfig
+from ..config import RunConfig, TrainingConfig
 from ..data import ImageDataset
 from ..data.order import normal
+from ..diffusion.guidance import guidance_scales
 from ..diffusion.objective import Objective
 from ..diffusion.pipeline import ClassConditionalPipeline
+from ..diffusion.schedule import make_scheduler, set_steps
 from ..grids import labelled_grid
 from ..models.unet import AdaGNUNet
-from ..run import RunFolder
+from ..run import RunFolder, label_space
 from .batches import to_unit
 
 MOST_CLASSES = 10
 MOST_HELDOUT = 512
+
+
+def check_preview(config: RunConfig) -> None:
+    """Raises InputError for preview settings that the first preview would stumble over, hours later."""
+    training = config.training
+    label_space(config).parse(training.preview_classes if config.model.class_conditional else "null")
+    guidance_scales(training.preview_guidance, 1)
+    set_steps(make_scheduler(config.diffusion), training.preview_steps)
 
 
 def draw_preview(run: RunFolder, pipe: ClassConditionalPipeline, training: TrainingConfig, step: int) -> Path:

@@ -87,6 +87,11 @@ def test_dashes_and_underscores_are_alike(capsys):
             assert "M parameters" in printed
 
 
+def test_a_dry_run_needs_no_length(capsys):
+    assert main(["train", "--dry_run", "--data.source", "digits"]) == 0
+    assert "max_steps is not set" in capsys.readouterr().out
+
+
 def test_sampling_takes_no_architecture_flags():
     """They are in the model's own config: a flag typed again, wrongly, gives noise (guided-diffusion)."""
     from diffusion_adagn.cli.sample import parser

@@ -88,6 +88,9 @@ def test_16_bit_gray_is_divided_by_257():
     assert to_array(image, None, 1)[0, :, 0].tolist() == [0, 1, 255, 128, 0, 1]
     as_int = Image.fromarray(values.astype(np.int32))
     assert as_int.mode == "I"
+    with pytest.raises(BrokenPicture, match="32-bit"):  # a TIFF of 0..255 would turn black
+        to_array(as_int, None, 3)
+    as_int.format = "PNG"  # 16 bits, as older Pillows open them
     assert to_array(as_int, None, 3)[0, :, 2].tolist() == [0, 1, 255, 128, 0, 1]
     tiff = open_picture(encoded(Image.fromarray(values), "TIFF"))
     assert to_array(tiff, None, 1)[0, :, 0].tolist() == [0, 1, 255, 128, 0, 1]

@@ -110,7 +110,7 @@ def test_heldout_fraction(tmp_path):
         assert not set(train.indices) & set(held.indices)
         assert train.counts().min() > 0
     assert len(opened(root, heldout_fraction=0.0)) == 12
-    with pytest.raises(InputError, match=r"heldout_fraction is 0 .*Set data.heldout_fraction"):
+    with pytest.raises(InputError, match=r"heldout_fraction is 0, .*Set data.heldout_fraction"):
         opened(root, "heldout", heldout_fraction=0.0)
 
 

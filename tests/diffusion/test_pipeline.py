@@ -192,6 +192,11 @@ def test_without_a_null_row_guidance_is_refused_with_the_remedy():
         ({"guidance_scale": float("nan")}, "nan"),
         ({"guidance_scale": -1.0}, "at least 0"),
         ({"num_inference_steps": 0}, "1 to 1000"),
+        ({"eta": float("nan")}, "eta"),
+        ({"eta": -1.0}, "eta"),
+        ({"seeds": "123"}, "whole numbers"),
+        ({"seeds": [0.5, 1.5, 2.5]}, "whole numbers"),
+        ({"seeds": 2**63 - 1}, "a seed is"),
     ],
 )
 def test_bad_input_is_refused(kw, message):
@@ -234,6 +239,25 @@ def test_missing_surplus_and_misshapen_weights_raise(tmp_path):
     file.write_bytes(b"rubbish")
     with pytest.raises(InputError, match="unet"):
         ClassConditionalPipeline.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["{", "[]", '{"labels": {"names": ["a"]}, "scheduler": null}', '{"labels": 3, "scheduler": ["", "DDIMScheduler"]}'],
+)
+def test_damaged_json_is_named(tmp_path, text):
+    pipeline().save_pretrained(tmp_path)
+    (tmp_path / "model_index.json").write_text(text)
+    with pytest.raises(InputError, match=str(tmp_path)):
+        ClassConditionalPipeline.from_pretrained(tmp_path)
+
+
+def test_damaged_component_configs_are_named(tmp_path):
+    for file in ("scheduler/scheduler_config.json", "unet/config.json"):
+        pipeline().save_pretrained(tmp_path)
+        (tmp_path / file).write_text("{")
+        with pytest.raises(InputError, match=str(tmp_path)):
+            ClassConditionalPipeline.from_pretrained(tmp_path)
 
 
 def test_folders_that_are_no_pipeline(tmp_path):

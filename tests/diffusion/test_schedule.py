@@ -214,13 +214,15 @@ def test_ddim_with_eta_1_has_ddpms_variance():
         ("ddim", "leading", 0, "1 to 1000"),
         ("ddim", "leading", 1001, "1 to 1000"),
         ("dpm++", "leading", 1000, "fewer steps"),
+        ("ddim", "leading", 501, "500 or 250 steps"),
+        ("ddpm", "leading", 700, "500 or 1000 steps"),
+        ("ddim", "foo", 10, "leading, trailing or linspace"),
         ("unipc", "leading", 1000, "fewer steps"),
     ],
 )
 def test_grids_that_are_not_the_scheduled_ones_are_refused(sampler, spacing, steps, remedy):
-    scheduler = make_scheduler(DiffusionConfig(timestep_spacing=spacing), sampler)
     with pytest.raises(InputError, match=remedy):
-        set_steps(scheduler, steps)
+        set_steps(make_scheduler(DiffusionConfig(timestep_spacing=spacing), sampler), steps)
 
 
 def test_heun_is_not_started_where_its_step_overshoots():

@@ -132,6 +132,31 @@ def test_what_would_change_the_result_is_refused_by_name_and_nothing_is_lost(tmp
     assert sorted(losses(out)) == [1, 2, 3, 4, 5, 6, 7, 8]
 
 
+def test_a_run_that_breaks_keeps_its_last_good_checkpoint(tmp_path, capsys):
+    run(tmp_path / "run", training__max_steps=3)
+    good = weights(tmp_path / "run")
+    settings = {
+        "training.max_steps": 30,
+        "training.checkpoint_every": 1,
+        "training.lr": 1e25,
+        "training.clip_norm": 0,
+        "training.log_every": 20,
+    }
+    broken = tmp_path / "broken"
+    status = main(["train", "--output_dir", str(broken), "--init_from", str(tmp_path / "run"), *words(TINY | settings)])
+    assert status == 1
+    assert "--init_from" in " ".join(capsys.readouterr().err.split())
+    newest = sorted((broken / "checkpoints").glob("step-*"))
+    assert len(newest) <= 1  # the steps after the one that broke it were not saved
+    assert all(torch.isfinite(v).all() for v in good.values())
+
+
+def test_a_smaller_max_steps_than_was_reached_is_refused(tmp_path, capsys):
+    run(tmp_path / "run")
+    assert main(["train", "--resume", "auto", "--output_dir", str(tmp_path / "run"), "--training.max_steps", "3"]) == 1
+    assert "beyond" in capsys.readouterr().err
+
+
 def test_a_folder_that_is_no_run_is_left_alone(tmp_path, capsys):
     (tmp_path / "thesis.txt").write_text("mine")
     for out in (tmp_path, tmp_path / "thesis.txt"):
@@ -172,7 +197,10 @@ def test_changed_data_is_refused(tmp_path, capsys):
     [
         ({"training.batch_size": 15, "training.gradient_accumulation": 2}, "multiple of 2"),
         ({"training.precision": "fp16"}, "CUDA"),
-        ({"training.preview_classes": "cat"}, "no class 'cat'"),
+        ({"training.preview_classes": "cat", "training.preview_every": 1}, "no class 'cat'"),
+        ({"training.preview_guidance": -1, "training.preview_every": 1}, "guidance scale"),
+        ({"training.preview_steps": 1500, "training.preview_every": 1}, "1 to 1000"),
+        ({"data.heldout_fraction": 0, "training.heldout_every": 1}, "nothing is held out"),
         ({"data.source": "no/such/folder"}, "no/such/folder"),
         ({"model.norm_groups": 7}, "norm_groups"),
         ({"model.channel_mult": "1,2,2,2,2"}, "halved"),

@@ -195,7 +195,7 @@ class ClassConditionalPipeline(DiffusionPipeline):
         """A folder of safetensors and json: model_index.json, unet/, scheduler/."""
         super().save_pretrained(save_directory, **kwargs)
         index = Path(save_directory, "model_index.json")
-        values = json.loads(index.read_text())
+        values = json.loads(index.read_text(encoding="utf-8"))
         values["unet"] = ["diffusion_adagn", "AdaGNUNet"]  # the public name, wherever the file may move
         index.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 

@@ -38,13 +38,15 @@ def train(config: RunConfig, resume: bool = False) -> int:
     """Train to training.max_steps. Returns 0 when done, 75 when a signal came and everything was saved.
 
     resume: go on from output_dir's newest checkpoint, or start if there is none.
-    Raises InputError for input that cannot be used, before anything is written.
+    Raises InputError for input that cannot be used, before the first step and with nothing lost; and for a loss or gradient
+    that is no longer finite, with the checkpoints from before it in place.
     """
     with ExitStack() as held:  # the run folder's lock
         return _train(config, resume, held)
 
 
 def _train(config: RunConfig, resume: bool, held: ExitStack) -> int:
+    """`train`, holding the run folder's lock in `held`."""
     run = _check_run(config)
     training = config.training
     AcceleratorState._reset_state()  # an earlier run in this interpreter may have had another precision
@@ -374,7 +376,9 @@ def _dropout_seed(seed: int, step: int, process: int) -> int:
 class StopSignal:
     """SIGTERM, SIGUSR1 and Ctrl-C set a flag; the loop saves and leaves at the end of the step. A second Ctrl-C is at once."""
 
-    SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+    SIGNALS = tuple(
+        getattr(signal, n) for n in ("SIGTERM", "SIGINT", "SIGUSR1") if hasattr(signal, n)
+    )  # Windows lacks one
 
     def __enter__(self) -> "StopSignal":
         self.name: str | None = None

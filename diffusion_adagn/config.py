@@ -65,7 +65,9 @@ class ModelConfig:
     """The network, in the terms of OpenAI's ADM. These are AdaGNUNet's defaults too."""
 
     model_channels: int = option(128, "Base width: level i has model_channels * channel_mult[i] channels.", minimum=1)
-    channel_mult: tuple[int, ...] = option((1, 2, 2, 2), "Width multiplier of each resolution level.", minimum=1)
+    channel_mult: tuple[int | float, ...] = option(
+        (1, 2, 2, 2), "Width multiplier of each resolution level; each width must be whole.", minimum=0.125
+    )
     num_res_blocks: int = option(2, "Residual blocks per level (one more on the way up).", minimum=1)
     attention_resolutions: tuple[int, ...] = option(
         (16, 8), "Sides, in pixels, at which blocks are followed by self-attention."
@@ -81,7 +83,15 @@ class ModelConfig:
     dropout: float = option(0.0, "Dropout before the last convolution of each residual block.", minimum=0, maximum=0.99)
     norm_groups: int = option(32, "Groups of every GroupNorm; must divide every width.", minimum=1)
     norm_eps: float = option(1e-5, "Epsilon of every GroupNorm.", minimum=0)
-    conditioning: str = option("adagn", "How a site is told about time and class: adagn.")
+    conditioning: str = option(
+        "adagn",
+        "How a site is told about time and class: adagn, adagn_zero, adain, additive, gain, film, cross_attention, or none "
+        "(time only). See docs/conditioning.md.",
+    )
+    join: Literal["sum", "concat"] = option(
+        "sum", "How the vectors of time and class are joined before the sites are told (ADM: sum)."
+    )
+    class_tokens: int = option(4, "Tokens that a class becomes under cross_attention.", minimum=2)
     modulate_both_norms: bool = option(
         False, "Modulate the first norm of each residual block too (ADM: the second only)."
     )
@@ -106,6 +116,14 @@ class DiffusionConfig:
     min_snr_gamma: float = option(5.0, "Gamma of min-SNR-gamma weighting.", minimum=1e-6)
     timestep_spacing: Literal["leading", "trailing", "linspace"] | None = option(
         None, "Which timesteps a sampler visits. Unset: leading; trailing under zero_snr, which must start at T-1."
+    )
+    learned_variance: bool = option(
+        False,
+        "Predict the variance too: twice the output channels, the hybrid loss, and the ddpm sampler uses it "
+        "(Nichol & Dhariwal 2021).",
+    )
+    vlb_weight: float = option(
+        0.001, "Weight of the variational bound beside the simple loss, under learned_variance.", minimum=0
     )
     clip_x0: bool = option(True, "Clip the predicted x0 to [-1, 1] when sampling, after guidance.")
 
@@ -261,6 +279,9 @@ def nearest(key: str, known: Mapping[str, Any]) -> str:
 def _convert(value: Any, hint: Any) -> Any:
     """A value from YAML, or a word of the command line, as the field's type. Raises ValueError saying what was expected."""
     origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if hint == int | float:
+        number = _convert(value, float)
+        return int(number) if number == int(number) else number
     if origin in (typing.Union, types.UnionType):
         if value is None or (isinstance(value, str) and value.lower() in ("none", "null")):
             return None
@@ -396,6 +417,8 @@ def _short(value: Any) -> str:
 def type_name(hint: Any) -> str:
     """A field's type in a word, for --help."""
     origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if hint == int | float:
+        return type_name(float)
     if origin in (typing.Union, types.UnionType):
         return type_name(next(a for a in args if a is not type(None)))
     if origin is Literal:

@@ -82,6 +82,7 @@ def network_config(config: RunConfig) -> dict:
         "sample_size": config.data.image_size,
         "in_channels": config.data.channels,
         "num_classes": len(config.labels["names"]) if conditional else None,
+        "learned_variance": config.diffusion.learned_variance,
     }
 
 

@@ -3,6 +3,8 @@
 x_t = alpha_t x0 + sigma_t eps, alpha_t = sqrt(alphas_cumprod[t]), sigma_t = sqrt(1 - alphas_cumprod[t]).
 """
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -27,10 +29,21 @@ class Objective:
     """The training target and the loss of one sample.
 
     alphas_cumprod: [T], the scheduler's own. prediction: "eps" | "x0" | "v". loss_weight: "uniform" | "min_snr".
+    vlb_weight: None, or for a learned variance (2C output channels) the weight of the variational bound in the hybrid loss
+
+        L = L_simple + vlb_weight * T * L_vlb(t)      for the single t that was drawn
+
+    of Nichol & Dhariwal 2021 (arXiv 2102.09672), equation 16 and section 3.1 (0.001): L_vlb moves the variance alone, the
+    gradient of the mean being stopped.
     """
 
     def __init__(
-        self, alphas_cumprod: Tensor, prediction: str, loss_weight: str = "uniform", min_snr_gamma: float = 5.0
+        self,
+        alphas_cumprod: Tensor,
+        prediction: str,
+        loss_weight: str = "uniform",
+        min_snr_gamma: float = 5.0,
+        vlb_weight: float | None = None,
     ):
         abar = alphas_cumprod.double()
         if prediction == "eps" and abar[-1] == 0:
@@ -43,10 +56,13 @@ class Objective:
         self.num_timesteps = len(abar)
         self.alpha, self.sigma = abar.sqrt().float(), (1 - abar).sqrt().float()
         self.weight = _min_snr(abar, prediction, min_snr_gamma).float() if loss_weight == "min_snr" else None
+        self.vlb_weight = vlb_weight
+        self.posterior = Posterior(abar) if vlb_weight is not None else None
 
     def to(self, device: torch.device) -> "Objective":
         self.alpha, self.sigma = self.alpha.to(device), self.sigma.to(device)
         self.weight = None if self.weight is None else self.weight.to(device)
+        self.posterior = None if self.posterior is None else self.posterior.to(device)
         return self
 
     def noisy(self, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
@@ -59,10 +75,70 @@ class Objective:
             return noise
         return x0 if self.prediction == "x0" else _at(self.alpha, t) * noise - _at(self.sigma, t) * x0
 
-    def loss(self, prediction: Tensor, target: Tensor, t: Tensor) -> Tensor:
-        """Weighted mean squared error of each sample, float32 [B]."""
-        loss = (prediction.float() - target.float()).square().flatten(1).mean(1)
+    def loss(self, output: Tensor, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+        """The loss of each sample, float32 [B]. output: the network's at `noisy(x0, noise, t)`, [B, C or 2C, H, W]."""
+        loss = self.simple(output, x0, noise, t)
+        if self.vlb_weight is None:
+            return loss
+        return loss + self.vlb_weight * self.num_timesteps * self.vlb(output, x0, noise, t)
+
+    def simple(self, output: Tensor, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+        """Weighted mean squared error of each sample, float32 [B]: over the first C output channels."""
+        error = output[:, : x0.shape[1]].float() - self.target(x0, noise, t).float()
+        loss = error.square().flatten(1).mean(1)
         return loss if self.weight is None else loss * self.weight[t]
+
+    def vlb(self, output: Tensor, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+        """The term of the variational bound at t, in bits per dimension, float32 [B]; without gradient to the mean."""
+        mean, variance = output.float().chunk(2, dim=1)
+        x_t = self.noisy(x0, noise, t)
+        predicted = to_x0(mean.detach(), x_t, _at(self.alpha, t), _at(self.sigma, t), self.prediction)
+        return self.posterior.bits(x0, x_t, predicted, variance, t)
+
+
+class Posterior:
+    """q(x_{t-1} | x_t, x0), a network's answer to it with a learned variance, and how far apart they are.
+
+    q has mean c0 x0 + c1 x_t and variance beta~_t (Ho et al. 2020, equations 6, 7). The network's variance is
+    exp(v log beta_t + (1 - v) log beta~_t) with v = (output + 1) / 2 (Nichol & Dhariwal 2021, equation 15). At t = 0
+    beta~_0 = 0 is replaced by beta~_1, as there.
+    """
+
+    def __init__(self, alphas_cumprod: Tensor):
+        abar = alphas_cumprod.double()
+        before = torch.cat([abar.new_ones(1), abar[:-1]])
+        beta = 1 - abar / before
+        tilde = beta * (1 - before) / (1 - abar)
+        self.of_x0 = (before.sqrt() * beta / (1 - abar)).float()
+        self.of_x_t = ((1 - beta).sqrt() * (1 - before) / (1 - abar)).float()
+        self.log_beta = beta.log().float()
+        self.log_tilde = torch.cat([tilde[1:2], tilde[1:]]).log().float()
+
+    def to(self, device: torch.device) -> "Posterior":
+        for name, values in vars(self).items():
+            setattr(self, name, values.to(device))
+        return self
+
+    def bits(self, x0: Tensor, x_t: Tensor, predicted_x0: Tensor, variance: Tensor, t: Tensor) -> Tensor:
+        """Bits per dimension, [B]: for t > 0 KL(q || p), for t = 0 -log p(x0) of the 8-bit pixels (DDPM, section 3.3)."""
+        low, high = _at(self.log_tilde, t), _at(self.log_beta, t)
+        log_variance = low + (variance + 1) / 2 * (high - low)
+        # the means differ by c0 times what the x0 differ by: said so, nothing cancels
+        gap = _at(self.of_x0, t) * (x0 - predicted_x0)
+        kl = 0.5 * (log_variance - low + (low - log_variance).exp() + gap.square() * (-log_variance).exp() - 1)
+        mean = _at(self.of_x0, t) * predicted_x0 + _at(self.of_x_t, t) * x_t
+        nll = -_log_pixel_probability(x0, mean, log_variance)
+        return torch.where(_at(t == 0), nll, kl).flatten(1).mean(1) / math.log(2)
+
+
+def _log_pixel_probability(x: Tensor, mean: Tensor, log_variance: Tensor) -> Tensor:
+    """log of the Gaussian's mass on the pixel value x in [-1, 1], of 256, the outermost reaching to infinity."""
+    half, scale = 1 / 255, (-0.5 * log_variance).exp()
+    low = ((x - mean - half) * scale).masked_fill(x < -0.999, -math.inf)
+    high = ((x - mean + half) * scale).masked_fill(x > 0.999, math.inf)
+    right = low > 0  # a difference in the right tail is taken in the left one, where floats are fine
+    low, high = torch.where(right, -high, low), torch.where(right, -low, high)
+    return (torch.special.ndtr(high) - torch.special.ndtr(low)).clamp(min=1e-30).log()
 
 
 def _min_snr(abar: Tensor, prediction: str, gamma: float) -> Tensor:
@@ -71,5 +147,6 @@ def _min_snr(abar: Tensor, prediction: str, gamma: float) -> Tensor:
     return snr.clamp(max=gamma) / {"eps": snr, "x0": torch.ones_like(snr), "v": snr + 1}[prediction]
 
 
-def _at(values: Tensor, t: Tensor) -> Tensor:
-    return values[t][:, None, None, None]
+def _at(values: Tensor, t: Tensor | None = None) -> Tensor:
+    """[T] at t [B], or values [B], to meet pictures: [B, 1, 1, 1]."""
+    return (values if t is None else values[t])[:, None, None, None]

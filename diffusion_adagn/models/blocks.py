@@ -25,10 +25,11 @@ def up2(h: Tensor) -> Tensor:
 class ResBlock(nn.Module):
     """x + conv(dropout(silu(norm2(conv(resample(silu(norm1(x))))))), the skip resampled and widened as needed.
 
-    norm2 is a site (it is told gamma and beta); norm1 is a plain GroupNorm unless it is a site too.
+    norm2 is a site (a layer of the conditioning kind); norm1 is a plain GroupNorm unless it is a site too.
+    The last convolution starts at 0, except under a gated kind, whose gate does.
     Source: Dhariwal & Nichol 2021, appendix; BigGAN's residual up/down blocks.
 
-    norm: channels -> a plain norm. site: channels -> a norm that is told.
+    norm1, norm2: channels -> the layer.
     resample: None, `down2` or `up2`, applied before the first convolution and on the skip.
     """
 
@@ -36,20 +37,22 @@ class ResBlock(nn.Module):
         self,
         in_channels: int,
         out_channels: int,
-        norm: Callable[[int], nn.Module],
-        site: Callable[[int], nn.Module],
+        norm1: Callable[[int], nn.Module],
+        norm2: Callable[[int], nn.Module],
         dropout: float = 0.0,
-        modulate_both_norms: bool = False,
         resample: Callable[[Tensor], Tensor] | None = None,
     ):
         super().__init__()
         self.sites: tuple[str, ...] = ()  # their names, once the network knows them
         self.resample = resample
-        self.norm1 = (site if modulate_both_norms else norm)(in_channels)
+        self.norm1 = norm1(in_channels)
         self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
-        self.norm2 = site(out_channels)
+        self.norm2 = norm2(out_channels)
         self.dropout = nn.Dropout(dropout)
-        self.conv2 = zero_init(nn.Conv2d(out_channels, out_channels, 3, padding=1))
+        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
+        self.gated = self.norm2.gated
+        if not self.gated:
+            zero_init(self.conv2)
         self.skip = nn.Conv2d(in_channels, out_channels, 1) if in_channels != out_channels else nn.Identity()
 
     def forward(self, x: Tensor, told: Sequence[tuple[Tensor, ...]]) -> Tensor:
@@ -59,7 +62,10 @@ class ResBlock(nn.Module):
             h, x = self.resample(h), self.resample(x)
         h = self.conv1(h)
         h = F.silu(self.norm2(h, told[-1]))
-        return self.skip(x) + self.conv2(self.dropout(h))
+        h = self.conv2(self.dropout(h))
+        if self.gated:
+            h = h * told[-1].gate[..., None, None]
+        return self.skip(x) + h
 
 
 class SelfAttention(nn.Module):

@@ -1,6 +1,7 @@
-"""Timestep and class label -> one vector a sample."""
+"""Timestep and class label -> the vectors that sites are told from."""
 
 import math
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -21,21 +22,63 @@ def sinusoidal_embedding(timesteps: Tensor, dim: int, max_period: float = 10000.
     return nn.functional.pad(embedding, (0, dim % 2))
 
 
+class Condition(NamedTuple):
+    """vector: [B, ConditionEmbedding.dim], what the projection of all sites reads. tokens: [B, n, token_dim], or None."""
+
+    vector: Tensor
+    tokens: Tensor | None
+
+
 class ConditionEmbedding(nn.Module):
-    """emb(t, y) = MLP(sinusoidal(t)) + table[y]: ADM's sum of time and class (Dhariwal & Nichol 2021, section 3).
+    """time(t) = MLP(sinusoidal(t)) and class(y) = table[y], joined as the conditioning kind asks.
+
+        label_in "vector", join "sum":     vector = time(t) + class(y)      (ADM; Dhariwal & Nichol 2021, section 3)
+        label_in "vector", join "concat":  vector = [time(t), class(y)]
+        label_in "tokens":                 vector = time(t), tokens = Linear(class(y)), cut into n
+        label_in None:                     vector = time(t)
 
     The table has a row for each of the K classes and, with a null class, one more (row K).
     """
 
-    def __init__(self, model_channels: int, num_classes: int | None, null_class: bool):
+    def __init__(
+        self,
+        model_channels: int,
+        num_classes: int | None,
+        null_class: bool,
+        join: Literal["sum", "concat"] = "sum",
+        label_in: Literal["vector", "tokens"] | None = "vector",
+        class_tokens: int = 4,
+    ):
         super().__init__()
         self.model_channels = model_channels
-        self.dim = 4 * model_channels
-        self.time = nn.Sequential(nn.Linear(model_channels, self.dim), nn.SiLU(), nn.Linear(self.dim, self.dim))
-        self.classes = nn.Embedding(num_classes + int(null_class), self.dim) if num_classes else None
+        self.class_dim = 4 * model_channels
+        self.time = nn.Sequential(
+            nn.Linear(model_channels, self.class_dim), nn.SiLU(), nn.Linear(self.class_dim, self.class_dim)
+        )
+        heard = num_classes and label_in is not None
+        self.classes = nn.Embedding(num_classes + int(null_class), self.class_dim) if heard else None
+        self.join = join if heard and label_in == "vector" else None
+        self.dim = self.class_dim * (2 if self.join == "concat" else 1)
+        self.token_dim = model_channels
+        self.tokens = (
+            nn.Linear(self.class_dim, class_tokens * self.token_dim) if heard and label_in == "tokens" else None
+        )
 
-    def forward(self, timesteps: Tensor, class_labels: Tensor | None) -> Tensor:
-        """timesteps [B], class_labels [B] int or None -> [B, 4 * model_channels]."""
+    def class_vectors(self, class_labels: Tensor) -> Tensor:
+        """Labels int [B], or weights float [B, K or rows] over the table's rows (soft and mixed labels) -> [B, class_dim]."""
+        if not class_labels.is_floating_point():
+            return self.classes(class_labels)
+        table = self.classes.weight[: class_labels.shape[1]]
+        return class_labels.to(table.dtype) @ table
+
+    def forward(self, timesteps: Tensor, classes: Tensor | None) -> Condition:
+        """timesteps [B]; classes: class vectors [B, class_dim], or None where no class is heard."""
         time = sinusoidal_embedding(timesteps, self.model_channels).to(self.time[0].weight.dtype)
-        embedding = self.time(time)
-        return embedding if self.classes is None else embedding + self.classes(class_labels)
+        vector, tokens = self.time(time), None
+        if self.join == "sum":
+            vector = vector + classes
+        elif self.join == "concat":
+            vector = torch.cat([vector, classes.expand(len(vector), -1)], dim=-1)
+        elif self.tokens is not None:
+            tokens = self.tokens(classes).unflatten(-1, (-1, self.token_dim))
+        return Condition(vector, tokens)

@@ -1,5 +1,6 @@
 """AdaGNUNet: ADM's U-Net, cut into modulation(t, y) and denoise(x, m)."""
 
+import itertools
 from typing import NamedTuple
 
 import torch
@@ -12,7 +13,7 @@ from torch.nn import functional as F
 from ..config import ModelConfig
 from ..errors import InputError
 from .blocks import Downsample, Level, ResBlock, SelfAttention, Stage, Upsample, down2, up2, zero_init
-from .conditioning import KINDS
+from .conditioning import KINDS, Kind
 from .embeddings import ConditionEmbedding
 
 Modulation = dict[str, tuple[Tensor, ...]]
@@ -59,7 +60,7 @@ class AdaGNUNet(ModelMixin, ConfigMixin):
         num_classes: int | None = None,
         null_class: bool = ModelConfig.null_class,
         model_channels: int = ModelConfig.model_channels,
-        channel_mult: tuple[int, ...] = ModelConfig.channel_mult,
+        channel_mult: tuple[float, ...] = ModelConfig.channel_mult,
         num_res_blocks: int = ModelConfig.num_res_blocks,
         attention_resolutions: tuple[int, ...] = ModelConfig.attention_resolutions,
         num_heads: int = ModelConfig.num_heads,
@@ -70,6 +71,8 @@ class AdaGNUNet(ModelMixin, ConfigMixin):
         norm_groups: int = ModelConfig.norm_groups,
         norm_eps: float = ModelConfig.norm_eps,
         conditioning: str = ModelConfig.conditioning,
+        join: str = ModelConfig.join,
+        class_tokens: int = ModelConfig.class_tokens,
         modulate_both_norms: bool = ModelConfig.modulate_both_norms,
         zero_init_modulation: bool = ModelConfig.zero_init_modulation,
         learned_variance: bool = False,
@@ -77,6 +80,8 @@ class AdaGNUNet(ModelMixin, ConfigMixin):
         super().__init__()
         if conditioning not in KINDS:
             raise InputError(f"model.conditioning is one of {', '.join(KINDS)}, not {conditioning!r}.")
+        if join not in ("sum", "concat"):
+            raise InputError(f"model.join is sum or concat, not {join!r}.")
         levels = len(channel_mult)
         if not levels or (num_classes or 0) < 0:
             raise InputError(
@@ -87,18 +92,22 @@ class AdaGNUNet(ModelMixin, ConfigMixin):
                 f"pictures of {sample_size} pixels cannot be halved {levels - 1} times: give a size that {2 ** (levels - 1)} "
                 f"divides, or fewer levels in model.channel_mult (now {list(channel_mult)})."
             )
-        self.gradient_checkpointing = False
         kind = KINDS[conditioning]
-        self._told = kind.Told
+        if kind.label_in == "tokens" and not num_classes:
+            raise InputError(f"{conditioning} attends to the class, and this network has none: choose another kind.")
+        self.gradient_checkpointing = False
 
         def norm(channels: int) -> nn.GroupNorm:
             return nn.GroupNorm(_groups(norm_groups, channels), channels, norm_eps)
 
-        def site(channels: int) -> nn.Module:
+        def site(channels: int, kind: type[nn.Module] = kind) -> nn.Module:
             return kind(channels, _groups(norm_groups, channels), norm_eps)
 
+        def first(channels: int) -> nn.Module:
+            return site(channels, kind.first or kind) if modulate_both_norms else norm(channels)
+
         def stage(inputs: int, outputs: int, attend: bool, heads: int = num_heads, resample=None) -> Stage:
-            block = ResBlock(inputs, outputs, norm, site, dropout, modulate_both_norms, resample)
+            block = ResBlock(inputs, outputs, first, site, dropout, resample)
             return Stage(
                 block, SelfAttention(outputs, _heads(outputs, heads, num_head_channels), norm) if attend else None
             )
@@ -108,11 +117,10 @@ class AdaGNUNet(ModelMixin, ConfigMixin):
                 return stage(channels, channels, False, resample=resample)
             return (Downsample if resample is down2 else Upsample)(channels)
 
-        widths = [model_channels * mult for mult in channel_mult]
+        widths = [_width(model_channels, mult) for mult in channel_mult]
         sides = [sample_size // 2**level for level in range(levels)]
         last = levels - 1
 
-        self.embedding = ConditionEmbedding(model_channels, num_classes, null_class)
         self.conv_in = nn.Conv2d(in_channels, widths[0], 3, padding=1)
 
         channels, skips = widths[0], [widths[0]]
@@ -142,25 +150,48 @@ class AdaGNUNet(ModelMixin, ConfigMixin):
         outputs = (out_channels or in_channels) * (2 if learned_variance else 1)
         self.conv_out = zero_init(nn.Conv2d(channels, outputs, 3, padding=1))
 
-        # one matrix product tells every site: the rows of a site are gamma, then beta
-        self._sites = self._find_sites(kind)
-        self._widths = [s.channels * len(self._told._fields) for s in self._sites]
+        # the condition comes last, so that under one seed the image path starts alike under every kind
+        self.embedding = ConditionEmbedding(model_channels, num_classes, null_class, join, kind.label_in, class_tokens)
+        self._sites = self._find_sites()
+        self._kinds = [type(self.get_submodule(s.name)) for s in self._sites]
+        fields = [(len(k.Told._fields) - len(k.token_fields), len(k.token_fields)) for k in self._kinds]
+        # one matrix product tells every site: the rows of a site are its fields in order, such as gamma, then beta
+        self._widths = [s.channels * plain for s, (plain, _) in zip(self._sites, fields)]
+        self._token_widths = [s.channels * tokens for s, (_, tokens) in zip(self._sites, fields)]
         self.projection = nn.Linear(self.embedding.dim, sum(self._widths))
-        if zero_init_modulation:
+        if zero_init_modulation or kind.zero_init:
             zero_init(self.projection)
+        self.token_projection = (
+            nn.Linear(self.embedding.token_dim, sum(self._token_widths)) if any(self._token_widths) else None
+        )
 
     # ------------------------------------------------------------------ the two halves
 
-    def modulation(self, timestep: Tensor | float, class_labels: Tensor | None = None) -> Modulation:
+    def modulation(
+        self,
+        timestep: Tensor | float,
+        class_labels: Tensor | None = None,
+        class_vectors: Tensor | None = None,
+    ) -> Modulation:
         """What every site is told at (t, y); no picture is needed.
 
-        timestep: number or [B], 0..T-1, whole or fractional. class_labels: [B] int, 0..K-1 or K for null; None for a
-        network without classes. Returns {site name: (gamma [B, C], beta [B, C])}; edit it freely before `denoise`.
+        timestep: number or [B], 0..T-1, whole or fractional.
+        class_labels: int [B], 0..K-1 or K for null; or float [B, K] or [B, K + 1], weights over the classes (and null): a
+          soft label, or a mixture. None for a network without classes.
+        class_vectors: float [B, 4 * model_channels], in place of class_labels: vectors from anywhere. The vectors of
+          labels are `unet.embedding.class_vectors(labels)`.
+        Returns {site name: its kind's Told}, for adagn (gamma [B, C], beta [B, C]); edit it freely before `denoise`.
         """
-        timestep, class_labels = self._check_condition(timestep, class_labels)
-        told = self.projection(F.silu(self.embedding(timestep, class_labels))).split(self._widths, dim=-1)
-        parts = len(self._told._fields)
-        return {site.name: self._told(*values.chunk(parts, dim=-1)) for site, values in zip(self._sites, told)}
+        timestep, classes = self._check_condition(timestep, class_labels, class_vectors)
+        vector, tokens = self.embedding(timestep, classes)
+        plain = self.projection(F.silu(vector)).split(self._widths, dim=-1)
+        attended = [None] * len(plain)
+        if self.token_projection is not None:
+            attended = self.token_projection(tokens).split(self._token_widths, dim=-1)
+        return {
+            site.name: _told(kind, values, more)
+            for site, kind, values, more in zip(self._sites, self._kinds, plain, attended)
+        }
 
     def denoise(self, x: Tensor, m: Modulation) -> Tensor:
         """The image path: x [B, in_channels, H, W] and a modulation of B (or 1) rows -> [B, out_channels, H, W]."""
@@ -183,9 +214,14 @@ class AdaGNUNet(ModelMixin, ConfigMixin):
         return self.conv_out(F.silu(self.norm_out(h)))
 
     def forward(
-        self, sample: Tensor, timestep: Tensor | float, class_labels: Tensor | None = None, return_dict: bool = True
+        self,
+        sample: Tensor,
+        timestep: Tensor | float,
+        class_labels: Tensor | None = None,
+        return_dict: bool = True,
+        class_vectors: Tensor | None = None,
     ) -> UNet2DOutput | tuple[Tensor]:
-        """sample [B, C, H, W] in the noisy picture's own scale, timestep number or [B], class_labels [B] int or None.
+        """sample [B, C, H, W] in the noisy picture's own scale; the others as `modulation` takes them.
 
         Returns an object with `.sample` [B, out_channels, H, W], or a 1-tuple with return_dict=False.
         Raises InputError for a label given to a network without classes, a missing one, or one out of range.
@@ -193,7 +229,7 @@ class AdaGNUNet(ModelMixin, ConfigMixin):
         channels = self.config.in_channels
         if sample.ndim != 4 or sample.shape[1] != channels:
             raise InputError(f"sample is [B, {channels}, H, W] for this network, not {list(sample.shape)}.")
-        m = self.modulation(_per_sample(timestep, sample), class_labels)
+        m = self.modulation(_per_sample(timestep, sample), class_labels, class_vectors)
         rows = len(next(iter(m.values()))[0])
         if rows not in (1, len(sample)):
             raise InputError(f"{rows} timesteps or class labels were given for {len(sample)} pictures.")
@@ -203,6 +239,11 @@ class AdaGNUNet(ModelMixin, ConfigMixin):
     def sites(self) -> list[Site]:
         """Every place that is told something, in the order in which the picture meets them."""
         return list(self._sites)
+
+    def told_rows(self) -> dict[str, slice]:
+        """The rows of `projection` that belong to each site."""
+        ends = list(itertools.accumulate(self._widths))
+        return {s.name: slice(end - width, end) for s, width, end in zip(self._sites, self._widths, ends)}
 
     # ------------------------------------------------------------------ inside
 
@@ -214,15 +255,22 @@ class AdaGNUNet(ModelMixin, ConfigMixin):
             return self._gradient_checkpointing_func(module, h, told)
         return module(h, told)
 
-    def _find_sites(self, kind: type[nn.Module]) -> list[Site]:
+    def _find_sites(self) -> list[Site]:
         """Modules are registered in the order in which the picture meets them, so named_modules() is the depth."""
         for path, module in self.named_modules():
             if isinstance(module, ResBlock):
                 module.sites = tuple(
-                    f"{path}.{name}" for name, norm in module.named_children() if isinstance(norm, kind)
+                    f"{path}.{name}" for name, norm in module.named_children() if isinstance(norm, Kind)
                 )
-        norms = [(name, module) for name, module in self.named_modules() if isinstance(module, kind)]
-        return [Site(name, self._side(name), norm.num_channels, depth) for depth, (name, norm) in enumerate(norms)]
+        norms = [(name, module) for name, module in self.named_modules() if isinstance(module, Kind)]
+        sites = [Site(name, self._side(name), norm.num_channels, depth) for depth, (name, norm) in enumerate(norms)]
+        for site, (_, norm) in zip(sites, norms):
+            if site.resolution**2 < norm.min_pixels:
+                raise InputError(
+                    f"model.conditioning {self.config.conditioning} cannot work on the {site.resolution}x{site.resolution} "
+                    f"feature map at {site.name}: give fewer levels in model.channel_mult, or larger pictures."
+                )
+        return sites
 
     def _side(self, name: str) -> int:
         """Side of the feature map at a site, from its path."""
@@ -233,39 +281,86 @@ class AdaGNUNet(ModelMixin, ConfigMixin):
             level += 1 if way == "down" else -1
         return self.config.sample_size >> level
 
-    def _check_condition(self, timestep: Tensor | float, class_labels: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    def _check_condition(
+        self, timestep: Tensor | float, labels: Tensor | None, vectors: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """timestep [B or 1] and the class vectors [B or 1, class_dim], None where no class is heard."""
         device = self.projection.weight.device
         timestep = torch.as_tensor(timestep, device=device).reshape(-1)
-        classes = self.embedding.classes
-        if classes is None:
-            if class_labels is not None:
+        if not self.config.num_classes:
+            if labels is not None or vectors is not None:
                 raise InputError(
                     "class_labels were given to a network without classes (num_classes is none): leave them out."
                 )
             return timestep, None
-        if class_labels is None:
-            null = f", or {self.config.num_classes} for null" if self.config.null_class else ""
+        if vectors is not None:
+            classes = self._check_vectors(labels, vectors)
+        else:
+            labels = self._check_labels(labels)
+            classes = self.embedding.class_vectors(labels) if self.embedding.classes is not None else None
+        rows = len(labels if vectors is None else vectors)
+        if len(timestep) == 1 and rows > 1:
+            timestep = timestep.expand(rows)
+        if rows not in (1, len(timestep)):
             raise InputError(
-                f"class_labels are missing: this network has classes 0..{self.config.num_classes - 1}{null}."
+                f"{len(timestep)} timesteps and {rows} classes were given: as many of one as of the other."
             )
-        class_labels = torch.as_tensor(class_labels, device=device).reshape(-1)
-        if class_labels.is_floating_point() or class_labels.dtype == torch.bool:
-            raise InputError(f"class_labels are whole numbers, not {class_labels.dtype}.")
-        # on an accelerator a look at the values would make every call wait; there the pipeline has checked them
-        if class_labels.device.type == "cpu" and not torch.compiler.is_compiling():
-            bad = class_labels[(class_labels < 0) | (class_labels >= classes.num_embeddings)]
-            if len(bad):
+        return timestep, classes
+
+    def _check_vectors(self, labels: Tensor | None, vectors: Tensor) -> Tensor:
+        dim = self.embedding.class_dim
+        if labels is not None:
+            raise InputError("class_labels and class_vectors were given: give one of them.")
+        if self.embedding.classes is None:
+            raise InputError(
+                f"class_vectors mean nothing to conditioning {self.config.conditioning}: it hears no class."
+            )
+        if vectors.ndim != 2 or vectors.shape[1] != dim or not vectors.is_floating_point():
+            raise InputError(
+                f"class_vectors are numbers [B, {dim}] for this network, not {vectors.dtype} {list(vectors.shape)}."
+            )
+        return vectors.to(self.projection.weight)
+
+    def _check_labels(self, labels: Tensor | None) -> Tensor:
+        k, has_null = self.config.num_classes, self.config.null_class
+        if labels is None:
+            null = f", or {k} for null" if has_null else ""
+            raise InputError(f"class_labels are missing: this network has classes 0..{k - 1}{null}.")
+        labels = torch.as_tensor(labels, device=self.projection.weight.device)
+        if labels.is_floating_point() and labels.ndim == 2:
+            if labels.shape[1] not in (k, k + int(has_null)):
+                null = f" (or {k + 1}, with null)" if has_null else ""
                 raise InputError(
-                    f"class label {bad[0].item()} is out of range: expected 0..{self.config.num_classes - 1}"
-                    + (
-                        f", or {self.config.num_classes} for null."
-                        if self.config.null_class
-                        else " (there is no null class)."
-                    )
+                    f"weights over the classes are [B, {k}]{null} for this network, not {list(labels.shape)}."
                 )
-        if len(timestep) == 1 and len(class_labels) > 1:
-            timestep = timestep.expand(len(class_labels))
-        return timestep, class_labels
+            return labels
+        if labels.is_floating_point() or labels.dtype == torch.bool:
+            raise InputError(
+                f"class_labels are whole numbers [B], or weights over the classes [B, {k}], not {labels.dtype} {list(labels.shape)}."
+            )
+        labels = labels.reshape(-1)
+        # on an accelerator a look at the values would make every call wait; there the pipeline has checked them
+        if labels.device.type == "cpu" and not torch.compiler.is_compiling():
+            bad = labels[(labels < 0) | (labels >= k + int(has_null))]
+            if len(bad):
+                null = f", or {k} for null." if has_null else " (there is no null class)."
+                raise InputError(f"class label {bad[0].item()} is out of range: expected 0..{k - 1}{null}")
+        return labels
+
+
+def _told(kind: type[Kind], plain: Tensor, attended: Tensor | None) -> tuple[Tensor, ...]:
+    """The rows of one site, cut into its fields."""
+    tokens = len(kind.token_fields)
+    parts = plain.chunk(len(kind.Told._fields) - tokens, dim=-1)
+    return kind.Told(*parts, *(attended.chunk(tokens, dim=-1) if tokens else ()))
+
+
+def _width(model_channels: int, mult: float) -> int:
+    if model_channels * mult != int(model_channels * mult) or mult <= 0:
+        raise InputError(
+            f"model.channel_mult {mult:g} times model.model_channels {model_channels} is not a whole width."
+        )
+    return int(model_channels * mult)
 
 
 def _per_sample(timestep: Tensor | float, sample: Tensor) -> Tensor:

@@ -93,6 +93,7 @@ def _train(config: RunConfig, resume: bool, held: ExitStack) -> int:
         config.diffusion.prediction,
         config.diffusion.loss_weight,
         config.diffusion.min_snr_gamma,
+        config.diffusion.vlb_weight if config.diffusion.learned_variance else None,
     ).to(device)
     batches = Batches(
         dataset,
@@ -145,8 +146,8 @@ def _train(config: RunConfig, resume: bool, held: ExitStack) -> int:
                 last = i == training.gradient_accumulation - 1
                 with nullcontext() if last else accelerator.no_sync(model):
                     x_t = objective.noisy(batch.x0, batch.noise, batch.t)
-                    prediction = model(x_t, batch.t, batch.labels).sample
-                    loss = objective.loss(prediction, objective.target(batch.x0, batch.noise, batch.t), batch.t).mean()
+                    output = model(x_t, batch.t, batch.labels).sample
+                    loss = objective.loss(output, batch.x0, batch.noise, batch.t).mean()
                     accelerator.backward(loss / training.gradient_accumulation)
                 losses.append(loss.detach())
             norm = accelerator.clip_grad_norm_(model.parameters(), training.clip_norm or math.inf)
@@ -282,6 +283,7 @@ def _extras(config: RunConfig) -> str:
             if isinstance(getattr(plain, f.name), bool) and getattr(mine, f.name) != getattr(plain, f.name)
         ]
     d = config.diffusion
+    on += [f"model.join={config.model.join}"] if config.model.join != default.model.join else []
     on += [f"loss_weight={d.loss_weight}(gamma {d.min_snr_gamma:g})"] if d.loss_weight != "uniform" else []
     return f"schedule {d.schedule}, prediction {d.prediction}" + "".join(f", {e}" for e in on)
 

@@ -66,6 +66,6 @@ def heldout_loss(
         noise = normal(training.seed, "heldout", positions, tuple(x0.shape[1:])).to(device)
         y = torch.from_numpy(labels).to(device) if unet.config.num_classes else None
         with autocast():
-            prediction = unet(objective.noisy(x0, noise, t), t, y).sample
-        total += objective.loss(prediction, objective.target(x0, noise, t), t).sum().item()
+            output = unet(objective.noisy(x0, noise, t), t, y).sample
+        total += objective.loss(output, x0, noise, t).sum().item()
     return total / n

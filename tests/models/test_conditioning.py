@@ -1,0 +1,357 @@
+"""Every test here runs over the whole registry of kinds: a new kind is tested by being in it."""
+
+import pytest
+import torch
+from conftest import tiny_unet
+from torch import nn
+from torch.nn import functional as F
+
+from diffusion_adagn import AdaGNUNet
+from diffusion_adagn.errors import InputError
+from diffusion_adagn.models.conditioning import KINDS, AdaGN, AdaIN, Kind
+from diffusion_adagn.models.cost import count_cost
+
+EVERY_KIND = pytest.mark.parametrize("kind", KINDS)
+HEARING = [k for k, kind in KINDS.items() if kind.label_in is not None]
+G = torch.Generator().manual_seed(1)
+X = torch.randn(3, 1, 8, 8, generator=G)
+T = torch.tensor([0.0, 749.2, 999.0])
+Y = torch.tensor([0, 2, 3])  # class 0, the last class, null
+
+
+def fresh(kind: str, **changes) -> AdaGNUNet:
+    torch.manual_seed(0)
+    settings = {"sample_size": 8, "in_channels": 1, "num_classes": 3, "model_channels": 16, "channel_mult": (1, 2),
+                "num_res_blocks": 1, "attention_resolutions": (4,), "num_head_channels": 16, "norm_groups": 4}  # fmt: skip
+    return AdaGNUNet(**(settings | {"conditioning": kind} | changes))
+
+
+# ---------------------------------------------------------------------- formulas, in loops, in float64
+
+
+def normalised(h: torch.Tensor, size: int, eps: float) -> torch.Tensor:
+    """GroupNorm of one picture [C, H, W] without weights, groups of `size` channels."""
+    out = torch.empty_like(h)
+    for c in range(0, len(h), size):
+        group = h[c : c + size]
+        out[c : c + size] = (group - group.mean()) / ((group - group.mean()).square().mean() + eps).sqrt()
+    return out
+
+
+def slow(kind: str, layer: nn.Module, h: torch.Tensor, told: dict) -> torch.Tensor:
+    """The kind's formula for one picture h [C, H, W], told: {field: [C] or [N, C]}."""
+
+    def affine(z):
+        return torch.stack([z[c] * layer.weight[c] + layer.bias[c] for c in range(len(z))])
+
+    def each(values):
+        return values.reshape(-1, 1, 1)
+
+    if kind in ("adagn", "adagn_zero", "none"):
+        return affine(normalised(h, 4, 1e-5)) * (1 + each(told["gamma"])) + each(told["beta"])
+    if kind == "adain":
+        return affine(normalised(h, 1, 1e-5)) * (1 + each(told["gamma"])) + each(told["beta"])
+    if kind == "additive":
+        return affine(normalised(h + each(told["shift"]), 4, 1e-5))
+    if kind == "gain":
+        return affine(normalised(h, 4, 1e-5)) * (1 + each(told["gamma"]))
+    if kind == "film":
+        return h * (1 + each(told["gamma"])) + each(told["beta"])
+    assert kind == "cross_attention", f"{kind} needs its formula here"
+    h = affine(normalised(h + each(told["shift"]), 4, 1e-5))
+    out = h.clone()
+    for i in range(h.shape[1]):
+        for j in range(h.shape[2]):
+            q = layer.query.weight @ h[:, i, j] + layer.query.bias
+            weights = torch.stack([q @ key / len(q) ** 0.5 for key in told["keys"]]).softmax(0)
+            heard = sum(w * value for w, value in zip(weights, told["values"]))
+            out[:, i, j] += layer.proj.weight @ heard + layer.proj.bias
+    return out
+
+
+@EVERY_KIND
+def test_the_formula_against_a_slow_float64_reference(kind):
+    torch.manual_seed(0)
+    layer = KINDS[kind](8, 2, 1e-5).double()
+    for p in layer.parameters():
+        nn.init.normal_(p)
+    h = torch.randn(2, 8, 3, 3).double()
+    told = {f: torch.randn(2, 5, 8) if f in layer.token_fields else torch.randn(2, 8) for f in layer.Told._fields}
+    told = {f: v.double() for f, v in told.items()}
+    out = layer(h, layer.Told(**told))
+    for b in range(2):
+        expected = slow(kind, layer, h[b], {f: v[b] for f, v in told.items()})
+        assert torch.allclose(out[b], expected, rtol=1e-10, atol=1e-10)
+
+
+def test_with_one_channel_a_group_adagn_is_adain_and_with_four_it_is_not():
+    torch.manual_seed(0)
+    h, told = torch.randn(2, 8, 4, 4), AdaGN.Told(torch.randn(2, 8), torch.randn(2, 8))
+    assert torch.equal(AdaGN(8, 8, 1e-5)(h, told), AdaIN(8, 2, 1e-5)(h, told))
+    assert (AdaGN(8, 2, 1e-5)(h, told) - AdaIN(8, 2, 1e-5)(h, told)).abs().max() > 0.1
+
+
+def test_adain_is_refused_where_it_would_lose_the_picture():
+    with pytest.raises(InputError, match=r"adain.*1x1"):
+        fresh("adain", channel_mult=(1, 1, 1, 1))
+    fresh("adain", channel_mult=(1, 1, 1))  # 2x2: four pixels
+    fresh("adagn", channel_mult=(1, 1, 1, 1))
+    with pytest.raises(InputError, match="1x2"):
+        AdaIN(8, 2, 1e-5)(torch.zeros(1, 8, 1, 2), AdaGN.Told(torch.zeros(1, 8), torch.zeros(1, 8)))
+
+
+# ---------------------------------------------------------------------- how a network starts
+
+
+@EVERY_KIND
+def test_a_new_network_answers_zero(kind):
+    assert fresh(kind)(X, T, Y).sample.abs().max() == 0
+
+
+@EVERY_KIND
+@pytest.mark.parametrize("both", [False, True])
+def test_a_new_block_adds_nothing_to_its_skip(kind, both):
+    unet = fresh(kind, modulate_both_norms=both)
+    m = unet.modulation(T, Y)
+    block = unet.up[0].stages[0].block
+    h = torch.randn(3, block.norm1.num_channels, 4, 4)
+    assert torch.equal(block(h, [m[name] for name in block.sites]), block.skip(h))
+
+
+@EVERY_KIND
+def test_a_gate_at_zero_stands_before_a_convolution_that_is_not_and_the_other_way_round(kind):
+    unet = fresh(kind)
+    for block in (m for m in unet.modules() if hasattr(m, "conv2")):
+        assert (block.conv2.weight.abs().max() > 0) == KINDS[kind].gated
+    told = unet.modulation(T, Y)
+    if KINDS[kind].zero_init:
+        assert all(part.abs().max() == 0 for site in told.values() for part in site)
+    else:
+        assert all(part.abs().max() > 0 for site in told.values() for part in site)
+
+
+def test_a_zero_gate_times_a_zero_convolution_never_learns_and_ours_does():
+    for zeroed in (False, True):
+        unet = fresh("adagn_zero").train()
+        nn.init.normal_(unet.conv_out.weight, std=0.1)
+        block = unet.middle[0].block
+        if zeroed:
+            nn.init.zeros_(block.conv2.weight)
+            nn.init.zeros_(block.conv2.bias)
+        optimizer = torch.optim.SGD(unet.parameters(), lr=1e-3)
+        start = block.conv2.weight.detach().clone()
+        for _ in range(3):
+            optimizer.zero_grad()
+            unet(X, T, Y).sample.square().sum().backward()
+            optimizer.step()
+        assert torch.isfinite(block.conv2.weight).all()
+        assert torch.equal(block.conv2.weight, start) == zeroed
+
+
+def test_under_one_seed_the_image_path_starts_alike_under_every_kind():
+    plain = fresh("adagn").state_dict()
+    for kind in KINDS:
+        mine = fresh(kind).state_dict()
+        same = [k for k in plain if k in mine and not k.startswith(("embedding.", "projection"))]
+        changed = [k for k in same if not torch.equal(plain[k], mine[k])]
+        assert len(same) > 20 and (all(".conv2." in k for k in changed) if KINDS[kind].gated else changed == [])
+
+
+# ---------------------------------------------------------------------- what the condition reaches
+
+
+@EVERY_KIND
+@pytest.mark.parametrize("both", [False, True])
+def test_the_label_reaches_the_output_and_the_gradient_the_table(kind, both):
+    unet = tiny_unet(conditioning=kind, modulate_both_norms=both)
+    x = X[:1].expand(4, -1, -1, -1)
+    out = unet(x, 500, torch.arange(4)).sample
+    apart = min((out[i] - out[j]).abs().max() for i in range(4) for j in range(i))
+    assert (apart > 1e-3) == (kind in HEARING)
+    assert (unet(x, 500, Y[:1]).sample - unet(x, 600, Y[:1]).sample).abs().max() > 1e-3
+    unet.train()(X, T, Y).sample.square().sum().backward()
+    silent = [n for n, p in unet.named_parameters() if p.grad is None or p.grad.abs().sum() == 0]
+    assert silent == []
+    if kind in HEARING:
+        rows = unet.embedding.classes.weight.grad.abs().sum(1) > 0
+        assert rows.tolist() == [True, False, True, True]
+    else:
+        assert unet.embedding.classes is None
+
+
+@EVERY_KIND
+def test_time_and_class_enter_where_the_kind_says(kind):
+    unet = tiny_unet(conditioning=kind)
+    a, b, c = unet.modulation(500, 0), unet.modulation(500, 1), unet.modulation(600, 0)
+    tokens = KINDS[kind].token_fields
+    for site in unet.sites():
+        for field in KINDS[kind].Told._fields:
+            by_class = not torch.equal(getattr(a[site.name], field), getattr(b[site.name], field))
+            by_time = not torch.equal(getattr(a[site.name], field), getattr(c[site.name], field))
+            expected = {"vector": (True, True), None: (False, True)}.get(
+                KINDS[kind].label_in, (field in tokens, field not in tokens)
+            )
+            assert (by_class, by_time) == expected
+
+
+@EVERY_KIND
+def test_what_a_site_is_told_is_of_its_width_and_acts_there_and_nowhere_before(kind):
+    unet = tiny_unet(conditioning=kind, modulate_both_norms=True)
+    m = unet.modulation(T, Y)
+    sites = unet.sites()
+    rows = unet.told_rows()
+    assert list(m) == [s.name for s in sites] == list(rows)
+    assert rows[sites[-1].name].stop == len(unet.projection.weight)
+    for s in sites:
+        layer = unet.get_submodule(s.name)
+        for field, part in m[s.name]._asdict().items():
+            assert part.shape == ((3, 4, s.channels) if field in layer.token_fields else (3, s.channels))
+        plain = [f for f in layer.Told._fields if f not in layer.token_fields]
+        assert rows[s.name].stop - rows[s.name].start == s.channels * len(plain)
+    seen = {}
+    for s in sites:
+        unet.get_submodule(s.name).register_forward_hook(lambda mod, i, o, n=s.name: seen.setdefault(n, []).append(o))
+    unet.denoise(X, m)
+    name = sites[3].name
+    unet.denoise(X, {**m, name: type(m[name])(*(part + 1 + torch.rand_like(part) for part in m[name]))})
+    changed = [n for n, (a, b) in seen.items() if not torch.equal(a, b)]
+    assert changed == [s.name for s in sites][3:]
+
+
+@EVERY_KIND
+def test_one_row_serves_all_and_a_batch_is_its_rows(kind):
+    unet = tiny_unet(conditioning=kind)
+    assert torch.allclose(unet.denoise(X, unet.modulation(5, 1)), unet(X, 5, torch.tensor([1, 1, 1])).sample, atol=1e-5)
+    whole = unet(X, T, Y).sample
+    for i in range(3):
+        assert torch.allclose(unet(X[i : i + 1], T[i], Y[i]).sample[0], whole[i], atol=1e-5)
+
+
+# ---------------------------------------------------------------------- joining, class vectors
+
+
+@EVERY_KIND
+@pytest.mark.parametrize("join", ["sum", "concat"])
+def test_labels_weights_and_vectors_say_the_same(kind, join):
+    unet = tiny_unet(conditioning=kind, join=join)
+    by_label = unet(X, T, Y).sample
+    assert torch.allclose(unet(X, T, F.one_hot(Y, 4).float()).sample, by_label, atol=1e-6)
+    if kind not in HEARING:
+        with pytest.raises(InputError, match="hears no class"):
+            unet(X, T, class_vectors=torch.zeros(3, 64))
+        return
+    vectors = unet.embedding.class_vectors(Y)
+    assert torch.equal(unet(X, T, class_vectors=vectors).sample, by_label)
+    half = torch.tensor([[0.5, 0.5, 0.0]]).expand(3, -1)  # without null's column
+    table = unet.embedding.classes.weight
+    mixed = unet(X, T, class_vectors=((table[0] + table[1]) / 2).expand(3, -1)).sample
+    assert torch.allclose(unet(X, T, half).sample, mixed, atol=1e-6)
+    assert (mixed - unet(X, T, torch.tensor([0, 0, 0])).sample).abs().max() > 1e-4
+
+
+def test_joining_is_addition_or_concatenation():
+    for join, width in (("sum", 64), ("concat", 128)):
+        unet = tiny_unet(join=join)
+        time = unet.embedding.time(_sinus(unet))
+        classes = unet.embedding.classes(Y)
+        vector = time + classes if join == "sum" else torch.cat([time, classes], dim=1)
+        assert unet.projection.in_features == width
+        told = unet.projection(F.silu(vector))
+        name = unet.sites()[1].name
+        rows = unet.told_rows()[name]
+        gamma, beta = told[:, rows].chunk(2, dim=1)
+        m = unet.modulation(T, Y)[name]
+        assert torch.allclose(m.gamma, gamma, atol=1e-6) and torch.allclose(m.beta, beta, atol=1e-6)
+
+
+def _sinus(unet):
+    from diffusers.models.embeddings import get_timestep_embedding
+
+    return get_timestep_embedding(T, unet.config.model_channels, flip_sin_to_cos=True, downscale_freq_shift=0)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"class_labels": torch.zeros(3, 5)}, r"\[B, 3\] \(or 4, with null\)"),
+        ({"class_vectors": torch.zeros(3, 5)}, r"\[B, 64\]"),
+        ({"class_vectors": torch.zeros(3, 64), "class_labels": Y}, "one of them"),
+        ({"class_labels": Y[:2]}, "3 timesteps and 2 classes"),
+    ],
+)
+def test_classes_that_do_not_fit_are_refused(arguments, message):
+    with pytest.raises(InputError, match=message):
+        tiny_unet()(X, T, **arguments)
+
+
+def test_networks_that_cannot_be_are_refused():
+    with pytest.raises(InputError, match="attends to the class"):
+        fresh("cross_attention", num_classes=None)
+    with pytest.raises(InputError, match="sum or concat"):
+        fresh("adagn", join="add")
+    with pytest.raises(InputError, match="whole width"):
+        fresh("adagn", channel_mult=(0.3, 1))
+    assert fresh("adagn", channel_mult=(0.5, 1), norm_groups=4, num_head_channels=8).conv_in.out_channels == 8
+
+
+@EVERY_KIND
+def test_a_network_without_classes_of_every_kind_that_can_be(kind):
+    if KINDS[kind].label_in == "tokens":
+        pytest.skip("it attends to the class")
+    unet = tiny_unet(conditioning=kind, num_classes=None)
+    assert unet(X, T).sample.shape == X.shape
+    with pytest.raises(InputError, match="without classes"):
+        unet(X, T, Y)
+
+
+# ---------------------------------------------------------------------- machinery
+
+
+@EVERY_KIND
+def test_bf16_autocast_stays_close(kind):
+    unet = tiny_unet(conditioning=kind)
+    exact = unet(X, T, Y).sample
+    with torch.autocast("cpu", torch.bfloat16):
+        rough = unet(X, T, Y).sample
+    assert (rough - exact).abs().max() < 0.05 * exact.abs().max()
+
+
+@EVERY_KIND
+@pytest.mark.parametrize("join", ["sum", "concat"])
+def test_save_and_load(tmp_path, kind, join):
+    unet = tiny_unet(conditioning=kind, join=join)
+    unet.save_pretrained(tmp_path)
+    assert torch.equal(AdaGNUNet.from_pretrained(tmp_path)(X, T, Y).sample, unet(X, T, Y).sample)
+
+
+@EVERY_KIND
+def test_compiled_whole_it_gives_the_same(kind):
+    torch.compiler.reset()
+    unet = tiny_unet(conditioning=kind)
+    compiled = torch.compile(unet, backend="eager", fullgraph=True)
+    assert torch.allclose(compiled(X, T, Y).sample, unet(X, T, Y).sample, atol=1e-5)
+
+
+@EVERY_KIND
+def test_gradient_checkpointing_changes_no_number(kind):
+    unet = tiny_unet(conditioning=kind).train()
+    unet(X, T, Y).sample.square().sum().backward()
+    plain = {n: p.grad.clone() for n, p in unet.named_parameters()}
+    unet.zero_grad()
+    unet.enable_gradient_checkpointing()
+    unet(X, T, Y).sample.square().sum().backward()
+    assert all(torch.allclose(p.grad, plain[n], atol=1e-6) for n, p in unet.named_parameters())
+
+
+@EVERY_KIND
+def test_its_cost_is_counted_without_allocating(kind):
+    config = {k: v for k, v in fresh(kind).config.items() if not k.startswith("_")}
+    cost = count_cost(config)
+    assert cost.parameters == sum(p.numel() for p in fresh(kind).parameters()) and cost.flops > 0
+
+
+@EVERY_KIND
+def test_the_registry_says_where_it_comes_from(kind):
+    assert issubclass(KINDS[kind], Kind)
+    assert "<-" in KINDS[kind].__doc__ or "functions of t" in KINDS[kind].__doc__
+    assert "Source:" in KINDS[kind].__doc__ or issubclass(KINDS[kind], AdaGN)

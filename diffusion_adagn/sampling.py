@@ -19,6 +19,7 @@ from .errors import InputError
 from .grids import labelled_grid
 from .labels import LabelSpace
 from .loading import model_hash, open_pipeline
+from .models.conditioning import KINDS
 
 GRID_ROWS, GRID_COLUMNS = 40, 24  # at most, in the grid; every picture is kept as a file
 
@@ -68,6 +69,8 @@ def sample_to_folder(
     guidance_scales(request.scales, len(request.scales))
     if any(s != 1 for s in request.scales):
         pipe.check_guidance()
+    if main and labels.K and KINDS[pipe.unet.config.conditioning].label_in is None:
+        print("note: this network hears the timestep alone (conditioning none): classes and guidance change nothing")
     calls = len(set_steps(pipe.scheduler, request.steps))
     pipe.check_eta(request.eta)
     if request.seed + len(class_ids) * request.count > MOST_SEED:

@@ -88,6 +88,18 @@ def test_raw_weights_sample_too(digits, judge):
     assert judge(images, IDS[::3])[0] >= 0.95
 
 
+def test_a_learned_variance_samples_what_was_asked_for(tmp_path, judge):
+    out = tmp_path / "digits"
+    argv = ["train", "--config", str(ROOT / "configs/digits.yaml"), "--output_dir", str(out)]
+    assert main([*argv, "--diffusion.learned_variance", "true", "--training.preview_every", "0"]) == 0
+    pipe = ClassConditionalPipeline.from_pretrained(out)
+    for sampler, steps in (("ddpm", 20), ("ddpm", 100), ("ddim", 20)):
+        pipe.use_sampler(sampler)
+        images = pipe(IDS[::3], guidance_scale=2.0, num_inference_steps=steps, seeds=0, output_type="np").images
+        right, contrast, spread = judge(images, IDS[::3])
+        assert right >= 0.95 and contrast == pytest.approx(1, abs=0.15) and spread >= 0.5, (sampler, steps)
+
+
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_real_cifar10_resumes_to_the_last_digit(tmp_path, shared, precision):
     """The small recipe on real pictures, narrower so that a CPU without bf16 instructions can do it."""

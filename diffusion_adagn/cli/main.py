@@ -16,6 +16,10 @@ COMMANDS = {
     "train": "train a class-conditional diffusion model",
     "sample": "sample pictures by class label",
     "data": "look at labelled images (adagn data inspect)",
+    "ablate": "train the same run under several conditioning kinds, and compare",
+    "import-adm": "turn an OpenAI ADM checkpoint into a pipeline folder",
+    "import-diffusers": "turn a diffusers folder with a UNet2DModel into a pipeline folder",
+    "export": "write a folder that stock diffusers loads without this package",
 }
 
 
@@ -31,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if argv[0] not in COMMANDS:
             raise UsageError(f"there is no command '{argv[0]}'. Commands: {', '.join(COMMANDS)}.")
-        return importlib.import_module(f".{argv[0]}", __package__).run(argv[1:]) or 0
+        return importlib.import_module(f".{argv[0].replace('-', '_')}", __package__).run(argv[1:]) or 0
     except InputError as error:
         if "--debug" in argv:
             raise
@@ -72,7 +76,7 @@ def _paragraph(error: object) -> str:
 
 
 def _overview() -> str:
-    commands = "\n".join(f"  {name:8}{what}" for name, what in COMMANDS.items())
+    commands = "\n".join(f"  {name:18}{what}" for name, what in COMMANDS.items())
     return (
         f"usage: adagn COMMAND [options]\n\nClass-conditional diffusion models that show what the condition does.\n\n"
         f"{commands}\n\n`adagn COMMAND --help` lists a command's options. Start with: adagn train --config configs/digits.yaml "

@@ -30,7 +30,9 @@ def philox(
 
 
 # what the draws are for; a stream each
-STREAMS = {name: i for i, name in enumerate(("order", "noise", "timestep", "label_drop", "flip", "heldout"))}
+STREAMS = {
+    name: i for i, name in enumerate(("order", "noise", "timestep", "label_drop", "flip", "heldout", "wrong_label"))
+}
 
 
 def words(seed: int, stream: str, positions: Tensor, count: int) -> Tensor:

@@ -11,6 +11,11 @@ from torch import Tensor
 from ..errors import InputError
 
 
+def to_unit(pixels: Tensor) -> Tensor:
+    """uint8 [B, H, W, C] in 0..255 -> float32 [B, C, H, W] in [-1, 1]."""
+    return pixels.permute(0, 3, 1, 2).float().div(127.5).sub(1).contiguous()
+
+
 def to_x0(prediction: Tensor, x_t: Tensor, alpha: Tensor | float, sigma: Tensor | float, kind: str) -> Tensor:
     """The x0 that a prediction means. kind: "eps" | "x0" | "v" (v = alpha eps - sigma x0; Salimans & Ho 2022, appendix D)."""
     if kind == "eps":

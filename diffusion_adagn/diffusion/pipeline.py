@@ -220,6 +220,8 @@ class ClassConditionalPipeline(DiffusionPipeline):
         index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
         known = {s.__name__: s for s in SAMPLERS.values()}
         scheduler_class = known.get((index.get("scheduler") or ["", ""])[1])
+        if index.get("unet") == ["diffusers", "UNet2DModel"]:
+            raise InputError(f"{folder} holds a stock UNet2DModel: first  adagn import-diffusers {folder}  .")
         if "labels" not in index or scheduler_class is None:
             raise InputError(
                 f"{folder} was not written by this package (labels or scheduler are missing in model_index.json)."

@@ -356,11 +356,12 @@ def _told(kind: type[Kind], plain: Tensor, attended: Tensor | None) -> tuple[Ten
 
 
 def _width(model_channels: int, mult: float) -> int:
-    if model_channels * mult != int(model_channels * mult) or mult <= 0:
+    width = round(model_channels * mult)
+    if abs(width - model_channels * mult) > 1e-6 or width < 1:  # 352 * (480 / 352) is 479.99999999999994
         raise InputError(
             f"model.channel_mult {mult:g} times model.model_channels {model_channels} is not a whole width."
         )
-    return int(model_channels * mult)
+    return width
 
 
 def _per_sample(timestep: Tensor | float, sample: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from ..data import ImageDataset
 from ..data.order import SampleOrder, normal, uniform
+from ..diffusion.objective import to_unit
 
 
 @dataclass
@@ -59,8 +60,3 @@ class Batches:
         t = (uniform(self.seed, "timestep", positions) * self.num_timesteps).long().to(self.device)
         noise = normal(self.seed, "noise", positions, tuple(x0.shape[1:])).to(self.device)
         return Batch(x0, noise, t, labels, indices)
-
-
-def to_unit(pixels: Tensor) -> Tensor:
-    """uint8 [B, H, W, C] in 0..255 -> float32 [B, C, H, W] in [-1, 1]."""
-    return pixels.permute(0, 3, 1, 2).float().div(127.5).sub(1).contiguous()

@@ -31,6 +31,10 @@ from .metrics import Metrics, check_tracker
 from .preview import check_preview, draw_preview, heldout_loss
 from .transfer import transfer
 
+# gloo's destructor joins, with Python's lock held, a thread that may be waiting for that lock: now and then a process that
+# is done would hang for ever. It goes with the process instead.
+_never_destroyed: list[torch.nn.Module] = []
+
 STOPPED = 75  # exit status: saved and left on a signal (EX_TEMPFAIL: try again)
 
 
@@ -85,6 +89,8 @@ def _train(config: RunConfig, resume: bool, held: ExitStack) -> int:
     )
     step = _restore(run, accelerator, dataset, unet, ema, optimizer)
     model, optimizer = accelerator.prepare(unet, optimizer)
+    if accelerator.num_processes > 1:
+        _never_destroyed.append(model)
 
     # what it learns from
     scheduler = make_scheduler(config.diffusion)

@@ -9,13 +9,12 @@ from ..config import RunConfig, TrainingConfig
 from ..data import ImageDataset
 from ..data.order import normal
 from ..diffusion.guidance import guidance_scales
-from ..diffusion.objective import Objective
+from ..diffusion.objective import Objective, to_unit
 from ..diffusion.pipeline import ClassConditionalPipeline
 from ..diffusion.schedule import make_scheduler, set_steps
 from ..grids import labelled_grid
 from ..models.unet import AdaGNUNet
 from ..run import RunFolder, label_space
-from .batches import to_unit
 
 MOST_CLASSES = 10
 MOST_HELDOUT = 512

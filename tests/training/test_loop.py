@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from diffusion_adagn import ClassConditionalPipeline
 from diffusion_adagn.cli.main import main
 from diffusion_adagn.loading import open_pipeline
+from diffusion_adagn.models.conditioning import KINDS
 
 TINY = {
     "model.model_channels": 16, "model.channel_mult": "1,2", "model.num_res_blocks": 1, "model.attention_resolutions": 4,
@@ -61,6 +62,10 @@ VARIANTS = {
         "training__precision": "bf16", "training__gradient_accumulation": 2, "model__dropout": 0.2, "data__flip": "true",
         "training__warmup_steps": 2,
     },
+    "gated kind, concatenation, learned variance": {
+        "model__conditioning": "adagn_zero", "model__join": "concat", "diffusion__learned_variance": "true",
+    },
+    "cross-attention, both norms": {"model__conditioning": "cross_attention", "model__modulate_both_norms": "true"},
 }  # fmt: skip
 
 
@@ -311,3 +316,57 @@ def test_two_processes_see_what_one_sees(tmp_path):
     # and a run begun on two goes on on one
     assert run(tmp_path / "2", "--resume", "auto", training__max_steps=8, **changes) == 0
     assert max(losses(tmp_path / "2")) == 8
+
+
+@pytest.mark.parametrize(
+    "kind", [pytest.param(k, marks=[] if k == "cross_attention" else pytest.mark.slow) for k in KINDS]
+)
+def test_every_kind_trains_on_two_processes_as_on_one(tmp_path, kind):
+    """A parameter that a kind leaves without a gradient would stop data-parallel training."""
+    changes = {"model__conditioning": kind, "diffusion__learned_variance": "true"}
+    run(tmp_path / "1", training__gradient_accumulation=2, **changes)
+    command = launch(tmp_path / "2", processes=2, **changes)
+    result = subprocess.run(command, env=environment(), capture_output=True, text=True, check=False)
+    assert (tmp_path / "2" / "pipeline").is_dir(), result.stderr[-3000:]
+    one, two = losses(tmp_path / "1"), losses(tmp_path / "2")
+    assert list(one.values()) == pytest.approx(list(two.values()), rel=1e-4)
+
+
+def test_a_run_with_a_learned_variance_is_trained_sampled_and_fine_tuned(tmp_path, capsys):
+    out = tmp_path / "run"
+    assert run(out, diffusion__learned_variance="true", training__heldout_every=6, training__preview_every=6) == 0
+    assert run(tmp_path / "fixed") == 0
+    both, simple = losses(out), losses(tmp_path / "fixed")
+    assert 0 < both[1] - simple[1] < 20  # the bound's weighed term, on the same pictures and noise
+    pipe = ClassConditionalPipeline.from_pretrained(out)
+    assert pipe.unet.conv_out.out_channels == 2
+    pipe.set_progress_bar_config(disable=True)
+    for sampler in ("ddim", "ddpm", "dpm++"):
+        pipe.use_sampler(sampler)
+        assert pipe("3", guidance_scale=2.0, seeds=0, num_inference_steps=4, output_type="pt").images.shape == (
+            1,
+            1,
+            8,
+            8,
+        )
+    assert pipe.use_sampler("ddpm").scheduler.config.variance_type == "learned_range"
+    assert run(tmp_path / "more", "--init_from", str(out), diffusion__learned_variance="true") == 0
+    assert "new:" not in capsys.readouterr().out
+
+
+def test_a_network_that_hears_no_class_says_so(tmp_path, capsys):
+    assert run(tmp_path / "run", model__conditioning="none") == 0
+    argv = [
+        "sample",
+        str(tmp_path / "run"),
+        "--count",
+        "1",
+        "--steps",
+        "2",
+        "--guidance",
+        "1,2",
+        "--out",
+        str(tmp_path / "s"),
+    ]
+    assert main(argv) == 0
+    assert "change nothing" in capsys.readouterr().out

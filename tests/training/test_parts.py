@@ -9,7 +9,8 @@ from conftest import tiny_unet
 
 from diffusion_adagn.config import DataConfig, TrainingConfig
 from diffusion_adagn.data import open_dataset
-from diffusion_adagn.training.batches import Batches, to_unit
+from diffusion_adagn.diffusion.objective import to_unit
+from diffusion_adagn.training.batches import Batches
 from diffusion_adagn.training.checkpoint import checkpoints, load_checkpoint, save_checkpoint
 from diffusion_adagn.training.ema import EMA
 from diffusion_adagn.training.loop import learning_rate

@@ -1,0 +1,45 @@
+"""adagn ablate"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from ..config import read_config
+from ..errors import UsageError
+from .options import Parser, add_config_options, config_overrides
+
+
+def parser() -> Parser:
+    p = Parser(
+        prog="adagn ablate",
+        usage="adagn ablate CONFIG [--kinds KIND,...|all] [--seeds INT,...] [--output_dir DIR] [--section.key VALUE ...]",
+        description="Train the same run under several conditioning kinds and seeds, measure how much each uses the label, and "
+        "write one table and one picture. A finished run is never run again; a stopped ablation goes on by the same command.",
+    )
+    p.add_argument("config", metavar="CONFIG", help="a YAML file, such as configs/digits.yaml")
+    p.add_argument("--kinds", default="all", help="conditioning kinds with commas between, or all [all]")
+    p.add_argument("--seeds", default="0,1", help="whole numbers with commas between [0,1]")
+    p.add_argument("--dry_run", action="store_true", help="print the runs and their costs, and stop")
+    add_config_options(p)
+    return p
+
+
+def run(argv: Sequence[str]) -> int:
+    args = parser().parse(argv)
+    overrides = config_overrides(args)
+    for key, option in (("model.conditioning", "--kinds"), ("training.seed", "--seeds")):
+        if key in overrides:
+            raise UsageError(f"an ablation sets {key} itself: give {option}.")
+    try:
+        seeds = [int(s) for s in args.seeds.split(",") if s.strip()]
+    except ValueError:
+        raise UsageError(f"--seeds takes whole numbers with commas between, such as 0,1, not '{args.seeds}'.") from None
+    if not seeds or min(seeds) < 0:
+        raise UsageError(f"--seeds needs at least one whole number, none negative, such as 0,1, not '{args.seeds}'.")
+    config = read_config(args.config, overrides)
+    out = Path(overrides.get("output_dir") or f"runs/ablation-{Path(args.config).stem}")
+
+    from ..experiments.ablation import ablate
+    from ..models.conditioning import KINDS
+
+    kinds = list(KINDS) if args.kinds == "all" else [k.strip() for k in args.kinds.split(",") if k.strip()]
+    return ablate(config, kinds, seeds, out, dry_run=args.dry_run)

@@ -1,0 +1,45 @@
+"""adagn export"""
+
+from collections.abc import Sequence
+
+from .options import Parser
+
+
+def parser() -> Parser:
+    p = Parser(
+        prog="adagn export",
+        description="Write a model as a folder that other software loads: adagn export RUN --to diffusers DIR.",
+    )
+    p.add_argument(
+        "run",
+        metavar="RUN",
+        help="a run folder (runs/digits), one of its checkpoints, a pipeline folder, or owner/name on the hub",
+    )
+    p.add_argument(
+        "--to",
+        choices=["diffusers"],
+        default="diffusers",
+        help="diffusers: UNet2DModel, scheduler and pipeline [diffusers]",
+    )
+    p.add_argument("dir", metavar="DIR", help="the folder to write")
+    p.add_argument(
+        "--weights", choices=["ema", "raw"], default="ema", help="raw: the unaveraged weights of a checkpoint [ema]"
+    )
+    p.add_argument("--overwrite", action="store_true", help="replace an earlier export in DIR")
+    return p
+
+
+def run(argv: Sequence[str]) -> int:
+    args = parser().parse(argv)
+
+    from ..run import check_model_path
+
+    check_model_path(args.run)
+    from ..interop.export import export_diffusers, sample_line
+
+    out = export_diffusers(args.run, args.dir, args.weights, args.overwrite)
+    print(
+        f"{out}\nA stock diffusers pipeline: unet/ (UNet2DModel), scheduler/ and adagn_label_pipeline.py, which\n"
+        f"trust_remote_code=True runs. This package is not needed to sample it:\n\n  {sample_line(out)}"
+    )
+    return 0

@@ -1,0 +1,50 @@
+"""adagn import-adm"""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from ..errors import InputError
+from ..interop.adm import FLAGS, IGNORED, PRESETS, import_adm, next_command
+from .options import Parser
+
+
+def parser() -> Parser:
+    p = Parser(
+        prog="adagn import-adm",
+        description="Turn a checkpoint of OpenAI's guided-diffusion (ADM) into a pipeline folder.",
+    )
+    p.add_argument("checkpoint", metavar="CHECKPOINT", help="the file of a diffusion network: .pt or .safetensors")
+    p.add_argument("--preset", choices=list(PRESETS), help="the flags of a published checkpoint; those given below win")
+    p.add_argument("--out", metavar="DIR", help="the pipeline folder [models/NAME]")
+    p.add_argument("--class_names", metavar="FILE", help="one class a line [ImageNet's for 1000 classes, else ids]")
+    flags = p.add_argument_group("ADM's flags", "As its scripts name them, with the scripts' defaults.")
+    for name, flag in FLAGS.items():
+        shown = f" [{flag.default}]" if flag.default != "" else ""
+        switch = {"nargs": "?", "const": "True"} if isinstance(flag.default, bool) else {}
+        flags.add_argument(
+            f"--{name}", default=argparse.SUPPRESS, metavar="VALUE", help=f"{flag.help}{shown}", **switch
+        )
+    for name in IGNORED:
+        flags.add_argument(f"--{name}", default=argparse.SUPPRESS, nargs="?", metavar="VALUE", help="accepted, ignored")
+    return p
+
+
+def run(argv: Sequence[str]) -> int:
+    args = parser().parse(argv)
+    checkpoint = Path(args.checkpoint)
+    if not checkpoint.is_file():
+        raise InputError(f"there is no checkpoint {checkpoint}.")
+    out = Path(args.out or Path("models") / checkpoint.stem)
+    given = {name: value for name, value in vars(args).items() if name in FLAGS}
+    folder = import_adm(checkpoint, out, preset=args.preset, class_names=args.class_names, **given)
+
+    from ..diffusion.pipeline import ClassConditionalPipeline
+
+    pipe = ClassConditionalPipeline.from_pretrained(folder)
+    parameters = sum(p.numel() for p in pipe.unet.parameters())
+    classes = f"{pipe.labels.K} classes" if pipe.labels.K else "no classes"
+    print(f"{folder}: {parameters / 1e6:.1f} M parameters, {classes}")
+    print("no null class: sample at guidance 1, or fine-tune with adagn train --init_from to get a null row")
+    print(f"next: {next_command(folder, pipe.labels)}")
+    return 0

@@ -1,0 +1,53 @@
+"""adagn import-diffusers"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from ..errors import InputError
+from .options import Parser
+
+
+def parser() -> Parser:
+    p = Parser(
+        prog="adagn import-diffusers",
+        description="Make a pipeline folder of a diffusers folder (an `adagn export`, or any with a UNet2DModel and one of "
+        "our schedulers). Reads json and safetensors only; no code of the folder is run.",
+    )
+    p.add_argument("folder", metavar="FOLDER", help="a folder with model_index.json, or owner/name on the hub")
+    p.add_argument("--out", metavar="DIR", help="the folder to write [imported/NAME]")
+    p.add_argument(
+        "--null_class",
+        action="store_true",
+        default=None,
+        help="the last row of the class table means 'no class', as in training with dropped labels [as an export says, "
+        "else not]",
+    )
+    p.add_argument("--class_names", metavar="FILE", help="a text file, one class name a line [the folder's, else ids]")
+    p.add_argument("--overwrite", action="store_true", help="replace an earlier import in DIR")
+    return p
+
+
+def run(argv: Sequence[str]) -> int:
+    args = parser().parse(argv)
+    names = None
+    if args.class_names:
+        try:
+            names = [line for line in Path(args.class_names).read_text(encoding="utf-8").splitlines() if line.strip()]
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(f"--class_names: {args.class_names} cannot be read as text: {error}") from None
+
+    from ..run import check_model_path
+
+    check_model_path(args.folder)
+    from ..diffusion.pipeline import ClassConditionalPipeline
+    from ..interop.export import changed_settings, import_diffusers
+    from ..training.finish import sample_command
+
+    out = Path(args.out or Path("imported") / Path(args.folder).resolve().name)
+    import_diffusers(args.folder, out, args.null_class, names, args.overwrite)
+    pipe = ClassConditionalPipeline.from_pretrained(out)
+    changes = changed_settings(args.folder, pipe)
+    if changes:
+        print(f"sampler settings by this package's rules: {'; '.join(changes)}")
+    print(f"{out}\n{pipe.labels.K or 'no'} classes; next:\n\n  {sample_command(str(out), pipe.labels)}")
+    return 0

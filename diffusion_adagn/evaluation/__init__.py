@@ -1,0 +1,1 @@
+"""What a model is worth: measurements that need labelled pictures."""

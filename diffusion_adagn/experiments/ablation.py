@@ -1,0 +1,218 @@
+"""The same run under several conditioning kinds: same data, seeds, steps and noise; the kind is the only change.
+
+Each member is an ordinary run folder, OUT/adagn-seed0 and so on, with its measurements in result.json. A finished member is
+never run again, a stopped one goes on, and kinds and seeds may be added later.
+"""
+
+import contextlib
+import dataclasses
+import io
+import json
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from ..config import RunConfig, differences, read_config, to_yaml
+from ..data import ImageDataset, open_dataset
+from ..diffusion.objective import Objective
+from ..diffusion.schedule import make_scheduler
+from ..errors import InputError
+from ..evaluation.label_use import label_use
+from ..loading import open_pipeline
+from ..models.conditioning import KINDS
+from ..models.cost import Cost, count_cost
+from ..models.unet import AdaGNUNet
+from ..run import RunFolder, network_config
+from ..training.loop import STOPPED, resolve, train
+from .ablation_report import write_report
+
+BINS = 5  # of the timestep, evenly wide
+EVALUATIONS = 4096
+
+
+@dataclass(frozen=True)
+class Member:
+    """One kind under one seed, and where it lies."""
+
+    kind: str
+    seed: int
+    run: RunFolder
+
+    @property
+    def name(self) -> str:
+        return self.run.path.name
+
+    @property
+    def result(self) -> dict | None:
+        """What was measured, once it is finished."""
+        file = self.run.path / "result.json"
+        try:
+            return json.loads(file.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError) as error:
+            raise InputError(f"{file} is damaged ({error}): remove it to measure {self.name} again.") from None
+
+
+def ablate(config: RunConfig, kinds: list[str], seeds: list[int], out: Path, dry_run: bool = False) -> int:
+    """Train and measure every kind under every seed, and write ablation.md, ablation.csv and ablation.png into `out`.
+
+    config: the run that they share; its conditioning, seed, output_dir, previews and held-out losses are set here.
+    Returns 0 when done, 75 when a signal came and everything was saved: the same command goes on.
+    Raises InputError before anything is trained for whatever would fail later.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise InputError(
+            "adagn ablate runs in one process. Its members are ordinary runs: let it write them (--dry_run lists them), train each "
+            "by torchrun ... train.py --config MEMBER/config.yaml --resume auto, then adagn ablate measures and compares them."
+        )
+    kinds, seeds = _unique(kinds), _unique(seeds)
+    config, dataset, costs = _check(config, kinds)
+    heldout = open_dataset(config.data, "heldout")
+    members = [Member(kind, seed, RunFolder(out / f"{kind}-seed{seed}")) for seed in seeds for kind in kinds]
+    _claim(out, config, dry_run)
+    waiting = [m for m in members if m.result is None]
+    print(
+        f"{len(kinds)} kinds x {len(seeds)} seeds = {len(members)} runs of {config.training.max_steps} steps on {dataset.name} "
+        f"({len(dataset):,} pictures, {len(heldout):,} held out); {len(members) - len(waiting)} finished, in {out}"
+    )
+    for kind, cost in costs.items():
+        print(f"  {kind:16}{cost.parameters / 1e6:8.3f} M parameters {cost.flops / 1e9:9.4f} GFLOPs a picture")
+    if dry_run:
+        print("\n".join(f"  {'finished' if m.result else 'waiting ':8} {m.run.path}" for m in members))
+        return 0
+
+    started = time.perf_counter()
+    for done, member in enumerate(waiting):
+        left = (time.perf_counter() - started) / done * (len(waiting) - done) if done else None
+        about = "" if left is None else f", about {left / 60:.0f} min left" if left > 90 else ", about a minute left"
+        print(f"[{len(members) - len(waiting) + done + 1}/{len(members)}] {member.kind}, seed {member.seed}{about}")
+        if _train(member, config) == STOPPED:
+            print(f"Stopped in {member.name}; saved. The same command goes on from there.")
+            return STOPPED
+        _measure(member, config, heldout, costs[member.kind])
+
+    results = [m.result for m in members]
+    pictures = {m.name: np.load(m.run.path / "samples.npy") for m in members}
+    files = write_report(out, config, dataset, heldout, results, pictures)
+    print("\n" + files[0].read_text(encoding="utf-8"))
+    print("\n".join(f"{what:9} {file}" for what, file in zip(("table", "as CSV", "pictures"), files)))
+    print(f"One of them, closer:  adagn sample {members[0].run.path} --classes all --guidance 1,2,4")
+    return 0
+
+
+def member_config(config: RunConfig, member: Member) -> RunConfig:
+    """The shared config with the member's kind and seed."""
+    return dataclasses.replace(
+        config,
+        output_dir=str(member.run.path),
+        model=dataclasses.replace(config.model, conditioning=member.kind),
+        training=dataclasses.replace(config.training, seed=member.seed),
+    )
+
+
+# ---------------------------------------------------------------------- before the first step
+
+
+def _unique(values: list) -> list:
+    return list(dict.fromkeys(values))
+
+
+def _check(config: RunConfig, kinds: list[str]) -> tuple[RunConfig, ImageDataset, dict[str, Cost]]:
+    """The config with what the data decides, the training data, and what each kind's network costs."""
+    unknown = [k for k in kinds if k not in KINDS]
+    if unknown or not kinds:
+        raise InputError(f"there is no conditioning kind '{', '.join(unknown)}'. Kinds: {', '.join(KINDS)}.")
+    if config.training.max_steps is None:
+        raise InputError("how long should each run train? Give training.max_steps, such as --training.max_steps 300.")
+    if not config.model.class_conditional:
+        raise InputError("an ablation compares ways to hear the class: set model.class_conditional to true.")
+    quiet = dataclasses.replace(config.training, preview_every=0, heldout_every=0, seed=0)
+    config = dataclasses.replace(config, output_dir=None, training=quiet)
+    config, dataset = resolve(config)
+    costs = {}
+    for kind in kinds:
+        network = network_config(config) | {"conditioning": kind}
+        with torch.device("meta"):
+            narrowest = min(site.channels for site in AdaGNUNet(**network).sites())
+        if narrowest < 4 * config.model.norm_groups:
+            raise InputError(
+                f"model.norm_groups {config.model.norm_groups} leaves {narrowest // config.model.norm_groups} channel(s) a group in a layer "
+                f"of {narrowest}; with one, GroupNorm is instance norm. To compare kinds give {narrowest // 4} groups or fewer."
+            )
+        costs[kind] = count_cost(network)
+    return config, dataset, costs
+
+
+def _claim(out: Path, config: RunConfig, dry_run: bool) -> None:
+    """Make `out` this ablation's, or check that it is."""
+    file = out / "ablation.yaml"
+    if file.is_file():
+        old = read_config(file)
+        changed = differences(old, config)
+        if old.training.max_steps != config.training.max_steps:
+            changed.append(f"training.max_steps: {old.training.max_steps} -> {config.training.max_steps}")
+        if changed:
+            raise InputError(
+                f"{out} holds an ablation with other settings: {'; '.join(changed)}. Put them back, or give another --output_dir."
+            )
+    elif out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise InputError(f"{out} exists and is not an ablation (no ablation.yaml in it): give another --output_dir.")
+    elif not dry_run:
+        out.mkdir(parents=True, exist_ok=True)
+        beside = file.with_suffix(".tmp")
+        beside.write_text(to_yaml(config), encoding="utf-8")
+        beside.replace(file)
+
+
+# ---------------------------------------------------------------------- a member
+
+
+def _train(member: Member, config: RunConfig) -> int:
+    """Train it, or go on with it; only the progress bar is shown."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        return train(member_config(config, member), resume=True)
+
+
+def _measure(member: Member, config: RunConfig, heldout: ImageDataset, cost: Cost) -> None:
+    """samples.npy (uint8 [classes, H, W, C]) and then result.json, which says that the member is finished."""
+    pipe, _ = open_pipeline(member.run.path)
+    pipe.to("cuda" if torch.cuda.is_available() else "cpu")
+    pipe.set_progress_bar_config(disable=True)
+    d, training, labels = config.diffusion, config.training, pipe.labels
+    objective = Objective(make_scheduler(d).alphas_cumprod, d.prediction, d.loss_weight, d.min_snr_gamma).to(
+        pipe.device
+    )
+    use = label_use(pipe.unet, heldout, objective, EVALUATIONS, training.batch_size, progress=True)
+    edges = np.linspace(0, 1, BINS + 1)
+    bins = list(zip(edges[:-1].tolist(), edges[1:].tolist()))
+
+    shown = list(range(labels.K))[:10]
+    scale = training.preview_guidance if labels.has_null else 1.0
+    images = pipe(shown, guidance_scale=scale, num_inference_steps=training.preview_steps, seeds=0, output_type="np")
+    np.save(member.run.path / "samples.npy", (images.images * 255).round().astype("uint8"))
+
+    lines = [json.loads(line) for line in member.run.metrics_file.read_text(encoding="utf-8").splitlines()]
+    losses = [line["loss"] for line in lines if "loss" in line]
+    speeds = [line["images_per_s"] for line in lines if "images_per_s" in line][1:]
+    result = {
+        "kind": member.kind,
+        "seed": member.seed,
+        "parameters": cost.parameters,
+        "flops": cost.flops,
+        "images_per_s": float(np.median(speeds)) if speeds else None,
+        "train_loss": float(np.mean(losses[-max(1, len(losses) // 10) :])),
+        "heldout_loss": use.true.mean().item(),
+        "wrong_gap": use.gap("wrong"),
+        "null_gap": use.gap("null"),
+        "wrong_gap_by_t": [use.gap("wrong", *b) for b in bins],
+        "null_gap_by_t": [use.gap("null", *b) for b in bins],
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else f"{os.cpu_count()} CPU threads",
+    }
+    beside = member.run.path / "result.tmp"
+    beside.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    beside.replace(member.run.path / "result.json")

@@ -1,0 +1,250 @@
+# SPDX-License-Identifier: Apache-2.0
+"""LabelPipeline: class names and seeds -> pictures, with nothing but diffusers installed.
+
+    from diffusers import DiffusionPipeline
+
+    pipe = DiffusionPipeline.from_pretrained("FOLDER", trust_remote_code=True)  # runs this file, which lies in FOLDER
+    pipe(["cat", 3, "null"], guidance_scale=2.0, seeds=0).images
+
+This file travels with the weights: it imports torch, numpy, PIL and diffusers alone, and `save_pretrained` copies it along.
+Other stock schedulers may be put in:  pipe.scheduler = DPMSolverMultistepScheduler.from_config(pipe.scheduler.config)
+"""
+
+import difflib
+import inspect
+import itertools
+import json
+import math
+import operator
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import (
+    DDIMScheduler,
+    DDPMScheduler,
+    DiffusionPipeline,
+    HeunDiscreteScheduler,
+    ImagePipelineOutput,
+    SchedulerMixin,
+    UNet2DModel,
+)
+from PIL import Image
+
+
+class LabelPipeline(DiffusionPipeline):
+    """A class-conditional UNet2DModel with its class names.
+
+    id2label: {"0": name, ...}; a name may hold synonyms with commas between; {} for a network without classes.
+    null_id: the label that means "no class" (None: there is none, and so no guidance). clip_x0: clip x0 to [-1, 1].
+    sample_defaults: num_inference_steps and guidance_scale where a call gives none. record: where the weights come from.
+
+    `save_pretrained` and a reload keep all of it. What diffusers does not keep: it copies this file to one flat folder for
+    all models at every load, so that after another version of it was loaded, saving writes that version.
+    """
+
+    def __init__(
+        self,
+        unet: UNet2DModel,
+        scheduler: SchedulerMixin,
+        id2label: dict | None = None,
+        null_id: int | None = None,
+        clip_x0: bool = True,
+        sample_defaults: dict | None = None,
+        guidance_convention: str = "pred = null + scale * (cond - null); scale 1 is no guidance",
+        record: dict | None = None,
+    ):
+        super().__init__()
+        self.register_modules(unet=unet, scheduler=scheduler)
+        self.register_to_config(
+            id2label={str(i): name for i, name in (id2label or {}).items()},
+            null_id=null_id,
+            clip_x0=clip_x0,
+            sample_defaults=sample_defaults or {"num_inference_steps": 50, "guidance_scale": 1.0},
+            guidance_convention=guidance_convention,
+            record=record or {},
+        )
+
+    @property
+    def labels(self) -> dict[int, str]:
+        """Class id -> name."""
+        return dict(sorted((int(i), name) for i, name in self.config.id2label.items()))  # json sorts "10" before "2"
+
+    def get_label_ids(self, classes) -> list[int | None]:
+        """Class ids of a name or a synonym in it, an id, "null", "all", or a list of these; None: all.
+
+        A string is one name, a number an id. "null" of a network without classes is None. ValueError for anything else.
+        """
+        names = self.labels
+        if classes is None:
+            classes = "all" if names else "null"
+        classes = classes.tolist() if hasattr(classes, "tolist") else classes
+        one = isinstance(classes, str | bytes) or not isinstance(classes, Iterable)
+        ids = []
+        for label in [classes] if one else classes:
+            every = isinstance(label, str) and label == "all" and names and "all" not in names.values()
+            ids += list(names) if every else [self._label_id(label, names)]
+        return ids
+
+    def _label_id(self, label, names: dict[int, str]) -> int | None:
+        null_id = self.config.null_id
+        known = f"Classes are 0..{len(names) - 1}" if names else "There are no classes: write 'null'"
+        known += f", and {null_id} or 'null'." if null_id is not None else "."
+        if not isinstance(label, str):
+            try:
+                index = None if isinstance(label, bool) else operator.index(label)
+            except TypeError:
+                index = None
+            if index is None or (index not in names and index != null_id):
+                raise ValueError(f"{label!r} is no class. {known}")
+            return index
+        wanted = ", ".join(" ".join(word.split()) for word in label.split(","))
+        folded = wanted.casefold()
+        spelled = {i: (name.casefold(), *name.casefold().split(", ")) for i, name in names.items()}
+        found = [i for i, name in names.items() if name == wanted] or [
+            i for i, any_ in spelled.items() if folded in any_
+        ]
+        if len(found) > 1:
+            raise ValueError(f"{label!r} may mean several classes. Give an id: {', '.join(map(str, found))}.")
+        if found:
+            return found[0]
+        if wanted == "null" and (null_id is not None or not names):
+            return null_id
+        words = {word.casefold(): word for name in names.values() for word in (name, *name.split(", "))}
+        near = ", ".join(repr(words[word]) for word in difflib.get_close_matches(folded, words, n=3, cutoff=0.5))
+        raise ValueError(f"there is no class {label!r}. " + (f"Nearest: {near}. " if near else "") + known)
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        classes=None,
+        guidance_scale=None,
+        num_inference_steps: int | None = None,
+        seeds=None,
+        eta: float = 0.0,
+        output_type: str = "pil",
+        return_dict: bool = True,
+    ) -> ImagePipelineOutput | tuple:
+        """One picture for each class (or of one class for each seed).
+
+        classes: see `get_label_ids`. guidance_scale: one, or one a picture; 1 is no guidance and makes no second pass.
+        seeds: one a picture, or one number s for s, s + 1, ...; None: fresh ones. The noise is drawn on the CPU.
+        eta: DDIM's noise, 0..1. output_type: "pil", "pt" [N, C, H, W] or "np" [N, H, W, C], the latter in 0..1.
+        """
+        ids, seeds = _pair(self.get_label_ids(classes), seeds)
+        defaults = self.config.sample_defaults
+        scales = _scales(defaults["guidance_scale"] if guidance_scale is None else guidance_scale, len(ids))
+        guided = bool((scales != 1).any())
+        if guided and self.config.null_id is None:
+            raise ValueError("this model has no null class to guide against: only guidance_scale=1 is possible.")
+        if hasattr(self.scheduler, "state_in_first_order") and not isinstance(self.scheduler, HeunDiscreteScheduler):
+            raise ValueError(
+                f"{type(self.scheduler).__name__} calls the network between its timesteps: use another one."
+            )
+        if output_type not in ("pil", "pt", "np"):
+            raise ValueError(f"output_type is pil, pt or np, not {output_type!r}.")
+        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        takes = inspect.signature(self.scheduler.step).parameters
+        if eta and "eta" not in takes:
+            raise ValueError(f"{type(self.scheduler).__name__} has no eta; DDIMScheduler has.")
+        extra = {k: v for k, v in {"generator": generators, "eta": eta}.items() if k in takes}
+
+        device, config = self._execution_device, self.unet.config
+        y = torch.tensor(ids, device=device) if self.config.id2label else None
+        if guided:
+            y = torch.cat([y, torch.full_like(y, self.config.null_id)])
+            scales = scales.to(device)[:, None, None, None]
+        steps = defaults["num_inference_steps"] if num_inference_steps is None else num_inference_steps
+        timesteps = self._timesteps(steps, device)
+        shape = (config.in_channels, config.sample_size, config.sample_size)
+        x = torch.stack([torch.randn(shape, generator=g) for g in generators]).to(device)
+        x = x * getattr(self.scheduler, "init_noise_sigma", 1.0)
+        for t in self.progress_bar(timesteps):
+            x_t = self.scheduler.scale_model_input(x, t)
+            inputs = torch.cat([x_t, x_t]) if guided else x_t
+            out = self.unet(inputs.to(self.unet.dtype), t.expand(len(inputs)), class_labels=y).sample.float()
+            if guided:  # the mean channels; a learned variance behind them is the conditional pass's
+                (cond, variance), (null, _) = (_split(part, x_t) for part in out.chunk(2))
+                out = torch.cat([torch.lerp(null, cond, scales), variance], dim=1)  # lerp: at scale 1 exactly cond
+            x = self.scheduler.step(self._clip(out, x_t, t), t, x, return_dict=False, **extra)[0]
+
+        images = (x / 2 + 0.5).clamp(0, 1)
+        if output_type != "pt":
+            images = images.permute(0, 2, 3, 1).cpu().float().numpy()
+        if output_type == "pil":
+            pixels = (images * 255).round().astype(np.uint8)
+            images = [Image.fromarray(p[..., 0] if p.shape[-1] == 1 else p) for p in pixels]
+        return ImagePipelineOutput(images=images) if return_dict else (images,)
+
+    def _timesteps(self, steps: int, device: torch.device) -> torch.Tensor:
+        scheduler, total = self.scheduler, self.scheduler.config.num_train_timesteps
+        if not isinstance(steps, int) or not 1 <= steps <= total:
+            raise ValueError(f"num_inference_steps is a whole number from 1 to {total}, not {steps!r}.")
+        scheduler.set_timesteps(steps, device=device)
+        if isinstance(scheduler, DDIMScheduler):
+            # DDIM steps to t - T // steps, whatever is scheduled next
+            times, stride = scheduler.timesteps.tolist(), total // steps
+            if any(a - b != stride for a, b in itertools.pairwise(times)) or times[-1] >= stride:
+                spacing = scheduler.config.timestep_spacing
+                raise ValueError(f"DDIM cannot take {steps} {spacing} steps: use a number that divides {total}.")
+        return scheduler.timesteps
+
+    def _clip(self, out: torch.Tensor, x_t: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        """Clip the x0 that is meant, after guidance, and say it again as eps or v: any sampler steps by what was clipped."""
+        prediction, variance = _split(out, x_t)
+        if self.config.clip_x0:
+            kind, (alpha, sigma) = self.scheduler.config.prediction_type, self._signal_and_noise(t)
+            if kind == "epsilon":
+                x0 = ((x_t - sigma * prediction) / alpha).clamp(-1, 1)
+                prediction = (x_t - alpha * x0) / sigma
+            elif kind == "v_prediction":
+                x0 = (alpha * x_t - sigma * prediction).clamp(-1, 1)
+                prediction = (alpha * x_t - x0) / sigma
+            else:
+                prediction = prediction.clamp(-1, 1)
+        learned = isinstance(self.scheduler, DDPMScheduler) and self.scheduler.config.variance_type == "learned_range"
+        return torch.cat([prediction, variance], dim=1) if learned else prediction
+
+    def _signal_and_noise(self, t: torch.Tensor) -> tuple[float, float]:
+        """alpha, sigma of x_t = alpha x0 + sigma eps; from a solver's noise-to-signal ratios where it keeps them."""
+        ratios = getattr(self.scheduler, "sigmas", None)
+        if ratios is not None:
+            ratio = float(ratios[self.scheduler.step_index or 0])
+            return 1 / math.hypot(1, ratio), ratio / math.hypot(1, ratio)
+        alpha_bar = float(self.scheduler.alphas_cumprod[int(t)])
+        return math.sqrt(alpha_bar), math.sqrt(1 - alpha_bar)
+
+    def save_config(self, save_directory, push_to_hub: bool = False, **kwargs) -> None:
+        """model_index.json, and this file beside it, by which it can be loaded again."""
+        super().save_config(save_directory, push_to_hub=push_to_hub, **kwargs)
+        source, index = Path(__file__), Path(save_directory, self.config_name)
+        values = json.loads(index.read_text(encoding="utf-8")) | {"_class_name": [source.stem, type(self).__name__]}
+        index.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        index.with_name(source.name).write_bytes(source.read_bytes())
+
+
+def _split(out: torch.Tensor, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    return out[:, : x.shape[1]], out[:, x.shape[1] :]
+
+
+def _scales(scale, count: int) -> torch.Tensor:
+    scales = torch.as_tensor(scale, dtype=torch.float32).cpu().reshape(-1)
+    if len(scales) not in (1, count) or not scales.isfinite().all() or (scales < 0).any():
+        raise ValueError(
+            f"guidance_scale is one number of at least 0, or one for each of {count} pictures, not {scale}."
+        )
+    return scales.expand(count)
+
+
+def _pair(ids: list, seeds) -> tuple[list, list[int]]:
+    """One class and one seed a picture."""
+    seeds = torch.randint(0, 2**31, (len(ids),)) if seeds is None else seeds
+    seeds = seeds.tolist() if hasattr(seeds, "tolist") else seeds
+    seeds = [seeds + i for i in range(len(ids))] if isinstance(seeds, int) else seeds
+    if not isinstance(seeds, Iterable) or not all(isinstance(seed, int) and 0 <= seed < 2**63 for seed in seeds):
+        raise ValueError(f"seeds are whole numbers from 0 to 2^63 - 1, not {seeds}.")
+    ids = ids * len(seeds) if len(ids) == 1 else ids
+    if len(ids) != len(seeds) or not seeds:
+        raise ValueError(f"{len(ids)} classes and {len(seeds)} seeds: give one seed a picture, or one in all.")
+    return ids, list(seeds)

@@ -1,0 +1,551 @@
+"""OpenAI's guided-diffusion ("ADM", Dhariwal & Nichol 2021) checkpoints in.
+
+    unet = load_adm("64x64_diffusion.pt", **PRESETS["imagenet64"])
+    import_adm("64x64_diffusion.pt", "models/imagenet64", preset="imagenet64")
+
+The flags are those of ADM's scripts. What the weights show is compared with them, and a flag that does not fit is named.
+Nothing heavy is imported before weights are read, so that the command line can list the flags at once.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import pickle
+import re
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from ..errors import InputError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ..labels import LabelSpace
+    from ..models.unet import AdaGNUNet
+
+# ---------------------------------------------------------------------- flags
+
+
+def _whole(value: Any) -> int:
+    if isinstance(value, bool) or float(value) != int(float(value)):
+        raise ValueError
+    return int(float(value))
+
+
+def _truth(value: Any) -> bool:
+    words = {"true": True, "yes": True, "t": True, "y": True, "1": True}
+    words |= {"false": False, "no": False, "f": False, "n": False, "0": False}
+    word = str(value).strip().lower()
+    if word not in words:
+        raise ValueError
+    return words[word]
+
+
+def _list(of: Callable[[Any], Any]) -> Callable[[Any], tuple]:
+    def read(value: Any) -> tuple:
+        if isinstance(value, str):
+            value = [word for word in value.strip("[]() ").split(",") if word.strip()]
+        return tuple(of(v) for v in (value if isinstance(value, list | tuple) else [value]))
+
+    return read
+
+
+def _number(value: Any) -> int | float:
+    return int(float(value)) if float(value) == int(float(value)) else float(value)
+
+
+class Flag(NamedTuple):
+    """A flag of ADM's scripts: its default there, how its value is read, what is expected, and what it means."""
+
+    default: Any
+    read: Callable[[Any], Any]
+    expected: str
+    help: str
+
+
+def _int(default: int, help: str) -> Flag:
+    return Flag(default, _whole, "a whole number", help)
+
+
+def _bool(default: bool, help: str) -> Flag:
+    return Flag(default, _truth, "True or False", help)
+
+
+FLAGS: dict[str, Flag] = {
+    "image_size": _int(64, "side of the pictures"),
+    "in_channels": _int(3, "channels of the pictures (ADM's scripts: always 3)"),
+    "num_channels": _int(128, "base width"),
+    "num_res_blocks": _int(2, "residual blocks per level"),
+    "channel_mult": Flag(
+        "", _list(_number), "numbers with commas", "width multiplier of each level; empty: by image_size"
+    ),
+    "attention_resolutions": Flag("16,8", _list(_whole), "whole numbers with commas", "sides with attention"),
+    "num_heads": _int(4, "attention heads, where num_head_channels is -1"),
+    "num_head_channels": _int(-1, "channels per attention head; -1: num_heads decides"),
+    "num_heads_upsample": _int(-1, "heads on the way up; -1: num_heads"),
+    "use_scale_shift_norm": _bool(True, "AdaGN; False: the condition is added before the norm"),
+    "resblock_updown": _bool(False, "resample inside residual blocks"),
+    "use_new_attention_order": _bool(False, "order of the rows of qkv"),
+    "class_cond": _bool(False, "the network has classes"),
+    "learn_sigma": _bool(False, "twice the output channels, the second half for the variance"),
+    "dropout": Flag(0.0, float, "a number", "dropout in residual blocks"),
+    "diffusion_steps": _int(1000, "T"),
+    "noise_schedule": Flag("linear", str, "linear or cosine", "linear or cosine"),
+    "predict_xstart": _bool(False, "the network predicts x0, not eps"),
+    "rescale_timesteps": _bool(False, "timesteps are told as t * 1000 / T"),
+}
+IGNORED = ("use_checkpoint", "use_fp16", "timestep_respacing", "use_kl", "rescale_learned_sigmas")  # not about weights
+
+CHANNEL_MULT = {64: (1, 2, 3, 4), 128: (1, 1, 2, 3, 4), 256: (1, 1, 2, 2, 4, 4), 512: (0.5, 1, 1, 2, 2, 4, 4)}
+
+_IMAGENET = {
+    "num_channels": 256,
+    "num_res_blocks": 2,
+    "num_head_channels": 64,
+    "attention_resolutions": "32,16,8",
+    "resblock_updown": True,
+    "use_scale_shift_norm": True,
+    "learn_sigma": True,
+    "class_cond": True,
+    "diffusion_steps": 1000,
+    "noise_schedule": "linear",
+}
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "imagenet64": _IMAGENET
+    | {
+        "image_size": 64,
+        "num_channels": 192,
+        "num_res_blocks": 3,
+        "use_new_attention_order": True,
+        "dropout": 0.1,
+        "noise_schedule": "cosine",
+    },
+    "imagenet128": _IMAGENET | {"image_size": 128, "num_heads": 4, "num_head_channels": -1},
+    "imagenet256": _IMAGENET | {"image_size": 256},
+    "imagenet256_uncond": _IMAGENET | {"image_size": 256, "class_cond": False},
+    "imagenet512": _IMAGENET | {"image_size": 512},
+    "lsun": _IMAGENET | {"image_size": 256, "class_cond": False, "dropout": 0.1},
+}
+
+
+def read_flags(flags: Mapping[str, Any]) -> dict[str, Any]:
+    """Every flag by its name, the defaults of ADM's scripts where none is given; ADM's words or Python's values.
+
+    channel_mult is resolved; num_head_channels and num_heads_upsample are None for -1. Raises InputError for an unknown flag
+    and a value that cannot be read.
+    """
+    for name in flags:
+        if name not in FLAGS and name not in IGNORED:
+            near = difflib.get_close_matches(name, [*FLAGS, *IGNORED], n=3)
+            raise InputError(
+                f"ADM has no flag '{name}'."
+                + (f" Did you mean {' or '.join(near)}?" if near else f" Its flags: {', '.join(FLAGS)}.")
+            )
+    read = {}
+    for name, flag in FLAGS.items():
+        value = flags.get(name, flag.default)
+        try:
+            read[name] = flag.read(value)
+        except (ValueError, TypeError, OverflowError):
+            raise InputError(f"{name} is {flag.expected}, not {value!r}.") from None
+    for name in ("image_size", "in_channels", "num_channels", "num_res_blocks", "num_heads", "diffusion_steps"):
+        if read[name] < 1:
+            raise InputError(f"{name} is at least 1, not {read[name]}.")
+    if not 0 <= read["dropout"] < 1:
+        raise InputError(f"dropout is at least 0 and below 1, not {read['dropout']:g}.")
+    if min(read["attention_resolutions"], default=1) < 1:
+        raise InputError(f"attention_resolutions are sides in pixels, not {_words(read['attention_resolutions'])}.")
+    for name in ("num_head_channels", "num_heads_upsample"):
+        read[name] = read[name] if read[name] > 0 else None
+    if not read["channel_mult"]:
+        if read["image_size"] not in CHANNEL_MULT:
+            raise InputError(
+                f"ADM has a channel_mult of its own for {_words(CHANNEL_MULT)} pixels, not for {read['image_size']}: "
+                "give channel_mult, such as 1,2,2."
+            )
+        read["channel_mult"] = CHANNEL_MULT[read["image_size"]]
+    return read
+
+
+def network_config(flags: Mapping[str, Any], num_classes: int | None = 1000) -> dict[str, Any]:
+    """AdaGNUNet's arguments for flags as `read_flags` gives them, and the number of classes (used with class_cond)."""
+    return {
+        "sample_size": flags["image_size"],
+        "in_channels": flags["in_channels"],
+        "num_classes": num_classes if flags["class_cond"] else None,
+        "null_class": False,
+        "model_channels": flags["num_channels"],
+        "channel_mult": flags["channel_mult"],
+        "num_res_blocks": flags["num_res_blocks"],
+        "attention_resolutions": _sides(flags, _attending(flags)),
+        "num_heads": flags["num_heads"],
+        "num_heads_upsample": flags["num_heads_upsample"],
+        "num_head_channels": flags["num_head_channels"],
+        "resblock_updown": flags["resblock_updown"],
+        "dropout": flags["dropout"],
+        "norm_groups": 32,
+        "norm_eps": 1e-5,
+        "conditioning": "adagn" if flags["use_scale_shift_norm"] else "additive",
+        "learned_variance": flags["learn_sigma"],
+    }
+
+
+def _attending(flags: Mapping[str, Any]) -> set[int]:
+    """The levels with attention: ADM compares image_size // resolution with a level's downsampling factor."""
+    factors = {flags["image_size"] // side for side in flags["attention_resolutions"]}
+    return {level for level in range(len(flags["channel_mult"])) if 2**level in factors}
+
+
+def _sides(flags: Mapping[str, Any], levels: set[int]) -> tuple[int, ...]:
+    return tuple(flags["image_size"] // 2**level for level in sorted(levels))
+
+
+def _words(value: Any) -> str:
+    if isinstance(value, list | tuple | dict | set):
+        return ",".join(f"{v:g}" for v in value) or "none"
+    return str(value)
+
+
+# ---------------------------------------------------------------------- weights -> network
+
+WORDS = {  # our layer inside a block or attention -> ADM's
+    "norm1": ("in_layers.0",),
+    "conv1": ("in_layers.2",),
+    "told": ("emb_layers.1",),
+    "norm2": ("out_layers.0",),
+    "conv2": ("out_layers.3",),
+    "skip": ("skip_connection",),
+    "norm": ("norm",),
+    "qkv": ("qkv",),
+    "proj": ("proj_out",),
+}
+
+
+def load_adm(state_dict_or_path: Mapping[str, Tensor] | str | Path, **adm_flags: Any) -> AdaGNUNet:
+    """The network of an ADM checkpoint, in eval mode, float32: a file (.pt, .safetensors) or a state dict, and ADM's flags.
+
+    adm_flags: as ADM's `create_model` and scripts name them, with the scripts' defaults; strings ("32,16,8", "True") or Python
+      values. Those of the diffusion and of the machine (use_fp16, use_checkpoint) are accepted and change nothing here.
+    The number of classes is the class table's; there is never a null class.
+
+    Weights cannot show image_size, num_heads, num_head_channels, num_heads_upsample, use_new_attention_order and dropout:
+    these are taken at their word, and a wrong one gives wrong pictures. All others are compared with the weights.
+
+    Raises InputError for an unknown flag, for flags that do not fit the weights (each named, with both values), for missing
+    and left-over weights, for files that would run code, and for ADM's upsamplers and classifiers.
+    """
+    flags = read_flags(adm_flags)
+    weights = _weights(state_dict_or_path)
+    _check_network(weights, flags)
+    _check_flags(flags, weights)
+
+    import torch
+
+    from ..models.unet import AdaGNUNet
+    from .layout import correspondence, gather
+
+    classes = len(weights["label_emb.weight"]) if flags["class_cond"] else None
+    with torch.device("meta"):
+        unet = AdaGNUNet(**network_config(flags, classes))
+    state = gather(correspondence(unet, _places(unet), WORDS), unet, weights)
+    if not flags["use_new_attention_order"]:
+        state |= {key: _by_part(rows, unet, key) for key, rows in state.items() if ".qkv." in key}
+    unet.load_state_dict({key: tensor.float() for key, tensor in state.items()}, assign=True)
+    return unet.eval()
+
+
+def _by_part(rows: Tensor, unet: AdaGNUNet, key: str) -> Tensor:
+    """Rows [head][q, k, v][dim], ADM's older order, as [q, k, v][head][dim], ours."""
+    heads = unet.get_submodule(key.partition(".qkv.")[0]).heads
+    return rows.unflatten(0, (heads, 3, -1)).transpose(0, 1).flatten(0, 2)
+
+
+def _places(unet: AdaGNUNet) -> dict[str, str]:
+    """{our module: ADM's}. ADM numbers its blocks through, and puts a level's step up behind its last block."""
+    places = {"conv_in": "input_blocks.0.0", "embedding.time.0": "time_embed.0", "embedding.time.2": "time_embed.2"}
+    places |= {"middle.0.block": "middle_block.0", "middle.0.attention": "middle_block.1"}
+    places |= {"middle.1.block": "middle_block.2", "norm_out": "out.0", "conv_out": "out.2"}
+    if unet.embedding.classes is not None:
+        places["embedding.classes"] = "label_emb"
+    updown = unet.config.resblock_updown
+
+    number = 1
+    for i, level in enumerate(unet.down):
+        for j, stage in enumerate(level.stages):
+            places |= _stage(f"down.{i}.stages.{j}", f"input_blocks.{number}", stage)
+            number += 1
+        if level.resample is not None:
+            step = (".block", "") if updown else ("", ".op")
+            places[f"down.{i}.resample{step[0]}"] = f"input_blocks.{number}.0{step[1]}"
+            number += 1
+
+    number = 0
+    for i, level in enumerate(unet.up):
+        for j, stage in enumerate(level.stages):
+            places |= _stage(f"up.{i}.stages.{j}", f"output_blocks.{number}", stage)
+            number += 1
+        if level.resample is not None:
+            step = (".block", "") if updown else ("", ".conv")
+            last = 1 if stage.attention is None else 2
+            places[f"up.{i}.resample{step[0]}"] = f"output_blocks.{number - 1}.{last}{step[1]}"
+    return places
+
+
+def _stage(ours: str, theirs: str, stage) -> dict[str, str]:
+    attention = {f"{ours}.attention": f"{theirs}.1"} if stage.attention is not None else {}
+    return {f"{ours}.block": f"{theirs}.0"} | attention
+
+
+# ---------------------------------------------------------------------- what the weights show
+
+
+def _check_network(weights: Mapping[str, Tensor], flags: Mapping[str, Any]) -> None:
+    """Raises InputError unless these are the weights of ADM's diffusion network."""
+    first = {"time_embed.0.weight": 2, "input_blocks.0.0.weight": 4}  # their dimensions
+    if any(name not in weights or weights[name].ndim != dimensions for name, dimensions in first.items()):
+        raise InputError(
+            "these are not the weights of an ADM network: time_embed.0.weight and input_blocks.0.0.weight are expected; "
+            f"there are {', '.join(list(weights)[:4]) or 'none'}."
+        )
+    if not any(key.startswith("output_blocks.") for key in weights):
+        raise InputError(
+            "this is an ADM classifier (it has no output_blocks), which guides a diffusion network and makes no pictures: "
+            "give the diffusion checkpoint, such as 64x64_diffusion.pt."
+        )
+    channels = weights["input_blocks.0.0.weight"].shape[1]
+    if channels == 6 and flags["in_channels"] != 6:
+        raise InputError(
+            "this is an ADM upsampler: its 6 input channels are the noisy picture and a small one. Upsamplers are not "
+            "imported; give a plain diffusion checkpoint, such as 256x256_diffusion.pt."
+        )
+
+
+def _check_flags(flags: dict[str, Any], weights: Mapping[str, Tensor]) -> None:
+    """Raises one InputError that names every flag which the weights contradict, with both values."""
+    said = flags | {"attention_resolutions": _sides(flags, _attending(flags))}
+    seen = _seen(weights, flags)
+    wrong = [
+        f"{name}: the flags say {_words(said[name])}, the weights {_words(value)}"
+        for name, value in seen.items()
+        if said[name] != value
+    ]
+    if wrong:
+        seen_mult = seen.get("channel_mult")
+        size = [s for s, mult in CHANNEL_MULT.items() if mult == seen_mult != flags["channel_mult"]]
+        hint = f" The weights' channel_mult is ADM's for image_size {size[0]}." if size else ""
+        raise InputError(f"flags that do not fit the weights: {'; '.join(wrong)}.{hint}")
+
+
+def _seen(weights: Mapping[str, Tensor], flags: Mapping[str, Any]) -> dict[str, Any]:
+    """The flags that the weights show. The way up shows them all: its levels end where something resamples."""
+    channels, width = weights["input_blocks.0.0.weight"].shape[1], weights["time_embed.0.weight"].shape[1]
+    seen: dict[str, Any] = {"in_channels": channels, "num_channels": width, "class_cond": "label_emb.weight" in weights}
+    if "out.2.weight" in weights:
+        seen["learn_sigma"] = len(weights["out.2.weight"]) == 2 * channels
+    told, norm = (weights.get(f"middle_block.0.{name}.weight") for name in ("emb_layers.1", "out_layers.0"))
+    if told is not None and norm is not None:
+        seen["use_scale_shift_norm"] = len(told) == 2 * len(norm)
+
+    levels = _levels_up(weights)[::-1]
+    if len(levels) > 1:
+        seen["resblock_updown"] = not any(re.fullmatch(r"output_blocks\.\d+\.[12]\.conv\..*", key) for key in weights)
+    blocks = {len(level) - 1 for level in levels}
+    seen["num_res_blocks"] = blocks.pop() if len(blocks) == 1 else tuple(len(level) - 1 for level in levels)
+    widths = [weights.get(f"output_blocks.{level[0]}.0.out_layers.0.weight") for level in levels]
+    if all(w is not None for w in widths):
+        seen["channel_mult"] = tuple(_number(len(w) / width) for w in widths)
+    attending = {i for i, level in enumerate(levels) if f"output_blocks.{level[0]}.1.qkv.weight" in weights}
+    seen["attention_resolutions"] = _sides(flags, attending)
+    return seen
+
+
+def _levels_up(weights: Mapping[str, Tensor]) -> list[list[int]]:
+    """Numbers of the output blocks of each level, lowest resolution first."""
+    numbers = sorted({int(key.split(".")[1]) for key in weights if re.match(r"output_blocks\.\d+\.0\.", key)})
+    ends = {
+        int(m[1])
+        for m in (re.match(r"output_blocks\.(\d+)\.[12]\.(?:conv|in_layers\.0)\.", key) for key in weights)
+        if m
+    }
+    levels: list[list[int]] = [[]]
+    for number in numbers:
+        levels[-1].append(number)
+        if number in ends:
+            levels.append([])
+    return levels if levels[-1] else levels[:-1]
+
+
+def _weights(source: Mapping[str, Tensor] | str | Path) -> dict[str, Tensor]:
+    """The tensors of a state dict or file, by name. Raises InputError for what is none; no code in a file is run."""
+    import torch
+
+    where = "the state dict" if isinstance(source, Mapping) else str(source)
+    state = source if isinstance(source, Mapping) else _read(Path(source))
+    if not isinstance(state, Mapping) or not state:
+        raise InputError(f"{where} holds no state dict (names and tensors), but {type(state).__name__}.")
+    for key, value in state.items():
+        if not isinstance(key, str) or not isinstance(value, torch.Tensor) or not value.is_floating_point():
+            raise InputError(
+                f"{where} is not a plain state dict, as ADM saves it: {key!r} is "
+                f"{value.dtype if isinstance(value, torch.Tensor) else type(value).__name__}, not a tensor of numbers."
+            )
+    return {key: value.detach() for key, value in state.items()}
+
+
+def _read(path: Path) -> Any:
+    import torch
+
+    if not path.is_file():
+        raise InputError(f"there is no checkpoint {path}.")
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            return load_file(path)
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:
+        raise InputError(
+            f"{path} holds more than tensors, and opening it would run code that came with it: give ADM's plain state dict, "
+            "or save it as .safetensors."
+        ) from None
+    except Exception as error:
+        raise InputError(f"{path} cannot be read as weights: {' '.join(str(error).split())[:300]}") from error
+
+
+# ---------------------------------------------------------------------- a pipeline folder
+
+
+def import_adm(
+    checkpoint: str | Path,
+    out: str | Path,
+    preset: str | None = None,
+    class_names: str | Path | None = None,
+    **flags: Any,
+) -> Path:
+    """Write an ADM checkpoint as a pipeline folder, for `adagn sample` and `ClassConditionalPipeline.from_pretrained`.
+
+    preset: a name of PRESETS, the flags of a published checkpoint; `flags` win over it. class_names: a text file, one class a
+    line. Without it 1000 classes are ImageNet's, and others are named by their ids.
+    A network without a learned variance is sampled by ddpm with the smaller fixed one (beta tilde); ADM's scripts take beta.
+
+    Returns the folder. Raises InputError as `load_adm` does, for a diffusion that has no counterpart here, for class names
+    that are not as many as the classes, and for a folder that is there already.
+    """
+    out = Path(out)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise InputError(f"{out} is there already and is not overwritten: give another --out, or remove it.")
+    chosen = preset_flags(preset) | flags
+    read = read_flags(chosen)
+    process = _process(read)
+    unet = load_adm(checkpoint, **chosen)
+
+    from ..config import DiffusionConfig
+    from ..diffusion.pipeline import ClassConditionalPipeline
+    from ..diffusion.schedule import make_scheduler
+
+    labels = _labels(unet.config.num_classes or 0, class_names)
+    scheduler = make_scheduler(DiffusionConfig(**process), learned_variance=unet.config.learned_variance)
+    pipe = ClassConditionalPipeline(unet, scheduler, labels)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    beside = out.parent / f".{out.name}.new"
+    shutil.rmtree(beside, ignore_errors=True)
+    pipe.save_pretrained(beside)
+    (beside / "README.md").write_text(_card(Path(checkpoint).name, chosen, process, pipe), encoding="utf-8")
+    if out.exists():
+        out.rmdir()
+    beside.rename(out)
+    return out
+
+
+def preset_flags(preset: str | None) -> dict[str, Any]:
+    """The flags of a preset, {} for None. Raises InputError with the names there are."""
+    if preset is not None and preset not in PRESETS:
+        near = difflib.get_close_matches(preset, PRESETS, n=1)
+        raise InputError(
+            f"there is no preset '{preset}'.{f' Did you mean {near[0]}?' if near else ''} Presets: {', '.join(PRESETS)}."
+        )
+    return dict(PRESETS[preset]) if preset else {}
+
+
+def _process(flags: Mapping[str, Any]) -> dict[str, Any]:
+    """DiffusionConfig's fields for ADM's flags."""
+    steps, schedule = flags["diffusion_steps"], flags["noise_schedule"]
+    if schedule not in ("linear", "cosine"):
+        raise InputError(f"noise_schedule is linear or cosine, not '{schedule}'.")
+    if schedule == "linear" and steps != 1000:
+        raise InputError(
+            f"diffusion_steps {steps} with noise_schedule linear: ADM multiplies the betas by 1000 / diffusion_steps, and the "
+            "linear schedule here does not. Only 1000 steps can be imported with it."
+        )
+    if flags["rescale_timesteps"] and steps != 1000:
+        raise InputError(
+            f"rescale_timesteps with diffusion_steps {steps}: ADM then tells the network t * 1000 / {steps}, and samplers "
+            "here tell it t. Only 1000 steps can be imported with it."
+        )
+    prediction = "x0" if flags["predict_xstart"] else "eps"
+    return {"schedule": schedule, "num_train_timesteps": steps, "prediction": prediction}
+
+
+def _labels(classes: int, class_names: str | Path | None) -> LabelSpace | None:
+    """The label space of a network with this many classes and no null class; None: named by their ids."""
+    from ..data.classes import imagenet_classes
+    from ..labels import LabelSpace
+
+    if class_names is not None:
+        try:
+            lines = Path(class_names).expanduser().read_text(encoding="utf-8-sig").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(
+                f"class_names names the file {class_names}, which cannot be read as text: {error}."
+            ) from None
+        names = tuple(line.strip() for line in lines if line.strip())
+        if len(names) != classes:
+            raise InputError(f"{class_names} names {len(names)} classes, the network has {classes}: give one a line.")
+        return LabelSpace(names, has_null=not classes)
+    table = imagenet_classes()
+    if classes == len(table):
+        return LabelSpace(tuple(table.values()), wnids=tuple(table), has_null=False)
+    return None
+
+
+def _card(name: str, flags: Mapping[str, Any], process: Mapping[str, Any], pipe) -> str:
+    labels = pipe.labels
+    names = ", ".join(name.split(",")[0] for name in labels.names[:20]) + (
+        f", ... ({labels.K} in all)" if labels.K > 20 else ""
+    )
+    size, parameters = pipe.unet.config.sample_size, sum(p.numel() for p in pipe.unet.parameters())
+    return f"""---
+library_name: diffusion_adagn
+tags: [diffusion, image-generation]
+---
+
+# {name}, imported
+
+OpenAI's guided-diffusion checkpoint `{name}` ({size}x{size} pictures, {parameters / 1e6:.1f} M parameters), as a network of
+diffusion_adagn. Its training, its data and its licence are its authors' own.
+
+| | |
+|---|---|
+| classes | {names or "none (unconditional)"} |
+| null label | none: sample at guidance scale 1, or fine-tune with `--init_from THIS_FOLDER` to get one |
+| process | {process["schedule"]} schedule, T = {process["num_train_timesteps"]}, prediction {process["prediction"]} |
+| flags | `{json.dumps(dict(flags))}` |
+
+```bash
+{next_command("THIS_FOLDER", pipe.labels)}
+```
+
+No quality figure was measured when this card was written.
+"""
+
+
+def next_command(folder: str | Path, labels: LabelSpace) -> str:
+    """What to type to sample an imported model."""
+    import shlex
+
+    classes = labels.names[0].split(",")[0] if labels.K else "null"
+    return f"adagn sample {shlex.quote(str(folder))} --classes {shlex.quote(classes)} --sampler ddpm --steps 250"

@@ -1,0 +1,125 @@
+"""adagn ablate: whole, small."""
+
+import csv
+import json
+
+import pytest
+from conftest import ROOT
+from PIL import Image
+
+from diffusion_adagn.cli.main import main
+from diffusion_adagn.config import read_config
+from diffusion_adagn.data import open_dataset
+from diffusion_adagn.experiments import ablation
+from diffusion_adagn.models.conditioning import KINDS
+from diffusion_adagn.training import loop
+
+SMALL = ["--model.model_channels=16", "--model.num_head_channels=16", "--model.norm_groups=4", "--training.batch_size=8",
+         "--training.max_steps=3", "--training.log_every=1", "--training.preview_steps=2"]  # fmt: skip
+
+
+def ablate(out, *extra, small=SMALL):
+    return main(["ablate", str(ROOT / "configs/digits.yaml"), "--output_dir", str(out), *small, *extra])
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch):
+    monkeypatch.setattr(ablation, "EVALUATIONS", 90)
+
+
+def test_every_kind_is_trained_alike_measured_and_compared(tmp_path, capsys):
+    assert ablate(tmp_path / "a", "--seeds", "0,1", "--debug") == 0
+    rows = list(csv.DictReader((tmp_path / "a/ablation.csv").open()))
+    assert {(r["kind"], r["seed"]) for r in rows} == {(k, s) for k in KINDS for s in "01"}
+    by_kind = {r["kind"]: r for r in rows}
+    assert float(by_kind["none"]["wrong_gap"]) == 0 != float(by_kind["adagn"]["wrong_gap"])
+    assert int(by_kind["adagn_zero"]["parameters"]) > int(by_kind["adagn"]["parameters"])
+    configs = [read_config(tmp_path / f"a/{k}-seed1/config.yaml") for k in KINDS]
+    assert [c.model.conditioning for c in configs] == list(KINDS)
+    for c in configs:  # the kind is the only change
+        c.model.conditioning, c.output_dir = "adagn", None
+        assert c == configs[0] and c.training.seed == 1
+    text = (tmp_path / "a/ablation.md").read_text()
+    assert all(f"| `{k}` |" in text for k in KINDS) and "seeds 0, 1" in text
+    with Image.open(tmp_path / "a/ablation.png") as picture:
+        assert picture.height > len(rows) * 64 and picture.width > 10 * 64
+    shown = capsys.readouterr().out
+    assert str(tmp_path / "a/ablation.md") in shown and "adagn sample" in shown
+
+
+def test_finished_members_are_not_run_again_and_others_are_added(tmp_path, monkeypatch):
+    assert ablate(tmp_path / "a", "--kinds=adagn,gain", "--seeds=0") == 0
+    trained = []
+    real = ablation.train
+    monkeypatch.setattr(ablation, "train", lambda c, resume: trained.append(c.output_dir) or real(c, resume))
+    result = (tmp_path / "a/adagn-seed0/result.json").read_bytes()
+    assert ablate(tmp_path / "a", "--kinds=adagn,gain,none", "--seeds=0") == 0
+    assert trained == [str(tmp_path / "a/none-seed0")]
+    assert (tmp_path / "a/adagn-seed0/result.json").read_bytes() == result
+    (tmp_path / "a/gain-seed0/result.json").unlink()  # stopped after training, before measuring
+    assert ablate(tmp_path / "a", "--kinds=adagn,gain", "--seeds=0") == 0
+    assert json.loads((tmp_path / "a/gain-seed0/result.json").read_text())["kind"] == "gain"
+
+
+def test_a_stopped_ablation_goes_on_where_it_was(tmp_path, monkeypatch, capsys):
+    class Stop(loop.StopSignal):
+        def everywhere(self, accelerator):
+            self.name = "SIGTERM"
+            return True
+
+    with monkeypatch.context() as m:
+        m.setattr(loop, "StopSignal", Stop)
+        assert ablate(tmp_path / "a", "--kinds=adagn", "--seeds=0") == 75
+    assert "The same command goes on" in capsys.readouterr().out
+    assert not (tmp_path / "a/adagn-seed0/result.json").exists()
+    assert ablate(tmp_path / "a", "--kinds=adagn", "--seeds=0") == 0
+    assert ablate(tmp_path / "b", "--kinds=adagn", "--seeds=0") == 0
+    a, b = (json.loads((tmp_path / f"{x}/adagn-seed0/result.json").read_text()) for x in "ab")
+    assert a["heldout_loss"] == b["heldout_loss"] and a["wrong_gap"] == b["wrong_gap"]
+
+
+@pytest.mark.parametrize(
+    ("extra", "message", "status"),
+    [
+        (["--kinds=adagn,adaglm"], "no conditioning kind 'adaglm'", 1),
+        (["--kinds="], "Kinds: adagn", 1),
+        (["--seeds=one"], "--seeds takes whole numbers", 2),
+        (["--seeds=-1"], "none negative", 2),
+        (["--model.conditioning=gain"], "give --kinds", 2),
+        (["--training.seed=1"], "give --seeds", 2),
+        (["--model.norm_groups=8"], "2 channel\\(s\\) a group", 1),
+        (["--model.class_conditional=false", "--training.label_dropout=0"], "class_conditional", 1),
+        (["--model.channel_mult=1,1,1,1"], "adain", 1),
+        (["--data.heldout_fraction=0"], "held out", 1),
+    ],
+)
+def test_what_would_fail_later_is_refused_before_anything_is_trained(tmp_path, capsys, extra, message, status):
+    import re
+
+    assert ablate(tmp_path / "a", *extra) == status
+    assert re.search(message, " ".join(capsys.readouterr().err.split()))
+    assert not (tmp_path / "a").exists()
+
+
+def test_other_settings_and_other_folders_are_refused(tmp_path, capsys, monkeypatch):
+    assert ablate(tmp_path / "a", "--kinds=adagn", "--seeds=0") == 0
+    assert ablate(tmp_path / "a", "--kinds=adagn", "--seeds=0", "--training.max_steps=4") == 1
+    assert "max_steps: 3 -> 4" in capsys.readouterr().err
+    assert ablate(tmp_path / "a", "--kinds=adagn", "--seeds=0", "--training.lr=1e-5") == 1
+    assert "training.lr" in capsys.readouterr().err
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b/thesis.tex").write_text("x")
+    assert ablate(tmp_path / "b", "--kinds=adagn") == 1
+    assert "not an ablation" in capsys.readouterr().err
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with monkeypatch.context() as m:
+        m.setattr("os._exit", lambda status: None)
+        assert ablate(tmp_path / "c") == 1
+    assert "one process" in capsys.readouterr().err
+
+
+def test_a_dry_run_writes_nothing(tmp_path, capsys):
+    assert ablate(tmp_path / "a", "--dry-run") == 0
+    assert not (tmp_path / "a").exists()
+    assert "waiting" in capsys.readouterr().out
+    assert len(open_dataset(read_config(ROOT / "configs/digits.yaml").data, "heldout")) == 90

@@ -270,9 +270,9 @@ def apply(config: RunConfig, flat: Mapping[str, Any], where: str, error: type[In
 
 
 def nearest(key: str, known: Mapping[str, Any]) -> str:
-    """ " Did you mean ...?" with the known keys that look most like this one, or the section's keys."""
-    near = difflib.get_close_matches(key, known, n=3, cutoff=0.6)
-    near += [k for k in known if k.rpartition(".")[2] == key.rpartition(".")[2] and k not in near]
+    """ " Did you mean ...?" with the keys of that name in other sections, then those that look most like this one."""
+    near = [k for k in known if k.rpartition(".")[2] == key.rpartition(".")[2]]
+    near += [k for k in difflib.get_close_matches(key, known, n=3, cutoff=0.6) if k not in near]
     return f" Did you mean {' or '.join(near[:3])}?" if near else " `adagn train --help` lists them all."
 
 

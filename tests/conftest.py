@@ -1,12 +1,18 @@
 """What the tests share. No network, a store of decoded pictures of their own, tiny networks."""
 
+import atexit
 import os
+import shutil
+import tempfile
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["HF_MODULES_CACHE"] = tempfile.mkdtemp()  # where diffusers copies the code of a folder before it runs it
 os.environ["HF_DATASETS_OFFLINE"] = "1"
 
 import pytest
+
+atexit.register(shutil.rmtree, os.environ["HF_MODULES_CACHE"], ignore_errors=True)
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared" / "data"

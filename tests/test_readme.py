@@ -8,6 +8,7 @@ import pytest
 from conftest import ROOT
 from PIL import Image
 
+from diffusion_adagn.cli import import_adm as adm_cli
 from diffusion_adagn.cli import sample as sample_cli
 from diffusion_adagn.cli import train as train_cli
 from diffusion_adagn.cli.main import main
@@ -19,6 +20,9 @@ SHRINK = {
     "--model.num_head_channels 32 --training.precision fp32",
     "sample": "--steps 2 --count 2",
     "data": "--count 2",
+    "ablate": "--training.max_steps 2 --training.batch_size 8 --seeds 0 --training.preview_steps 2",
+    "export": "",
+    "import-diffusers": "",
 }
 SETUP = ("make ", "python3 -m venv", "pip install")
 
@@ -56,11 +60,11 @@ def test_the_readmes_commands_and_programs_run(place):
             words = ["adagn", words[script].removesuffix(".py"), *words[script + 1 :]]
             only_parse = True
         else:
-            only_parse = "cifar10" in command or "imagenet" in command
+            only_parse = "cifar10" in command or "imagenet" in command or "64x64_diffusion" in command
         assert words[0] == "adagn", command
         name, argv = words[1], words[2:]
         if only_parse:
-            args = {"train": train_cli, "sample": sample_cli}[name].parser().parse(argv)
+            args = {"train": train_cli, "sample": sample_cli, "import-adm": adm_cli}[name].parser().parse(argv)
             if name == "train":
                 read_config(args.config, config_overrides(args))
             continue

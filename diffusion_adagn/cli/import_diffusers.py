@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..errors import InputError
 from .options import Parser
 
 
@@ -31,10 +30,9 @@ def run(argv: Sequence[str]) -> int:
     args = parser().parse(argv)
     names = None
     if args.class_names:
-        try:
-            names = [line for line in Path(args.class_names).read_text(encoding="utf-8").splitlines() if line.strip()]
-        except (OSError, UnicodeDecodeError) as error:
-            raise InputError(f"--class_names: {args.class_names} cannot be read as text: {error}") from None
+        from ..data.classes import class_lines
+
+        names = [line for _, line in class_lines(args.class_names, "--class_names")]
 
     from ..run import check_model_path
 

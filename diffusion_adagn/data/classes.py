@@ -54,9 +54,10 @@ def class_ids(space: LabelSpace, classes: str) -> list[int]:
     return ids
 
 
-def class_lines(path: str) -> list[tuple[int, str]]:
+def class_lines(path: str | Path, said_by: str = "data.classes") -> list[tuple[int, str]]:
+    """(line number, class) of a text file with one class a line, # for comments. said_by: who named it, for the error."""
     try:
         lines = Path(path).expanduser().read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"data.classes names the file {path}, which cannot be read as text: {error}.") from None
+        raise InputError(f"{said_by} names the file {path}, which cannot be read as text: {error}.") from None
     return [(n, line.strip()) for n, line in enumerate(lines, 1) if line.strip() and not line.strip().startswith("#")]

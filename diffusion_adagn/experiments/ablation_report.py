@@ -88,16 +88,12 @@ def _markdown(config: RunConfig, dataset: ImageDataset, heldout: ImageDataset, r
     ]
     bins = len(results[0]["wrong_gap_by_t"])
     edges = [round(T * i / bins) for i in range(bins + 1)]
-    by_t = [
-        [
-            f"`{kind}`",
-            *(
-                _over(some, lambda r, i=i: r["wrong_gap_by_t"][i] and r["wrong_gap_by_t"][i][0], "{:+.4f}")
-                for i in range(bins)
-            ),
-        ]
-        for kind, some in by_kind.items()
-    ]
+
+    def by_t(against: str) -> list[str]:
+        head = ["kind", *(f"{a}-{b - 1}" for a, b in pairwise(edges))]
+        gaps = [[_gap(some, against, i) for i in range(bins)] for some in by_kind.values()]
+        return _table(head, [[f"`{kind}`", *row] for kind, row in zip(by_kind, gaps)])
+
     halves = [r["wrong_gap"][1] for r in results if r["wrong_gap"]]
     interval = (
         f" Half-width of the 95% interval of one run's wrong - true, over pictures: at most {max(halves):.4f}."
@@ -121,13 +117,22 @@ def _markdown(config: RunConfig, dataset: ImageDataset, heldout: ImageDataset, r
             "",
             f"*wrong - true* by timestep (t of 0..{T - 1}):",
             "",
-            *_table(["kind", *(f"{a}-{b - 1}" for a, b in pairwise(edges))], by_t),
+            *by_t("wrong"),
+            "",
+            "*null - true* by timestep:",
+            "",
+            *by_t("null"),
             "",
             "A difference no larger than the range over seeds is none. Losses say nothing of how pictures look: see "
             "`ablation.png`. Speeds are of this machine and of what else it was doing.",
             "",
         ]
     )
+
+
+def _gap(some: Sequence[dict], against: str, i: int) -> str:
+    """The gap in timestep bin i over the seeds."""
+    return _over(some, lambda r: r[f"{against}_gap_by_t"][i] and r[f"{against}_gap_by_t"][i][0], "{:+.4f}")
 
 
 def _over(some: Sequence[dict], value: Callable[[dict], float | None], form: str) -> str:

@@ -13,12 +13,12 @@ import difflib
 import json
 import pickle
 import re
-import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..errors import InputError
+from ..folders import into_place
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -450,15 +450,12 @@ def import_adm(
     labels = _labels(unet.config.num_classes or 0, class_names)
     scheduler = make_scheduler(DiffusionConfig(**process), learned_variance=unet.config.learned_variance)
     pipe = ClassConditionalPipeline(unet, scheduler, labels)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    beside = out.parent / f".{out.name}.new"
-    shutil.rmtree(beside, ignore_errors=True)
-    pipe.save_pretrained(beside)
-    (beside / "README.md").write_text(_card(Path(checkpoint).name, chosen, process, pipe), encoding="utf-8")
-    if out.exists():
-        out.rmdir()
-    beside.rename(out)
-    return out
+
+    def write(folder: Path) -> None:
+        pipe.save_pretrained(folder)
+        (folder / "README.md").write_text(_card(Path(checkpoint).name, chosen, process, pipe), encoding="utf-8")
+
+    return into_place(out, write)
 
 
 def preset_flags(preset: str | None) -> dict[str, Any]:
@@ -492,17 +489,11 @@ def _process(flags: Mapping[str, Any]) -> dict[str, Any]:
 
 def _labels(classes: int, class_names: str | Path | None) -> LabelSpace | None:
     """The label space of a network with this many classes and no null class; None: named by their ids."""
-    from ..data.classes import imagenet_classes
+    from ..data.classes import class_lines, imagenet_classes
     from ..labels import LabelSpace
 
     if class_names is not None:
-        try:
-            lines = Path(class_names).expanduser().read_text(encoding="utf-8-sig").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            raise InputError(
-                f"class_names names the file {class_names}, which cannot be read as text: {error}."
-            ) from None
-        names = tuple(line.strip() for line in lines if line.strip())
+        names = tuple(line for _, line in class_lines(class_names, "class_names"))
         if len(names) != classes:
             raise InputError(f"{class_names} names {len(names)} classes, the network has {classes}: give one a line.")
         return LabelSpace(names, has_null=not classes)

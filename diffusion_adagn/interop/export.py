@@ -10,7 +10,6 @@ DIR/README.md
 import inspect
 import json
 import shlex
-import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -21,6 +20,7 @@ from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from ..diffusion.pipeline import ClassConditionalPipeline
 from ..diffusion.schedule import PREDICTIONS, SAMPLERS, set_steps, with_sampler
 from ..errors import InputError
+from ..folders import into_place
 from ..labels import LabelSpace
 from ..loading import model_hash, open_pipeline
 from ..models.unet import AdaGNUNet
@@ -65,7 +65,7 @@ def export_diffusers(source: str | Path, out: str | Path, weights: str = "ema", 
         stock.save_pretrained(folder)
         (folder / "README.md").write_text(_card(out, stock), encoding="utf-8")
 
-    return _into_place(out, write)
+    return into_place(out, write)
 
 
 def sample_line(folder: str | Path) -> str:
@@ -190,7 +190,7 @@ def import_diffusers(
 ) -> Path:
     """`open_diffusers`, written as a pipeline folder of ours; returns it. Raises InputError before anything is written."""
     out = _free(out, overwrite, "a pipeline folder", lambda index: "labels" in index)
-    return _into_place(out, open_diffusers(folder, null_class, class_names).save_pretrained)
+    return into_place(out, open_diffusers(folder, null_class, class_names).save_pretrained)
 
 
 def changed_settings(folder: str | Path, pipe: ClassConditionalPipeline) -> list[str]:
@@ -315,22 +315,4 @@ def _free(out: str | Path, overwrite: bool, kind: str, is_kind: Callable[[dict],
             raise InputError(f"{out} is in the way and holds something else than {kind}: name another folder.")
         if not overwrite:
             raise InputError(f"{out} exists: name another folder, or give --overwrite to replace it.")
-    return out
-
-
-def _into_place(out: Path, write: Callable[[Path], None]) -> Path:
-    """Write a folder beside `out` and rename it, so that a broken-off write leaves `out` as it was."""
-    beside, old = out.with_name(f".{out.name}.new"), out.with_name(f".{out.name}.old")
-    for leftover in (beside, old):
-        shutil.rmtree(leftover, ignore_errors=True)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        write(beside)
-    except BaseException:
-        shutil.rmtree(beside, ignore_errors=True)
-        raise
-    if out.exists():
-        out.rename(old)
-    beside.rename(out)
-    shutil.rmtree(old, ignore_errors=True)
     return out

@@ -1,10 +1,11 @@
 """What a finished run leaves for its users: the pipeline folder and its card."""
 
 import shlex
-import shutil
+from pathlib import Path
 
 from ..config import RunConfig
 from ..data import ImageDataset
+from ..folders import into_place
 from ..labels import LabelSpace
 from ..loading import make_pipeline, model_hash
 from ..models.unet import AdaGNUNet
@@ -12,17 +13,14 @@ from ..run import RunFolder
 
 
 def write_pipeline(run: RunFolder, config: RunConfig, unet: AdaGNUNet, dataset: ImageDataset, step: int) -> None:
-    """pipeline/: safetensors, json and a model card, written beside and moved into place."""
+    """pipeline/: safetensors, json and a model card."""
     pipe = make_pipeline(config, unet, config.training.ema_decay, step)
-    beside, old = run.path / ".pipeline.new", run.path / ".pipeline.old"
-    for leftover in (beside, old):
-        shutil.rmtree(leftover, ignore_errors=True)
-    pipe.save_pretrained(beside)
-    (beside / "README.md").write_text(_card(config, pipe, dataset, step), encoding="utf-8")
-    if run.pipeline.exists():
-        run.pipeline.rename(old)
-    beside.rename(run.pipeline)
-    shutil.rmtree(old, ignore_errors=True)
+
+    def write(folder: Path) -> None:
+        pipe.save_pretrained(folder)
+        (folder / "README.md").write_text(_card(config, pipe, dataset, step), encoding="utf-8")
+
+    into_place(run.pipeline, write)
 
 
 def sample_command(path: str, labels: LabelSpace) -> str:

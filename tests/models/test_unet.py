@@ -1,7 +1,6 @@
 import pytest
 import torch
 from conftest import tiny_unet
-from diffusers import UNet2DModel
 from diffusers.models.embeddings import get_timestep_embedding
 
 from diffusion_adagn import AdaGNUNet
@@ -202,73 +201,3 @@ def test_adms_published_networks_have_their_published_sizes():
     adm256 = count_cost({"sample_size": 256, "model_channels": 256, "channel_mult": (1, 1, 2, 2, 4, 4), "num_res_blocks": 2,
                          "attention_resolutions": (32, 16, 8), "resblock_updown": True, "learned_variance": True})  # fmt: skip
     assert round(adm256.parameters / 1e6) == 553
-
-
-def as_diffusers(unet: AdaGNUNet) -> UNet2DModel:
-    """The same network as a stock UNet2DModel in ADM's shape (conv up/down, scale-shift), with the same weights."""
-    c = unet.config
-    theirs = UNet2DModel(
-        sample_size=c.sample_size, in_channels=c.in_channels, out_channels=c.in_channels, flip_sin_to_cos=True, freq_shift=0,
-        block_out_channels=tuple(c.model_channels * m for m in c.channel_mult), layers_per_block=c.num_res_blocks,
-        down_block_types=("DownBlock2D", "AttnDownBlock2D"), up_block_types=("AttnUpBlock2D", "UpBlock2D"),
-        attention_head_dim=c.num_head_channels, norm_num_groups=c.norm_groups, attn_norm_num_groups=c.norm_groups, norm_eps=c.norm_eps,
-        resnet_time_scale_shift="scale_shift", num_class_embeds=c.num_classes + 1, add_attention=True, downsample_padding=1,
-    ).eval()  # fmt: skip
-    rows = dict(
-        zip(
-            [s.name for s in unet.sites()],
-            zip(unet.projection.weight.split(unet._widths), unet.projection.bias.split(unet._widths)),
-        )
-    )
-
-    def block(a, b, site):
-        b.norm1.load_state_dict(a.norm1.state_dict())
-        b.norm2.load_state_dict(a.norm2.state_dict())
-        b.conv1.load_state_dict(a.conv1.state_dict())
-        b.conv2.load_state_dict(a.conv2.state_dict())
-        if b.conv_shortcut is not None:
-            b.conv_shortcut.load_state_dict(a.skip.state_dict())
-        weight, bias = rows[site]
-        b.time_emb_proj.load_state_dict({"weight": weight, "bias": bias})
-
-    def attention(a, b):
-        b.group_norm.load_state_dict(a.norm.state_dict())
-        for part, weight, bias in zip((b.to_q, b.to_k, b.to_v), a.qkv.weight.chunk(3), a.qkv.bias.chunk(3)):
-            part.load_state_dict({"weight": weight, "bias": bias})
-        b.to_out[0].load_state_dict(a.proj.state_dict())
-
-    def level(mine, other, path):
-        for j, (stage, resnet) in enumerate(zip(mine.stages, other.resnets, strict=True)):
-            block(stage.block, resnet, f"{path}.stages.{j}.block.norm2")
-            if stage.attention is not None:
-                attention(stage.attention, other.attentions[j])
-
-    theirs.conv_in.load_state_dict(unet.conv_in.state_dict())
-    theirs.time_embedding.linear_1.load_state_dict(unet.embedding.time[0].state_dict())
-    theirs.time_embedding.linear_2.load_state_dict(unet.embedding.time[2].state_dict())
-    theirs.class_embedding.load_state_dict(unet.embedding.classes.state_dict())
-    for i, (mine, other) in enumerate(zip(unet.down, theirs.down_blocks)):
-        level(mine, other, f"down.{i}")
-        if mine.resample is not None:
-            other.downsamplers[0].conv.load_state_dict(mine.resample.state_dict())
-    for j in (0, 1):
-        block(unet.middle[j].block, theirs.mid_block.resnets[j], f"middle.{j}.block.norm2")
-    attention(unet.middle[0].attention, theirs.mid_block.attentions[0])
-    for i, (mine, other) in enumerate(zip(unet.up, theirs.up_blocks)):
-        level(mine, other, f"up.{i}")
-        if mine.resample is not None:
-            other.upsamplers[0].conv.load_state_dict(mine.resample.state_dict())
-    theirs.conv_norm_out.load_state_dict(unet.norm_out.state_dict())
-    theirs.conv_out.load_state_dict(unet.conv_out.state_dict())
-    return theirs
-
-
-def test_it_is_the_network_that_diffusers_knows_outputs_and_gradients():
-    unet = tiny_unet(num_res_blocks=2)
-    theirs = as_diffusers(unet)
-    a, b = X.clone().requires_grad_(), X.clone().requires_grad_()
-    mine, other = unet(a, T, Y).sample, theirs(b, T, Y).sample
-    assert (mine - other).abs().max() < 1e-4 * other.abs().max()
-    mine.square().sum().backward()
-    other.square().sum().backward()
-    assert (a.grad - b.grad).abs().max() < 1e-4 * b.grad.abs().max()

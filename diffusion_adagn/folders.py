@@ -1,0 +1,23 @@
+"""Folders written whole or not at all."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+
+def into_place(out: Path, write: Callable[[Path], None]) -> Path:
+    """Write a folder beside `out` and rename it, so that a broken-off write leaves `out` as it was. Returns `out`."""
+    beside, old = out.with_name(f".{out.name}.new"), out.with_name(f".{out.name}.old")
+    for leftover in (beside, old):
+        shutil.rmtree(leftover, ignore_errors=True)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        write(beside)
+    except BaseException:
+        shutil.rmtree(beside, ignore_errors=True)
+        raise
+    if out.exists():
+        out.rename(old)
+    beside.rename(out)
+    shutil.rmtree(old, ignore_errors=True)
+    return out

@@ -91,7 +91,11 @@ class ModelConfig:
     join: Literal["sum", "concat"] = option(
         "sum", "How the vectors of time and class are joined before the sites are told (ADM: sum)."
     )
-    class_tokens: int = option(4, "Tokens that a class becomes under cross_attention.", minimum=2)
+    class_tokens: int = option(
+        4,
+        "Tokens that a class becomes under cross_attention; 2 or more, since with one there is nothing to attend to.",
+        minimum=2,
+    )
     modulate_both_norms: bool = option(
         False, "Modulate the first norm of each residual block too (ADM: the second only)."
     )
@@ -156,6 +160,16 @@ class TrainingConfig:
     checkpoint_every: int = option(1000, "Steps between checkpoints.", minimum=1, free=True)
     keep_checkpoints: int = option(2, "Newest checkpoints that are kept.", minimum=1, free=True)
     heldout_every: int = option(0, "Steps between held-out losses; 0: never.", minimum=0, free=True)
+    signals_every: int = option(
+        500,
+        "Steps between training signals: loss by timestep and class, use of the label on held-out pictures, size of gamma and "
+        "beta, gradients of the condition's path; 0: never.",
+        minimum=0,
+        free=True,
+    )
+    warn_unused_after: int = option(
+        2000, "Warn if after so many steps the label is not seen to be used; 0: never.", minimum=0, free=True
+    )
     preview_every: int = option(1000, "Steps between preview grids; 0: never.", minimum=0, free=True)
     preview_classes: str = option("all", "Classes of the preview grid (its first 10 are drawn).", free=True)
     preview_count: int = option(4, "Pictures per class in the preview grid.", minimum=1, free=True)

@@ -13,6 +13,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from .diffusion.guidance import guidance_scales
+from .diffusion.mixing import Between, ClassPlan, Mix
 from .diffusion.pipeline import MOST_SEED, ClassConditionalPipeline, to_pil
 from .diffusion.schedule import sampler_name, set_steps
 from .errors import InputError
@@ -26,9 +27,12 @@ GRID_ROWS, GRID_COLUMNS = 40, 24  # at most, in the grid; every picture is kept 
 
 @dataclass(frozen=True)
 class SampleRequest:
-    """What to sample: `count` pictures of each class at each scale; picture i (class-major) has seed + i at every scale."""
+    """What to sample: `count` pictures of each class at each scale; picture i (class-major) has seed + i at every scale.
 
-    classes: str | None  # None: all, or null where there are none
+    Where classes are to be compared with mixes, or interpolated, picture j of each of them has seed + j: the same noise.
+    """
+
+    classes: str | None  # None: all, or null where there are none; no plain class beside mixes
     scales: list[float]
     count: int = 8
     seed: int = 0
@@ -38,6 +42,13 @@ class SampleRequest:
     spacing: str | None = None
     batch_size: int = 64
     precision: str = "fp32"
+    mixes: tuple[str, ...] = ()  # as diffusion.mixing.Mix reads them
+    interpolate: str | None = None  # two classes; in place of classes and mixes
+    steps_between: int = 7
+
+    @property
+    def same_seeds(self) -> bool:
+        return bool(self.mixes) or self.interpolate is not None
 
 
 @dataclass(frozen=True)
@@ -45,7 +56,7 @@ class Picture:
     """One picture to be made."""
 
     index: int
-    class_id: int
+    told: ClassPlan
     seed: int
     scale: float
     file: str
@@ -64,7 +75,7 @@ def sample_to_folder(
     pipe.use_sampler(request.sampler, request.spacing)
     request = replace(request, sampler=sampler_name(pipe.scheduler), spacing=pipe.scheduler.config.timestep_spacing)
     labels = pipe.labels
-    class_ids = labels.parse(request.classes or ("all" if labels.K else "null"))
+    told = _told(request, pipe)
     request = replace(request, scales=list(dict.fromkeys(request.scales)))  # one said twice is one
     guidance_scales(request.scales, len(request.scales))
     if any(s != 1 for s in request.scales):
@@ -73,18 +84,27 @@ def sample_to_folder(
         print("note: this network hears the timestep alone (conditioning none): classes and guidance change nothing")
     calls = len(set_steps(pipe.scheduler, request.steps))
     pipe.check_eta(request.eta)
-    if request.seed + len(class_ids) * request.count > MOST_SEED:
+    for one in told:
+        if one.class_id is None:
+            one.modulation(pipe.unet, 0)  # what cannot be told is refused before anything is written
+    if request.seed + (1 if request.same_seeds else len(told)) * request.count > MOST_SEED:
         raise InputError(f"the seeds go beyond {MOST_SEED}: give a smaller --seed.")
     if main:
         _clear(out, overwrite)
+        rows = (
+            "steps from class to class" if request.interpolate else "classes and mixes" if request.mixes else "classes"
+        )
         print(
-            f"{what}\n{len(class_ids)} classes x {request.count} pictures x {len(request.scales)} scales, {request.sampler}, "
+            f"{what}\n{len(told)} {rows} x {request.count} pictures x {len(request.scales)} scales, {request.sampler}, "
             f"{request.steps} steps, on {state.num_processes} process(es), {state.device}"
         )
+        for one in told:
+            if isinstance(one, Mix) and one.class_id is None:
+                print(f"{one.name}\n{one.describe(pipe.unet.sites())}")
     state.wait_for_everyone()
 
     pipe.to(state.device)
-    pictures = list(plan(request, class_ids, labels))
+    pictures = list(_pictures(request, told))
     _sample(pipe, pictures, request, out, state)
     state.wait_for_everyone()
     if main:
@@ -94,24 +114,35 @@ def sample_to_folder(
             "hash": model_hash(pipe.unet),
             "trained_steps": pipe.config.trained_steps,
         }
-        _write_json(out, pictures, record, request, labels, calls)
-        shown = _draw_grid(out, pictures, request, class_ids, labels)
+        _write_json(out, pictures, record, request, labels, told, calls)
+        shown = _draw_grid(out, pictures, request, told)
         print(
             f"\n{len(pictures)} pictures in {out}, listed in {out / 'samples.json'}\nLook at  {out / 'grid.png'}{shown}"
         )
     return out
 
 
-def plan(request: SampleRequest, class_ids: list[int], labels: LabelSpace) -> Iterator[Picture]:
+def _told(request: SampleRequest, pipe: ClassConditionalPipeline) -> list[ClassPlan]:
+    """The classes, then the mixes; or the steps from one class to another."""
+    labels = pipe.labels
+    if request.interpolate is not None:
+        last = request.steps_between + 1
+        return [Between.parse(request.interpolate, labels, i / last) for i in range(last + 1)]
+    classes = request.classes or (None if request.mixes else "all" if labels.K else "null")
+    plain = [Mix.everywhere(c, labels) for c in labels.parse(classes)] if classes else []
+    return plain + [pipe.mix(text) for text in request.mixes]
+
+
+def _pictures(request: SampleRequest, told: list[ClassPlan]) -> Iterator[Picture]:
     """Every picture, scale by scale, class-major within a scale."""
     for scale in request.scales:
-        for place, class_id in enumerate(class_ids):
-            slug = re.sub(r"[^\w-]+", "-", labels.name(class_id).split(",")[0]).strip("-")[:40] or "class"
+        for place, one in enumerate(told):
+            name = one.name if one.class_id is None else one.name.split(",")[0]
+            slug = re.sub(r"[^\w-]+", "-", name).strip("-")[:40] or "class"
             for j in range(request.count):
                 i = place * request.count + j
-                yield Picture(
-                    i, class_id, request.seed + i, scale, f"{i:05d}-{slug}-g{repr(scale).removesuffix('.0')}.png"
-                )
+                seed = request.seed + (j if request.same_seeds else i)
+                yield Picture(i, one, seed, scale, f"{i:05d}-{slug}-g{repr(scale).removesuffix('.0')}.png")
 
 
 def _sample(
@@ -130,7 +161,7 @@ def _sample(
         for batch in mine:
             with torch.autocast(state.device.type, dtype, enabled=dtype is not None):
                 images = pipe(
-                    [p.class_id for p in batch],
+                    told=[p.told for p in batch],
                     guidance_scale=[p.scale for p in batch],
                     num_inference_steps=request.steps,
                     seeds=[p.seed for p in batch],
@@ -143,13 +174,19 @@ def _sample(
 
 
 def _write_json(
-    out: Path, pictures: list[Picture], model: dict, request: SampleRequest, labels: LabelSpace, calls: int
+    out: Path,
+    pictures: list[Picture],
+    model: dict,
+    request: SampleRequest,
+    labels: LabelSpace,
+    told: list[ClassPlan],
+    calls: int,
 ) -> None:
     images = [
         {
             "file": p.file,
-            "class_id": p.class_id,
-            "class_name": labels.name(p.class_id),
+            "class_id": p.told.class_id,
+            "class_name": p.told.name,
             "seed": p.seed,
             "guidance": p.scale,
             "sampler": request.sampler,
@@ -162,19 +199,25 @@ def _write_json(
         }
         for p in pictures
     ]
-    text = json.dumps({"model": model, "labels": labels.to_dict(), "images": images}, indent=1, ensure_ascii=False)
+    content = {"model": model, "labels": labels.to_dict(), "images": images}
+    if mixed := {one.name: one.record() for one in told if one.class_id is None}:
+        content["told"] = mixed
+    text = json.dumps(content, indent=1, ensure_ascii=False)
     beside = out / "samples.json.tmp"
     beside.write_text(text + "\n", encoding="utf-8")
     beside.replace(out / "samples.json")
 
 
-def _draw_grid(
-    out: Path, pictures: list[Picture], request: SampleRequest, class_ids: list[int], labels: LabelSpace
-) -> str:
-    """A row a class; for each sample its scales side by side, from the same noise. Returns what was left out, in words."""
+def _draw_grid(out: Path, pictures: list[Picture], request: SampleRequest, told: list[ClassPlan]) -> str:
+    """A row a class or mix, and for each sample its scales side by side, from the same noise; turned over where classes are
+    interpolated. Returns what was left out, in words."""
     file = {(p.index, p.scale): p.file for p in pictures}
-    samples = min(request.count, max(1, GRID_COLUMNS // len(request.scales)))
-    places = range(min(len(class_ids), GRID_ROWS))
+    between = request.interpolate is not None
+    most_told, most_looks = (GRID_COLUMNS, GRID_ROWS) if between else (GRID_ROWS, GRID_COLUMNS)
+    samples = min(request.count, max(1, most_looks // len(request.scales)))
+    places = list(range(min(len(told), most_told)))
+    if between:  # both ends, whatever is left out
+        places = np.linspace(0, len(told) - 1, len(places)).round().astype(int).tolist()
 
     def pixels(name: str) -> np.ndarray:
         with Image.open(out / name) as image:
@@ -183,16 +226,25 @@ def _draw_grid(
 
     rows = [[pixels(file[c * request.count + j, s]) for j in range(samples) for s in request.scales] for c in places]
     single = len(request.scales) == 1
-    columns = [f"#{j}" if single else f"#{j} g{s:g}" for j in range(samples) for s in request.scales]
-    scales = (
-        f"guidance {request.scales[0]:g}"
-        if single
-        else "columns of one number share their noise; g is the guidance scale"
-    )
+    looks = [f"#{j}" if single else f"#{j} g{s:g}" for j in range(samples) for s in request.scales]
+    guidance = f"guidance {request.scales[0]:g}"
+    if between:
+        rows = list(zip(*rows))
+        first, last = told[0].name, told[-1].name
+        names = [one.name if one.class_id is not None else f"{one.share:.3g}" for one in (told[c] for c in places)]
+        scales = f"{first} to {last}, a row from one noise; {guidance if single else 'g is the guidance scale'}"
+        labels, columns = looks, names
+    else:
+        labels, columns = [told[c].name for c in places], looks
+        scales = guidance if single else "columns of one number share their noise; g is the guidance scale"
+        if single and request.same_seeds:
+            scales = f"a column starts from one noise; {guidance}"
     title = f"{scales}; {request.sampler}, {request.steps} steps, seed {request.seed}"
-    labelled_grid(rows, [labels.name(class_ids[c]) for c in places], columns, title).save(out / "grid.png")
-    left_out = len(class_ids) - len(places), request.count - samples
-    return f"  (the first {len(places)} classes, {samples} pictures each)" if any(left_out) else ""
+    labelled_grid(rows, labels, columns, title).save(out / "grid.png")
+    if len(places) == len(told) and samples == request.count:
+        return ""
+    shown = f"{len(places)} of {len(told)} steps" if between else f"the first {len(places)} classes"
+    return f"  ({shown}, {samples} pictures each)"
 
 
 def _clear(out: Path, overwrite: bool) -> None:

@@ -65,8 +65,11 @@ def test_a_picture_is_what_the_pipeline_gives_for_its_entry(model, tmp_path):
         assert difference <= 1  # a grey value may round the other way in another batch
 
 
+MIXED = ["--classes", "all", "--mix", "cat@coarse,tench@fine"]
+
+
 def test_batch_size_and_processes_change_nothing(model, tmp_path):
-    sample(model, tmp_path / "one", "--guidance", "2", "--batch_size", "2")
+    sample(model, tmp_path / "one", "--guidance", "2", "--batch_size", "2", *MIXED)
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     command = [
         sys.executable,
@@ -79,6 +82,7 @@ def test_batch_size_and_processes_change_nothing(model, tmp_path):
         str(model),
     ]
     argv = ["--out", str(tmp_path / "two"), "--steps", "3", "--count", "2", "--guidance", "2", "--batch_size", "2"]
+    argv += MIXED
     result = subprocess.run([*command, *argv], env=environment, capture_output=True, text=True, check=False)
     assert (tmp_path / "two/samples.json").exists(), result.stderr[-2000:]
     one, two = (json.loads((tmp_path / n / "samples.json").read_text()) for n in ("one", "two"))
@@ -121,6 +125,9 @@ def test_samples_are_not_overwritten_unless_asked_and_other_files_never(model, t
         (["--weights", "raw"], "EMA weights only"),
         (["--eta", "nan"], "eta"),
         (["--seed", str(2**63 - 1)], "seeds"),
+        (["--mix", "cat@coarse"], "no part names"),
+        (["--mix", "cat@corse,tench"], "'corse' is no place"),
+        (["--interpolate", "cat"], "two different classes"),
     ],
 )
 def test_bad_requests_write_nothing(model, tmp_path, capsys, argv, message):
@@ -142,3 +149,80 @@ def test_the_grid_is_bounded_however_many_pictures(model, tmp_path, capsys):
         == 0
     )
     assert "24 pictures each" in capsys.readouterr().out
+
+
+def test_mixes_are_rows_below_the_classes_and_every_row_starts_from_the_same_noises(model, tmp_path, capsys):
+    mixes = ["tench, Tinca tinca@coarse,cat@fine", "cat@t>600,null@t<=600"]
+    argv = ["--classes", "cat", "--mix", mixes[0], "--mix", mixes[1], "--guidance", "1,2", "--seed", "5"]
+    assert sample(model, tmp_path / "s", *argv) == 0
+    record = json.loads((tmp_path / "s/samples.json").read_text())
+    images = record["images"]
+    assert len(images) == 3 * 2 * 2 == len({i["file"] for i in images})
+    for scale in (1.0, 2.0):
+        at = [i for i in images if i["guidance"] == scale]
+        assert [i["seed"] for i in at] == [5, 6] * 3
+        assert [i["class_id"] for i in at] == [0, 0, None, None, None, None]
+        assert [i["class_name"] for i in at[::2]] == ["cat", *mixes]
+    assert all(set(i["file"]) <= set("abcdefghijklmnopqrstuvwxyzT0123456789-.") for i in images)
+    assert [p["part"] for p in record["told"][mixes[0]]] == ["tench, Tinca tinca@coarse", "cat@fine"]
+    assert "middle.0.block.norm2" in record["told"][mixes[0]][0]["sites"]
+    names = {p.name for p in (tmp_path / "s").iterdir()}
+    assert names == {i["file"] for i in images} | {"grid.png", "samples.json"}
+    printed = capsys.readouterr().out
+    assert "tench, Tinca tinca@coarse: " in printed
+    assert "sites, at 4x4: " in printed
+
+    pipe = ClassConditionalPipeline.from_pretrained(model)
+    pipe.set_progress_bar_config(disable=True)
+    for entry in images:
+        told = {"told": entry["class_name"], "guidance_scale": entry["guidance"], "seeds": [entry["seed"]]}
+        alone = np.asarray(pipe(**told, num_inference_steps=3).images[0]).astype(int)
+        assert np.abs(alone - pixels(tmp_path / "s", entry)).max() <= 1
+    plain = [i for i in images if i["class_id"] == 0]
+    assert sample(model, tmp_path / "plain", "--classes", "cat", "--guidance", "1,2", "--seed", "5") == 0
+    for entry, other in zip(plain, json.loads((tmp_path / "plain/samples.json").read_text())["images"]):
+        assert np.abs(pixels(tmp_path / "s", entry).astype(int) - pixels(tmp_path / "plain", other)).max() <= 1
+
+
+def test_from_one_class_to_another(model, tmp_path, capsys):
+    assert sample(model, tmp_path / "s", "--interpolate", "cat,2", "--steps-between", "3", "--guidance", "2") == 0
+    record = json.loads((tmp_path / "s/samples.json").read_text())
+    images = record["images"]
+    assert [i["seed"] for i in images] == [0, 1] * 5
+    assert [i["class_id"] for i in images[::2]] == [0, None, None, None, 2]
+    assert images[2]["class_name"] == "cat 0.75 größe/2 0.25"
+    assert record["told"][images[2]["class_name"]] == {"classes": [0, 2], "share": 0.25}
+    sheet = Image.open(tmp_path / "s/grid.png")
+    assert sheet.width > 5 * 64
+    assert 2 * 64 < sheet.height < 4 * 64  # a row a seed
+    # the ends are the plain classes
+    assert sample(model, tmp_path / "cat", "--classes", "cat", "--guidance", "2") == 0
+    for entry, other in zip(images, json.loads((tmp_path / "cat/samples.json").read_text())["images"]):
+        assert np.abs(pixels(tmp_path / "s", entry).astype(int) - pixels(tmp_path / "cat", other)).max() <= 1
+    argv = ["--interpolate", "cat,2", "--steps-between", "30", "--count", "1", "--steps", "1"]
+    assert sample(model, tmp_path / "many", *argv) == 0
+    assert "24 of 32 steps" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--interpolate", "cat,2", "--classes", "cat"], "leave out --classes and --mix"),
+        (["--interpolate", "cat,2", "--mix", "cat"], "leave out --classes and --mix"),
+        (["--steps-between", "3"], "belongs to --interpolate"),
+        (["--interpolate", "cat,2", "--steps-between", "-1"], "at least 0"),
+        (["--interpolate", "cat,2", "--steps-between", "few"], "steps_between"),
+    ],
+)
+def test_options_that_do_not_go_together(model, tmp_path, capsys, argv, message):
+    assert main(["sample", str(model), "--out", str(tmp_path / "s"), *argv]) == 2
+    assert message in " ".join(capsys.readouterr().err.split())
+
+
+def test_an_interpolation_that_cannot_be_told_writes_nothing(tmp_path, capsys):
+    unet = tiny_unet(conditioning="none")
+    labels = LabelSpace(("a", "b", "c"))
+    ClassConditionalPipeline(unet, make_scheduler(DiffusionConfig()), labels).save_pretrained(tmp_path / "model")
+    assert main(["sample", str(tmp_path / "model"), "--out", str(tmp_path / "s"), "--interpolate", "a,b"]) == 1
+    assert "conditioning none hears none" in " ".join(capsys.readouterr().err.split())
+    assert not (tmp_path / "s").exists()

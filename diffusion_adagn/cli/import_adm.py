@@ -45,6 +45,7 @@ def run(argv: Sequence[str]) -> int:
     parameters = sum(p.numel() for p in pipe.unet.parameters())
     classes = f"{pipe.labels.K} classes" if pipe.labels.K else "no classes"
     print(f"{folder}: {parameters / 1e6:.1f} M parameters, {classes}")
-    print("no null class: sample at guidance 1, or fine-tune with adagn train --init_from to get a null row")
+    if pipe.labels.K:
+        print("no null class: sample at guidance 1, or fine-tune with adagn train --init_from to get a null row")
     print(f"next: {next_command(folder, pipe.labels)}")
     return 0

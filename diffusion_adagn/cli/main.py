@@ -15,6 +15,7 @@ from ..errors import InputError, UsageError
 COMMANDS = {
     "train": "train a class-conditional diffusion model",
     "sample": "sample pictures by class label",
+    "trace": "see what the condition does, and whether the label is used",
     "data": "look at labelled images (adagn data inspect)",
     "ablate": "train the same run under several conditioning kinds, and compare",
     "import-adm": "turn an OpenAI ADM checkpoint into a pipeline folder",

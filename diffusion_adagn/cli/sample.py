@@ -17,7 +17,24 @@ def parser() -> Parser:
         metavar="RUN",
         help="a run folder (runs/digits), one of its checkpoints, a pipeline folder, or owner/name on the hub",
     )
-    p.add_argument("--classes", help="names, ids, 'all' or 'null', with commas between [all]")
+    p.add_argument("--classes", help="names, ids, 'all' or 'null', with commas between [all; none beside --mix]")
+    p.add_argument(
+        "--mix",
+        action="append",
+        default=[],
+        metavar="PARTS",
+        help='one picture of several classes, such as "cat@coarse,dog@fine": parts CLASS@WHERE with commas between; later '
+        "ones win, and one without @ is told wherever no other is. WHERE: coarse or fine (sites of a resolution at most, or "
+        "above, the geometric middle of the network's), a resolution (8, 8x8, <=8, >8), depth<10, down, middle, up, a "
+        "pattern of site names (up.*.stages.0*), a timestep (t>600), or several joined by &. May be given again: each is "
+        "a row, below those of --classes, and every row starts from the same noises",
+    )
+    p.add_argument(
+        "--interpolate",
+        metavar="CLASS,CLASS",
+        help="from one class to another in place of --classes, a column a step; a row starts from one noise",
+    )
+    p.add_argument("--steps_between", type=int, metavar="INT", help="columns between the two of --interpolate [7]")
     p.add_argument("--guidance", default="1", metavar="NUMBER,...", help="guidance scales; 1 is no guidance [1]")
     p.add_argument("--count", type=int, default=8, metavar="INT", help="pictures per class and scale [8]")
     p.add_argument(
@@ -25,7 +42,8 @@ def parser() -> Parser:
         type=int,
         default=0,
         metavar="INT",
-        help="picture i (class-major) starts from the noise of seed + i [0]",
+        help="picture i (class-major) starts from the noise of seed + i; with --mix and --interpolate picture j of each "
+        "class from that of seed + j [0]",
     )
     p.add_argument("--steps", type=int, default=50, metavar="INT", help="sampler steps [50]")
     p.add_argument(
@@ -57,6 +75,12 @@ def run(argv: Sequence[str]) -> int:
         ) from None
     if not scales:
         raise UsageError("--guidance needs at least one scale, such as 1,2,4.")
+    if args.interpolate is not None and (args.mix or args.classes is not None):
+        raise UsageError("--interpolate names its two classes itself: leave out --classes and --mix, or sample twice.")
+    if args.interpolate is None and args.steps_between is not None:
+        raise UsageError("--steps_between belongs to --interpolate, such as --interpolate cat,dog --steps_between 7.")
+    if args.steps_between is not None and args.steps_between < 0:
+        raise UsageError(f"--steps_between must be at least 0, not {args.steps_between}.")
     for name in ("count", "steps", "batch_size"):
         if getattr(args, name) < 1:
             raise UsageError(f"--{name} must be at least 1, not {getattr(args, name)}.")
@@ -79,6 +103,9 @@ def run(argv: Sequence[str]) -> int:
         spacing=args.spacing,
         batch_size=args.batch_size,
         precision=args.precision,
+        mixes=tuple(args.mix),
+        interpolate=args.interpolate,
+        steps_between=7 if args.steps_between is None else args.steps_between,
     )
     name = Path(args.run).resolve().name
     out = Path(args.out or Path("samples") / (name if name != "pipeline" else Path(args.run).resolve().parent.name))

@@ -19,9 +19,10 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..labels import ClassSpec, LabelSpace
-from ..models.unet import AdaGNUNet
+from ..models.unet import AdaGNUNet, Modulation
 from ..run import pipeline_folder
 from .guidance import guidance_scales, guide
+from .mixing import ClassPlan, Mix, teller
 from .objective import from_x0, to_x0
 from .schedule import PREDICTIONS, SAMPLERS, sampler_name, set_steps, signal_and_noise, with_sampler
 
@@ -31,11 +32,15 @@ KIND_OF = {theirs: ours for ours, theirs in PREDICTIONS.items()}
 
 @dataclass
 class ImagesOutput(BaseOutput):
-    """images: N PIL pictures, a float tensor [N, C, H, W] or an array [N, H, W, C], in 0..1; class_ids and seeds: N ints."""
+    """images: N PIL pictures, a float tensor [N, C, H, W] or an array [N, H, W, C], in 0..1; the others: one a picture.
+
+    class_ids: None for a picture that is not of one plain class; class_names then say what it was told.
+    """
 
     images: list[Image.Image] | Tensor | np.ndarray
-    class_ids: list[int]
+    class_ids: list[int | None]
     seeds: list[int]
+    class_names: list[str]
 
 
 class ClassConditionalPipeline(DiffusionPipeline):
@@ -104,6 +109,10 @@ class ClassConditionalPipeline(DiffusionPipeline):
         if eta and sampler_name(self.scheduler) != "ddim":
             raise InputError(f"eta is a setting of ddim; the sampler is {sampler_name(self.scheduler)}.")
 
+    def mix(self, text: str) -> Mix:
+        """Who is told which class where and when, as `diffusion.mixing.Mix` reads it: "cat@coarse,dog@fine"."""
+        return Mix.parse(text, self.labels, self.unet.sites(), self.scheduler.config.num_train_timesteps)
+
     # ------------------------------------------------------------------ sampling
 
     @torch.no_grad()
@@ -116,6 +125,7 @@ class ClassConditionalPipeline(DiffusionPipeline):
         eta: float = 0.0,
         output_type: str = "pil",
         return_dict: bool = True,
+        told: "str | ClassPlan | Sequence[str | ClassPlan] | None" = None,
     ) -> ImagesOutput | tuple:
         """Sample one picture for each class given (or one class for each seed given).
 
@@ -124,11 +134,12 @@ class ClassConditionalPipeline(DiffusionPipeline):
         seeds: one a picture, or one number s for s, s + 1, ...; None draws fresh ones, which the output tells.
           A picture depends on (model, class, its own seed, settings), not on its batch, within 1e-5 in fp32.
         eta: ddim's noise, 0 none, 1 as much as ddpm. output_type: "pil" | "pt" | "np".
+        told: in place of classes, pictures of several classes: "cat@coarse,dog@fine" (see `mixing.Mix`), a ClassPlan such as
+          `mixing.Between`, or one a picture. Guidance is against null as ever.
         Raises InputError for unknown classes, guidance without a null class, and grids that cannot be walked.
         """
-        labels = self.labels
-        class_ids, seeds = _pair(labels.parse(("all" if labels.K else "null") if classes is None else classes), seeds)
-        count = len(class_ids)
+        plans, seeds = _pair(self._plans(classes, told), seeds)
+        count = len(plans)
         scales = guidance_scales(guidance_scale, count)
         guided = bool((scales != 1).any())
         if guided:
@@ -138,8 +149,8 @@ class ClassConditionalPipeline(DiffusionPipeline):
         self.check_eta(eta)
 
         device = self._execution_device
-        y = torch.tensor(class_ids, device=device) if labels.K else None
-        y_null = torch.full_like(y, labels.null_id) if guided else None
+        nulls = [Mix.everywhere(self.labels.null_id, self.labels)] * count if guided else []
+        modulation = teller(self.unet, [*plans, *nulls])
         scales = scales.to(device)
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         extra = {"generator": generators} if sampler_name(self.scheduler) in ("ddpm", "ddim") else {}
@@ -153,7 +164,7 @@ class ClassConditionalPipeline(DiffusionPipeline):
         with self.progress_bar(total=len(timesteps)) as bar:
             for t in timesteps:
                 x_t = self.scheduler.scale_model_input(x, t)
-                prediction = self._predict(x_t, t, y, y_null, scales)
+                prediction = self._predict(x_t, modulation(t), scales if guided else None)
                 x = self.scheduler.step(self._clip(prediction, x_t, t), t, x, return_dict=False, **extra)[0]
                 bar.update()
 
@@ -162,16 +173,31 @@ class ClassConditionalPipeline(DiffusionPipeline):
             images = images.permute(0, 2, 3, 1).cpu().float().numpy()
         if output_type == "pil":
             images = to_pil(images)
-        return ImagesOutput(images, class_ids, seeds) if return_dict else (images,)
+        names, class_ids = [p.name for p in plans], [p.class_id for p in plans]
+        return ImagesOutput(images, class_ids, seeds, names) if return_dict else (images,)
 
-    def _predict(self, x: Tensor, t: Tensor, y: Tensor | None, y_null: Tensor | None, scales: Tensor) -> Tensor:
-        """The network's answer at x [N, C, H, W], guided where scales say so; float32."""
-        n, dtype = len(x), self.unet.dtype
-        if y_null is None:
-            m = self.unet.modulation(t.expand(n), y)
-            return self.unet.denoise(x.to(dtype), m).float()
-        m = self.unet.modulation(t.expand(2 * n), torch.cat([y, y_null]))
-        cond, null = self.unet.denoise(torch.cat([x, x]).to(dtype), m).float().chunk(2)
+    def _plans(
+        self, classes: ClassSpec | None, told: "str | ClassPlan | Sequence[str | ClassPlan] | None"
+    ) -> list[ClassPlan]:
+        labels = self.labels
+        if told is None:
+            ids = labels.parse(("all" if labels.K else "null") if classes is None else classes)
+            return [Mix.everywhere(i, labels) for i in ids]
+        if classes is not None:
+            raise InputError("classes and told were given: give one of them.")
+        told = [told] if isinstance(told, str | ClassPlan) or not isinstance(told, Sequence) else told
+        for plan in told:
+            if not isinstance(plan, str | ClassPlan):
+                raise InputError(f"told is a text such as 'cat@coarse,dog@fine' or a ClassPlan, not {plan!r}.")
+        return [self.mix(plan) if isinstance(plan, str) else plan for plan in told]
+
+    def _predict(self, x: Tensor, m: Modulation, scales: Tensor | None) -> Tensor:
+        """The network's answer at x [N, C, H, W], float32. scales [N]: guided, m being N rows and then N that are told null."""
+        x_in = x if scales is None else torch.cat([x, x])
+        prediction = self.unet.denoise(x_in.to(self.unet.dtype), m).float()
+        if scales is None:
+            return prediction
+        cond, null = prediction.chunk(2)
         channels = x.shape[1]  # a learned variance behind the mean comes from the conditional pass
         return torch.cat([guide(cond[:, :channels], null[:, :channels], scales), cond[:, channels:]], dim=1)
 
@@ -261,25 +287,25 @@ def to_pil(images: np.ndarray) -> list[Image.Image]:
     return [Image.fromarray(p[..., 0] if p.shape[-1] == 1 else p) for p in pixels]
 
 
-def _pair(class_ids: list[int], seeds: int | Sequence[int] | None) -> tuple[list[int], list[int]]:
-    """One class and one seed a picture."""
+def _pair(plans: list[ClassPlan], seeds: int | Sequence[int] | None) -> tuple[list[ClassPlan], list[int]]:
+    """One class (or plan) and one seed a picture."""
     if seeds is None:
-        seeds = torch.randint(0, 2**31, (len(class_ids),)).tolist()
+        seeds = torch.randint(0, 2**31, (len(plans),)).tolist()
     elif isinstance(seeds, Integral):
-        seeds = [int(seeds) + i for i in range(len(class_ids))]
+        seeds = [int(seeds) + i for i in range(len(plans))]
     else:
         try:
             seeds = [operator.index(s) for s in (seeds.reshape(-1).tolist() if hasattr(seeds, "reshape") else seeds)]
         except TypeError:
             raise InputError(f"seeds are whole numbers, not {seeds!r}.") from None
-    if len(class_ids) == 1:
-        class_ids = class_ids * len(seeds)
-    if len(class_ids) != len(seeds) or not seeds:
+    if len(plans) == 1:
+        plans = plans * len(seeds)
+    if len(plans) != len(seeds) or not seeds:
         raise InputError(
-            f"{len(class_ids)} classes and {len(seeds)} seeds were given: give one seed for each picture, or one in all."
+            f"{len(plans)} classes and {len(seeds)} seeds were given: give one seed for each picture, or one in all."
         )
     if min(seeds) < 0 or max(seeds) > MOST_SEED:
         raise InputError(
             f"a seed is a whole number from 0 to {MOST_SEED}, not {min(seeds) if min(seeds) < 0 else max(seeds)}."
         )
-    return class_ids, seeds
+    return plans, seeds

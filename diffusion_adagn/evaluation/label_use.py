@@ -50,7 +50,8 @@ class LabelUse:
         pictures, place = self.picture[inside].unique(return_inverse=True)
         sums = torch.zeros(len(pictures), dtype=torch.float64).index_add_(0, place, (other - self.true)[inside])
         means = sums / torch.bincount(place)
-        return means.mean().item(), 1.96 * (means.std() / math.sqrt(max(len(means), 1))).item()
+        half = 1.96 * means.std().item() / math.sqrt(len(means)) if len(means) > 1 else math.nan
+        return means.mean().item(), half
 
 
 @torch.no_grad()
@@ -63,21 +64,23 @@ def label_use(
     autocast: Callable = nullcontext,
     progress: bool = False,
 ) -> LabelUse:
-    """Measure it on about that many (picture, timestep, noise), at least one a picture; each is shared by the three labels.
+    """Measure it on about that many (picture, timestep, noise); each is shared by the three labels.
 
-    dataset: held-out pictures. The draws depend on nothing but the data set, so two networks meet the same ones: noise and wrong
-    labels of seed 0, and in each round over the pictures the timesteps evenly spread over 0..T-1, otherwise paired in each round.
+    dataset: held-out pictures, of which that many at most are taken, evenly spread. The draws depend on nothing but the data set,
+    so two networks meet the same ones: noise and wrong labels of seed 0, and in each round over the pictures the timesteps
+    evenly spread over 0..T-1, otherwise paired in each round.
     """
-    device, n, k = unet.device, len(dataset), unet.config.num_classes
+    device, n, k = unet.device, min(len(dataset), evaluations), unet.config.num_classes
     rounds = max(1, round(evaluations / n))
     positions = torch.arange(n * rounds)
+    picture = positions % n * len(dataset) // n
     spread = (positions % n / n + positions // n * GOLDEN) % 1
     t = (spread * objective.num_timesteps).long()
     null = k if unet.config.null_class else None
     losses = {"true": [], "wrong": [], "null": []}
     batches = positions.split(batch_size)
     for places in tqdm(batches, desc="label use", unit="batch", disable=not progress, leave=False):
-        pixels, labels = dataset.gather((places % n).numpy())
+        pixels, labels = dataset.gather(picture[places].numpy())
         x0, true = to_unit(torch.from_numpy(pixels)), torch.from_numpy(labels)
         noise = normal(0, "heldout", places, tuple(x0.shape[1:]))
         told = {"true": true}
@@ -93,4 +96,4 @@ def label_use(
         for label, answer in zip(told, output.chunk(many)):
             losses[label].append(objective.simple(answer, x0, noise, at).double().cpu())
     joined = {label: torch.cat(parts) if parts else None for label, parts in losses.items()}
-    return LabelUse(objective.num_timesteps, t, positions % n, **joined)
+    return LabelUse(objective.num_timesteps, t, picture, **joined)

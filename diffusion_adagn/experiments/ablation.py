@@ -6,6 +6,7 @@ never run again, a stopped one goes on, and kinds and seeds may be added later.
 
 import contextlib
 import dataclasses
+import datetime
 import io
 import json
 import os
@@ -30,6 +31,10 @@ from ..run import RunFolder, network_config
 from ..training.loop import STOPPED, resolve, train
 from .ablation_report import write_report
 
+RESULT = {
+    *("kind", "seed", "parameters", "flops", "images_per_s", "train_loss", "heldout_loss", "device", "date"),
+    *("wrong_gap", "null_gap", "wrong_gap_by_t", "null_gap_by_t"),
+}
 BINS = 5  # of the timestep, evenly wide
 EVALUATIONS = 4096
 
@@ -50,12 +55,24 @@ class Member:
     def result(self) -> dict | None:
         """What was measured, once it is finished."""
         file = self.run.path / "result.json"
-        try:
-            return json.loads(file.read_text(encoding="utf-8"))
-        except FileNotFoundError:
+        if not file.is_file() or not (self.run.path / "samples.npy").is_file():
             return None
-        except (OSError, ValueError) as error:
+        try:
+            result = json.loads(file.read_text(encoding="utf-8"))
+            if (result["kind"], result["seed"]) != (self.kind, self.seed) or not result.keys() >= RESULT:
+                raise ValueError("it is not this run's")
+            return result
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise InputError(f"{file} is damaged ({error}): remove it to measure {self.name} again.") from None
+
+    @property
+    def pictures(self) -> np.ndarray:
+        """uint8 [classes, H, W, C]."""
+        file = self.run.path / "samples.npy"
+        try:
+            return np.load(file, allow_pickle=False)
+        except (OSError, ValueError) as error:
+            raise InputError(f"{file} is damaged ({error}): remove it to sample {self.name} again.") from None
 
 
 def ablate(config: RunConfig, kinds: list[str], seeds: list[int], out: Path, dry_run: bool = False) -> int:
@@ -86,6 +103,19 @@ def ablate(config: RunConfig, kinds: list[str], seeds: list[int], out: Path, dry
         print("\n".join(f"  {'finished' if m.result else 'waiting ':8} {m.run.path}" for m in members))
         return 0
 
+    with RunFolder(out).lock():
+        return _run(config, members, heldout, costs, out, dataset)
+
+
+def _run(
+    config: RunConfig,
+    members: list[Member],
+    heldout: ImageDataset,
+    costs: dict[str, Cost],
+    out: Path,
+    dataset: ImageDataset,
+) -> int:
+    waiting = [m for m in members if m.result is None]
     started = time.perf_counter()
     for done, member in enumerate(waiting):
         left = (time.perf_counter() - started) / done * (len(waiting) - done) if done else None
@@ -96,13 +126,20 @@ def ablate(config: RunConfig, kinds: list[str], seeds: list[int], out: Path, dry
             return STOPPED
         _measure(member, config, heldout, costs[member.kind])
 
-    results = [m.result for m in members]
-    pictures = {m.name: np.load(m.run.path / "samples.npy") for m in members}
-    files = write_report(out, config, dataset, heldout, results, pictures)
+    shown = _finished(out, members)
+    files = write_report(out, config, dataset, heldout, [m.result for m in shown], {m.name: m.pictures for m in shown})
     print("\n" + files[0].read_text(encoding="utf-8"))
     print("\n".join(f"{what:9} {file}" for what, file in zip(("table", "as CSV", "pictures"), files)))
     print(f"One of them, closer:  adagn sample {members[0].run.path} --classes all --guidance 1,2,4")
     return 0
+
+
+def _finished(out: Path, members: list[Member]) -> list[Member]:
+    """These members, and those that earlier calls finished in the same folder."""
+    names = {m.name for m in members}
+    seeds = {int(p.parent.name.rpartition("-seed")[2]) for p in out.glob("*-seed*/result.json")}
+    others = [Member(kind, seed, RunFolder(out / f"{kind}-seed{seed}")) for seed in sorted(seeds) for kind in KINDS]
+    return members + [m for m in others if m.name not in names and m.result is not None]
 
 
 def member_config(config: RunConfig, member: Member) -> RunConfig:
@@ -211,7 +248,10 @@ def _measure(member: Member, config: RunConfig, heldout: ImageDataset, cost: Cos
         "null_gap": use.gap("null"),
         "wrong_gap_by_t": [use.gap("wrong", *b) for b in bins],
         "null_gap_by_t": [use.gap("null", *b) for b in bins],
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else f"{os.cpu_count()} CPU threads",
+        "device": torch.cuda.get_device_name()
+        if torch.cuda.is_available()
+        else f"{torch.get_num_threads()} CPU threads",
+        "date": datetime.date.today().isoformat(),
     }
     beside = member.run.path / "result.tmp"
     beside.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")

@@ -1,7 +1,6 @@
 """An ablation in one table (Markdown and CSV) and one picture."""
 
 import csv
-import datetime
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -60,7 +59,7 @@ def _markdown(config: RunConfig, dataset: ImageDataset, heldout: ImageDataset, r
     by_kind: dict[str, list[dict]] = {}
     for r in results:
         by_kind.setdefault(r["kind"], []).append(r)
-    seeds = sorted({r["seed"] for r in results})
+    seeds, days = sorted({r["seed"] for r in results}), sorted({r["date"] for r in results})
     t, T = config.training, config.diffusion.num_train_timesteps
 
     head = [
@@ -107,7 +106,7 @@ def _markdown(config: RunConfig, dataset: ImageDataset, heldout: ImageDataset, r
             f"{t.max_steps} steps of {t.batch_size} pictures ({len(dataset):,} in all), {t.precision}, seeds {', '.join(map(str, seeds))}; "
             f"schedule {config.diffusion.schedule}, prediction {config.diffusion.prediction}, label dropout {t.label_dropout:g}. "
             "Data, order, noise, timesteps, drops and the start of the image path are the same; the kind is the only change. "
-            f"{results[0]['device']}, torch {torch.__version__}, {datetime.date.today().isoformat()}.",
+            f"{', '.join(sorted({r['device'] for r in results}))}, torch {torch.__version__}, {' to '.join(days[:1] + days[1:][-1:])}.",
             "",
             *_table(head, rows),
             "",

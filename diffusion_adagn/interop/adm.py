@@ -309,7 +309,7 @@ def _check_network(weights: Mapping[str, Tensor], flags: Mapping[str, Any]) -> N
     if any(name not in weights or weights[name].ndim != dimensions for name, dimensions in first.items()):
         raise InputError(
             "these are not the weights of an ADM network: time_embed.0.weight and input_blocks.0.0.weight are expected; "
-            f"there are {', '.join(list(weights)[:4]) or 'none'}."
+            f"there are {', '.join(list(weights)[:4]) or 'none'}. If the names begin with module. or the like, take that off first."
         )
     if not any(key.startswith("output_blocks.") for key in weights):
         raise InputError(
@@ -337,6 +337,11 @@ def _check_flags(flags: dict[str, Any], weights: Mapping[str, Tensor]) -> None:
         seen_mult = seen.get("channel_mult")
         size = [s for s, mult in CHANNEL_MULT.items() if mult == seen_mult != flags["channel_mult"]]
         hint = f" The weights' channel_mult is ADM's for image_size {size[0]}." if size else ""
+        if any(w.startswith("attention_resolutions") for w in wrong):
+            hint += (
+                f" The sides are read for image_size {flags['image_size']}, which weights cannot show: at another size they are "
+                "others."
+            )
         raise InputError(f"flags that do not fit the weights: {'; '.join(wrong)}.{hint}")
 
 
@@ -345,7 +350,12 @@ def _seen(weights: Mapping[str, Tensor], flags: Mapping[str, Any]) -> dict[str, 
     channels, width = weights["input_blocks.0.0.weight"].shape[1], weights["time_embed.0.weight"].shape[1]
     seen: dict[str, Any] = {"in_channels": channels, "num_channels": width, "class_cond": "label_emb.weight" in weights}
     if "out.2.weight" in weights:
-        seen["learn_sigma"] = len(weights["out.2.weight"]) == 2 * channels
+        rows = len(weights["out.2.weight"])
+        if rows not in (channels, 2 * channels):
+            raise InputError(
+                f"out.2.weight has {rows} rows: a network of {channels} channels has {channels}, or {2 * channels} with learn_sigma."
+            )
+        seen["learn_sigma"] = rows == 2 * channels
     told, norm = (weights.get(f"middle_block.0.{name}.weight") for name in ("emb_layers.1", "out_layers.0"))
     if told is not None and norm is not None:
         seen["use_scale_shift_norm"] = len(told) == 2 * len(norm)
@@ -391,8 +401,11 @@ def _weights(source: Mapping[str, Tensor] | str | Path) -> dict[str, Tensor]:
         if not isinstance(key, str) or not isinstance(value, torch.Tensor) or not value.is_floating_point():
             raise InputError(
                 f"{where} is not a plain state dict, as ADM saves it: {key!r} is "
-                f"{value.dtype if isinstance(value, torch.Tensor) else type(value).__name__}, not a tensor of numbers."
+                f"{value.dtype if isinstance(value, torch.Tensor) else type(value).__name__}, not a tensor of numbers. If the weights "
+                "lie deeper in it, give that part alone."
             )
+        if not value.isfinite().all():
+            raise InputError(f"{where} is damaged: {key} holds nan or infinity.")
     return {key: value.detach() for key, value in state.items()}
 
 
@@ -413,7 +426,10 @@ def _read(path: Path) -> Any:
             "or save it as .safetensors."
         ) from None
     except Exception as error:
-        raise InputError(f"{path} cannot be read as weights: {' '.join(str(error).split())[:300]}") from error
+        why = " ".join(str(error).split())[:300]
+        raise InputError(
+            f"{path} cannot be read as weights; it may be cut short or damaged ({type(error).__name__}{f': {why}' if why else ''})."
+        ) from error
 
 
 # ---------------------------------------------------------------------- a pipeline folder
@@ -503,6 +519,9 @@ def _labels(classes: int, class_names: str | Path | None) -> LabelSpace | None:
     return None
 
 
+NO_NULL = "none: sample at guidance scale 1, or fine-tune with `--init_from THIS_FOLDER` to get one"
+
+
 def _card(name: str, flags: Mapping[str, Any], process: Mapping[str, Any], pipe) -> str:
     labels = pipe.labels
     names = ", ".join(name.split(",")[0] for name in labels.names[:20]) + (
@@ -522,7 +541,7 @@ diffusion_adagn. Its training, its data and its licence are its authors' own.
 | | |
 |---|---|
 | classes | {names or "none (unconditional)"} |
-| null label | none: sample at guidance scale 1, or fine-tune with `--init_from THIS_FOLDER` to get one |
+| null label | {NO_NULL if labels.K else "none"} |
 | process | {process["schedule"]} schedule, T = {process["num_train_timesteps"]}, prediction {process["prediction"]} |
 | flags | `{json.dumps(dict(flags))}` |
 

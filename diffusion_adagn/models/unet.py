@@ -195,6 +195,11 @@ class AdaGNUNet(ModelMixin, ConfigMixin):
 
     def denoise(self, x: Tensor, m: Modulation) -> Tensor:
         """The image path: x [B, in_channels, H, W] and a modulation of B (or 1) rows -> [B, out_channels, H, W]."""
+        missing = [s.name for s in self._sites if s.name not in m]
+        if missing:
+            raise InputError(
+                f"the modulation does not say what {len(missing)} sites are told: {', '.join(missing[:3])}."
+            )
         h = self.conv_in(x)
         skips = [h]
         for level in self.down:
@@ -229,6 +234,11 @@ class AdaGNUNet(ModelMixin, ConfigMixin):
         channels = self.config.in_channels
         if sample.ndim != 4 or sample.shape[1] != channels:
             raise InputError(f"sample is [B, {channels}, H, W] for this network, not {list(sample.shape)}.")
+        halved = 2 ** (len(self.config.channel_mult) - 1)
+        if sample.shape[2] % halved or sample.shape[3] % halved:
+            raise InputError(
+                f"sides of the picture must be multiples of {halved} for this network, not {list(sample.shape[2:])}."
+            )
         m = self.modulation(_per_sample(timestep, sample), class_labels, class_vectors)
         rows = len(next(iter(m.values()))[0])
         if rows not in (1, len(sample)):
@@ -294,7 +304,7 @@ class AdaGNUNet(ModelMixin, ConfigMixin):
                 )
             return timestep, None
         if vectors is not None:
-            classes = self._check_vectors(labels, vectors)
+            classes = vectors = self._check_vectors(labels, vectors)
         else:
             labels = self._check_labels(labels)
             classes = self.embedding.class_vectors(labels) if self.embedding.classes is not None else None
@@ -308,7 +318,7 @@ class AdaGNUNet(ModelMixin, ConfigMixin):
         return timestep, classes
 
     def _check_vectors(self, labels: Tensor | None, vectors: Tensor) -> Tensor:
-        dim = self.embedding.class_dim
+        dim, vectors = self.embedding.class_dim, torch.as_tensor(vectors)
         if labels is not None:
             raise InputError("class_labels and class_vectors were given: give one of them.")
         if self.embedding.classes is None:
@@ -337,6 +347,11 @@ class AdaGNUNet(ModelMixin, ConfigMixin):
         if labels.is_floating_point() or labels.dtype == torch.bool:
             raise InputError(
                 f"class_labels are whole numbers [B], or weights over the classes [B, {k}], not {labels.dtype} {list(labels.shape)}."
+            )
+        if labels.ndim > 1 and labels.shape != (len(labels), 1):
+            raise InputError(
+                f"class_labels are whole numbers [B], not {list(labels.shape)}; weights over the classes are floating-point: "
+                "one_hot(...).float()."
             )
         labels = labels.reshape(-1)
         # on an accelerator a look at the values would make every call wait; there the pipeline has checked them

@@ -29,6 +29,7 @@ from .ema import EMA
 from .finish import sample_command, write_pipeline
 from .metrics import Metrics, check_tracker
 from .preview import check_preview, draw_preview, heldout_loss
+from .signals import Signals
 from .transfer import transfer
 
 # gloo's destructor joins, with Python's lock held, a thread that may be waiting for that lock: now and then a process that
@@ -63,7 +64,7 @@ def _train(config: RunConfig, resume: bool, held: ExitStack) -> int:
     main, device = accelerator.is_main_process, accelerator.device
     with accelerator.main_process_first():
         config, dataset = resolve(config, progress=main)
-    heldout = open_dataset(config.data, "heldout", progress=main) if training.heldout_every and main else None
+    heldout = _heldout(config, main)
     per_pass = _pictures_per_pass(training, accelerator.num_processes)
 
     # the network; whatever does not fit is found before anything is written
@@ -112,6 +113,7 @@ def _train(config: RunConfig, resume: bool, held: ExitStack) -> int:
     )
 
     # where it says how it goes
+    signals = Signals(unet, ema.model, objective, label_space(config), training, heldout)
     metrics = Metrics(run.metrics_file if main else None, last_step=step)
     if training.tracker != "none":
         flat = {k: v if isinstance(v, int | float | str) else str(v) for k, v in flatten(to_dict(config)).items()}
@@ -137,7 +139,7 @@ def _train(config: RunConfig, resume: bool, held: ExitStack) -> int:
     bar = tqdm(
         total=training.max_steps, initial=step, unit="step", disable=not main, desc=run.path.name, smoothing=0.05
     )
-    shown = None
+    shown, label_gap = None, ""
     since, since_step = time.perf_counter(), step
     with StopSignal() as stop:
         while step < training.max_steps:
@@ -153,10 +155,13 @@ def _train(config: RunConfig, resume: bool, held: ExitStack) -> int:
                 with nullcontext() if last else accelerator.no_sync(model):
                     x_t = objective.noisy(batch.x0, batch.noise, batch.t)
                     output = model(x_t, batch.t, batch.labels).sample
-                    loss = objective.loss(output, batch.x0, batch.noise, batch.t).mean()
+                    each = objective.loss(output, batch.x0, batch.noise, batch.t)
+                    loss = each.mean()
                     accelerator.backward(loss / training.gradient_accumulation)
                 losses.append(loss.detach())
+                signals.add(each.detach(), batch.t, batch.labels)
             norm = accelerator.clip_grad_norm_(model.parameters(), training.clip_norm or math.inf)
+            norms = signals.gradient_norms(float(norm)) if signals.due(step + 1) else {}
             optimizer.step()
             optimizer.zero_grad()
             step += 1
@@ -185,10 +190,18 @@ def _train(config: RunConfig, resume: bool, held: ExitStack) -> int:
                     images_per_s=round(speed, 1),
                 )
                 shown = mean if shown is None else 0.9 * shown + 0.1 * mean
-                bar.set_postfix_str(f"loss {shown:.4f}, {speed:.0f} images/s", refresh=False)
+                bar.set_postfix_str(f"loss {shown:.4f}, {speed:.0f} images/s{label_gap}", refresh=False)
             bar.update()
 
-            if main and heldout is not None and step % training.heldout_every == 0:
+            if signals.due(step):
+                seen = norms | signals.read(accelerator, accelerator.autocast)
+                log(**seen)
+                warning = signals.warning(step, seen)
+                if main and warning is not None:
+                    bar.write(warning)
+                if "label_gap_wrong" in seen:
+                    label_gap = f", label gap {seen['label_gap_wrong']:+.4f}"
+            if main and training.heldout_every and step % training.heldout_every == 0:
                 log(heldout_loss=heldout_loss(ema.model, heldout, objective, training, accelerator.autocast, device))
             if saving:
                 save()
@@ -240,6 +253,19 @@ def resolve(config: RunConfig, progress: bool = True) -> tuple[RunConfig, ImageD
     if config.training.preview_every:
         check_preview(config)
     return config, dataset
+
+
+def _heldout(config: RunConfig, main: bool) -> ImageDataset | None:
+    """The held-out pictures, on the main process, if anything looks at them; the signals alone do without if there are none."""
+    asked = config.training.heldout_every > 0
+    if not main or not (asked or (config.training.signals_every and config.model.class_conditional)):
+        return None
+    try:
+        return open_dataset(config.data, "heldout", progress=main)
+    except InputError:
+        if asked:
+            raise
+        return None
 
 
 def describe(config: RunConfig, dataset: ImageDataset, processes: int = 1, device: str = "cpu") -> str:

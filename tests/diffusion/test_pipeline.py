@@ -150,8 +150,7 @@ def test_all_mean_channels_are_guided_and_the_variance_is_the_conditional_one(sa
     pipe = pipeline(unet).use_sampler(sampler)
     cond, null = torch.randn(1, 8, 8, 8), torch.randn(1, 8, 8, 8)
     unet.denoise = lambda x, m: torch.cat([cond, null])[: len(x)]
-    scale = torch.tensor([3.0])
-    got = pipe._predict(torch.zeros(1, 4, 8, 8), torch.tensor(5), torch.tensor([0]), torch.tensor([3]), scale)
+    got = pipe._predict(torch.zeros(1, 4, 8, 8), unet.modulation(5, torch.tensor([0, 3])), torch.tensor([3.0]))
     assert torch.allclose(got[:, :4], null[:, :4] + 3 * (cond[:, :4] - null[:, :4]), atol=1e-5)
     assert torch.equal(got[:, 4:], cond[:, 4:])
     pipe.scheduler.set_timesteps(5)

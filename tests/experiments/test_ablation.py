@@ -47,7 +47,7 @@ def test_every_kind_is_trained_alike_measured_and_compared(tmp_path, capsys):
     assert str(tmp_path / "a/ablation.md") in shown and "adagn sample" in shown
 
 
-def test_finished_members_are_not_run_again_and_others_are_added(tmp_path, monkeypatch):
+def test_finished_members_are_not_run_again_and_others_are_added(tmp_path, monkeypatch, capsys):
     assert ablate(tmp_path / "a", "--kinds=adagn,gain", "--seeds=0") == 0
     trained = []
     real = ablation.train
@@ -59,6 +59,17 @@ def test_finished_members_are_not_run_again_and_others_are_added(tmp_path, monke
     (tmp_path / "a/gain-seed0/result.json").unlink()  # stopped after training, before measuring
     assert ablate(tmp_path / "a", "--kinds=adagn,gain", "--seeds=0") == 0
     assert json.loads((tmp_path / "a/gain-seed0/result.json").read_text())["kind"] == "gain"
+    # what was finished before stays in the report
+    assert ablate(tmp_path / "a", "--kinds=gain", "--seeds=0") == 0
+    assert {r["kind"] for r in csv.DictReader((tmp_path / "a/ablation.csv").open())} == {"adagn", "gain", "none"}
+    (tmp_path / "a/gain-seed0/samples.npy").unlink()
+    assert ablate(tmp_path / "a", "--kinds=gain", "--seeds=0") == 0
+    for file, text in (("result.json", "{}"), ("result.json", "[]"), ("result.json", "{"), ("samples.npy", "x")):
+        kept = (tmp_path / "a/gain-seed0" / file).read_bytes()
+        (tmp_path / "a/gain-seed0" / file).write_text(text)
+        assert ablate(tmp_path / "a", "--kinds=gain", "--seeds=0") == 1
+        assert "is damaged" in capsys.readouterr().err
+        (tmp_path / "a/gain-seed0" / file).write_bytes(kept)
 
 
 def test_a_stopped_ablation_goes_on_where_it_was(tmp_path, monkeypatch, capsys):

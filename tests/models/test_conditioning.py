@@ -277,6 +277,8 @@ def _sinus(unet):
         ({"class_vectors": torch.zeros(3, 5)}, r"\[B, 64\]"),
         ({"class_vectors": torch.zeros(3, 64), "class_labels": Y}, "one of them"),
         ({"class_labels": Y[:2]}, "3 timesteps and 2 classes"),
+        ({"class_labels": F.one_hot(Y, 4)}, r"one_hot\(...\).float\(\)"),
+        ({"class_vectors": [[0.0] * 5] * 3}, r"\[B, 64\]"),
     ],
 )
 def test_classes_that_do_not_fit_are_refused(arguments, message):

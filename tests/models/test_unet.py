@@ -171,6 +171,16 @@ def test_wrong_labels_are_refused(changes, y, message):
         tiny_unet(**changes)(X, T, y)
 
 
+def test_pictures_and_modulations_that_do_not_fit_are_refused():
+    unet = tiny_unet()
+    with pytest.raises(InputError, match="multiples of 2"):
+        unet(torch.zeros(1, 1, 7, 8), 5, Y[:1])
+    m = unet.modulation(5, 1)
+    m.pop(unet.sites()[1].name)
+    with pytest.raises(InputError, match="1 sites are told: down"):
+        unet.denoise(X, m)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

@@ -1,0 +1,77 @@
+"""adagn trace"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from ..config import RunConfig, apply, check, read_config
+from ..errors import UsageError
+from .options import Parser, add_config_options, config_overrides
+
+
+def parser() -> Parser:
+    p = Parser(
+        prog="adagn trace",
+        usage="adagn trace RUN [--out DIR] [--label-check] [--against DATA] [--compare OTHER] [options]",
+        description="See what the condition does: what every site is told, over timesteps and classes, what changes when it is told "
+        "something else, and whether the label is used. Writes report.html, its pictures and atlas.npz.",
+    )
+    p.add_argument(
+        "run",
+        metavar="RUN",
+        help="a run folder (runs/digits), one of its checkpoints, a pipeline folder, or owner/name on the hub",
+    )
+    p.add_argument("--out", metavar="DIR", help="where the report goes [traces/NAME]")
+    p.add_argument(
+        "--label_check",
+        action="store_true",
+        help="only say, in one line, whether the label is used: status 0, or 3 if it is not seen to be",
+    )
+    p.add_argument(
+        "--against",
+        metavar="NAME_OR_PATH[:split]",
+        help="labelled pictures that the model was not trained on [held-out ones of the run's own data]",
+    )
+    p.add_argument(
+        "--compare", metavar="OTHER", help="an earlier checkpoint or another run: how far each site moved since"
+    )
+    p.add_argument(
+        "--timesteps", type=int, default=50, metavar="INT", help="timesteps of the atlas, evenly spread [50]"
+    )
+    p.add_argument("--pictures", type=int, default=32, metavar="INT", help="pictures that the probes look at [32]")
+    p.add_argument(
+        "--weights", choices=["ema", "raw"], default="ema", help="raw: the unaveraged weights of a checkpoint [ema]"
+    )
+    add_config_options(p, sections=["data"])
+    return p
+
+
+def run(argv: Sequence[str]) -> int:
+    args = parser().parse(argv)
+    for name in ("timesteps", "pictures"):
+        if getattr(args, name) < 1:
+            raise UsageError(f"--{name} must be at least 1, not {getattr(args, name)}.")
+    overrides = config_overrides(args)
+    if args.against is not None:
+        overrides["data.source"] = args.against
+
+    from ..run import check_model_path
+
+    check_model_path(args.run)
+    data = None
+    if overrides:
+        recorded = Path(args.run) / "config.yaml"
+        config: RunConfig = read_config(recorded if recorded.is_file() else None)
+        apply(config, overrides, where="on the command line", error=UsageError)
+        check(config)
+        data = config.data
+
+    from ..trace.tracing import TraceRequest, trace
+    from ..trace.tracing import check as check_label
+
+    request = TraceRequest(args.timesteps, args.pictures, data, args.weights, args.compare)
+    if args.label_check:
+        return check_label(args.run, request)
+    name = Path(args.run).resolve().name
+    out = Path(args.out or Path("traces") / (name if name != "pipeline" else Path(args.run).resolve().parent.name))
+    trace(args.run, out, request)
+    return 0

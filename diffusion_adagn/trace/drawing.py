@@ -1,0 +1,230 @@
+"""A drawing is a list of shapes; it writes itself as SVG and as PNG."""
+
+import base64
+import io
+import unicodedata
+from dataclasses import dataclass
+from functools import lru_cache
+from html import escape
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from ..grids import INK, PAPER
+
+Colour = tuple[int, int, int]
+PNG_SCALE = 2
+FONT = "system-ui, 'DejaVu Sans', sans-serif"
+
+TIME, LABEL, BOTH = (0, 114, 178), (213, 94, 0), (190, 174, 120)  # blue, vermilion (Okabe & Ito) and sand
+BAND = (224, 238, 230)
+
+_SEQUENTIAL = [
+    (253, 250, 240),
+    (253, 214, 150),
+    (245, 150, 92),
+    (214, 82, 94),
+    (140, 41, 110),
+    (62, 18, 88),
+    (14, 6, 40),
+]
+_DIVERGING = [
+    (0, 82, 140),
+    (86, 160, 205),
+    (206, 226, 238),
+    (248, 247, 244),
+    (250, 218, 190),
+    (232, 138, 66),
+    (178, 66, 0),
+]
+
+
+def sequential(values: np.ndarray) -> np.ndarray:
+    """0..1 -> uint8 [..., 3]: paper (nothing) to dark; lightness alone orders it, so it is read without hue."""
+    return _between(_SEQUENTIAL, values)
+
+
+def diverging(values: np.ndarray) -> np.ndarray:
+    """-1..1 -> uint8 [..., 3]: blue, paper, vermilion, told apart by every kind of colour vision."""
+    return _between(_DIVERGING, (np.asarray(values) + 1) / 2)
+
+
+def _between(anchors: list[Colour], values: np.ndarray) -> np.ndarray:
+    at = np.clip(np.nan_to_num(np.asarray(values, dtype=float)), 0, 1) * (len(anchors) - 1)
+    table = np.array(anchors, dtype=float)
+    parts = [np.interp(at, np.arange(len(anchors)), table[:, c]) for c in range(3)]
+    return np.stack(parts, axis=-1).round().astype(np.uint8)
+
+
+def one_line(text: str) -> str:
+    """Text from anywhere as one line that can be written and drawn: no control characters, no lone surrogates."""
+    text = " ".join(str(text).split()).encode("utf-8", "replace").decode()
+    return "".join(c for c in text if c == " " or unicodedata.category(c) not in ("Cc", "Cf", "Cs", "Co", "Cn"))
+
+
+def text_width(text: str, size: float) -> float:
+    """Pixels that a line takes in whatever sans-serif font there is, at most."""
+    return size * sum(
+        1.05 if unicodedata.east_asian_width(c) in "WF" else 0.4 if c in " .,:;il|'" else 0.62 for c in text
+    )
+
+
+def shorten(text: str, size: float, most: float) -> str:
+    """The text in at most that many pixels, with an ellipsis where it was cut."""
+    text = one_line(text)
+    if text_width(text, size) <= most:
+        return text
+    while text and text_width(text + "…", size) > most:
+        text = text[:-1]
+    return text.rstrip() + "…"
+
+
+@lru_cache(maxsize=64)
+def _font(size: float) -> ImageFont.ImageFont:
+    return ImageFont.load_default(size)
+
+
+@dataclass(frozen=True)
+class Rect:
+    x: float
+    y: float
+    width: float
+    height: float
+    fill: Colour | None
+    stroke: Colour | None
+    title: str
+
+    def svg(self) -> str:
+        shape = f'<rect x="{self.x:.6g}" y="{self.y:.6g}" width="{self.width:.6g}" height="{self.height:.6g}"'
+        fill = "transparent" if self.fill is None else _hex(self.fill)
+        stroke = f' stroke="{_hex(self.stroke)}"' if self.stroke else ""
+        title = f"<title>{escape(self.title)}</title></rect>" if self.title else "</rect>"
+        return f'{shape} fill="{fill}"{stroke}>{title}'
+
+    def paint(self, image: Image.Image, scale: float) -> None:
+        if self.fill is None and self.stroke is None:
+            return
+        left, top = self.x * scale, self.y * scale
+        right, bottom = max(left, left + self.width * scale - 1), max(top, top + self.height * scale - 1)
+        ImageDraw.Draw(image).rectangle((left, top, right, bottom), self.fill, self.stroke)
+
+
+@dataclass(frozen=True)
+class Line:
+    points: list[tuple[float, float]]
+    stroke: Colour
+    width: float
+
+    def svg(self) -> str:
+        points = " ".join(f"{x:.6g},{y:.6g}" for x, y in self.points)
+        return f'<polyline points="{points}" fill="none" stroke="{_hex(self.stroke)}" stroke-width="{self.width:g}"/>'
+
+    def paint(self, image: Image.Image, scale: float) -> None:
+        points = [(x * scale, y * scale) for x, y in self.points]
+        ImageDraw.Draw(image).line(points, self.stroke, max(1, round(self.width * scale)), "curve")
+
+
+@dataclass(frozen=True)
+class Text:
+    x: float
+    y: float
+    text: str
+    size: float
+    fill: Colour
+    anchor: str
+    upright: bool
+
+    def svg(self) -> str:
+        turn = f' transform="rotate(-90 {self.x:.6g} {self.y:.6g})"' if self.upright else ""
+        anchor = f' text-anchor="{self.anchor}"' if self.anchor != "start" else ""
+        place = (
+            f'<text x="{self.x:.6g}" y="{self.y:.6g}" font-size="{self.size:g}"{anchor} fill="{_hex(self.fill)}"{turn}>'
+        )
+        return f"{place}{escape(self.text)}</text>"
+
+    def paint(self, image: Image.Image, scale: float) -> None:
+        font = _font(self.size * scale)
+        width, above, below = font.getlength(self.text), *font.getmetrics()
+        if not width:
+            return
+        ink = Image.new("L", (int(width) + 2, above + below))
+        ImageDraw.Draw(ink).text((0, above), self.text, 255, font, anchor="ls")
+        back = {"start": 0.0, "middle": width / 2, "end": width}[self.anchor]
+        x, y = self.x * scale, self.y * scale
+        corner = (x - above, y + back - ink.width) if self.upright else (x - back, y - above)
+        ink = ink.transpose(Image.Transpose.ROTATE_90) if self.upright else ink
+        image.paste(Image.new("RGB", ink.size, self.fill), (round(corner[0]), round(corner[1])), ink)
+
+
+@dataclass(frozen=True)
+class Pixels:
+    """A picture of few pixels drawn large, each a sharp rectangle: a heat map's cells cost a byte or two each."""
+
+    x: float
+    y: float
+    width: float
+    height: float
+    pixels: np.ndarray
+
+    def svg(self) -> str:
+        box = f'x="{self.x:.6g}" y="{self.y:.6g}" width="{self.width:.6g}" height="{self.height:.6g}"'
+        return f'<image {box} preserveAspectRatio="none" class="cells" href="{data_uri(self.pixels)}"/>'
+
+    def paint(self, image: Image.Image, scale: float) -> None:
+        size = max(1, round(self.width * scale)), max(1, round(self.height * scale))
+        cells = Image.fromarray(self.pixels).convert("RGB").resize(size, Image.Resampling.NEAREST)
+        image.paste(cells, (round(self.x * scale), round(self.y * scale)))
+
+
+class Drawing:
+    """Shapes on a sheet of `width` x `height` px, each drawn over the ones before."""
+
+    def __init__(self, width: float, height: float):
+        self.width, self.height = width, height
+        self.shapes: list[Rect | Line | Text | Pixels] = []
+
+    def rect(self, x, y, width, height, fill: Colour | None = None, stroke: Colour | None = None, title: str = ""):
+        """title: what is shown when the pointer rests on it."""
+        self.shapes.append(Rect(x, y, width, height, _plain(fill), stroke, one_line(title)))
+
+    def line(self, points: list[tuple[float, float]], stroke: Colour = INK, width: float = 1):
+        self.shapes.append(Line(points, stroke, width))
+
+    def text(self, x, y, text: str, size: float = 12, fill: Colour = INK, anchor: str = "start", upright: bool = False):
+        """(x, y): where the line's foot starts, has its middle or ends. upright: turned to be read from the right."""
+        self.shapes.append(Text(x, y, one_line(text), size, _plain(fill), anchor, upright))
+
+    def cells(self, x, y, width, height, pixels: np.ndarray):
+        self.shapes.append(Pixels(x, y, width, height, pixels))
+
+    def svg(self, name: str) -> str:
+        """name: what the picture shows, for those who cannot see it."""
+        head = f'<svg viewBox="0 0 {self.width:.6g} {self.height:.6g}" width="{self.width:.6g}" role="img" aria-label="{escape(name)}"'
+        return f'{head} font-family="{FONT}">{"".join(s.svg() for s in self.shapes)}</svg>'
+
+    def image(self, scale: float = PNG_SCALE) -> Image.Image:
+        sheet = Image.new("RGB", (round(self.width * scale), round(self.height * scale)), PAPER)
+        for shape in self.shapes:
+            shape.paint(sheet, scale)
+        return sheet
+
+    def save(self, file: Path) -> Path:
+        self.image().save(file)
+        return file
+
+
+def data_uri(picture: np.ndarray | Image.Image) -> str:
+    """The picture itself as an address: nothing is fetched."""
+    file = io.BytesIO()
+    picture = picture if isinstance(picture, Image.Image) else Image.fromarray(picture)
+    picture.save(file, "PNG", optimize=True)
+    return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
+
+
+def _plain(colour) -> Colour | None:
+    return None if colour is None else tuple(int(c) for c in colour)
+
+
+def _hex(colour: Colour) -> str:
+    return "#{:02x}{:02x}{:02x}".format(*colour)

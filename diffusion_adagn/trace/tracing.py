@@ -1,0 +1,201 @@
+"""adagn trace, top to bottom: the atlas, the probes, the verdict, the report."""
+
+import dataclasses
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..config import DataConfig, read_config
+from ..data import ImageDataset, open_dataset
+from ..diffusion.objective import Objective, to_unit
+from ..diffusion.pipeline import KIND_OF, ClassConditionalPipeline
+from ..errors import InputError
+from ..loading import model_hash, open_pipeline
+from .analysis import class_geometry, drift
+from .atlas import Atlas
+from .label_check import UNUSED, Verdict, label_check
+from .probes import Influence, label_sensitivity, probe
+from .report import Findings, write_report
+
+MOST_SITES = 60  # with more, the probes go by resolution
+PROBED = 10  # timesteps of the probes
+LEAST_SIGNAL = 0.05
+MIXED = 6  # pictures of each row of the mixing grid
+STEPS = 20  # of the sampler, for it
+
+
+@dataclass(frozen=True)
+class TraceRequest:
+    """timesteps: of the atlas, evenly spread. pictures: that the probes look at. data: where held-out pictures are; None: the
+    run's own. weights: "ema" or "raw". compare: another run or checkpoint, for the drift."""
+
+    timesteps: int = 50
+    pictures: int = 32
+    data: DataConfig | None = None
+    weights: str = "ema"
+    compare: str | None = None
+
+
+def trace(source: str | Path, out: Path, request: TraceRequest) -> list[Path]:
+    """Write out/atlas.npz, out/report.html and its pictures. Returns the files."""
+    pipe, what = _open(source, request.weights)
+    total = pipe.scheduler.config.num_train_timesteps
+    if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not (out / "atlas.npz").is_file())):
+        raise InputError(f"{out} exists and is not a trace (no atlas.npz in it): give another --out.")
+    heldout = heldout_pictures(source, pipe, request.data)
+    other = _open(request.compare, request.weights)[0] if request.compare else None
+    print(f"{what}\n{_pictures_sentence(heldout, source)}")
+
+    def atlas_of(pipe: ClassConditionalPipeline) -> Atlas:
+        return Atlas.of(pipe.unet, pipe.labels, request.timesteps, total, progress=True)
+
+    atlas = atlas_of(pipe)
+    atlas.model = {"source": str(source), "weights": what, "hash": model_hash(pipe.unet)}
+    moved = drift(atlas_of(other), atlas) if other is not None else None
+    objective = objective_of(pipe)
+    x0, labels = _some_pictures(pipe, heldout, request.pictures)
+    grid = probed_timesteps(objective)
+    verdict = label_check(pipe.unet, objective, heldout, progress=True)
+    out.mkdir(parents=True, exist_ok=True)
+    files = [atlas.save(out / "atlas.npz")]
+    findings = Findings(
+        title=str(source),
+        what=what,
+        atlas=atlas,
+        influence=_influence(pipe, objective, x0, labels, grid),
+        sensitivity=label_sensitivity(pipe.unet, objective, x0, labels, grid) if labels is not None else None,
+        label_use=verdict.use,
+        mixing=_mixing(pipe, atlas),
+        drift=moved,
+        next_commands=_next_commands(source, pipe, atlas),
+    )
+    files += write_report(findings, out)
+    print(f"\n{verdict.sentence}\nLook at  {out / 'report.html'}\nValues   {out / 'atlas.npz'}  (Atlas.load)")
+    return files
+
+
+def check(source: str | Path, request: TraceRequest) -> int:
+    """Print the verdict alone. Returns 0, or 3 if the label is not seen to be used."""
+    pipe, what = _open(source, request.weights)
+    verdict: Verdict = label_check(
+        pipe.unet, objective_of(pipe), heldout_pictures(source, pipe, request.data), progress=True
+    )
+    print(f"{what}\n{verdict.sentence}")
+    return UNUSED if verdict.used is False else 0
+
+
+def probed_timesteps(objective: Objective) -> list[int]:
+    """Where the probes look: evenly spread over 0..T-1; under eps-prediction only while x_t holds 5% of signal, since the x0 that is
+    meant, (x_t - sigma eps) / alpha, is beyond that whatever the last digits of eps are."""
+    last = objective.num_timesteps - 1
+    if objective.prediction == "eps":
+        last = int((objective.alpha >= LEAST_SIGNAL).nonzero().max())
+    return np.unique(np.linspace(0, last, PROBED).round().astype(int)).tolist()
+
+
+def objective_of(pipe: ClassConditionalPipeline) -> Objective:
+    """The process that a pipeline was trained on; the loss unweighted."""
+    scheduler = pipe.scheduler
+    return Objective(scheduler.alphas_cumprod, KIND_OF[scheduler.config.prediction_type]).to(pipe.device)
+
+
+def heldout_pictures(
+    source: str | Path, pipe: ClassConditionalPipeline, data: DataConfig | None
+) -> ImageDataset | None:
+    """Held-out pictures of the run's own data, or of `data`; None if neither is known.
+
+    Raises InputError for data whose classes are not the model's."""
+    if data is None:
+        file = next((f for f in (Path(source, "config.yaml"), Path(source, "../../config.yaml")) if f.is_file()), None)
+        if file is None:
+            return None
+        data = read_config(file).data
+    c = pipe.unet.config
+    data = dataclasses.replace(data, image_size=c.sample_size, channels=c.in_channels)
+    dataset = open_dataset(data, "heldout")
+    found = dataset.label_space.names
+    if pipe.labels.K and found != pipe.labels.names:
+        raise InputError(
+            f"the pictures of {dataset.name} have {len(found)} classes ({', '.join(found[:5])}, ...), the model has {pipe.labels.K} "
+            f"({', '.join(pipe.labels.names[:5])}, ...): give --data.classes, so that they are the same in the same order."
+        )
+    return dataset
+
+
+def _open(source: str | Path, weights: str) -> tuple[ClassConditionalPipeline, str]:
+    pipe, what = open_pipeline(source, weights)
+    pipe.to("cuda" if torch.cuda.is_available() else "cpu")
+    pipe.set_progress_bar_config(disable=True)
+    return pipe, what
+
+
+def _pictures_sentence(heldout: ImageDataset | None, source: str | Path) -> str:
+    if heldout is None:
+        return f"no labelled pictures are known for {source} (--against DATA): the probes look at sampled ones"
+    return f"pictures: {len(heldout):,} held out of {heldout.name}"
+
+
+def _some_pictures(
+    pipe: ClassConditionalPipeline, heldout: ImageDataset | None, count: int
+) -> tuple[Tensor, Tensor | None]:
+    """x0 [N, C, H, W] in [-1, 1] and labels [N] (None without classes): held-out ones, evenly spread, or sampled."""
+    k = pipe.labels.K
+    if heldout is not None:
+        n = min(count, len(heldout))
+        pixels, labels = heldout.gather(np.arange(n) * len(heldout) // n)
+        return to_unit(torch.from_numpy(pixels)).to(pipe.device), torch.from_numpy(labels).to(
+            pipe.device
+        ) if k else None
+    classes = [i % k for i in range(count)] if k else "null"
+    images = pipe(classes, num_inference_steps=STEPS, seeds=list(range(count)), output_type="pt").images
+    return images * 2 - 1, torch.tensor(classes, device=pipe.device) if k else None
+
+
+def _influence(
+    pipe: ClassConditionalPipeline, objective: Objective, x0: Tensor, labels: Tensor | None, grid: list[int]
+) -> list[Influence]:
+    by = "site" if len(pipe.unet.sites()) <= MOST_SITES else "resolution"
+    kinds = (["swap"] if pipe.labels.K > 1 else []) + (["null"] if pipe.labels.K and pipe.labels.has_null else [])
+    return [probe(pipe.unet, objective, x0, labels, grid, kind, by, progress=True) for kind in [*kinds, "freeze"]]
+
+
+def _mixing(pipe: ClassConditionalPipeline, atlas: Atlas) -> tuple[list[str], list[list[np.ndarray]]] | None:
+    """The two classes that are told most differently: each, and either's coarse layers with the other's fine ones."""
+    geometry = class_geometry(atlas)
+    sites = pipe.unet.sites()
+    if (
+        geometry is None
+        or not geometry.distance.any()
+        or len({s.resolution for s in sites}) < 2
+        or len(sites) > MOST_SITES
+    ):
+        return None
+    real = [i for i in atlas.kept_ids if i != atlas.null_id]
+    a, b = (real[i] for i in np.unravel_index(geometry.distance.argmax(), geometry.distance.shape))
+    first, second = pipe.labels.name(a), pipe.labels.name(b)
+    rows = {
+        first: f"id:{a}",
+        f"{first} coarse, {second} fine": f"id:{a}@coarse,id:{b}@fine",
+        f"{second} coarse, {first} fine": f"id:{b}@coarse,id:{a}@fine",
+        second: f"id:{b}",
+    }
+    scale = 2.0 if pipe.labels.has_null else 1.0
+    plans = [plan for text in rows.values() for plan in [pipe.mix(text)] * MIXED]
+    seeds = [seed for _ in rows for seed in range(MIXED)]
+    images = pipe(told=plans, guidance_scale=scale, num_inference_steps=STEPS, seeds=seeds, output_type="np").images
+    pixels = (images * 255).round().astype("uint8")
+    return list(rows), [list(pixels[i : i + MIXED]) for i in range(0, len(pixels), MIXED)]
+
+
+def _next_commands(source: str | Path, pipe: ClassConditionalPipeline, atlas: Atlas) -> list[str]:
+    name = shlex.quote(str(source))
+    commands = [f"adagn sample {name} --classes {'all' if pipe.labels.K else 'null'} --count 8"]
+    if pipe.labels.K and pipe.labels.has_null:
+        commands[0] += " --guidance 1,2,4"
+    if pipe.labels.K > 1:
+        commands.append(f"adagn sample {name} --mix id:0@coarse,id:1@fine --count 8")
+    return [*commands, f"adagn trace {name} --label-check"]

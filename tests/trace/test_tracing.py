@@ -1,0 +1,132 @@
+"""adagn trace, from the command line: whole, on runs, checkpoints, pipelines and imported nets."""
+
+import re
+
+import numpy as np
+import pytest
+from conftest import ROOT, tiny_unet
+
+from diffusion_adagn import ClassConditionalPipeline, LabelSpace
+from diffusion_adagn.cli.main import main
+from diffusion_adagn.config import DiffusionConfig
+from diffusion_adagn.diffusion.objective import Objective
+from diffusion_adagn.diffusion.schedule import make_scheduler
+from diffusion_adagn.interop.unet2d import from_unet2d, to_unet2d
+from diffusion_adagn.models.conditioning import KINDS
+from diffusion_adagn.trace import tracing
+from diffusion_adagn.trace.analysis import shares
+from diffusion_adagn.trace.atlas import Atlas
+from diffusion_adagn.trace.tracing import probed_timesteps
+
+DIGITS = LabelSpace(tuple("0123456789"))
+
+
+def saved(folder, labels=DIGITS, **changes):
+    """A pipeline folder of a tiny network with nothing at zero."""
+    unet = tiny_unet(num_classes=labels.K or None, null_class=labels.has_null and bool(labels.K), **changes)
+    ClassConditionalPipeline(unet, make_scheduler(DiffusionConfig(schedule="cosine")), labels).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A run of a few steps."""
+    out = tmp_path_factory.mktemp("runs") / "digits"
+    argv = ["train", "--config", str(ROOT / "configs/digits.yaml"), "--output_dir", str(out), "--training.max_steps", "6",
+            "--training.batch_size", "16", "--training.preview_every", "0", "--training.checkpoint_every", "3", "--model.model_channels", "16",
+            "--model.num_head_channels", "16", "--model.norm_groups", "4"]  # fmt: skip
+    assert main(argv) == 0
+    return out
+
+
+@pytest.fixture(autouse=True)
+def _few(monkeypatch):
+    monkeypatch.setattr(tracing, "MIXED", 1)
+    monkeypatch.setattr(tracing, "STEPS", 3)
+    monkeypatch.setattr(tracing, "PROBED", 3)
+
+
+def text_of(report):
+    return re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", report.read_text(encoding="utf-8")))
+
+
+def test_a_run_is_traced_and_read(run, tmp_path, capsys):
+    out = tmp_path / "trace"
+    argv = ["trace", str(run), "--out", str(out), "--timesteps", "8", "--pictures", "4"]
+    assert main([*argv, "--compare", str(run / "checkpoints/step-00000003"), "--debug"]) == 0
+    shown = capsys.readouterr().out
+    assert str(out / "report.html") in shown and "held out of digits" in shown and "NOT" in shown
+    atlas = Atlas.load(out / "atlas.npz")
+    assert len(atlas.timesteps) == 8 and atlas.classes == [*DIGITS.names, "null"]
+    assert atlas.model["source"] == str(run)
+    report = text_of(out / "report.html")
+    assert "--label-check" in report
+    for picture in ("map", "shares", "influence", "label_use"):
+        assert (out / f"{picture}.png").is_file()
+    assert main(argv) == 0  # again, in its place
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis/x.tex").write_text("x")
+    assert main([*argv[:2], "--out", str(tmp_path / "thesis")]) == 1
+    assert "not a trace" in capsys.readouterr().err
+
+
+def test_the_verdict_alone_has_its_status(run, tmp_path, capsys):
+    assert main(["trace", str(run), "--label-check"]) == 3  # six steps teach no label
+    assert "NOT" in capsys.readouterr().out
+    alone = saved(tmp_path / "pipeline")
+    assert main(["trace", str(alone), "--label_check"]) == 0
+    assert "--against" in capsys.readouterr().out
+    assert main(["trace", str(alone), "--label_check", "--against", "digits"]) == 3
+    other = saved(tmp_path / "other", LabelSpace(("cat", "dog")))
+    assert main(["trace", str(other), "--label_check", "--against", "digits"]) == 1
+    assert "the model has 2 (cat, dog" in " ".join(capsys.readouterr().err.split())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_is_traced_without_pictures(tmp_path, kind, capsys):
+    folder = saved(tmp_path / "net", conditioning=kind)
+    assert (
+        main(["trace", str(folder), "--out", str(tmp_path / "t"), "--timesteps", "3", "--pictures", "2", "--debug"])
+        == 0
+    )
+    assert "sampled ones" in capsys.readouterr().out
+    assert (tmp_path / "t/report.html").is_file()
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [LabelSpace(("only",)), LabelSpace(("a", "b"), has_null=False), LabelSpace(())],
+    ids=["K1", "no null", "K0"],
+)
+def test_networks_with_one_class_without_null_and_without_classes(tmp_path, labels):
+    folder = saved(tmp_path / "net", labels)
+    assert (
+        main(["trace", str(folder), "--out", str(tmp_path / "t"), "--timesteps", "3", "--pictures", "2", "--debug"])
+        == 0
+    )
+
+
+def test_a_network_that_came_from_diffusers_has_the_same_atlas():
+    unet = tiny_unet(num_classes=10)
+    back = from_unet2d(to_unet2d(unet), null_class=True)
+    a, b = Atlas.of(unet, DIGITS, timesteps=4), Atlas.of(back, DIGITS, timesteps=4)
+    for name in a.sites:
+        assert np.array_equal(a.sites[name].fields["gamma"].values, b.sites[name].fields["gamma"].values)
+        assert vars(shares(a.sites[name].fields["beta"])) == vars(shares(b.sites[name].fields["beta"]))
+
+
+def test_eps_is_probed_where_it_means_a_picture():
+    for prediction, last in (("eps", None), ("v", 999), ("x0", 999)):
+        objective = Objective(make_scheduler(DiffusionConfig(schedule="cosine")).alphas_cumprod, prediction)
+        grid = probed_timesteps(objective)
+        assert len(grid) == 3 and grid[0] == 0
+        if last is None:
+            assert objective.alpha[grid[-1]] >= 0.05 > objective.alpha[grid[-1] + 1]
+        else:
+            assert grid[-1] == last
+
+
+def test_bad_requests(run, capsys):
+    assert main(["trace", str(run), "--timesteps", "0"]) == 2
+    assert main(["trace", "runs/nothing"]) == 1
+    assert main(["trace", str(run), "--compare", "runs/nothing", "--out", "x"]) == 1

@@ -35,6 +35,11 @@ def parser() -> Parser:
         "--compare", metavar="OTHER", help="an earlier checkpoint or another run: how far each site moved since"
     )
     p.add_argument(
+        "--by",
+        choices=["site", "resolution"],
+        help="what the probes tell something else at a time [site, up to 60 of them]",
+    )
+    p.add_argument(
         "--timesteps", type=int, default=50, metavar="INT", help="timesteps of the atlas, evenly spread [50]"
     )
     p.add_argument("--pictures", type=int, default=32, metavar="INT", help="pictures that the probes look at [32]")
@@ -68,7 +73,7 @@ def run(argv: Sequence[str]) -> int:
     from ..trace.tracing import TraceRequest, trace
     from ..trace.tracing import check as check_label
 
-    request = TraceRequest(args.timesteps, args.pictures, data, args.weights, args.compare)
+    request = TraceRequest(args.timesteps, args.pictures, data, args.weights, args.compare, args.by)
     if args.label_check:
         return check_label(args.run, request)
     name = Path(args.run).resolve().name

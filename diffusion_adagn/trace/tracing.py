@@ -4,6 +4,7 @@ import dataclasses
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -31,13 +32,15 @@ STEPS = 20  # of the sampler, for it
 @dataclass(frozen=True)
 class TraceRequest:
     """timesteps: of the atlas, evenly spread. pictures: that the probes look at. data: where held-out pictures are; None: the
-    run's own. weights: "ema" or "raw". compare: another run or checkpoint, for the drift."""
+    run's own. weights: "ema" or "raw". compare: another run or checkpoint, for the drift. by: what is probed at a time; None: each
+    site, where there are at most 60."""
 
     timesteps: int = 50
     pictures: int = 32
     data: DataConfig | None = None
     weights: str = "ema"
     compare: str | None = None
+    by: Literal["site", "resolution"] | None = None
 
 
 def trace(source: str | Path, out: Path, request: TraceRequest) -> list[Path]:
@@ -66,7 +69,7 @@ def trace(source: str | Path, out: Path, request: TraceRequest) -> list[Path]:
         title=str(source),
         what=what,
         atlas=atlas,
-        influence=_influence(pipe, objective, x0, labels, grid),
+        influence=_influence(pipe, objective, x0, labels, grid, request.by),
         sensitivity=label_sensitivity(pipe.unet, objective, x0, labels, grid) if labels is not None else None,
         label_use=verdict.use,
         mixing=_mixing(pipe, atlas),
@@ -156,9 +159,14 @@ def _some_pictures(
 
 
 def _influence(
-    pipe: ClassConditionalPipeline, objective: Objective, x0: Tensor, labels: Tensor | None, grid: list[int]
+    pipe: ClassConditionalPipeline,
+    objective: Objective,
+    x0: Tensor,
+    labels: Tensor | None,
+    grid: list[int],
+    by: Literal["site", "resolution"] | None,
 ) -> list[Influence]:
-    by = "site" if len(pipe.unet.sites()) <= MOST_SITES else "resolution"
+    by = by or ("site" if len(pipe.unet.sites()) <= MOST_SITES else "resolution")
     kinds = (["swap"] if pipe.labels.K > 1 else []) + (["null"] if pipe.labels.K and pipe.labels.has_null else [])
     return [probe(pipe.unet, objective, x0, labels, grid, kind, by, progress=True) for kind in [*kinds, "freeze"]]
 

@@ -19,7 +19,10 @@ from ..models.unet import AdaGNUNet
 
 BINS = 5  # of the timestep, evenly wide
 MOST_CLASSES = 100  # with more, losses by class are left out
-EVALUATIONS = 256
+MOST_EVALUATIONS, LEAST_EVALUATIONS = (
+    256,
+    32,
+)  # of the label's use; between them about 1% of the training since the last look
 DEAD = 0.01  # of the median gain of its site
 
 
@@ -43,6 +46,8 @@ class Signals:
         self.every = training.signals_every
         rows = labels.K + 1 if 0 < labels.K <= MOST_CLASSES else 0
         self._sums = torch.zeros(BINS + rows, 2, dtype=torch.float64, device=unet.device)  # loss, how many
+        seen = self.every * training.batch_size
+        self.evaluations = max(LEAST_EVALUATIONS, min(MOST_EVALUATIONS, seen // 100))
         self.warned = False
 
     def due(self, step: int) -> bool:
@@ -104,7 +109,7 @@ class Signals:
     def _label_use(self, autocast: Callable) -> dict[str, float]:
         if self.heldout is None or not self.labels.K:
             return {}
-        use = label_use(self.ema, self.heldout, self.objective, EVALUATIONS, self.training.batch_size, autocast)
+        use = label_use(self.ema, self.heldout, self.objective, self.evaluations, self.training.batch_size, autocast)
         signals = {"heldout_loss_true": use.true.mean().item()}
         for against in ("wrong", "null"):
             gap = use.gap(against)

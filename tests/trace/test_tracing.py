@@ -63,7 +63,7 @@ def test_a_run_is_traced_and_read(run, tmp_path, capsys):
     assert "--label-check" in report
     for picture in ("map", "shares", "influence", "label_use"):
         assert (out / f"{picture}.png").is_file()
-    assert main(argv) == 0  # again, in its place
+    assert main([*argv, "--by", "resolution"]) == 0  # again, in its place
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis/x.tex").write_text("x")
     assert main([*argv[:2], "--out", str(tmp_path / "thesis")]) == 1

@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..errors import InputError
-from ..interop.adm import FLAGS, IGNORED, PRESETS, import_adm, next_command
+from ..interop.adm import import_adm, next_command
+from ..interop.adm_flags import FLAGS, IGNORED, PRESETS
 from .options import Parser
 
 

@@ -13,7 +13,8 @@ from safetensors.torch import save_file
 
 from diffusion_adagn import ClassConditionalPipeline, InputError
 from diffusion_adagn.cli import import_adm as command
-from diffusion_adagn.interop.adm import FLAGS, PRESETS, import_adm, load_adm, network_config, read_flags
+from diffusion_adagn.interop.adm import import_adm, load_adm
+from diffusion_adagn.interop.adm_flags import FLAGS, PRESETS, network_config, read_flags
 from diffusion_adagn.models.cost import count_cost
 
 T = torch.tensor([0.0, 500.0, 999.0])
@@ -517,3 +518,23 @@ def test_the_command(tmp_path, checkpoint, monkeypatch, capsys):
 def test_the_command_lists_its_flags_without_waiting_for_torch():
     code = "import sys; from diffusion_adagn.cli.import_adm import parser; parser().format_help(); sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_damaged_weights_are_named(tmp_path):
+    state = in_adms_layout(stock())
+    state["time_embed.0.weight"] = state["time_embed.0.weight"] * float("nan")
+    with pytest.raises(InputError, match=r"time_embed\.0\.weight holds nan"):
+        load_adm(state, **TINY)
+    state = in_adms_layout(stock())
+    state["out.2.weight"], state["out.2.bias"] = torch.zeros(4, 32, 3, 3), torch.zeros(4)
+    with pytest.raises(InputError, match=r"out\.2\.weight has 4 rows"):
+        load_adm(state, **TINY)
+    torch.save(in_adms_layout(stock()), tmp_path / "cut.pt")
+    (tmp_path / "cut.pt").write_bytes((tmp_path / "cut.pt").read_bytes()[:5000])
+    with pytest.raises(InputError, match="cut short or damaged"):
+        load_adm(tmp_path / "cut.pt", **TINY)
+
+
+def test_sides_of_attention_are_said_to_be_for_an_image_size():
+    with pytest.raises(InputError, match="read for image_size 16, which weights cannot show"):
+        load_adm(in_adms_layout(stock()), **(TINY | {"image_size": 16}))

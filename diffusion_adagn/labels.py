@@ -110,6 +110,10 @@ class LabelSpace:
         for prefix, find in (("id:", self._by_id), ("name:", self._by_name), ("wnid:", self._by_wnid)):
             if word.startswith(prefix) and word not in self.names:
                 return find(word.removeprefix(prefix).strip())
+        if word == "null" and word in self.names and self.null_id is not None:
+            raise InputError(
+                f"'null' is the name of a class and the null label. Say which: name:null or id:{self.null_id}."
+            )
         if word == "null" and word not in self.names:
             if self.null_id is None:
                 raise InputError(

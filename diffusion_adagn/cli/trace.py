@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..config import RunConfig, apply, check, read_config
+from ..config import RunConfig, apply, check
 from ..errors import UsageError
 from .options import Parser, add_config_options, config_overrides
 
@@ -24,7 +24,7 @@ def parser() -> Parser:
     p.add_argument(
         "--label_check",
         action="store_true",
-        help="only say, in one line, whether the label is used: status 0, or 3 if it is not seen to be",
+        help="only say, in one line, whether the label is used: status 0, 3 if it is not seen to be, 4 if it cannot be said",
     )
     p.add_argument(
         "--against",
@@ -56,22 +56,23 @@ def run(argv: Sequence[str]) -> int:
         if getattr(args, name) < 1:
             raise UsageError(f"--{name} must be at least 1, not {getattr(args, name)}.")
     overrides = config_overrides(args)
-    if args.against is not None:
-        overrides["data.source"] = args.against
 
     from ..run import check_model_path
 
     check_model_path(args.run)
+    from ..trace.tracing import TraceRequest, recorded_data, trace
+    from ..trace.tracing import check as check_label
+
     data = None
-    if overrides:
-        recorded = Path(args.run) / "config.yaml"
-        config: RunConfig = read_config(recorded if recorded.is_file() else None)
+    if overrides or args.against is not None:
+        config = RunConfig()
+        if args.against is not None:
+            overrides["data.source"] = args.against  # other data: nothing of the run's own settings holds for it
+        else:
+            config.data = recorded_data(args.run) or config.data
         apply(config, overrides, where="on the command line", error=UsageError)
         check(config)
         data = config.data
-
-    from ..trace.tracing import TraceRequest, trace
-    from ..trace.tracing import check as check_label
 
     request = TraceRequest(args.timesteps, args.pictures, data, args.weights, args.compare, args.by)
     if args.label_check:

@@ -26,8 +26,8 @@ GOLDEN = (math.sqrt(5) - 1) / 2
 class LabelUse:
     """Losses (simple, [N], float64) of the same x_t under each label, and what they were measured at.
 
-    t: [N] timesteps of 0..num_timesteps-1. picture: [N], which held-out picture. true: told its class; wrong: told one drawn from
-    the other K - 1 (None for K = 1); null: told the null label (None without one).
+    t: [N] timesteps of 0..num_timesteps-1. picture: [N], which held-out picture. true: told its class; wrong: told another
+    picture's, nan where that is the same class (None if it is for all); null: told the null label (None without one).
     """
 
     num_timesteps: int
@@ -40,18 +40,28 @@ class LabelUse:
     def gap(self, against: Literal["wrong", "null"], low: float = 0.0, high: float = 1.0) -> tuple[float, float] | None:
         """Mean of loss(against) - loss(true) over low <= t / T < high, and the half-width of its 95% interval.
 
-        Paired: same picture, timestep and noise. The interval is over pictures, whose own mean counts once. None where there
-        is no such label; nan for an interval over fewer than two pictures.
+        Paired: same picture, timestep and noise. The interval is over pictures: what is measured several times on one counts as
+        one cluster. None where there is no such label; nan for an interval over fewer than two pictures. Only the gap to a *wrong*
+        label says that the label is used: the null row may simply be trained less.
         """
         other = getattr(self, against)
         if other is None:
             return None
-        inside = (self.t >= low * self.num_timesteps) & (self.t < high * self.num_timesteps)
+        inside = (self.t >= low * self.num_timesteps) & (self.t < high * self.num_timesteps) & ~other.isnan()
         pictures, place = self.picture[inside].unique(return_inverse=True)
-        sums = torch.zeros(len(pictures), dtype=torch.float64).index_add_(0, place, (other - self.true)[inside])
-        means = sums / torch.bincount(place)
-        half = 1.96 * means.std().item() / math.sqrt(len(means)) if len(means) > 1 else math.nan
-        return means.mean().item(), half
+        if not len(pictures):
+            return math.nan, math.nan
+        difference, groups = (other - self.true)[inside], len(pictures)
+        mean = difference.mean()
+        sums = torch.zeros(groups, dtype=torch.float64).index_add_(0, place, difference - mean)
+        variance = sums.square().sum() / len(difference) ** 2 * groups / max(groups - 1, 1)
+        return mean.item(), 1.96 * variance.sqrt().item() if groups > 1 else math.nan
+
+    def losses(self, against: Literal["wrong", "null"]) -> tuple[float, float, int]:
+        """Mean loss told the true label and told the other, where both were measured, and over how many pictures."""
+        other = getattr(self, against)
+        both = ~other.isnan()
+        return self.true[both].mean().item(), other[both].mean().item(), len(self.picture[both].unique())
 
 
 @torch.no_grad()
@@ -76,24 +86,46 @@ def label_use(
     picture = positions % n * len(dataset) // n
     spread = (positions % n / n + positions // n * GOLDEN) % 1
     t = (spread * objective.num_timesteps).long()
-    null = k if unet.config.null_class else None
-    losses = {"true": [], "wrong": [], "null": []}
+    true = torch.from_numpy(dataset.labels[picture.numpy()])
+    told = {"true": true}
+    wrong = torch.cat([other_labels(true[:n], r) for r in range(rounds)])
+    if (wrong != true).any():
+        told["wrong"] = wrong
+    if unet.config.null_class:
+        told["null"] = torch.full_like(true, k)
+    losses: dict[str, list[Tensor]] = {label: [] for label in told}
     batches = positions.split(batch_size)
     for places in tqdm(batches, desc="label use", unit="batch", disable=not progress, leave=False):
-        pixels, labels = dataset.gather(picture[places].numpy())
-        x0, true = to_unit(torch.from_numpy(pixels)), torch.from_numpy(labels)
-        noise = normal(0, "heldout", places, tuple(x0.shape[1:]))
-        told = {"true": true}
-        if k > 1:
-            told["wrong"] = (true + 1 + (uniform(0, "wrong_label", places) * (k - 1)).long()) % k
-        if null is not None:
-            told["null"] = torch.full_like(true, null)
-        x0, noise, at = x0.to(device), noise.to(device), t[places].to(device)
+        pixels, _ = dataset.gather(picture[places].numpy())
+        x0 = to_unit(torch.from_numpy(pixels))
+        noise = normal(0, "heldout", places, tuple(x0.shape[1:])).to(device)
+        x0, at = x0.to(device), t[places].to(device)
         x_t = objective.noisy(x0, noise, at)
-        many = len(told)
+        labels = torch.cat([some[places] for some in told.values()]).to(device)
         with autocast():
-            output = unet(x_t.repeat(many, 1, 1, 1), at.repeat(many), torch.cat(list(told.values())).to(device)).sample
-        for label, answer in zip(told, output.chunk(many)):
+            output = unet(x_t.repeat(len(told), 1, 1, 1), at.repeat(len(told)), labels).sample
+        for label, answer in zip(told, output.chunk(len(told))):
             losses[label].append(objective.simple(answer, x0, noise, at).double().cpu())
-    joined = {label: torch.cat(parts) if parts else None for label, parts in losses.items()}
-    return LabelUse(objective.num_timesteps, t, picture, **joined)
+    joined = {label: torch.cat(parts) for label, parts in losses.items()}
+    if "wrong" in joined:
+        joined["wrong"][wrong == true] = math.nan
+    return LabelUse(objective.num_timesteps, t, picture, *(joined.get(label) for label in ("true", "wrong", "null")))
+
+
+def other_labels(labels: Tensor, round: int) -> Tensor:
+    """These labels [n], dealt out again so that as few as can be fall to a picture of their own class.
+
+    Every label is told as often as it is true. So a label that says nothing of its picture, but is trained more or less than
+    another (uneven classes), moves the mean by nothing: what one picture gains by a well-trained wrong label, another loses.
+    """
+    n = len(labels)
+    order = torch.argsort(uniform(0, "wrong_label", torch.arange(n) + round * n))
+    dealt = labels[order]
+    same = (dealt == labels).nonzero().flatten()
+    if len(
+        same
+    ):  # among these, sorted, a shift by the largest class gives every picture another one, if none is over half
+        by_class = same[torch.argsort(labels[same], stable=True)]
+        largest = int(torch.bincount(labels[same]).max())
+        dealt[by_class] = dealt[by_class].roll(largest)
+    return dealt

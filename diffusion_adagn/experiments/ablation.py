@@ -9,7 +9,9 @@ import dataclasses
 import datetime
 import io
 import json
+import math
 import os
+import re
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +37,7 @@ RESULT = {
     *("kind", "seed", "parameters", "flops", "images_per_s", "train_loss", "heldout_loss", "device", "date"),
     *("wrong_gap", "null_gap", "wrong_gap_by_t", "null_gap_by_t"),
 }
+NAME = re.compile(r"(\w+)-seed(\d+)")
 BINS = 5  # of the timestep, evenly wide
 EVALUATIONS = 4096
 
@@ -61,6 +64,8 @@ class Member:
             result = json.loads(file.read_text(encoding="utf-8"))
             if (result["kind"], result["seed"]) != (self.kind, self.seed) or not result.keys() >= RESULT:
                 raise ValueError("it is not this run's")
+            if not all(math.isfinite(result[k]) for k in ("parameters", "flops", "train_loss", "heldout_loss")):
+                raise ValueError("a loss is not a number")
             return result
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise InputError(f"{file} is damaged ({error}): remove it to measure {self.name} again.") from None
@@ -135,11 +140,22 @@ def _run(
 
 
 def _finished(out: Path, members: list[Member]) -> list[Member]:
-    """These members, and those that earlier calls finished in the same folder."""
-    names = {m.name for m in members}
-    seeds = {int(p.parent.name.rpartition("-seed")[2]) for p in out.glob("*-seed*/result.json")}
-    others = [Member(kind, seed, RunFolder(out / f"{kind}-seed{seed}")) for seed in sorted(seeds) for kind in KINDS]
-    return members + [m for m in others if m.name not in names and m.result is not None]
+    """These members, and those that earlier calls finished in the same folder; what cannot be read of the latter is left out, and said."""
+    names, found = {m.name for m in members}, []
+    for file in sorted(out.glob("*/config.yaml")):
+        match = NAME.fullmatch(file.parent.name)
+        if match is None or match[1] not in KINDS or file.parent.name in names:
+            continue
+        member = Member(match[1], int(match[2]), RunFolder(file.parent))
+        try:
+            if member.result is None:
+                print(f"left out: {member.name}, which is not finished (ask for it by --kinds and --seeds)")
+            else:
+                member.pictures  # noqa: B018 - whether they can be read
+                found.append(member)
+        except InputError as error:
+            print(f"left out: {error}")
+    return sorted(members + found, key=lambda m: (m.seed, list(KINDS).index(m.kind)))
 
 
 def member_config(config: RunConfig, member: Member) -> RunConfig:

@@ -64,6 +64,7 @@ def _markdown(config: RunConfig, dataset: ImageDataset, heldout: ImageDataset, r
 
     head = [
         "kind",
+        "seeds",
         "parameters",
         "GFLOPs a picture",
         "images/s",
@@ -75,6 +76,7 @@ def _markdown(config: RunConfig, dataset: ImageDataset, heldout: ImageDataset, r
     rows = [
         [
             f"`{kind}`",
+            ", ".join(str(r["seed"]) for r in some),
             f"{some[0]['parameters']:,}",
             f"{some[0]['flops'] / 1e9:.4f}",
             _over(some, lambda r: r["images_per_s"], "{:.0f}"),
@@ -111,8 +113,9 @@ def _markdown(config: RunConfig, dataset: ImageDataset, heldout: ImageDataset, r
             *_table(head, rows),
             "",
             f"Mean over the seeds, and (lowest to highest). Losses and gaps: EMA weights, {len(heldout):,} held-out pictures, each at "
-            "several timesteps and noises, the same for every run. *wrong - true*: loss when told a class drawn from the other "
-            "ones, less the loss when told the true one; *null - true* likewise: above 0 the label is used." + interval,
+            "several timesteps and noises, the same for every run; train loss: the last tenth of the logged ones. *wrong - true*: loss "
+            "when told another picture's class, less the loss when told the true one: above 0 the label is used. *null - true* "
+            "likewise: what the label is worth against none (a null row that is trained less adds to it)." + interval,
             "",
             f"*wrong - true* by timestep (t of 0..{T - 1}):",
             "",

@@ -134,6 +134,10 @@ class Atlas:
 
     def place(self, name_or_id: str | int) -> int:
         """Where a kept class stands on the class axis of `values`. Raises InputError for one that is not kept."""
+        if self.classes.count(name_or_id) > 1:
+            raise InputError(
+                f"{name_or_id!r} is the name of a class and the null label: give an id, {self.null_id} for null."
+            )
         if name_or_id in self.classes:
             return self.classes.index(name_or_id)
         if name_or_id in self.kept_ids:

@@ -9,7 +9,7 @@ from ..diffusion.objective import Objective
 from ..evaluation.label_use import LabelUse, label_use
 from ..models.unet import AdaGNUNet
 
-UNUSED = 3  # exit status
+UNUSED, OPEN = 3, 4  # exit statuses: not seen to be used; it cannot be said
 
 
 @dataclass(frozen=True)
@@ -22,22 +22,31 @@ class Verdict:
 
 
 def read_verdict(use: LabelUse) -> Verdict:
-    """The label is used if told the true one the loss is lower than told a wrong one, by more than chance: the 95% interval of
-    the paired difference lies above 0."""
-    gap = use.gap("wrong")
-    if gap is None:
-        return Verdict(None, "There is one class only, so no wrong label to compare the true one with.", use)
-    mean, half = gap
-    pictures = len(use.picture.unique())
+    """The label is used if told the true one the loss is lower than told another picture's, by more than chance: the 95% interval
+    of the paired difference lies above 0. It misleads if that lies below 0."""
+    if use.wrong is None:
+        return Verdict(
+            None,
+            "Whether the label is used cannot be said: all held-out pictures are of one class, so none can be told wrong.",
+            use,
+        )
+    mean, half = use.gap("wrong")
+    true, _, pictures = use.losses("wrong")
     if pictures < 2:
         return Verdict(None, "One held-out picture cannot tell chance from use: give more by --against DATA.", use)
-    share = mean / use.true.mean().item()
+    share = mean / true
     numbers = (
         f"told a wrong class the loss on {pictures} held-out pictures is {mean:+.4f} ({share:+.1%}) against the true one's, 95% interval "
         f"{mean - half:+.4f} to {mean + half:+.4f}"
     )
     if mean - half > 0:
         return Verdict(True, f"The label is used: {numbers}.", use)
+    if mean + half < 0:
+        return Verdict(
+            False,
+            f"The label MISLEADS: {numbers}, all below 0. Are the classes in another order than in training?",
+            use,
+        )
     if mean == 0 == half:
         return Verdict(False, f"The label is NOT used: it changes nothing ({numbers}).", use)
     return Verdict(False, f"The label is NOT seen to be used: {numbers}, which holds 0 or less.", use)

@@ -367,7 +367,7 @@ MEANINGS = [
     ),
     (
         "Is the label used?",
-        "Loss on held-out pictures told a wrong class (drawn from the other ones; null where there is no other) less the loss told the "
+        "Loss on held-out pictures told a wrong class (another held-out picture's, each class as often as it is true) less the loss told the "
         "true one, on the same picture, timestep and noise. Used: the whole 95% interval of the mean over pictures lies above 0. A network may "
         "respond to its label, and even an untrained one does, without using it: only held-out losses tell.",
     ),

@@ -91,18 +91,18 @@ def verdict(use: LabelUse | None, sensitivity: Sensitivity | None, told: float, 
 
 
 def _from_losses(use: LabelUse) -> tuple[str, str]:
-    against = "wrong" if use.wrong is not None else "null"
-    gap = use.gap(against)
-    if gap is None:
-        return "open", "There is neither a wrong label nor a null one to compare the true one with."
-    (mean, half), pictures = gap, len(use.picture.unique())
-    other = "a wrong one" if against == "wrong" else "none"
+    if use.wrong is None:
+        return "open", (
+            "Whether the label is used cannot be said. All held-out pictures are of one class, so that none can be told a wrong one."
+        )
+    (mean, half), (true, told, pictures) = use.gap("wrong"), use.losses("wrong")
+    other = "a wrong one"
     if not math.isfinite(half) or not math.isfinite(mean):
         return (
             "open",
             f"Whether the label is used cannot be said. {_times(pictures, 'held-out picture')} give no finite interval.",
         )
-    losses = f"{use.true.mean().item():.4f} against {getattr(use, against).mean().item():.4f}"
+    losses = f"{true:.4f} against {told:.4f}"
     over = f"95% interval over {_times(pictures, 'held-out picture')}"
     if mean == half == 0:
         return (

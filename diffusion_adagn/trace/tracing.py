@@ -16,9 +16,10 @@ from ..diffusion.objective import Objective, to_unit
 from ..diffusion.pipeline import KIND_OF, ClassConditionalPipeline
 from ..errors import InputError
 from ..loading import model_hash, open_pipeline
+from ..run import RunFolder
 from .analysis import class_geometry, drift
 from .atlas import Atlas
-from .label_check import UNUSED, Verdict, label_check
+from .label_check import OPEN, UNUSED, Verdict, label_check
 from .probes import Influence, label_sensitivity, probe
 from .report import Findings, write_report
 
@@ -82,13 +83,13 @@ def trace(source: str | Path, out: Path, request: TraceRequest) -> list[Path]:
 
 
 def check(source: str | Path, request: TraceRequest) -> int:
-    """Print the verdict alone. Returns 0, or 3 if the label is not seen to be used."""
+    """Print the verdict alone. Returns 0 if the label is used, 3 if it is not seen to be, 4 if it cannot be said."""
     pipe, what = _open(source, request.weights)
     verdict: Verdict = label_check(
         pipe.unet, objective_of(pipe), heldout_pictures(source, pipe, request.data), progress=True
     )
     print(f"{what}\n{verdict.sentence}")
-    return UNUSED if verdict.used is False else 0
+    return {True: 0, False: UNUSED, None: OPEN}[verdict.used]
 
 
 def probed_timesteps(objective: Objective) -> list[int]:
@@ -112,13 +113,15 @@ def heldout_pictures(
     """Held-out pictures of the run's own data, or of `data`; None if neither is known.
 
     Raises InputError for data whose classes are not the model's."""
-    if data is None:
-        file = next((f for f in (Path(source, "config.yaml"), Path(source, "../../config.yaml")) if f.is_file()), None)
-        if file is None:
-            return None
-        data = read_config(file).data
+    recorded = recorded_data(source)
+    if data is None and recorded is None:
+        return None
     c = pipe.unet.config
-    data = dataclasses.replace(data, image_size=c.sample_size, channels=c.in_channels)
+    data = dataclasses.replace(data or recorded, image_size=c.sample_size, channels=c.in_channels)
+    if recorded is not None and data.source == recorded.source and data.heldout_fraction != recorded.heldout_fraction:
+        print(
+            "note: held out otherwise than in training (data.heldout_fraction): some of these pictures were trained on"
+        )
     dataset = open_dataset(data, "heldout")
     found = dataset.label_space.names
     if pipe.labels.K and found != pipe.labels.names:
@@ -127,6 +130,14 @@ def heldout_pictures(
             f"({', '.join(pipe.labels.names[:5])}, ...): give --data.classes, so that they are the same in the same order."
         )
     return dataset
+
+
+def recorded_data(source: str | Path) -> DataConfig | None:
+    """The data settings of the run that a run folder, its checkpoint or its pipeline folder belongs to."""
+    path = Path(source).resolve()
+    run = path.parent.parent if path.parent.name == "checkpoints" else path.parent if path.name == "pipeline" else path
+    file = RunFolder(run).config_file
+    return read_config(file).data if file.is_file() else None
 
 
 def _open(source: str | Path, weights: str) -> tuple[ClassConditionalPipeline, str]:

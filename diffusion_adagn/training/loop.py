@@ -114,6 +114,8 @@ def _train(config: RunConfig, resume: bool, held: ExitStack) -> int:
 
     # where it says how it goes
     signals = Signals(unet, ema.model, objective, label_space(config), training, heldout)
+    if step:
+        signals.restore(read_state(run.newest_checkpoint()).get("signals", []), accelerator)
     metrics = Metrics(run.metrics_file if main else None, last_step=step)
     if training.tracker != "none":
         flat = {k: v if isinstance(v, int | float | str) else str(v) for k, v in flatten(to_dict(config)).items()}
@@ -125,8 +127,10 @@ def _train(config: RunConfig, resume: bool, held: ExitStack) -> int:
             accelerator.log(values, step=step)
 
     def save() -> None:
+        collected = signals.sums(accelerator)
         if main:
             state = {
+                "signals": collected,
                 "step": step,
                 "position": step * training.batch_size,
                 "data_fingerprint": dataset.fingerprint,

@@ -73,6 +73,15 @@ class Signals:
         clipped = math.sqrt(float(sum(parts.values()))) or 1.0
         return {f"grad_norm_{path}": math.sqrt(float(square)) * norm / clipped for path, square in parts.items()}
 
+    def sums(self, accelerator: Accelerator) -> list[list[float]]:
+        """What was collected since the last look, of all processes, for the checkpoint."""
+        return accelerator.reduce(self._sums.clone(), "sum").tolist()
+
+    def restore(self, sums: list[list[float]], accelerator: Accelerator) -> None:
+        """Put it back (on the main process; the others start at 0)."""
+        if accelerator.is_main_process and len(sums) == len(self._sums):
+            self._sums.copy_(torch.tensor(sums, dtype=torch.float64))
+
     def read(self, accelerator: Accelerator, autocast: Callable) -> dict[str, float]:
         """The signals since the last look, on every process; the network's own and the label's use on the main one."""
         sums = accelerator.reduce(self._sums.clone(), "sum").cpu()
@@ -125,7 +134,7 @@ class Signals:
             return None
         self.warned = True
         return (
-            f"warning: after {step} steps the label is not seen to be used: told a wrong class the loss on held-out pictures is "
+            f"warning: after {step} steps the label {'misleads' if gap + half < 0 else 'is not seen to be used'}: told a wrong class the loss on held-out pictures is "
             f"{gap:+.5f} against the true one's (95% interval +-{half:.5f}). Are the labels right (adagn data inspect)? Does "
             "training.label_dropout leave enough of them? See adagn trace RUN --label-check."
         )

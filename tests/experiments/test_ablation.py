@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 
 import pytest
 from conftest import ROOT
@@ -59,8 +60,11 @@ def test_finished_members_are_not_run_again_and_others_are_added(tmp_path, monke
     (tmp_path / "a/gain-seed0/result.json").unlink()  # stopped after training, before measuring
     assert ablate(tmp_path / "a", "--kinds=adagn,gain", "--seeds=0") == 0
     assert json.loads((tmp_path / "a/gain-seed0/result.json").read_text())["kind"] == "gain"
-    # what was finished before stays in the report
+    # what was finished before stays in the report; what is no member of it does no harm
+    shutil.copytree(tmp_path / "a/gain-seed0", tmp_path / "a/gain-seed0-backup")
+    shutil.copytree(tmp_path / "a/gain-seed0", tmp_path / "a/gain-seed7")
     assert ablate(tmp_path / "a", "--kinds=gain", "--seeds=0") == 0
+    assert "left out" in capsys.readouterr().out
     assert {r["kind"] for r in csv.DictReader((tmp_path / "a/ablation.csv").open())} == {"adagn", "gain", "none"}
     (tmp_path / "a/gain-seed0/samples.npy").unlink()
     assert ablate(tmp_path / "a", "--kinds=gain", "--seeds=0") == 0

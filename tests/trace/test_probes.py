@@ -128,7 +128,15 @@ def test_a_label_that_is_used_is_said_to_be_and_one_that_harms_is_not(digits):
     used = label_check(Knows(digits, 0.1), OBJECTIVE, digits, evaluations=90)
     assert used.used is True and "is used" in used.sentence
     harms = label_check(Knows(digits, -0.1), OBJECTIVE, digits, evaluations=90)
-    assert harms.used is False and "NOT" in harms.sentence
+    assert harms.used is False and "MISLEADS" in harms.sentence
+
+
+def test_pictures_of_one_class_cannot_tell(digits):
+    import dataclasses
+
+    one = dataclasses.replace(digits, labels=digits.labels * 0)
+    got = label_check(tiny_unet(num_classes=10), OBJECTIVE, one, evaluations=90)
+    assert got.used is None and "of one class" in got.sentence
 
 
 def test_a_net_that_ignores_the_label_and_an_untrained_one_that_only_responds_fail(digits):

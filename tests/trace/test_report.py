@@ -268,7 +268,7 @@ def test_without_pictures_a_network_may_only_be_said_to_respond():
     assert say.verdict(None, None, 0.0, 3)[0] == "unused"
     one = torch.zeros(1).double()
     assert "cannot be said" in say.verdict(LabelUse(10, one.long(), one.long(), one, one + 1, None), None, 1.0, 3)[1]
-    assert "neither" in say.verdict(LabelUse(10, one.long(), one.long(), one, None, None), None, 1.0, 1)[1]
+    assert "of one class" in say.verdict(LabelUse(10, one.long(), one.long(), one, None, None), None, 1.0, 1)[1]
 
 
 def places(**variances):

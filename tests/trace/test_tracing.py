@@ -74,9 +74,12 @@ def test_the_verdict_alone_has_its_status(run, tmp_path, capsys):
     assert main(["trace", str(run), "--label-check"]) == 3  # six steps teach no label
     assert "NOT" in capsys.readouterr().out
     alone = saved(tmp_path / "pipeline")
-    assert main(["trace", str(alone), "--label_check"]) == 0
+    assert main(["trace", str(alone), "--label_check"]) == 4
     assert "--against" in capsys.readouterr().out
     assert main(["trace", str(alone), "--label_check", "--against", "digits"]) == 3
+    assert main(["trace", str(run / "pipeline"), "--label_check"]) == 3  # its run's own pictures
+    assert main(["trace", str(run), "--label_check", "--data.heldout_fraction", "0.5"]) == 3
+    assert "some of these pictures were trained on" in capsys.readouterr().out
     other = saved(tmp_path / "other", LabelSpace(("cat", "dog")))
     assert main(["trace", str(other), "--label_check", "--against", "digits"]) == 1
     assert "the model has 2 (cat, dog" in " ".join(capsys.readouterr().err.split())

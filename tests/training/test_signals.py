@@ -124,3 +124,10 @@ def test_two_processes_tell_what_one_tells(tmp_path):
     one, two = (lines(tmp_path / n, "rms_gamma") for n in "12")
     for a, b in zip(one, two, strict=True):
         assert a == pytest.approx(b, rel=1e-3, abs=1e-4)
+
+
+def test_a_resumed_run_tells_the_same_signals(tmp_path):
+    run(tmp_path / "whole", training__signals_every=4)
+    run(tmp_path / "parts", training__signals_every=4, training__max_steps=3)
+    run(tmp_path / "parts", "--resume", "auto", training__signals_every=4)
+    assert lines(tmp_path / "whole", "rms_gamma") == lines(tmp_path / "parts", "rms_gamma") != []

@@ -386,7 +386,8 @@ def guidance_band(sensitivity: Sensitivity, unused: bool = False, share: float =
     if not np.any(x0):
         return "The predicted picture is the same whatever the label: there is nothing for guidance to amplify."
     low, high = sensitivity.band(share)
-    peak = f"The label moves the predicted picture most at t = {t[int(np.argmax(x0))]} (RMS {number(np.max(x0))} against {sensitivity.against})"
+    edge = ", the noisiest timestep looked at" if int(np.argmax(x0)) == len(t) - 1 else ""
+    peak = f"The label moves the predicted picture most at t = {t[int(np.argmax(x0))]}{edge} (RMS {number(np.max(x0))} against {sensitivity.against})"
     if unused:
         return f"{peak}, but it is not used: a band for guidance is of no use before it is."
     if has_band(sensitivity, share):

@@ -89,8 +89,9 @@ def ablate(config: RunConfig, kinds: list[str], seeds: list[int], out: Path, dry
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise InputError(
-            "adagn ablate runs in one process. Its members are ordinary runs: let it write them (--dry_run lists them), train each "
-            "by torchrun ... train.py --config MEMBER/config.yaml --resume auto, then adagn ablate measures and compares them."
+            f"adagn ablate runs in one process. Its members are ordinary runs: train each by torchrun ... train.py --config CONFIG "
+            f"--model.conditioning KIND --training.seed SEED --output_dir {out}/KIND-seedSEED, then adagn ablate in one process goes on "
+            "from there, measures and compares."
         )
     kinds, seeds = _unique(kinds), _unique(seeds)
     config, dataset, costs = _check(config, kinds)
@@ -213,7 +214,7 @@ def _claim(out: Path, config: RunConfig, dry_run: bool) -> None:
             raise InputError(
                 f"{out} holds an ablation with other settings: {'; '.join(changed)}. Put them back, or give another --output_dir."
             )
-    elif out.exists() and (not out.is_dir() or any(out.iterdir())):
+    elif out.exists() and (not out.is_dir() or not all(NAME.fullmatch(p.name) for p in out.iterdir())):
         raise InputError(f"{out} exists and is not an ablation (no ablation.yaml in it): give another --output_dir.")
     elif not dry_run:
         out.mkdir(parents=True, exist_ok=True)

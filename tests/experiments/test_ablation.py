@@ -133,6 +133,22 @@ def test_other_settings_and_other_folders_are_refused(tmp_path, capsys, monkeypa
     assert "one process" in capsys.readouterr().err
 
 
+def test_members_may_have_been_trained_by_themselves(tmp_path, monkeypatch):
+    argv = [
+        "train",
+        "--config",
+        str(ROOT / "configs/digits.yaml"),
+        "--output_dir",
+        str(tmp_path / "a/gain-seed1"),
+        *SMALL,
+    ]
+    assert main([*argv, "--model.conditioning=gain", "--training.seed=1", "--training.heldout_every=0"]) == 0
+    weights = (tmp_path / "a/gain-seed1/checkpoints/step-00000003/model.safetensors").read_bytes()
+    assert ablate(tmp_path / "a", "--kinds=gain", "--seeds=1", "--debug") == 0
+    assert (tmp_path / "a/gain-seed1/checkpoints/step-00000003/model.safetensors").read_bytes() == weights
+    assert "`gain`" in (tmp_path / "a/ablation.md").read_text()
+
+
 def test_a_dry_run_writes_nothing(tmp_path, capsys):
     assert ablate(tmp_path / "a", "--dry-run") == 0
     assert not (tmp_path / "a").exists()

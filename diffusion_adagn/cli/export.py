@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from .options import Parser
+from .options import Parser, add_model_options
 
 
 def parser() -> Parser:
@@ -10,11 +10,7 @@ def parser() -> Parser:
         prog="adagn export",
         description="Write a model as a folder that other software loads: adagn export RUN --to diffusers DIR.",
     )
-    p.add_argument(
-        "run",
-        metavar="RUN",
-        help="a run folder (runs/digits), one of its checkpoints, a pipeline folder, or owner/name on the hub",
-    )
+    add_model_options(p)
     p.add_argument(
         "--to",
         choices=["diffusers"],
@@ -22,9 +18,6 @@ def parser() -> Parser:
         help="diffusers: UNet2DModel, scheduler and pipeline [diffusers]",
     )
     p.add_argument("dir", metavar="DIR", help="the folder to write")
-    p.add_argument(
-        "--weights", choices=["ema", "raw"], default="ema", help="raw: the unaveraged weights of a checkpoint [ema]"
-    )
     p.add_argument("--overwrite", action="store_true", help="replace an earlier export in DIR")
     return p
 

@@ -68,6 +68,18 @@ def add_config_options(parser: argparse.ArgumentParser, sections: Sequence[str] 
         )
 
 
+def add_model_options(parser: argparse.ArgumentParser) -> None:
+    """RUN and --weights, as `loading.open_pipeline` takes them."""
+    parser.add_argument(
+        "run",
+        metavar="RUN",
+        help="a run folder (runs/digits), one of its checkpoints, a pipeline folder, or owner/name on the hub",
+    )
+    parser.add_argument(
+        "--weights", choices=["ema", "raw"], default="ema", help="raw: the unaveraged weights of a checkpoint [ema]"
+    )
+
+
 def config_overrides(args: argparse.Namespace) -> dict[str, str]:
     """The config options that were given, by dotted key."""
     known = {key for key, _, _ in fields_of(RunConfig)}

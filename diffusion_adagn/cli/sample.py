@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..errors import UsageError
-from .options import Parser
+from .options import Parser, add_model_options
 
 
 def parser() -> Parser:
@@ -12,11 +12,7 @@ def parser() -> Parser:
         prog="adagn sample",
         description="Sample pictures by class label, from a run folder, a pipeline folder or a hub id.",
     )
-    p.add_argument(
-        "run",
-        metavar="RUN",
-        help="a run folder (runs/digits), one of its checkpoints, a pipeline folder, or owner/name on the hub",
-    )
+    add_model_options(p)
     p.add_argument("--classes", help="names, ids, 'all' or 'null', with commas between [all; none beside --mix]")
     p.add_argument(
         "--mix",
@@ -53,9 +49,6 @@ def parser() -> Parser:
         "--eta", type=float, default=0.0, metavar="NUMBER", help="ddim's noise: 0 none, 1 as much as ddpm [0]"
     )
     p.add_argument("--spacing", choices=["leading", "trailing", "linspace"], help="timestep spacing [the model's own]")
-    p.add_argument(
-        "--weights", choices=["ema", "raw"], default="ema", help="raw: the unaveraged weights of a checkpoint [ema]"
-    )
     p.add_argument("--batch_size", type=int, default=64, metavar="INT", help="pictures at a time [64]")
     p.add_argument(
         "--precision", choices=["fp32", "bf16", "fp16"], default="fp32", help="autocast type of the network [fp32]"

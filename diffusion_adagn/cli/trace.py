@@ -5,7 +5,7 @@ from pathlib import Path
 
 from ..config import RunConfig, apply, check
 from ..errors import UsageError
-from .options import Parser, add_config_options, config_overrides
+from .options import Parser, add_config_options, add_model_options, config_overrides
 
 
 def parser() -> Parser:
@@ -15,11 +15,7 @@ def parser() -> Parser:
         description="See what the condition does: what every site is told, over timesteps and classes, what changes when it is told "
         "something else, and whether the label is used. Writes report.html, its pictures and atlas.npz.",
     )
-    p.add_argument(
-        "run",
-        metavar="RUN",
-        help="a run folder (runs/digits), one of its checkpoints, a pipeline folder, or owner/name on the hub",
-    )
+    add_model_options(p)
     p.add_argument("--out", metavar="DIR", help="where the report goes [traces/NAME]")
     p.add_argument(
         "--label_check",
@@ -43,9 +39,6 @@ def parser() -> Parser:
         "--timesteps", type=int, default=50, metavar="INT", help="timesteps of the atlas, evenly spread [50]"
     )
     p.add_argument("--pictures", type=int, default=32, metavar="INT", help="pictures that the probes look at [32]")
-    p.add_argument(
-        "--weights", choices=["ema", "raw"], default="ema", help="raw: the unaveraged weights of a checkpoint [ema]"
-    )
     add_config_options(p, sections=["data"])
     return p
 

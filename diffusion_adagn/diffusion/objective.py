@@ -80,6 +80,10 @@ class Objective:
             return noise
         return x0 if self.prediction == "x0" else _at(self.alpha, t) * noise - _at(self.sigma, t) * x0
 
+    def x0(self, prediction: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
+        """The x0 that a prediction at x_t means, [B, C, H, W]; not clipped. t [B] int."""
+        return to_x0(prediction, x_t, _at(self.alpha, t), _at(self.sigma, t), self.prediction)
+
     def loss(self, output: Tensor, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
         """The loss of each sample, float32 [B]. output: the network's at `noisy(x0, noise, t)`, [B, C or 2C, H, W]."""
         loss = self.simple(output, x0, noise, t)
@@ -97,7 +101,7 @@ class Objective:
         """The term of the variational bound at t, in bits per dimension, float32 [B]; without gradient to the mean."""
         mean, variance = output.float().chunk(2, dim=1)
         x_t = self.noisy(x0, noise, t)
-        predicted = to_x0(mean.detach(), x_t, _at(self.alpha, t), _at(self.sigma, t), self.prediction)
+        predicted = self.x0(mean.detach(), x_t, t)
         return self.posterior.bits(x0, x_t, predicted, variance, t)
 
 
@@ -133,7 +137,7 @@ class Posterior:
         kl = 0.5 * (log_variance - low + (low - log_variance).exp() + gap.square() * (-log_variance).exp() - 1)
         mean = _at(self.of_x0, t) * predicted_x0 + _at(self.of_x_t, t) * x_t
         nll = -_log_pixel_probability(x0, mean, log_variance)
-        return torch.where(_at(t == 0), nll, kl).flatten(1).mean(1) / math.log(2)
+        return torch.where((t == 0)[:, None, None, None], nll, kl).flatten(1).mean(1) / math.log(2)
 
 
 def _log_pixel_probability(x: Tensor, mean: Tensor, log_variance: Tensor) -> Tensor:
@@ -152,6 +156,6 @@ def _min_snr(abar: Tensor, prediction: str, gamma: float) -> Tensor:
     return snr.clamp(max=gamma) / {"eps": snr, "x0": torch.ones_like(snr), "v": snr + 1}[prediction]
 
 
-def _at(values: Tensor, t: Tensor | None = None) -> Tensor:
-    """[T] at t [B], or values [B], to meet pictures: [B, 1, 1, 1]."""
-    return (values if t is None else values[t])[:, None, None, None]
+def _at(values: Tensor, t: Tensor) -> Tensor:
+    """values [T] at t [B], to meet pictures: [B, 1, 1, 1]."""
+    return values[t][:, None, None, None]

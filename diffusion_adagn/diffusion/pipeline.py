@@ -281,10 +281,14 @@ def load_unet(folder: Path, torch_dtype: torch.dtype | None = None) -> AdaGNUNet
     return unet
 
 
+def to_pixels(images: np.ndarray) -> np.ndarray:
+    """[N, H, W, C] in 0..1 -> uint8 of the same shape."""
+    return (images * 255).round().astype("uint8")
+
+
 def to_pil(images: np.ndarray) -> list[Image.Image]:
     """[N, H, W, C] in 0..1 -> N pictures, gray for C = 1."""
-    pixels = (images * 255).round().astype("uint8")
-    return [Image.fromarray(p[..., 0] if p.shape[-1] == 1 else p) for p in pixels]
+    return [Image.fromarray(p[..., 0] if p.shape[-1] == 1 else p) for p in to_pixels(images)]
 
 
 def _pair(plans: list[ClassPlan], seeds: int | Sequence[int] | None) -> tuple[list[ClassPlan], list[int]]:

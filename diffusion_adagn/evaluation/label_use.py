@@ -22,6 +22,13 @@ from ..models.unet import AdaGNUNet
 GOLDEN = (math.sqrt(5) - 1) / 2
 
 
+def judge(mean: float, half: float) -> Literal["used", "misleads", "unused", "open"]:
+    """What a gap to a wrong label says: the 95% interval mean +- half lies above 0, below it, or holds it; "open" for nan."""
+    if not (math.isfinite(mean) and math.isfinite(half)):
+        return "open"
+    return "used" if mean - half > 0 else "misleads" if mean + half < 0 else "unused"
+
+
 @dataclass(frozen=True)
 class LabelUse:
     """Losses (simple, [N], float64) of the same x_t under each label, and what they were measured at.
@@ -122,9 +129,8 @@ def other_labels(labels: Tensor, round: int) -> Tensor:
     order = torch.argsort(uniform(0, "wrong_label", torch.arange(n) + round * n))
     dealt = labels[order]
     same = (dealt == labels).nonzero().flatten()
-    if len(
-        same
-    ):  # among these, sorted, a shift by the largest class gives every picture another one, if none is over half
+    if len(same):
+        # sorted and shifted by the largest class, each of these meets another class, if none is over half of them
         by_class = same[torch.argsort(labels[same], stable=True)]
         largest = int(torch.bincount(labels[same]).max())
         dealt[by_class] = dealt[by_class].roll(largest)

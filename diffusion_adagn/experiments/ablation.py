@@ -22,6 +22,7 @@ import torch
 from ..config import RunConfig, differences, read_config, to_yaml
 from ..data import ImageDataset, open_dataset
 from ..diffusion.objective import Objective
+from ..diffusion.pipeline import to_pixels
 from ..diffusion.schedule import make_scheduler
 from ..errors import InputError
 from ..evaluation.label_use import label_use
@@ -121,6 +122,7 @@ def _run(
     out: Path,
     dataset: ImageDataset,
 ) -> int:
+    """`ablate`, once `out` is locked. What is waiting is asked again: another process may have finished some meanwhile."""
     waiting = [m for m in members if m.result is None]
     started = time.perf_counter()
     for done, member in enumerate(waiting):
@@ -248,7 +250,7 @@ def _measure(member: Member, config: RunConfig, heldout: ImageDataset, cost: Cos
     shown = list(range(labels.K))[:10]
     scale = training.preview_guidance if labels.has_null else 1.0
     images = pipe(shown, guidance_scale=scale, num_inference_steps=training.preview_steps, seeds=0, output_type="np")
-    np.save(member.run.path / "samples.npy", (images.images * 255).round().astype("uint8"))
+    np.save(member.run.path / "samples.npy", to_pixels(images.images))
 
     lines = [json.loads(line) for line in member.run.metrics_file.read_text(encoding="utf-8").splitlines()]
     losses = [line["loss"] for line in lines if "loss" in line]

@@ -21,8 +21,6 @@ from ..models.unet import AdaGNUNet, Site
 
 MOST_KEPT = 64  # classes whose values are stored; the statistics are over all
 ROWS = 256  # (timestep, class) pairs told at a time
-
-
 PARTS = ("values", "class_mean", "by_time", "by_class", "by_both", "mean_square")
 
 

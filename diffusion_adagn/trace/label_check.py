@@ -6,7 +6,7 @@ import torch
 
 from ..data import ImageDataset
 from ..diffusion.objective import Objective
-from ..evaluation.label_use import LabelUse, label_use
+from ..evaluation.label_use import LabelUse, judge, label_use
 from ..models.unet import AdaGNUNet
 
 UNUSED, OPEN = 3, 4  # exit statuses: not seen to be used; it cannot be said
@@ -32,16 +32,17 @@ def read_verdict(use: LabelUse) -> Verdict:
         )
     mean, half = use.gap("wrong")
     true, _, pictures = use.losses("wrong")
-    if pictures < 2:
+    said = judge(mean, half)
+    if said == "open":
         return Verdict(None, "One held-out picture cannot tell chance from use: give more by --against DATA.", use)
     share = mean / true
     numbers = (
         f"told a wrong class the loss on {pictures} held-out pictures is {mean:+.4f} ({share:+.1%}) against the true one's, 95% interval "
         f"{mean - half:+.4f} to {mean + half:+.4f}"
     )
-    if mean - half > 0:
+    if said == "used":
         return Verdict(True, f"The label is used: {numbers}.", use)
-    if mean + half < 0:
+    if said == "misleads":
         return Verdict(
             False,
             f"The label MISLEADS: {numbers}, all below 0. Are the classes in another order than in training?",

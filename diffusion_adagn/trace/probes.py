@@ -1,10 +1,10 @@
 """Causal probes: tell a part of the network something else, and see how far its answer moves.
 
-changed = swap(m, other, names)          # two modulations joined: the sites named are told the other
+changed = swap(m, other, names)  # two modulations joined: the sites named are told the other
 influence = probe(unet, objective, x0, labels, timesteps, "swap")
 """
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
@@ -15,7 +15,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..data.order import normal, uniform
-from ..diffusion.objective import Objective, to_x0
+from ..diffusion.objective import Objective
 from ..errors import InputError
 from ..models.unet import AdaGNUNet, Modulation
 
@@ -79,7 +79,8 @@ def probe(
 
     x0: pictures [N, C, H, W] in [-1, 1], real or sampled; labels: [N] int, their classes. timesteps: where to look, whole, t >= 0.
     swap: to a class drawn from the other K - 1 (K > 1); null: to the null label; zero: gamma = beta = 0; freeze: to what is told
-    at the middle timestep of the grid. The noise is always the same, dropout is off. Raises InputError for an intervention the network has no label for.
+    at the middle timestep of the grid. The noise is always the same, dropout is off.
+    Raises InputError for an intervention the network has no label for.
     """
     if intervention not in INTERVENTIONS:
         raise InputError(f"an intervention is {', '.join(INTERVENTIONS)}, not {intervention!r}.")
@@ -96,13 +97,8 @@ def probe(
             t = torch.full((len(x0),), int(at), device=x0.device)
             x_t = objective.noisy(x0, noise, t)
             told = unet.modulation(t.float(), labels)
-            instead = (
-                zero(told)
-                if intervention == "zero"
-                else unet.modulation(torch.full_like(t, middle, dtype=torch.float32), labels)
-                if intervention == "freeze"
-                else unet.modulation(t.float(), other)
-            )
+            then = torch.full_like(t, middle, dtype=torch.float32) if intervention == "freeze" else t.float()
+            instead = zero(told) if intervention == "zero" else unet.modulation(then, other)
             answer = _x0(unet, objective, x_t, told, t)
             for row, names in enumerate(groups.values()):
                 change[row, column] = _rms(_x0(unet, objective, x_t, swap(told, instead, names), t) - answer)
@@ -151,7 +147,7 @@ def label_sensitivity(
             x_t = objective.noisy(x0, noise, t)
             cond, null = (unet.denoise(x_t, unet.modulation(t.float(), y))[:, : x0.shape[1]] for y in (labels, other))
             of_prediction.append(_rms(cond - null))
-            of_x0.append(_rms(_meant(objective, cond, x_t, t) - _meant(objective, null, x_t, t)))
+            of_x0.append(_rms(objective.x0(cond, x_t, t).clamp(-1, 1) - objective.x0(null, x_t, t).clamp(-1, 1)))
     return Sensitivity([int(t) for t in timesteps], np.array(of_x0), np.array(of_prediction), against)
 
 
@@ -170,12 +166,7 @@ def _other_labels(unet: AdaGNUNet, labels: Tensor, intervention: Intervention) -
 
 
 def _x0(unet: AdaGNUNet, objective: Objective, x_t: Tensor, m: Modulation, t: Tensor) -> Tensor:
-    return _meant(objective, unet.denoise(x_t, m)[:, : x_t.shape[1]], x_t, t)
-
-
-def _meant(objective: Objective, prediction: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
-    at: Callable[[Tensor], Tensor] = lambda values: values[t][:, None, None, None]  # noqa: E731
-    return to_x0(prediction, x_t, at(objective.alpha), at(objective.sigma), objective.prediction).clamp(-1, 1)
+    return objective.x0(unet.denoise(x_t, m)[:, : x_t.shape[1]], x_t, t).clamp(-1, 1)
 
 
 def _rms(difference: Tensor) -> float:

@@ -204,18 +204,15 @@ class Reading:
     def _label_use(self, use: LabelUse) -> Section:
         edges = [round(use.num_timesteps * i / BINS) for i in range(BINS + 1)]
         measured = {against: _gaps(use, against) for against in ("wrong", "null") if getattr(use, against) is not None}
-        if not measured:
-            return Section("When the label is used", "There is no other label to compare the true one with.")
-        against = next(iter(measured))
+        if "wrong" not in measured:
+            return Section("When the label is used", "There is no wrong label to compare the true one with.")
         words = {"wrong": "wrong label less true label", "null": "null label less true label"}
         picture = interval_bars(
             {words[a]: gaps for a, gaps in measured.items()},
             [f"{a}–{b - 1}" for a, b in pairwise(edges)],
             "held-out loss, 95% intervals",
         )
-        return Section(
-            "When the label is used", say.use_over_time(measured[against], edges, against), "label_use", picture
-        )
+        return Section("When the label is used", say.use_over_time(measured["wrong"], edges), "label_use", picture)
 
     def _mixing(self, names: list[str], rows: list[list[np.ndarray]]) -> Section:
         sheet = labelled_grid(rows, names, min_side=64)

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from ..evaluation.label_use import LabelUse
+from ..evaluation.label_use import LabelUse, judge
 from ..models.unet import Site
 from .analysis import Channels, ClassGeometry
 from .drawing import shorten
@@ -97,7 +97,8 @@ def _from_losses(use: LabelUse) -> tuple[str, str]:
         )
     (mean, half), (true, told, pictures) = use.gap("wrong"), use.losses("wrong")
     other = "a wrong one"
-    if not math.isfinite(half) or not math.isfinite(mean):
+    said = judge(mean, half)
+    if said == "open":
         return (
             "open",
             f"Whether the label is used cannot be said. {_times(pictures, 'held-out picture')} give no finite interval.",
@@ -109,12 +110,12 @@ def _from_losses(use: LabelUse) -> tuple[str, str]:
             "unused",
             f"The label is not used. The held-out loss is the same told the true class or {other} ({losses}).",
         )
-    if mean - half > 0:
+    if said == "used":
         return "used", (
             f"The label is used. Told the true class, the held-out loss is {plus_minus(mean, half)} lower than told {other} "
             f"({losses}; {over})."
         )
-    if mean + half < 0:
+    if said == "misleads":
         return "unused", (
             f"The label misleads. Told the true class, the held-out loss is {plus_minus(-mean, half)} higher than told {other} "
             f"({losses}; {over})."
@@ -402,21 +403,20 @@ def guidance_band(sensitivity: Sensitivity, unused: bool = False, share: float =
     return f"{peak}, and by at least {percent(share)} of that from the first timestep looked at to the last: no band stands out."
 
 
-def use_over_time(gaps: Sequence[tuple[float, float] | None], edges: Sequence[int], against: str) -> str:
-    """gaps: mean and half-width of loss(against) - loss(true) in each bin of timesteps."""
+def use_over_time(gaps: Sequence[tuple[float, float] | None], edges: Sequence[int]) -> str:
+    """gaps: mean and half-width of loss(wrong) - loss(true) in each bin of timesteps."""
     known = [i for i, gap in enumerate(gaps) if gap is not None and math.isfinite(gap[0])]
     if not known:
         return "No timestep was measured."
     above = [i for i in known if gaps[i][0] - gaps[i][1] > 0]
     below = [i for i in known if gaps[i][0] + gaps[i][1] < 0]
-    other = "a wrong label" if against == "wrong" else "no label"
     span = lambda i: f"t = {edges[i]} to {edges[i + 1] - 1}"  # noqa: E731
     worse = f" At {listed([span(i) for i in below])} the true label makes the loss higher." if below else ""
     if not above:
-        return f"In no bin of timesteps does the loss under {other} exceed that under the true one by more than its 95% interval.{worse}"
+        return f"In no bin of timesteps does the loss under a wrong label exceed that under the true one by more than its 95% interval.{worse}"
     most = max(above, key=lambda i: gaps[i][0])
     return (
-        f"The true label beats {other} beyond its 95% interval in {len(above)} of {len(known)} bins of timesteps, most at "
+        f"The true label beats a wrong label beyond its 95% interval in {len(above)} of {len(known)} bins of timesteps, most at "
         f"{span(most)} (loss lower by {plus_minus(*gaps[most])}).{worse}"
     )
 

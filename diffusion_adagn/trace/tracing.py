@@ -13,7 +13,7 @@ from torch import Tensor
 from ..config import DataConfig, read_config
 from ..data import ImageDataset, open_dataset
 from ..diffusion.objective import Objective, to_unit
-from ..diffusion.pipeline import KIND_OF, ClassConditionalPipeline
+from ..diffusion.pipeline import KIND_OF, ClassConditionalPipeline, to_pixels
 from ..errors import InputError
 from ..loading import model_hash, open_pipeline
 from ..run import RunFolder
@@ -25,7 +25,7 @@ from .report import Findings, write_report
 
 MOST_SITES = 60  # with more, the probes go by resolution
 PROBED = 10  # timesteps of the probes
-LEAST_SIGNAL = 0.05
+LEAST_SIGNAL = 0.05  # of x_t, for the probes of an eps-network
 MIXED = 6  # pictures of each row of the mixing grid
 STEPS = 20  # of the sampler, for it
 
@@ -45,7 +45,9 @@ class TraceRequest:
 
 
 def trace(source: str | Path, out: Path, request: TraceRequest) -> list[Path]:
-    """Write out/atlas.npz, out/report.html and its pictures. Returns the files."""
+    """Write out/atlas.npz, out/report.html and its pictures. Returns the files.
+
+    Raises InputError for what is no model, pictures of other classes, and a folder that holds something else."""
     pipe, what = _open(source, request.weights)
     total = pipe.scheduler.config.num_train_timesteps
     if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not (out / "atlas.npz").is_file())):
@@ -75,7 +77,7 @@ def trace(source: str | Path, out: Path, request: TraceRequest) -> list[Path]:
         label_use=verdict.use,
         mixing=_mixing(pipe, atlas),
         drift=moved,
-        next_commands=_next_commands(source, pipe, atlas),
+        next_commands=_next_commands(source, pipe),
     )
     files += write_report(findings, out)
     print(f"\n{verdict.sentence}\nLook at  {out / 'report.html'}\nValues   {out / 'atlas.npz'}  (Atlas.load)")
@@ -161,9 +163,8 @@ def _some_pictures(
     if heldout is not None:
         n = min(count, len(heldout))
         pixels, labels = heldout.gather(np.arange(n) * len(heldout) // n)
-        return to_unit(torch.from_numpy(pixels)).to(pipe.device), torch.from_numpy(labels).to(
-            pipe.device
-        ) if k else None
+        x0, labels = (some.to(pipe.device) for some in (to_unit(torch.from_numpy(pixels)), torch.from_numpy(labels)))
+        return x0, labels if k else None
     classes = [i % k for i in range(count)] if k else "null"
     images = pipe(classes, num_inference_steps=STEPS, seeds=list(range(count)), output_type="pt").images
     return images * 2 - 1, torch.tensor(classes, device=pipe.device) if k else None
@@ -206,11 +207,11 @@ def _mixing(pipe: ClassConditionalPipeline, atlas: Atlas) -> tuple[list[str], li
     plans = [plan for text in rows.values() for plan in [pipe.mix(text)] * MIXED]
     seeds = [seed for _ in rows for seed in range(MIXED)]
     images = pipe(told=plans, guidance_scale=scale, num_inference_steps=STEPS, seeds=seeds, output_type="np").images
-    pixels = (images * 255).round().astype("uint8")
+    pixels = to_pixels(images)
     return list(rows), [list(pixels[i : i + MIXED]) for i in range(0, len(pixels), MIXED)]
 
 
-def _next_commands(source: str | Path, pipe: ClassConditionalPipeline, atlas: Atlas) -> list[str]:
+def _next_commands(source: str | Path, pipe: ClassConditionalPipeline) -> list[str]:
     name = shlex.quote(str(source))
     commands = [f"adagn sample {name} --classes {'all' if pipe.labels.K else 'null'} --count 8"]
     if pipe.labels.K and pipe.labels.has_null:

@@ -10,7 +10,7 @@ from ..data import ImageDataset
 from ..data.order import normal
 from ..diffusion.guidance import guidance_scales
 from ..diffusion.objective import Objective, to_unit
-from ..diffusion.pipeline import ClassConditionalPipeline
+from ..diffusion.pipeline import ClassConditionalPipeline, to_pixels
 from ..diffusion.schedule import make_scheduler, set_steps
 from ..grids import labelled_grid
 from ..models.unet import AdaGNUNet
@@ -37,7 +37,7 @@ def draw_preview(run: RunFolder, pipe: ClassConditionalPipeline, training: Train
     ids = [c for c in classes for _ in range(count)]
     steps = training.preview_steps
     images = pipe(ids, guidance_scale=scale, num_inference_steps=steps, seeds=0, output_type="np").images
-    pixels = (images * 255).round().astype("uint8").reshape(len(classes), count, *images.shape[1:])
+    pixels = to_pixels(images).reshape(len(classes), count, *images.shape[1:])
     title = f"step {step}, EMA weights, guidance {scale:g}, {steps} steps"
     run.previews.mkdir(exist_ok=True)
     file = run.previews / f"step-{step:08d}.png"

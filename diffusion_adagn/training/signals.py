@@ -13,16 +13,14 @@ from torch import Tensor
 from ..config import TrainingConfig
 from ..data import ImageDataset
 from ..diffusion.objective import Objective
-from ..evaluation.label_use import label_use
+from ..evaluation.label_use import judge, label_use
 from ..labels import LabelSpace
 from ..models.unet import AdaGNUNet
 
 BINS = 5  # of the timestep, evenly wide
 MOST_CLASSES = 100  # with more, losses by class are left out
-MOST_EVALUATIONS, LEAST_EVALUATIONS = (
-    256,
-    32,
-)  # of the label's use; between them about 1% of the training since the last look
+# of the label's use; between them, about 1% of the training since the last look
+MOST_EVALUATIONS, LEAST_EVALUATIONS = 256, 32
 DEAD = 0.01  # of the median gain of its site
 
 
@@ -128,13 +126,14 @@ class Signals:
 
     def warning(self, step: int, signals: dict[str, float]) -> str | None:
         """A sentence, once, if the label is still unused after `training.warn_unused_after` steps."""
-        gap, half = signals.get("label_gap_wrong"), signals.get("label_gap_wrong_ci95", math.nan)
+        gap, half = (signals.get(f"label_gap_wrong{end}", math.nan) for end in ("", "_ci95"))
         late = 0 < self.training.warn_unused_after <= step
-        if self.warned or gap is None or not late or gap - half > 0:
+        said = judge(gap, half)
+        if self.warned or not late or said in ("used", "open"):
             return None
         self.warned = True
         return (
-            f"warning: after {step} steps the label {'misleads' if gap + half < 0 else 'is not seen to be used'}: told a wrong class the loss on held-out pictures is "
-            f"{gap:+.5f} against the true one's (95% interval +-{half:.5f}). Are the labels right (adagn data inspect)? Does "
+            f"warning: after {step} steps the label {'misleads' if said == 'misleads' else 'is not seen to be used'}: told a wrong "
+            f"class the loss on held-out pictures is {gap:+.5f} against the true one's (95% interval +-{half:.5f}). Are the labels right (adagn data inspect)? Does "
             "training.label_dropout leave enough of them? See adagn trace RUN --label-check."
         )

@@ -108,16 +108,6 @@ def test_a_new_network_answers_zero_and_with_zero_init_its_blocks_ignore_the_con
             assert module.proj.weight.abs().max() == 0
 
 
-def test_gradient_checkpointing_changes_no_number():
-    unet = tiny_unet().train()
-    unet(X, T, Y).sample.square().sum().backward()
-    plain = {n: p.grad.clone() for n, p in unet.named_parameters()}
-    unet.zero_grad()
-    unet.enable_gradient_checkpointing()
-    unet(X, T, Y).sample.square().sum().backward()
-    assert all(torch.allclose(p.grad, plain[n], atol=1e-6) for n, p in unet.named_parameters())
-
-
 def test_checkpointed_attention_trains_in_bf16():
     """guided-diffusion recomputes its attention outside autocast and fails."""
     unet = tiny_unet().train()
@@ -130,20 +120,6 @@ def test_checkpointed_attention_trains_in_bf16():
         loss = unet(X, T, Y).sample.float().square().sum()
     loss.backward()
     assert all(torch.equal(p.grad, plain[n]) for n, p in unet.named_parameters())
-
-
-def test_compiled_whole_it_gives_the_same(tmp_path):
-    unet = tiny_unet()
-    compiled = torch.compile(unet, backend="eager", fullgraph=True)
-    assert torch.allclose(compiled(X, T, Y).sample, unet(X, T, Y).sample, atol=1e-5)
-
-
-def test_bf16_autocast_stays_close():
-    unet = tiny_unet()
-    exact = unet(X, T, Y).sample
-    with torch.autocast("cpu", torch.bfloat16):
-        rough = unet(X, T, Y).sample
-    assert (rough - exact).abs().max() < 0.05 * exact.abs().max()
 
 
 @pytest.mark.parametrize("changes", SHAPES, ids=str)

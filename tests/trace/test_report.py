@@ -353,12 +353,12 @@ def test_influence_and_the_band_in_words():
 
 def test_use_over_time_in_words():
     edges = [0, 250, 500, 1000]
-    said = say.use_over_time([(0.1, 0.02), (0.3, 0.1), (0.01, 0.02)], edges, "wrong")
+    said = say.use_over_time([(0.1, 0.02), (0.3, 0.1), (0.01, 0.02)], edges)
     assert "in 2 of 3 bins of timesteps, most at t = 250 to 499 (loss lower by 0.30 ± 0.10)" in said
-    assert say.use_over_time([(0.1, 0.2), None, (-0.3, 0.1)], edges, "null").endswith(
+    assert say.use_over_time([(0.1, 0.2), None, (-0.3, 0.1)], edges).endswith(
         "At t = 500 to 999 the true label makes the loss higher."
     )
-    assert say.use_over_time([None] * 3, edges, "wrong") == "No timestep was measured."
+    assert say.use_over_time([None] * 3, edges) == "No timestep was measured."
 
 
 def test_channels_mixing_and_drift_in_words():

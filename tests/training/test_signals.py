@@ -89,6 +89,11 @@ def test_the_warning_comes_once_late_enough_and_only_where_the_label_is_unused()
     assert s.warning(99, unused) is None and s.warning(100, used) is None and s.warning(100, {}) is None
     assert "not seen to be used" in s.warning(100, unused)
     assert s.warning(200, unused) is None
+    nan = {"label_gap_wrong": math.nan, "label_gap_wrong_ci95": math.nan}  # nothing could be measured
+    assert signals(warn_unused_after=100).warning(100, nan) is None
+    assert "misleads" in signals(warn_unused_after=100).warning(
+        100, {"label_gap_wrong": -0.1, "label_gap_wrong_ci95": 0.01}
+    )
     assert signals(warn_unused_after=0).warning(10**6, unused) is None
 
 

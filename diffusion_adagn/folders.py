@@ -1,5 +1,6 @@
-"""Folders written whole or not at all."""
+"""Folders and files written whole or not at all."""
 
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -21,3 +22,15 @@ def into_place(out: Path, write: Callable[[Path], None]) -> Path:
     beside.rename(out)
     shutil.rmtree(old, ignore_errors=True)
     return out
+
+
+def file_into_place(file: Path, write: Callable[[Path], None]) -> Path:
+    """Write a file beside itself and rename it, so that a broken-off write leaves it as it was. The name's ending is kept. Returns it."""
+    beside = file.with_name(f".{os.getpid()}.{file.name}")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        write(beside)
+        beside.replace(file)
+    finally:
+        beside.unlink(missing_ok=True)
+    return file

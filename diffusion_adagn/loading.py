@@ -4,7 +4,7 @@ import hashlib
 import json
 from pathlib import Path
 
-from .config import RunConfig, read_config
+from .config import DataConfig, RunConfig, read_config
 from .diffusion.pipeline import ClassConditionalPipeline
 from .diffusion.schedule import make_scheduler
 from .errors import InputError
@@ -55,6 +55,14 @@ def _from_checkpoint(checkpoint: Path, weights: str) -> ClassConditionalPipeline
     return make_pipeline(
         config, unet, config.training.ema_decay if weights == "ema" else None, read_state(checkpoint)["step"]
     )
+
+
+def recorded_data(source: str | Path) -> DataConfig | None:
+    """The data settings of the run that a run folder, its checkpoint or its pipeline folder belongs to."""
+    path = Path(source).resolve()
+    run = path.parent.parent if path.parent.name == "checkpoints" else path.parent if path.name == "pipeline" else path
+    file = RunFolder(run).config_file
+    return read_config(file).data if file.is_file() else None
 
 
 def model_hash(unet: AdaGNUNet) -> str:

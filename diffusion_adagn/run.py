@@ -51,7 +51,7 @@ class RunFolder:
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
-        """Held while a process trains here. Raises InputError if another does (on one machine; Unix only)."""
+        """Held while a process works here. Raises InputError if another does (on one machine; Unix only)."""
         try:
             import fcntl
         except ImportError:
@@ -63,7 +63,7 @@ class RunFolder:
                 fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 raise InputError(
-                    f"another process is training in {self.path}: wait for it, stop it, or give another --output_dir."
+                    f"another process is at work in {self.path}: wait for it, stop it, or give another folder."
                 ) from None
             yield
         finally:

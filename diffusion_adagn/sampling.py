@@ -12,16 +12,20 @@ from accelerate import PartialState
 from PIL import Image
 from tqdm import tqdm
 
-from .diffusion.guidance import guidance_scales
+from .diffusion.guidance import Guidance
 from .diffusion.mixing import Between, ClassPlan, Mix
 from .diffusion.pipeline import MOST_SEED, ClassConditionalPipeline, to_pil
-from .diffusion.schedule import sampler_name, set_steps
+from .diffusion.schedule import network_calls, sampler_name, set_steps
 from .errors import InputError
+from .evaluation.adm_npz import write_npz
+from .folders import file_into_place
 from .grids import labelled_grid
 from .labels import LabelSpace
 from .loading import model_hash, open_pipeline
 from .models.conditioning import KINDS
 
+NPZ = "samples.npz"
+UNGUIDED = Guidance()
 GRID_ROWS, GRID_COLUMNS = 40, 24  # at most, in the grid; every picture is kept as a file
 
 
@@ -45,6 +49,9 @@ class SampleRequest:
     mixes: tuple[str, ...] = ()  # as diffusion.mixing.Mix reads them
     interpolate: str | None = None  # two classes; in place of classes and mixes
     steps_between: int = 7
+    guidance: Guidance = UNGUIDED  # all but the scale
+    guide: str | None = None  # the model guided against in place of null
+    npz: bool = False  # also as the ADM evaluator's file
 
     @property
     def same_seeds(self) -> bool:
@@ -77,12 +84,18 @@ def sample_to_folder(
     labels = pipe.labels
     told = _told(request, pipe)
     request = replace(request, scales=list(dict.fromkeys(request.scales)))  # one said twice is one
-    guidance_scales(request.scales, len(request.scales))
-    if any(s != 1 for s in request.scales):
+    if request.guide is not None:
+        guide, guide_what = open_pipeline(request.guide, weights)
+        pipe.check_guide(guide)
+        request = replace(request, guidance=replace(request.guidance, guide=guide))
+    guidances = {scale: replace(request.guidance, scale=scale) for scale in request.scales}
+    if request.guide is None and not all(g.off for g in guidances.values()):
         pipe.check_guidance()
     if main and labels.K and KINDS[pipe.unet.config.conditioning].label_in is None:
         print("note: this network hears the timestep alone (conditioning none): classes and guidance change nothing")
-    calls = len(set_steps(pipe.scheduler, request.steps))
+    set_steps(pipe.scheduler, request.steps)
+    calls = network_calls(pipe.scheduler)
+    evaluations = {scale: g.evaluations(calls) for scale, g in guidances.items()}
     pipe.check_eta(request.eta)
     for one in told:
         if one.class_id is None:
@@ -98,6 +111,10 @@ def sample_to_folder(
             f"{what}\n{len(told)} {rows} x {request.count} pictures x {len(request.scales)} scales, {request.sampler}, "
             f"{request.steps} steps, on {state.num_processes} process(es), {state.device}"
         )
+        if request.guide is not None:
+            print(f"guided against {guide_what}")
+        if request.guidance.interval is not None:
+            print(guidances[max(request.scales)].describe(calls))
         for one in told:
             if isinstance(one, Mix) and one.class_id is None:
                 print(f"{one.name}\n{one.describe(pipe.unet.sites())}")
@@ -114,7 +131,9 @@ def sample_to_folder(
             "hash": model_hash(pipe.unet),
             "trained_steps": pipe.config.trained_steps,
         }
-        _write_json(out, pictures, record, request, labels, told, calls)
+        _write_json(out, pictures, record, request, labels, told, evaluations)
+        if request.npz:
+            _write_npz(out, pictures, request.scales)
         shown = _draw_grid(out, pictures, request, told)
         print(
             f"\n{len(pictures)} pictures in {out}, listed in {out / 'samples.json'}\nLook at  {out / 'grid.png'}{shown}"
@@ -162,7 +181,7 @@ def _sample(
             with torch.autocast(state.device.type, dtype, enabled=dtype is not None):
                 images = pipe(
                     told=[p.told for p in batch],
-                    guidance_scale=[p.scale for p in batch],
+                    guidance=replace(request.guidance, scale=batch[0].scale),
                     num_inference_steps=request.steps,
                     seeds=[p.seed for p in batch],
                     eta=request.eta,
@@ -180,7 +199,7 @@ def _write_json(
     request: SampleRequest,
     labels: LabelSpace,
     told: list[ClassPlan],
-    calls: int,
+    evaluations: dict[float, int],
 ) -> None:
     images = [
         {
@@ -189,11 +208,13 @@ def _write_json(
             "class_name": p.told.name,
             "seed": p.seed,
             "guidance": p.scale,
+            **request.guidance.record(),
+            "guide": request.guide,
             "sampler": request.sampler,
             "steps": request.steps,
             "spacing": request.spacing,
             "eta": request.eta,
-            "network_calls": calls * (1 if p.scale == 1 else 2),
+            "network_calls": evaluations[p.scale],
             "precision": request.precision,
             "model_hash": model["hash"],
         }
@@ -202,10 +223,24 @@ def _write_json(
     content = {"model": model, "labels": labels.to_dict(), "images": images}
     if mixed := {one.name: one.record() for one in told if one.class_id is None}:
         content["told"] = mixed
-    text = json.dumps(content, indent=1, ensure_ascii=False)
-    beside = out / "samples.json.tmp"
-    beside.write_text(text + "\n", encoding="utf-8")
-    beside.replace(out / "samples.json")
+    text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
+    file_into_place(out / "samples.json", lambda beside: beside.write_text(text, encoding="utf-8"))
+
+
+def _write_npz(out: Path, pictures: list[Picture], scales: list[float]) -> None:
+    """samples.npz, or one a scale."""
+    for scale in scales:
+        some = [p for p in pictures if p.scale == scale]
+        classes = [p.told.class_id for p in some]
+        name = NPZ if len(scales) == 1 else f"{Path(NPZ).stem}-g{repr(scale).removesuffix('.0')}.npz"
+        write_npz(out / name, np.stack([_pixels(out / p.file) for p in some]), None if None in classes else classes)
+
+
+def _pixels(file: Path) -> np.ndarray:
+    """uint8 [H, W, C]"""
+    with Image.open(file) as image:
+        array = np.asarray(image)
+    return array if array.ndim == 3 else array[..., None]
 
 
 def _draw_grid(out: Path, pictures: list[Picture], request: SampleRequest, told: list[ClassPlan]) -> str:
@@ -219,12 +254,9 @@ def _draw_grid(out: Path, pictures: list[Picture], request: SampleRequest, told:
     if between:  # both ends, whatever is left out
         places = np.linspace(0, len(told) - 1, len(places)).round().astype(int).tolist()
 
-    def pixels(name: str) -> np.ndarray:
-        with Image.open(out / name) as image:
-            array = np.asarray(image)
-        return array if array.ndim == 3 else array[..., None]
-
-    rows = [[pixels(file[c * request.count + j, s]) for j in range(samples) for s in request.scales] for c in places]
+    rows = [
+        [_pixels(out / file[c * request.count + j, s]) for j in range(samples) for s in request.scales] for c in places
+    ]
     single = len(request.scales) == 1
     looks = [f"#{j}" if single else f"#{j} g{s:g}" for j in range(samples) for s in request.scales]
     guidance = f"guidance {request.scales[0]:g}"
@@ -261,6 +293,7 @@ def _clear(out: Path, overwrite: bool) -> None:
             old = [Path(i["file"]).name for i in json.loads(index.read_text(encoding="utf-8"))["images"]]
         except (ValueError, KeyError, TypeError) as error:
             raise InputError(f"{index} is damaged ({error!r}): give another --out.") from None
-        for name in [*old, "grid.png", "samples.json"]:
-            (out / name).unlink(missing_ok=True)
+        files = [*(out / name for name in [*old, "grid.png", "samples.json"]), *out.glob(f"{Path(NPZ).stem}*.npz")]
+        for file in files:
+            file.unlink(missing_ok=True)
     out.mkdir(parents=True, exist_ok=True)

@@ -4,6 +4,8 @@ import argparse
 import dataclasses
 import difflib
 from collections.abc import Sequence
+from decimal import Decimal
+from pathlib import Path
 from typing import Any, NoReturn
 
 from ..config import RunConfig, fields_of, type_name
@@ -94,3 +96,136 @@ def _shown(default: Any) -> str:
         if isinstance(default, bool)
         else str(default)
     )
+
+
+def add_guidance_options(parser: argparse.ArgumentParser, several: bool = False) -> None:
+    """How pictures are guided; `guidance_settings` reads them. several: lists, for a sweep."""
+    many = ", with commas between" if several else ""
+    group = parser.add_argument_group("guidance", "pred = null + scale * (cond - null); what is not said is neutral")
+    group.add_argument(
+        "--guidance",
+        metavar="NUMBER,...",
+        help="guidance scales: 1,2,4 or from:to:step such as 1:4:0.5; 1 is no guidance [1]",
+    )
+    group.add_argument(
+        "--w", metavar="NUMBER,...", help="in their place w of the classifier-free guidance paper: scale - 1"
+    )
+    group.add_argument(
+        "--interval",
+        default="none",
+        metavar="FROM-TO",
+        help="where it is on: t:200-800 (timesteps, high is noise), sigma:0.3-5 (noise levels), steps:4-14 (steps of the sampler, 0 "
+        f"the noisiest), 0.2-0.8 (a share of the timesteps), none: everywhere{many} [none]",
+    )
+    group.add_argument(
+        "--guidance_schedule",
+        default="constant",
+        metavar="SHAPE",
+        help=f"how it grows from noise to picture: constant, linear, cosine, cosine:4 (MDT's power-cosine), power:2{many} [constant]",
+    )
+    group.add_argument(
+        "--rescale", default="0", metavar="PHI", help=f"towards the spread of the unguided prediction, 0..1{many} [0]"
+    )
+    group.add_argument(
+        "--threshold",
+        default="none",
+        metavar="SHARE",
+        help=f"dynamic thresholding of x0 in place of clipping, such as 0.995{many} [none]",
+    )
+    group.add_argument(
+        "--guide",
+        metavar="RUN",
+        help="guide against this network in place of null: an earlier checkpoint of the run, a smaller run, one without classes",
+    )
+
+
+def add_measure_options(parser: argparse.ArgumentParser) -> None:
+    """What pictures are measured with and against."""
+    group = parser.add_argument_group("measuring")
+    group.add_argument(
+        "--against",
+        metavar="NAME_OR_PATH[:split]",
+        help="the real pictures [the run's own data, the part it was trained on]",
+    )
+    group.add_argument(
+        "--extractor",
+        default="judge",
+        metavar="SPEC",
+        help="whose features are compared: judge (trained on your data at first use), sklearn (pictures up to 16x16), "
+        "inception[:WEIGHTS] (the FID's), dinov2:PATH, efficientnet:PATH, package.module:attribute, none (no metric) [judge]",
+    )
+    group.add_argument(
+        "--judge",
+        choices=["auto", "none"],
+        default="auto",
+        help="auto: where the extractor is no classifier of these classes, a judge says what the pictures show [auto]",
+    )
+    group.add_argument(
+        "--reference_count",
+        type=int,
+        default=10_000,
+        metavar="INT",
+        help="real pictures to compare with, at most [10000]",
+    )
+    group.add_argument(
+        "--k", type=int, default=5, metavar="INT", help="neighbours of precision, recall, density, coverage [5]"
+    )
+    group.add_argument("--batch_size", type=int, default=64, metavar="INT", help="pictures at a time [64]")
+    group.add_argument(
+        "--precision", choices=["fp32", "bf16", "fp16"], default="fp32", help="autocast type of the network [fp32]"
+    )
+
+
+def guidance_scales(args: argparse.Namespace) -> list[float]:
+    """The scales of --guidance, or of --w, which is scale - 1. Each once, in the order given."""
+    if args.guidance is not None and args.w is not None:
+        raise UsageError("--guidance and --w say the same thing (scale = w + 1): give one of them.")
+    if args.w is not None:
+        return [round(w + 1, 12) for w in numbers(args.w, "--w")]
+    return numbers("1" if args.guidance is None else args.guidance, "--guidance")
+
+
+def numbers(text: str, option: str, kind: type = float) -> list:
+    """ "1,2,4" or "1:4:0.5" (both ends belong to it), or both. Each once. Raises UsageError."""
+    found = []
+    try:
+        for word in (w.strip() for w in text.split(",") if w.strip()):
+            if ":" not in word:
+                found.append(kind(word))
+                continue
+            first, last, step = (Decimal(part) for part in word.split(":"))
+            count = (last - first) / step
+            if not 0 <= count <= 1000:
+                raise ValueError
+            found += [kind(first + i * step) for i in range(int(count) + 1)]
+    except (ValueError, ArithmeticError):
+        raise UsageError(
+            f"{option} takes {'whole ' if kind is int else ''}numbers such as 1,2,4 or from:to:step such as 1:4:1, not '{text}'."
+        ) from None
+    if not found:
+        raise UsageError(f"{option} needs at least one number, such as 1,2,4.")
+    return list(dict.fromkeys(found))
+
+
+def number(text: str, option: str, none: bool = False) -> float | None:
+    """One number; with `none`, "none" is None. Raises UsageError."""
+    if none and text.strip().lower() == "none":
+        return None
+    found = numbers(text, option)
+    if len(found) > 1:
+        raise UsageError(f"{option} takes one number here, not '{text}'; adagn sweep takes several.")
+    return found[0]
+
+
+def words(text: str, option: str) -> list[str]:
+    """ "a,b" -> its words, each once. Raises UsageError if there is none."""
+    found = list(dict.fromkeys(w.strip() for w in text.split(",") if w.strip()))
+    if not found:
+        raise UsageError(f"{option} is empty.")
+    return found
+
+
+def name_of_run(run: str) -> str:
+    """A folder's name, for what is made of it: of a pipeline folder in a run, the run's."""
+    path = Path(run).resolve()
+    return path.name if path.name != "pipeline" else path.parent.name

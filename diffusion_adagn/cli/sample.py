@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..errors import UsageError
-from .options import Parser, add_model_options
+from .options import Parser, add_guidance_options, add_model_options, guidance_scales, name_of_run, number
 
 
 def parser() -> Parser:
@@ -31,7 +31,6 @@ def parser() -> Parser:
         help="from one class to another in place of --classes, a column a step; a row starts from one noise",
     )
     p.add_argument("--steps_between", type=int, metavar="INT", help="columns between the two of --interpolate [7]")
-    p.add_argument("--guidance", default="1", metavar="NUMBER,...", help="guidance scales; 1 is no guidance [1]")
     p.add_argument("--count", type=int, default=8, metavar="INT", help="pictures per class and scale [8]")
     p.add_argument(
         "--seed",
@@ -53,21 +52,16 @@ def parser() -> Parser:
     p.add_argument(
         "--precision", choices=["fp32", "bf16", "fp16"], default="fp32", help="autocast type of the network [fp32]"
     )
+    add_guidance_options(p)
     p.add_argument("--out", metavar="DIR", help="where the pictures go [samples/NAME]")
+    p.add_argument("--npz", action="store_true", help="also as samples.npz, which OpenAI's ADM evaluator reads")
     p.add_argument("--overwrite", action="store_true", help="replace the samples in DIR")
     return p
 
 
 def run(argv: Sequence[str]) -> int:
     args = parser().parse(argv)
-    try:
-        scales = [float(s) for s in args.guidance.split(",") if s.strip()]
-    except ValueError:
-        raise UsageError(
-            f"--guidance takes numbers with commas between, such as 1,2,4, not '{args.guidance}'."
-        ) from None
-    if not scales:
-        raise UsageError("--guidance needs at least one scale, such as 1,2,4.")
+    scales = guidance_scales(args)
     if args.interpolate is not None and (args.mix or args.classes is not None):
         raise UsageError("--interpolate names its two classes itself: leave out --classes and --mix, or sample twice.")
     if args.interpolate is None and args.steps_between is not None:
@@ -80,14 +74,21 @@ def run(argv: Sequence[str]) -> int:
     if args.seed < 0:
         raise UsageError(f"--seed must be at least 0, not {args.seed}.")
 
+    rescale, threshold = number(args.rescale, "--rescale"), number(args.threshold, "--threshold", none=True)
+
     from ..run import check_model_path
 
     check_model_path(args.run)
+    if args.guide is not None:
+        check_model_path(args.guide)
+    from ..diffusion.guidance import Guidance
     from ..sampling import SampleRequest, sample_to_folder
 
     request = SampleRequest(
         classes=args.classes,
         scales=scales,
+        guidance=Guidance(1.0, args.interval, args.guidance_schedule, rescale, threshold),
+        guide=args.guide,
         count=args.count,
         seed=args.seed,
         steps=args.steps,
@@ -99,8 +100,8 @@ def run(argv: Sequence[str]) -> int:
         mixes=tuple(args.mix),
         interpolate=args.interpolate,
         steps_between=7 if args.steps_between is None else args.steps_between,
+        npz=args.npz,
     )
-    name = Path(args.run).resolve().name
-    out = Path(args.out or Path("samples") / (name if name != "pipeline" else Path(args.run).resolve().parent.name))
+    out = Path(args.out or Path("samples") / name_of_run(args.run))
     sample_to_folder(args.run, request, out, weights=args.weights, overwrite=args.overwrite)
     return 0

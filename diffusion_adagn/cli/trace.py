@@ -5,7 +5,7 @@ from pathlib import Path
 
 from ..config import RunConfig, apply, check
 from ..errors import UsageError
-from .options import Parser, add_config_options, add_model_options, config_overrides
+from .options import Parser, add_config_options, add_model_options, config_overrides, name_of_run
 
 
 def parser() -> Parser:
@@ -53,7 +53,8 @@ def run(argv: Sequence[str]) -> int:
     from ..run import check_model_path
 
     check_model_path(args.run)
-    from ..trace.tracing import TraceRequest, recorded_data, trace
+    from ..loading import recorded_data
+    from ..trace.tracing import TraceRequest, trace
     from ..trace.tracing import check as check_label
 
     data = None
@@ -70,7 +71,6 @@ def run(argv: Sequence[str]) -> int:
     request = TraceRequest(args.timesteps, args.pictures, data, args.weights, args.compare, args.by)
     if args.label_check:
         return check_label(args.run, request)
-    name = Path(args.run).resolve().name
-    out = Path(args.out or Path("traces") / (name if name != "pipeline" else Path(args.run).resolve().parent.name))
+    out = Path(args.out or Path("traces") / name_of_run(args.run))
     trace(args.run, out, request)
     return 0

@@ -71,6 +71,15 @@ class ImageDataset:
 
         return np.bincount(self.labels, minlength=self.label_space.K)
 
+    def check_classes(self, labels: LabelSpace) -> None:
+        """Raises InputError unless these pictures' classes are a model's, in the same order (a model without classes takes any)."""
+        found = self.label_space.names
+        if labels.K and found != labels.names:
+            raise InputError(
+                f"the pictures of {self.name} have {len(found)} classes ({', '.join(found[:5])}, ...), the model has {labels.K} "
+                f"({', '.join(labels.names[:5])}, ...): give --data.classes, so that they are the same in the same order."
+            )
+
     def part(self, indices: np.ndarray, name: str) -> ImageDataset:
         """Some of these pictures (int64 [B]) as a data set of their own, on the same store."""
         fingerprint = hashlib.sha256(self.fingerprint.encode() + indices.astype("<i8").tobytes()).hexdigest()

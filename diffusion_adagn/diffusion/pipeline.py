@@ -4,10 +4,12 @@ import json
 import math
 import operator
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from numbers import Integral
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -19,14 +21,24 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..labels import ClassSpec, LabelSpace
-from ..models.unet import AdaGNUNet, Modulation
+from ..models.unet import AdaGNUNet
 from ..run import pipeline_folder
-from .guidance import guidance_scales, guide
+from .guidance import Guidance
 from .mixing import ClassPlan, Mix, teller
 from .objective import from_x0, to_x0
-from .schedule import PREDICTIONS, SAMPLERS, sampler_name, set_steps, signal_and_noise, with_sampler
+from .schedule import (
+    PREDICTIONS,
+    SAMPLERS,
+    Call,
+    network_calls,
+    sampler_name,
+    set_steps,
+    signal_and_noise,
+    with_sampler,
+)
 
 MOST_SEED = 2**63 - 1
+UNGUIDED = Guidance()
 KIND_OF = {theirs: ours for ours, theirs in PREDICTIONS.items()}
 
 
@@ -41,6 +53,16 @@ class ImagesOutput(BaseOutput):
     class_ids: list[int | None]
     seeds: list[int]
     class_names: list[str]
+
+
+class Watch(Protocol):
+    """Looks on while pictures are sampled."""
+
+    def guided(self, call: Call, cond: Tensor, against: Tensor) -> None:
+        """The two predictions that guidance combines, [N, C, H, W]; not called where guidance is off."""
+
+    def predicted(self, call: Call, x0: Tensor) -> None:
+        """The x0 that is meant, guided and not yet clipped, [N, C, H, W]."""
 
 
 class ClassConditionalPipeline(DiffusionPipeline):
@@ -98,8 +120,26 @@ class ClassConditionalPipeline(DiffusionPipeline):
         """Raises InputError, with the remedy, if there is no null class to guide against."""
         if self.labels.null_id is None or not self.labels.K:
             raise InputError(
-                "this model has no null class, so it cannot be guided: sample at guidance scale 1, or fine-tune it "
-                "with a null row: adagn train --init_from RUN --config FILE."
+                "this model has no null class to be guided against: sample at guidance scale 1, guide it against another network "
+                "(--guide RUN: an earlier checkpoint, or one without classes), or fine-tune it with a null row: adagn train "
+                "--init_from RUN --config FILE."
+            )
+
+    def check_guide(self, guide: "ClassConditionalPipeline") -> None:
+        """Raises InputError unless `guide` answers the same question: same pictures, noise schedule, and classes (or none)."""
+        ours, theirs = self.unet.config, guide.unet.config
+        for name, what in (("in_channels", "channels"), ("sample_size", "pixels a side")):
+            if ours[name] != theirs[name]:
+                raise InputError(
+                    f"the guide's pictures have {theirs[name]} {what}, the model's {ours[name]}: give another."
+                )
+        a, b = self.scheduler.alphas_cumprod, guide.scheduler.alphas_cumprod
+        if a.shape != b.shape or not torch.allclose(a.cpu(), b.cpu(), atol=1e-5):
+            raise InputError("the guide was trained on another noise schedule: give one with the model's own.")
+        if guide.labels.K and guide.labels.names != self.labels.names:
+            raise InputError(
+                f"the guide knows other classes ({', '.join(guide.labels.names[:4])}, ...) than the model "
+                f"({', '.join(self.labels.names[:4])}, ...): give one with the same classes, or with none."
             )
 
     def check_eta(self, eta: float) -> None:
@@ -119,39 +159,45 @@ class ClassConditionalPipeline(DiffusionPipeline):
     def __call__(
         self,
         classes: ClassSpec | None = None,
-        guidance_scale: float | Sequence[float] = 1.0,
+        guidance_scale: float | Sequence[float] | None = None,
         num_inference_steps: int = 50,
         seeds: int | Sequence[int] | None = None,
         eta: float = 0.0,
         output_type: str = "pil",
         return_dict: bool = True,
         told: "str | ClassPlan | Sequence[str | ClassPlan] | None" = None,
+        guidance: Guidance | None = None,
+        watch: Watch | None = None,
     ) -> ImagesOutput | tuple:
         """Sample one picture for each class given (or one class for each seed given).
 
         classes: as LabelSpace.parse takes them: "cat", 3, ["cat", 3], "all", "null"; None: all (null without classes).
-        guidance_scale: one, or one a picture; 1 is no guidance, and then there is no second pass.
+        guidance_scale: one, or one a picture; 1 (the default) is no guidance, and then there is no second pass.
         seeds: one a picture, or one number s for s, s + 1, ...; None draws fresh ones, which the output tells.
           A picture depends on (model, class, its own seed, settings), not on its batch, within 1e-5 in fp32.
         eta: ddim's noise, 0 none, 1 as much as ddpm. output_type: "pil" | "pt" | "np".
         told: in place of classes, pictures of several classes: "cat@coarse,dog@fine" (see `mixing.Mix`), a ClassPlan such as
           `mixing.Between`, or one a picture. Guidance is against null as ever.
+        guidance: in place of guidance_scale, with an interval, a schedule, another network to guide against: see `Guidance`.
+        watch: looks on (see `Watch`).
         Raises InputError for unknown classes, guidance without a null class, and grids that cannot be walked.
         """
         plans, seeds = _pair(self._plans(classes, told), seeds)
         count = len(plans)
-        scales = guidance_scales(guidance_scale, count)
-        guided = bool((scales != 1).any())
-        if guided:
+        if guidance is not None and guidance_scale is not None:
+            raise InputError("guidance_scale and guidance were given: give one of them.")
+        guidance = guidance or (UNGUIDED if guidance_scale is None else Guidance(guidance_scale))
+        guidance.scales(count)
+        if guidance.guide is not None:
+            self.check_guide(guidance.guide)
+        elif not guidance.off:
             self.check_guidance()
         if output_type not in ("pil", "pt", "np"):
             raise InputError(f"output_type is pil, pt or np, not {output_type!r}.")
         self.check_eta(eta)
 
         device = self._execution_device
-        nulls = [Mix.everywhere(self.labels.null_id, self.labels)] * count if guided else []
-        modulation = teller(self.unet, [*plans, *nulls])
-        scales = scales.to(device)
+        predict = self._predictor(plans, guidance, watch)
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         extra = {"generator": generators} if sampler_name(self.scheduler) in ("ddpm", "ddim") else {}
         extra |= {"eta": eta} if eta else {}
@@ -162,10 +208,11 @@ class ClassConditionalPipeline(DiffusionPipeline):
         x = torch.stack([torch.randn(shape, generator=g) for g in generators]).to(device)
         x = x * self.scheduler.init_noise_sigma
         with self.progress_bar(total=len(timesteps)) as bar:
-            for t in timesteps:
+            for t, call in zip(timesteps, network_calls(self.scheduler)):
                 x_t = self.scheduler.scale_model_input(x, t)
-                prediction = self._predict(x_t, modulation(t), scales if guided else None)
-                x = self.scheduler.step(self._clip(prediction, x_t, t), t, x, return_dict=False, **extra)[0]
+                prediction = predict(x_t, t, call)
+                prediction = self._clip(prediction, x_t, t, guidance, watch and partial(watch.predicted, call))
+                x = self.scheduler.step(prediction, t, x, return_dict=False, **extra)[0]
                 bar.update()
 
         images = (x / 2 + 0.5).clamp(0, 1)
@@ -191,26 +238,83 @@ class ClassConditionalPipeline(DiffusionPipeline):
                 raise InputError(f"told is a text such as 'cat@coarse,dog@fine' or a ClassPlan, not {plan!r}.")
         return [self.mix(plan) if isinstance(plan, str) else plan for plan in told]
 
-    def _predict(self, x: Tensor, m: Modulation, scales: Tensor | None) -> Tensor:
-        """The network's answer at x [N, C, H, W], float32. scales [N]: guided, m being N rows and then N that are told null."""
-        x_in = x if scales is None else torch.cat([x, x])
-        prediction = self.unet.denoise(x_in.to(self.unet.dtype), m).float()
-        if scales is None:
-            return prediction
-        cond, null = prediction.chunk(2)
-        channels = x.shape[1]  # a learned variance behind the mean comes from the conditional pass
-        return torch.cat([guide(cond[:, :channels], null[:, :channels], scales), cond[:, channels:]], dim=1)
+    def _predictor(
+        self, plans: list[ClassPlan], guidance: Guidance, watch: Watch | None = None
+    ) -> Callable[[Tensor, Tensor, Call], Tensor]:
+        """(x_t [N, C, H, W], t, the call) -> the guided prediction, [N, C or 2C, H, W], float32; one pass where guidance is off."""
+        one = self._one_pass(plans)
+        if guidance.off:
+            return lambda x, t, call: one(x, t)
+        both = self._two_passes(plans, guidance.guide)
+        scales = guidance.scales(len(plans)).to(self._execution_device)
 
-    def _clip(self, prediction: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
+        def predict(x: Tensor, t: Tensor, call: Call) -> Tensor:
+            strength = guidance.strength(call)
+            if not strength:
+                return one(x, t)
+            # every mean channel is guided; a learned variance behind them is the conditional pass's
+            prediction, against = both(x, t)
+            cond, variance = prediction.split([x.shape[1], prediction.shape[1] - x.shape[1]], dim=1)
+            if watch is not None:
+                watch.guided(call, cond, against)
+            return torch.cat([guidance.combine(cond, against, scales, strength), variance], dim=1)
+
+        return predict
+
+    def _one_pass(self, plans: list[ClassPlan]) -> Callable[[Tensor, Tensor], Tensor]:
+        """(x_t [N, C, H, W], t) -> the network's answer, float32."""
+        tell = teller(self.unet, plans)
+        return lambda x, t: self.unet.denoise(x.to(self.unet.dtype), tell(t)).float()
+
+    def _two_passes(
+        self, plans: list[ClassPlan], guide: "ClassConditionalPipeline | None"
+    ) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
+        """(x_t, t) -> the network's answer, and the one that is guided against, its C mean channels alone."""
+        if guide is None:
+            nulls = [Mix.everywhere(self.labels.null_id, self.labels)] * len(plans)
+            together = self._one_pass([*plans, *nulls])
+
+            def null_pass(x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+                cond, null = together(torch.cat([x, x]), t).chunk(2)
+                return cond, null[:, : x.shape[1]]
+
+            return null_pass
+
+        guide.unet.to(self._execution_device)
+        cond, weak = self._one_pass(plans), guide._one_pass(plans)
+        ours, theirs = (KIND_OF[p.scheduler.config.prediction_type] for p in (self, guide))
+
+        def guide_pass(x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+            against = weak(x, t)[:, : x.shape[1]]
+            if ours != theirs:
+                alpha, sigma = signal_and_noise(self.scheduler, t)
+                against = from_x0(to_x0(against, x, alpha, sigma, theirs), x, alpha, sigma, ours)
+            return cond(x, t), against
+
+        return guide_pass
+
+    def _clip(
+        self,
+        prediction: Tensor,
+        x_t: Tensor,
+        t: Tensor,
+        guidance: Guidance = UNGUIDED,
+        see: Callable[[Tensor], None] | None = None,
+    ) -> Tensor:
         """Clip the x0 that is meant, then say it again as eps or v, so that every sampler steps by what was clipped.
 
         Only ddpm is handed a learned variance.
         """
         prediction, variance = prediction.split([x_t.shape[1], prediction.shape[1] - x_t.shape[1]], dim=1)
-        if self.config.clip_x0:
+        limited = self.config.clip_x0 or guidance.threshold is not None
+        if limited or see is not None:
             kind = KIND_OF[self.scheduler.config.prediction_type]
             alpha, sigma = signal_and_noise(self.scheduler, t)
-            x0 = to_x0(prediction, x_t, alpha, sigma, kind).clamp(-1, 1)
+            x0 = to_x0(prediction, x_t, alpha, sigma, kind)
+            if see is not None:
+                see(x0)
+        if limited:
+            x0 = x0.clamp(-1, 1) if guidance.threshold is None else guidance.limit(x0)
             prediction = from_x0(x0, x_t, alpha, sigma, kind)
         learned = self.scheduler.config.get("variance_type") == "learned_range"
         return torch.cat([prediction, variance], dim=1) if learned else prediction

@@ -3,6 +3,7 @@
 The schedulers' own clipping is always off: x0 is clipped after guidance, in the pipeline (see there).
 """
 
+from dataclasses import dataclass
 from numbers import Integral
 
 import torch
@@ -176,3 +177,30 @@ def signal_and_noise(scheduler: SchedulerMixin, timestep: Tensor) -> tuple[float
         return alpha.item(), (ratio * alpha).item()
     alpha_bar = scheduler.alphas_cumprod[int(timestep)].double()
     return alpha_bar.sqrt().item(), (1 - alpha_bar).sqrt().item()
+
+
+@dataclass(frozen=True)
+class Call:
+    """One network call of a sampler: which one, at which step (heun calls twice a step), timestep, t / T, and noise level sigma_t / alpha_t."""
+
+    index: int
+    step: int
+    t: float
+    share: float
+    sigma: float
+
+
+def network_calls(scheduler: SchedulerMixin) -> list[Call]:
+    """The network calls to come, from noisy to clean. Call after `set_steps`."""
+    total = scheduler.config.num_train_timesteps
+    twice = sampler_name(scheduler) == "heun"
+    ratios = getattr(scheduler, "sigmas", None)
+    calls = []
+    for i, t in enumerate(scheduler.timesteps.tolist()):
+        if ratios is not None:
+            sigma = ratios[i].item()
+        else:
+            alpha_bar = scheduler.alphas_cumprod[int(t)].item()
+            sigma = ((1 - alpha_bar) / alpha_bar) ** 0.5 if alpha_bar else float("inf")
+        calls.append(Call(i, i // 2 if twice else i, t, t / total, sigma))
+    return calls

@@ -10,13 +10,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..config import DataConfig, read_config
+from ..config import DataConfig
 from ..data import ImageDataset, open_dataset
 from ..diffusion.objective import Objective, to_unit
 from ..diffusion.pipeline import KIND_OF, ClassConditionalPipeline, to_pixels
 from ..errors import InputError
-from ..loading import model_hash, open_pipeline
-from ..run import RunFolder
+from ..loading import model_hash, open_pipeline, recorded_data
 from .analysis import class_geometry, drift
 from .atlas import Atlas
 from .label_check import OPEN, UNUSED, Verdict, label_check
@@ -125,21 +124,8 @@ def heldout_pictures(
             "note: held out otherwise than in training (data.heldout_fraction): some of these pictures were trained on"
         )
     dataset = open_dataset(data, "heldout")
-    found = dataset.label_space.names
-    if pipe.labels.K and found != pipe.labels.names:
-        raise InputError(
-            f"the pictures of {dataset.name} have {len(found)} classes ({', '.join(found[:5])}, ...), the model has {pipe.labels.K} "
-            f"({', '.join(pipe.labels.names[:5])}, ...): give --data.classes, so that they are the same in the same order."
-        )
+    dataset.check_classes(pipe.labels)
     return dataset
-
-
-def recorded_data(source: str | Path) -> DataConfig | None:
-    """The data settings of the run that a run folder, its checkpoint or its pipeline folder belongs to."""
-    path = Path(source).resolve()
-    run = path.parent.parent if path.parent.name == "checkpoints" else path.parent if path.name == "pipeline" else path
-    file = RunFolder(run).config_file
-    return read_config(file).data if file.is_file() else None
 
 
 def _open(source: str | Path, weights: str) -> tuple[ClassConditionalPipeline, str]:

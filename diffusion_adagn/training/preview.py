@@ -8,7 +8,7 @@ import torch
 from ..config import RunConfig, TrainingConfig
 from ..data import ImageDataset
 from ..data.order import normal
-from ..diffusion.guidance import guidance_scales
+from ..diffusion.guidance import Guidance
 from ..diffusion.objective import Objective, to_unit
 from ..diffusion.pipeline import ClassConditionalPipeline, to_pixels
 from ..diffusion.schedule import make_scheduler, set_steps
@@ -24,7 +24,7 @@ def check_preview(config: RunConfig) -> None:
     """Raises InputError for preview settings that the first preview would stumble over, hours later."""
     training = config.training
     label_space(config).parse(training.preview_classes if config.model.class_conditional else "null")
-    guidance_scales(training.preview_guidance, 1)
+    Guidance(training.preview_guidance)
     set_steps(make_scheduler(config.diffusion), training.preview_steps)
 
 

@@ -9,8 +9,8 @@ from safetensors.torch import load_file, save_file
 
 from diffusion_adagn import ClassConditionalPipeline, LabelSpace
 from diffusion_adagn.config import DiffusionConfig
-from diffusion_adagn.diffusion.guidance import guide
-from diffusion_adagn.diffusion.schedule import SAMPLERS, make_scheduler
+from diffusion_adagn.diffusion.guidance import Guidance, guide
+from diffusion_adagn.diffusion.schedule import SAMPLERS, Call, make_scheduler
 from diffusion_adagn.errors import InputError
 
 LABELS = LabelSpace(("cat", "dog", "tench, Tinca tinca"))
@@ -150,7 +150,8 @@ def test_all_mean_channels_are_guided_and_the_variance_is_the_conditional_one(sa
     pipe = pipeline(unet).use_sampler(sampler)
     cond, null = torch.randn(1, 8, 8, 8), torch.randn(1, 8, 8, 8)
     unet.denoise = lambda x, m: torch.cat([cond, null])[: len(x)]
-    got = pipe._predict(torch.zeros(1, 4, 8, 8), unet.modulation(5, torch.tensor([0, 3])), torch.tensor([3.0]))
+    predict = pipe._predictor(pipe._plans("cat", None), Guidance(3.0))
+    got = predict(torch.zeros(1, 4, 8, 8), torch.tensor(5), Call(0, 0, 5.0, 0.005, 0.1))
     assert torch.allclose(got[:, :4], null[:, :4] + 3 * (cond[:, :4] - null[:, :4]), atol=1e-5)
     assert torch.equal(got[:, 4:], cond[:, 4:])
     pipe.scheduler.set_timesteps(5)

@@ -15,6 +15,8 @@ from ..errors import InputError, UsageError
 COMMANDS = {
     "train": "train a class-conditional diffusion model",
     "sample": "sample pictures by class label",
+    "evaluate": "measure pictures or a model against real ones",
+    "sweep": "guidance, intervals, steps and samplers, side by side with numbers",
     "trace": "see what the condition does, and whether the label is used",
     "data": "look at labelled images (adagn data inspect)",
     "ablate": "train the same run under several conditioning kinds, and compare",

@@ -1,0 +1,186 @@
+"""adagn evaluate"""
+
+import argparse
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+
+from ..errors import UsageError
+from .options import (
+    Parser,
+    add_config_options,
+    add_guidance_options,
+    add_measure_options,
+    config_overrides,
+    guidance_scales,
+    name_of_run,
+    number,
+)
+
+# options that mean something for a model alone
+SAMPLING = (
+    "w", "interval", "guidance_schedule", "rescale", "threshold", "guide", "sampler", "steps", "eta", "spacing", "classes", "count",
+    "seed", "weights", "precision", "keep",
+)  # fmt: skip
+
+
+def parser() -> Parser:
+    p = Parser(
+        prog="adagn evaluate",
+        usage="adagn evaluate RUN [--count 1000] [--guidance 2] [--against DATA] [options]\n"
+        "       adagn evaluate PICTURES --against DATA_OR_PICTURES_OR_REFERENCE.npz [options]\n"
+        "       adagn evaluate reference DATA --out FILE.npz [options]",
+        description="Measure a model's pictures, or pictures that are there already, against real ones: distances, precision and recall, "
+        "class accuracy, the real pictures nearest to a sampled one. reference: keep the real side in a file.",
+    )
+    p.add_argument(
+        "what",
+        metavar="RUN_OR_PICTURES",
+        help="a run, a checkpoint, a pipeline folder or owner/name on the hub; a folder of adagn sample, of pictures or of class "
+        "folders; an .npz of the ADM evaluator; or the word reference",
+    )
+    p.add_argument("real", nargs="?", metavar="DATA", help="after reference: the data or pictures")
+    add_guidance_options(p)
+    p.add_argument(
+        "--weights", choices=["ema", "raw"], default="ema", help="raw: the unaveraged weights of a checkpoint [ema]"
+    )
+    p.add_argument(
+        "--sampler", choices=["ddpm", "ddim", "dpm++", "unipc", "euler", "heun"], help="[the model's own: ddim]"
+    )
+    p.add_argument("--steps", type=int, default=50, metavar="INT", help="sampler steps [50]")
+    p.add_argument(
+        "--eta", type=float, default=0.0, metavar="NUMBER", help="ddim's noise: 0 none, 1 as much as ddpm [0]"
+    )
+    p.add_argument("--spacing", choices=["leading", "trailing", "linspace"], help="timestep spacing [the model's own]")
+    p.add_argument("--classes", help="names, ids or 'all', with commas between [all]")
+    p.add_argument("--count", type=int, default=1000, metavar="INT", help="pictures, over all classes together [1000]")
+    p.add_argument("--seed", type=int, default=0, metavar="INT", help="picture i starts from the noise of seed + i [0]")
+    add_measure_options(p)
+    p.add_argument(
+        "--neighbours",
+        type=int,
+        default=8,
+        metavar="INT",
+        help="rows of the sheet of real pictures that lie nearest to sampled ones; 0: do not look for them [8]",
+    )
+    p.add_argument("--keep", action="store_true", help="keep the sampled pictures, as samples.npz of the ADM evaluator")
+    p.add_argument("--out", metavar="DIR", help="where the numbers go [evaluations/NAME]; of reference: FILE.npz")
+    p.add_argument("--overwrite", action="store_true", help="replace the evaluation in DIR, or FILE.npz")
+    add_config_options(p, sections=["data"])
+    return p
+
+
+def run(argv: Sequence[str]) -> int:
+    p = parser()
+    args = p.parse(argv)
+    for name in ("count", "steps", "batch_size", "reference_count", "k"):
+        if getattr(args, name) < 1:
+            raise UsageError(f"--{name} must be at least 1, not {getattr(args, name)}.")
+    for name in ("seed", "neighbours"):
+        if getattr(args, name) < 0:
+            raise UsageError(f"--{name} must be at least 0, not {getattr(args, name)}.")
+    if args.extractor == "none":
+        raise UsageError(
+            "without an extractor there is nothing to evaluate; adagn sweep --extractor none gives the looks alone."
+        )
+    if args.what == "reference":
+        return _reference(p, args, argv)
+    if args.real is not None:
+        raise UsageError(
+            f"adagn evaluate takes one model or one set of pictures; '{args.real}' is more: say --against {args.real}."
+        )
+    scales = guidance_scales(args)
+    if len(scales) > 1:
+        raise UsageError("--guidance takes one scale here; adagn sweep measures several, side by side.")
+    return _model(args, argv, scales[0]) if _is_model(args.what) else _pictures(p, args, argv)
+
+
+def _is_model(what: str) -> bool:
+    """Whether it is a model rather than pictures; of a path that is not there, whether it looks like one on the hub."""
+    path = Path(what)
+    if path.suffix == ".npz" or path.is_file():
+        return False
+    marks = ("config.yaml", "state.json", "model_index.json", "pipeline/model_index.json")
+    return not path.is_dir() or any((path / mark).is_file() for mark in marks)
+
+
+def _model(args: argparse.Namespace, argv: Sequence[str], scale: float) -> int:
+    rescale, threshold = number(args.rescale, "--rescale"), number(args.threshold, "--threshold", none=True)
+    if args.out is None:
+        args.out = Path("evaluations") / name_of_run(args.what)
+
+    from ..run import check_model_path
+
+    check_model_path(args.what)
+    if args.guide is not None:
+        check_model_path(args.guide)
+    from ..evaluation.evaluate import Sampling, evaluate_model
+
+    sampling = Sampling(
+        scale=scale,
+        interval=args.interval,
+        schedule=args.guidance_schedule,
+        rescale=rescale,
+        threshold=threshold,
+        guide=args.guide,
+        sampler=args.sampler,
+        steps=args.steps,
+        eta=args.eta,
+        spacing=args.spacing,
+        classes=args.classes,
+        count=args.count,
+        seed=args.seed,
+        precision=args.precision,
+        weights=args.weights,
+    )
+    evaluate_model(args.what, sampling, _request(args, argv), Path(args.out))
+    return 0
+
+
+def _pictures(p: Parser, args: argparse.Namespace, argv: Sequence[str]) -> int:
+    _refuse(p, args, SAMPLING, "says how a model is sampled, and these pictures are there already")
+    path = Path(args.what)
+    if not path.exists():
+        raise UsageError(f"there is no file {path}.")
+    guidance = None if args.guidance is None else guidance_scales(args)[0]
+
+    from ..evaluation.evaluate import evaluate_pictures
+
+    evaluate_pictures(path, guidance, _request(args, argv), Path(args.out or Path("evaluations") / path.resolve().stem))
+    return 0
+
+
+def _reference(p: Parser, args: argparse.Namespace, argv: Sequence[str]) -> int:
+    _refuse(p, args, ("guidance", *SAMPLING, "against", "neighbours"), "has no meaning for adagn evaluate reference")
+    if args.real is None or args.out is None:
+        raise UsageError("which data, and where to? adagn evaluate reference DATA --out FILE.npz")
+
+    from ..evaluation.evaluate import store_reference
+
+    args.against = args.real
+    store_reference(_request(args, argv), Path(args.out))
+    return 0
+
+
+def _refuse(p: Parser, args: argparse.Namespace, names: Sequence[str], why: str) -> None:
+    for name in names:
+        if getattr(args, name) != p.get_default(name):
+            raise UsageError(f"--{name} {why}: leave it out.")
+
+
+def _request(args: argparse.Namespace, argv: Sequence[str]):
+    from ..evaluation.evaluate import EvaluateRequest
+
+    return EvaluateRequest(
+        against=args.against,
+        data=config_overrides(args),
+        extractor=args.extractor,
+        judge=args.judge == "auto",
+        reference_count=args.reference_count,
+        k=args.k,
+        batch_size=args.batch_size,
+        neighbours=args.neighbours,
+        keep=args.keep,
+        overwrite=args.overwrite,
+        command=f"adagn evaluate {shlex.join(argv)}",
+    )

@@ -1,0 +1,114 @@
+"""adagn sweep"""
+
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+
+from ..config import RunConfig, apply, check
+from ..errors import UsageError
+from .options import (
+    Parser,
+    add_config_options,
+    add_guidance_options,
+    add_measure_options,
+    add_model_options,
+    config_overrides,
+    guidance_scales,
+    name_of_run,
+    numbers,
+    words,
+)
+
+
+def parser() -> Parser:
+    p = Parser(
+        prog="adagn sweep",
+        usage="adagn sweep RUN --guidance 1:4:0.5 [--interval none,t:200-800] [--steps 10,25] [--count 1000] [options]",
+        description="The same pictures at every combination of these settings, measured: curves, grids, and which settings are best by "
+        "which number. Stopped, it goes on by the same command; settings may be added later.",
+    )
+    add_model_options(p)
+    add_guidance_options(p, several=True)
+    p.add_argument(
+        "--sampler", default="own", metavar="NAME,...", help="ddpm, ddim, dpm++, unipc, euler, heun [the model's own]"
+    )
+    p.add_argument("--steps", default="25", metavar="INT,...", help="sampler steps [25]")
+    p.add_argument("--eta", default="0", metavar="NUMBER,...", help="ddim's noise: 0 none, 1 as much as ddpm [0]")
+    p.add_argument("--spacing", choices=["leading", "trailing", "linspace"], help="timestep spacing [the model's own]")
+    p.add_argument("--classes", help="names, ids or 'all', with commas between [all]")
+    p.add_argument(
+        "--count", type=int, default=1000, metavar="INT", help="pictures a point, over all classes together [1000]"
+    )
+    p.add_argument(
+        "--seed",
+        type=int,
+        default=0,
+        metavar="INT",
+        help="picture i starts from the noise of seed + i at every point [0]",
+    )
+    p.add_argument("--confirm", action="store_true", help="the best settings once more, with fresh seeds")
+    add_measure_options(p)
+    p.add_argument("--out", metavar="DIR", help="where the report goes [sweeps/NAME]")
+    add_config_options(p, sections=["data"])
+    return p
+
+
+def run(argv: Sequence[str]) -> int:
+    args = parser().parse(argv)
+    for name in ("count", "batch_size", "reference_count", "k"):
+        if getattr(args, name) < 1:
+            raise UsageError(f"--{name} must be at least 1, not {getattr(args, name)}.")
+    if args.seed < 0:
+        raise UsageError(f"--seed must be at least 0, not {args.seed}.")
+    settings = {
+        "scales": guidance_scales(args),
+        "intervals": words(args.interval, "--interval"),
+        "schedules": words(args.guidance_schedule, "--guidance_schedule"),
+        "rescales": numbers(args.rescale, "--rescale"),
+        "thresholds": [
+            None if w == "none" else numbers(w, "--threshold")[0] for w in words(args.threshold, "--threshold")
+        ],
+        "samplers": [None if w == "own" else w for w in words(args.sampler, "--sampler")],
+        "steps": numbers(args.steps, "--steps", int),
+        "etas": numbers(args.eta, "--eta"),
+    }
+    overrides = config_overrides(args)
+
+    from ..run import check_model_path
+
+    check_model_path(args.run)
+    if args.guide is not None:
+        check_model_path(args.guide)
+    from ..experiments.sweep import SweepRequest, sweep
+    from ..loading import recorded_data
+
+    data = None
+    if overrides or args.against is not None:
+        config = RunConfig()
+        if args.against is not None:
+            overrides["data.source"] = args.against  # other data: nothing of the run's own settings holds for it
+        else:
+            config.data = recorded_data(args.run) or config.data
+        apply(config, overrides, where="on the command line", error=UsageError)
+        check(config)
+        data = config.data
+    request = SweepRequest(
+        **settings,
+        spacing=args.spacing,
+        guide=args.guide,
+        classes=args.classes,
+        count=args.count,
+        seed=args.seed,
+        batch_size=args.batch_size,
+        precision=args.precision,
+        weights=args.weights,
+        data=data,
+        extractor=args.extractor,
+        judge=args.judge == "auto",
+        reference_count=args.reference_count,
+        k=args.k,
+        confirm=args.confirm,
+    )
+    out = Path(args.out or Path("sweeps") / name_of_run(args.run))
+    sweep(args.run, request, out, command=f"adagn sweep {shlex.join(argv)}")
+    return 0

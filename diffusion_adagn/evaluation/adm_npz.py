@@ -1,0 +1,48 @@
+"""The .npz files of OpenAI's ADM evaluator: arr_0 pictures uint8 [N, H, W, 3], arr_1 labels int64 [N] (if they have any)."""
+
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ..errors import InputError
+from ..folders import file_into_place
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """pixels: uint8 [N, H, W, C]; labels: int64 [N] or None."""
+
+    pixels: np.ndarray
+    labels: np.ndarray | None
+
+
+def write_npz(file: Path, pixels: np.ndarray, labels: np.ndarray | None = None) -> Path:
+    """pixels: uint8 [N, H, W, C], gray ones written as RGB, which is all that the evaluator reads; labels: int [N] or None."""
+    arrays = {"arr_0": np.repeat(pixels, 3, axis=3) if pixels.shape[3] == 1 else pixels}
+    if labels is not None:
+        arrays["arr_1"] = np.asarray(labels, dtype=np.int64)
+    return file_into_place(file, lambda beside: np.savez(beside, **arrays))
+
+
+def read_npz(file: Path) -> Pictures:
+    """Raises InputError for a file that does not hold such pictures, and for one that would run code."""
+    try:
+        with np.load(file, allow_pickle=False) as arrays:
+            if "arr_0" not in arrays:
+                raise InputError(
+                    f"{file} holds {', '.join(arrays.files[:5]) or 'nothing'}: expected arr_0, uint8 [N, H, W, 3], and arr_1, labels [N]."
+                )
+            pixels, labels = arrays["arr_0"], arrays["arr_1"] if "arr_1" in arrays else None
+    except (OSError, ValueError, zipfile.BadZipFile, EOFError, KeyError, AttributeError, TypeError) as error:
+        raise InputError(f"{file} is no .npz of pictures: {error}") from None
+    if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[3] not in (1, 3) or not len(pixels):
+        raise InputError(f"arr_0 of {file} is {pixels.dtype} {list(pixels.shape)}: expected uint8 [N, H, W, 3].")
+    if labels is None:
+        return Pictures(pixels, None)
+    if labels.shape != pixels.shape[:1] or not np.issubdtype(labels.dtype, np.integer):
+        raise InputError(
+            f"arr_1 of {file} is {labels.dtype} {list(labels.shape)}: expected a whole number for each of {len(pixels)} pictures."
+        )
+    return Pictures(pixels, labels.astype(np.int64))

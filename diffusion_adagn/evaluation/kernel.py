@@ -1,0 +1,76 @@
+"""The kernel distance between two sets of features, in float64 and in blocks: nothing of size [N, M] is ever held."""
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from .measured import BLOCK, Measured, blocks, checked, same_extractor
+
+
+def _kernel(x: Tensor, y: Tensor) -> Tensor:
+    """(x.y / D + 1)^3 of every pair, float64 (Binkowski et al. 2018, section 4)."""
+    base = (x.double() @ y.double().T).div_(x.shape[1]).add_(1)
+    return base.square().mul_(base)
+
+
+class KernelReference:
+    """Reference features [M, D] for `kid`, which computes their M^2 kernels at the first call and keeps the means."""
+
+    def __init__(self, features: np.ndarray, device: str = "cpu", block: int = BLOCK):
+        self.features = torch.from_numpy(checked(features, "the reference")).to(device)
+        self.block, self._own = block, None
+
+    def own(self, progress: bool = False) -> Tensor:
+        """For each picture the mean kernel with the others, [M] float64."""
+        if self._own is None:
+            self._own = _own(self.features, self.block, progress)
+        return self._own
+
+
+def _own(x: Tensor, block: int, progress: bool) -> Tensor:
+    """For each picture the mean kernel with every other one, [N] float64; each pair is computed once."""
+    sums, parts = torch.zeros(len(x), dtype=torch.float64, device=x.device), list(blocks(len(x), block))
+    pairs = [(a, b) for i, a in enumerate(parts) for b in parts[i:]]
+    for a, b in tqdm(pairs, desc="kernels", unit="block", leave=False, disable=not progress):
+        kernel = _kernel(x[a], x[b])
+        if a == b:
+            kernel.fill_diagonal_(0)
+        else:
+            sums[b] += kernel.sum(0)
+        sums[a] += kernel.sum(1)
+    return sums / (len(x) - 1)
+
+
+def _mutual(x: Tensor, y: Tensor, block: int, progress: bool) -> tuple[Tensor, Tensor]:
+    """The mean kernel of each of x with all of y, [N], and of each of y with all of x, [M]."""
+    of_x, of_y = (torch.zeros(len(z), dtype=torch.float64, device=x.device) for z in (x, y))
+    pairs = [(a, b) for a in blocks(len(x), block) for b in blocks(len(y), block)]
+    for a, b in tqdm(pairs, desc="kernels with the reference", unit="block", leave=False, disable=not progress):
+        kernel = _kernel(x[a], y[b])
+        of_x[a] += kernel.sum(1)
+        of_y[b] += kernel.sum(0)
+    return of_x / len(y), of_y / len(x)
+
+
+def kid(
+    x: np.ndarray, y: np.ndarray | KernelReference, device: str = "cpu", block: int = BLOCK, progress: bool = False
+) -> Measured:
+    """Unbiased MMD^2 with the kernel (x.y / D + 1)^3 between pictures [N, D] and a reference [M, D], over all pairs
+    (Binkowski et al. 2018; Gretton et al. 2012, eq. 3). May lie below 0. N, M >= 2.
+
+    Give a `KernelReference` where the same one serves several times; its device is taken. standard_error: of both samples.
+    Where the two agree, the first order vanishes and the true spread, then of order 1 / N, is more than what is told here.
+    """
+    y = y if isinstance(y, KernelReference) else KernelReference(y, device, block)
+    x = torch.from_numpy(checked(x)).to(y.features.device)
+    n, m = len(x), len(y.features)
+    same_extractor(x.shape[1], y.features.shape[1])
+    if min(n, m) < 2:
+        return Measured.blank(f"{n:,} sampled and {m:,} reference pictures: a kernel distance needs two of each")
+    own_x, own_y = _own(x, block, progress), y.own(progress)
+    x_to_y, y_to_x = _mutual(x, y.features, block, progress)
+    value = own_x.mean() + own_y.mean() - 2 * x_to_y.mean()
+    of_x, of_y = 2 * (own_x - x_to_y), 2 * (own_y - y_to_x)
+    influence = (of_x - of_x.mean()).cpu().numpy()
+    return Measured(value.item(), influence, (of_x.var() / n + of_y.var() / m).sqrt().item())

@@ -1,0 +1,248 @@
+"""Every metric at once, over all pictures and for each class, against a reference that is prepared once and serves many times."""
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import numpy as np
+from tqdm import tqdm
+
+from ..errors import InputError
+from .gaussian import Gaussian, frechet, singular
+from .kernel import KernelReference, kid
+from .measured import Measured, checked, checked_labels, same_extractor
+from .metrics import METRICS, accuracy, inception_score
+from .neighbours import precision_recall, radii
+
+FEW = 50  # pictures of a class, below which its metrics are warned about
+NAMED = 5  # classes that a note names before it counts the rest
+BY_CLASS = ("frechet", "kid", "accuracy")
+STATISTICS_ONLY = (
+    "the reference is a mean and a covariance alone, which serve only frechet; give its pictures to measure this"
+)
+NO_PROBABILITIES = "these features come without class probabilities; use an extractor that is a classifier"
+NO_LABELS = "the sampled pictures have no labels"
+
+
+class Target:
+    """What pictures are measured against. What its metrics need of it is computed at the first call and kept.
+
+    features: [M, D] of the reference's pictures. labels: int64 [M] or None; with them each class can be measured too.
+    k: neighbours of precision, recall, density and coverage. device: where all metrics are computed.
+    Raises InputError for features that are not finite and labels that are not one a picture.
+    """
+
+    def __init__(self, features: np.ndarray, labels: np.ndarray | None = None, k: int = 5, device: str = "cpu"):
+        self.features = checked(features, "the reference")
+        self.labels = None if labels is None else checked_labels(labels, len(self.features))
+        self.k, self.device = k, device
+        self._radii: dict[int, np.ndarray] = {}
+        self._classes: dict[int, Target | None] = {}
+
+    @classmethod
+    def of_gaussian(cls, gaussian: Gaussian, device: str = "cpu") -> "Target":
+        """Of published statistics without pictures: they serve frechet, and the other metrics say why they are blank."""
+        target = cls.__new__(cls)
+        target.features = target.labels = None
+        target.k, target.device, target.gaussian = 5, device, gaussian
+        target._radii, target._classes = {}, {}
+        return target
+
+    @property
+    def dimension(self) -> int:
+        """D, the number of features."""
+        return len(self.gaussian.mean) if self.features is None else self.features.shape[1]
+
+    @cached_property
+    def gaussian(self) -> Gaussian:
+        return Gaussian.of(self.features, self.device)
+
+    @cached_property
+    def kernel(self) -> KernelReference:
+        return KernelReference(self.features, self.device)
+
+    def radii(self, k: int, progress: bool = False) -> np.ndarray:
+        """The distance of each picture to its k-th nearest other one, float64 [M]."""
+        if k not in self._radii:
+            self._radii[k] = radii(self.features, k, self.device, progress=progress)
+        return self._radii[k]
+
+    def of_class(self, label: int) -> "Target | None":
+        """Its pictures of one class alone; None where there are none."""
+        if label not in self._classes:
+            mine = self.labels == label
+            self._classes[label] = Target(self.features[mine], None, self.k, self.device) if mine.any() else None
+        return self._classes[label]
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """overall: each of METRICS over all N pictures. per_class: frechet, kid and accuracy, a list with one for each class.
+
+    A class's influences are in the order in which its pictures stand. per_class is {} where it was not asked for or the sampled
+    pictures have no labels or classes. notes: a sentence each on what is blank or doubtful.
+    """
+
+    overall: dict[str, Measured]
+    per_class: dict[str, list[Measured]]
+    notes: list[str]
+
+
+def measure(
+    pooled: np.ndarray,
+    probabilities: np.ndarray | None,
+    labels: np.ndarray | None,
+    target: Target,
+    class_names: list[str] | None,
+    k: int | None = None,
+    per_class: bool = True,
+    progress: bool = False,
+) -> Measurement:
+    """Measure pictures by their features [N, D] and, where they have them, class probabilities [N, K] and labels int64 [N].
+
+    labels: the class each was sampled as, 0..len(class_names)-1; others (null) count overall, but in no class and no accuracy.
+    probabilities: over class_names. k: neighbours; None: the target's. Raises InputError for features that are not finite or of
+    another number than the target's, and for probabilities and labels that are not one row a picture.
+    """
+    pooled, k = checked(pooled, "the sampled pictures"), target.k if k is None else k
+    n = len(pooled)
+    same_extractor(pooled.shape[1], target.dimension)
+    labels = None if labels is None else checked_labels(labels, n)
+    if probabilities is not None and len(probabilities) != n:
+        raise InputError(
+            f"there are {n:,} pictures, but probabilities of {len(probabilities):,}; expected one row a picture."
+        )
+    found = {**_by_features(pooled, target, k, progress), **_by_probabilities(probabilities, labels, class_names)}
+    overall = {name: found[name] for name in METRICS}
+    classes, notes = {}, _blanks(overall)
+    if per_class and labels is not None and class_names is not None:
+        classes = _by_class(pooled, probabilities, labels, target, class_names, progress)
+        notes += _class_notes(labels, target, class_names)
+    return Measurement(overall, classes, notes)
+
+
+def _by_features(pooled: np.ndarray, target: Target, k: int, progress: bool) -> dict[str, Measured]:
+    found = {"frechet": _frechet(pooled, target)}
+    if target.features is None:
+        return found | {
+            name: Measured.blank(STATISTICS_ONLY) for name in ("kid", "precision", "recall", "density", "coverage")
+        }
+    found["kid"] = kid(pooled, target.kernel, progress=progress)
+    enough = 1 <= k < min(len(pooled), len(target.features))
+    known = target.radii(k, progress) if enough else None
+    return found | precision_recall(pooled, target.features, k, known, target.device, progress=progress)
+
+
+def _frechet(pooled: np.ndarray, target: Target) -> Measured:
+    if target.features is not None and (why := singular(*pooled.shape, len(target.features))):
+        return Measured.blank(why)  # before a [D, D] of each of a thousand classes is made and kept
+    return frechet(pooled, target.gaussian, target.device)
+
+
+def _by_probabilities(
+    probabilities: np.ndarray | None, labels: np.ndarray | None, class_names: list[str] | None
+) -> dict[str, Measured]:
+    if probabilities is None:
+        return {name: Measured.blank(NO_PROBABILITIES) for name in ("inception_score", "accuracy")}
+    return {
+        "inception_score": inception_score(probabilities),
+        "accuracy": _accuracy(probabilities, labels, class_names),
+    }
+
+
+def _accuracy(probabilities: np.ndarray, labels: np.ndarray | None, class_names: list[str] | None) -> Measured:
+    told = probabilities.shape[1]
+    if labels is None:
+        return Measured.blank(NO_LABELS)
+    if class_names is not None and told != len(class_names):
+        return Measured.blank(
+            f"the classifier tells {told:,} classes apart and the pictures have {len(class_names):,} others"
+        )
+    return accuracy(probabilities, labels)
+
+
+def _by_class(
+    pooled: np.ndarray,
+    probabilities: np.ndarray | None,
+    labels: np.ndarray,
+    target: Target,
+    class_names: list[str],
+    progress: bool,
+) -> dict[str, list[Measured]]:
+    found: dict[str, list[Measured]] = {name: [] for name in BY_CLASS}
+    for label, name in enumerate(tqdm(class_names, desc="classes", unit="class", leave=False, disable=not progress)):
+        mine = labels == label
+        if not mine.any():
+            one = dict.fromkeys(BY_CLASS, Measured.blank(f"no picture of the class {name} was sampled"))
+        else:
+            one = _against(pooled[mine], target, label, name)
+            judged = None if probabilities is None else probabilities[mine]
+            right = Measured.blank(NO_PROBABILITIES) if judged is None else _accuracy(judged, labels[mine], class_names)
+            one["accuracy"] = _warned(right, _few(int(mine.sum())))
+        for metric, measured in one.items():
+            found[metric].append(measured)
+    return found
+
+
+def _against(pooled: np.ndarray, target: Target, label: int, name: str) -> dict[str, Measured]:
+    """One class's pictures against the reference's of that class."""
+
+    def blank(why: str) -> dict[str, Measured]:
+        return {metric: Measured.blank(why) for metric in ("frechet", "kid")}
+
+    if target.labels is None:
+        return blank("the reference has no labels, so its pictures of one class are not known")
+    reference = target.of_class(label)
+    if reference is None:
+        return blank(f"no picture of the reference is of the class {name}")
+    if len(reference.features) < 2:
+        return blank(f"one picture of the reference is of the class {name}; it takes two or more")
+    few = _few(len(pooled), len(reference.features))
+    found = {"frechet": _frechet(pooled, reference), "kid": kid(pooled, reference.kernel)}
+    return {metric: _warned(measured, few) for metric, measured in found.items()}
+
+
+def _few(sampled: int, reference: int = FEW) -> str:
+    """A warning, where there are few."""
+    if sampled < FEW:
+        return f"{_pictures(sampled)}: the spread is large"
+    return f"{_pictures(reference)} of the reference: the spread is large" if reference < FEW else ""
+
+
+def _pictures(count: int) -> str:
+    return f"{count:,} picture{'s' * (count != 1)}"
+
+
+def _warned(measured: Measured, warning: str) -> Measured:
+    """With the warning, where it has a value to warn of."""
+    if measured.value is None or not warning:
+        return measured
+    return replace(measured, why="; ".join(filter(None, (warning, measured.why))))
+
+
+def _blanks(overall: dict[str, Measured]) -> list[str]:
+    """One sentence for each reason among the metrics."""
+    groups: dict[tuple[str, bool], list[str]] = {}
+    for name, measured in overall.items():
+        if measured.why:
+            groups.setdefault((measured.why, measured.value is None), []).append(METRICS[name].title)
+    return [f"{', '.join(titles)}{' left blank' * blank}: {why}." for (why, blank), titles in groups.items()]
+
+
+def _class_notes(labels: np.ndarray, target: Target, class_names: list[str]) -> list[str]:
+    """A sentence on the classes with few pictures, and one on those that the reference does not have."""
+    sampled = [(name, int((labels == label).sum())) for label, name in enumerate(class_names)]
+    notes = [_listed(f"Fewer than {FEW} sampled pictures", [f"{name} ({n})" for name, n in sampled if n < FEW])]
+    if target.labels is None:
+        return [*filter(None, notes), "The reference has no labels, so classes are measured by accuracy alone."]
+    there = [(name, int((target.labels == label).sum())) for label, name in enumerate(class_names)]
+    few = [f"{name} ({n})" for name, n in there if 0 < n < FEW]
+    notes.append(_listed(f"Fewer than {FEW} reference pictures", few))
+    notes.append(_listed("No reference picture", [name for name, n in there if not n]))
+    return [*filter(None, notes)]
+
+
+def _listed(what: str, classes: list[str]) -> str:
+    """ "what: cat (12), dog (3) and 4 more classes."; "" without any."""
+    more = len(classes) - NAMED
+    tail = f" and {more} more class{'es' * (more > 1)}" if more > 0 else ""
+    return f"{what}: {', '.join(classes[:NAMED])}{tail}." if classes else ""

@@ -1,0 +1,77 @@
+"""What a metric answers, and what every metric asks of the features it is given."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from ..errors import InputError
+
+BLOCK = 2048  # pictures: a block against a block is 32 MB
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A metric of N sampled pictures. value: None where it could not be measured.
+
+    influence: float64 [N], mean 0. Draw the N sampled pictures again with repetition, and the value becomes about value plus the mean
+    of the drawn influences (first order; the reference is held fixed). None without a value.
+    standard_error: of the value; None where fewer than two pictures leave it open. why: why there is no value, or a warning on it.
+    """
+
+    value: float | None
+    influence: np.ndarray | None = field(repr=False)
+    standard_error: float | None
+    why: str = ""
+
+    @classmethod
+    def blank(cls, why: str) -> "Measured":
+        return cls(None, None, None, why)
+
+    @classmethod
+    def of(cls, value: float, influence: np.ndarray, why: str = "") -> "Measured":
+        """With the standard error that the influence alone gives: its standard deviation / sqrt(N)."""
+        n = len(influence)
+        influence = np.asarray(influence, dtype=np.float64)
+        influence = influence - influence.mean()
+        return cls(float(value), influence, float(influence.std(ddof=1) / n**0.5) if n > 1 else None, why)
+
+
+def checked(features: np.ndarray, of: str = "the pictures") -> np.ndarray:
+    """The features [N, D], C-contiguous and writeable as torch wants them. Raises InputError where they are no finite table."""
+    features = np.require(features, requirements=["C", "W"])
+    if features.ndim != 2 or not all(features.shape):
+        raise InputError(
+            f"the features of {of} have the shape {list(features.shape)}; expected [N, D], one row a picture."
+        )
+    bad = sum(int((~np.isfinite(features[rows]).all(1)).sum()) for rows in blocks(len(features)))
+    if bad:
+        raise InputError(
+            f"the features of {bad:,} of {len(features):,} ({of}) hold nan or inf, and no metric can be read from them. "
+            "Look at those pictures, and extract the features again in float32."
+        )
+    return features
+
+
+def same_extractor(x: int, y: int) -> None:
+    """Raises InputError where pictures and reference have unequal numbers of features."""
+    if x != y:
+        raise InputError(
+            f"the sampled pictures have {x:,} features and the reference {y:,}: they were made with another extractor. "
+            "Extract both with the same one."
+        )
+
+
+def blocks(n: int, size: int = BLOCK) -> Iterator[slice]:
+    """0..n-1 in slices of at most that size."""
+    return (slice(start, min(start + size, n)) for start in range(0, n, size))
+
+
+def checked_labels(labels: np.ndarray, n: int) -> np.ndarray:
+    """The labels as int64 [n]. Raises InputError where they are no n integers."""
+    labels = np.asarray(labels)
+    if labels.shape != (n,) or labels.dtype.kind not in "iu":
+        raise InputError(
+            f"the labels are {labels.dtype} of shape {list(labels.shape)}; expected one integer for each of {n:,} pictures."
+        )
+    return labels.astype(np.int64)

@@ -1,0 +1,94 @@
+"""Metrics of sampled pictures against real ones, from features: all of them by name, and those of class probabilities."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+
+from ..errors import InputError
+from .gaussian import Gaussian, Moments, frechet, frechet_distance
+from .kernel import KernelReference, kid
+from .measured import Measured, checked, checked_labels
+
+__all__ = [
+    "METRICS",
+    "Gaussian",
+    "KernelReference",
+    "Kind",
+    "Measured",
+    "Moments",
+    "accuracy",
+    "frechet",
+    "frechet_distance",
+    "inception_score",
+    "kid",
+]
+
+PER_CLASS = 10  # pictures for each class, below which an inception score is warned about
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A metric: how it is called, whether lower or higher is better, and what a bad value of it says."""
+
+    title: str
+    better: Literal["lower", "higher"]
+    about: Literal["fidelity", "diversity", "both"]
+
+
+METRICS = {
+    "frechet": Kind("Frechet distance", "lower", "both"),
+    "kid": Kind("Kernel distance", "lower", "both"),
+    "precision": Kind("Precision", "higher", "fidelity"),
+    "recall": Kind("Recall", "higher", "diversity"),
+    "density": Kind("Density", "higher", "fidelity"),
+    "coverage": Kind("Coverage", "higher", "diversity"),
+    "inception_score": Kind("Inception score", "higher", "fidelity"),
+    "accuracy": Kind("Accuracy", "higher", "fidelity"),
+}
+
+
+def _probabilities(probabilities: np.ndarray) -> np.ndarray:
+    """As float64 [N, K]. Raises InputError where rows do not sum to 1."""
+    p = checked(probabilities).astype(np.float64)
+    sums = p.sum(1)
+    if p.min() < 0 or np.abs(sums - 1).max() > 1e-3:
+        raise InputError(
+            f"probabilities lie in 0..1 and sum to 1 for each picture; these begin at {p.min():.3g} and sum to "
+            f"{sums.min():.3g}..{sums.max():.3g}. Take the softmax of logits."
+        )
+    return p
+
+
+def inception_score(probabilities: np.ndarray) -> Measured:
+    """exp of the mean KL(p || mean p) of class probabilities [N, K], 1..K (Salimans et al. 2016), over all pictures at once: no splits."""
+    p = _probabilities(probabilities)
+    n, k = p.shape
+    mean = p.mean(0)
+    divergence = torch.special.xlogy(torch.from_numpy(p), torch.from_numpy(p)).sum(1).numpy()
+    divergence = divergence - p @ np.log(np.where(mean > 0, mean, 1))
+    score = float(np.exp(divergence.mean()))
+    why = (
+        f"{n:,} pictures for {k:,} classes: below {PER_CLASS} a class the score is too low" if n < PER_CLASS * k else ""
+    )
+    return Measured.of(score, score * (divergence - divergence.mean()), why)
+
+
+def accuracy(probabilities: np.ndarray, labels: np.ndarray) -> Measured:
+    """The share of pictures whose likeliest class is the label they were asked for. probabilities: [N, K]; labels: int64 [N].
+
+    Labels outside 0..K-1 (null) do not count and have no influence; a picture that does then weighs N / counted. Raises InputError
+    where there is not one label a picture.
+    """
+    p = _probabilities(probabilities)
+    n, k = p.shape
+    labels = checked_labels(labels, n)
+    counts = (labels >= 0) & (labels < k)
+    left = n - int(counts.sum())
+    if left == n:
+        return Measured.blank(f"none of the {n:,} labels is one of the {k:,} classes")
+    right = p.argmax(1) == labels
+    value = right[counts].mean()
+    why = f"{left:,} of {n:,} pictures have no label among the {k:,} classes and do not count" if left else ""
+    return Measured.of(value, counts * (right - value) * (n / (n - left)), why)

@@ -1,0 +1,163 @@
+"""Who lies near whom: precision, recall, density and coverage by nearest neighbours, and the nearest picture of another set.
+
+Distances are Euclidean and float64, |a|^2 + |b|^2 - 2 a.b of centred features; pictures are taken in blocks.
+"""
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from ..errors import InputError
+from .measured import BLOCK, Measured, blocks, checked, same_extractor
+
+ROUNDING = 1e-12  # of the squared lengths: two squared distances that differ by less are equal
+
+
+class _Table:
+    """Features [N, D] on a device, given out centred and in float64, block by block."""
+
+    def __init__(self, features: np.ndarray, device: str, centre: Tensor | None = None):
+        self.features = torch.from_numpy(features).to(device)
+        self.centre = self.features.mean(0, dtype=torch.float64) if centre is None else centre
+
+    def __len__(self) -> int:
+        return len(self.features)
+
+    def __getitem__(self, rows: slice) -> Tensor:
+        return self.features[rows].double() - self.centre
+
+    def bounds(self, radii: Tensor, block: int) -> Tensor:
+        """What a squared distance must lie below to be inside the ball round each picture, [N]: ties are outside, rounded or not."""
+        lengths = torch.cat([self[rows].square().sum(1) for rows in blocks(len(self), block)])
+        return radii.square() - ROUNDING * (lengths + radii.square())
+
+
+def _squared(a: Tensor, b: Tensor) -> Tensor:
+    """Squared distances [n, m] of blocks [n, D] and [m, D]."""
+    sums = a.square().sum(1)[:, None] + b.square().sum(1)
+    return sums.addmm_(a, b.T, alpha=-2).clamp_(min=0)
+
+
+def _smallest(x: _Table, y: _Table, count: int, itself: bool, block: int, progress: bool) -> tuple[Tensor, Tensor]:
+    """The `count` smallest squared distances of each of x to y, ascending, and their places in y: [N, count] float64 and int64.
+
+    itself: whether x_i may be its own neighbour y_i.
+    """
+    found = []
+    strips = tqdm(list(blocks(len(x), block)), desc="neighbours", unit="block", leave=False, disable=not progress)
+    for rows in strips:
+        a = x[rows]
+        best, place = a.new_empty(len(a), 0), torch.empty(len(a), 0, dtype=torch.int64, device=a.device)
+        for columns in blocks(len(y), block):
+            squared = _squared(a, y[columns])
+            if rows == columns and not itself:
+                squared.fill_diagonal_(torch.inf)
+            new, at = squared.topk(min(count, squared.shape[1]), largest=False)
+            best, place = torch.cat([best, new], 1), torch.cat([place, at + columns.start], 1)
+            best, order = best.topk(min(count, best.shape[1]), largest=False)
+            place = place.gather(1, order)
+        found.append((best, place))
+    return torch.cat([best for best, _ in found]), torch.cat([place for _, place in found])
+
+
+def nearest(
+    x: np.ndarray, y: np.ndarray, count: int = 1, device: str = "cpu", block: int = BLOCK, progress: bool = False
+) -> tuple[np.ndarray, np.ndarray]:
+    """The nearest of y [M, D] to each of x [N, D], nearest first: places int64 [N, count] and distances float64 [N, count].
+
+    Among equal distances any may come first. Raises InputError for count outside 1..M.
+    """
+    x, y = checked(x), checked(y, "the reference")
+    same_extractor(x.shape[1], y.shape[1])
+    if not 1 <= count <= len(y):
+        raise InputError(f"count is {count}; of {len(y):,} pictures there are 1 to {len(y):,} nearest ones.")
+    theirs = _Table(y, device)
+    _, places = _smallest(_Table(x, device, theirs.centre), theirs, count, True, block, progress)
+    places = places.cpu().numpy()
+    # once more from the differences, so that a copy lies at exactly 0
+    distances = np.stack([_apart(x, y[column]) for column in places.T], axis=1)
+    order = distances.argsort(axis=1, kind="stable")
+    return np.take_along_axis(places, order, 1), np.take_along_axis(distances, order, 1)
+
+
+def _apart(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """The distances of pairs [N, D] and [N, D], float64 [N]."""
+    return np.concatenate([np.linalg.norm(x[r].astype(np.float64) - y[r], axis=1) for r in blocks(len(x))])
+
+
+def radii(y: np.ndarray, k: int = 5, device: str = "cpu", block: int = BLOCK, progress: bool = False) -> np.ndarray:
+    """The distance of each picture [M, D] to its k-th nearest other one, float64 [M]. Raises InputError unless 1 <= k < M."""
+    y = checked(y)
+    if not 1 <= k < len(y):
+        raise InputError(f"k is {k}; each of {len(y):,} pictures has 1 to {len(y) - 1:,} neighbours.")
+    table = _Table(y, device)
+    return _smallest(table, table, k, False, block, progress)[0][:, -1].sqrt().cpu().numpy()
+
+
+def precision_recall(
+    x: np.ndarray,
+    y: np.ndarray,
+    k: int = 5,
+    y_radii: np.ndarray | None = None,
+    device: str = "cpu",
+    block: int = BLOCK,
+    progress: bool = False,
+) -> dict[str, Measured]:
+    """Precision, recall (Kynkäänniemi et al. 2019), density and coverage (Naeem et al. 2020) of pictures x [N, D] against y [M, D].
+
+    Each picture has a ball that reaches to its k-th nearest neighbour in its own set; what lies on the edge is outside.
+    precision: the share of x in a ball of y. density: how many balls of y a picture of x lies in, on average, / k (may exceed 1).
+    coverage: the share of y whose ball holds one of x. recall: the share of y in a ball of x.
+    y_radii: `radii(y, k)`, where it is at hand. No values unless N, M > k. Raises InputError for k < 1 and radii of another y.
+
+    Influences: of precision and density each picture's own part, exact. Of coverage and recall the jackknife's, N / M for each real
+    picture that this one alone covers, the other balls held fixed: leave the picture out and the value falls by influence / N (before
+    centring). A count of covered pictures is no smooth function, so resampling follows it only roughly (correlation 0.5 to 0.75).
+    Of the rules tried it is nearest to the spread between fresh samples, 0.8 to 2.1 times it, where resampling itself says
+    0.4 to 4 times (Efron & Stein 1981: a jackknife errs on the large side). Where no picture covers one alone, it is 0.
+    """
+    x, y = checked(x), checked(y, "the reference")
+    n, m = len(x), len(y)
+    same_extractor(x.shape[1], y.shape[1])
+    if k < 1:
+        raise InputError(f"k is {k}; expected at least 1 neighbour.")
+    if min(n, m) <= k:
+        why = f"{n:,} sampled and {m:,} reference pictures: more than {k} of each are needed to have {k} neighbours"
+        return {name: Measured.blank(why) for name in ("precision", "recall", "density", "coverage")}
+    y_radii = radii(y, k, device, block, progress) if y_radii is None else np.asarray(y_radii, dtype=np.float64)
+    if y_radii.shape != (m,):
+        raise InputError(f"the radii have the shape {list(y_radii.shape)}; expected one for each of {m:,} pictures.")
+    theirs = _Table(y, device)
+    ours = _Table(x, device, theirs.centre)
+    ball_y = theirs.bounds(torch.from_numpy(y_radii).to(device), block)
+    own = _smallest(ours, ours, k, False, block, progress)[0][:, -1].sqrt()
+    ball_x = ours.bounds(own, block)
+    balls = torch.zeros(n, dtype=torch.float64, device=device)
+    alone_covers, alone_reaches = torch.zeros_like(balls), torch.zeros_like(balls)
+    covered = recalled = 0
+    strips = tqdm(list(blocks(m, block)), desc="precision and recall", unit="block", leave=False, disable=not progress)
+    for rows in strips:
+        b, inside, within = theirs[rows], [], []
+        for columns in blocks(n, block):
+            squared = _squared(b, ours[columns])
+            inside.append(squared < ball_y[rows, None])
+            within.append(squared < ball_x[columns])
+            balls[columns] += inside[-1].sum(0)
+        covered += _credit(inside, alone_covers)
+        recalled += _credit(within, alone_reaches)
+    return {
+        "precision": Measured.of((balls > 0).double().mean().item(), (balls > 0).cpu().numpy()),
+        "recall": Measured.of(recalled / m, (alone_reaches * (n / m)).cpu().numpy()),
+        "density": Measured.of(balls.mean().item() / k, balls.cpu().numpy() / k),
+        "coverage": Measured.of(covered / m, (alone_covers * (n / m)).cpu().numpy()),
+    }
+
+
+def _credit(masks: list[Tensor], to: Tensor) -> int:
+    """How many rows of a strip [n, N], given as its blocks, have a True. Adds to each column [N] how many rows it alone holds."""
+    counts, start = sum(mask.sum(1) for mask in masks), 0
+    for mask in masks:
+        to[start : start + mask.shape[1]] += mask[counts == 1].sum(0)
+        start += mask.shape[1]
+    return int((counts > 0).sum())

@@ -1,0 +1,231 @@
+"""Pictures of a model at one setting, streamed into features; the same classes and noises at every setting.
+
+Work is cut into batches fixed by their index, whoever makes them. A finished batch is a file, so that nothing is made twice,
+and several processes meet in the folder.
+"""
+
+import dataclasses
+import shutil
+import zipfile
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import PartialState
+
+from ..diffusion.guidance import Guidance, Interval
+from ..diffusion.pipeline import MOST_SEED, ClassConditionalPipeline, to_pixels
+from ..diffusion.schedule import Call, network_calls, sampler_name, set_steps
+from ..errors import InputError
+from ..folders import file_into_place
+from .diagnostics import Meter, picture_values
+from .extractors import Extractor, Features
+
+MOST_ROWS = 40  # classes in a grid
+AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Point:
+    """One setting of the sampler. guide: the name of the model guided against (None: null). Words as in `Guidance`."""
+
+    scale: float
+    interval: str = "none"
+    schedule: str = "constant"
+    rescale: float = 0.0
+    threshold: float | None = None
+    guide: str | None = None
+    sampler: str = "ddim"
+    steps: int = 50
+    eta: float = 0.0
+    spacing: str = "leading"
+
+    def __post_init__(self) -> None:
+        interval = Interval.parse(self.interval)  # one way to write it
+        object.__setattr__(self, "interval", "none" if interval is None else str(interval))
+
+    @classmethod
+    def of(cls, pipe: ClassConditionalPipeline) -> "Point":
+        """The model's own sampler and spacing, unguided."""
+        return cls(1.0, sampler=sampler_name(pipe.scheduler), spacing=pipe.scheduler.config.timestep_spacing)
+
+    @property
+    def name(self) -> str:
+        """Short, unique, fit for a folder: g2_t200-800_ddim20."""
+        words = [f"g{self.scale:g}" if float(f"{self.scale:g}") == self.scale else f"g{self.scale!r}"]
+        words += [self.interval.replace(":", "")] * (self.interval != "none")
+        words += [self.schedule.replace(":", "")] * (self.schedule != "constant")
+        words += [f"phi{self.rescale:g}"] * (self.rescale != 0)
+        words += [f"dt{self.threshold}"] * (self.threshold is not None)
+        words += ["guide"] * (self.guide is not None)
+        words += [f"{self.sampler.replace('+', 'p')}{self.steps}"]
+        words += [f"eta{self.eta:g}"] * (self.eta != 0)
+        return "_".join([*words, self.spacing])
+
+    def settled(self) -> "Point":
+        """The point without what changes nothing: at scale 1 no interval, schedule, rescaling or guide is heard."""
+        if self.scale != 1:
+            return self
+        return dataclasses.replace(self, interval="none", schedule="constant", rescale=0.0, guide=None)
+
+    def guidance(self, guide: ClassConditionalPipeline | None = None) -> Guidance:
+        guide = None if self.guide is None else guide
+        return Guidance(self.scale, self.interval, self.schedule, self.rescale, self.threshold, guide)
+
+    def calls(self, pipe: ClassConditionalPipeline) -> list[Call]:
+        """The network calls of this point, the pipeline being set to its sampler. Raises InputError for what cannot be walked."""
+        pipe.use_sampler(self.sampler, self.spacing)
+        pipe.check_eta(self.eta)
+        set_steps(pipe.scheduler, self.steps)
+        return network_calls(pipe.scheduler)
+
+    def record(self) -> dict:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Draw:
+    """Which pictures are made, the same at every point: picture i is of classes[i % len(classes)], from the noise of seed + i.
+
+    classes: ids (the null id too), each once. shown: how many of each class are kept as pictures, for grids.
+    """
+
+    classes: tuple[int, ...]
+    count: int
+    seed: int = 0
+    batch_size: int = 50
+    precision: str = "fp32"
+    shown: int = 2
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "classes", tuple(dict.fromkeys(self.classes)))
+        if not self.classes or self.count < 1 or self.batch_size < 1:
+            raise InputError("there must be at least one class, one picture and one picture a batch.")
+        if self.seed < 0 or self.seed + self.count > MOST_SEED:
+            raise InputError(f"seeds lie between 0 and {MOST_SEED}; {self.seed} + {self.count} does not.")
+
+    @property
+    def labels(self) -> np.ndarray:
+        """int64 [count]"""
+        return np.resize(np.array(self.classes, dtype=np.int64), self.count)
+
+    @property
+    def batches(self) -> list[range]:
+        return [range(i, min(i + self.batch_size, self.count)) for i in range(0, self.count, self.batch_size)]
+
+    @property
+    def grid(self) -> np.ndarray:
+        """int64 [classes, shown]: the pictures that are kept for grids, a row a class."""
+        rows = np.arange(min(len(self.classes), self.count, MOST_ROWS))
+        columns = np.arange(max(1, min(self.shown, self.count // len(self.classes))))
+        return rows[:, None] + columns * len(self.classes)
+
+    def record(self) -> dict:
+        return asdict(self) | {"classes": list(self.classes)}
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """What became of a point. N = count.
+
+    features: extractor's name -> Features [N, ...]. values: float64 [N, 4] (`picture_values`). difference, clipped: float64
+    [calls], means over the pictures (`Meter`). shown: uint8 [classes, n, H, W, C], the pictures of `Draw.grid`. pixels: uint8 [N, H, W, C] if kept.
+    """
+
+    features: dict[str, Features] = field(repr=False)
+    labels: np.ndarray = field(repr=False)
+    values: np.ndarray = field(repr=False)
+    difference: np.ndarray = field(repr=False)
+    clipped: np.ndarray = field(repr=False)
+    shown: np.ndarray = field(repr=False)
+    pixels: np.ndarray | None = field(default=None, repr=False)
+
+
+def sample_point(
+    pipe: ClassConditionalPipeline,
+    point: Point,
+    draw: Draw,
+    extractors: Sequence[Extractor],
+    folder: Path,
+    state: PartialState,
+    guide: ClassConditionalPipeline | None = None,
+    keep_pixels: bool = False,
+    made: Callable[[int], None] = lambda count: None,
+) -> Sampled | None:
+    """Make what is missing of a point in `folder`, a file a batch; every process makes its share. The main process gets the whole.
+
+    made: told of every batch, how many pictures are ready. The files stay: `forget` removes them when they are no longer needed.
+    """
+    calls = point.calls(pipe)
+    files = [folder / f"batch-{i:06d}.npz" for i in range(len(draw.batches))]
+    folder.mkdir(parents=True, exist_ok=True)
+    for i in range(state.process_index, len(files), state.num_processes):
+        if not _sound(files[i]):
+            arrays = _batch(pipe, point, draw, draw.batches[i], extractors, guide, len(calls), keep_pixels)
+            file_into_place(files[i], lambda beside, arrays=arrays: np.savez(beside, **arrays))
+        made(len(draw.batches[i]))
+    state.wait_for_everyone()
+    return _gather(files, draw, extractors) if state.is_main_process else None
+
+
+def forget(folder: Path) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _sound(file: Path) -> bool:
+    """Whether a batch is there; one that a full disk or another accident has damaged is made again."""
+    try:
+        with np.load(file, allow_pickle=False) as arrays:
+            return "values" in arrays and zipfile.ZipFile(file).testzip() is None
+    except (OSError, ValueError, zipfile.BadZipFile, EOFError):
+        return False
+
+
+def _batch(
+    pipe: ClassConditionalPipeline,
+    point: Point,
+    draw: Draw,
+    batch: range,
+    extractors: Sequence[Extractor],
+    guide: ClassConditionalPipeline | None,
+    calls: int,
+    keep_pixels: bool,
+) -> dict[str, np.ndarray]:
+    meter, dtype = Meter(calls), AUTOCAST[draw.precision]
+    with torch.autocast(pipe.device.type, dtype, enabled=dtype is not None):
+        images = pipe(
+            draw.labels[batch.start : batch.stop].tolist(),
+            num_inference_steps=point.steps,
+            seeds=[draw.seed + i for i in batch],
+            eta=point.eta,
+            output_type="np",
+            guidance=point.guidance(guide),
+            watch=meter,
+        ).images
+    pixels = to_pixels(images)
+    arrays = {"values": picture_values(pixels), "difference": meter.difference, "clipped": meter.clipped}
+    arrays["shown"] = pixels[np.isin(np.array(batch), draw.grid)]
+    if keep_pixels:
+        arrays["pixels"] = pixels
+    for extractor in extractors:
+        features = extractor(pixels)
+        arrays[f"pooled.{extractor.name}"] = features.pooled
+        if features.probabilities is not None:
+            arrays[f"probabilities.{extractor.name}"] = features.probabilities
+    return arrays
+
+
+def _gather(files: Sequence[Path], draw: Draw, extractors: Sequence[Extractor]) -> Sampled:
+    parts: dict[str, list[np.ndarray]] = {}
+    for file in files:
+        with np.load(file, allow_pickle=False) as arrays:
+            for name in arrays.files:
+                parts.setdefault(name, []).append(arrays[name])
+    sums = {name: np.sum(parts.pop(name), axis=0) / draw.count for name in ("difference", "clipped")}
+    whole = {name: np.concatenate(some) for name, some in parts.items()}
+    features = {e.name: Features(whole[f"pooled.{e.name}"], whole.get(f"probabilities.{e.name}")) for e in extractors}
+    grid = draw.grid
+    shown = whole["shown"][np.argsort(np.argsort(grid.ravel()))].reshape(*grid.shape, *whole["shown"].shape[1:])
+    return Sampled(features, draw.labels, whole["values"], **sums, shown=shown, pixels=whole.get("pixels"))

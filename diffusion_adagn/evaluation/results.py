@@ -1,0 +1,85 @@
+"""The numbers of one point: its metrics against the reference, over all pictures and for each class, and its diagnostics."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from ..diffusion.schedule import Call
+from .diagnostics import VALUES, against_data
+from .extractors import Extractor
+from .measure import measure
+from .measured import Measured
+from .metrics import inception_score
+from .points import Sampled
+from .reference import Reference
+
+
+@dataclass(frozen=True)
+class Results:
+    """row: plain JSON, with "metrics", "per_class" and "diagnostics". notes: sentences on what is blank or doubtful.
+
+    influence: metric -> float64 [N]; class_influence: metric -> for each class float64 [N_c] or None. See `Measured`.
+    """
+
+    row: dict
+    influence: dict[str, np.ndarray] = field(repr=False)
+    class_influence: dict[str, list[np.ndarray | None]] = field(repr=False)
+    notes: list[str]
+
+
+def results(
+    sampled: Sampled,
+    reference: Reference | None,
+    extractor: Extractor | None,
+    judge: Extractor | None,
+    class_names: Sequence[str],
+    calls: Sequence[Call],
+    k: int = 5,
+    progress: bool = False,
+) -> Results:
+    """Measure what was sampled.
+
+    extractor: whose features are compared (None: diagnostics alone); judge: whose probabilities over `class_names` say what a picture shows (None: no
+    accuracy). class_names: the model's classes, () without. calls: of the point; () for pictures from elsewhere.
+    """
+    diagnostics = _diagnostics(sampled, None if reference is None else reference.values, calls)
+    if extractor is None:
+        return Results({"metrics": {}, "per_class": {}, "diagnostics": diagnostics}, {}, {}, [])
+    features = sampled.features[extractor.name]
+    judged = None if judge is None else sampled.features[judge.name].probabilities
+    names = list(class_names) or None
+    found = measure(features.pooled, judged, sampled.labels, reference.target(k), names, k, progress=progress)
+    overall = dict(found.overall)
+    if features.probabilities is not None:
+        overall["inception_score"] = inception_score(features.probabilities)
+    return Results(
+        row={
+            "metrics": {name: _record(m) for name, m in overall.items()},
+            "per_class": {name: [_record(m) for m in some] for name, some in found.per_class.items()},
+            "diagnostics": diagnostics,
+        },
+        influence={name: m.influence for name, m in overall.items() if m.value is not None and m.influence is not None},
+        class_influence={
+            name: [None if m.value is None else m.influence for m in some] for name, some in found.per_class.items()
+        },
+        notes=found.notes,
+    )
+
+
+def _record(m: Measured) -> dict:
+    return {"value": m.value, "standard_error": m.standard_error, "why": m.why}
+
+
+def _diagnostics(sampled: Sampled, reference: np.ndarray | None, calls: Sequence[Call]) -> dict:
+    """`difference` and `clipped` are a number a network call, `difference` None where there was no second pass."""
+    values = sampled.values.mean(axis=0)
+    pull = [float(d) if d > 0 else None for d in sampled.difference]
+    found = {
+        "timesteps": [call.t for call in calls],
+        "difference": pull if any(d is not None for d in pull) else None,
+        "clipped": sampled.clipped.tolist(),
+        **dict(zip(VALUES, values.tolist())),
+    }
+    unknown = dict.fromkeys(("contrast_ratio", "saturation_ratio", "brightness_shift"))
+    return found | (unknown if reference is None else against_data(values, reference))

@@ -1,0 +1,477 @@
+"""What the finished points of a sweep say: which one is best, which cannot be told apart from it, where metrics disagree.
+
+best_set(points, "kid").members -> ("g2_ddim20", "g1.5_ddim20")   # the best one first
+"""
+
+import math
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from ..errors import InputError
+from ..evaluation.metrics import METRICS
+from ..trace.sentences import listed, percent, plus_minus
+
+SETTINGS = ("guide", "schedule", "rescale", "threshold", "sampler", "spacing", "eta", "steps", "interval", "scale")
+PER_CLASS = ("kid", "accuracy", "frechet")
+TRADES = (("precision", "recall"), ("density", "coverage"))
+
+BLOCK = 1 << 22  # counts of pictures drawn at a time: 32 MB
+OFF = 0.1  # a ratio this far from the data's stands out
+GROWS = 0.05  # ... if it also moved by this much from that of the least scale; and so does a share of the values
+MOST_SAID = 4  # sentences on too much guidance
+CHANCE = 2.0  # standard errors of a difference that chance explains
+
+
+@dataclass(frozen=True)
+class Finished:
+    """One point: its settings and measurements, and what they are made of.
+
+    row: JSON; id, settings (SETTINGS), nfe, count, metrics, per_class and diagnostics. influence: by metric, float64 [N] of
+    mean 0: drawing the N pictures anew with counts w moves the metric by about (w . influence) / N; only metrics with a value.
+    class_influence: by metric, one float64 [N_c] or None a class. Picture i is the same class and noise at every point.
+    shown: uint8 [classes, n, H, W, C] for the grid, or None.
+    """
+
+    row: dict
+    influence: dict[str, np.ndarray] = field(default_factory=dict)
+    class_influence: dict[str, list[np.ndarray | None]] = field(default_factory=dict)
+    shown: np.ndarray | None = None
+
+    @property
+    def id(self) -> str:
+        return self.row["id"]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The best point by a metric and those that the pictures cannot tell apart from it.
+
+    members: ids, the best first, in order of value. intervals: of every other point, the difference of its value to the best's.
+    """
+
+    metric: str
+    best: str
+    members: tuple[str, ...]
+    intervals: dict[str, tuple[float, float]]
+
+    @property
+    def telling(self) -> bool:
+        """Whether some point is told apart from the best."""
+        return len(self.members) <= len(self.intervals)
+
+
+# ---------------------------------------------------------------------- points and their names
+
+
+def in_order(points: Iterable[Finished]) -> list[Finished]:
+    """By the other settings, then by scale: an order that does not depend on the one given."""
+    return sorted(points, key=lambda p: (*(_natural(p.row.get(s)) for s in SETTINGS), p.id))
+
+
+def _natural(value: object) -> tuple:
+    """Sorts None and "none" first and numbers inside of text by size."""
+    if value is None or value == "none":
+        return ((0, 0.0, ""),)
+    if isinstance(value, (int, float)):
+        return ((1, float(value), ""),)
+    parts = re.split(r"(\d+(?:\.\d+)?)", str(value))
+    return tuple((1, float(p), "") if i % 2 else (2, 0.0, p) for i, p in enumerate(parts) if p)
+
+
+def differing(points: Iterable[Finished]) -> list[str]:
+    """The settings that are not the same at every point, the scale first."""
+    rows = [p.row for p in points]
+    return [s for s in ("scale", *SETTINGS[:-1]) if len({str(r.get(s)) for r in rows}) > 1]
+
+
+def called(row: Mapping, settings: Sequence[str]) -> str:
+    """A point by the settings that tell it apart from others: "scale 2 (interval t:200-800, 20 steps)"."""
+    first, *rest = [setting_called(s, row.get(s)) for s in settings or ["scale"]]
+    return f"{first} ({', '.join(rest)})" if rest else first
+
+
+def setting_called(setting: str, value: object) -> str:
+    if setting == "steps":
+        return f"{value} step{'' if value == 1 else 's'}"
+    if value in (None, "none"):
+        return {"interval": "all timesteps", "guide": "guide null"}.get(setting, f"no {setting}")
+    return f"{setting} {value:g}" if isinstance(value, (int, float)) else f"{setting} {value}"
+
+
+def several_called(ids: Iterable[str], points: Sequence[Finished]) -> str:
+    """Points in a sentence: "scale 1.25 to 2" where only the scale differs and none between is left out."""
+    ids, settings, points = set(ids), differing(points), in_order(points)
+    at = [i for i, p in enumerate(points) if p.id in ids]
+    rows = [points[i].row for i in at]
+    if settings != ["scale"] or len(rows) < 2:
+        return listed([called(r, settings) for r in rows])
+    if len(rows) > 2 and at[-1] - at[0] == len(at) - 1:
+        return f"scale {rows[0]['scale']:g} to {rows[-1]['scale']:g}"
+    return "scale " + listed([f"{r['scale']:g}" for r in rows])
+
+
+def measured(row: Mapping, metric: str, class_index: int | None = None) -> tuple[float | None, float | None, str]:
+    """Value, standard error and why there is no value; None for what is not there or not finite."""
+    if class_index is None:
+        found = row.get("metrics", {}).get(metric)
+    else:
+        some = row.get("per_class", {}).get(metric) or []
+        found = some[class_index] if class_index < len(some) else None
+    found = found or {}
+    value, error = (
+        float(x) if x is not None and math.isfinite(x) else None for x in map(found.get, ("value", "standard_error"))
+    )
+    return value, None if value is None else error, found.get("why") or ""
+
+
+def valued(points: Iterable[Finished]) -> list[str]:
+    """The metrics that have a value at some point, in their order."""
+    points = list(points)
+    return [m for m in METRICS if any(measured(p.row, m)[0] is not None for p in points)]
+
+
+def class_count(points: Iterable[Finished], metric: str) -> int:
+    return max((len(p.row.get("per_class", {}).get(metric) or []) for p in points), default=0)
+
+
+# ---------------------------------------------------------------------- the best, and what equals it
+
+
+def best_set(
+    points: Iterable[Finished],
+    metric: str,
+    draws: int = 2000,
+    seed: int = 0,
+    level: float = 0.95,
+    class_index: int | None = None,
+) -> Choice | None:
+    """The best point and those whose difference to it has 0 inside its interval: a paired bootstrap over the pictures.
+
+    class_index: over the pictures of that class alone. Points without the metric are left out; None where no point has it.
+    Raises InputError for points of unequal numbers of pictures.
+    """
+    found = {p.id: p for p in in_order(points) if _influence(p, metric, class_index) is not None}
+    if not found:
+        return None
+    value = {i: measured(p.row, metric, class_index)[0] for i, p in found.items()}
+    sign = 1 if METRICS[metric].better == "lower" else -1
+    ranked = sorted(value, key=lambda i: sign * value[i])  # stable: of equals the one of less guidance
+    best, others = ranked[0], ranked[1:]
+    influence = {i: np.asarray(_influence(p, metric, class_index), dtype=np.float64) for i, p in found.items()}
+    sizes = {len(x) for x in influence.values()}
+    if len(sizes) > 1:
+        raise InputError(
+            f"the points of a sweep have unequal numbers of pictures ({', '.join(map(str, sorted(sizes)))}), so that {metric} "
+            "cannot be compared picture by picture: sample every point with one --count."
+        )
+    if not others:
+        return Choice(metric, best, (best,), {})
+    apart = np.stack([influence[i] - influence[best] for i in others], axis=1)
+    moved = np.concatenate([w @ apart for w in _drawn_anew(sizes.pop(), draws, seed)]) / len(apart)
+    low, high = np.quantile(moved, [(1 - level) / 2, (1 + level) / 2], axis=0)
+    intervals = {
+        i: (float(value[i] - value[best] + a), float(value[i] - value[best] + b)) for i, a, b in zip(others, low, high)
+    }
+    equal = [i for i in others if intervals[i][0] <= 0 <= intervals[i][1]]
+    return Choice(metric, best, (best, *equal), intervals)
+
+
+def _influence(point: Finished, metric: str, class_index: int | None) -> np.ndarray | None:
+    """What a point's metric is made of; None where it has no value."""
+    if measured(point.row, metric, class_index)[0] is None:
+        return None
+    if class_index is None:
+        return point.influence.get(metric)
+    some = point.class_influence.get(metric) or []
+    return some[class_index] if class_index < len(some) else None
+
+
+def _drawn_anew(count: int, draws: int, seed: int) -> Iterator[np.ndarray]:
+    """Blocks, float64 [some, count], of how often each picture is drawn when `count` are drawn with replacement."""
+    random = np.random.default_rng(seed)
+    most = max(1, BLOCK // max(count, 1))
+    for start in range(0, draws, most):
+        rows = min(most, draws - start)
+        drawn = random.integers(count, size=(rows, count)) + np.arange(rows)[:, None] * count
+        yield np.bincount(drawn.ravel(), minlength=rows * count).reshape(rows, count).astype(np.float64)
+
+
+def best_sets(points: Sequence[Finished], **how) -> dict[str, Choice]:
+    """`best_set` by every metric that has values."""
+    found = {m: best_set(points, m, **how) for m in valued(points)}
+    return {m: c for m, c in found.items() if c is not None}
+
+
+def class_best_sets(points: Sequence[Finished], **how) -> dict[str, list[Choice | None]]:
+    """`best_set` within each class, by those of PER_CLASS that have values; None for a class without."""
+    found = {
+        m: [best_set(points, m, class_index=c, **how) for c in range(class_count(points, m))]
+        for m in PER_CLASS
+        if m in METRICS
+    }
+    return {m: some for m, some in found.items() if any(some)}
+
+
+def pareto(points: Iterable[Finished], fidelity: str, diversity: str) -> list[str]:
+    """Ids of the points that no other beats in one metric without losing in the other, the best by `fidelity` first.
+
+    Equal points do not beat each other. Points without one of the two are left out.
+    """
+    points = in_order(points)
+    sign = [-1 if METRICS[m].better == "lower" else 1 for m in (fidelity, diversity)]
+    both = {p.id: [measured(p.row, m)[0] for m in (fidelity, diversity)] for p in points}
+    both = {i: (sign[0] * a, sign[1] * b) for i, (a, b) in both.items() if a is not None and b is not None}
+    beaten = lambda at: any(a >= at[0] and b >= at[1] and (a, b) != at for a, b in both.values())  # noqa: E731
+    return sorted((i for i, at in both.items() if not beaten(at)), key=lambda i: (-both[i][0], -both[i][1]))
+
+
+# ---------------------------------------------------------------------- in sentences
+
+
+def rounded(value: float | None, error: float | None) -> str:
+    """A value with as many decimals as its standard error has two digits for; "-" for none."""
+    if value is None:
+        return "-"
+    return plus_minus(value, error).split(" ")[0] if error else f"{value:.4g}"
+
+
+def names(titles: Mapping[str, str] | None = None) -> dict[str, str]:
+    """What to call every metric inside a sentence: "kernel distance", but "Frechet distance" and "FID"."""
+    found = {m: METRICS[m].title for m in METRICS} | dict(titles or {})
+    return {m: t if t.startswith("Fr") or t[1:2].isupper() else t[:1].lower() + t[1:] for m, t in found.items()}
+
+
+def disagreement(
+    choices: Mapping[str, Choice | None], points: Sequence[Finished], titles: Mapping[str, str] | None = None
+) -> str:
+    """Whether the metrics choose alike. Told of sets, not of best values: where sets share a point there is no disagreement.
+
+    titles: what to call a metric, where not by METRICS.
+    """
+    name = names(titles)
+    compared = {m: c for m, c in choices.items() if c is not None and c.intervals}
+    if len(points) == 1:
+        return "There is one point: nothing to choose between."
+    if not compared:
+        return "No metric has a value at two points: which point is better cannot be said."
+    telling = {m: c for m, c in compared.items() if c.telling}
+    if not telling:
+        return (
+            f"Nothing can be told apart: by {listed([name[m] for m in compared], 8)} no point differs from the best one by more "
+            "than the draw of the pictures explains."
+        )
+    silent = [name[m] for m in compared if m not in telling]
+    rest = (
+        f" {_capital(listed(silent, 8))} tell{'s' if len(silent) == 1 else ''} no point apart from the best."
+        if silent
+        else ""
+    )
+    return _agreed_or_not(telling, points, name) + rest
+
+
+def _agreed_or_not(telling: Mapping[str, Choice], points: Sequence[Finished], name: Mapping[str, str]) -> str:
+    which = listed([name[m] for m in telling], 8)
+    shared = set.intersection(*(set(c.members) for c in telling.values()))
+    if len({c.best for c in telling.values()}) == 1:
+        best = _where_best([*telling], telling, points)
+        alone = len(telling) == 1
+        return f"{_capital(which)} is best at {best}." if alone else f"The metrics agree: {which} are best at {best}."
+    if shared:
+        verb = "is" if len(shared) == 1 else "are"
+        return f"The metrics can be had together: {several_called(shared, points)} {verb} in the best set of each of {which}."
+    by_best: dict[str, list[str]] = {}
+    for m, c in telling.items():
+        by_best.setdefault(c.best, []).append(m)
+    order = [p.id for p in in_order(points)]
+    groups = [by_best[i] for i in sorted(by_best, key=order.index)]
+    where = "; ".join(
+        f"{listed([name[m] for m in some], 8)} {'is' if len(some) == 1 else 'are'} best at {_where_best(some, telling, points)}"
+        for some in groups
+    )
+    valued_at = [{c.best, *c.intervals} for c in telling.values()]
+    if any(not set(c.members) <= at for c in telling.values() for at in valued_at):
+        return f"{_capital(where)}. Not all have values at the same points, so that whether they agree cannot be said."
+    return f"No point is in the best set of every metric: {where}. {_what_it_costs(telling, points, name)}"
+
+
+def _where_best(metrics: Sequence[str], choices: Mapping[str, Choice], points: Sequence[Finished]) -> str:
+    """The best point of metrics that share it, and its set where they share that too."""
+    first, settings = choices[metrics[0]], differing(points)
+    best = called(next(p.row for p in points if p.id == first.best), settings)
+    if len(first.members) == 1 or any(set(choices[m].members) != set(first.members) for m in metrics):
+        return best
+    if settings == ["scale"] and len(first.members) > 2:
+        return f"{best} ({several_called(first.members, points).removeprefix('scale ')} cannot be told apart)"
+    others = first.members[1:]
+    which = (
+        several_called(others, points) if len(others) <= 2 or settings == ["scale"] else f"{len(others)} other points"
+    )
+    return f"{best}, not told apart from {which}"
+
+
+def _what_it_costs(telling: Mapping[str, Choice], points: Sequence[Finished], name: Mapping[str, str]) -> str:
+    """Two metrics whose sets share no point, fidelity against diversity first: from the best of one to that of the other."""
+    about = {m: METRICS[m].about for m in telling}
+    weight = {"fidelity": 0, "both": 1, "diversity": 2}
+    apart = [
+        (a, b)
+        for a in telling
+        for b in telling
+        if not set(telling[a].members) & set(telling[b].members) and weight[about[a]] <= weight[about[b]] and a != b
+    ]
+    if not apart:
+        return "Every two of them share a point all the same."
+    preferred = ("accuracy", "precision", "density", "kid", "frechet", "coverage", "recall")
+    rank = {m: i for i, m in enumerate((*preferred, *(m for m in telling if m not in preferred)))}
+    gain, cost = min(apart, key=lambda ab: (weight[about[ab[0]]] - weight[about[ab[1]]], rank[ab[0]], rank[ab[1]]))
+    row = {p.id: p.row for p in points}
+    start, end = row[telling[cost].best], row[telling[gain].best]
+    settings = differing(points)
+    went = lambda m: " to ".join(rounded(*measured(r, m)[:2]) for r in (start, end))  # noqa: E731
+    kinds = about[gain], about[cost]
+    tail = {
+        ("fidelity", "diversity"): ", fidelity against diversity",
+        ("fidelity", "both"): f"; {name[gain]} counts fidelity alone, {name[cost]} diversity too",
+        ("both", "diversity"): f"; {name[cost]} counts diversity alone, {name[gain]} fidelity too",
+    }.get(kinds, f"; {name[gain]} and {name[cost]} are both of {kinds[0]}" if kinds[0] == kinds[1] != "both" else "")
+    return (
+        f"What gains {name[gain]} costs {name[cost]}{tail}: from {called(start, settings)} to {called(end, settings)} "
+        f"{name[gain]} goes from {went(gain)} and {name[cost]} from {went(cost)}."
+    )
+
+
+def flattered(before: Finished, after: Finished, metric: str, title: str = "") -> str:
+    """What fresh seeds made of the value that a point was chosen by."""
+    (value, error, _), (fresh, fresh_error, why) = measured(before.row, metric), measured(after.row, metric)
+    name = title or METRICS[metric].title
+    if value is None or fresh is None:
+        return f"{_capital(name)} has no value to compare{f': {why}' if why else ''}."
+    both = f"{_capital(name)} was {_with_error(value, error)} where it was chosen and is {_with_error(fresh, fresh_error)} with fresh seeds"
+    if error is None or fresh_error is None:
+        return f"{both}; whether that is chance cannot be said without standard errors."
+    moved, size = fresh - value, math.hypot(error, fresh_error)
+    if abs(moved) <= CHANCE * size:
+        times = f"{abs(moved) / size:.1f} standard errors" if size else "nothing"
+        return f"{both}: a difference of {times}, no more than chance explains."
+    worse = (moved > 0) == (METRICS[metric].better == "lower")
+    times = f"by {abs(moved) / size:.1f} standard errors" if size else "without a standard error"
+    said = "the seeds it was chosen by flattered it" if worse else "the seeds it was chosen by did it no favour"
+    return f"{both}, {'worse' if worse else 'better'} {times}: {said}."
+
+
+def _with_error(value: float, error: float | None) -> str:
+    return plus_minus(value, error) if error else rounded(value, error)
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]
+
+
+# ---------------------------------------------------------------------- too much guidance, by the pictures alone
+
+
+def too_much(points: Iterable[Finished]) -> list[str]:
+    """Sentences on contrast, saturation and clipped values leaving the data's as the scale grows; at least one."""
+    points = in_order(points)
+    others = [s for s in differing(points) if s != "scale"]
+    groups: dict[tuple, list[Finished]] = {}
+    for p in points:
+        groups.setdefault(tuple(str(p.row.get(s)) for s in others), []).append(p)
+    said = [sentence for group in groups.values() for sentence in _too_much_of(group, others)]
+    more = [f"{len(said) - MOST_SAID} more stand out at other settings."] if len(said) > MOST_SAID else []
+    return said[:MOST_SAID] + more or [_nothing_stands_out(points)]
+
+
+def _too_much_of(group: Sequence[Finished], others: Sequence[str]) -> list[str]:
+    """Of points that differ in their scale alone, in order of it."""
+    base = next((p for p in group if p.row["scale"] >= 1), group[0])
+    said = []
+    settings = ["scale", *others]
+    start = _off_from_the_start(base)
+    if start:
+        whose = "guidance is not the cause" if base.row["scale"] == 1 else "no less guidance was tried"
+        said.append(f"Already at {called(base.row, settings)} {listed(start)}: {whose}.")
+    out = [(p, *_stands_out(p, base)) for p in group if p.row["scale"] > base.row["scale"]]
+    out = [(p, up, down) for p, up, down in out if up or down]
+    if out:
+        last, up, down = out[-1]
+        if up:
+            verdict = "more guidance than the data bears"
+        else:
+            verdict = "guidance takes away from what the data has"
+        first = out[0][0].row["scale"]
+        since = f"; scale {first:g} is the first to stand out" if len(out) > 1 else ""
+        said.append(f"At {called(last.row, settings)} {listed([*up, *down])}: {verdict}{since}.")
+    return said
+
+
+def _stands_out(point: Finished, base: Finished) -> tuple[list[str], list[str]]:
+    """What is more than the data's and grew from the base; what is less and shrank."""
+    up, down = [], []
+    for what in ("contrast", "saturation"):
+        ratio, at_base = (_diagnostic(p, f"{what}_ratio") for p in (point, base))
+        if ratio is None or at_base is None:
+            continue
+        if ratio > 1 + OFF and ratio > at_base + GROWS:
+            up.append(_ratio_said(what, ratio))
+        if ratio < 1 - OFF and ratio < at_base - GROWS:
+            down.append(_ratio_said(what, ratio))
+    for what, value in (
+        ("of the predicted pictures' values are clipped", clipped_share),
+        ("of the values are at 0 or 255", extremes),
+    ):
+        share, at_base = value(point), value(base)
+        if share is not None and at_base is not None and share > at_base + GROWS:
+            up.append(
+                f"{percent(share)} {what} ({percent(at_base) if at_base else 'none'} at scale {base.row['scale']:g})"
+            )
+    return up, down
+
+
+def _off_from_the_start(base: Finished) -> list[str]:
+    ratios = {what: _diagnostic(base, f"{what}_ratio") for what in ("contrast", "saturation")}
+    return [_ratio_said(what, r) for what, r in ratios.items() if r is not None and abs(r - 1) > OFF]
+
+
+def _ratio_said(what: str, ratio: float) -> str:
+    return f"{what} is {ratio:.2f} of the data's"
+
+
+def _nothing_stands_out(points: Sequence[Finished]) -> str:
+    spans = []
+    for what in ("contrast", "saturation"):
+        ratios = [r for r in (_diagnostic(p, f"{what}_ratio") for p in points) if r is not None]
+        if ratios:
+            low, high = f"{min(ratios):.2f}", f"{max(ratios):.2f}"
+            spans.append(f"{what} is {low if low == high else f'{low} to {high}'} of the data's")
+    shares = [s for s in map(clipped_share, points) if s is not None]
+    if shares:
+        most = max(shares)
+        share = f"{'at most ' if most >= 0.01 else ''}{percent(most)}" if most else "none"
+        spans.append(f"{share} of the predicted pictures' values are clipped")
+    if not spans:
+        return "Whether there is too much guidance cannot be said: the pictures were not compared with the data."
+    return f"Nothing stands out in the pictures: {listed(spans)}."
+
+
+def _diagnostic(point: Finished, name: str) -> float | None:
+    value = point.row.get("diagnostics", {}).get(name)
+    return float(value) if value is not None and math.isfinite(value) else None
+
+
+def clipped_share(point: Finished) -> float | None:
+    """Of the values of the predicted pictures, over all network calls."""
+    return mean_of(point.row.get("diagnostics", {}).get("clipped"))
+
+
+def extremes(point: Finished) -> float | None:
+    return _diagnostic(point, "extremes")
+
+
+def mean_of(values: Sequence[float | None] | None) -> float | None:
+    """Of those that are there; None for none."""
+    some = [v for v in values or () if v is not None and math.isfinite(v)]
+    return sum(some) / len(some) if some else None

@@ -1,0 +1,438 @@
+"""A sweep in pictures: metrics over the guidance scale, fidelity against diversity, what guidance does to a picture, classes.
+
+curves(points, swept, choices).savefig("curves.png"). Needs matplotlib (`available`), whose global state is left alone.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import textwrap
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from ..evaluation.metrics import METRICS
+from ..trace.drawing import one_line
+from ..trace.sentences import listed
+from .choice import (
+    Choice,
+    Finished,
+    class_count,
+    differing,
+    in_order,
+    measured,
+    pareto,
+    setting_called,
+    valued,
+)
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+MISSING = "plots need matplotlib: pip install 'diffusion-adagn[plots]'"
+WIDTH, DPI = 12.8, 100  # inches: 1280 px
+PANEL, LINE = 3.0, 0.24  # inches: a panel's height, a line of text's
+MOST_LINES, MOST_SCALES, MOST_CLASSES = 8, 7, 30
+COLOURS = (
+    "#0072B2",
+    "#D55E00",
+    "#009E73",
+    "#CC79A7",
+    "#56B4E9",
+    "#E69F00",
+    "#4D4D4D",
+    "#B8A200",
+)  # Okabe & Ito, nearly
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+INK, FAINT, BLANK = "#202226", "#74787F", "#DADAD6"
+
+
+def available() -> bool:
+    """Whether matplotlib can be imported."""
+    return importlib.util.find_spec("matplotlib") is not None
+
+
+# ---------------------------------------------------------------------- the figures
+
+
+def curves(
+    points: Sequence[Finished],
+    swept: Iterable[str],
+    choices: Mapping[str, Choice],
+    titles: Mapping[str, str] | None = None,
+) -> Figure:
+    """A panel a metric that has values, over the guidance scale or what else was swept; why the others have none below.
+
+    swept: the settings with several values. choices: of `best_sets`; the best point and its set are marked.
+    titles: what to call a metric, where not by METRICS.
+    """
+    points, title = in_order(points), {m: METRICS[m].title for m in METRICS} | dict(titles or {})
+    metrics = valued(points)
+    over = Over(points, swept)
+    lines = _lines(points, over, [c.best for c in choices.values()])
+    notes = _blank(points, metrics, title) + _left_out(lines, points)
+    shown = [(name, c, m) for (name, _), c, m in zip(lines, COLOURS, MARKERS)]
+    marks = [("best", "ring"), ("cannot be told apart from it", "thin")] if choices else []
+    figure, axes = _sheet(
+        len(metrics), notes, [*shown, *marks] if metrics else [], "bars: one standard error" if metrics else ""
+    )
+    for metric, ax in zip(metrics, axes):
+        for (_, line), colour, marker in zip(lines, COLOURS, MARKERS):
+            some = [(over.at(p), *measured(p.row, metric)[:2]) for p in line]
+            some = [(x, y, e or 0) for x, y, e in some if y is not None]
+            if some:
+                ax.errorbar(*zip(*[(x, y) for x, y, _ in some]), yerr=[e for _, _, e in some], color=colour, marker=marker,
+                            linestyle=over.joined, markersize=5, linewidth=1.4, capsize=2.5, elinewidth=1)  # fmt: skip
+            for p in line:
+                _mark(ax, choices.get(metric), p.id, over.at(p), measured(p.row, metric)[0])
+        ax.set_title(title[metric], fontsize=11, color=INK)
+        ax.set_ylabel(f"{METRICS[metric].better} is better", fontsize=9, color=FAINT)
+        over.label(ax)
+    return figure
+
+
+def tradeoff(
+    points: Sequence[Finished], fidelity: str, diversity: str, titles: Mapping[str, str] | None = None
+) -> Figure:
+    """The two metrics against each other, each point labelled by its scale (or what else was swept); the Pareto front joined."""
+    points, title = in_order(points), {m: METRICS[m].title for m in METRICS} | dict(titles or {})
+    front, over = pareto(points, fidelity, diversity), Over(points)
+    lines = _lines(points, over, front)
+    at = {p.id: (measured(p.row, diversity)[0], measured(p.row, fidelity)[0]) for p in points}
+    at = {i: xy for i, xy in at.items() if None not in xy}
+    names = [(name, c, m) for (name, _), c, m in zip(lines, COLOURS, MARKERS)]
+    figure, (ax,) = _sheet(
+        1, _left_out(lines, points), [*names, ("Pareto front: not beaten in both", "line")], f"labels: {over.name}", 1.9
+    )
+    shown = {p.id for _, line in lines for p in line}
+    joined = [at[i] for i in front if i in shown]
+    ax.plot(*zip(*joined) if joined else ([], []), color=INK, linewidth=1.2, linestyle="--", zorder=1)
+    for (_, line), colour, marker in zip(lines, COLOURS, MARKERS):
+        some = [at[p.id] for p in line if p.id in at]
+        ax.plot(
+            *zip(*some) if some else ([], []), color=colour, marker=marker, markersize=7, linestyle="none", zorder=2
+        )
+    ax.margins(0.08)
+    ax.set_xlabel(f"{title[diversity]} ({METRICS[diversity].better} is better)", fontsize=10)
+    ax.set_ylabel(f"{title[fidelity]} ({METRICS[fidelity].better} is better)", fontsize=10)
+    ax.set_title(f"{title[fidelity]} against {title[diversity]}", fontsize=11, color=INK)
+    _beside(ax, list(dict.fromkeys((at[p.id], over.text(p)) for p in points if p.id in at and p.id in shown)))
+    return figure
+
+
+def diagnostics(points: Sequence[Finished]) -> Figure:
+    """What guidance adds over the timesteps for several scales, and contrast, saturation and brightness against the data."""
+    points = in_order(points)
+    over = Over(points)
+    lines = _lines(points, over)
+    settings, group = max(lines, key=lambda line: len(line[1]))
+    group = _spread(group, MOST_SCALES)
+    shades = _shades(len(group))
+    notes = [f"Over t: {settings}."] if len(lines) > 1 else []
+    keys = [(f"{over.name} {over.text(p)}", shade, "") for p, shade in zip(group, shades)]
+    groups = [(name, c, m) for (name, _), c, m in zip(lines, COLOURS, MARKERS)]
+    figure, axes = _sheet(6, notes + _left_out(lines, points), [*keys, *(groups if len(lines) > 1 else [])])
+
+    over_t = (
+        ("difference", "Conditional minus unconditional", "RMS, in the prediction's units"),
+        ("clipped", "Clipped values of the predicted picture", "share"),
+    )
+    for (key, title, unit), ax in zip(over_t, axes):
+        for p, shade in zip(group, shades):
+            some = _over_t(p, key)
+            if some:
+                ax.plot(*zip(*some), color=shade, marker="." if len(some) < 60 else None, linewidth=1.4)
+        _finish(ax, title, "timestep t (sampling runs to the left)", unit)
+    over_scale = (
+        ("extremes", "Values at 0 or 255", "share", None),
+        ("contrast_ratio", "Contrast against the data", "ratio (the line: the data)", 1),
+        ("saturation_ratio", "Saturation against the data", "ratio (the line: the data)", 1),
+        ("brightness_shift", "Brightness against the data", "difference (the line: the data)", 0),
+    )
+    for (key, title, unit, data), ax in zip(over_scale, axes[2:]):
+        for (_, line), colour, marker in zip(lines, COLOURS, MARKERS):
+            some = [(over.at(p), p.row.get("diagnostics", {}).get(key)) for p in line]
+            some = [xy for xy in some if xy[1] is not None]
+            if some:
+                ax.plot(*zip(*some), color=colour, marker=marker, markersize=5, linewidth=1.4, linestyle=over.joined)
+        if data is not None and ax.has_data():
+            ax.axhline(data, color=INK, linewidth=1, linestyle="--", zorder=1)
+        _finish(ax, title, None, unit)
+        over.label(ax)
+    return figure
+
+
+def per_class(
+    points: Sequence[Finished], metric: str, class_names: Sequence[str], titles: Mapping[str, str] | None = None
+) -> Figure:
+    """A map of class by point, of the first MOST_CLASSES classes; a dot on each class's best point, grey where there is no value."""
+    import numpy as np
+    from matplotlib import colormaps
+    from matplotlib.figure import Figure
+
+    points = in_order(points)
+    total = class_count(points, metric)
+    count = min(total, MOST_CLASSES)
+    values = np.array([[measured(p.row, metric, c)[0] for p in points] for c in range(count)], dtype=float)
+    names = [_short(class_names[c] if c < len(class_names) else f"class {c}", 28) for c in range(count)]
+    settings = differing(points)
+    columns = [_short(", ".join(_brief(s, p.row.get(s)) for s in settings or ["scale"]), 34) for p in points]
+    upright = max(map(len, columns)) * len(columns) > 90
+    below = 0.6 + (0.085 * max(map(len, columns)) if upright else 0.15)
+    figure = Figure(figsize=(WIDTH, 0.7 + below + max(0.28 * count, 1.2)), dpi=DPI, layout="constrained")
+    ax = figure.subplots()
+    colours = colormaps["viridis_r" if METRICS[metric].better == "lower" else "viridis"].with_extremes(bad=BLANK)
+    image = ax.imshow(np.ma.masked_invalid(values), aspect="auto", cmap=colours, interpolation="nearest")
+    for c in range(count):
+        best = _best_column(values[c], metric)
+        if best is not None:
+            ax.plot(best, c, marker="o", markersize=6, color="white", markeredgecolor=INK)
+    ax.set_xticks(range(len(points)), columns, fontsize=9, rotation=90 if upright else 0)
+    ax.set_yticks(range(count), names, fontsize=9)
+    ax.set_xlabel(", ".join(settings or ["scale"]), fontsize=10)
+    title = (titles or {}).get(metric, METRICS[metric].title)
+    some = f"; the first {count} of {total:,} classes" if count < total else ""
+    ax.set_title(f"{title} by class; the dot: the best of a class{some}", fontsize=11, color=INK)
+    figure.colorbar(image, ax=ax, pad=0.01, label=f"{METRICS[metric].better} is better")
+    return figure
+
+
+# ---------------------------------------------------------------------- what they share
+
+
+class Over:
+    """The setting on the x axis: the scale where that was swept, else the first one that was. A number, or places in a row."""
+
+    ORDER = ("scale", "steps", "eta", "rescale", "threshold", "interval", "schedule", "sampler", "spacing", "guide")
+
+    def __init__(self, points: Sequence[Finished], swept: Iterable[str] | None = None):
+        several = differing(points)
+        wanted = [s for s in self.ORDER if s in several and (swept is None or s in swept)]
+        self.setting = (wanted or [s for s in self.ORDER if s in several] or ["scale"])[0]
+        self.name = {"scale": "guidance scale", "steps": "steps"}.get(self.setting, self.setting)
+        self.values = list(dict.fromkeys(p.row.get(self.setting) for p in points))
+        self.numeric = all(isinstance(v, (int, float)) for v in self.values)
+        self.joined = "-" if self.numeric else "none"  # nothing lies between two samplers
+
+    def at(self, point: Finished) -> float:
+        value = point.row.get(self.setting)
+        return float(value) if self.numeric else float(self.values.index(value))
+
+    def text(self, point: Finished) -> str:
+        return _brief(self.setting, point.row.get(self.setting))
+
+    def label(self, ax: Axes) -> None:
+        ax.set_xlabel(self.name, fontsize=9)
+        if not self.numeric:
+            ax.set_xticks(range(len(self.values)), [_short(_brief(self.setting, v), 12) for v in self.values])
+            ax.set_xlim(-0.5, len(self.values) - 0.5)
+        elif len(self.values) == 1:
+            ax.set_xticks(self.values, [f"{v:g}" for v in self.values])
+        _ticks(ax)
+
+
+def _lines(points: Sequence[Finished], over: Over, keep: Iterable[str] = ()) -> list[tuple[str, list[Finished]]]:
+    """Points that differ in what the x axis shows alone, each line with its name; of too many, those with an id in `keep` first."""
+    others = [s for s in differing(points) if s != over.setting]
+    lines: dict[tuple, list[Finished]] = {}
+    for p in points:
+        lines.setdefault(tuple(str(p.row.get(s)) for s in others), []).append(p)
+    if over.setting == "scale":
+        lines = _joined_to_unguided(lines, others)
+    keep = set(keep)
+    first = sorted(lines, key=lambda k: not keep & {p.id for p in lines[k]})[:MOST_LINES]
+    return [
+        (", ".join(setting_called(s, line[0].row.get(s)) for s in others), sorted(line, key=over.at))
+        for k, line in lines.items()
+        if k in first
+    ]
+
+
+def _joined_to_unguided(lines: dict[tuple, list[Finished]], others: Sequence[str]) -> dict[tuple, list[Finished]]:
+    """Scale 1 is one point whatever the interval: it is on every line that differs in nothing that is heard there."""
+
+    def heard(point: Finished) -> tuple:
+        return tuple(str(point.row.get(s)) for s in others if s in ("sampler", "steps", "eta", "spacing", "threshold"))
+
+    unguided = {heard(p): p for line in lines.values() for p in line if p.row.get("scale") == 1}
+    guided = {k: line for k, line in lines.items() if any(p.row.get("scale") != 1 for p in line)}
+    met = {heard(line[0]) for line in guided.values()}
+    alone = {k: line for k, line in lines.items() if k not in guided and heard(line[0]) not in met}
+    joined = {
+        k: line
+        if any(p.row.get("scale") == 1 for p in line)
+        else [*line, *filter(None, [unguided.get(heard(line[0]))])]
+        for k, line in guided.items()
+    }
+    return {**joined, **alone}
+
+
+def _left_out(lines: Sequence[tuple[str, list[Finished]]], points: Sequence[Finished]) -> list[str]:
+    count = len(points) - len({p.id for _, line in lines for p in line})
+    return (
+        [f"{count} of the {len(points)} points are left out here ({MOST_LINES} lines at most); sweep.csv has them."]
+        if count
+        else []
+    )
+
+
+def _blank(points: Sequence[Finished], metrics: Sequence[str], title: Mapping[str, str]) -> list[str]:
+    """Why the other metrics have no value, those of one reason together."""
+    reasons: dict[str, list[str]] = {}
+    for m in METRICS:
+        if m not in metrics:
+            why = next((w for p in points if (w := measured(p.row, m)[2])), "not measured")
+            reasons.setdefault(why, []).append(title[m])
+    return [f"Without a value: {listed(some, 8)}: {why}" for why, some in reasons.items()]
+
+
+def _sheet(
+    count: int,
+    notes: Sequence[str],
+    keys: Sequence[tuple[str, str] | tuple[str, str, str]],
+    hint: str = "",
+    taller: float = 1,
+) -> tuple[Figure, list[Axes]]:
+    """A figure of `count` panels, three in a row, and below them the legend, a hint and the notes. keys: name, colour, marker."""
+    from matplotlib.figure import Figure
+
+    keys = [k for k in keys if k[0]]
+    longest = max((len(_short(k[0], 60)) for k in keys), default=0)
+    across = max(1, min(len(keys), int(WIDTH * DPI / (7.2 * longest + 52))))
+    lines = [*([hint] if hint else []), *(line for n in notes for line in textwrap.wrap(one_line(n), 190)[:3])]
+    rows, across_panels = -(-count // 3), min(count, 3)
+    legend = LINE * -(-len(keys) // across) + 0.12 if keys else 0
+    below = legend + LINE * len(lines) + 0.15
+    figure = Figure(figsize=(WIDTH, PANEL * taller * rows + below), dpi=DPI, layout="constrained")
+    if not count:
+        foot, axes = figure, []
+    else:
+        head, foot = figure.subfigures(2, 1, height_ratios=[PANEL * taller * rows, below])
+        axes = list(head.subplots(rows, across_panels, squeeze=False).flat)
+    for ax in axes[count:]:
+        ax.set_visible(False)
+    for ax in axes[:count]:
+        _ticks(ax)
+    if keys:
+        foot.legend(
+            handles=[_handle(*k) for k in keys],
+            loc="upper center",
+            ncols=across,
+            fontsize=9,
+            frameon=False,
+            borderpad=0.1,
+        )
+    for i, line in enumerate(lines):
+        foot.text(0.02, 1 - (legend + LINE * (i + 0.5)) / below, line, fontsize=9, color=FAINT, va="center")
+    return figure, axes[:count]
+
+
+def _handle(name: str, colour: str, marker: str = ""):
+    from matplotlib.lines import Line2D
+
+    name = _short(name, 60)
+    if colour == "line":
+        return Line2D([], [], color=INK, linestyle="--", linewidth=1.2, label=name)
+    if colour in RINGS:
+        return Line2D([], [], linestyle="none", marker="o", label=name, **RINGS[colour])
+    return Line2D([], [], color=colour, marker=marker, markersize=5, linewidth=1.6, label=name)
+
+
+RINGS = {
+    "ring": {"markersize": 12, "markerfacecolor": "none", "markeredgecolor": INK, "markeredgewidth": 1.8},
+    "thin": {"markersize": 9.5, "markerfacecolor": "none", "markeredgecolor": FAINT, "markeredgewidth": 0.9},
+}
+
+
+def _mark(ax: Axes, choice: Choice | None, point: str, x: float, y: float | None) -> None:
+    """A ring around the best point, a thin one around what cannot be told apart from it."""
+    if choice is not None and y is not None and point in choice.members:
+        ax.plot(x, y, linestyle="none", marker="o", zorder=4, **RINGS["ring" if point == choice.best else "thin"])
+
+
+def _finish(ax: Axes, title: str, x: str | None, y: str) -> None:
+    ax.set_title(title, fontsize=11, color=INK)
+    ax.set_ylabel(y, fontsize=9)
+    if x:
+        ax.set_xlabel(x, fontsize=9)
+    if not ax.has_data():
+        ax.text(0.5, 0.5, "no values", transform=ax.transAxes, ha="center", va="center", color=FAINT, fontsize=10)
+
+
+def _ticks(ax: Axes) -> None:
+    ax.tick_params(labelsize=9)
+    ax.grid(color="#ECECE8", linewidth=0.8)
+    ax.set_axisbelow(True)
+    ax.spines[["top", "right"]].set_visible(False)
+
+
+def _over_t(point: Finished, key: str) -> list[tuple[float, float]]:
+    """(timestep, value) of the network calls that have one."""
+    found = point.row.get("diagnostics", {})
+    return [(t, v) for t, v in zip(found.get("timesteps") or (), found.get(key) or ()) if v is not None]
+
+
+def _spread(some: Sequence[Finished], most: int) -> list[Finished]:
+    """At most that many of them, from the first to the last."""
+    if len(some) <= most:
+        return list(some)
+    return [some[round(i * (len(some) - 1) / (most - 1))] for i in range(most)]
+
+
+def _shades(count: int) -> list[str]:
+    """Colours from dark to light, which lightness alone orders."""
+    from matplotlib import colormaps
+    from matplotlib.colors import to_hex
+
+    return [to_hex(colormaps["viridis"](0.88 * i / max(count - 1, 1))) for i in range(count)]
+
+
+def _best_column(values: Sequence[float], metric: str) -> int | None:
+    there = [(v if METRICS[metric].better == "lower" else -v, i) for i, v in enumerate(values) if v == v]
+    return min(there)[1] if there else None
+
+
+def _brief(setting: str, value: object) -> str:
+    """A setting's value where there is little room."""
+    if isinstance(value, (int, float)):
+        return f"{value:g} steps" if setting == "steps" else f"{value:g}"
+    if value in (None, "none"):
+        return {"interval": "all t", "guide": "null"}.get(setting, "none")
+    return one_line(str(value))
+
+
+def _short(text: str, most: int) -> str:
+    text = one_line(text).replace("$", r"\$")  # matplotlib reads what stands between two as mathematics
+    return text if len(text) <= most else text[: most - 1].rstrip() + "…"
+
+
+def _beside(ax: Axes, labels: Sequence[tuple[tuple[float, float], str]]) -> None:
+    """Writes each label at the nearest free place beside its point, with a line to it where that is far."""
+    import math
+
+    ax.figure.figure.draw_without_rendering()  # places are known only once the layout is
+    at = ax.transData.transform([xy for xy, _ in labels]) if labels else []
+    taken = [(x - 5, y - 5, x + 5, y + 5) for x, y in at]
+    frame = ax.get_window_extent()
+    for ((x, y), text), (px, py) in zip(labels, at):
+        wide, high = 6.5 * len(text) / 2 + 2, 7
+        places = [
+            (dx * (r + wide - 7), dy * r)
+            for r in (13, 22, 33, 46, 62, 80)
+            for dx, dy in ((0, 1), (1, 0), (0, -1), (-1, 0), (0.8, 0.8), (0.8, -0.8), (-0.8, 0.8), (-0.8, -0.8))
+        ]
+        boxes = [(px + a - wide, py + b - high, px + a + wide, py + b + high) for a, b in places]
+        free = [i for i, b in enumerate(boxes) if _inside(b, frame) and not any(_meet(b, t) for t in taken)]
+        i = free[0] if free else 0
+        taken.append(boxes[i])
+        far = math.hypot(*places[i]) > 30
+        ax.annotate(text, (x, y), [v * 72 / DPI for v in places[i]], textcoords="offset points", ha="center", va="center",
+                    fontsize=9, color=INK, arrowprops={"arrowstyle": "-", "color": FAINT, "linewidth": 0.6} if far else None)  # fmt: skip
+
+
+def _inside(box: tuple[float, ...], frame) -> bool:
+    return box[0] >= frame.x0 and box[2] <= frame.x1 and box[1] >= frame.y0 and box[3] <= frame.y1
+
+
+def _meet(a: tuple[float, ...], b: tuple[float, ...]) -> bool:
+    return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]

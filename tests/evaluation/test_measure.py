@@ -1,0 +1,170 @@
+import numpy as np
+import pytest
+
+from diffusion_adagn.errors import InputError
+from diffusion_adagn.evaluation.measure import Target, measure
+from diffusion_adagn.evaluation.metrics import METRICS, Gaussian, accuracy, frechet, inception_score, kid
+from diffusion_adagn.evaluation.neighbours import precision_recall
+
+NAMES = ["cat", "dog", "crane", "crane"]  # two classes may share a name
+D = 6
+
+
+def draw(n, seed=0, shift=0.0):
+    return (np.random.default_rng(seed).normal(size=(n, D)) + shift).astype(np.float32)
+
+
+def cards(n, seed=0, classes=4):
+    return np.random.default_rng(seed).dirichlet(np.ones(classes), n).astype(np.float32)
+
+
+X, Y = draw(300, 1, 0.3), draw(500, 2)
+P = cards(300)
+OURS = np.repeat([0, 1, 2, 4], [150, 80, 40, 30])  # 4: null; nothing of the second crane
+THEIRS = np.repeat([0, 1, 3], [300, 40, 160])
+
+
+def same(a, b):
+    assert a.value == b.value and a.standard_error == b.standard_error and a.why == b.why
+    assert np.array_equal(a.influence, b.influence) or a.influence is b.influence is None
+
+
+def test_everything_at_once_is_each_of_them():
+    found = measure(X, P, OURS, Target(Y, THEIRS), NAMES)
+    assert list(found.overall) == list(METRICS)
+    same(found.overall["frechet"], frechet(X, Gaussian.of(Y)))
+    same(found.overall["kid"], kid(X, Y))
+    for name, measured in precision_recall(X, Y, 5).items():
+        same(found.overall[name], measured)
+    same(found.overall["inception_score"], inception_score(P))
+    same(found.overall["accuracy"], accuracy(P, OURS))
+    assert all(len(measured.influence) == 300 for measured in found.overall.values())
+    cat = found.per_class
+    same(cat["frechet"][0], frechet(X[:150], Gaussian.of(Y[:300])))
+    same(cat["kid"][0], kid(X[:150], Y[:300]))
+    same(cat["accuracy"][0], accuracy(P[:150], OURS[:150]))
+    assert set(cat) == {"frechet", "kid", "accuracy"} and all(len(measured) == 4 for measured in cat.values())
+
+
+def test_the_order_of_pictures_is_kept_in_a_class():
+    order = np.random.default_rng(0).permutation(300)
+    sorted_, mixed = (
+        measure(X[rows], P[rows], OURS[rows], Target(Y, THEIRS), NAMES).per_class["kid"][0]
+        for rows in (slice(None), order)
+    )
+    np.testing.assert_allclose(mixed.influence, sorted_.influence[order[order < 150]], atol=1e-12)
+
+
+def test_few_and_absent_classes_are_told():
+    found = measure(X, P, OURS, Target(Y, THEIRS), NAMES)
+    frechets, kids = found.per_class["frechet"], found.per_class["kid"]
+    assert kids[0].why == "" and kids[1].why == "40 pictures of the reference: the spread is large"
+    assert frechets[1].why.startswith("40 pictures of the reference: the spread is large")
+    assert kids[2].value is None and kids[2].why == "no picture of the reference is of the class crane"
+    assert kids[3].value is None and kids[3].why == "no picture of the class crane was sampled"
+    assert found.per_class["accuracy"][2].why == "40 pictures: the spread is large"
+    assert found.notes == [
+        "Accuracy: 30 of 300 pictures have no label among the 4 classes and do not count.",
+        "Fewer than 50 sampled pictures: crane (40), crane (0).",
+        "Fewer than 50 reference pictures: dog (40).",
+        "No reference picture: crane.",
+    ]
+
+
+def test_a_class_with_one_picture_and_many_small_ones():
+    names = [f"c{i}" for i in range(8)]
+    labels = np.arange(300) % 7
+    found = measure(X, cards(300, classes=8), labels, Target(Y, np.arange(500).clip(0, 8) % 9), names)
+    assert "one picture of the reference" in found.per_class["kid"][2].why
+    assert (
+        found.notes[0]
+        == "Fewer than 50 sampled pictures: c0 (43), c1 (43), c2 (43), c3 (43), c4 (43) and 3 more classes."
+    )
+    alone = measure(X[:1], P[:1], np.array([0]), Target(Y, THEIRS), NAMES)
+    assert alone.per_class["kid"][0].value is None and alone.per_class["frechet"][0].value is None
+    assert alone.per_class["accuracy"][0].why == "1 picture: the spread is large"
+
+
+def test_too_few_pictures_leave_frechet_blank():
+    found = measure(X[:D], None, None, Target(Y), None)
+    assert found.overall["frechet"].value is None and found.overall["kid"].value is not None
+    assert found.notes[0].startswith("Frechet distance left blank: 6 pictures for 6 features")
+    assert found.per_class == {} and "without class probabilities" in found.overall["accuracy"].why
+    assert "Inception score, Accuracy left blank" in found.notes[1]
+    fewer = measure(X[:4], None, None, Target(Y), None)
+    assert fewer.notes[1].startswith("Precision, Recall, Density, Coverage left blank: 4 sampled")
+    # no covariance is made that nothing is compared with
+    target = Target(Y)
+    measure(X[:D], None, None, target, None)
+    assert "gaussian" not in vars(target)
+
+
+def test_a_target_used_twice_measures_as_a_fresh_one():
+    target, second = Target(Y, THEIRS), X[::2] * 1.2
+    measure(X, P, OURS, target, NAMES)
+    twice = measure(second, P[::2], OURS[::2], target, NAMES)
+    afresh = measure(second, P[::2], OURS[::2], Target(Y, THEIRS), NAMES)
+    for name in METRICS:
+        same(twice.overall[name], afresh.overall[name])
+    for name, measured in twice.per_class.items():
+        for a, b in zip(measured, afresh.per_class[name]):
+            same(a, b)
+    assert twice.notes == afresh.notes
+
+
+def test_what_a_target_keeps_is_computed_once(monkeypatch):
+    target = Target(Y, THEIRS)
+    measure(X, P, OURS, target, NAMES)
+    kept = target.gaussian, target.kernel.own(), target.radii(5), target.of_class(0)
+    monkeypatch.setattr("diffusion_adagn.evaluation.measure.radii", None)
+    measure(X, P, OURS, target, NAMES)
+    assert all(
+        a is b for a, b in zip(kept, (target.gaussian, target.kernel.own(), target.radii(5), target.of_class(0)))
+    )
+
+
+def test_k_is_the_targets_unless_another_is_asked_for():
+    target = Target(Y, k=3)
+    for k, found in ((3, measure(X, None, None, target, None)), (7, measure(X, None, None, target, None, k=7))):
+        same(found.overall["density"], precision_recall(X, Y, k)["density"])
+    with pytest.raises(InputError, match="k is 0"):
+        measure(X, None, None, target, None, k=0)
+
+
+def test_statistics_alone_serve_frechet():
+    found = measure(X, P, OURS, Target.of_gaussian(Gaussian.of(Y)), NAMES)
+    same(found.overall["frechet"], frechet(X, Gaussian.of(Y)))
+    for name in ("kid", "precision", "recall", "density", "coverage"):
+        assert found.overall[name].value is None and "mean and a covariance" in found.overall[name].why
+    assert found.overall["accuracy"].value is not None and found.per_class["accuracy"][0].value is not None
+    assert found.per_class["kid"][0].value is None and "no labels" in found.per_class["kid"][0].why
+    assert found.notes[-1] == "The reference has no labels, so classes are measured by accuracy alone."
+
+
+def test_accuracy_needs_labels_and_the_same_classes():
+    target = Target(Y, THEIRS)
+    unlabelled = measure(X, P, None, target, NAMES)
+    assert unlabelled.overall["accuracy"].value is None and unlabelled.per_class == {}
+    assert unlabelled.overall["inception_score"].value is not None
+    others = measure(X, cards(300, classes=10), OURS, target, NAMES)
+    assert others.overall["accuracy"].value is None and "10 classes" in others.overall["accuracy"].why
+    assert all(measured.value is None for measured in others.per_class["accuracy"])
+    assert measure(X, P, OURS, target, NAMES, per_class=False).per_class == {}
+
+
+def test_bad_input_is_told():
+    target, broken = Target(Y), X.copy()
+    broken[[2, 9, 11]] = np.nan
+    for match, call in (
+        ("3 of 300", lambda: measure(broken, None, None, target, None)),
+        ("3 of 300", lambda: Target(broken)),
+        ("another extractor", lambda: measure(X[:, :4], None, None, target, None)),
+        ("another extractor", lambda: measure(X[:, :4], None, None, Target.of_gaussian(Gaussian.of(Y)), None)),
+        ("one integer", lambda: measure(X, None, OURS[:-1], target, NAMES)),
+        ("one integer", lambda: Target(Y, THEIRS[:-1])),
+        ("one row a picture", lambda: measure(X, P[:-1], OURS, target, NAMES)),
+        ("softmax", lambda: measure(X, P * 2, OURS, target, NAMES)),
+        ("expected \\[N, D\\]", lambda: measure(X[:0], None, None, target, None)),
+    ):
+        with pytest.raises(InputError, match=match):
+            call()

@@ -10,6 +10,7 @@ __version__ = "0.1.0"
 _HOME = {
     "AdaGNUNet": ".models.unet",
     "ClassConditionalPipeline": ".diffusion.pipeline",
+    "Guidance": ".diffusion.guidance",
     "LabelSpace": ".labels",
     "Mix": ".diffusion.mixing",
     "Between": ".diffusion.mixing",

@@ -18,6 +18,7 @@ from .diffusion.pipeline import MOST_SEED, ClassConditionalPipeline, to_pil
 from .diffusion.schedule import network_calls, sampler_name, set_steps
 from .errors import InputError
 from .evaluation.adm_npz import write_npz
+from .evaluation.points import AUTOCAST, all_processes
 from .folders import file_into_place
 from .grids import labelled_grid
 from .labels import LabelSpace
@@ -76,7 +77,7 @@ def sample_to_folder(
 
     Returns `out`. Raises InputError before anything is written.
     """
-    state = PartialState(cpu=not (torch.cuda.is_available() or torch.backends.mps.is_available()))
+    state = all_processes()
     main = state.is_main_process
     pipe, what = open_pipeline(source, weights)
     pipe.use_sampler(request.sampler, request.spacing)
@@ -175,7 +176,7 @@ def _sample(
     mine = batches[state.process_index :: state.num_processes]
     main = state.is_main_process
     pipe.set_progress_bar_config(disable=not main, leave=False, position=1, desc="steps")
-    dtype = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[request.precision]
+    dtype = AUTOCAST[request.precision]
     with tqdm(total=sum(map(len, mine)), unit="picture", disable=not main, desc=out.name) as bar:
         for batch in mine:
             with torch.autocast(state.device.type, dtype, enabled=dtype is not None):

@@ -4,7 +4,6 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..config import RunConfig, apply, check
 from ..errors import UsageError
 from .options import (
     Parser,
@@ -72,26 +71,17 @@ def run(argv: Sequence[str]) -> int:
         "steps": numbers(args.steps, "--steps", int),
         "etas": numbers(args.eta, "--eta"),
     }
-    overrides = config_overrides(args)
 
     from ..run import check_model_path
 
     check_model_path(args.run)
     if args.guide is not None:
         check_model_path(args.guide)
-    from ..experiments.sweep import SweepRequest, sweep
-    from ..loading import recorded_data
+    from ..experiments.sweep import Measuring, SweepRequest, sweep
 
-    data = None
-    if overrides or args.against is not None:
-        config = RunConfig()
-        if args.against is not None:
-            overrides["data.source"] = args.against  # other data: nothing of the run's own settings holds for it
-        else:
-            config.data = recorded_data(args.run) or config.data
-        apply(config, overrides, where="on the command line", error=UsageError)
-        check(config)
-        data = config.data
+    measuring = Measuring(
+        args.against, config_overrides(args), args.extractor, args.judge == "auto", args.reference_count, args.k
+    )
     request = SweepRequest(
         **settings,
         spacing=args.spacing,
@@ -102,11 +92,7 @@ def run(argv: Sequence[str]) -> int:
         batch_size=args.batch_size,
         precision=args.precision,
         weights=args.weights,
-        data=data,
-        extractor=args.extractor,
-        judge=args.judge == "auto",
-        reference_count=args.reference_count,
-        k=args.k,
+        measuring=measuring,
         confirm=args.confirm,
     )
     out = Path(args.out or Path("sweeps") / name_of_run(args.run))

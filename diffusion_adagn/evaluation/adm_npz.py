@@ -34,7 +34,7 @@ def read_npz(file: Path) -> Pictures:
                 raise InputError(
                     f"{file} holds {', '.join(arrays.files[:5]) or 'nothing'}: expected arr_0, uint8 [N, H, W, 3], and arr_1, labels [N]."
                 )
-            pixels, labels = arrays["arr_0"], arrays["arr_1"] if "arr_1" in arrays else None
+            pixels, labels = arrays["arr_0"], arrays.get("arr_1")
     except (OSError, ValueError, zipfile.BadZipFile, EOFError, KeyError, AttributeError, TypeError) as error:
         raise InputError(f"{file} is no .npz of pictures: {error}") from None
     if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[3] not in (1, 3) or not len(pixels):

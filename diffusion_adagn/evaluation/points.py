@@ -9,6 +9,7 @@ import shutil
 import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
+from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +26,12 @@ from .extractors import Extractor, Features
 
 MOST_ROWS = 40  # classes in a grid
 AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def all_processes() -> PartialState:
+    """The processes that share the work: of torchrun, or one alone. The others wait for hours while one trains a judge."""
+    cpu = not (torch.cuda.is_available() or torch.backends.mps.is_available())
+    return PartialState(cpu=cpu, timeout=timedelta(hours=12))
 
 
 @dataclass(frozen=True)

@@ -8,28 +8,24 @@ import contextlib
 import dataclasses
 import itertools
 import json
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 from accelerate import PartialState
 from tqdm import tqdm
 
-from ..config import DataConfig
-from ..data import ImageDataset, open_dataset
 from ..diffusion.pipeline import ClassConditionalPipeline
 from ..errors import InputError
-from ..evaluation.extractors import Extractor, open_extractor
-from ..evaluation.points import Draw, Point, forget, sample_point
-from ..evaluation.reference import Reference, reference_of
-from ..evaluation.results import results
+from ..evaluation.bench import Bench, Measuring, bench_of_model
+from ..evaluation.points import Draw, Point, Sampled, all_processes, forget, sample_point
+from ..evaluation.results import Results, results
 from ..folders import file_into_place, into_place
-from ..loading import model_hash, open_pipeline, recorded_data
+from ..loading import model_hash, open_pipeline
 from ..run import RunFolder
 from .choice import Finished, best_sets
+from .sweep_plots import available as plots_available
 from .sweep_report import Sweep, write_report
 
 VERSION = 1  # of what a point is; points of another are not taken over
@@ -55,30 +51,9 @@ class SweepRequest:
     batch_size: int = 64
     precision: str = "fp32"
     weights: str = "ema"
-    data: DataConfig | None = None  # None: the run's own
-    extractor: str = "judge"  # "none": diagnostics alone
-    judge: bool = True
-    reference_count: int = 10_000
-    k: int = 5
+    measuring: Measuring = Measuring()
     shown: int = 4
     confirm: bool = False
-
-
-@dataclass(frozen=True)
-class Bench:
-    """What every point is made and measured with."""
-
-    pipe: ClassConditionalPipeline
-    guide: ClassConditionalPipeline | None
-    extractor: Extractor | None
-    judge: Extractor | None
-    reference: Reference | None
-    k: int
-    state: PartialState
-
-    @property
-    def extractors(self) -> list[Extractor]:
-        return list({e.name: e for e in (self.extractor, self.judge) if e is not None}.values())
 
 
 def sweep(source: str, request: SweepRequest, out: Path, command: str = "") -> list[Path]:
@@ -87,36 +62,40 @@ def sweep(source: str, request: SweepRequest, out: Path, command: str = "") -> l
     Under torchrun the processes share the work. Returns the files (of the main process). Raises InputError before anything is
     sampled for whatever would fail later.
     """
-    state = PartialState(cpu=not (torch.cuda.is_available() or torch.backends.mps.is_available()))
+    state = all_processes()
     pipe, what = open_pipeline(source, request.weights)
     guide, guide_what = (None, "") if request.guide is None else open_pipeline(request.guide, request.weights)
     pipe.to(state.device)
+    pipe.set_progress_bar_config(disable=True)
     points = make_points(request, pipe)
     cost = _check(points, pipe, guide)
     draw = _draw(request, pipe)
-    dataset = _data(source, request, pipe)
-    out.mkdir(parents=True, exist_ok=True)
+    bench = bench_of_model(source, pipe, draw, request.measuring, state)
+    table = Table(pipe, guide, bench, request.measuring.k, state, cost)
+    if state.is_main_process:
+        out.mkdir(parents=True, exist_ok=True)
     with RunFolder(out).lock() if state.is_main_process else contextlib.nullcontext():
-        with state.main_process_first():
-            bench = _bench(request, pipe, guide, dataset, state)
-        plan = _plan(request, bench, draw, guide)
         if state.is_main_process:
-            _claim(out, plan)
-            _say(what, guide_what, points, draw, bench, out)
+            _claim(out, _plan(table, draw))
+            _say(what, guide_what, points, draw, table, out)
         state.wait_for_everyone()
         try:
-            _make(points, cost, draw, bench, out / "points", out / "batches", out.name)
+            table.make(points, draw, out / "points", out / "batches", out.name)
             done = [_read(out / "points" / p.name, p) for p in points]
-            confirmed = _confirm(points, done, cost, draw, bench, out) if request.confirm else []
+            confirmed = _confirm(table, points, done, draw, out) if request.confirm else []
         except KeyboardInterrupt:
             print(f"\nStopped. What is finished lies in {out}; the same command goes on from there.")
             raise
         if not state.is_main_process:
             return []
-        about = _about(source, what, request, bench, draw, points, command)
+        about = _about(source, what, table, draw, points, command)
         files = write_report(about, done, out, confirmed)
-    print(files[0].read_text(encoding="utf-8"))
-    print("\n".join(str(file) for file in files))
+    print("\n" + files[0].read_text(encoding="utf-8").partition("\n## Best by class")[0].strip())
+    print(f"\nLook at  {files[0]}\nBeside   {', '.join(f.name for f in files[1:])}")
+    if not plots_available():
+        print("Curves need matplotlib:  pip install 'diffusion-adagn[plots]'  and the same command draws them.")
+    elif not request.confirm and len(points) > 1 and bench.extractor is not None:
+        print("Next     the same command with --confirm: the best settings once more, with fresh seeds")
     return files
 
 
@@ -174,55 +153,20 @@ def _draw(request: SweepRequest, pipe: ClassConditionalPipeline) -> Draw:
     return draw
 
 
-def _data(source: str, request: SweepRequest, pipe: ClassConditionalPipeline) -> ImageDataset | None:
-    """The real pictures: the training part of the run's own data, or of those asked for."""
-    data = request.data or recorded_data(source)
-    if data is None:
-        if request.extractor == "none":
-            return None
-        raise InputError(
-            f"there is nothing to measure against: {source} is no run that knows its data. Name them: --against NAME_OR_PATH[:split], or "
-            "give --extractor none for the diagnostics alone."
-        )
-    c = pipe.unet.config
-    dataset = open_dataset(dataclasses.replace(data, image_size=c.sample_size, channels=c.in_channels))
-    dataset.check_classes(pipe.labels)
-    return dataset
-
-
-def _bench(
-    request: SweepRequest,
-    pipe: ClassConditionalPipeline,
-    guide: ClassConditionalPipeline | None,
-    dataset: ImageDataset | None,
-    state: PartialState,
-) -> Bench:
-    main = state.is_main_process
-    if request.extractor == "none":
-        reference = None if dataset is None else reference_of(dataset, None, request.reference_count, progress=main)
-        return Bench(pipe, guide, None, None, reference, request.k, state)
-    extractor = open_extractor(request.extractor, dataset, state.device, progress=main)
-    judge = extractor if extractor.class_names is not None else None
-    if judge is None and request.judge and pipe.labels.K > 1:
-        judge = open_extractor("judge", dataset, state.device, progress=main)
-    reference = reference_of(dataset, extractor, request.reference_count, progress=main)
-    return Bench(pipe, guide, extractor, judge, reference, request.k, state)
-
-
-def _plan(request: SweepRequest, bench: Bench, draw: Draw, guide: ClassConditionalPipeline | None) -> dict:
+def _plan(table: "Table", draw: Draw) -> dict:
     """All that decides a point's numbers but the point itself."""
+    bench = table.bench
+    known = None if bench.reference is None else bench.reference.about
     return {
         "version": VERSION,
-        "model": model_hash(bench.pipe.unet),
-        "guide": None if guide is None else model_hash(guide.unet),
+        "model": model_hash(table.pipe.unet),
+        "guide": None if table.guide is None else model_hash(table.guide.unet),
         "draw": draw.record(),
         "extractor": None if bench.extractor is None else bench.extractor.hash,
         "judge": None if bench.judge is None else bench.judge.hash,
-        "reference": None
-        if bench.reference is None
-        else [bench.reference.about[k] for k in ("fingerprint", "count", "seed")],
-        "k": request.k,
-        "device": bench.state.device.type,
+        "reference": known and {key: known.get(key) for key in ("fingerprint", "count", "seed")},
+        "k": table.k,
+        "device": table.state.device.type,
     }
 
 
@@ -249,65 +193,66 @@ def _claim(out: Path, plan: dict) -> None:
         leftover.unlink(missing_ok=True)
 
 
-def _say(what: str, guide_what: str, points: Sequence[Point], draw: Draw, bench: Bench, out: Path) -> None:
+def _say(what: str, guide_what: str, points: Sequence[Point], draw: Draw, table: "Table", out: Path) -> None:
     finished = sum((out / "points" / p.name).is_dir() for p in points)
+    state = table.state
     print(
         f"{what}\n{len(points)} points of {draw.count:,} pictures ({len(draw.classes)} classes), {finished} finished, on "
-        f"{bench.state.num_processes} process(es), {bench.state.device}, in {out}"
+        f"{state.num_processes} process(es), {state.device}, in {out}"
     )
     if guide_what:
         print(f"guided against {guide_what}")
-    if bench.extractor is not None:
-        print(f"measured by {bench.extractor.name} against {len(bench.reference.features):,} pictures")
+    print(f"measured against {table.bench.against}")
 
 
 # ---------------------------------------------------------------------- the points
 
 
-def _make(
-    points: Sequence[Point], cost: dict[str, int], draw: Draw, bench: Bench, done: Path, batches: Path, title: str
-) -> None:
-    """Make and measure the points that are not in `done` yet."""
-    state = bench.state
-    waiting = [p for p in points if not (done / p.name).is_dir()]
-    state.wait_for_everyone()  # all have looked before any is finished
-    mine = sum(map(len, draw.batches[state.process_index :: state.num_processes]))
-    bench.pipe.set_progress_bar_config(disable=True)
-    with tqdm(
-        total=sum(mine * cost[p.name] for p in waiting),
-        desc=title,
-        unit="eval",
-        unit_scale=True,
-        disable=not state.is_main_process or not waiting,
-    ) as bar:
-        for point in waiting:
-            bar.set_postfix_str(point.name)
-            nfe = cost[point.name]
-            folder = batches / point.name
-            sampled = sample_point(
-                bench.pipe, point, draw, bench.extractors, folder, state, bench.guide,
-                made=lambda count, nfe=nfe: bar.update(count * nfe),
-            )  # fmt: skip
-            if sampled is not None:
-                _finish(sampled, point, nfe, draw, bench, done / point.name)
-                forget(folder)
-    state.wait_for_everyone()
-    if state.is_main_process:
-        shutil.rmtree(batches, ignore_errors=True)
+@dataclass(frozen=True)
+class Table:
+    """What every point is made and measured with. cost: network evaluations a picture, by the point's name."""
+
+    pipe: ClassConditionalPipeline
+    guide: ClassConditionalPipeline | None
+    bench: Bench
+    k: int
+    state: PartialState
+    cost: dict[str, int]
+
+    def make(self, points: Sequence[Point], draw: Draw, done: Path, batches: Path, title: str) -> None:
+        """Make and measure the points that are not in `done` yet; the bar counts network evaluations."""
+        state, main = self.state, self.state.is_main_process
+        waiting = [p for p in points if not (done / p.name).is_dir()]
+        state.wait_for_everyone()  # all have looked before any is finished
+        mine = sum(map(len, draw.batches[state.process_index :: state.num_processes]))
+        total = sum(mine * self.cost[p.name] for p in waiting)
+        with tqdm(total=total, desc=title, unit="eval", unit_scale=True, disable=not main or not waiting) as bar:
+            for point in waiting:
+                bar.set_postfix_str(point.name)
+                self._make(point, draw, done / point.name, batches / point.name, bar)
+        state.wait_for_everyone()
+        if main:
+            forget(batches)
+
+    def _make(self, point: Point, draw: Draw, done: Path, folder: Path, bar: tqdm) -> None:
+        nfe = self.cost[point.name]
+        sampled = sample_point(
+            self.pipe, point, draw, self.bench.extractors, folder, self.state, self.guide,
+            made=lambda count: bar.update(count * nfe),
+        )  # fmt: skip
+        if sampled is not None:
+            found = self._measured(sampled, point)
+            settings = {"id": point.name, **point.record(), "nfe": nfe, "count": draw.count}
+            _keep(done, settings | found.row | {"notes": found.notes}, found, sampled.shown)
+            forget(folder)
+
+    def _measured(self, sampled: Sampled, point: Point) -> Results:
+        b = self.bench
+        return results(sampled, b.reference, b.extractor, b.judge, b.class_names, point.calls(self.pipe), self.k)
 
 
-def _finish(sampled, point: Point, nfe: int, draw: Draw, bench: Bench, folder: Path) -> None:
-    """Measure a point and write its folder whole."""
-    found = results(
-        sampled,
-        bench.reference,
-        bench.extractor,
-        bench.judge,
-        bench.pipe.labels.names,
-        point.calls(bench.pipe),
-        bench.k,
-    )
-    row = {"id": point.name, **point.record(), "nfe": nfe, "count": draw.count, **found.row, "notes": found.notes}
+def _keep(folder: Path, row: dict, found: Results, shown: np.ndarray) -> None:
+    """A finished point's folder, written whole."""
     arrays = dict(found.influence)
     for metric, some in found.class_influence.items():
         arrays |= {f"{metric}.{c}": influence for c, influence in enumerate(some) if influence is not None}
@@ -315,7 +260,7 @@ def _finish(sampled, point: Point, nfe: int, draw: Draw, bench: Bench, folder: P
     def write(beside: Path) -> None:
         beside.mkdir()
         np.savez(beside / "influence.npz", **arrays)
-        np.save(beside / "shown.npy", sampled.shown)
+        np.save(beside / "shown.npy", shown)
         (beside / "row.json").write_text(json.dumps(row, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
     into_place(folder, write)
@@ -338,39 +283,30 @@ def _read(folder: Path, point: Point) -> Finished:
         raise InputError(f"{folder} is damaged ({error}): remove it, and the same command makes it again.") from None
 
 
-def _confirm(
-    points: Sequence[Point], done: Sequence[Finished], cost: dict[str, int], draw: Draw, bench: Bench, out: Path
-) -> list[Finished]:
+def _confirm(table: Table, points: Sequence[Point], done: Sequence[Finished], draw: Draw, out: Path) -> list[Finished]:
     """The best sets once more, with noises that no point has seen: the best of many on shared noise is flattered."""
     wanted = {member for choice in best_sets(done).values() for member in choice.members}
     again = [p for p in points if p.name in wanted]
     fresh = dataclasses.replace(draw, seed=draw.seed + draw.count)
-    if bench.state.is_main_process:
+    if table.state.is_main_process:
         print(
             f"{len(again)} points that are best, or cannot be told apart from the best, again with seeds {fresh.seed}..."
         )
-    _make(again, cost, fresh, bench, out / "confirmed", out / "batches_confirmed", f"{out.name}, again")
+    table.make(again, fresh, out / "confirmed", out / "batches_confirmed", f"{out.name}, again")
     return [_read(out / "confirmed" / p.name, p) for p in again]
 
 
-def _about(
-    source: str,
-    what: str,
-    request: SweepRequest,
-    bench: Bench,
-    draw: Draw,
-    points: Sequence[Point],
-    command: str,
-) -> Sweep:
+def _about(source: str, what: str, table: Table, draw: Draw, points: Sequence[Point], command: str) -> Sweep:
     records = [p.record() for p in points]
     values = {name: list(dict.fromkeys(r[name] for r in records)) for name in records[0]}
+    pipe, bench = table.pipe, table.bench
     return Sweep(
         source=source,
         what=what,
-        model_hash=model_hash(bench.pipe.unet),
-        trained_steps=bench.pipe.config.trained_steps,
-        ema_decay=bench.pipe.config.ema_decay,
-        class_names=bench.pipe.labels.names,
+        model_hash=model_hash(pipe.unet),
+        trained_steps=pipe.config.trained_steps,
+        ema_decay=pipe.config.ema_decay,
+        class_names=pipe.labels.names,
         swept={name: some for name, some in values.items() if len(some) > 1},
         reference={} if bench.reference is None else bench.reference.about,
         extractor={} if bench.extractor is None else bench.extractor.record(),

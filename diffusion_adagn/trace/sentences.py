@@ -394,7 +394,7 @@ def guidance_band(sensitivity: Sensitivity, unused: bool = False, share: float =
     if has_band(sensitivity, share):
         return (
             f"{peak}, and by at least {percent(share)} of that between t = {low} and t = {high}: a candidate band for guidance, "
-            "in timesteps, until a metric confirms it."
+            f"in timesteps (--interval t:{low}-{high}), until a sweep confirms it."
         )
     if x0.max() <= EVEN * x0.min():
         return f"{peak}, and about as much at every other timestep: no band stands out."

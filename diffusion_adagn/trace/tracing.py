@@ -19,8 +19,9 @@ from ..loading import model_hash, open_pipeline, recorded_data
 from .analysis import class_geometry, drift
 from .atlas import Atlas
 from .label_check import OPEN, UNUSED, Verdict, label_check
-from .probes import Influence, label_sensitivity, probe
+from .probes import Influence, Sensitivity, label_sensitivity, probe
 from .report import Findings, write_report
+from .sentences import BAND, has_band
 
 MOST_SITES = 60  # with more, the probes go by resolution
 PROBED = 10  # timesteps of the probes
@@ -67,16 +68,17 @@ def trace(source: str | Path, out: Path, request: TraceRequest) -> list[Path]:
     verdict = label_check(pipe.unet, objective, heldout, progress=True)
     out.mkdir(parents=True, exist_ok=True)
     files = [atlas.save(out / "atlas.npz")]
+    sensitivity = label_sensitivity(pipe.unet, objective, x0, labels, grid) if labels is not None else None
     findings = Findings(
         title=str(source),
         what=what,
         atlas=atlas,
         influence=_influence(pipe, objective, x0, labels, grid, request.by),
-        sensitivity=label_sensitivity(pipe.unet, objective, x0, labels, grid) if labels is not None else None,
+        sensitivity=sensitivity,
         label_use=verdict.use,
         mixing=_mixing(pipe, atlas),
         drift=moved,
-        next_commands=_next_commands(source, pipe),
+        next_commands=_next_commands(source, pipe, sensitivity, heldout is not None),
     )
     files += write_report(findings, out)
     print(f"\n{verdict.sentence}\nLook at  {out / 'report.html'}\nValues   {out / 'atlas.npz'}  (Atlas.load)")
@@ -197,11 +199,18 @@ def _mixing(pipe: ClassConditionalPipeline, atlas: Atlas) -> tuple[list[str], li
     return list(rows), [list(pixels[i : i + MIXED]) for i in range(0, len(pixels), MIXED)]
 
 
-def _next_commands(source: str | Path, pipe: ClassConditionalPipeline) -> list[str]:
+def _next_commands(
+    source: str | Path, pipe: ClassConditionalPipeline, sensitivity: Sensitivity | None, pictures: bool
+) -> list[str]:
     name = shlex.quote(str(source))
     commands = [f"adagn sample {name} --classes {'all' if pipe.labels.K else 'null'} --count 8"]
     if pipe.labels.K and pipe.labels.has_null:
         commands[0] += " --guidance 1,2,4"
     if pipe.labels.K > 1:
         commands.append(f"adagn sample {name} --mix id:0@coarse,id:1@fine --count 8")
+    if pipe.labels.K and pipe.labels.has_null and pictures:
+        interval = ""
+        if sensitivity is not None and has_band(sensitivity):
+            interval = " --interval none,t:{}-{}".format(*sensitivity.band(BAND))
+        commands.append(f"adagn sweep {name} --guidance 1:4:0.5{interval}")
     return [*commands, f"adagn trace {name} --label-check"]

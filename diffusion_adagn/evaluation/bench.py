@@ -1,0 +1,136 @@
+"""What pictures are measured with: the extractor, the judge of their classes, and the reference of real pictures."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from accelerate import PartialState
+
+from ..config import DataConfig
+from ..diffusion.pipeline import ClassConditionalPipeline
+from ..errors import InputError
+from ..loading import recorded_data
+from .extractors import Extractor, open_extractor
+from .points import Draw
+from .real import Real
+from .reference import Reference, reference_of
+
+
+@dataclass(frozen=True)
+class Measuring:
+    """What pictures are measured with and against. against: None for the run's own data. data: the config fields of `data` that were
+    given, by dotted key. extractor: as `open_extractor` takes it, or "none". judge: whether a judge tells the classes. reference_count:
+    real pictures, at most. k: neighbours of precision, recall, density and coverage."""
+
+    against: str | None = None
+    data: Mapping[str, str] = field(default_factory=dict)
+    extractor: str = "judge"
+    judge: bool = True
+    reference_count: int = 10_000
+    k: int = 5
+
+    @property
+    def own_data(self) -> bool:
+        """Whether the real pictures are those that the run knows of."""
+        return self.against is None and "data.source" not in self.data
+
+
+@dataclass(frozen=True)
+class Bench:
+    """class_names: of the labels, () without. judge: None where nobody tells the classes. reference: None but on the main process.
+
+    Without an extractor (None) there are diagnostics alone, and the reference, if there is one, knows no features.
+    """
+
+    real: Real | None
+    extractor: Extractor | None
+    judge: Extractor | None
+    reference: Reference | None
+    class_names: tuple[str, ...]
+
+    @property
+    def extractors(self) -> list[Extractor]:
+        return list({e.name: e for e in (self.extractor, self.judge) if e is not None}.values())
+
+    @property
+    def against(self) -> str:
+        """In words; on the main process."""
+        if self.reference is None:
+            return "nothing"
+        about = self.reference.about
+        many = "published statistics" if about["count"] is None else f"{about['count']:,} pictures"
+        by = "by their looks alone" if self.extractor is None else f"by the features of {self.extractor.name}"
+        return f"{about['name']} ({many}), {by}"
+
+
+def bench_of_model(
+    source: str | Path, pipe: ClassConditionalPipeline, draw: Draw, measuring: Measuring, state: PartialState
+) -> Bench:
+    """For a model's pictures; the main process first, since it may have to train a judge.
+
+    Raises InputError for real pictures of another size, number of channels or classes, and where none are known.
+    """
+    recorded = recorded_data(source)
+    if measuring.extractor == "none" and measuring.own_data and recorded is None:
+        return Bench(None, None, None, None, pipe.labels.names)
+    check_against(measuring, recorded, str(source))
+    size, channels, labels = pipe.unet.config.sample_size, pipe.unet.config.in_channels, pipe.labels
+    real = Real(measuring.against, measuring.data, recorded, size, channels)
+    real.check_shape(size, size, channels, "the model's pictures")
+    if real.dataset is not None:
+        real.dataset.check_classes(labels)
+    elif labels.K and real.stored is not None and real.class_names not in ((), labels.names):
+        raise InputError(
+            f"the reference {real.name} has other classes ({', '.join(real.class_names[:5])}, ...) than the model "
+            f"({', '.join(labels.names[:5])}, ...): make one of data with the model's classes."
+        )
+    told = draw.labels if labels.K else None
+    with state.main_process_first():
+        return open_bench(real, measuring, labels.names, told, channels, state)
+
+
+def check_against(measuring: Measuring, recorded: DataConfig | None, what: str) -> None:
+    """Raises InputError where nothing is known that pictures could be measured against."""
+    if measuring.own_data and recorded is None:
+        raise InputError(
+            f"there is nothing to measure {what} against, since no run's data settings are known: name real pictures by --against "
+            "NAME_OR_PATH[:split], a folder or .npz of pictures, or a file of adagn evaluate reference (adagn sweep --extractor none "
+            "does without)."
+        )
+
+
+def open_bench(
+    real: Real,
+    measuring: Measuring,
+    class_names: tuple[str, ...],
+    labels: np.ndarray | None,
+    channels: int,
+    state: PartialState,
+) -> Bench:
+    """Open the extractor and, on the main process, make the reference.
+
+    labels: int64 [N] of what is measured, ids of class_names, or None. channels: of its pictures.
+    """
+    main, count = state.is_main_process, measuring.reference_count
+    if measuring.extractor == "none":
+        known = main and real.dataset is not None
+        return Bench(real, None, None, reference_of(real.dataset, None, count) if known else None, class_names)
+    extractor = open_extractor(measuring.extractor, real.learned, state.device, main)
+    judge = _judge(real, extractor, class_names, labels, state) if measuring.judge else None
+    reference = real.reference(extractor, count, class_names, channels) if main else None
+    return Bench(real, extractor, judge, reference, class_names)
+
+
+def _judge(
+    real: Real, extractor: Extractor, class_names: tuple[str, ...], labels: np.ndarray | None, state: PartialState
+) -> Extractor | None:
+    """The extractor where it knows these classes, else the judge of the data; None where there are no classes to tell."""
+    if len(class_names) < 2 or labels is None or not (labels < len(class_names)).any():
+        return None
+    if extractor.class_names is not None and tuple(extractor.class_names) == class_names:
+        return extractor
+    learned = real.learned
+    if learned is None or learned.label_space.names != class_names or (learned.counts() > 0).sum() < 2:
+        return None
+    return open_extractor("judge", learned, state.device, state.is_main_process)

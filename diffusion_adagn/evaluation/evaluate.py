@@ -1,0 +1,301 @@
+"""adagn evaluate, top to bottom: sampled pictures into features, their metrics against real ones, what lies near a real one."""
+
+import contextlib
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from accelerate import PartialState
+from tqdm import tqdm
+
+from ..diffusion.pipeline import ClassConditionalPipeline
+from ..diffusion.schedule import Call
+from ..errors import InputError
+from ..loading import model_hash, open_pipeline, recorded_data
+from ..run import RunFolder
+from .adm_npz import write_npz
+from .bench import Bench, Measuring, bench_of_model, check_against, open_bench
+from .diagnostics import picture_values
+from .extractors import features_of
+from .memorisation import draw_neighbours, memorisation
+from .output import BATCHES, check_out, take_up
+from .pictures import Found, read_pictures, sampled_from
+from .points import Draw, Point, Sampled, all_processes, forget, sample_point
+from .real import Real
+from .reference import Reference
+from .report import CLASSES, JSON, MARKDOWN, full_record, overall_table, write_report
+from .results import results
+
+SHEET, NPZ = "neighbours.png", "samples.npz"
+
+
+@dataclass(frozen=True)
+class EvaluateRequest(Measuring):
+    """neighbours: rows of the sheet, 0 for none. keep: the sampled pictures as samples.npz."""
+
+    batch_size: int = 64
+    neighbours: int = 8
+    keep: bool = False
+    overwrite: bool = False
+    command: str = ""
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How a model is sampled; None: the model's own. Words as in `points.Point` and `points.Draw`. count: over all classes together."""
+
+    scale: float = 1.0
+    interval: str = "none"
+    schedule: str = "constant"
+    rescale: float = 0.0
+    threshold: float | None = None
+    guide: str | None = None
+    sampler: str | None = None
+    steps: int = 50
+    eta: float = 0.0
+    spacing: str | None = None
+    classes: str | None = None
+    count: int = 1000
+    seed: int = 0
+    precision: str = "fp32"
+    weights: str = "ema"
+
+
+def evaluate_model(source: str, sampling: Sampling, request: EvaluateRequest, out: Path) -> dict | None:
+    """Sample a model and measure the pictures; files into `out`. Returns what evaluation.json holds, on the main process.
+
+    Under torchrun each process samples its share. What was sampled before a stop is taken up again if all is as it was.
+    Raises InputError before anything is sampled for whatever would fail later.
+    """
+    state = all_processes()
+    main = state.is_main_process
+    if main:
+        check_out(out, request.overwrite)
+    pipe, what = open_pipeline(source, sampling.weights)
+    guide = None if sampling.guide is None else open_pipeline(sampling.guide, sampling.weights)[0]
+    pipe.to(state.device)
+    pipe.set_progress_bar_config(disable=True)
+    point, draw = _point(sampling, pipe, guide), _draw(sampling, request, pipe)
+    calls = point.calls(pipe)
+    evaluations = point.guidance(guide).evaluations(calls)
+    bench = bench_of_model(source, pipe, draw, request, state)
+    plan = {
+        "model": model_hash(pipe.unet),
+        "guide": None if guide is None else model_hash(guide.unet),
+        "point": point.record(),
+        "draw": draw.record(),
+        "extractors": [e.hash for e in bench.extractors],
+        "pixels": request.keep or request.neighbours > 0,
+    }
+    if main:
+        print(
+            f"{what}\n{draw.count:,} pictures, guidance {point.scale:g}, {point.sampler}, {point.steps} steps, {evaluations} network "
+            f"evaluations each, on {state.num_processes} process(es), {state.device}\nagainst {bench.against}"
+        )
+        out.mkdir(parents=True, exist_ok=True)
+    with RunFolder(out).lock() if main else contextlib.nullcontext():
+        if main:
+            take_up(out / BATCHES, plan)
+        state.wait_for_everyone()
+        sampled = _sample(pipe, guide, point, draw, bench, plan["pixels"], out, state)
+        if sampled is None:
+            return None
+        made_by = {
+            "source": str(source),
+            "weights": what,
+            "hash": plan["model"],
+            "guide_hash": plan["guide"],
+            "trained_steps": pipe.config.trained_steps,
+            "ema_decay": pipe.config.ema_decay,
+        }
+        settings = {
+            **point.record(),
+            "network_evaluations": evaluations,
+            "seeds": [draw.seed, draw.seed + draw.count - 1],
+            "classes": [pipe.labels.name(c) for c in draw.classes],
+            "batch_size": draw.batch_size,
+            "precision": draw.precision,
+        }
+        config, own = pipe.unet.config, f"The real pictures are the run's own: {bench.against}."
+        shape = (draw.count, config.sample_size, config.sample_size, config.in_channels)
+        about = {"source": str(source), "model": made_by, "settings": settings}
+        notes = [own] if request.own_data else []
+        record = _measure(sampled, shape, about, bench, calls, request, out, notes)
+        forget(out / BATCHES)
+    more = " --weights raw" * (sampling.weights == "raw")
+    if request.against is not None and bench.real.dataset is not None:
+        more += f" --against {shlex.quote(request.against)}"
+    _say(record, out, f"adagn sweep {shlex.quote(str(source))} --guidance 1:4:0.5{more}")
+    return record
+
+
+def evaluate_pictures(path: Path, guidance: float | None, request: EvaluateRequest, out: Path) -> dict:
+    """Measure the pictures of a folder or an .npz; files into `out`. Returns what evaluation.json holds.
+
+    guidance: which scale, for a folder of `adagn sample` that holds several. Raises InputError for pictures that cannot be measured.
+    """
+    state = all_processes()
+    if state.num_processes > 1:
+        raise InputError("pictures that are there already are measured by one process: leave torchrun out.")
+    check_out(out, request.overwrite)
+    found = read_pictures(path, guidance)
+    source = sampled_from(path)
+    recorded = None if source is None else recorded_data(source)
+    check_against(request, recorded, str(path))
+    real = Real(request.against, request.data, recorded)
+    shape = real.shape_of_pictures
+    pixels = found.with_channels(None if shape is None else shape[2])
+    real.check_shape(*pixels.shape[1:])
+    names = real.class_names or found.class_names or (real.learned.label_space.names if real.learned else ())
+    labels = found.labels_among(names)
+    names = names if labels is not None else ()
+    bench = open_bench(real, request, names, labels, pixels.shape[3], state)
+    print(f"{len(pixels):,} pictures of {path}\nagainst {bench.against}")
+    out.mkdir(parents=True, exist_ok=True)
+    with RunFolder(out).lock():
+        sampled = _features(pixels, labels, bench, request.batch_size)
+        settings = found.about.get("settings", {}) | {"seeds": found.about.get("seeds")}
+        about = {"source": str(path), "model": found.about.get("made_by"), "settings": settings}
+        notes = _notes_on(found, pixels, bench, request)
+        record = _measure(sampled, pixels.shape, about, bench, (), request, out, notes)
+    _say(record, out)
+    return record
+
+
+def store_reference(request: EvaluateRequest, file: Path) -> Reference:
+    """Make the reference of `request.against` and keep it in `file`. Raises InputError for a file that is there already."""
+    if file.suffix != ".npz":
+        raise InputError(f"a reference is kept as .npz: type --out {file}.npz.")
+    if file.exists() and not request.overwrite:
+        raise InputError(f"{file} is there already: give another --out, or --overwrite to replace it.")
+    real = Real(request.against, request.data)
+    if real.dataset is None and real.found is None:
+        raise InputError(f"{real.name} holds no pictures, but what was made of some: expected a data set or pictures.")
+    names, channels = real.class_names, real.shape_of_pictures[2]
+    reference = open_bench(real, replace(request, judge=False), names, None, channels, all_processes()).reference
+    reference.save(file)
+    about, spec = reference.about, shlex.quote(request.extractor)
+    print(
+        f"{about['count']:,} of {about['of']:,} pictures of {about['name']}, {about['extractor']['dimension']:,} features each, in {file}\n"
+        f"Next  adagn evaluate RUN --against {shlex.quote(str(file))} --extractor {spec}"
+    )
+    return reference
+
+
+# ---------------------------------------------------------------------- before the first picture
+
+
+def _point(sampling: Sampling, pipe: ClassConditionalPipeline, guide: ClassConditionalPipeline | None) -> Point:
+    own, s = Point.of(pipe), sampling
+    if guide is not None:
+        pipe.check_guide(guide)
+    elif s.scale != 1:
+        pipe.check_guidance()
+    return Point(
+        s.scale, s.interval, s.schedule, s.rescale, s.threshold, s.guide,
+        s.sampler or own.sampler, s.steps, s.eta, s.spacing or own.spacing,
+    ).settled()  # fmt: skip
+
+
+def _draw(sampling: Sampling, request: EvaluateRequest, pipe: ClassConditionalPipeline) -> Draw:
+    ids = pipe.labels.parse(sampling.classes or ("all" if pipe.labels.K else "null"))
+    unique = tuple(dict.fromkeys(ids))
+    return Draw(unique, sampling.count, sampling.seed, request.batch_size, sampling.precision, shown=0)
+
+
+# ---------------------------------------------------------------------- pictures, numbers, files
+
+
+def _sample(
+    pipe: ClassConditionalPipeline,
+    guide: ClassConditionalPipeline | None,
+    point: Point,
+    draw: Draw,
+    bench: Bench,
+    keep_pixels: bool,
+    out: Path,
+    state: PartialState,
+) -> Sampled | None:
+    mine = sum(map(len, draw.batches[state.process_index :: state.num_processes]))
+    with tqdm(total=mine, unit="picture", desc=out.name, disable=not state.is_main_process, leave=False) as bar:
+        try:
+            return sample_point(
+                pipe, point, draw, bench.extractors, out / BATCHES, state, guide, keep_pixels, bar.update
+            )
+        except KeyboardInterrupt:
+            print(f"\nStopped. What is finished lies in {out / BATCHES}; the same command goes on from there.")
+            raise
+
+
+def _features(pixels: np.ndarray, labels: np.ndarray | None, bench: Bench, batch_size: int) -> Sampled:
+    """Pictures that are there already, as if they had been sampled here, but for what only the sampler knows."""
+    batches = [pixels[i : i + batch_size] for i in range(0, len(pixels), batch_size)]
+    features = {e.name: features_of(e, batches, len(pixels)) for e in bench.extractors}
+    values, unknown = np.concatenate([picture_values(some) for some in batches]), np.zeros(0)
+    return Sampled(features, labels, values, unknown, unknown, pixels[:0], pixels)
+
+
+def _notes_on(found: Found, pixels: np.ndarray, bench: Bench, request: EvaluateRequest) -> list[str]:
+    notes = []
+    if request.own_data:
+        notes.append(f"The real pictures are those of the run that was sampled: {bench.against}.")
+    if pixels.shape[3] != found.pixels.shape[3]:
+        notes.append("The pictures were written as colour and are gray: they were measured as gray ones.")
+    if found.labels is not None and not bench.class_names:
+        notes.append("The labels are of no use, since the classes they mean are not known.")
+    return notes
+
+
+def _measure(
+    sampled: Sampled,
+    shape: tuple[int, int, int, int],
+    about: dict,
+    bench: Bench,
+    calls: Sequence[Call],
+    request: EvaluateRequest,
+    out: Path,
+    notes: list[str],
+) -> dict:
+    """Measure, and write it all; returns the record. shape: [N, H, W, C] of the pictures. about: source, model, settings."""
+    e, reference, names = bench.extractor, bench.reference, bench.class_names
+    found = results(sampled, reference, e, bench.judge, names, calls, request.k, progress=True)
+    memory, sheet = None, None
+    if request.neighbours and reference.features is not None:
+        gather = bench.real.gather(reference)
+        memory = memorisation(sampled.features[e.name].pooled, sampled.pixels, reference, gather, progress=True)
+        if gather is not None:
+            told = _names_of(sampled.labels, names)
+            sheet = draw_neighbours(out / SHEET, memory, sampled.pixels, told, reference, gather, request.neighbours)
+        else:
+            notes = [*notes, f"No sheet of neighbours: the pictures behind {reference.about['name']} are not at hand."]
+    if sheet is None:
+        (out / SHEET).unlink(missing_ok=True)
+    if request.keep:
+        write_npz(out / NPZ, sampled.pixels, sampled.labels if names else None)
+    else:
+        (out / NPZ).unlink(missing_ok=True)
+    copied = None if memory is None else memory.record(request.neighbours)
+    scored = sampled.features[e.name].probabilities is not None
+    record = full_record(found, about, shape, sampled.labels, scored, bench, copied, notes, request.k, request.command)
+    write_report(record, out)
+    return record
+
+
+def _names_of(labels: np.ndarray | None, names: tuple[str, ...]) -> list[str] | None:
+    """What each picture was sampled as, None without labels."""
+    all_names = [*names, "null"]
+    return None if labels is None or not names else [all_names[c] for c in labels]
+
+
+def _say(record: dict, out: Path, following: str = "") -> None:
+    print(f"\n{overall_table(record)}\n")
+    for note in record["notes"]:
+        print(f"- {note}")
+    if record["memorisation"]:
+        print(f"- {record['memorisation']['sentence']}")
+    files = [name for name in (MARKDOWN, JSON, CLASSES, SHEET, NPZ) if (out / name).is_file()]
+    print(f"\nLook at  {out / files[0]}\nBeside   {', '.join(files[1:])}")
+    if following:
+        print(f"Next     {following}")

@@ -1,0 +1,168 @@
+"""Extractors: the networks through which pictures are compared, and how each is opened by a word.
+
+Nothing but numpy and torch is imported until an extractor is opened.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import inspect
+import sys
+from collections.abc import Callable, Iterable
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import numpy as np
+from tqdm import tqdm
+
+from ...errors import InputError
+from .base import Extractor, Features
+
+if TYPE_CHECKING:
+    import torch
+
+    from ...data import ImageDataset
+
+__all__ = ["Extractor", "Features", "features_of", "open_extractor"]
+
+CHOICES = {
+    "judge": "a small network trained on your own labelled pictures, in minutes, and kept",
+    "sklearn": "scikit-learn's small network, for pictures of at most 16x16 pixels",
+    "inception": "the Inception network of the FID (inception:WEIGHTS.pth for a file of yours)",
+    "dinov2": "dinov2:FOLDER_OR_HUB_ID, through transformers",
+    "efficientnet": "efficientnet:PATH.safetensors, EfficientNet-Lite0 of ImageNet",
+}
+
+
+def open_extractor(
+    spec: str, dataset: ImageDataset | None = None, device: str | torch.device = "cpu", progress: bool = True
+) -> Extractor:
+    """The extractor that `spec` names.
+
+    spec: a word of CHOICES, some with ":WHAT"; the path of a .safetensors file (EfficientNet-Lite0); or "package.module:attribute",
+    an extractor of your own or a callable that returns one (it is told dataset, device and progress if it takes them).
+    dataset: the labelled pictures that "judge" and "sklearn" learn from. Raises InputError for anything else.
+    """
+    word, _, argument = spec.partition(":")
+    if spec.endswith(".safetensors") and word not in CHOICES:
+        word, argument = "efficientnet", spec
+    if word in ("judge", "sklearn"):
+        return _learned(word, argument, spec, dataset, device, progress)
+    if word == "inception":
+        from .inception import open_inception
+
+        return open_inception(argument or None, device)
+    if word == "dinov2":
+        from .dinov2 import open_dinov2
+
+        return open_dinov2(argument, device)
+    if word == "efficientnet":
+        from .efficientnet import open_efficientnet
+
+        return open_efficientnet(argument, device)
+    if argument:
+        return _of_the_user(spec, dataset, device, progress)
+    nearest = difflib.get_close_matches(word, CHOICES, n=1)
+    guess = f" Did you mean {nearest[0]}?" if nearest else ""
+    raise InputError(f"there is no extractor {spec!r}.{guess} {_choices()}")
+
+
+def features_of(
+    extractor: Extractor, batches: Iterable[np.ndarray], total: int | None = None, progress: bool = True
+) -> Features:
+    """The features of all pictures of these batches (uint8 [N, H, W, C] each), in order. total: pictures, for the bar."""
+    pooled, probabilities = [], []
+    with tqdm(desc=extractor.name, unit="picture", total=total, disable=not progress, leave=False) as bar:
+        for pixels in batches:
+            if not len(pixels):
+                continue
+            features = extractor(pixels)
+            pooled.append(features.pooled)
+            probabilities.append(features.probabilities)
+            bar.update(len(pixels))
+    if not pooled:
+        raise InputError("there is no picture to take features of; expected one at least.")
+    told = [p for p in probabilities if p is not None]
+    return Features(np.concatenate(pooled), np.concatenate(told) if len(told) == len(pooled) else None)
+
+
+def _choices() -> str:
+    words = "; ".join(f"{word}: {what}" for word, what in CHOICES.items())
+    return f"Extractors are: {words}; or package.module:attribute, one of your own."
+
+
+def _learned(
+    word: str,
+    argument: str,
+    spec: str,
+    dataset: ImageDataset | None,
+    device: str | torch.device,
+    progress: bool,
+) -> Extractor:
+    if argument:
+        raise InputError(f"the extractor {spec!r} takes nothing after its name: it learns from your data. Type {word}.")
+    if dataset is None:
+        raise InputError(
+            f"the extractor {word!r} learns from labelled pictures, and was given none: name the data too."
+        )
+    if word == "sklearn":
+        from .small import open_sklearn
+
+        return open_sklearn(dataset)
+    from .judge import open_judge
+
+    return open_judge(dataset, device, progress)
+
+
+def _of_the_user(spec: str, dataset: ImageDataset | None, device: str | torch.device, progress: bool) -> Extractor:
+    module, _, attribute = spec.partition(":")
+    try:
+        with _working_folder():
+            found = importlib.import_module(module)
+        for part in attribute.split("."):
+            found = getattr(found, part)
+    except (ImportError, ValueError, TypeError) as error:
+        raise InputError(f"the extractor {spec!r} cannot be imported: {error}. {_choices()}") from None
+    except AttributeError:
+        raise InputError(f"the extractor {spec!r}: {module} has no attribute {attribute}.") from None
+    if callable(found) and not _is_one(found):
+        found = found(**_asked(spec, found, {"dataset": dataset, "device": device, "progress": progress}))
+    if not _is_one(found):
+        members = ", ".join(Extractor.__annotations__)
+        raise InputError(
+            f"{spec!r} is no extractor and returns none, but a {type(found).__name__}; one is called with pictures and has "
+            f"{members} and record()."
+        )
+    return found
+
+
+def _is_one(found: object) -> bool:
+    return isinstance(found, Extractor) and not isinstance(found, type)
+
+
+def _asked(spec: str, function: Callable, given: dict) -> dict:
+    """Those of `given` that the function takes. Raises InputError if it needs others."""
+    try:
+        parameters = inspect.signature(function).parameters
+    except (TypeError, ValueError):  # some built-in ones do not tell
+        return {}
+    told = {key: value for key, value in given.items() if key in parameters}
+    try:
+        inspect.signature(function).bind(**told)
+    except TypeError as error:
+        raise InputError(
+            f"{spec!r} cannot be called for an extractor: {error}. It may take dataset, device and progress, nothing else "
+            "that must be given."
+        ) from None
+    return told
+
+
+@contextmanager
+def _working_folder():
+    """The folder one stands in can be imported from, as under python -m: a console script would not look there."""
+    sys.path.append("")
+    try:
+        yield
+    finally:
+        sys.path.remove("")

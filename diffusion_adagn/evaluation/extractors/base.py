@@ -1,0 +1,137 @@
+"""What an extractor is, and what the ones over a torch network share."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ...errors import InputError
+
+ANTIALIASED = {"bilinear": "bilinear with antialiasing", "bicubic": "bicubic with antialiasing"}
+
+
+@dataclass(frozen=True)
+class Features:
+    """What an extractor says of N pictures.
+
+    pooled: float32 [N, D]. probabilities: float32 [N, K] over the extractor's own classes, rows sum to 1; None if it has none.
+    """
+
+    pooled: np.ndarray
+    probabilities: np.ndarray | None = None
+
+
+@runtime_checkable
+class Extractor(Protocol):
+    """Turns pictures into features that pictures are compared by.
+
+    name: "judge", "sklearn", "efficientnet_lite0", "inception", "dinov2", or the user's own.
+    hash: 16 hex digits over the weights and all that decides the numbers (resolution, resizing, version of the recipe).
+    dimension: D of the pooled features. resolution: pictures are resized to that square.
+    resize: how, in words: "none", "bilinear with antialiasing", ...
+    class_names: of the probabilities, where they are the classes of the user's data; else None.
+    is_fid: True for nothing but the Inception network of the FID: only its Frechet distance may be called FID.
+    """
+
+    name: str
+    hash: str
+    dimension: int
+    resolution: int
+    resize: str
+    class_names: tuple[str, ...] | None
+    is_fid: bool
+
+    def __call__(self, pixels: np.ndarray) -> Features:
+        """One batch, uint8 [N, H, W, C], C 1 or 3. A picture's answer does not depend on the others, beyond rounding."""
+        ...
+
+    def record(self) -> dict:
+        """JSON: what is worth writing beside a number that was measured with it."""
+        ...
+
+
+def described(extractor: Extractor) -> dict:
+    """The part of `record` that all have."""
+    return {key: getattr(extractor, key) for key in ("name", "hash", "dimension", "resolution", "resize", "is_fid")}
+
+
+def weights_hash(weights: Mapping[str, Tensor | np.ndarray], recipe: Mapping[str, object]) -> str:
+    """16 hex digits of the sha256 over the weights, by name, and the recipe (JSON). Same numbers, same hash, anywhere."""
+    digest = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode())
+    for name, weight in sorted(weights.items()):
+        values = weight.detach().cpu().numpy() if isinstance(weight, Tensor) else np.asarray(weight)
+        digest.update(f"\n{name} {values.dtype.str} {values.shape}\n".encode())
+        digest.update(np.ascontiguousarray(values).tobytes())
+    return digest.hexdigest()[:16]
+
+
+def check_pixels(pixels: np.ndarray) -> np.ndarray:
+    if (
+        not isinstance(pixels, np.ndarray)
+        or pixels.dtype != np.uint8
+        or pixels.ndim != 4
+        or pixels.shape[3] not in (1, 3)
+    ):
+        found = f"{pixels.dtype} {list(pixels.shape)}" if isinstance(pixels, np.ndarray) else type(pixels).__name__
+        raise InputError(f"an extractor takes a numpy array uint8 [N, H, W, C] with C 1 or 3, not {found}.")
+    return pixels
+
+
+def to_planes(pixels: np.ndarray) -> Tensor:
+    """uint8 [N, H, W, C] -> uint8 [N, C, H, W]."""
+    return torch.from_numpy(np.ascontiguousarray(check_pixels(pixels).transpose(0, 3, 1, 2)))
+
+
+def to_colour(x: Tensor) -> Tensor:
+    """[N, 1 or 3, H, W] -> [N, 3, H, W], gray repeated."""
+    return x.expand(-1, 3, -1, -1)
+
+
+def resized(x: Tensor, resolution: int, kind: str) -> Tensor:
+    """float32 [N, C, H, W] of 0..255 -> [N, C, resolution, resolution], kept within 0..255. kind: "bilinear", "bicubic"."""
+    if x.shape[2:] == (resolution, resolution):
+        return x
+    return F.interpolate(x, (resolution, resolution), mode=kind, align_corners=False, antialias=True).clamp(0, 255)
+
+
+class NetworkExtractor:
+    """An extractor over a torch network: eval mode, float32 (no TF32, no autocast), no gradients.
+
+    A subclass says `name` and `forward`; the rest is as in Extractor.
+    """
+
+    name: str
+    resize: str
+    class_names: tuple[str, ...] | None = None
+    is_fid = False
+
+    def __init__(self, network: nn.Module, dimension: int, resolution: int, device: str | torch.device, recipe: dict):
+        """recipe: JSON, what decides the numbers beside the weights and the resolution."""
+        self.network = network.eval().requires_grad_(False).float()
+        self.dimension = dimension
+        self.resolution = resolution
+        self.device = torch.device(device)
+        told = {"name": self.name, "resolution": resolution, "resize": self.resize, **recipe}
+        self.hash = weights_hash(self.network.state_dict(), told)
+        self.network.to(self.device)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        """uint8 [N, C, H, W] on the device -> (pooled [N, D], logits [N, K] or None)."""
+        raise NotImplementedError
+
+    @torch.inference_mode()
+    def __call__(self, pixels: np.ndarray) -> Features:
+        x = to_planes(pixels).to(self.device)
+        with torch.autocast(self.device.type, enabled=False), torch.backends.cudnn.flags(allow_tf32=False):
+            pooled, logits = self.forward(x)
+        probabilities = None if logits is None else logits.float().softmax(1).cpu().numpy()
+        return Features(pooled.float().cpu().numpy(), probabilities)
+
+    def record(self) -> dict:
+        return described(self)

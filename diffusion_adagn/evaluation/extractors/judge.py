@@ -1,0 +1,241 @@
+"""The judge: a small residual network that learns the user's own classes, in minutes, and is kept for the next time.
+
+Its class probabilities tell whether a picture is of its class; its features, on what the user's pictures differ in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from tqdm import tqdm
+
+from ...errors import InputError
+from . import kept
+from .base import ANTIALIASED, NetworkExtractor, resized, to_planes
+
+if TYPE_CHECKING:
+    from ...data import ImageDataset
+
+VERSION = 1  # of all that decides the weights: raise it with any change below
+SEED = 0
+LARGEST = 64  # pixels; larger pictures are resized
+HELD_OUT, MOST_HELD_OUT = 0.05, 2000
+FEWEST_PASSES, MOST_PASSES, EPOCHS, MOST_EPOCHS = 16_000, 160_000, 10, 40
+
+
+class Residual(nn.Module):
+    """relu(skip(x) + norm(conv(relu(norm(conv(x)))))), halved in size if stride is 2."""
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int):
+        super().__init__()
+        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, stride, padding=1, bias=False)
+        self.norm1 = nn.BatchNorm2d(out_channels)
+        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=False)
+        self.norm2 = nn.BatchNorm2d(out_channels)
+        nn.init.zeros_(self.norm2.weight)
+        changed = stride != 1 or in_channels != out_channels
+        self.skip = nn.Conv2d(in_channels, out_channels, stride, stride, bias=False) if changed else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = F.relu(self.norm1(self.conv1(x)))
+        return F.relu(self.skip(x) + self.norm2(self.conv2(h)))
+
+
+class JudgeNetwork(nn.Module):
+    """A convolution and two residual blocks or three, then the mean over the picture and a linear layer.
+
+    Features: 64 for pictures of at most 16 pixels, 128 above. Above 32 pixels the first convolution halves the size.
+    """
+
+    def __init__(self, resolution: int, channels: int, classes: int):
+        super().__init__()
+        widths = (32, 64) if resolution <= 16 else (32, 64, 128)
+        self.dimension = widths[-1]
+        self.stem = nn.Conv2d(channels, 32, 3, 2 if resolution > 32 else 1, padding=1, bias=False)
+        self.norm = nn.BatchNorm2d(32)
+        first = [Residual(32, 32, 1)] if resolution <= 16 else []
+        self.blocks = nn.Sequential(*first, *(Residual(a, b, 2) for a, b in pairwise(widths)))
+        self.head = nn.Linear(self.dimension, classes)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """float [N, C, H, W] of 0..255 -> (features [N, D] before the classifier, logits [N, K])."""
+        x = (x / 127.5 - 1).contiguous(memory_format=torch.channels_last)
+        pooled = self.blocks(F.relu(self.norm(self.stem(x)))).mean((2, 3))
+        return pooled, self.head(pooled)
+
+
+class Judge(NetworkExtractor):
+    """probabilities: of the data's own classes. It wants as many channels as it learned from."""
+
+    name = "judge"
+    resize = ANTIALIASED["bilinear"]
+
+    def __init__(self, network: JudgeNetwork, facts: dict, device: str | torch.device = "cpu"):
+        """facts: JSON, as `train_judge` returns: resolution, class_names, and what is reported of its training."""
+        super().__init__(network, network.dimension, facts["resolution"], device, {"version": VERSION})
+        self.class_names = tuple(facts["class_names"])
+        self.facts = facts
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        channels = self.network.stem.in_channels
+        if x.shape[1] != channels:
+            raise InputError(f"the judge learned from pictures with {channels} channels and was given {x.shape[1]}.")
+        return self.network(resized(x.float(), self.resolution, "bilinear"))
+
+    def record(self) -> dict:
+        return super().record() | self.facts
+
+
+def open_judge(dataset: ImageDataset, device: str | torch.device = "cpu", progress: bool = True) -> Judge:
+    """The judge of these pictures, trained now if it has not been before. progress: a bar, and where it was kept."""
+    folder = kept.folder_for(dataset, "judge", VERSION)
+    found = _opened(folder, device)
+    if found is not None:
+        return found
+    if progress:
+        print(f"A judge learns the classes of {dataset.name}, in minutes, and is kept.")
+    network, facts = train_judge(dataset, device, progress)
+    judge = Judge(network, facts, device)
+    weights = {name: tensor.detach().cpu().contiguous().numpy() for name, tensor in network.state_dict().items()}
+    kept.keep(folder, weights, facts | {"hash": judge.hash})
+    if progress:
+        seen = (
+            f"{facts['heldout_accuracy']:.1%} of {facts['heldout_pictures']:,} pictures held out from it are told right"
+        )
+        print(f"The judge of {dataset.name} is trained ({seen}) and kept in {folder}.")
+    return judge
+
+
+def _opened(folder: Path, device: str | torch.device) -> Judge | None:
+    """The judge kept in `folder`; None if there is none, or a damaged one."""
+    found = kept.read(folder)
+    if found is None:
+        return None
+    weights, facts = found
+    try:
+        network = JudgeNetwork(facts["resolution"], facts["channels"], len(facts["class_names"]))
+        network.load_state_dict({name: torch.from_numpy(weight) for name, weight in weights.items()})
+        judge = Judge(network, facts, device)
+    except (KeyError, TypeError, RuntimeError):
+        return None
+    return judge if judge.hash == facts.get("hash") else None
+
+
+def train_judge(
+    dataset: ImageDataset, device: str | torch.device = "cpu", progress: bool = False
+) -> tuple[JudgeNetwork, dict]:
+    """(network, facts) after some minutes: 10 rounds over the pictures, but 16,000 to 160,000 passes; and 40 rounds at most.
+
+    Shifted by up to an eighth of their size, never mirrored: a mirrored digit is another. Deterministic on the same machine; the
+    caller's random state stays as it is. Raises InputError if fewer than two classes have pictures.
+    """
+    from ...data.store import split_off
+
+    _check(dataset)
+    device, n = torch.device(device), len(dataset)
+    learned, heldout = split_off(dataset.labels, min(HELD_OUT, MOST_HELD_OUT / n), SEED)
+    if len(np.unique(dataset.labels[learned])) < 2:
+        raise InputError(f"{dataset.name} has {n} pictures: too few for a judge to learn from and to be tested on.")
+    resolution = min(dataset.image_size, LARGEST)
+    with torch.random.fork_rng(devices=[]):
+        torch.random.default_generator.manual_seed(SEED)
+        network = JudgeNetwork(resolution, dataset.channels, dataset.label_space.K)
+    network.to(device, memory_format=torch.channels_last)
+    passes = _train(network, dataset, learned, resolution, device, progress)
+    facts = {
+        "resolution": resolution,
+        "channels": dataset.channels,
+        "class_names": list(dataset.label_space.names),
+        "data": dataset.name,
+        "fingerprint": dataset.fingerprint,
+        "trained_pictures": len(learned),
+        "passes": passes,
+        "heldout_pictures": len(heldout),
+        "heldout_accuracy": _accuracy(network, dataset, heldout, resolution, device),
+    }
+    return network, facts
+
+
+def _check(dataset: ImageDataset) -> None:
+    filled = int((dataset.counts() > 0).sum())
+    if filled < 2:
+        raise InputError(
+            f"a judge tells classes apart, and {dataset.name} has pictures of {filled}; expected two or more. "
+            "Use an extractor that needs no labels: efficientnet:PATH.safetensors, inception or dinov2:FOLDER."
+        )
+
+
+# ---------------------------------------------------------------------- training
+
+
+def _train(
+    network: JudgeNetwork,
+    dataset: ImageDataset,
+    learned: np.ndarray,
+    resolution: int,
+    device: torch.device,
+    progress: bool,
+) -> int:
+    """Train it on these pictures; returns the number of passes."""
+    n = len(learned)
+    size = min(64 if resolution <= 16 else 128, n)
+    passes = min(MOST_EPOCHS * n, max(FEWEST_PASSES, min(MOST_PASSES, EPOCHS * n)))
+    steps = max(1, passes // size)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=1e-3, weight_decay=0.05)
+    rate = torch.optim.lr_scheduler.OneCycleLR(optimizer, 5e-3, total_steps=steps + 1, pct_start=0.25)
+    generator = torch.Generator().manual_seed(SEED)
+    network.train()
+    with tqdm(total=steps, desc="training the judge", unit="step", disable=not progress, leave=False) as bar:
+        for places in _batches(n, size, steps, generator):
+            pixels, labels = dataset.gather(learned[places])
+            x = _shifted(resized(to_planes(pixels).float(), resolution, "bilinear"), generator).to(device)
+            _, logits = network(x)
+            loss = F.cross_entropy(logits, torch.from_numpy(labels).to(device), label_smoothing=0.05)
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            optimizer.step()
+            rate.step()
+            if bar.n % 20 == 0:
+                bar.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
+            bar.update()
+    network.eval()
+    return steps * size
+
+
+def _batches(n: int, size: int, steps: int, generator: torch.Generator) -> Iterator[np.ndarray]:
+    """`steps` batches of `size` places of 0..n-1, which run through one shuffle after another."""
+    waiting = np.empty(0, np.int64)
+    for _ in range(steps):
+        while len(waiting) < size:
+            waiting = np.concatenate([waiting, torch.randperm(n, generator=generator).numpy()])
+        yield waiting[:size]
+        waiting = waiting[size:]
+
+
+def _shifted(x: Tensor, generator: torch.Generator) -> Tensor:
+    """[N, C, S, S], each moved by up to S / 8 pixels along both axes; the edge is repeated."""
+    n, _, side, _ = x.shape
+    most = max(1, side // 8)
+    move = torch.randint(-most, most + 1, (2, n, 1), generator=generator)
+    row, column = (torch.arange(side) + move).clamp(0, side - 1)
+    picture = torch.arange(n)[:, None, None]
+    return x.permute(0, 2, 3, 1)[picture, row[:, :, None], column[:, None, :]].permute(0, 3, 1, 2)
+
+
+@torch.inference_mode()
+def _accuracy(
+    network: JudgeNetwork, dataset: ImageDataset, places: np.ndarray, resolution: int, device: torch.device
+) -> float:
+    right = 0
+    for some in np.array_split(places, -(-len(places) // 250)):
+        pixels, labels = dataset.gather(some)
+        _, logits = network(resized(to_planes(pixels).float(), resolution, "bilinear").to(device))
+        right += int((logits.argmax(1).cpu().numpy() == labels).sum())
+    return right / len(places)

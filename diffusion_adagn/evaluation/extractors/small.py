@@ -1,0 +1,113 @@
+"""scikit-learn's small network on the bare pixels: the judge of pictures as small as the embedded digits."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ...errors import InputError
+from . import kept
+from .base import Features, check_pixels, described, weights_hash
+
+if TYPE_CHECKING:
+    from ...data import ImageDataset
+
+LARGEST = 16  # pixels
+HIDDEN = 64
+VERSION = 1  # of all that decides the weights
+
+
+class SklearnExtractor:
+    """One hidden layer on pixels / 255. pooled: its 64 activations. probabilities: of the data's own classes, 0 for
+    a class without pictures."""
+
+    name = "sklearn"
+    resize = "none"
+    is_fid = False
+
+    def __init__(self, weights: dict[str, np.ndarray], facts: dict):
+        """weights: float32 w0 [H*W*C, 64], b0 [64], w1 [64, K'] ([64, 1] for two classes), b1.
+
+        facts: JSON with shape (H, W, C of a picture), classes (ids of the K' learned ones, ascending), class_names, and
+        more for the record.
+        """
+        self.weights, self.facts = weights, facts
+        self.class_names = tuple(facts["class_names"])
+        self.dimension = HIDDEN
+        self.resolution = facts["shape"][0]
+        decided = {key: facts[key] for key in ("shape", "classes", "class_names")}
+        self.hash = weights_hash(weights, {"name": self.name, "version": VERSION, **decided})
+
+    def __call__(self, pixels: np.ndarray) -> Features:
+        shape = list(check_pixels(pixels).shape[1:])
+        if shape != self.facts["shape"]:
+            raise InputError(
+                f"the extractor sklearn learned from pictures {self.facts['shape']} [H, W, C], not {shape}."
+            )
+        x = pixels.reshape(len(pixels), -1).astype(np.float32) / 255
+        pooled = np.maximum(x @ self.weights["w0"] + self.weights["b0"], 0)
+        logits = pooled @ self.weights["w1"] + self.weights["b1"]
+        if logits.shape[1] == 1:  # two classes: one logit, for the second
+            logits = np.concatenate([np.zeros_like(logits), logits], axis=1)
+        odds = np.exp(logits - logits.max(axis=1, keepdims=True))
+        probabilities = np.zeros((len(pixels), len(self.class_names)), np.float32)
+        probabilities[:, self.facts["classes"]] = odds / odds.sum(axis=1, keepdims=True)
+        return Features(pooled, probabilities)
+
+    def record(self) -> dict:
+        return described(self) | self.facts
+
+
+def open_sklearn(dataset: ImageDataset) -> SklearnExtractor:
+    """Trained on these pictures in seconds, if it has not been before, and kept. Raises InputError for large pictures."""
+    if dataset.image_size > LARGEST:
+        raise InputError(
+            f"the extractor sklearn is for pictures of at most {LARGEST} pixels, and those of {dataset.name} have "
+            f"{dataset.image_size}: type judge."
+        )
+    folder = kept.folder_for(dataset, "sklearn", VERSION)
+    found = kept.read(folder)
+    if found is not None and set(found[0]) == {"w0", "b0", "w1", "b1"}:
+        return SklearnExtractor(*found)
+    weights, facts = _trained(dataset)
+    kept.keep(folder, weights, facts)
+    return SklearnExtractor(weights, facts)
+
+
+def _trained(dataset: ImageDataset) -> tuple[dict[str, np.ndarray], dict]:
+    """(weights, facts); 5 % of the pictures are held out for the accuracy."""
+    from ...data.store import split_off
+
+    learned, heldout = split_off(dataset.labels, 0.05)
+    pixels, labels = dataset.gather(learned)
+    classes = np.unique(labels)
+    if len(classes) < 2:
+        raise InputError(f"{dataset.name} has pictures of {len(classes)} class to learn from; expected two or more.")
+    facts = {
+        "shape": list(pixels.shape[1:]),
+        "classes": classes.tolist(),
+        "class_names": list(dataset.label_space.names),
+        "data": dataset.name,
+        "fingerprint": dataset.fingerprint,
+        "trained_pictures": len(learned),
+        "heldout_pictures": len(heldout),
+    }
+    weights = _fit(pixels, labels)
+    pixels, labels = dataset.gather(heldout)
+    told = SklearnExtractor(weights, facts)(pixels).probabilities.argmax(1)
+    return weights, facts | {"heldout_accuracy": float((told == labels).mean())}
+
+
+def _fit(pixels: np.ndarray, labels: np.ndarray) -> dict[str, np.ndarray]:
+    import warnings
+
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.neural_network import MLPClassifier
+
+    network = MLPClassifier((HIDDEN,), random_state=0, max_iter=200)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        network.fit(pixels.reshape(len(pixels), -1).astype(np.float32) / 255, labels)
+    (w0, w1), (b0, b1) = network.coefs_, network.intercepts_
+    return {name: np.asarray(w, np.float32) for name, w in {"w0": w0, "b0": b0, "w1": w1, "b1": b1}.items()}

@@ -1,0 +1,136 @@
+"""Are sampled pictures copies? The real pictures nearest to them, and how near real pictures lie to each other."""
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from ..folders import file_into_place
+from ..grids import labelled_grid
+from .neighbours import nearest
+from .reference import Reference
+
+NEAREST = 4  # real pictures beside a sampled one
+BATCH = 500
+MUCH_NEARER = 0.5  # of the distance between real pictures
+NAMED = 5  # copies that are named
+
+Gather = Callable[[np.ndarray], np.ndarray]
+
+
+@dataclass(frozen=True)
+class Memorisation:
+    """places: int64 [N, n], the nearest of the reference's pictures to each sampled one, nearest first; distances: float64 [N, n].
+
+    real: float64 [M], the distance of each real picture to its nearest other one; None if there is one alone. copies: (sampled,
+    real) that are equal in every pixel; None if the pixels were not at hand. sentence: all of it in words.
+    """
+
+    places: np.ndarray = field(repr=False)
+    distances: np.ndarray = field(repr=False)
+    real: np.ndarray | None = field(repr=False)
+    copies: list[tuple[int, int]] | None
+    sentence: str
+
+    @property
+    def order(self) -> np.ndarray:
+        """The sampled pictures, those nearest to a real one first."""
+        return np.argsort(self.distances[:, 0], kind="stable")
+
+    def record(self, rows: int) -> dict:
+        return {
+            "sentence": self.sentence,
+            "median_distance_sampled": float(np.median(self.distances[:, 0])),
+            "median_distance_real": None if self.real is None else float(np.median(self.real)),
+            "copies": self.copies,
+            "nearest": [
+                {"sampled": int(i), "real": self.places[i].tolist(), "distances": self.distances[i].tolist()}
+                for i in self.order[:rows]
+            ],
+        }
+
+
+def memorisation(
+    pooled: np.ndarray, pixels: np.ndarray, reference: Reference, gather: Gather | None, progress: bool = False
+) -> Memorisation:
+    """Look for the nearest of the reference's pictures to each sampled one, in the extractor's features.
+
+    pooled: float32 [N, D]; pixels: uint8 [N, H, W, C] of the same. gather: places in the reference -> its pixels, None if those are
+    not at hand. The reference needs features.
+    """
+    real = reference.features
+    places, distances = nearest(pooled, real, min(NEAREST, len(real)), progress=progress)
+    apart = reference.target().radii(1, progress) if len(real) > 1 else None
+    copies = None if gather is None else _copies(pixels, len(real), gather)
+    sentence = " ".join([_how_near(distances[:, 0], apart, reference), _said(copies, len(real))]).strip()
+    return Memorisation(places, distances, apart, copies, sentence)
+
+
+def draw_neighbours(
+    file: Path,
+    found: Memorisation,
+    pixels: np.ndarray,
+    names: Sequence[str] | None,
+    reference: Reference,
+    gather: Gather,
+    rows: int,
+) -> Path:
+    """The sheet of the `rows` sampled pictures that lie nearest to a real one. names: [N], what each was sampled as, or None."""
+    shown = found.order[:rows]
+    real = gather(found.places[shown].ravel()).reshape(*found.places[shown].shape, *pixels.shape[1:])
+    cells = [[pixels[i], *some] for i, some in zip(shown, real)]
+    labels = [" ".join(f"{d:.3g}" for d in found.distances[i]) for i in shown]
+    if names is not None:
+        labels = [f"{_short(names[i])}: {label}" for i, label in zip(shown, labels)]
+    columns = ["sampled", *(f"real {n + 1}" for n in range(found.places.shape[1]))]
+    title = f"Sampled pictures nearest to a real one of {reference.about['name']}; beside each, its nearest real pictures and their distances"
+    return file_into_place(file, labelled_grid(cells, labels, columns, title).save)
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= 8 else f"{name[:7]}…"
+
+
+def _how_near(sampled: np.ndarray, real: np.ndarray | None, reference: Reference) -> str:
+    about, median = reference.about, float(np.median(sampled))
+    where = f"{about['name']}, {'all ' if about['count'] == about['of'] else ''}{about['count']:,} pictures"
+    if about["count"] != about["of"]:
+        where += f" drawn from {about['of']:,}"
+    said = f"Nearest real picture ({where}; median distance in the features of {about['extractor']['name']}): {median:.3g} from a sampled one"
+    if real is None:
+        return f"{said}."
+    between = float(np.median(real))
+    said += f", {between:.3g} from another real one"
+    if between > 0 and median < MUCH_NEARER * between:
+        return f"{said}. Sampled pictures lie much nearer to real ones than those to each other: look for copies in the sheet."
+    return f"{said}."
+
+
+def _copies(pixels: np.ndarray, count: int, gather: Gather) -> list[tuple[int, int]]:
+    """(sampled, real) of pictures that are equal in every pixel, each sampled one once."""
+    known: dict[bytes, list[int]] = {}
+    for i, picture in enumerate(pixels):
+        known.setdefault(_digest(picture), []).append(i)
+    found: dict[int, int] = {}
+    for start in range(0, count, BATCH):
+        for place, picture in enumerate(gather(np.arange(start, min(start + BATCH, count))), start):
+            for i in known.get(_digest(picture), ()):
+                found.setdefault(i, place)
+    return sorted(found.items())
+
+
+def _digest(picture: np.ndarray) -> bytes:
+    return hashlib.sha256(np.ascontiguousarray(picture)).digest()
+
+
+def _said(copies: list[tuple[int, int]] | None, count: int) -> str:
+    if copies is None:
+        return ""
+    if not copies:
+        return f"No sampled picture equals one of these {count:,} in every pixel."
+    pairs = ", ".join(f"sampled {i} = real {j}" for i, j in copies[:NAMED])
+    more = f" and {len(copies) - NAMED} more" if len(copies) > NAMED else ""
+    one = len(copies) == 1
+    return f"{len(copies)} sampled picture{'' if one else 's'} {'equals' if one else 'equal'} a real one in every pixel: {pairs}{more}."

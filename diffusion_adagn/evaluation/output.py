@@ -1,0 +1,40 @@
+"""The folder of an evaluation: whose it is, and what a stopped one left there."""
+
+import json
+from pathlib import Path
+
+from ..errors import InputError
+from ..folders import file_into_place
+from .points import forget
+from .report import JSON
+
+BATCHES, PLAN = "batches", "plan.json"
+
+
+def check_out(out: Path, overwrite: bool) -> None:
+    """Raises InputError unless an evaluation may go here: where nothing is, a stopped one, or one that may be replaced."""
+    if out.exists() and not out.is_dir():
+        raise InputError(f"{out} is a file: give another --out.")
+    if not out.is_dir() or not any(out.iterdir()):
+        return
+    finished = (out / JSON).is_file()
+    if not finished and not (out / BATCHES / PLAN).is_file():
+        raise InputError(f"{out} holds files that are not an evaluation: give another --out.")
+    if finished and not overwrite:
+        raise InputError(f"{out} already holds an evaluation: give another --out, or --overwrite to replace it.")
+
+
+def take_up(folder: Path, plan: dict) -> None:
+    """Keep the batches that a stopped evaluation left if they are what is wanted now; else remove them."""
+    file, wanted = folder / PLAN, json.dumps(plan, indent=1)
+    try:
+        same = file.read_text(encoding="utf-8") == wanted
+    except (OSError, ValueError):
+        same = False
+    if not same:
+        forget(folder)
+        file_into_place(file, lambda beside: beside.write_text(wanted, encoding="utf-8"))
+    for leftover in folder.glob(".*.npz"):  # broken off while they were written
+        leftover.unlink(missing_ok=True)
+    if done := len(list(folder.glob("batch-*.npz"))):
+        print(f"going on with {done} finished batch{'es' * (done > 1)} in {folder}")

@@ -1,0 +1,282 @@
+"""The real pictures' side of an evaluation: their features, made once and kept, and what sampled pictures are measured against."""
+
+import hashlib
+import json
+import os
+import zipfile
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from pathlib import Path
+
+import numpy as np
+
+from ..data import ImageDataset
+from ..errors import InputError
+from ..folders import file_into_place
+from .adm_npz import read_npz
+from .diagnostics import VALUES, picture_values
+from .extractors import Extractor, features_of
+from .extractors.base import described
+from .measure import Target
+from .metrics import Gaussian
+
+VERSION = 1  # of the files; another is made again
+BATCH = 250  # pictures
+UNKNOWN_COUNT = 10**9  # of pictures behind published statistics, which do not say
+DAMAGE = (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError, zipfile.BadZipFile)
+
+
+@dataclass(frozen=True)
+class Reference:
+    """Real pictures as an extractor sees them.
+
+    features: float32 [M, D]; None where there are statistics or values alone. labels: int64 [M], ids of class_names, or None.
+    values: float64 [4], the mean of `picture_values`; None if unknown. indices: int64 [M], which pictures of the data set; None if
+    there is none. statistics: published ones, which then stand for the features in the Frechet distance.
+    about: JSON; name (of the data), fingerprint, count (M), of (how many there were), seed, image_size, channels, resized, extractor, date.
+    """
+
+    features: np.ndarray | None = field(repr=False)
+    labels: np.ndarray | None = field(repr=False)
+    class_names: tuple[str, ...]
+    values: np.ndarray | None
+    about: dict = field(repr=False)
+    indices: np.ndarray | None = field(default=None, repr=False)
+    statistics: Gaussian | None = field(default=None, repr=False)
+    _targets: dict[int, Target] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    def target(self, k: int = 5) -> Target:
+        """What pictures are measured against, with what is costly about it kept. k: neighbours."""
+        if k not in self._targets:
+            if self.features is None:
+                if self.statistics is None:
+                    raise InputError(
+                        f"the reference {self.about['name']} has no features: nothing can be measured against it."
+                    )
+                target = Target.of_gaussian(self.statistics)
+            else:
+                target = Target(self.features, self.labels, k)
+                if self.statistics is not None:
+                    target.gaussian = self.statistics
+            self._targets[k] = target
+        return self._targets[k]
+
+    @property
+    def gaussian(self) -> Gaussian:
+        """Raises InputError for fewer than two pictures."""
+        return self.target().gaussian
+
+    def check(self, extractor: Extractor) -> None:
+        """Raises InputError unless it was made with this extractor."""
+        made, name = self.about["extractor"], self.about["name"]
+        if made is None:
+            raise InputError(
+                f"the reference {name} was made without an extractor: it has no features to measure against."
+            )
+        if made.get("hash") is None:
+            if not extractor.is_fid:
+                raise InputError(
+                    f"{name} holds statistics of the FID's Inception network; the extractor is {extractor.name}. Type --extractor "
+                    "inception, or give real pictures by --against."
+                )
+            same = self.target().dimension == extractor.dimension
+        else:
+            same = made["hash"] == extractor.hash
+        if not same:
+            raise InputError(
+                f"the reference {name} was made with the extractor {made['name']} ({_told(made)}), and the pictures are measured with "
+                f"{extractor.name} ({_told(described(extractor))}): distances between the two mean nothing. Type --extractor "
+                f"{made['name']} and, where it learns from data, --data.source with the data it learned from; or make the reference "
+                "again: adagn evaluate reference DATA --out FILE.npz."
+            )
+
+    def save(self, file: Path) -> Path:
+        """One .npz without pickled objects; `Reference.load` reads it back."""
+        head = {"version": VERSION, "class_names": list(self.class_names), "about": self.about}
+        arrays = {"head": np.array(json.dumps(head, ensure_ascii=False))}
+        arrays |= {name: getattr(self, name) for name in ARRAYS if getattr(self, name) is not None}
+        if self.statistics is not None:
+            s = self.statistics
+            arrays |= {"mu": s.mean, "sigma": s.covariance, "behind": np.array(s.count)}
+        return file_into_place(file, lambda beside: np.savez(beside, **arrays))
+
+    @classmethod
+    def load(cls, file: Path) -> "Reference":
+        """Raises InputError for a file that `save` did not write."""
+        try:
+            with np.load(file, allow_pickle=False) as arrays:
+                return cls._read({name: arrays[name] for name in arrays.files})
+        except DAMAGE as error:
+            raise InputError(
+                f"{file} is no reference: {error}. Make one: adagn evaluate reference DATA --out FILE.npz."
+            ) from None
+
+    @classmethod
+    def _read(cls, arrays: dict[str, np.ndarray]) -> "Reference":
+        head = json.loads(str(arrays["head"]))
+        if head["version"] != VERSION:
+            raise ValueError(f"it is of version {head['version']}, this program's are of {VERSION}")
+        some = {name: arrays.get(name) for name in ARRAYS}
+        statistics = Gaussian(arrays["mu"], arrays["sigma"], int(arrays["behind"])) if "mu" in arrays else None
+        features, labels, k = some["features"], some["labels"], len(head["class_names"])
+        if features is None and statistics is None and some["values"] is None:
+            raise ValueError("neither features nor statistics are in it")
+        if features is not None and (features.ndim != 2 or features.dtype != np.float32 or not len(features)):
+            raise ValueError(f"its features are {features.dtype} {list(features.shape)}, not float32 [M, D]")
+        if labels is not None and (labels.shape != (head["about"]["count"],) or labels.min() < 0 or labels.max() >= k):
+            raise ValueError(f"its labels are not one of {k} classes for each picture")
+        if not {"name", "count", "extractor"} <= set(head["about"]):
+            raise ValueError("it does not say what it was made of")
+        return cls(**some, class_names=tuple(head["class_names"]), about=head["about"], statistics=statistics)
+
+
+ARRAYS = ("features", "labels", "values", "indices")
+
+
+def reference_of(
+    dataset: ImageDataset, extractor: Extractor | None, count: int = 10_000, seed: int = 0, progress: bool = True
+) -> Reference:
+    """The reference of at most `count` of these pictures, a random part with the data's own shares of the classes; all if there
+    are no more. extractor None: its values alone. Kept in DIFFUSION_ADAGN_CACHE, and read from there the next time."""
+    if count < 1:
+        raise InputError(f"a reference needs at least one picture, not {count}.")
+    told = [VERSION, dataset.fingerprint, extractor and extractor.hash, min(count, len(dataset)), seed]
+    file = references_folder() / f"{hashlib.sha256(json.dumps(told).encode()).hexdigest()[:16]}.npz"
+    try:
+        return Reference.load(file)
+    except InputError:  # not there, or damaged
+        pass
+    indices = some_of(dataset.labels, count, seed)
+    about = {
+        "name": dataset.name,
+        "fingerprint": dataset.fingerprint,
+        "of": len(dataset),
+        "seed": seed,
+        "image_size": dataset.image_size,
+        "channels": dataset.channels,
+        "resized": dataset.resized,
+    }
+    batches = (dataset.gather(indices[i : i + BATCH])[0] for i in range(0, len(indices), BATCH))
+    names = dataset.label_space.names
+    reference = _made(batches, len(indices), dataset.labels[indices], names, about, extractor, indices, progress)
+    try:
+        reference.save(file)
+    except OSError as error:
+        raise InputError(
+            f"the reference cannot be kept in {file.parent}: {error}. Set DIFFUSION_ADAGN_CACHE."
+        ) from None
+    return reference
+
+
+def reference_of_pictures(
+    pixels: np.ndarray,
+    labels: np.ndarray | None,
+    class_names: tuple[str, ...],
+    name: str,
+    extractor: Extractor,
+    progress: bool = True,
+) -> Reference:
+    """The reference of these pictures, uint8 [M, H, W, C], all of them; not kept. labels: int64 [M], ids of class_names, or None."""
+    if pixels.shape[1] != pixels.shape[2]:
+        raise InputError(f"the pictures of {name} are {pixels.shape[2]}x{pixels.shape[1]}: expected squares.")
+    about = {
+        "name": name,
+        "fingerprint": hashlib.sha256(np.ascontiguousarray(pixels)).hexdigest(),
+        "of": len(pixels),
+        "seed": None,
+        "image_size": pixels.shape[1],
+        "channels": pixels.shape[3],
+        "resized": "",
+    }
+    batches = (pixels[i : i + BATCH] for i in range(0, len(pixels), BATCH))
+    return _made(batches, len(pixels), labels, class_names, about, extractor, None, progress)
+
+
+def published(file: Path, extractor: Extractor, progress: bool = True) -> Reference | None:
+    """Statistics (mu [D], sigma [D, D]) of the FID's Inception network in this .npz, and its pictures (arr_0), if there are any.
+
+    None if there are no statistics. The Frechet distance is to the statistics, as the ADM evaluator's; the rest is to the pictures.
+    Raises InputError for a file that cannot be read, and for another extractor where there are no pictures.
+    """
+    try:
+        with np.load(file, allow_pickle=False) as arrays:
+            if not {"mu", "sigma"} <= set(arrays.files):
+                return None
+            statistics = Gaussian(arrays["mu"], arrays["sigma"], UNKNOWN_COUNT)
+            pictures = "arr_0" in arrays.files
+    except DAMAGE as error:
+        raise InputError(
+            f"{file} cannot be read: {error}. Expected mu [D] and sigma [D, D], or pictures arr_0."
+        ) from None
+    if pictures:
+        found = read_npz(file)
+        reference = reference_of_pictures(found.pixels, None, (), str(file), extractor, progress)
+        fits = extractor.is_fid and extractor.dimension == len(statistics.mean)
+        return replace(reference, statistics=statistics) if fits else reference
+    about = {
+        "name": str(file),
+        "fingerprint": hashlib.sha256(statistics.mean.tobytes() + statistics.covariance.tobytes()).hexdigest(),
+        "count": None,
+        "extractor": {"name": "inception", "hash": None, "dimension": len(statistics.mean), "is_fid": True},
+        "date": None,
+    }
+    reference = Reference(None, None, (), None, about, statistics=statistics)
+    reference.check(extractor)
+    return reference
+
+
+def some_of(labels: np.ndarray, count: int, seed: int) -> np.ndarray:
+    """int64 [min(count, N)], ascending: a random part of 0..N-1 in which each class has its share of labels [N], to within one."""
+    n = len(labels)
+    if count >= n:
+        return np.arange(n)
+    order = np.random.RandomState(seed).permutation(n)  # RandomState: its stream is frozen for good
+    by_class = order[np.argsort(labels[order], kind="stable")]
+    return np.sort(by_class[(2 * np.arange(count) + 1) * n // (2 * count)])
+
+
+def references_folder() -> Path:
+    """Where references are kept: beside the decoded pictures, in DIFFUSION_ADAGN_CACHE or ~/.cache/diffusion_adagn."""
+    root = os.environ.get("DIFFUSION_ADAGN_CACHE") or "~/.cache/diffusion_adagn"
+    return Path(root).expanduser().absolute() / "references"
+
+
+def _made(
+    batches: Iterable[np.ndarray],
+    count: int,
+    labels: np.ndarray | None,
+    class_names: tuple[str, ...],
+    about: dict,
+    extractor: Extractor | None,
+    indices: np.ndarray | None,
+    progress: bool,
+) -> Reference:
+    sums, features, record = np.zeros(len(VALUES)), None, None
+    batches = _seen(batches, sums.__iadd__)
+    if extractor is None:
+        for _ in batches:
+            pass
+    else:
+        features, record = (
+            features_of(extractor, batches, count, progress).pooled,
+            described(extractor) | extractor.record(),
+        )
+    about = about | {
+        "count": count,
+        "extractor": record,
+        "date": datetime.now().astimezone().isoformat(timespec="seconds"),
+    }
+    return Reference(features, labels, tuple(class_names), sums / count, about, indices)
+
+
+def _seen(batches: Iterable[np.ndarray], add: Callable[[np.ndarray], object]) -> Iterator[np.ndarray]:
+    """The batches, their picture values added up on the way."""
+    for pixels in batches:
+        add(picture_values(pixels).sum(axis=0))
+        yield pixels
+
+
+def _told(record: dict) -> str:
+    data = f", learned from {record['data']}" if record.get("data") else ""
+    return f"{record['hash'] or 'published'}, {record['dimension']} features{data}"

@@ -9,7 +9,7 @@ import numpy as np
 
 from ..folders import file_into_place
 from ..grids import labelled_grid
-from .neighbours import nearest
+from .metrics import nearest
 from .reference import Reference
 
 NEAREST = 4  # real pictures beside a sampled one

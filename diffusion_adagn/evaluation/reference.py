@@ -18,8 +18,8 @@ from .adm_npz import read_npz
 from .diagnostics import VALUES, picture_values
 from .extractors import Extractor, features_of
 from .extractors.base import described
-from .measure import Target
 from .metrics import Gaussian
+from .metrics.measure import Target
 
 VERSION = 1  # of the files; another is made again
 BATCH = 250  # pictures

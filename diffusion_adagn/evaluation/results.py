@@ -8,9 +8,8 @@ import numpy as np
 from ..diffusion.schedule import Call
 from .diagnostics import VALUES, against_data
 from .extractors import Extractor
-from .measure import measure
-from .measured import Measured
-from .metrics import inception_score
+from .metrics import Measured, inception_score
+from .metrics.measure import measure
 from .points import Sampled
 from .reference import Reference
 

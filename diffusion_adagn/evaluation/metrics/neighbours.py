@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ..errors import InputError
+from ...errors import InputError
 from .measured import BLOCK, Measured, blocks, checked, same_extractor
 
 ROUNDING = 1e-12  # of the squared lengths: two squared distances that differ by less are equal

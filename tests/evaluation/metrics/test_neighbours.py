@@ -7,7 +7,7 @@ from sklearn.datasets import load_digits
 from sklearn.decomposition import PCA
 
 from diffusion_adagn.errors import InputError
-from diffusion_adagn.evaluation.neighbours import nearest, precision_recall, radii
+from diffusion_adagn.evaluation.metrics import nearest, precision_recall, radii
 
 NAMES = ("precision", "recall", "density", "coverage")
 
@@ -177,7 +177,7 @@ BIG = """
 import resource
 import numpy as np
 from diffusion_adagn.evaluation.metrics import kid
-from diffusion_adagn.evaluation.neighbours import nearest, precision_recall
+from diffusion_adagn.evaluation.metrics import nearest, precision_recall
 x, y = (np.random.default_rng(seed).normal(size=(20000, 64)).astype(np.float32) for seed in (0, 1))
 nearest(x[:100], y[:100])
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -6,11 +6,12 @@ from functools import cached_property
 import numpy as np
 from tqdm import tqdm
 
-from ..errors import InputError
+from ...errors import InputError
+from . import METRICS
+from .classified import accuracy, inception_score
 from .gaussian import Gaussian, frechet, singular
 from .kernel import KernelReference, kid
 from .measured import Measured, checked, checked_labels, same_extractor
-from .metrics import METRICS, accuracy, inception_score
 from .neighbours import precision_recall, radii
 
 FEW = 50  # pictures of a class, below which its metrics are warned about

@@ -2,9 +2,16 @@ import numpy as np
 import pytest
 
 from diffusion_adagn.errors import InputError
-from diffusion_adagn.evaluation.measure import Target, measure
-from diffusion_adagn.evaluation.metrics import METRICS, Gaussian, accuracy, frechet, inception_score, kid
-from diffusion_adagn.evaluation.neighbours import precision_recall
+from diffusion_adagn.evaluation.metrics import (
+    METRICS,
+    Gaussian,
+    accuracy,
+    frechet,
+    inception_score,
+    kid,
+    precision_recall,
+)
+from diffusion_adagn.evaluation.metrics.measure import Target, measure
 
 NAMES = ["cat", "dog", "crane", "crane"]  # two classes may share a name
 D = 6
@@ -116,7 +123,7 @@ def test_what_a_target_keeps_is_computed_once(monkeypatch):
     target = Target(Y, THEIRS)
     measure(X, P, OURS, target, NAMES)
     kept = target.gaussian, target.kernel.own(), target.radii(5), target.of_class(0)
-    monkeypatch.setattr("diffusion_adagn.evaluation.measure.radii", None)
+    monkeypatch.setattr("diffusion_adagn.evaluation.metrics.measure.radii", None)
     measure(X, P, OURS, target, NAMES)
     assert all(
         a is b for a, b in zip(kept, (target.gaussian, target.kernel.own(), target.radii(5), target.of_class(0)))

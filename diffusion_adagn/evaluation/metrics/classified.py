@@ -1,52 +1,12 @@
-"""Metrics of sampled pictures against real ones, from features: all of them by name, and those of class probabilities."""
-
-from dataclasses import dataclass
-from typing import Literal
+"""Metrics of class probabilities: the inception score, and how many pictures are what was asked for."""
 
 import numpy as np
 import torch
 
-from ..errors import InputError
-from .gaussian import Gaussian, Moments, frechet, frechet_distance
-from .kernel import KernelReference, kid
+from ...errors import InputError
 from .measured import Measured, checked, checked_labels
 
-__all__ = [
-    "METRICS",
-    "Gaussian",
-    "KernelReference",
-    "Kind",
-    "Measured",
-    "Moments",
-    "accuracy",
-    "frechet",
-    "frechet_distance",
-    "inception_score",
-    "kid",
-]
-
 PER_CLASS = 10  # pictures for each class, below which an inception score is warned about
-
-
-@dataclass(frozen=True)
-class Kind:
-    """A metric: how it is called, whether lower or higher is better, and what a bad value of it says."""
-
-    title: str
-    better: Literal["lower", "higher"]
-    about: Literal["fidelity", "diversity", "both"]
-
-
-METRICS = {
-    "frechet": Kind("Frechet distance", "lower", "both"),
-    "kid": Kind("Kernel distance", "lower", "both"),
-    "precision": Kind("Precision", "higher", "fidelity"),
-    "recall": Kind("Recall", "higher", "diversity"),
-    "density": Kind("Density", "higher", "fidelity"),
-    "coverage": Kind("Coverage", "higher", "diversity"),
-    "inception_score": Kind("Inception score", "higher", "fidelity"),
-    "accuracy": Kind("Accuracy", "higher", "fidelity"),
-}
 
 
 def _probabilities(probabilities: np.ndarray) -> np.ndarray:

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import InputError
+from ...errors import InputError
 from .measured import Measured, blocks, checked, same_extractor
 
 PER_FEATURE = 10  # pictures for each feature, below which a Frechet distance is warned about

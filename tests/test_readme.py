@@ -10,6 +10,7 @@ from PIL import Image
 
 from diffusion_adagn.cli import import_adm as adm_cli
 from diffusion_adagn.cli import sample as sample_cli
+from diffusion_adagn.cli import sweep as sweep_cli
 from diffusion_adagn.cli import train as train_cli
 from diffusion_adagn.cli.main import main
 from diffusion_adagn.cli.options import config_overrides
@@ -22,6 +23,8 @@ SHRINK = {
     "data": "--count 2",
     "ablate": "--training.max_steps 2 --training.batch_size 8 --seeds 0 --training.preview_steps 2",
     "export": "",
+    "sweep": "--guidance 1,2 --steps 2 --count 20 --extractor sklearn",
+    "evaluate": "",
     "trace": "--timesteps 3 --pictures 2",
     "import-diffusers": "",
 }
@@ -56,21 +59,26 @@ def test_the_readmes_commands_and_programs_run(place):
         if command.startswith(SETUP):
             continue
         if words[0] in ("torchrun", "accelerate"):
-            script = next(i for i, w in enumerate(words) if w.endswith(".py"))
-            assert (ROOT / words[script]).is_file()
-            words = ["adagn", words[script].removesuffix(".py"), *words[script + 1 :]]
+            if "-m" in words:
+                words = ["adagn", *words[words.index("diffusion_adagn") + 1 :]]
+            else:
+                script = next(i for i, w in enumerate(words) if w.endswith(".py"))
+                assert (ROOT / words[script]).is_file()
+                words = ["adagn", words[script].removesuffix(".py"), *words[script + 1 :]]
             only_parse = True
         else:
             only_parse = "cifar10" in command or "imagenet" in command or "64x64_diffusion" in command
         assert words[0] == "adagn", command
         name, argv = words[1], words[2:]
         if only_parse:
-            args = {"train": train_cli, "sample": sample_cli, "import-adm": adm_cli}[name].parser().parse(argv)
+            args = {"train": train_cli, "sample": sample_cli, "import-adm": adm_cli, "sweep": sweep_cli}[name].parser().parse(argv)
             if name == "train":
                 read_config(args.config, config_overrides(args))
             continue
         # on resume the recorded settings must not be shrunk again
         shrink = "--training.max_steps 3" if "--resume" in argv and "--config" not in argv else SHRINK[name]
+        if name == "evaluate" and argv[0].startswith("runs/"):
+            shrink = "--steps 2 --count 20 --extractor sklearn"
         status = 3 if "--label-check" in argv else 0  # two steps teach no label
         assert main([name, *argv, *shrink.split(), "--debug"]) == status, command
         ran += 1

@@ -97,7 +97,7 @@ def tradeoff(
     """The two metrics against each other, each point labelled by its scale (or what else was swept); the Pareto front joined."""
     points, title = in_order(points), {m: METRICS[m].title for m in METRICS} | dict(titles or {})
     front, over = pareto(points, fidelity, diversity), Over(points)
-    lines = _lines(points, over, front)
+    lines = _lines(points, over, front, join=False)
     at = {p.id: (measured(p.row, diversity)[0], measured(p.row, fidelity)[0]) for p in points}
     at = {i: xy for i, xy in at.items() if None not in xy}
     names = [(name, c, m) for (name, _), c, m in zip(lines, COLOURS, MARKERS)]
@@ -231,13 +231,17 @@ class Over:
         _ticks(ax)
 
 
-def _lines(points: Sequence[Finished], over: Over, keep: Iterable[str] = ()) -> list[tuple[str, list[Finished]]]:
-    """Points that differ in what the x axis shows alone, each line with its name; of too many, those with an id in `keep` first."""
+def _lines(
+    points: Sequence[Finished], over: Over, keep: Iterable[str] = (), join: bool = True
+) -> list[tuple[str, list[Finished]]]:
+    """Points that differ in what the x axis shows alone, each line with its name; of too many, those with an id in `keep` first.
+
+    join: scale 1 is on every line that starts from it."""
     others = [s for s in differing(points) if s != over.setting]
     lines: dict[tuple, list[Finished]] = {}
     for p in points:
         lines.setdefault(tuple(str(p.row.get(s)) for s in others), []).append(p)
-    if over.setting == "scale":
+    if join and over.setting == "scale":
         lines = _joined_to_unguided(lines, others)
     keep = set(keep)
     first = sorted(lines, key=lambda k: not keep & {p.id for p in lines[k]})[:MOST_LINES]

@@ -46,6 +46,11 @@ def parser() -> Parser:
         help="picture i starts from the noise of seed + i at every point [0]",
     )
     p.add_argument("--confirm", action="store_true", help="the best settings once more, with fresh seeds")
+    p.add_argument(
+        "--keep",
+        action="store_true",
+        help="keep each new point's pictures, as samples.npz of the ADM evaluator in its folder",
+    )
     add_measure_options(p)
     p.add_argument("--out", metavar="DIR", help="where the report goes [sweeps/NAME]")
     add_config_options(p, sections=["data"])
@@ -93,6 +98,7 @@ def run(argv: Sequence[str]) -> int:
         precision=args.precision,
         weights=args.weights,
         measuring=measuring,
+        keep=args.keep,
         confirm=args.confirm,
     )
     out = Path(args.out or Path("sweeps") / name_of_run(args.run))

@@ -22,7 +22,7 @@ from .extractors import features_of
 from .memorisation import draw_neighbours, memorisation
 from .output import BATCHES, check_out, take_up
 from .pictures import Found, read_pictures, sampled_from
-from .points import Draw, Point, Sampled, all_processes, forget, sample_point
+from .points import Draw, Point, Sampled, all_processes, forget, metrics_device, sample_point
 from .real import Real
 from .reference import Reference
 from .report import CLASSES, JSON, MARKDOWN, full_record, overall_table, write_report
@@ -260,7 +260,9 @@ def _measure(
 ) -> dict:
     """Measure, and write it all; returns the record. shape: [N, H, W, C] of the pictures. about: source, model, settings."""
     e, reference, names = bench.extractor, bench.reference, bench.class_names
-    found = results(sampled, reference, e, bench.judge, names, calls, request.k, progress=True)
+    found = results(
+        sampled, reference, e, bench.judge, names, calls, request.k, metrics_device(all_processes()), progress=True
+    )
     memory, sheet = None, None
     if request.neighbours and reference.features is not None:
         gather = bench.real.gather(reference)

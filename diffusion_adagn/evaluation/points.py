@@ -34,6 +34,11 @@ def all_processes() -> PartialState:
     return PartialState(cpu=cpu, timeout=timedelta(hours=12))
 
 
+def metrics_device(state: PartialState) -> str:
+    """Where metrics are computed: they need float64, which not every accelerator has."""
+    return str(state.device) if state.device.type == "cuda" else "cpu"
+
+
 @dataclass(frozen=True)
 class Point:
     """One setting of the sampler. guide: the name of the model guided against (None: null). Words as in `Guidance`."""
@@ -169,23 +174,24 @@ def sample_point(
     files = [folder / f"batch-{i:06d}.npz" for i in range(len(draw.batches))]
     folder.mkdir(parents=True, exist_ok=True)
     for i in range(state.process_index, len(files), state.num_processes):
-        if not _sound(files[i]):
+        if not _sound(files[i], keep_pixels):
             arrays = _batch(pipe, point, draw, draw.batches[i], extractors, guide, len(calls), keep_pixels)
             file_into_place(files[i], lambda beside, arrays=arrays: np.savez(beside, **arrays))
         made(len(draw.batches[i]))
     state.wait_for_everyone()
-    return _gather(files, draw, extractors) if state.is_main_process else None
+    return _gather(files, draw, extractors, keep_pixels) if state.is_main_process else None
 
 
 def forget(folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def _sound(file: Path) -> bool:
+def _sound(file: Path, with_pixels: bool) -> bool:
     """Whether a batch is there; one that a full disk or another accident has damaged is made again."""
     try:
         with np.load(file, allow_pickle=False) as arrays:
-            return "values" in arrays and zipfile.ZipFile(file).testzip() is None
+            whole = "values" in arrays and ("pixels" in arrays or not with_pixels)
+            return whole and zipfile.ZipFile(file).testzip() is None
     except (OSError, ValueError, zipfile.BadZipFile, EOFError):
         return False
 
@@ -224,12 +230,13 @@ def _batch(
     return arrays
 
 
-def _gather(files: Sequence[Path], draw: Draw, extractors: Sequence[Extractor]) -> Sampled:
+def _gather(files: Sequence[Path], draw: Draw, extractors: Sequence[Extractor], keep_pixels: bool) -> Sampled:
     parts: dict[str, list[np.ndarray]] = {}
     for file in files:
         with np.load(file, allow_pickle=False) as arrays:
             for name in arrays.files:
-                parts.setdefault(name, []).append(arrays[name])
+                if name != "pixels" or keep_pixels:
+                    parts.setdefault(name, []).append(arrays[name])
     sums = {name: np.sum(parts.pop(name), axis=0) / draw.count for name in ("difference", "clipped")}
     whole = {name: np.concatenate(some) for name, some in parts.items()}
     features = {e.name: Features(whole[f"pooled.{e.name}"], whole.get(f"probabilities.{e.name}")) for e in extractors}

@@ -46,17 +46,17 @@ class Reference:
     statistics: Gaussian | None = field(default=None, repr=False)
     _targets: dict[int, Target] = field(default_factory=dict, init=False, repr=False, compare=False)
 
-    def target(self, k: int = 5) -> Target:
-        """What pictures are measured against, with what is costly about it kept. k: neighbours."""
+    def target(self, k: int = 5, device: str = "cpu") -> Target:
+        """What pictures are measured against, with what is costly about it kept. k: neighbours. device: where it is computed."""
         if k not in self._targets:
             if self.features is None:
                 if self.statistics is None:
                     raise InputError(
                         f"the reference {self.about['name']} has no features: nothing can be measured against it."
                     )
-                target = Target.of_gaussian(self.statistics)
+                target = Target.of_gaussian(self.statistics, device)
             else:
-                target = Target(self.features, self.labels, k)
+                target = Target(self.features, self.labels, k, device)
                 if self.statistics is not None:
                     target.gaussian = self.statistics
             self._targets[k] = target

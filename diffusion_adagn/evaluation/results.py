@@ -35,12 +35,14 @@ def results(
     class_names: Sequence[str],
     calls: Sequence[Call],
     k: int = 5,
+    device: str = "cpu",
     progress: bool = False,
 ) -> Results:
     """Measure what was sampled.
 
     extractor: whose features are compared (None: diagnostics alone); judge: whose probabilities over `class_names` say what a picture shows (None: no
-    accuracy). class_names: the model's classes, () without. calls: of the point; () for pictures from elsewhere.
+    accuracy). class_names: the model's classes, () without. calls: of the point; () for pictures from elsewhere. device: where the
+    metrics are computed, in float64.
     """
     diagnostics = _diagnostics(sampled, None if reference is None else reference.values, calls)
     if extractor is None:
@@ -48,7 +50,7 @@ def results(
     features = sampled.features[extractor.name]
     judged = None if judge is None else sampled.features[judge.name].probabilities
     names = list(class_names) or None
-    found = measure(features.pooled, judged, sampled.labels, reference.target(k), names, k, progress=progress)
+    found = measure(features.pooled, judged, sampled.labels, reference.target(k, device), names, k, progress=progress)
     overall = dict(found.overall)
     if features.probabilities is not None:
         overall["inception_score"] = inception_score(features.probabilities)

@@ -18,8 +18,9 @@ from tqdm import tqdm
 
 from ..diffusion.pipeline import ClassConditionalPipeline
 from ..errors import InputError
+from ..evaluation.adm_npz import write_npz
 from ..evaluation.bench import Bench, Measuring, bench_of_model
-from ..evaluation.points import Draw, Point, Sampled, all_processes, forget, sample_point
+from ..evaluation.points import Draw, Point, Sampled, all_processes, forget, metrics_device, sample_point
 from ..evaluation.results import Results, results
 from ..folders import file_into_place, into_place
 from ..loading import model_hash, open_pipeline
@@ -53,6 +54,7 @@ class SweepRequest:
     weights: str = "ema"
     measuring: Measuring = Measuring()
     shown: int = 4
+    keep: bool = False  # the pictures, as the ADM evaluator's files
     confirm: bool = False
 
 
@@ -71,7 +73,7 @@ def sweep(source: str, request: SweepRequest, out: Path, command: str = "") -> l
     cost = _check(points, pipe, guide)
     draw = _draw(request, pipe)
     bench = bench_of_model(source, pipe, draw, request.measuring, state)
-    table = Table(pipe, guide, bench, request.measuring.k, state, cost)
+    table = Table(pipe, guide, bench, request.measuring.k, state, cost, request.keep)
     if state.is_main_process:
         out.mkdir(parents=True, exist_ok=True)
     with RunFolder(out).lock() if state.is_main_process else contextlib.nullcontext():
@@ -210,7 +212,8 @@ def _say(what: str, guide_what: str, points: Sequence[Point], draw: Draw, table:
 
 @dataclass(frozen=True)
 class Table:
-    """What every point is made and measured with. cost: network evaluations a picture, by the point's name."""
+    """What every point is made and measured with. cost: network evaluations a picture, by the point's name.
+    keep: whether the pictures are kept."""
 
     pipe: ClassConditionalPipeline
     guide: ClassConditionalPipeline | None
@@ -218,6 +221,7 @@ class Table:
     k: int
     state: PartialState
     cost: dict[str, int]
+    keep: bool
 
     def make(self, points: Sequence[Point], draw: Draw, done: Path, batches: Path, title: str) -> None:
         """Make and measure the points that are not in `done` yet; the bar counts network evaluations."""
@@ -237,21 +241,22 @@ class Table:
     def _make(self, point: Point, draw: Draw, done: Path, folder: Path, bar: tqdm) -> None:
         nfe = self.cost[point.name]
         sampled = sample_point(
-            self.pipe, point, draw, self.bench.extractors, folder, self.state, self.guide,
+            self.pipe, point, draw, self.bench.extractors, folder, self.state, self.guide, self.keep,
             made=lambda count: bar.update(count * nfe),
         )  # fmt: skip
         if sampled is not None:
             found = self._measured(sampled, point)
             settings = {"id": point.name, **point.record(), "nfe": nfe, "count": draw.count}
-            _keep(done, settings | found.row | {"notes": found.notes}, found, sampled.shown)
+            _keep(done, settings | found.row | {"notes": found.notes}, found, sampled)
             forget(folder)
 
     def _measured(self, sampled: Sampled, point: Point) -> Results:
         b = self.bench
-        return results(sampled, b.reference, b.extractor, b.judge, b.class_names, point.calls(self.pipe), self.k)
+        calls, device = point.calls(self.pipe), metrics_device(self.state)
+        return results(sampled, b.reference, b.extractor, b.judge, b.class_names, calls, self.k, device)
 
 
-def _keep(folder: Path, row: dict, found: Results, shown: np.ndarray) -> None:
+def _keep(folder: Path, row: dict, found: Results, sampled: Sampled) -> None:
     """A finished point's folder, written whole."""
     arrays = dict(found.influence)
     for metric, some in found.class_influence.items():
@@ -260,7 +265,9 @@ def _keep(folder: Path, row: dict, found: Results, shown: np.ndarray) -> None:
     def write(beside: Path) -> None:
         beside.mkdir()
         np.savez(beside / "influence.npz", **arrays)
-        np.save(beside / "shown.npy", shown)
+        np.save(beside / "shown.npy", sampled.shown)
+        if sampled.pixels is not None:
+            write_npz(beside / "samples.npz", sampled.pixels, sampled.labels)
         (beside / "row.json").write_text(json.dumps(row, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
     into_place(folder, write)

@@ -18,6 +18,7 @@ from diffusion_adagn.cli.main import main
 from diffusion_adagn.config import DiffusionConfig
 from diffusion_adagn.diffusion.schedule import make_scheduler
 from diffusion_adagn.errors import InputError
+from diffusion_adagn.evaluation.adm_npz import read_npz
 from diffusion_adagn.experiments import sweep as sweeping
 
 SETTINGS = [
@@ -122,8 +123,12 @@ def test_a_finished_point_is_never_made_again_and_points_may_be_added(model, onc
     )
     assert sweep(model, out) == 0
     assert made == [] and table(out) == table(once)
-    assert sweep(model, out, "--guidance", "1,2,3", "--interval", "none") == 0
+    assert sweep(model, out, "--guidance", "1,2,3", "--interval", "none", "--keep") == 0
     assert made == ["g3_ddim3_leading"]
+    kept = read_npz(out / "points/g3_ddim3_leading/samples.npz")
+    shown = np.load(out / "points/g3_ddim3_leading/shown.npy")
+    assert kept.pixels.shape == (40, 8, 8, 3) and kept.labels.tolist() == [i % 3 for i in range(40)]
+    assert np.array_equal(kept.pixels[[0, 3], ..., :1], shown[0, :2])
     assert {p: p.stat().st_mtime_ns for p in before} == before
 
 

@@ -18,6 +18,7 @@ from diffusion_adagn.data import ImageDataset
 from diffusion_adagn.data.classes import imagenet_classes
 from diffusion_adagn.evaluation.extractors import Extractor, features_of, judge, open_extractor, small
 from diffusion_adagn.evaluation.extractors.efficientnet import Convolution, EfficientNetExtractor, EfficientNetLite0
+from diffusion_adagn.evaluation.metrics import Gaussian, frechet_distance
 
 LITE0 = "feature_extractor/efficientnet_lite0_imagenet.safetensors"
 IMAGENETTE = ("n01440764", "n02102040", "n02979186", "n03000684", "n03028079")
@@ -159,8 +160,8 @@ def test_rare_and_empty_classes(quick):
 def test_the_judge_learns_real_pictures(shared, tmp_path, monkeypatch):
     monkeypatch.setenv("DIFFUSION_ADAGN_CACHE", str(tmp_path))
     path = f"{shared}/cifar10_tiny"
-    opened = open_extractor("judge", open_dataset(DataConfig(path=path, image_size=32), "train"), progress=False)
-    test = open_dataset(DataConfig(path=path, image_size=32), "heldout")
+    opened = open_extractor("judge", open_dataset(DataConfig(source=path, image_size=32), "train"), progress=False)
+    test = open_dataset(DataConfig(source=path, image_size=32), "heldout")
     pixels, labels = test.gather(range(len(test)))
     features = features_of(opened, np.array_split(pixels, 10), progress=False)
     assert (features.probabilities.argmax(1) == labels).mean() > 0.35  # of 1,000 pictures; chance is 0.1
@@ -305,23 +306,11 @@ def test_lite0_orders_what_is_done_to_pictures(shared):
         "uniform": noise(n),
     }
     pooled = {name: features_of(opened, np.array_split(some, 30)).pooled for name, some in sets.items()}
-    reference = features_of(opened, np.array_split(pixels[:n], 30)).pooled
-    distance = {name: frechet(some, reference) for name, some in pooled.items()}
+    reference = Gaussian.of(features_of(opened, np.array_split(pixels[:n], 30)).pooled)
+    distance = {name: frechet_distance(Gaussian.of(some), reference) for name, some in pooled.items()}
     print(distance)
     assert distance["test"] == pytest.approx(distance["other"], rel=0.05)
     assert sorted(distance, key=distance.get)[2:] == list(sets)[2:]
-
-
-def frechet(a, b):
-    """|mean a - mean b|^2 + trace(A + B - 2 (A B)^1/2), with A = root root: the roots of root B root's eigenvalues."""
-    a, b = a.astype(np.float64), b.astype(np.float64)
-    values, vectors = np.linalg.eigh(np.cov(a.T))
-    root = (vectors * values.clip(0) ** 0.5) @ vectors.T
-    inner = root @ np.cov(b.T) @ root
-    gap = a.mean(0) - b.mean(0)
-    return (
-        gap @ gap + np.cov(a.T).trace() + np.cov(b.T).trace() - 2 * np.linalg.eigvalsh(inner).clip(0).__pow__(0.5).sum()
-    )
 
 
 # ---------------------------------------------------------------------- the FID's Inception

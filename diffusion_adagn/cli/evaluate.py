@@ -37,7 +37,7 @@ def parser() -> Parser:
         "what",
         metavar="RUN_OR_PICTURES",
         help="a run, a checkpoint, a pipeline folder or owner/name on the hub; a folder of adagn sample, of pictures or of class "
-        "folders; an .npz of the ADM evaluator; or the word reference",
+        "folders; an .npz of the ADM evaluator; a data set, NAME_OR_PATH:split; or the word reference",
     )
     p.add_argument("real", nargs="?", metavar="DATA", help="after reference: the data or pictures")
     add_guidance_options(p)
@@ -97,8 +97,10 @@ def run(argv: Sequence[str]) -> int:
 
 def _is_model(what: str) -> bool:
     """Whether it is a model rather than pictures; of a path that is not there, whether it looks like one on the hub."""
-    path = Path(what)
-    if path.suffix == ".npz" or path.is_file():
+    from ..evaluation.pictures import is_data
+
+    path = Path(what).expanduser()
+    if path.suffix == ".npz" or path.is_file() or is_data(what):
         return False
     marks = ("config.yaml", "state.json", "model_index.json", "pipeline/model_index.json")
     return not path.is_dir() or any((path / mark).is_file() for mark in marks)
@@ -139,14 +141,18 @@ def _model(args: argparse.Namespace, argv: Sequence[str], scale: float) -> int:
 
 def _pictures(p: Parser, args: argparse.Namespace, argv: Sequence[str]) -> int:
     _refuse(p, args, SAMPLING, "says how a model is sampled, and these pictures are there already")
-    path = Path(args.what)
-    if not path.exists():
-        raise UsageError(f"there is no file {path}.")
     guidance = None if args.guidance is None else guidance_scales(args)[0]
 
     from ..evaluation.evaluate import evaluate_pictures
+    from ..evaluation.pictures import is_data
 
-    evaluate_pictures(path, guidance, _request(args, argv), Path(args.out or Path("evaluations") / path.resolve().stem))
+    path = Path(args.what).expanduser()
+    if not path.exists() and not is_data(args.what):
+        raise UsageError(f"there is no file {path}.")
+    if guidance is not None and is_data(args.what):
+        raise UsageError("--guidance chooses among the scales of adagn sample's folders: leave it out.")
+    name = path.resolve().stem.replace(":", "-")
+    evaluate_pictures(args.what, guidance, _request(args, argv), Path(args.out or Path("evaluations") / name))
     return 0
 
 

@@ -21,7 +21,7 @@ from .diagnostics import picture_values
 from .extractors import features_of
 from .memorisation import draw_neighbours, memorisation
 from .output import BATCHES, check_out, take_up
-from .pictures import Found, read_pictures, sampled_from
+from .pictures import Found, is_data, read_data, read_pictures, sampled_from
 from .points import Draw, Point, Sampled, all_processes, forget, metrics_device, sample_point
 from .real import Real
 from .reference import Reference
@@ -131,8 +131,8 @@ def evaluate_model(source: str, sampling: Sampling, request: EvaluateRequest, ou
     return record
 
 
-def evaluate_pictures(path: Path, guidance: float | None, request: EvaluateRequest, out: Path) -> dict:
-    """Measure the pictures of a folder or an .npz; files into `out`. Returns what evaluation.json holds.
+def evaluate_pictures(what: str, guidance: float | None, request: EvaluateRequest, out: Path) -> dict:
+    """Measure the pictures of a folder, an .npz or a data set; files into `out`. Returns what evaluation.json holds.
 
     guidance: which scale, for a folder of `adagn sample` that holds several. Raises InputError for pictures that cannot be measured.
     """
@@ -140,11 +140,13 @@ def evaluate_pictures(path: Path, guidance: float | None, request: EvaluateReque
     if state.num_processes > 1:
         raise InputError("pictures that are there already are measured by one process: leave torchrun out.")
     check_out(out, request.overwrite)
-    found = read_pictures(path, guidance)
-    source = sampled_from(path)
+    path, data = Path(what).expanduser(), is_data(what)
+    source = None if data else sampled_from(path)
     recorded = None if source is None else recorded_data(source)
-    check_against(request, recorded, str(path))
+    check_against(request, recorded, what)
+    found = None if data else read_pictures(path, guidance)
     real = Real(request.against, request.data, recorded)
+    found = read_data(real.settings(None, what)) if data else found
     shape = real.shape_of_pictures
     pixels = found.with_channels(None if shape is None else shape[2])
     real.check_shape(*pixels.shape[1:])
@@ -152,12 +154,12 @@ def evaluate_pictures(path: Path, guidance: float | None, request: EvaluateReque
     labels = found.labels_among(names)
     names = names if labels is not None else ()
     bench = open_bench(real, request, names, labels, pixels.shape[3], state)
-    print(f"{len(pixels):,} pictures of {path}\nagainst {bench.against}")
+    print(f"{len(pixels):,} pictures of {what}\nagainst {bench.against}")
     out.mkdir(parents=True, exist_ok=True)
     with RunFolder(out).lock():
         sampled = _features(pixels, labels, bench, request.batch_size)
         settings = found.about.get("settings", {}) | {"seeds": found.about.get("seeds")}
-        about = {"source": str(path), "model": found.about.get("made_by"), "settings": settings}
+        about = {"source": what, "model": found.about.get("made_by"), "settings": settings}
         notes = _notes_on(found, pixels, bench, request)
         record = _measure(sampled, pixels.shape, about, bench, (), request, out, notes)
     _say(record, out)

@@ -1,4 +1,4 @@
-"""Pictures made elsewhere: a folder of `adagn sample`, any folder of pictures, an .npz of the ADM evaluator."""
+"""Pictures that are there already: a folder of `adagn sample`, any folder of pictures, an .npz of the ADM evaluator, a data set."""
 
 import json
 from collections.abc import Sequence
@@ -7,9 +7,12 @@ from pathlib import Path
 
 import numpy as np
 
+from ..config import DataConfig
+from ..data import open_dataset
 from ..data.classes import named
 from ..data.images import BrokenPicture, open_picture, to_array
-from ..data.sources import subfolders
+from ..data.sources import BUILT_IN, subfolders
+from ..data.tables import parquet_files
 from ..errors import InputError
 from .adm_npz import read_npz
 
@@ -95,6 +98,21 @@ def read_pictures(path: Path, guidance: float | None = None) -> Found:
 def is_pictures(path: Path) -> bool:
     """Whether it is an .npz, a folder of `adagn sample`, or a folder that holds pictures directly."""
     return path.suffix == ".npz" or (path.is_dir() and ((path / INDEX).is_file() or bool(_files(path))))
+
+
+def is_data(what: str) -> bool:
+    """Whether it names a data set rather than a path of pictures: a built-in name, parquet files, or NAME_OR_PATH:split."""
+    path = Path(what).expanduser()
+    if path.exists():
+        return path.suffix == ".parquet" or (path.is_dir() and bool(parquet_files(path)))
+    return what in BUILT_IN or ":" in what
+
+
+def read_data(config: DataConfig) -> Found:
+    """All pictures of a data set's split, in memory."""
+    dataset = open_dataset(config)
+    about = {"source": dataset.name, "kind": "data", "fingerprint": dataset.fingerprint}
+    return Found(*dataset.gather(range(len(dataset))), dataset.label_space.names, about)
 
 
 def sampled_from(path: Path) -> str | None:

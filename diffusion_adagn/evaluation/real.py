@@ -46,7 +46,7 @@ class Real:
         elif path is not None and is_pictures(path):
             self.found = read_pictures(path)
         else:
-            self.config = self._settings(recorded if against is None else None, against)
+            self.config = self.settings(recorded if against is None else None, against)
             self.dataset = open_dataset(self.config)
 
     def _open_file(self, path: Path) -> None:
@@ -58,7 +58,8 @@ class Real:
         else:
             self.found = read_pictures(path)
 
-    def _settings(self, base: DataConfig | None, source: str | None = None) -> DataConfig:
+    def settings(self, base: DataConfig | None, source: str | None = None) -> DataConfig:
+        """`base` (None: the defaults) with what was given on the command line, for another source if one is named."""
         config = RunConfig()
         config.data = dataclasses.replace(base or config.data)
         given = self.overrides | ({} if source is None else {"data.source": source})
@@ -72,11 +73,11 @@ class Real:
         """The labelled pictures that a judge learns from: --data.source, or the training part of the data that are measured
         against, or of the run's own, or of those that the reference's judge learned from. None if there are none."""
         if "data.source" in self.overrides:
-            return open_dataset(self._settings(None))
+            return open_dataset(self.settings(None))
         if self.dataset is not None:
             return _training_part(self.config) or self.dataset
         if self.recorded is not None:
-            return _training_part(self._settings(self.recorded))
+            return _training_part(self.settings(self.recorded))
         about = {} if self.stored is None else self.stored.about
         source = (about.get("extractor") or {}).get("data")
         return source and _training_part(DataConfig(source, image_size=about["image_size"], channels=about["channels"]))

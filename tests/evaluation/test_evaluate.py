@@ -10,7 +10,7 @@ import pytest
 from conftest import ROOT, tiny_unet
 from PIL import Image
 
-from diffusion_adagn import ClassConditionalPipeline, LabelSpace
+from diffusion_adagn import ClassConditionalPipeline, InputError, LabelSpace
 from diffusion_adagn.cli.main import main
 from diffusion_adagn.config import DataConfig, DiffusionConfig
 from diffusion_adagn.data import open_dataset
@@ -470,3 +470,15 @@ def test_two_processes_give_the_same_numbers(model, data, tmp_path):
     result = subprocess.run([*command, *words], env=environment, capture_output=True, text=True, check=False)
     assert (tmp_path / "two/evaluation.json").is_file(), result.stderr[-2000:]
     assert values(tmp_path / "two") == values(tmp_path / "one")
+
+
+def test_a_data_set_against_another_part_of_it(tmp_path):
+    argv = ["--against", "digits", "--extractor", "sklearn", "--neighbours", "2", "--debug"]
+    assert main(["evaluate", "digits:heldout", "--out", str(tmp_path / "e"), *argv]) == 0
+    record = json.loads((tmp_path / "e/evaluation.json").read_text())
+    assert record["metrics"]["accuracy"]["value"] > 0.9 and record["metrics"]["precision"]["value"] > 0.6
+    assert record["source"] == "digits:heldout"
+    with pytest.raises(InputError, match="leave it out"):
+        main(["evaluate", "digits:heldout", "--guidance", "2", "--out", str(tmp_path / "f"), *argv])
+    with pytest.raises(InputError, match="no split"):
+        main(["evaluate", "digits:soon", "--out", str(tmp_path / "f"), *argv])

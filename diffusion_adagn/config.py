@@ -159,6 +159,15 @@ class TrainingConfig:
     log_every: int = option(10, "Steps between lines of metrics.jsonl.", minimum=1, free=True)
     checkpoint_every: int = option(1000, "Steps between checkpoints.", minimum=1, free=True)
     keep_checkpoints: int = option(2, "Newest checkpoints that are kept.", minimum=1, free=True)
+    keep_every: int = option(
+        0, "Checkpoints at multiples of this many steps are kept for good; 0: none.", minimum=0, free=True
+    )
+    most_faults: int = option(
+        10,
+        "Steps in a row with a loss or gradient that is not finite, after which the run stops; each is left out.",
+        minimum=1,
+        free=True,
+    )
     heldout_every: int = option(0, "Steps between held-out losses; 0: never.", minimum=0, free=True)
     signals_every: int = option(
         500,

@@ -1,8 +1,10 @@
-"""Checkpoints: a folder a step, safetensors and json, written beside and renamed into place."""
+"""Checkpoints: a folder a step, safetensors and json, written beside and renamed into place, with a manifest of sizes and hashes."""
 
+import hashlib
 import json
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -10,31 +12,121 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from ..errors import InputError
+from ..folders import into_place
 from ..run import STATE, checkpoints
 from .ema import EMA
 
+MANIFEST = "manifest.json"  # {file: {bytes, sha256}} of all the others
+BESIDE = ".step-"  # how names of unfinished and of removed checkpoints begin
+
 
 def save_checkpoint(
-    folder: Path, state: dict, model: nn.Module, ema: EMA, optimizer: torch.optim.Optimizer, keep: int
+    folder: Path,
+    state: dict,
+    model: nn.Module,
+    ema: EMA,
+    optimizer: torch.optim.Optimizer,
+    keep: int,
+    keep_every: int = 0,
 ) -> Path:
-    """Write folder/step-XXXXXXXX, then prune all but the newest `keep`. state: JSON, with "step". Returns the path."""
+    """Write folder/step-XXXXXXXX, then prune all but the newest `keep` and multiples of `keep_every` steps. Returns the path.
+
+    state: JSON, with "step". Raises InputError if it cannot be written; the earlier ones are then as they were.
+    """
     path = folder / f"step-{state['step']:08d}"
-    beside = folder / f".{path.name}.{os.getpid()}"
-    shutil.rmtree(beside, ignore_errors=True)
-    beside.mkdir(parents=True)
-    save_file(_tensors(model), beside / "model.safetensors")
-    save_file(_tensors(ema.model), beside / "ema.safetensors")
-    save_file(_optimizer_tensors(model, optimizer), beside / "optimizer.safetensors")
-    (beside / STATE).write_text(json.dumps(state, indent=2) + "\n", encoding="utf-8")
-    for file in beside.iterdir():
-        with open(file, "rb+") as handle:
-            os.fsync(handle.fileno())
-    if path.exists():  # the same step saved again, by a resumed run
-        shutil.rmtree(path)
-    beside.rename(path)
+
+    def write(beside: Path) -> None:
+        beside.mkdir(parents=True)
+        save_file(_tensors(model), beside / "model.safetensors")
+        save_file(_tensors(ema.model), beside / "ema.safetensors")
+        save_file(_optimizer_tensors(model, optimizer), beside / "optimizer.safetensors")
+        (beside / STATE).write_text(json.dumps(state, indent=2) + "\n", encoding="utf-8")
+        manifest = {file.name: _facts(file) for file in sorted(beside.iterdir())}
+        (beside / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+        for file in [*beside.iterdir(), beside]:
+            _sync(file)
+
+    try:
+        into_place(path, write)
+        _sync(folder)
+    except Exception as error:  # safetensors raises its own kinds
+        left = checkpoints(folder)
+        raise InputError(
+            f"the checkpoint of step {state['step']} cannot be written to {folder} ({' '.join(str(error).split())[:200]}). "
+            + (f"The newest that is whole is {left[-1]}. " if left else "")
+            + "Make room, or put it right, and go on with --resume auto."
+        ) from error
     for old in checkpoints(folder)[:-keep]:
-        shutil.rmtree(old)
+        if not keep_every or int(old.name.split("-")[1]) % keep_every:
+            _remove(old)
     return path
+
+
+def clear_leftovers(folder: Path) -> None:
+    """Remove what a killed process left unfinished. Call while the run is locked."""
+    for beside in folder.glob(f"{BESIDE}*"):
+        shutil.rmtree(beside, ignore_errors=True)
+
+
+def newest_good(folder: Path, say: Callable[[str], None] = print) -> Path | None:
+    """The newest whole checkpoint, every byte of it looked at; damaged ones are named and passed over. None if there is none.
+
+    Raises InputError if there are some and all are damaged.
+    """
+    found = checkpoints(folder)
+    for checkpoint in reversed(found):
+        wrong = damage(checkpoint)
+        if wrong is None:
+            return checkpoint
+        say(f"the checkpoint {checkpoint} is damaged ({wrong}): passed over")
+    if found:
+        raise InputError(
+            f"every checkpoint in {folder} is damaged: the run cannot go on. Start another (--init_from keeps what weights can be read)."
+        )
+    return None
+
+
+def damage(checkpoint: Path, only: str | None = None) -> str | None:
+    """What is wrong with a checkpoint, or with one file of it; None if it is as it was written."""
+    try:
+        manifest = json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))
+        for name, facts in manifest.items():
+            if only not in (None, name):
+                continue
+            file = checkpoint / name
+            if not file.is_file():
+                return f"{name} is missing"
+            size = file.stat().st_size
+            if size != facts["bytes"]:
+                return f"{name} has {size:,} bytes for {facts['bytes']:,}"
+            if _facts(file) != facts:
+                return f"{name} is not what was written"
+        missing = {STATE, "model.safetensors", "ema.safetensors", "optimizer.safetensors"} - set(manifest)
+        return f"{min(missing)} is not in {MANIFEST}" if missing else None
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        return f"{MANIFEST}: {error}"
+
+
+def _facts(file: Path) -> dict:
+    with open(file, "rb") as handle:
+        return {"bytes": file.stat().st_size, "sha256": hashlib.file_digest(handle, "sha256").hexdigest()}
+
+
+def _sync(path: Path) -> None:
+    """Onto the disk, a folder's names too."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _remove(checkpoint: Path) -> None:
+    """Out of sight first, so that half of one is never seen."""
+    beside = checkpoint.with_name(f".{checkpoint.name}.removed")
+    shutil.rmtree(beside, ignore_errors=True)
+    checkpoint.rename(beside)
+    shutil.rmtree(beside, ignore_errors=True)
 
 
 def read_state(checkpoint: Path) -> dict:
@@ -60,7 +152,11 @@ def load_checkpoint(checkpoint: Path, model: nn.Module, ema: EMA, optimizer: tor
 
 
 def load_weights(file: Path, model: nn.Module) -> None:
-    """Strict: raises InputError naming missing, surplus or misshapen weights."""
+    """Strict: raises InputError naming missing, surplus or misshapen weights, and a file of a checkpoint that is not as it was written."""
+    if (file.parent / MANIFEST).is_file() and (wrong := damage(file.parent, file.name)):
+        others = [c for c in checkpoints(file.parent.parent) if c != file.parent]
+        remedy = f"name another, such as {others[-1]}" if others else "there is no other beside it"
+        raise InputError(f"the checkpoint {file.parent} is damaged ({wrong}): {remedy}.")
     try:
         model.load_state_dict(_load(file))
     except RuntimeError as error:

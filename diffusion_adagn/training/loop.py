@@ -5,12 +5,15 @@ import math
 import shlex
 import signal
 import time
+from collections.abc import Callable
 from contextlib import ExitStack, nullcontext
+from functools import partial
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from accelerate.utils import broadcast_object_list, gather_object
 from tqdm import tqdm
 
 from ..config import RunConfig, TrainingConfig, check, differences, flatten, read_config, to_dict, to_yaml
@@ -23,10 +26,11 @@ from ..loading import make_pipeline
 from ..models.cost import count_cost
 from ..models.unet import AdaGNUNet
 from ..run import RunFolder, label_space, network_config
-from .batches import Batches
-from .checkpoint import load_checkpoint, read_state, save_checkpoint
+from .batches import Batch, Batches
+from .checkpoint import clear_leftovers, load_checkpoint, newest_good, read_state, save_checkpoint
 from .ema import EMA
 from .finish import sample_command, write_pipeline
+from .health import Health, first_bad_value
 from .metrics import Metrics, check_tracker
 from .preview import check_preview, draw_preview, heldout_loss
 from .signals import Signals
@@ -43,8 +47,8 @@ def train(config: RunConfig, resume: bool = False) -> int:
     """Train to training.max_steps. Returns 0 when done, 75 when a signal came and everything was saved.
 
     resume: go on from output_dir's newest checkpoint, or start if there is none.
-    Raises InputError for input that cannot be used, before the first step and with nothing lost; and for a loss or gradient
-    that is no longer finite, with the checkpoints from before it in place.
+    A step whose loss or gradient is not finite is left out, and told. Raises InputError for input that cannot be used, before the
+    first step and with nothing lost; and for too many steps left out in a row, with the checkpoints from before them in place.
     """
     with ExitStack() as held:  # the run folder's lock
         return _train(config, resume, held)
@@ -71,10 +75,12 @@ def _train(config: RunConfig, resume: bool, held: ExitStack) -> int:
     plan = describe(config, dataset, accelerator.num_processes, str(device))
     torch.manual_seed(training.seed)
     unet = AdaGNUNet(**network_config(config))
-    if config.init_from and run.newest_checkpoint() is None:
+    found = [newest_good(run.checkpoints) if main and resume else None]  # every byte is looked at once
+    at = broadcast_object_list(found)[0]
+    if config.init_from and at is None:
         plan += f"\n{transfer(config.init_from, unet, label_space(config))}"
     if main:
-        _claim(run, config, resume, held)
+        _claim(run, config, resume, at, held)
         print(plan)
     accelerator.wait_for_everyone()
     unet.to(device)
@@ -88,7 +94,8 @@ def _train(config: RunConfig, resume: bool, held: ExitStack) -> int:
         weight_decay=training.weight_decay,
         fused=device.type == "cuda",
     )
-    step = _restore(run, accelerator, dataset, unet, ema, optimizer)
+    state = _restore(run, at, accelerator, dataset, unet, ema, optimizer)
+    step = state["step"]
     model, optimizer = accelerator.prepare(unet, optimizer)
     if accelerator.num_processes > 1:
         _never_destroyed.append(model)
@@ -115,7 +122,8 @@ def _train(config: RunConfig, resume: bool, held: ExitStack) -> int:
     # where it says how it goes
     signals = Signals(unet, ema.model, objective, label_space(config), training, heldout)
     if step:
-        signals.restore(read_state(run.newest_checkpoint()).get("signals", []), accelerator)
+        signals.restore(state.get("signals", []), accelerator)
+    health = Health(training.most_faults, state.get("faults", 0))
     metrics = Metrics(run.metrics_file if main else None, last_step=step)
     if training.tracker != "none":
         flat = {k: v if isinstance(v, int | float | str) else str(v) for k, v in flatten(to_dict(config)).items()}
@@ -135,15 +143,23 @@ def _train(config: RunConfig, resume: bool, held: ExitStack) -> int:
                 "position": step * training.batch_size,
                 "data_fingerprint": dataset.fingerprint,
                 "scaler": accelerator.scaler.state_dict() if accelerator.scaler is not None else None,
+                "faults": health.in_a_row,
             }
-            path = save_checkpoint(run.checkpoints, state, unet, ema, optimizer.optimizer, training.keep_checkpoints)
+            keep = training.keep_checkpoints, training.keep_every
+            path = save_checkpoint(run.checkpoints, state, unet, ema, optimizer.optimizer, *keep)
             bar.write(f"saved {path}")
         accelerator.wait_for_everyone()
+
+    def losses_at(network: torch.nn.Module, positions: torch.Tensor) -> tuple[torch.Tensor, Batch]:
+        batch = batches.at(positions)
+        x_t = objective.noisy(batch.x0, batch.noise, batch.t)
+        output = network(x_t, batch.t, batch.labels).sample
+        return objective.loss(output, batch.x0, batch.noise, batch.t), batch
 
     bar = tqdm(
         total=training.max_steps, initial=step, unit="step", disable=not main, desc=run.path.name, smoothing=0.05
     )
-    shown, label_gap = None, ""
+    shown, label_gap, fault = None, "", False
     since, since_step = time.perf_counter(), step
     with StopSignal() as stop:
         while step < training.max_steps:
@@ -152,36 +168,53 @@ def _train(config: RunConfig, resume: bool, held: ExitStack) -> int:
                 group["lr"] = lr
             torch.manual_seed(_dropout_seed(training.seed, step, accelerator.process_index))
             first = step * training.batch_size + accelerator.process_index * per_pass * training.gradient_accumulation
-            losses = []
-            for i in range(training.gradient_accumulation):
-                batch = batches.at(torch.arange(first + i * per_pass, first + (i + 1) * per_pass))
-                last = i == training.gradient_accumulation - 1
-                with nullcontext() if last else accelerator.no_sync(model):
-                    x_t = objective.noisy(batch.x0, batch.noise, batch.t)
-                    output = model(x_t, batch.t, batch.labels).sample
-                    each = objective.loss(output, batch.x0, batch.noise, batch.t)
-                    loss = each.mean()
-                    accelerator.backward(loss / training.gradient_accumulation)
-                losses.append(loss.detach())
-                signals.add(each.detach(), batch.t, batch.labels)
+            passes = [
+                torch.arange(first + i * per_pass, first + (i + 1) * per_pass)
+                for i in range(training.gradient_accumulation)
+            ]
+            seen = []
+            for positions in passes:
+                with nullcontext() if positions is passes[-1] else accelerator.no_sync(model):
+                    each, batch = losses_at(model, positions)
+                    accelerator.backward(each.mean() / len(passes))
+                seen.append((each.detach(), batch.t, batch.labels))
             norm = accelerator.clip_grad_norm_(model.parameters(), training.clip_norm or math.inf)
-            norms = signals.gradient_norms(float(norm)) if signals.due(step + 1) else {}
-            optimizer.step()
+            loss = torch.stack([each.mean() for each, _, _ in seen]).mean()
+            stopping, fault = agree(accelerator, stop.name is not None, not math.isfinite(loss.item()))
+            # gradients are the same everywhere by now; fp16's own scaler leaves out infinite ones, which is no fault
+            fault = fault or (training.precision != "fp16" and not math.isfinite(float(norm)))
+            health.saw(fault)
+            norms = {}
+            if not fault:
+                for each in seen:
+                    signals.add(*each)
+                norms = signals.gradient_norms(float(norm)) if signals.due(step + 1) else {}
+            if (
+                not fault or accelerator.scaler is not None
+            ):  # the scaler wants its step, and leaves out what is not finite
+                optimizer.step()
             optimizer.zero_grad()
             step += 1
-            ema.update(unet, step)
-
-            stopping = stop.everywhere(accelerator)
-            saving = stopping or step % training.checkpoint_every == 0 or step == training.max_steps
-            logging = step % training.log_every == 0 or step in (1, training.max_steps)
-            mean = accelerator.reduce(torch.stack(losses).mean(), "mean").item() if logging or saving else 0.0
-            # asked before every save, so that no good checkpoint is pruned for a bad one; fp16's scaler skips infinite gradients
-            sound = math.isfinite(mean) and (training.precision == "fp16" or math.isfinite(float(norm)))
-            if (logging or saving) and not sound:
-                raise InputError(
-                    f"the loss is {mean} and the gradient's norm {float(norm)} at step {step}; the checkpoints in {run.checkpoints} are from before. Start another run "
-                    f"with a lower training.lr or training.precision fp32; --init_from {run.path} keeps the weights so far."
+            if not fault:
+                ema.update(unet, step)
+            else:
+                where = _where(accelerator, unet, [partial(losses_at, unet, positions) for positions in passes])
+                told = (
+                    f"step {step} left out: its loss is {loss.item():g}, its gradient's norm {float(norm):g}; {where}"
                 )
+                bar.write(told)
+                log(left_out=health.in_a_row)
+                if health.hopeless:
+                    raise InputError(
+                        f"{health.in_a_row} steps in a row had a loss or gradient that is not finite, and were left out (training.most_faults). "
+                        f"{told}. The checkpoints in {run.checkpoints} are sound. Start another run with a lower training.lr or "
+                        f"training.precision fp32; --init_from {run.path} keeps the weights so far."
+                    )
+
+            due = stopping or step % training.checkpoint_every == 0 or step == training.max_steps
+            saving = due and not fault  # the step before may be what broke it: no good checkpoint is pruned for it
+            logging = not fault and (step % training.log_every == 0 or step in (1, training.max_steps))
+            mean = accelerator.reduce(loss, "mean").item() if logging else 0.0
             if logging:
                 now = time.perf_counter()
                 speed = (step - since_step) * training.batch_size / (now - since)
@@ -218,7 +251,7 @@ def _train(config: RunConfig, resume: bool, held: ExitStack) -> int:
     bar.close()
     if step < training.max_steps:
         accelerator.print(
-            f"Stopped by {stop.name or 'a signal'} at step {step}; saved. Go on with: "
+            f"Stopped by {stop.name or 'a signal'} at step {step}; {'not saved, since it was left out' if fault else 'saved'}. Go on with: "
             f"adagn train --resume auto --output_dir {shlex.quote(str(run.path))}"
         )
         accelerator.end_training()
@@ -346,10 +379,10 @@ def _pictures_per_pass(training: TrainingConfig, processes: int) -> int:
     return training.batch_size // parts
 
 
-def _claim(run: RunFolder, config: RunConfig, resume: bool, held: ExitStack) -> None:
+def _claim(run: RunFolder, config: RunConfig, resume: bool, at: Path | None, held: ExitStack) -> None:
     """Make the folder this run's, or check that it is, and lock it. The main process alone does this."""
     if run.config_file.is_file():
-        at = run.newest_checkpoint()
+        at = at or run.newest_checkpoint()
         if resume and at is not None and read_state(at)["step"] > config.training.max_steps:
             raise InputError(
                 f"{run.path} is at {at.name} already, beyond training.max_steps {config.training.max_steps}: give a larger one, or "
@@ -370,16 +403,18 @@ def _claim(run: RunFolder, config: RunConfig, resume: bool, held: ExitStack) -> 
         raise InputError(f"{run.path} exists and is not a run (no config.yaml in it): give another --output_dir.")
     run.path.mkdir(parents=True, exist_ok=True)
     held.enter_context(run.lock())
+    clear_leftovers(run.checkpoints)
     beside = run.config_file.with_suffix(".tmp")
     beside.write_text(to_yaml(config), encoding="utf-8")
     beside.replace(run.config_file)
 
 
-def _restore(run: RunFolder, accelerator: Accelerator, dataset: ImageDataset, unet, ema: EMA, optimizer) -> int:
-    """Load the newest checkpoint, if there is one. Returns the step to go on from."""
-    checkpoint = run.newest_checkpoint()
+def _restore(
+    run: RunFolder, checkpoint: Path | None, accelerator: Accelerator, dataset: ImageDataset, unet, ema: EMA, optimizer
+) -> dict:
+    """Load a checkpoint, if there is one to go on from. Returns its state."""
     if checkpoint is None:
-        return 0
+        return {"step": 0}
     state = read_state(checkpoint)
     if state["data_fingerprint"] != dataset.fingerprint:
         raise InputError(
@@ -390,7 +425,7 @@ def _restore(run: RunFolder, accelerator: Accelerator, dataset: ImageDataset, un
     if accelerator.scaler is not None and state["scaler"]:
         accelerator.scaler.load_state_dict(state["scaler"])
     accelerator.print(f"going on from {checkpoint}")
-    return state["step"]
+    return state
 
 
 # ---------------------------------------------------------------------- inside the loop
@@ -432,9 +467,18 @@ class StopSignal:
             raise KeyboardInterrupt
         self.name = signal.Signals(number).name
 
-    def everywhere(self, accelerator: Accelerator) -> bool:
-        """Whether any process was told to stop, so that all leave at the same step."""
-        told = self.name is not None
-        if accelerator.num_processes == 1:
-            return told
-        return bool(accelerator.reduce(torch.tensor(float(told), device=accelerator.device), "sum") > 0)
+
+def agree(accelerator: Accelerator, *told: bool) -> list[bool]:
+    """Whether any process was told so, for each of these; the same answer everywhere, so that all act at the same step."""
+    if accelerator.num_processes == 1:
+        return list(told)
+    sums = accelerator.reduce(torch.tensor(told, dtype=torch.float32, device=accelerator.device), "sum")
+    return (sums > 0).tolist()
+
+
+def _where(accelerator: Accelerator, unet: AdaGNUNet, passes: list[Callable]) -> str:
+    """Which value was not finite first, on the first process that has one."""
+    with accelerator.autocast():
+        mine = first_bad_value(unet, [lambda p=p: p()[0] for p in passes])
+    found = [f for f in gather_object([mine]) if f is not None]
+    return f"first not finite: {found[0]}" if found else "made again, all values are finite"

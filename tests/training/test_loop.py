@@ -289,7 +289,7 @@ def test_signals_save_and_leave_with_75(tmp_path, number, capsys):
         time.sleep(0.1)
     # meanwhile nobody else may train there
     assert main(["train", "--resume", "auto", "--output_dir", str(out)]) == 1
-    assert "another process is training" in " ".join(capsys.readouterr().err.split())
+    assert "another process is at work" in " ".join(capsys.readouterr().err.split())
     process.send_signal(number)
     printed, _ = process.communicate(timeout=60)
     assert process.returncode == 75, printed

@@ -135,7 +135,7 @@ def test_checkpoints_bring_everything_back_and_are_pruned(tmp_path):
     (tmp_path / ".step-00000010.1").mkdir()
     assert [p.name for p in checkpoints(tmp_path)] == ["step-00000003", "step-00000004"]
     assert {f.name for f in checkpoints(tmp_path)[-1].iterdir()} == {
-        "state.json", "model.safetensors", "ema.safetensors", "optimizer.safetensors"
+        "state.json", "manifest.json", "model.safetensors", "ema.safetensors", "optimizer.safetensors"
     }  # fmt: skip
 
     other = tiny_unet(dropout=0.0).train()

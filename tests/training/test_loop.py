@@ -318,6 +318,51 @@ def test_two_processes_see_what_one_sees(tmp_path):
     assert max(losses(tmp_path / "2")) == 8
 
 
+@pytest.mark.slow
+def test_one_process_then_two_then_one_are_one_run(tmp_path):
+    """The same samples, labels, drops, timesteps and noise at every step; what rounds otherwise, Adam amplifies slowly."""
+    changes = {"data__flip": "true", "training__label_dropout": 0.3, "training__gradient_accumulation": 2}
+    run(tmp_path / "1", **changes, training__max_steps=100)
+    run(tmp_path / "2", **changes, training__max_steps=33)
+    two = launch(tmp_path / "2", "--resume", "auto", processes=2, **changes, training__max_steps=67)
+    two = [w.replace("gradient_accumulation=2", "gradient_accumulation=1") for w in two]
+    result = subprocess.run(two, env=environment(), capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr[-3000:]
+    run(tmp_path / "2", "--resume", "auto", **changes, training__max_steps=100)
+    one, mixed = losses(tmp_path / "1"), losses(tmp_path / "2")
+    assert one.keys() == mixed.keys() and len(one) == 100
+    assert one[34] == pytest.approx(mixed[34], abs=1e-6)
+    assert list(one.values()) == pytest.approx(list(mixed.values()), abs=1e-4)
+
+
+POISONED = """
+import math, sys
+import torch
+from diffusion_adagn.training.batches import Batches
+real = Batches.at
+def at(self, positions):
+    batch = real(self, positions)
+    batch.noise[(positions == 40) | (positions == 41)] = math.nan  # of step 3, and of the second process alone
+    return batch
+Batches.at = at
+from diffusion_adagn.cli.main import script
+script("train")
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_leave_out_the_same_step(tmp_path):
+    program = tmp_path / "poisoned.py"
+    program.write_text(POISONED)
+    command = [str(program) if w.endswith("train.py") else w for w in launch(tmp_path / "2", processes=2)]
+    result = subprocess.run(command, env=environment(), capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr[-3000:]
+    told = result.stdout + result.stderr
+    assert "step 3 left out" in told and "the output of conv_in" in told
+    assert sorted(losses(tmp_path / "2")) == [1, 2, 4, 5, 6]
+    assert all(torch.isfinite(w).all() for w in weights(tmp_path / "2").values())
+
+
 @pytest.mark.parametrize(
     "kind", [pytest.param(k, marks=[] if k == "cross_attention" else pytest.mark.slow) for k in KINDS]
 )

@@ -1,0 +1,144 @@
+"""SIGKILL at any moment and --resume auto: the run is the one never killed, bit for bit."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT
+from safetensors.torch import load_file
+
+SETTINGS = {
+    "data.source": "digits",
+    "training.max_steps": 14,
+    "training.batch_size": 4,
+    "training.precision": "fp32",
+    "training.checkpoint_every": 3,
+    "training.keep_checkpoints": 2,
+    "training.log_every": 1,
+    "training.preview_every": 7,
+    "training.preview_steps": 2,
+    "training.preview_classes": "0,1",
+    "training.preview_count": 1,
+    "training.signals_every": 5,
+    "model.model_channels": 16,
+    "model.num_head_channels": 16,
+    "model.norm_groups": 4,
+    "model.channel_mult": 1,
+    "model.num_res_blocks": 1,
+}
+VARIANTS = {
+    "fp32": {},
+    "bf16": {"training.precision": "bf16"},
+    "two passes": {"training.gradient_accumulation": 2},
+    "dropout": {"model.dropout": 0.3},
+    "learned variance, decay": {"diffusion.learned_variance": "true", "training.lr_decay": "cosine"},
+}
+
+# One process imports everything and forks a run at a time. A run is killed from outside after so many seconds, or by itself
+# in the middle of its n-th file of weights.
+FORKS = """
+import json, os, random, signal, sys, time
+from diffusion_adagn.cli.main import main
+from diffusion_adagn.training import checkpoint, loop
+
+def run(argv, killed_in_file=None, after=None):
+    child = os.fork()
+    if not child:
+        sink = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(sink, 1), os.dup2(sink, 2)
+        if killed_in_file is not None:
+            real, left = checkpoint.save_file, [killed_in_file]
+            def dying(tensors, file, *rest):
+                left[0] -= 1
+                real(tensors, file, *rest)
+                if not left[0]:
+                    os.truncate(file, os.path.getsize(file) // 2)
+                    os.kill(os.getpid(), signal.SIGKILL)
+            checkpoint.save_file = dying
+        os._exit(main(argv))
+    until = None if after is None else time.monotonic() + after
+    while True:
+        pid, status = os.waitpid(child, os.WNOHANG)
+        if pid:
+            return os.waitstatus_to_exitcode(status)
+        if until is not None and time.monotonic() > until:
+            os.kill(child, signal.SIGKILL)
+            until = None
+        time.sleep(0.01)
+
+work = json.load(sys.stdin)
+chance, kills = random.Random(work["seed"]), 0
+for name in ("warm", "whole"):
+    began = time.monotonic()
+    assert run(work["argv"] + ["--output_dir", work[name]]) == 0
+    length = time.monotonic() - began
+for place in work["places"]:
+    argv = work["argv"] + ["--output_dir", place, "--resume", "auto"]
+    for _ in range(2):  # killed twice
+        if chance.random() < 0.4:
+            status = run(argv, killed_in_file=chance.randint(1, 9))
+        else:
+            status = run(argv, after=chance.uniform(0.1, 0.9) * length)
+        kills += status == -signal.SIGKILL
+    status = run(argv)
+    assert status in (0, 1), status  # 1: it was done already
+print(length, kills)
+"""
+
+
+def words(settings):
+    return [w for key, value in settings.items() for w in (f"--{key}", str(value))]
+
+
+def killed_and_resumed(tmp_path, variant, count, seed):
+    """How many times it was killed."""
+    argv = ["train", *words(SETTINGS | VARIANTS[variant])]
+    places = [str(tmp_path / f"killed{i}") for i in range(count)]
+    folders = {name: str(tmp_path / name) for name in ("warm", "whole")}
+    work = folders | {"argv": argv, "places": places, "seed": seed}
+    done = subprocess.run(
+        [sys.executable, "-c", FORKS],
+        input=json.dumps(work),
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        timeout=1500,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    for place in places:
+        assert_same(tmp_path / "whole", tmp_path / os.path.basename(place))
+    return int(done.stdout.split()[-1])
+
+
+def assert_same(one, other):
+    """Losses and all else that is logged, weights, EMA, optimizer, previews, pipeline."""
+
+    def logged(run):
+        lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+        return [{k: v for k, v in line.items() if k != "images_per_s"} for line in lines]
+
+    assert logged(one) == logged(other)
+    newest = sorted((one / "checkpoints").glob("step-*"))
+    assert [c.name for c in newest] == [c.name for c in sorted((other / "checkpoints").glob("step-*"))]
+    for checkpoint in newest:
+        for name in ("model", "ema", "optimizer"):
+            a, b = (load_file(run / "checkpoints" / checkpoint.name / f"{name}.safetensors") for run in (one, other))
+            assert a.keys() == b.keys() and all(a[k].equal(b[k]) for k in a), (checkpoint.name, name)
+    for file in sorted((one / "previews").iterdir()):
+        assert file.read_bytes() == (other / "previews" / file.name).read_bytes()
+    assert not list((other / "checkpoints").glob(".*"))
+    weights = "pipeline/unet/diffusion_pytorch_model.safetensors"
+    assert (one / weights).read_bytes() == (other / weights).read_bytes()
+
+
+def test_a_handful_of_kills(tmp_path):
+    assert killed_and_resumed(tmp_path, "dropout", 2, seed=0) >= 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_many_kills(tmp_path, variant):
+    assert killed_and_resumed(tmp_path, variant, 7, seed=1) >= 10

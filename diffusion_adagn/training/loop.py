@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import os
 import shlex
 import signal
 import time
@@ -366,6 +367,12 @@ def _check_run(config: RunConfig) -> RunFolder:
     if training.precision == "fp16" and not torch.cuda.is_available():
         raise InputError("training.precision fp16 needs a CUDA GPU; use bf16 or fp32 here.")
     check_tracker(training.tracker)
+    for name in ("FSDP", "DEEPSPEED", "MEGATRON_LM"):
+        if os.environ.get(f"ACCELERATE_USE_{name}", "false").lower() in ("true", "1"):
+            raise InputError(
+                f"accelerate was told to shard the network ({name}), which training here does not do: every process holds the whole network. "
+                "Launch it with --multi_gpu, or by torchrun."
+            )
     return RunFolder(Path(config.output_dir))
 
 

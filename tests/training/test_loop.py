@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 
 from diffusion_adagn import ClassConditionalPipeline
 from diffusion_adagn.cli.main import main
+from diffusion_adagn.errors import InputError
 from diffusion_adagn.loading import open_pipeline
 from diffusion_adagn.models.conditioning import KINDS
 
@@ -316,6 +317,14 @@ def test_two_processes_see_what_one_sees(tmp_path):
     # and a run begun on two goes on on one
     assert run(tmp_path / "2", "--resume", "auto", training__max_steps=8, **changes) == 0
     assert max(losses(tmp_path / "2")) == 8
+
+
+@pytest.mark.parametrize("name", ["FSDP", "DEEPSPEED", "MEGATRON_LM"])
+def test_sharded_training_is_refused(tmp_path, monkeypatch, name):
+    monkeypatch.setenv(f"ACCELERATE_USE_{name}", "true")
+    with pytest.raises(InputError, match="shard"):
+        run(tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.slow

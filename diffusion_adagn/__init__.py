@@ -11,6 +11,7 @@ _HOME = {
     "AdaGNUNet": ".models.unet",
     "ClassConditionalPipeline": ".diffusion.pipeline",
     "Guidance": ".diffusion.guidance",
+    "Interval": ".diffusion.guidance",
     "LabelSpace": ".labels",
     "Mix": ".diffusion.mixing",
     "Between": ".diffusion.mixing",

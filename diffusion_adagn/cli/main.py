@@ -7,6 +7,8 @@ import importlib
 import os
 import sys
 import textwrap
+import threading
+import time
 from collections.abc import Sequence
 
 from .. import __version__
@@ -50,18 +52,35 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:
         if "--debug" in argv:
             raise
+        if os.environ.get("RANK", "0") != "0" and "onnection" in str(error):
+            return 1  # another process left, and has said why
         print(_paragraph(f"{type(error).__name__}: {error} (--debug shows where)"), file=sys.stderr)
         return 1
 
 
 def script(command: str) -> None:
     """Entry of train.py and sample.py, and of several processes: ends the interpreter with main's status."""
+    _end_with_the_launcher()
     leave(main([command, *sys.argv[1:]]))
 
 
 def console() -> None:
     """Entry of the console script `adagn`."""
+    _end_with_the_launcher()
     leave(main())
+
+
+def _end_with_the_launcher() -> None:
+    """One of several processes would wait for the others for hours where torchrun was killed and could not end them."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        launcher = os.getppid()
+
+        def watch() -> None:
+            while os.getppid() == launcher:
+                time.sleep(2)
+            os._exit(143)
+
+        threading.Thread(target=watch, daemon=True).start()
 
 
 def leave(status: int) -> None:

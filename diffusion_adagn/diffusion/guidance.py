@@ -11,6 +11,7 @@ import math
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from numbers import Real
 from typing import TYPE_CHECKING
 
 import torch
@@ -39,6 +40,19 @@ class Interval:
     low: float
     high: float
 
+    def __post_init__(self) -> None:
+        if self.unit not in UNITS:
+            raise InputError(f"an interval is counted in {', '.join(UNITS)}, not in {self.unit!r}.")
+        if not self.low <= self.high:
+            raise InputError(
+                f"the interval {self.low:g}-{self.high:g} ends before it begins: write the smaller number first."
+            )
+        if self.unit == "share" and self.high > 1:
+            span = f"{self.low:g}-{self.high:g}"
+            raise InputError(
+                f"'{span}' without a unit is a share from 0 to 1: say t:{span}, sigma:{span} or steps:{span}."
+            )
+
     @classmethod
     def parse(cls, text: str) -> "Interval | None":
         """ "t:200-800", "sigma:0.3-5", "steps:4-14", "0.2-0.8" (a share of the timesteps); "none" is None: everywhere."""
@@ -51,12 +65,6 @@ class Interval:
                 "0 the noisiest), 0.2-0.8 (a share of the timesteps), or none."
             )
         unit, low, high = (match[1] or "share").lower(), float(match[2]), float(match[3])
-        if low > high:
-            raise InputError(f"the interval '{text}' ends before it begins: write the smaller number first.")
-        if unit == "share" and high > 1:
-            raise InputError(
-                f"'{text}' without a unit is a share from 0 to 1: say t:{text}, sigma:{text} or steps:{text}."
-            )
         return cls(unit, low, high)
 
     def __str__(self) -> str:
@@ -93,17 +101,23 @@ class Guidance:
     def __post_init__(self) -> None:
         if isinstance(self.interval, str):
             object.__setattr__(self, "interval", Interval.parse(self.interval))
+        if not isinstance(self.interval, Interval | None):
+            raise InputError(f'an interval is an Interval or its text, such as "0.2-0.8", not {self.interval!r}.')
+        if self.guide is not None and not hasattr(self.guide, "unet"):
+            raise InputError(
+                f"a guide is an open pipeline, ClassConditionalPipeline.from_pretrained(...), not {self.guide!r}."
+            )
         object.__setattr__(self, "scale", _scales(self.scale))
         _shape(self.schedule)
-        if not 0 <= self.rescale <= 1:
-            raise InputError(f"rescale is a number from 0 (none) to 1, not {self.rescale}.")
-        if self.threshold is not None and not 0 < self.threshold <= 1:
-            raise InputError(f"a threshold is a share above 0 and up to 1, such as 0.995, not {self.threshold}.")
+        if not isinstance(self.rescale, Real) or not 0 <= self.rescale <= 1:
+            raise InputError(f"rescale is a number from 0 (none) to 1, not {self.rescale!r}.")
+        if self.threshold is not None and (not isinstance(self.threshold, Real) or not 0 < self.threshold <= 1):
+            raise InputError(f"a threshold is a share above 0 and up to 1, such as 0.995, not {self.threshold!r}.")
 
     @classmethod
-    def from_w(cls, w: float, **settings) -> "Guidance":
-        """From the paper's w, pred = (1 + w) cond - w null: scale = 1 + w."""
-        return cls(scale=1 + w, **settings)
+    def from_w(cls, w: float | Sequence[float], **settings) -> "Guidance":
+        """From the paper's w, pred = (1 + w) cond - w null: scale = 1 + w. One, or one a picture."""
+        return cls(scale=[1 + one for one in w] if isinstance(w, Iterable) else 1 + w, **settings)
 
     def scales(self, count: int) -> Tensor:
         """One scale a picture, float32 [count]. Raises InputError unless there is one, or one for each."""
@@ -183,7 +197,12 @@ def _scales(scale: float | Sequence[float]) -> float | tuple[float, ...]:
     if hasattr(scale, "reshape"):  # arrays and tensors
         scale = scale.reshape(-1).tolist()
         scale = scale[0] if len(scale) == 1 else scale
-    scales = tuple(float(s) for s in scale) if isinstance(scale, Iterable) else (float(scale),)
+    try:
+        if isinstance(scale, str):
+            raise ValueError
+        scales = tuple(float(s) for s in scale) if isinstance(scale, Iterable) else (float(scale),)
+    except (TypeError, ValueError):
+        raise InputError(f"a guidance scale is a number, or a list with one a picture, not {scale!r}.") from None
     for s in scales:
         if not math.isfinite(s) or s < 0:
             raise InputError(f"a guidance scale is a number of at least 0 (1 means no guidance), not {s}.")

@@ -1,5 +1,6 @@
 """ClassConditionalPipeline: classes and seeds -> pictures."""
 
+import inspect
 import json
 import math
 import operator
@@ -17,10 +18,14 @@ from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from diffusers.utils import BaseOutput
 from PIL import Image
-from torch import Tensor
+from safetensors import safe_open
+from safetensors.torch import load_file
+from torch import Tensor, nn
 
+from ..config import DiffusionConfig, NetworkConfig, apply, read_json, said
 from ..errors import InputError
 from ..labels import ClassSpec, LabelSpace
+from ..models.cost import check_size
 from ..models.unet import AdaGNUNet
 from ..run import pipeline_folder
 from .guidance import Guidance
@@ -40,6 +45,7 @@ from .schedule import (
 MOST_SEED = 2**63 - 1
 UNGUIDED = Guidance()
 KIND_OF = {theirs: ours for ours, theirs in PREDICTIONS.items()}
+SPACINGS = ("leading", "trailing", "linspace")
 
 
 @dataclass
@@ -186,6 +192,8 @@ class ClassConditionalPipeline(DiffusionPipeline):
         count = len(plans)
         if guidance is not None and guidance_scale is not None:
             raise InputError("guidance_scale and guidance were given: give one of them.")
+        if not isinstance(guidance, Guidance | None):
+            raise InputError(f"guidance is a Guidance object, not {guidance!r}; guidance_scale takes numbers.")
         guidance = guidance or (UNGUIDED if guidance_scale is None else Guidance(guidance_scale))
         guidance.scales(count)
         if guidance.guide is not None:
@@ -342,12 +350,14 @@ class ClassConditionalPipeline(DiffusionPipeline):
             return cls._load(folder, torch_dtype)
         except InputError:
             raise
-        except (OSError, ValueError, TypeError, AttributeError, KeyError) as error:
-            raise InputError(f"{folder} is damaged: {' '.join(str(error).split())[:300]}") from error
+        except Exception as error:  # anything may stand in it
+            raise InputError(
+                f"{folder} is damaged ({type(error).__name__}: {' '.join(str(error).split())[:300]})."
+            ) from error
 
     @classmethod
     def _load(cls, folder: Path, torch_dtype: torch.dtype | None) -> "ClassConditionalPipeline":
-        index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
+        index = read_json(folder / "model_index.json")
         known = {s.__name__: s for s in SAMPLERS.values()}
         scheduler_class = known.get((index.get("scheduler") or ["", ""])[1])
         if index.get("unet") == ["diffusers", "UNet2DModel"]:
@@ -360,29 +370,104 @@ class ClassConditionalPipeline(DiffusionPipeline):
             labels = LabelSpace.from_dict(index["labels"])
         except InputError as error:
             raise InputError(f"{folder / 'model_index.json'}: {error}") from None
-        options = {k: index[k] for k in ("clip_x0", "ema_decay", "trained_steps", "guidance_convention") if k in index}
+        options = {k: index[k] for k in OPTIONS if k in index}
+        wrong = [k for k, value in options.items() if type(value) not in OPTIONS[k]]
+        if wrong:
+            raise InputError(f"{folder / 'model_index.json'}: {wrong[0]} cannot be {said(options[wrong[0]])}.")
         return cls(
             unet=load_unet(folder / "unet", torch_dtype),
-            scheduler=scheduler_class.from_pretrained(folder / "scheduler"),
+            scheduler=load_scheduler(folder / "scheduler", scheduler_class),
             labels=labels,
             **options,
         )
 
 
+OPTIONS = {  # of model_index.json, and their types
+    "clip_x0": (bool,),
+    "ema_decay": (float, int, type(None)),
+    "trained_steps": (int, type(None)),
+    "guidance_convention": (str,),
+}
+WEIGHTS = "diffusion_pytorch_model"  # as diffusers names them; large ones are cut into WEIGHTS-00001-of-00002 and so on
+
+
 def load_unet(folder: Path, torch_dtype: torch.dtype | None = None) -> AdaGNUNet:
-    """An AdaGNUNet from its folder; diffusers would leave missing weights uninitialised, so they are an error here."""
+    """An AdaGNUNet from its folder, in eval mode. Raises InputError for a config.json that is not its, and weights that do not fit."""
     if not (folder / "config.json").is_file():
         raise InputError(f"{folder} holds no network (no config.json).")
-    try:
-        unet, info = AdaGNUNet.from_pretrained(
-            folder, torch_dtype=torch_dtype, output_loading_info=True, use_safetensors=True, low_cpu_mem_usage=False
+    values = {k: v for k, v in read_json(folder / "config.json").items() if not k.startswith("_")}
+    network = NetworkConfig()
+    apply(network, values, where=f"in {folder / 'config.json'}")
+    check_size(vars(network))
+    with torch.device("meta"):
+        unet = AdaGNUNet(**values)
+    fill(unet, folder)
+    return (unet if torch_dtype is None else unet.to(torch_dtype)).eval()
+
+
+def fill(model: nn.Module, folder: Path) -> None:
+    """Give a model on the meta device the weights of its folder. Raises InputError, before memory is taken, if they do not fit."""
+    whole = folder / f"{WEIGHTS}.safetensors"
+    files = [whole] if whole.is_file() else sorted(folder.glob(f"{WEIGHTS}-*-of-*.safetensors"))
+    if not files:
+        raise InputError(
+            f"{folder} cannot be loaded (safetensors only): it holds no {whole.name}; pickled weights are not read."
         )
-    except (OSError, RuntimeError, ValueError, TypeError) as error:
-        raise InputError(f"{folder} cannot be loaded: {' '.join(str(error).split())[:400]}") from error
-    faults = [f"{what.replace('_', ' ')}: {', '.join(map(str, list(keys)[:4]))}" for what, keys in info.items() if keys]
-    if faults:
-        raise InputError(f"the weights in {folder} do not fit its config.json ({'; '.join(faults)}).")
-    return unet
+    check_fits(model, files, f"{folder} cannot be loaded: the weights do not fit its config.json")
+    state = {name: tensor for file in files for name, tensor in load_file(file).items()}
+    model.to_empty(device="cpu").load_state_dict(state)
+
+
+def check_fits(model: nn.Module, files: Sequence[Path], wrong: str) -> None:
+    """Raises InputError, which begins with `wrong`, unless the files hold the model's weights; only their headers are read."""
+    found: dict[str, list[int]] = {}
+    for file in files:
+        try:
+            if not file.is_file():
+                raise FileNotFoundError("it is missing")
+            with safe_open(file, "pt") as weights:
+                found |= {name: weights.get_slice(name).get_shape() for name in weights.keys()}  # noqa: SIM118 - no dict
+        except Exception as error:  # safetensors raises its own kinds
+            raise InputError(f"{file} cannot be read as safetensors: {' '.join(str(error).split())[:300]}") from None
+    wanted = {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
+    faults = {
+        "size mismatch": [f"{n} {found[n]} for {s}" for n, s in wanted.items() if n in found and found[n] != s],
+        "missing keys": [name for name in wanted if name not in found],
+        "unexpected keys": [said(name) for name in found if name not in wanted],
+    }
+    told = [f"{what}: {', '.join(some[:4])}{', ...' * (len(some) > 4)}" for what, some in faults.items() if some]
+    if told:
+        raise InputError(f"{wrong} ({'; '.join(told)}).")
+
+
+def load_scheduler(folder: Path, kind: type[SchedulerMixin]) -> SchedulerMixin:
+    """A scheduler of this class from its folder. Raises InputError for settings that cannot be, or that make no process."""
+    file = folder / "scheduler_config.json"
+    config = read_json(file)
+    apply(DiffusionConfig(), {k: v for k, v in config.items() if k == "num_train_timesteps"}, where=f"in {file}")
+    defaults = {name: p.default for name, p in inspect.signature(kind.__init__).parameters.items()}
+    for name, value in config.items():
+        default = defaults.get(name)
+        kinds = (int, float) if type(default) is float else (type(default),)
+        vast = type(value) is int and abs(value) > 10**6
+        if default is not None and value is not None and (vast or type(value) not in kinds):
+            raise InputError(f"{name}: {said(value)} cannot be, where {default!r} is usual (in {file}).")
+    for name, expected in (("prediction_type", PREDICTIONS.values()), ("timestep_spacing", SPACINGS)):
+        if config.get(name, defaults[name]) not in expected:
+            raise InputError(f"{name} {said(config[name])} is not one of {', '.join(expected)} (in {file}).")
+    try:
+        scheduler = kind.from_config(config)
+        betas, alphas = scheduler.betas, scheduler.alphas_cumprod
+        sound = alphas.shape == (scheduler.config.num_train_timesteps,) and bool(
+            ((betas >= 0) & (betas <= 1)).all() and alphas.isfinite().all()
+        )
+    except Exception as error:  # diffusers does not look at what it is given
+        raise InputError(f"{folder} cannot be loaded: {' '.join(str(error).split())[:300]}") from error
+    if not sound:
+        raise InputError(
+            f"the betas in {file} are no noise schedule: expected one between 0 and 1 for each of the timesteps."
+        )
+    return scheduler
 
 
 def to_pixels(images: np.ndarray) -> np.ndarray:

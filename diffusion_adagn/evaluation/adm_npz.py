@@ -29,7 +29,7 @@ def write_npz(file: Path, pixels: np.ndarray, labels: np.ndarray | None = None) 
 def read_npz(file: Path) -> Pictures:
     """Raises InputError for a file that does not hold such pictures, and for one that would run code."""
     try:
-        with np.load(file, allow_pickle=False) as arrays:
+        with zipfile.ZipFile(file), np.load(file, allow_pickle=False) as arrays:
             if "arr_0" not in arrays:
                 raise InputError(
                     f"{file} holds {', '.join(arrays.files[:5]) or 'nothing'}: expected arr_0, uint8 [N, H, W, 3], and arr_1, labels [N]."

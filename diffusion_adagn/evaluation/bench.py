@@ -116,6 +116,11 @@ def open_bench(
     if measuring.extractor == "none":
         known = main and real.dataset is not None
         return Bench(real, None, None, reference_of(real.dataset, None, count) if known else None, class_names)
+    if real.file is not None and real.learned is None and measuring.extractor in ("judge", "sklearn"):
+        raise InputError(
+            f"{real.name} holds statistics of the FID's Inception network, and no pictures that {measuring.extractor} could learn from: type "
+            "--extractor inception, or give real pictures by --against."
+        )
     extractor = open_extractor(measuring.extractor, real.learned, state.device, main)
     judge = _judge(real, extractor, class_names, labels, state) if measuring.judge else None
     reference = real.reference(extractor, count, class_names, channels) if main else None

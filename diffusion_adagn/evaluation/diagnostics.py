@@ -44,7 +44,7 @@ class Meter:
 def against_data(values: np.ndarray, reference: np.ndarray) -> dict[str, float | None]:
     """Means of `picture_values` against those of the data: float64 [4] each.
 
-    contrast_ratio, saturation_ratio: 1 is the data's; None where the data have none. brightness_shift: a difference.
+    contrast_ratio, saturation_ratio: 1 is the data's; None where the data have none. brightness_shift, extremes_shift: differences.
     """
 
     def ratio(column: int) -> float | None:
@@ -54,4 +54,5 @@ def against_data(values: np.ndarray, reference: np.ndarray) -> dict[str, float |
         "contrast_ratio": ratio(1),
         "saturation_ratio": ratio(2),
         "brightness_shift": float(values[0] - reference[0]),
+        "extremes_shift": float(values[3] - reference[3]),
     }

@@ -94,6 +94,8 @@ def evaluate_model(source: str, sampling: Sampling, request: EvaluateRequest, ou
             f"{what}\n{draw.count:,} pictures, guidance {point.scale:g}, {point.sampler}, {point.steps} steps, {evaluations} network "
             f"evaluations each, on {state.num_processes} process(es), {state.device}\nagainst {bench.against}"
         )
+        if note := point.unheard(calls):
+            print(note)
         out.mkdir(parents=True, exist_ok=True)
     with RunFolder(out).lock() if main else contextlib.nullcontext():
         if main:
@@ -124,11 +126,23 @@ def evaluate_model(source: str, sampling: Sampling, request: EvaluateRequest, ou
         notes = [own] if request.own_data else []
         record = _measure(sampled, shape, about, bench, calls, request, out, notes)
         forget(out / BATCHES)
-    more = " --weights raw" * (sampling.weights == "raw")
-    if request.against is not None and bench.real.dataset is not None:
-        more += f" --against {shlex.quote(request.against)}"
-    _say(record, out, f"adagn sweep {shlex.quote(str(source))} --guidance 1:4:0.5{more}")
+    guided = guide is not None or (pipe.labels.K and pipe.labels.has_null)
+    _say(record, out, _next(source, sampling, request) if guided else "")
     return record
+
+
+def _next(source: str, sampling: Sampling, request: EvaluateRequest) -> str:
+    """The sweep whose numbers compare with these."""
+    s = sampling
+    given = {"against": request.against, "guide": s.guide, "sampler": s.sampler, "classes": s.classes}
+    given |= {
+        "extractor": None if request.extractor == "judge" else request.extractor,
+        "steps": s.steps,
+        "count": s.count,
+    }
+    given |= {"weights": "raw" if s.weights == "raw" else None, "spacing": s.spacing} | request.data
+    words = [f"--{name} {shlex.quote(str(value))}" for name, value in given.items() if value is not None]
+    return f"adagn sweep {shlex.quote(str(source))} --guidance 1:4:0.5 {' '.join(words)}"
 
 
 def evaluate_pictures(what: str, guidance: float | None, request: EvaluateRequest, out: Path) -> dict:

@@ -1,24 +1,27 @@
 """Pictures that are there already: a folder of `adagn sample`, any folder of pictures, an .npz of the ADM evaluator, a data set."""
 
-import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
-from ..config import DataConfig
+from ..config import DataConfig, read_json, said
 from ..data import open_dataset
 from ..data.classes import named
 from ..data.images import BrokenPicture, open_picture, to_array
 from ..data.sources import BUILT_IN, subfolders
 from ..data.tables import parquet_files
 from ..errors import InputError
+from ..labels import LabelSpace
+from ..models.cost import machine_memory
 from .adm_npz import read_npz
 
 ENDINGS = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
 GRAY = {"1", "L", "LA", "I", "I;16", "I;16B"}
 INDEX = "samples.json"  # of adagn sample
+MOST_INDEX = 2**27  # bytes; 300,000 pictures or so
 
 
 @dataclass(frozen=True)
@@ -72,7 +75,10 @@ def read_pictures(path: Path, guidance: float | None = None) -> Found:
     Raises InputError for an empty folder, a broken picture (named), pictures of unequal sizes, and a choice that is not there.
     """
     if path.is_file():
-        found = read_npz(path)
+        try:
+            found = read_npz(path)
+        except (MemoryError, RecursionError, OverflowError) as error:  # of headers that claim anything
+            raise InputError(f"{path} is no .npz of pictures: {type(error).__name__} {error}") from None
         return Found(found.pixels, found.labels, (), {"source": str(path), "kind": "npz"})
     if (path / INDEX).is_file():
         return _sampled(path, guidance)
@@ -118,20 +124,27 @@ def read_data(config: DataConfig) -> Found:
 def sampled_from(path: Path) -> str | None:
     """The model that a folder of `adagn sample` was sampled from, as it was typed."""
     try:
-        return json.loads((path / INDEX).read_text(encoding="utf-8"))["model"]["source"]
-    except (OSError, ValueError, KeyError, TypeError):
+        source = read_json(path / INDEX, MOST_INDEX)["model"]["source"]
+    except (InputError, KeyError, TypeError):
         return None
+    return source if isinstance(source, str) else None
 
 
 def _sampled(folder: Path, guidance: float | None) -> Found:
     try:
-        record = json.loads((folder / INDEX).read_text(encoding="utf-8"))
-        names, entries = tuple(record["labels"]["names"]), record["images"]
+        record = read_json(folder / INDEX, MOST_INDEX)
+        names, entries = LabelSpace.from_dict(record["labels"]).names, record["images"]
         scales = sorted({float(e["guidance"]) for e in entries})
-        labels = [len(names) if e["class_id"] is None else int(e["class_id"]) for e in entries]
-        files = [folder / Path(e["file"]).name for e in entries]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{folder / INDEX} is damaged ({error!r}): sample again by adagn sample.") from None
+        labels = [len(names) if e["class_id"] is None else e["class_id"] for e in entries]
+        files = [
+            folder / Path(e["file"]).name[:255] for e in entries
+        ]  # the name alone: a path would lead out of the folder
+        whole = [*labels, *(e["seed"] for e in entries if "seed" in e)]
+        wrong = next((n for n in whole if type(n) is not int), max(labels, default=0))
+        if type(wrong) is not int or wrong > len(names) or min(labels, default=0) < 0:
+            raise ValueError(f"{said(wrong)} in place of the id of one of {len(names)} classes, or of a seed")
+    except (InputError, ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
+        raise InputError(f"{folder / INDEX} is damaged ({repr(error)[:300]}): sample again by adagn sample.") from None
     if guidance is None and len(scales) > 1:
         there = ", ".join(f"{s:g}" for s in scales)
         raise InputError(
@@ -162,6 +175,8 @@ def _read(files: list[Path]) -> np.ndarray:
     pictures = []
     for file in files:
         try:
+            if not os.path.isfile(file):
+                raise BrokenPicture("it is missing, or no file")
             image = open_picture(file)
             pixels = to_array(image, None, 1 if image.mode in GRAY else 3)
         except BrokenPicture as error:
@@ -172,5 +187,10 @@ def _read(files: list[Path]) -> np.ndarray:
                 f"pictures must be of one size: {file} is {w}x{h}, {files[0]} is {first_w}x{first_h}. Resize them before they are measured."
             )
         pictures.append(pixels)
+        if len(files) * pixels.nbytes > machine_memory():
+            raise InputError(
+                f"{len(files):,} pictures like {file} ({pixels.shape[1]}x{pixels.shape[0]}) take {len(files) * pixels.nbytes / 2**30:,.0f} GiB, "
+                f"and this machine has {machine_memory() / 2**30:,.0f}: give fewer or smaller ones."
+            )
     channels = max(p.shape[2] for p in pictures)
     return np.stack([np.repeat(p, channels, axis=2) if p.shape[2] < channels else p for p in pictures])

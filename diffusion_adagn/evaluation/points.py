@@ -93,6 +93,13 @@ class Point:
         set_steps(pipe.scheduler, self.steps)
         return network_calls(pipe.scheduler)
 
+    def unheard(self, calls: Sequence[Call]) -> str:
+        """A note where the interval holds no step, so that nothing is guided; "" otherwise."""
+        nothing = self.scale != 1 and self.guidance().evaluations(calls) == len(calls)
+        return (
+            f"note: the interval {self.interval} holds none of {self.steps} steps: nothing is guided" if nothing else ""
+        )
+
     def record(self) -> dict:
         return asdict(self)
 

@@ -144,7 +144,9 @@ def reference_of(
     told = [VERSION, dataset.fingerprint, extractor and extractor.hash, min(count, len(dataset)), seed]
     file = references_folder() / f"{hashlib.sha256(json.dumps(told).encode()).hexdigest()[:16]}.npz"
     try:
-        return Reference.load(file)
+        kept = Reference.load(file)
+        if extractor is None or _still_true(kept, dataset, extractor):
+            return kept
     except InputError:  # not there, or damaged
         pass
     indices = some_of(dataset.labels, count, seed)
@@ -167,6 +169,13 @@ def reference_of(
             f"the reference cannot be kept in {file.parent}: {error}. Set DIFFUSION_ADAGN_CACHE."
         ) from None
     return reference
+
+
+def _still_true(kept: Reference, dataset: ImageDataset, extractor: Extractor) -> bool:
+    """Whether the extractor gives the features that were kept: a changed one may have kept its hash."""
+    some = kept.features[:4]
+    now = extractor(dataset.gather(kept.indices[:4])[0]).pooled
+    return now.shape == some.shape and np.allclose(now, some, rtol=1e-2, atol=1e-3 * np.abs(some).max())
 
 
 def reference_of_pictures(

@@ -2,20 +2,18 @@
 
 import csv
 import json
-import platform
+from collections.abc import Mapping
 from datetime import datetime
-from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 
-from .. import __version__
 from ..folders import file_into_place
 from .bench import Bench
 from .extractors import Extractor
 from .extractors.base import described
 from .metrics import METRICS
-from .results import Results
+from .results import Results, versions
 
 JSON, MARKDOWN, CLASSES = "evaluation.json", "evaluation.md", "per_class.csv"
 FOREIGN = (
@@ -27,23 +25,64 @@ FEWER = (
 PUBLISHED = 50_000
 
 
-def titles(extractor: dict, judge: dict | None, scorer: dict | None) -> dict[str, str]:
+FEW, FEW_OF_A_CLASS = 100, 50  # pictures, below which numbers tell little
+MARK = "†"  # beside a value that is to be read with care
+WEAK = 0.7  # of held-out pictures that a judge tells right, below which its accuracy says little
+GROWING = (
+    "Recall and coverage grow with the number of sampled pictures: compare them at equal numbers of sampled and real "
+    "pictures only."
+)
+CERTAIN = "A value without ± has a standard error of 0: all of the sampled pictures count, or none does. That is not certainty."
+
+
+def titles(extractor: Mapping, judge: Mapping | None, scorer: Mapping | None) -> dict[str, str]:
     """How each metric is called: FID only where the features are those of the FID's Inception network.
 
     Takes records: of the extractor, of the judge, and of whichever of them gave the probabilities of the inception score."""
     measured_by = {"frechet": extractor, "kid": extractor, "inception_score": scorer, "accuracy": judge}
     said = {name: kind.title for name, kind in METRICS.items()}
-    for name, who in measured_by.items():
-        if who is not None and not who["is_fid"]:
-            said[name] += f" ({who['name']})"
-    return said | ({"frechet": "FID"} if extractor["is_fid"] else {})
+    for metric, who in measured_by.items():
+        if who and who.get("name") and not who.get("is_fid"):
+            said[metric] += f" ({who['name']})"
+    return said | ({"frechet": "FID"} if extractor.get("is_fid") else {})
 
 
-def comparable(extractor: dict, count: int) -> str | None:
+def comparable(extractor: Mapping, count: int) -> str | None:
     """The note on published numbers, if there is one to make."""
-    if not extractor["is_fid"]:
+    if not extractor.get("is_fid"):
         return FOREIGN
     return FEWER if count < PUBLISHED else None
+
+
+def judged_right(judge: Mapping | None) -> float | None:
+    """The share of held-out pictures that the judge tells right, where its record knows."""
+    share = (judge or {}).get("heldout_accuracy")
+    return share if isinstance(share, (int, float)) else None
+
+
+def weak(judge: Mapping | None) -> str | None:
+    """The note on a judge that is often wrong itself."""
+    share = judged_right(judge)
+    if share is None or share >= WEAK:
+        return None
+    return f"The judge itself is right on {share:.0%} of held-out pictures: its accuracy says little."
+
+
+def few(count: int, each: str = "") -> str | None:
+    """The note on few pictures. each: " a point"."""
+    if count >= FEW:
+        return None
+    pictures, tell = ("picture", "tells") if count == 1 else ("pictures", "tell")
+    return f"{count:,} {pictures}{each} {tell} little: most of what so few differ in is chance, and the errors are rough too."
+
+
+def taken_in(extractor: Mapping, height: int | None, width: int | None) -> str:
+    """At what size an extractor looks at pictures of this size (None: unknown): "resized to 224 px by bicubic ..."."""
+    side, how = extractor.get("resolution"), extractor.get("resize")
+    if (side and (height, width) == (side, side)) or how == "none":
+        return f"{side} px as they are" if side else "as they are"
+    by = f" by {how}" if how else ""
+    return f"resized to {side} px{by}" if side else f"resized{by}" if how else ""
 
 
 def full_record(
@@ -79,20 +118,32 @@ def full_record(
         "per_class": found.row["per_class"],
         "diagnostics": found.row["diagnostics"],
         "memorisation": memorisation,
-        "notes": [*notes, *filter(None, [comparable(extractor, n)]), *found.notes],
+        "notes": [*notes, *filter(None, [comparable(extractor, n)]), *found.notes, *_cautions(found.row, n, judge)],
         "against": bench.against,
         "k": k,
         "extractor": extractor,
         "judge": judge,
         "reference": bench.reference.about,
-        "versions": {
-            "diffusion_adagn": __version__,
-            "python": platform.python_version(),
-            **{name: version(name) for name in ("torch", "diffusers", "numpy")},
-        },
+        "versions": versions(),
         "date": datetime.now().astimezone().isoformat(timespec="seconds"),
         "command": command,
     }
+
+
+def _cautions(row: dict, count: int, judge: dict | None) -> list[str]:
+    """What is to be kept in mind with these numbers."""
+    overall, every = (
+        row["metrics"],
+        [*row["metrics"].values(), *(m for some in row["per_class"].values() for m in some)],
+    )
+    has = lambda name: overall.get(name, {}).get("value") is not None  # noqa: E731
+    said = [
+        few(count),
+        weak(judge) if has("accuracy") else None,
+        CERTAIN if any(m["standard_error"] == 0 for m in every) else None,
+        GROWING if has("recall") or has("coverage") else None,
+    ]
+    return [note for note in said if note]
 
 
 def write_report(record: dict, out: Path) -> None:
@@ -127,7 +178,7 @@ def markdown(record: dict) -> str:
     """The whole record in words and tables."""
     parts = [
         f"# {record['source']}",
-        f"{record['count']:,} pictures against {record['against']}.",
+        f"{record['count']:,} picture{'s' * (record['count'] != 1)} against {record['against']}.",
         overall_table(record),
     ]
     if record["per_class"]:
@@ -143,18 +194,26 @@ def markdown(record: dict) -> str:
 
 def overall_table(record: dict) -> str:
     """The metrics, a row each, with the columns under each other in a terminal too. Notes in words stand below it."""
-    rows = [
-        [m["title"], value_of(m), m["better"], "" if not m["why"] else "see below"] for m in record["metrics"].values()
-    ]
+    rows = [[m["title"], value_of(m), m["better"], _beside(name, m, record)] for name, m in record["metrics"].items()]
     return _table(["metric", "value", "better", "note"], rows)
 
 
+def _beside(name: str, m: dict, record: dict) -> str:
+    """What stands beside a value."""
+    share = judged_right(record.get("judge")) if name == "accuracy" and m["value"] is not None else None
+    said = [
+        "" if share is None else f"of held-out real pictures: {share:.4g}",
+        "see below" if m["why"] else "",
+    ]
+    return "; ".join(filter(None, said))
+
+
 def value_of(m: dict, digits: int = 4) -> str:
-    """ "0.0213 ± 0.0011" with the standard error; "-" where it could not be measured."""
+    """ "0.0213 ± 0.0011" with the standard error, if that is not 0; "-" where it could not be measured."""
     value, error = m["value"], m["standard_error"]
     if value is None:
         return "-"
-    return f"{value:.{digits}g}" if error is None else f"{value:.{digits}g} ± {error:.2g}"
+    return f"{value:.{digits}g} ± {error:.2g}" if error else f"{value:.{digits}g}"
 
 
 def write_classes(file: Path, record: dict) -> Path:
@@ -177,24 +236,46 @@ def write_classes(file: Path, record: dict) -> Path:
 
 
 def _class_table(record: dict) -> str:
-    """A row a class; a metric that is blank for all of them is a sentence below."""
+    """A row a class; a metric that is blank for all of them is a sentence below, and so is why a value is marked."""
     metrics = {m: some for m, some in record["per_class"].items() if any(one["value"] is not None for one in some)}
+    sampled = record["class_counts"]["sampled"]
     rows = []
     for i, name in enumerate(record["class_names"]):
-        cells = [value_of(some[i], 3) for some in metrics.values()]
-        rows.append([name, str(record["class_counts"]["sampled"][i]), *cells])
+        thin = 0 < sampled[i] < FEW_OF_A_CLASS
+        cells = [_marked(value_of(some[i], 3), some[i], thin) for some in metrics.values()]
+        rows.append([name, str(sampled[i]), *cells])
     heads = [f"{record['metrics'][m]['title']}, {record['metrics'][m]['better']} is better" for m in metrics]
     said = [_table(["class", "sampled", *heads], rows)]
+    if any(MARK in cell for row in rows for cell in row[2:]):
+        said.append(f"{MARK} {_marks_mean(record, metrics)}.")
     for metric, some in record["per_class"].items():
         if metric not in metrics:
             said.append(f"{record['metrics'][metric]['title']} of each class left blank: {some[0]['why']}.")
     return "\n\n".join(said)
 
 
+def _marked(text: str, m: dict, thin: bool) -> str:
+    return f"{text} {MARK}" if m["why"] or (thin and m["value"] is not None) else text
+
+
+def _marks_mean(record: dict, metrics: dict[str, list[dict]]) -> str:
+    """The first reason of each metric, those of one reason together."""
+    named: dict[str, list[str]] = {}
+    for metric, some in metrics.items():
+        whys = list(dict.fromkeys(m["why"] for m in some if m["why"]))
+        if whys:
+            more = f" ({len(whys) - 1} more in {CLASSES})" if len(whys) > 1 else ""
+            named.setdefault(f"{whys[0]}{more}", []).append(record["metrics"][metric]["title"])
+    said = [f"{', '.join(some)}: {why}" for why, some in named.items()]
+    return "; ".join(said) or f"fewer than {FEW_OF_A_CLASS} sampled pictures"
+
+
 def _looks(d: dict) -> str:
     """The diagnostics that need no extractor, in a sentence or two."""
     said = f"Brightness {d['brightness']:.3f}, contrast {d['contrast']:.3f}, saturation {d['saturation']:.3f} (each 0 to 1); "
-    said += f"{d['extremes']:.1%} of the values are at 0 or 255."
+    said += f"{d['extremes']:.1%} of the values are at 0 or 255"
+    beyond = d.get("extremes_shift")
+    said += "." if beyond is None else f" ({max(d['extremes'] - beyond, 0):.1%} of the real pictures' are)."
     if d["contrast_ratio"] is not None:
         said += f" Against the real pictures: contrast x {d['contrast_ratio']:.3f}"
         said += "" if d["saturation_ratio"] is None else f", saturation x {d['saturation_ratio']:.3f}"
@@ -204,14 +285,14 @@ def _looks(d: dict) -> str:
 
 def _made(record: dict) -> str:
     e, r, p = record["extractor"], record["reference"], record["pictures"]
-    resized = f"resized {e['resize']}" if e["resize"] != "none" else "not resized"
     count = "published statistics" if r["count"] is None else f"{r['count']:,} of {r['of']:,} pictures"
+    seen = taken_in(e, p["height"], p["width"])
     said = {
         "pictures": f"{record['count']:,}, {p['width']}x{p['height']}, {p['channels']} channel{'s' * (p['channels'] != 1)}",
         **{f"model's {key}": value for key, value in (record["model"] or {}).items()},
         **record["settings"],
-        "extractor": f"{e['name']} {e['hash']}, {e['dimension']:,} features at {e['resolution']} px, {resized}",
-        "judge": record["judge"] and f"{record['judge']['name']} {record['judge']['hash']}",
+        "extractor": f"{e['name']} {e['hash']}, {e['dimension']:,} features of pictures {seen}",
+        "judge": record["judge"] and _judge_said(record["judge"]),
         "reference": f"{r['name']}, {count}, fingerprint {r['fingerprint'][:16]}",
         "reference's pictures": r.get("resized"),
         "neighbours": f"{record['k']} (precision, recall, density, coverage)",
@@ -222,6 +303,12 @@ def _made(record: dict) -> str:
     return "\n".join(
         f"- {key.replace('_', ' ')}: {_words(value)}" for key, value in said.items() if value not in (None, "")
     )
+
+
+def _judge_said(judge: dict) -> str:
+    share = judged_right(judge)
+    right = "" if share is None else f", right on {share:.1%} of held-out pictures"
+    return f"{judge['name']} {judge['hash']}{right}"
 
 
 def _words(value: object) -> str:

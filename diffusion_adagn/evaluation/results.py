@@ -1,17 +1,26 @@
 """The numbers of one point: its metrics against the reference, over all pictures and for each class, and its diagnostics."""
 
+import platform
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from importlib.metadata import version
 
 import numpy as np
 
+from .. import __version__
 from ..diffusion.schedule import Call
 from .diagnostics import VALUES, against_data
 from .extractors import Extractor
-from .metrics import Measured, inception_score
+from .metrics import Measured
 from .metrics.measure import measure
 from .points import Sampled
 from .reference import Reference
+
+
+def versions() -> dict[str, str]:
+    """What made the numbers."""
+    made = {name: version(name) for name in ("torch", "diffusers", "numpy")}
+    return {"diffusion_adagn": __version__, "python": platform.python_version(), **made}
 
 
 @dataclass(frozen=True)
@@ -50,10 +59,9 @@ def results(
     features = sampled.features[extractor.name]
     judged = None if judge is None else sampled.features[judge.name].probabilities
     names = list(class_names) or None
-    found = measure(features.pooled, judged, sampled.labels, reference.target(k, device), names, k, progress=progress)
-    overall = dict(found.overall)
-    if features.probabilities is not None:
-        overall["inception_score"] = inception_score(features.probabilities)
+    target = reference.target(k, device)
+    found = measure(features.pooled, judged, sampled.labels, target, names, k, True, progress, features.probabilities)
+    overall = found.overall
     return Results(
         row={
             "metrics": {name: _record(m) for name, m in overall.items()},
@@ -82,5 +90,5 @@ def _diagnostics(sampled: Sampled, reference: np.ndarray | None, calls: Sequence
         "clipped": sampled.clipped.tolist(),
         **dict(zip(VALUES, values.tolist())),
     }
-    unknown = dict.fromkeys(("contrast_ratio", "saturation_ratio", "brightness_shift"))
+    unknown = dict.fromkeys(("contrast_ratio", "saturation_ratio", "brightness_shift", "extremes_shift"))
     return found | (unknown if reference is None else against_data(values, reference))

@@ -23,6 +23,9 @@ OFF = 0.1  # a ratio this far from the data's stands out
 GROWS = 0.05  # ... if it also moved by this much from that of the least scale; and so does a share of the values
 MOST_SAID = 4  # sentences on too much guidance
 CHANCE = 2.0  # standard errors of a difference that chance explains
+FEW = 50  # pictures a point, below which no agreement is claimed
+ROUNDING = 1e-9  # of what is compared: a difference below is none
+HEARD = ("sampler", "steps", "eta", "spacing", "threshold")  # settings that change pictures at scale 1 too
 
 
 @dataclass(frozen=True)
@@ -81,6 +84,11 @@ def _natural(value: object) -> tuple:
     return tuple((1, float(p), "") if i % 2 else (2, 0.0, p) for i, p in enumerate(parts) if p)
 
 
+def heard(row: Mapping) -> tuple[str, ...]:
+    """What tells points of scale 1 apart: intervals, schedules, rescalings and guides are not heard there."""
+    return tuple(str(row.get(s)) for s in HEARD)
+
+
 def differing(points: Iterable[Finished]) -> list[str]:
     """The settings that are not the same at every point, the scale first."""
     rows = [p.row for p in points]
@@ -98,6 +106,8 @@ def setting_called(setting: str, value: object) -> str:
         return f"{value} step{'' if value == 1 else 's'}"
     if value in (None, "none"):
         return {"interval": "all timesteps", "guide": "guide null"}.get(setting, f"no {setting}")
+    if str(value).split(" ")[0] == setting:  # "guide", which stands for its path
+        return str(value)
     return f"{setting} {value:g}" if isinstance(value, (int, float)) else f"{setting} {value}"
 
 
@@ -148,7 +158,7 @@ def best_set(
     level: float = 0.95,
     class_index: int | None = None,
 ) -> Choice | None:
-    """The best point and those whose difference to it has 0 inside its interval: a paired bootstrap over the pictures.
+    """The best point and those whose difference to it has 0 in its interval, ends included: a paired bootstrap over the pictures.
 
     class_index: over the pictures of that class alone. Points without the metric are left out; None where no point has it.
     Raises InputError for points of unequal numbers of pictures.
@@ -158,7 +168,7 @@ def best_set(
         return None
     value = {i: measured(p.row, metric, class_index)[0] for i, p in found.items()}
     sign = 1 if METRICS[metric].better == "lower" else -1
-    ranked = sorted(value, key=lambda i: sign * value[i])  # stable: of equals the one of less guidance
+    ranked = sorted(value, key=lambda i: sign * float(f"{value[i]:.12g}"))  # stable: of equals the one of less guidance
     best, others = ranked[0], ranked[1:]
     influence = {i: np.asarray(_influence(p, metric, class_index), dtype=np.float64) for i, p in found.items()}
     sizes = {len(x) for x in influence.values()}
@@ -171,10 +181,16 @@ def best_set(
         return Choice(metric, best, (best,), {})
     apart = np.stack([influence[i] - influence[best] for i in others], axis=1)
     moved = np.concatenate([w @ apart for w in _drawn_anew(sizes.pop(), draws, seed)]) / len(apart)
-    low, high = np.quantile(moved, [(1 - level) / 2, (1 + level) / 2], axis=0)
-    intervals = {
-        i: (float(value[i] - value[best] + a), float(value[i] - value[best] + b)) for i, a, b in zip(others, low, high)
-    }
+    least, most = (1 - level) / 2, (1 + level) / 2
+    low = np.quantile(moved, least, axis=0, method="lower")  # outwards: what few pictures make of it moves in steps
+    high = np.quantile(moved, most, axis=0, method="higher")
+    size = {i: max(abs(value[i]), np.abs(x).max(initial=0)) for i, x in influence.items()}
+
+    def end(i: str, moved_by: float) -> float:
+        found = float(value[i] - value[best] + moved_by)
+        return 0.0 if abs(found) <= ROUNDING * max(size[i], size[best]) else found
+
+    intervals = {i: (end(i, a), end(i, b)) for i, a, b in zip(others, low, high)}
     equal = [i for i in others if intervals[i][0] <= 0 <= intervals[i][1]]
     return Choice(metric, best, (best, *equal), intervals)
 
@@ -238,6 +254,11 @@ def rounded(value: float | None, error: float | None) -> str:
     return plus_minus(value, error).split(" ")[0] if error else f"{value:.4g}"
 
 
+def counted(count: int, one: str) -> str:
+    """ "1 point", "2 points", "2 classes"."""
+    return f"{count:,} {one}{'' if count == 1 else 'es' if one.endswith('s') else 's'}"
+
+
 def names(titles: Mapping[str, str] | None = None) -> dict[str, str]:
     """What to call every metric inside a sentence: "kernel distance", but "Frechet distance" and "FID"."""
     found = {m: METRICS[m].title for m in METRICS} | dict(titles or {})
@@ -277,8 +298,13 @@ def _agreed_or_not(telling: Mapping[str, Choice], points: Sequence[Finished], na
     shared = set.intersection(*(set(c.members) for c in telling.values()))
     if len({c.best for c in telling.values()}) == 1:
         best = _where_best([*telling], telling, points)
-        alone = len(telling) == 1
-        return f"{_capital(which)} is best at {best}." if alone else f"The metrics agree: {which} are best at {best}."
+        if len(telling) == 1:
+            return f"{_capital(which)} is best at {best}."
+        count = min((p.row.get("count") or 0 for p in points), default=0)
+        if count < FEW:
+            few = f"{counted(count, 'picture')} a point are too few to say that the metrics agree"
+            return f"{_capital(which)} are best at {best}; {few}."
+        return f"The metrics agree: {which} are best at {best}."
     if shared:
         verb = "is" if len(shared) == 1 else "are"
         return f"The metrics can be had together: {several_called(shared, points)} {verb} in the best set of each of {which}."
@@ -343,6 +369,16 @@ def _what_it_costs(telling: Mapping[str, Choice], points: Sequence[Finished], na
     )
 
 
+def worse_by(before: Finished, after: Finished, metric: str) -> float | None:
+    """By how many standard errors of the difference the later value is the worse; below 0 it is better, None where that is open."""
+    (value, error, _), (fresh, fresh_error, _) = measured(before.row, metric), measured(after.row, metric)
+    if None in (value, error, fresh, fresh_error):
+        return None
+    worse = (fresh - value) * (1 if METRICS[metric].better == "lower" else -1)
+    size = math.hypot(error, fresh_error)
+    return worse / size if size else math.copysign(math.inf, worse) if worse else 0.0
+
+
 def flattered(before: Finished, after: Finished, metric: str, title: str = "") -> str:
     """What fresh seeds made of the value that a point was chosen by."""
     (value, error, _), (fresh, fresh_error, why) = measured(before.row, metric), measured(after.row, metric)
@@ -350,16 +386,15 @@ def flattered(before: Finished, after: Finished, metric: str, title: str = "") -
     if value is None or fresh is None:
         return f"{_capital(name)} has no value to compare{f': {why}' if why else ''}."
     both = f"{_capital(name)} was {_with_error(value, error)} where it was chosen and is {_with_error(fresh, fresh_error)} with fresh seeds"
-    if error is None or fresh_error is None:
+    moved = worse_by(before, after, metric)
+    if moved is None:
         return f"{both}; whether that is chance cannot be said without standard errors."
-    moved, size = fresh - value, math.hypot(error, fresh_error)
-    if abs(moved) <= CHANCE * size:
-        times = f"{abs(moved) / size:.1f} standard errors" if size else "nothing"
+    if abs(moved) <= CHANCE:
+        times = f"{abs(moved):.1f} standard errors" if moved else "nothing"
         return f"{both}: a difference of {times}, no more than chance explains."
-    worse = (moved > 0) == (METRICS[metric].better == "lower")
-    times = f"by {abs(moved) / size:.1f} standard errors" if size else "without a standard error"
-    said = "the seeds it was chosen by flattered it" if worse else "the seeds it was chosen by did it no favour"
-    return f"{both}, {'worse' if worse else 'better'} {times}: {said}."
+    times = f"by {abs(moved):.1f} standard errors" if math.isfinite(moved) else "without a standard error"
+    said = "the seeds it was chosen by flattered it" if moved > 0 else "the seeds it was chosen by did it no favour"
+    return f"{both}, {'worse' if moved > 0 else 'better'} {times}: {said}."
 
 
 def _with_error(value: float, error: float | None) -> str:
@@ -374,20 +409,31 @@ def _capital(text: str) -> str:
 
 
 def too_much(points: Iterable[Finished]) -> list[str]:
-    """Sentences on contrast, saturation and clipped values leaving the data's as the scale grows; at least one."""
+    """Sentences on the finished pictures leaving the data's looks as the scale grows, then on what is clipped; at least one.
+
+    The verdict is by contrast, saturation and, where the data's share is known, by the values at 0 or 255: clipped predictions
+    are a fact alone. Every group of points that differ in their scale is judged from scale 1, where that was sampled.
+    """
     points = in_order(points)
     others = [s for s in differing(points) if s != "scale"]
     groups: dict[tuple, list[Finished]] = {}
     for p in points:
         groups.setdefault(tuple(str(p.row.get(s)) for s in others), []).append(p)
-    said = [sentence for group in groups.values() for sentence in _too_much_of(group, others)]
+    unguided = {heard(p.row): p for p in points if p.row["scale"] == 1}
+    judged = [(some, _start(some, unguided)) for some in groups.values()]
+    said = list(dict.fromkeys(line for some, base in judged for line in _too_much_of(some, base, others)))
     more = [f"{len(said) - MOST_SAID} more stand out at other settings."] if len(said) > MOST_SAID else []
-    return said[:MOST_SAID] + more or [_nothing_stands_out(points)]
+    facts = _grown(judged, others)
+    return [*(said[:MOST_SAID] + more or [_nothing_stands_out(points, not facts)]), *facts]
 
 
-def _too_much_of(group: Sequence[Finished], others: Sequence[str]) -> list[str]:
+def _start(group: Sequence[Finished], unguided: Mapping[tuple, Finished]) -> Finished:
+    """What a group is judged from."""
+    return unguided.get(heard(group[0].row)) or next((p for p in group if p.row["scale"] >= 1), group[0])
+
+
+def _too_much_of(group: Sequence[Finished], base: Finished, others: Sequence[str]) -> list[str]:
     """Of points that differ in their scale alone, in order of it."""
-    base = next((p for p in group if p.row["scale"] >= 1), group[0])
     said = []
     settings = ["scale", *others]
     start = _off_from_the_start(base)
@@ -419,16 +465,35 @@ def _stands_out(point: Finished, base: Finished) -> tuple[list[str], list[str]]:
             up.append(_ratio_said(what, ratio))
         if ratio < 1 - OFF and ratio < at_base - GROWS:
             down.append(_ratio_said(what, ratio))
-    for what, value in (
-        ("of the predicted pictures' values are clipped", clipped_share),
-        ("of the values are at 0 or 255", extremes),
-    ):
-        share, at_base = value(point), value(base)
-        if share is not None and at_base is not None and share > at_base + GROWS:
-            up.append(
-                f"{percent(share)} {what} ({percent(at_base) if at_base else 'none'} at scale {base.row['scale']:g})"
-            )
+    (beyond, at_base), share = (_diagnostic(p, "extremes_shift") for p in (point, base)), extremes(point)
+    if None not in (beyond, at_base, share) and beyond > GROWS and beyond > at_base + GROWS:
+        up.append(f"{percent(share)} of the values are at 0 or 255 (of the data's {_share(share - beyond)})")
     return up, down
+
+
+def _grown(judged: Iterable[tuple[Sequence[Finished], Finished]], others: Sequence[str]) -> list[str]:
+    """Shares of clipped values that grew with the scale, where they grew most. Black backgrounds clip too: no verdict."""
+    pairs = [(p, base) for some, base in judged for p in some if p.row["scale"] > base.row["scale"]]
+    shares = [("of the predicted pictures' values lie beyond black and white and are clipped", clipped_share)]
+    if not any(_diagnostic(p, "extremes_shift") is not None for p, _ in pairs):
+        shares.append(("of the finished pictures' values are at 0 or 255", extremes))
+    growth = lambda share, p, base: -1 if None in (share(p), share(base)) else share(p) - share(base)  # noqa: E731
+    if not pairs:
+        return []
+    point, base = max(pairs, key=lambda pair: max(growth(share, *pair) for _, share in shares))
+    said = [
+        f"{percent(share(point))} {what} ({_share(share(base))} at scale {base.row['scale']:g})"
+        for what, share in shares
+        if growth(share, point, base) > GROWS
+    ]
+    if not said:
+        return []
+    where = called(point.row, ["scale", *others])
+    return [f"At {where} {listed(said)}. That alone is no fault: data with black or white backgrounds clip too."]
+
+
+def _share(share: float) -> str:
+    return percent(share) if share > 0 else "none"
 
 
 def _off_from_the_start(base: Finished) -> list[str]:
@@ -440,20 +505,21 @@ def _ratio_said(what: str, ratio: float) -> str:
     return f"{what} is {ratio:.2f} of the data's"
 
 
-def _nothing_stands_out(points: Sequence[Finished]) -> str:
+def _nothing_stands_out(points: Sequence[Finished], clipped: bool) -> str:
+    """clipped: whether to say how much is."""
     spans = []
     for what in ("contrast", "saturation"):
         ratios = [r for r in (_diagnostic(p, f"{what}_ratio") for p in points) if r is not None]
         if ratios:
             low, high = f"{min(ratios):.2f}", f"{max(ratios):.2f}"
             spans.append(f"{what} is {low if low == high else f'{low} to {high}'} of the data's")
+    if not spans:
+        return "Whether there is too much guidance cannot be said: the pictures were not compared with the data."
     shares = [s for s in map(clipped_share, points) if s is not None]
-    if shares:
+    if shares and clipped:
         most = max(shares)
         share = f"{'at most ' if most >= 0.01 else ''}{percent(most)}" if most else "none"
         spans.append(f"{share} of the predicted pictures' values are clipped")
-    if not spans:
-        return "Whether there is too much guidance cannot be said: the pictures were not compared with the data."
     return f"Nothing stands out in the pictures: {listed(spans)}."
 
 

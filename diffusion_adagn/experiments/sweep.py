@@ -6,8 +6,10 @@ point is OUT/points/NAME and is never made again, a half-done one lies in OUT/ba
 
 import contextlib
 import dataclasses
+import datetime
 import itertools
 import json
+import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,8 +22,9 @@ from ..diffusion.pipeline import ClassConditionalPipeline
 from ..errors import InputError
 from ..evaluation.adm_npz import write_npz
 from ..evaluation.bench import Bench, Measuring, bench_of_model
+from ..evaluation.extractors.base import described
 from ..evaluation.points import Draw, Point, Sampled, all_processes, forget, metrics_device, sample_point
-from ..evaluation.results import Results, results
+from ..evaluation.results import Results, results, versions
 from ..folders import file_into_place, into_place
 from ..loading import model_hash, open_pipeline
 from ..run import RunFolder
@@ -75,6 +78,8 @@ def sweep(source: str, request: SweepRequest, out: Path, command: str = "") -> l
     bench = bench_of_model(source, pipe, draw, request.measuring, state)
     table = Table(pipe, guide, bench, request.measuring.k, state, cost, request.keep)
     if state.is_main_process:
+        if out.exists() and not out.is_dir():
+            raise InputError(f"{out} is a file: give another --out.")
         out.mkdir(parents=True, exist_ok=True)
     with RunFolder(out).lock() if state.is_main_process else contextlib.nullcontext():
         if state.is_main_process:
@@ -85,13 +90,17 @@ def sweep(source: str, request: SweepRequest, out: Path, command: str = "") -> l
             table.make(points, draw, out / "points", out / "batches", out.name)
             done = [_read(out / "points" / p.name, p) for p in points]
             confirmed = _confirm(table, points, done, draw, out) if request.confirm else []
+            if not state.is_main_process:
+                return []
+            others = len(list((out / "points").iterdir())) - len(points)
+            files = write_report(_about(source, what, table, draw, points, command), done, out, confirmed, others)
         except KeyboardInterrupt:
             print(f"\nStopped. What is finished lies in {out}; the same command goes on from there.")
             raise
-        if not state.is_main_process:
-            return []
-        about = _about(source, what, table, draw, points, command)
-        files = write_report(about, done, out, confirmed)
+        except OSError as error:
+            raise InputError(
+                f"{out} cannot be written to ({error}). What is finished is safe: make room, and the same command goes on from there."
+            ) from error
     print("\n" + files[0].read_text(encoding="utf-8").partition("\n## Best by class")[0].strip())
     print(f"\nLook at  {files[0]}\nBeside   {', '.join(f.name for f in files[1:])}")
     if not plots_available():
@@ -121,7 +130,11 @@ def make_points(request: SweepRequest, pipe: ClassConditionalPipeline) -> list[P
         ).settled()
         for sampler, steps, eta, threshold, schedule, rescale, interval, scale in itertools.product(*lists)
     ]  # fmt: skip
-    return list(dict.fromkeys(points))
+    points = list(dict.fromkeys(points))
+    names = [p.name for p in points]
+    if twice := [n for n in names if names.count(n) > 1]:
+        raise InputError(f"two settings look alike ({twice[0]}): leave one out.")
+    return points
 
 
 # ---------------------------------------------------------------------- before the first picture
@@ -179,20 +192,33 @@ def _claim(out: Path, plan: dict) -> None:
     if file.is_file():
         try:
             old = json.loads(file.read_text(encoding="utf-8"))
-        except ValueError:
-            old = {}
-        changed = [k for k in plan if old.get(k) != plan[k]] if isinstance(old, dict) else ["plan.json"]
-        if changed:
+        except ValueError as error:
             raise InputError(
-                f"{out} holds a sweep of something else (changed: {', '.join(changed)}), and its points would not compare: give another "
-                "--out, or remove it."
+                f"{file}, which says what the points of this sweep have in common, is damaged ({error}): give another --out."
+            ) from None
+        if changed := _changed(old, plan):
+            raise InputError(
+                f"{out} holds a sweep of something else ({'; '.join(changed)}), and its points would not compare: put it back, or give "
+                "another --out."
             )
-    elif any(out.iterdir()):
+    elif any(not p.name.startswith(".") for p in out.iterdir()):
         raise InputError(f"{out} holds files that are not a sweep: give another --out.")
     else:
         file_into_place(file, lambda beside: beside.write_text(json.dumps(plan, indent=1), encoding="utf-8"))
-    for leftover in out.glob("batches/*/.*.npz"):  # broken off while they were written
+    for leftover in [*out.glob("batches*/*/.*.npz"), *out.glob(".*.*")]:  # broken off while they were written
         leftover.unlink(missing_ok=True)
+
+
+def _changed(old: object, new: object, key: str = "") -> list[str]:
+    """What differs between two plans, in words."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        return [word for k in new for word in _changed(old.get(k), new[k], k)]
+    return [] if old == new else [f"{key}: {_brief(old)} -> {_brief(new)}"]
+
+
+def _brief(value: object) -> str:
+    text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
+    return text if len(text) <= 30 else f"{text[:27]}..."
 
 
 def _say(what: str, guide_what: str, points: Sequence[Point], draw: Draw, table: "Table", out: Path) -> None:
@@ -205,6 +231,8 @@ def _say(what: str, guide_what: str, points: Sequence[Point], draw: Draw, table:
     if guide_what:
         print(f"guided against {guide_what}")
     print(f"measured against {table.bench.against}")
+    for note in {p.unheard(p.calls(table.pipe)) for p in points} - {""}:
+        print(note)
 
 
 # ---------------------------------------------------------------------- the points
@@ -286,7 +314,7 @@ def _read(folder: Path, point: Point) -> Finished:
         }
         overall = {name: values for name, values in influence.items() if "." not in name}
         return Finished(row, overall, classes, np.load(folder / "shown.npy", allow_pickle=False))
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
         raise InputError(f"{folder} is damaged ({error}): remove it, and the same command makes it again.") from None
 
 
@@ -316,10 +344,15 @@ def _about(source: str, what: str, table: Table, draw: Draw, points: Sequence[Po
         class_names=pipe.labels.names,
         swept={name: some for name, some in values.items() if len(some) > 1},
         reference={} if bench.reference is None else bench.reference.about,
-        extractor={} if bench.extractor is None else bench.extractor.record(),
+        extractor={} if bench.extractor is None else described(bench.extractor) | bench.extractor.record(),
         seed=draw.seed,
         count=draw.count,
         precision=draw.precision,
         batch_size=draw.batch_size,
         command=command,
+        judge={} if bench.judge is None else described(bench.judge) | bench.judge.record(),
+        guide_hash=None if table.guide is None else model_hash(table.guide.unet),
+        k=table.k,
+        versions=versions(),
+        date=datetime.date.today().isoformat(),
     )

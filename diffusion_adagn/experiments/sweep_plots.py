@@ -17,7 +17,9 @@ from .choice import (
     Choice,
     Finished,
     class_count,
+    counted,
     differing,
+    heard,
     in_order,
     measured,
     pareto,
@@ -44,6 +46,8 @@ COLOURS = (
     "#B8A200",
 )  # Okabe & Ito, nearly
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+STROKES = ("-", "--", "-.", ":")
+ASIDE = 0.01  # of the x axis, that lines stand beside each other: equal values would hide each other
 INK, FAINT, BLANK = "#202226", "#74787F", "#DADAD6"
 
 
@@ -71,20 +75,20 @@ def curves(
     over = Over(points, swept)
     lines = _lines(points, over, [c.best for c in choices.values()])
     notes = _blank(points, metrics, title) + _left_out(lines, points)
-    shown = [(name, c, m) for (name, _), c, m in zip(lines, COLOURS, MARKERS)]
+    shown = _keys(lines, over)
     marks = [("best", "ring"), ("cannot be told apart from it", "thin")] if choices else []
-    figure, axes = _sheet(
-        len(metrics), notes, [*shown, *marks] if metrics else [], "bars: one standard error" if metrics else ""
-    )
+    hint = "bars: one standard error" + ("; lines stand a little beside each other" if len(lines) > 1 else "")
+    figure, axes = _sheet(len(metrics), notes, [*shown, *marks] if metrics else [], hint if metrics else "")
     for metric, ax in zip(metrics, axes):
-        for (_, line), colour, marker in zip(lines, COLOURS, MARKERS):
-            some = [(over.at(p), *measured(p.row, metric)[:2]) for p in line]
+        for i, (_, line) in enumerate(lines):
+            aside = over.aside(i, len(lines))
+            some = [(over.at(p) + aside, *measured(p.row, metric)[:2]) for p in line]
             some = [(x, y, e or 0) for x, y, e in some if y is not None]
             if some:
-                ax.errorbar(*zip(*[(x, y) for x, y, _ in some]), yerr=[e for _, _, e in some], color=colour, marker=marker,
-                            linestyle=over.joined, markersize=5, linewidth=1.4, capsize=2.5, elinewidth=1)  # fmt: skip
+                ax.errorbar(*zip(*[(x, y) for x, y, _ in some]), yerr=[e for _, _, e in some], color=COLOURS[i], marker=MARKERS[i],
+                            linestyle=over.stroke(i), markersize=5, linewidth=1.4, capsize=2.5, elinewidth=1)  # fmt: skip
             for p in line:
-                _mark(ax, choices.get(metric), p.id, over.at(p), measured(p.row, metric)[0])
+                _mark(ax, choices.get(metric), p.id, over.at(p) + aside, measured(p.row, metric)[0])
         ax.set_title(title[metric], fontsize=11, color=INK)
         ax.set_ylabel(f"{METRICS[metric].better} is better", fontsize=9, color=FAINT)
         over.label(ax)
@@ -100,12 +104,12 @@ def tradeoff(
     lines = _lines(points, over, front, join=False)
     at = {p.id: (measured(p.row, diversity)[0], measured(p.row, fidelity)[0]) for p in points}
     at = {i: xy for i, xy in at.items() if None not in xy}
-    names = [(name, c, m) for (name, _), c, m in zip(lines, COLOURS, MARKERS)]
-    figure, (ax,) = _sheet(
-        1, _left_out(lines, points), [*names, ("Pareto front: not beaten in both", "line")], f"labels: {over.name}", 1.9
-    )
+    names = [(name, c, m, "none") for (name, _), c, m in zip(lines, COLOURS, MARKERS)]
     shown = {p.id for _, line in lines for p in line}
     joined = [at[i] for i in front if i in shown]
+    if len(set(joined)) > 1:
+        names.append(("Pareto front: not beaten in both", "line"))
+    figure, (ax,) = _sheet(1, _left_out(lines, points), names, f"labels: {over.name}", 1.9)
     ax.plot(*zip(*joined) if joined else ([], []), color=INK, linewidth=1.2, linestyle="--", zorder=1)
     for (_, line), colour, marker in zip(lines, COLOURS, MARKERS):
         some = [at[p.id] for p in line if p.id in at]
@@ -130,36 +134,49 @@ def diagnostics(points: Sequence[Finished]) -> Figure:
     shades = _shades(len(group))
     notes = [f"Over t: {settings}."] if len(lines) > 1 else []
     keys = [(f"{over.name} {over.text(p)}", shade, "") for p, shade in zip(group, shades)]
-    groups = [(name, c, m) for (name, _), c, m in zip(lines, COLOURS, MARKERS)]
-    figure, axes = _sheet(6, notes + _left_out(lines, points), [*keys, *(groups if len(lines) > 1 else [])])
-
+    keys += _keys(lines, over) if len(lines) > 1 else []
     over_t = (
         ("difference", "Conditional minus unconditional", "RMS, in the prediction's units"),
         ("clipped", "Clipped values of the predicted picture", "share"),
     )
+    over_scale = (
+        ("extremes", "Values at 0 or 255", "share", _data_extremes(points)),
+        ("contrast_ratio", "Contrast against the data", "ratio", 1),
+        ("saturation_ratio", "Saturation against the data", "ratio", 1),
+        ("brightness_shift", "Brightness against the data", "difference", 0),
+    )
+    there = {key for key, *_ in over_scale if any(_looks(p).get(key) is not None for p in points)}
+    over_t = [some for some in over_t if any(_over_t(p, some[0]) for p in group)]
+    over_scale = [some for some in over_scale if some[0] in there]
+    figure, axes = _sheet(len(over_t) + len(over_scale), notes + _left_out(lines, points), keys)
     for (key, title, unit), ax in zip(over_t, axes):
         for p, shade in zip(group, shades):
             some = _over_t(p, key)
             if some:
                 ax.plot(*zip(*some), color=shade, marker="." if len(some) < 60 else None, linewidth=1.4)
-        _finish(ax, title, "timestep t (sampling runs to the left)", unit)
-    over_scale = (
-        ("extremes", "Values at 0 or 255", "share", None),
-        ("contrast_ratio", "Contrast against the data", "ratio (the line: the data)", 1),
-        ("saturation_ratio", "Saturation against the data", "ratio (the line: the data)", 1),
-        ("brightness_shift", "Brightness against the data", "difference (the line: the data)", 0),
-    )
-    for (key, title, unit, data), ax in zip(over_scale, axes[2:]):
-        for (_, line), colour, marker in zip(lines, COLOURS, MARKERS):
-            some = [(over.at(p), p.row.get("diagnostics", {}).get(key)) for p in line]
+        _finish(ax, title, unit)
+        ax.set_xlabel("timestep t (sampling runs to the left)", fontsize=9)
+    for (key, title, unit, data), ax in zip(over_scale, axes[len(over_t) :]):
+        for i, (_, line) in enumerate(lines):
+            some = [(over.at(p) + over.aside(i, len(lines)), _looks(p).get(key)) for p in line]
             some = [xy for xy in some if xy[1] is not None]
             if some:
-                ax.plot(*zip(*some), color=colour, marker=marker, markersize=5, linewidth=1.4, linestyle=over.joined)
-        if data is not None and ax.has_data():
-            ax.axhline(data, color=INK, linewidth=1, linestyle="--", zorder=1)
-        _finish(ax, title, None, unit)
+                ax.plot(*zip(*some), color=COLOURS[i], marker=MARKERS[i], markersize=5, linewidth=1.4, linestyle=over.stroke(i))  # fmt: skip
+        if data is not None:
+            ax.axhline(data, color=INK, linewidth=1, linestyle=(0, (1, 2)), zorder=1)
+        _finish(ax, title, unit if data is None else f"{unit} (dotted: the data)")
         over.label(ax)
     return figure
+
+
+def _looks(point: Finished) -> Mapping:
+    return point.row.get("diagnostics", {})
+
+
+def _data_extremes(points: Sequence[Finished]) -> float | None:
+    """The data's share of values at 0 or 255, where the points know it."""
+    both = [(_looks(p).get("extremes"), _looks(p).get("extremes_shift")) for p in points]
+    return next((share - beyond for share, beyond in both if None not in (share, beyond)), None)
 
 
 def per_class(
@@ -212,7 +229,15 @@ class Over:
         self.name = {"scale": "guidance scale", "steps": "steps"}.get(self.setting, self.setting)
         self.values = list(dict.fromkeys(p.row.get(self.setting) for p in points))
         self.numeric = all(isinstance(v, (int, float)) for v in self.values)
-        self.joined = "-" if self.numeric else "none"  # nothing lies between two samplers
+        self.span = max(self.values) - min(self.values) if self.numeric else len(self.values)
+
+    def stroke(self, line: int) -> str:
+        """How a line is drawn; nothing lies between two samplers."""
+        return STROKES[line % len(STROKES)] if self.numeric else "none"
+
+    def aside(self, line: int, of: int) -> float:
+        """By how much a line is moved along the axis."""
+        return (line - (of - 1) / 2) * ASIDE * self.span * (1 if self.numeric else 4)
 
     def at(self, point: Finished) -> float:
         value = point.row.get(self.setting)
@@ -231,6 +256,11 @@ class Over:
         _ticks(ax)
 
 
+def _keys(lines: Sequence[tuple[str, list[Finished]]], over: Over) -> list[tuple[str, str, str, str]]:
+    """For the legend: name, colour, marker and stroke of each line."""
+    return [(name, COLOURS[i], MARKERS[i], over.stroke(i)) for i, (name, _) in enumerate(lines)]
+
+
 def _lines(
     points: Sequence[Finished], over: Over, keep: Iterable[str] = (), join: bool = True
 ) -> list[tuple[str, list[Finished]]]:
@@ -242,7 +272,7 @@ def _lines(
     for p in points:
         lines.setdefault(tuple(str(p.row.get(s)) for s in others), []).append(p)
     if join and over.setting == "scale":
-        lines = _joined_to_unguided(lines, others)
+        lines = _joined_to_unguided(lines)
     keep = set(keep)
     first = sorted(lines, key=lambda k: not keep & {p.id for p in lines[k]})[:MOST_LINES]
     return [
@@ -252,20 +282,17 @@ def _lines(
     ]
 
 
-def _joined_to_unguided(lines: dict[tuple, list[Finished]], others: Sequence[str]) -> dict[tuple, list[Finished]]:
+def _joined_to_unguided(lines: dict[tuple, list[Finished]]) -> dict[tuple, list[Finished]]:
     """Scale 1 is one point whatever the interval: it is on every line that differs in nothing that is heard there."""
 
-    def heard(point: Finished) -> tuple:
-        return tuple(str(point.row.get(s)) for s in others if s in ("sampler", "steps", "eta", "spacing", "threshold"))
-
-    unguided = {heard(p): p for line in lines.values() for p in line if p.row.get("scale") == 1}
+    unguided = {heard(p.row): p for line in lines.values() for p in line if p.row.get("scale") == 1}
     guided = {k: line for k, line in lines.items() if any(p.row.get("scale") != 1 for p in line)}
-    met = {heard(line[0]) for line in guided.values()}
-    alone = {k: line for k, line in lines.items() if k not in guided and heard(line[0]) not in met}
+    met = {heard(line[0].row) for line in guided.values()}
+    alone = {k: line for k, line in lines.items() if k not in guided and heard(line[0].row) not in met}
     joined = {
         k: line
         if any(p.row.get("scale") == 1 for p in line)
-        else [*line, *filter(None, [unguided.get(heard(line[0]))])]
+        else [*line, *filter(None, [unguided.get(heard(line[0].row))])]
         for k, line in guided.items()
     }
     return {**joined, **alone}
@@ -274,7 +301,9 @@ def _joined_to_unguided(lines: dict[tuple, list[Finished]], others: Sequence[str
 def _left_out(lines: Sequence[tuple[str, list[Finished]]], points: Sequence[Finished]) -> list[str]:
     count = len(points) - len({p.id for _, line in lines for p in line})
     return (
-        [f"{count} of the {len(points)} points are left out here ({MOST_LINES} lines at most); sweep.csv has them."]
+        [
+            f"{count} of the {counted(len(points), 'point')} {'is' if count == 1 else 'are'} left out here ({MOST_LINES} lines at most); sweep.csv has all."
+        ]
         if count
         else []
     )
@@ -293,11 +322,11 @@ def _blank(points: Sequence[Finished], metrics: Sequence[str], title: Mapping[st
 def _sheet(
     count: int,
     notes: Sequence[str],
-    keys: Sequence[tuple[str, str] | tuple[str, str, str]],
+    keys: Sequence[tuple[str, ...]],
     hint: str = "",
     taller: float = 1,
 ) -> tuple[Figure, list[Axes]]:
-    """A figure of `count` panels, three in a row, and below them the legend, a hint and the notes. keys: name, colour, marker."""
+    """A figure of `count` panels, three in a row, and below them the legend, a hint and the notes. keys: name, colour, marker, stroke."""
     from matplotlib.figure import Figure
 
     keys = [k for k in keys if k[0]]
@@ -331,7 +360,7 @@ def _sheet(
     return figure, axes[:count]
 
 
-def _handle(name: str, colour: str, marker: str = ""):
+def _handle(name: str, colour: str, marker: str = "", stroke: str = "-"):
     from matplotlib.lines import Line2D
 
     name = _short(name, 60)
@@ -339,7 +368,7 @@ def _handle(name: str, colour: str, marker: str = ""):
         return Line2D([], [], color=INK, linestyle="--", linewidth=1.2, label=name)
     if colour in RINGS:
         return Line2D([], [], linestyle="none", marker="o", label=name, **RINGS[colour])
-    return Line2D([], [], color=colour, marker=marker, markersize=5, linewidth=1.6, label=name)
+    return Line2D([], [], color=colour, marker=marker, markersize=5, linewidth=1.6, linestyle=stroke, label=name)
 
 
 RINGS = {
@@ -354,13 +383,9 @@ def _mark(ax: Axes, choice: Choice | None, point: str, x: float, y: float | None
         ax.plot(x, y, linestyle="none", marker="o", zorder=4, **RINGS["ring" if point == choice.best else "thin"])
 
 
-def _finish(ax: Axes, title: str, x: str | None, y: str) -> None:
+def _finish(ax: Axes, title: str, y: str) -> None:
     ax.set_title(title, fontsize=11, color=INK)
     ax.set_ylabel(y, fontsize=9)
-    if x:
-        ax.set_xlabel(x, fontsize=9)
-    if not ax.has_data():
-        ax.text(0.5, 0.5, "no values", transform=ax.transAxes, ha="center", va="center", color=FAINT, fontsize=10)
 
 
 def _ticks(ax: Axes) -> None:

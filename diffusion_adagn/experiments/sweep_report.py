@@ -8,17 +8,29 @@ import io
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from ..errors import InputError
 from ..evaluation.metrics import METRICS
+from ..evaluation.report import (
+    CERTAIN,
+    FEW_OF_A_CLASS,
+    GROWING,
+    MARK,
+    few,
+    judged_right,
+    taken_in,
+    titles,
+    weak,
+)
 from ..grids import labelled_grid
 from ..trace.drawing import one_line, shorten
-from ..trace.sentences import listed, plus_minus
+from ..trace.sentences import listed, percent, plus_minus
 from . import sweep_plots as plots
 from .choice import (
+    CHANCE,
     SETTINGS,
     TRADES,
     Choice,
@@ -27,6 +39,7 @@ from .choice import (
     called,
     class_best_sets,
     clipped_share,
+    counted,
     differing,
     disagreement,
     flattered,
@@ -39,21 +52,33 @@ from .choice import (
     several_called,
     too_much,
     valued,
+    worse_by,
 )
 
 MOST_COLUMNS, MOST_ROWS = 24, 24  # of the sheet of pictures
 MOST_CLASSES = 30  # in the page's table; sweep.json has all
 FIGURES = ("grid.png", "curves.png", "tradeoff.png", "diagnostics.png", "classes.png")
-LOOKS = ("brightness", "contrast", "saturation", "extremes", "contrast_ratio", "saturation_ratio", "brightness_shift")
+RATIOS = ("contrast_ratio", "saturation_ratio", "brightness_shift", "extremes_shift")
+LOOKS = ("brightness", "contrast", "saturation", "extremes", *RATIOS)
+NEIGHBOURS = ("precision", "recall", "density", "coverage")
+CLASSIFIERS = (
+    "efficientnet_lite0",
+    "inception",
+    "judge",
+    "sklearn",
+)  # extractors with class probabilities of their own
+UNNAMED = "an extractor without a name"
 
 
 @dataclass(frozen=True)
 class Sweep:
     """What was swept, and with what.
 
-    what: which weights. swept: the settings that had several values, with them. reference: name, count, fingerprint; extractor:
-    name, hash, resolution, resize, dimension, is_fid; either is empty where there was none. count: pictures a point.
-    command: what to type to repeat it.
+    what: which weights. swept: the settings that had several values, with them. reference: name, count, fingerprint;
+    extractor: name, hash, resolution, resize, dimension, is_fid; either is empty where there was none, and a user's
+    own extractor may say less. count: pictures a point. command: what to type to repeat it. judge: the record of the
+    extractor whose class probabilities give the accuracy. k: neighbours of precision, recall, density and coverage.
+    versions: of what made the numbers.
     """
 
     source: str
@@ -70,29 +95,39 @@ class Sweep:
     precision: str = "fp32"
     batch_size: int = 64
     command: str = ""
+    judge: dict = field(default_factory=dict)
+    guide_hash: str | None = None
+    k: int = 5
+    versions: dict[str, str] = field(default_factory=dict)
+    date: str = ""
 
 
-def write_report(sweep: Sweep, points: Iterable[Finished], out: Path, confirmed: Iterable[Finished] = ()) -> list[Path]:
+def write_report(
+    sweep: Sweep, points: Iterable[Finished], out: Path, confirmed: Iterable[Finished] = (), left_out: int = 0
+) -> list[Path]:
     """Writes the files into `out`, each beside its place and renamed. Returns them, the page first.
 
-    confirmed: points measured again with fresh seeds. The order of the points does not matter: equal sweeps give equal files.
-    Figures are left out where matplotlib is not installed, and those of an earlier report that this one lacks are removed.
-    Raises InputError where there is no point, and where two have one id.
+    confirmed: points measured again with fresh seeds. left_out: finished points that are not among these. The order
+    of the points does not matter: equal sweeps give equal tables. Where matplotlib is not installed no figure is
+    drawn, and those of an earlier report stay. Those that no longer apply are removed. Raises InputError where there
+    is no point, and where two have one id.
     """
     reading = Reading(sweep, points, confirmed)
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
-    pictures = dict(reading.pictures())
+    figures = reading.figures()
+    pictures = {name: _png(draw) for name, draw in figures.items() if name == "grid.png" or plots.available()}
+    earlier = [name for name in figures if name not in pictures and (out / name).exists()]
     files = {
         "sweep.csv": reading.csv(),
         "sweep.json": reading.json(),
         **pictures,
-        "sweep.md": reading.page(list(pictures)),
+        "sweep.md": reading.page(list(pictures), earlier, left_out),
     }
     for name, content in files.items():
         _put(out / name, content)
     for name in FIGURES:
-        if name not in pictures:
+        if name not in figures:
             (out / name).unlink(missing_ok=True)
     return [out / name for name in ("sweep.md", "sweep.csv", "sweep.json", *pictures)]
 
@@ -101,15 +136,6 @@ def _put(file: Path, content: bytes) -> None:
     beside = file.with_name(f".{file.name}.new")
     beside.write_bytes(content)
     beside.replace(file)
-
-
-def titles(extractor: Mapping) -> dict[str, str]:
-    """What to call the metrics: a Frechet distance is an FID only by the network that FID is defined by."""
-    found = {m: kind.title for m, kind in METRICS.items()}
-    if extractor.get("is_fid"):
-        return found | {"frechet": "FID"}
-    name = one_line(extractor.get("name", ""))
-    return found | ({"frechet": f"{found['frechet']} ({name})"} if name else {})
 
 
 class Reading:
@@ -123,16 +149,23 @@ class Reading:
         twice = sorted({i for i in ids if ids.count(i) > 1})
         if twice:
             raise InputError(f"two points of the sweep have the id {twice[0]!r}; every point needs one of its own.")
+        self.rows, self.rows_again = ([p.row for p in some] for some in (self.points, self.confirmed))
+        self.guides = _guides(self.points)
+        self.points, self.confirmed = (
+            [_renamed(p, self.guides) for p in some] for some in (self.points, self.confirmed)
+        )
         self.row = {p.id: p.row for p in self.points}
-        self.titles = titles(sweep.extractor)
+        self.titles = _titles(sweep)
+        self.words = {m: t.partition(" (")[0] for m, t in self.titles.items()}  # inside a sentence
         self.settings = differing(self.points)
         self.metrics = valued(self.points)
         self.choices = best_sets(self.points)
         self.by_class = class_best_sets(self.points)
         self.trades = [t for t in TRADES if set(t) <= set(self.metrics)]
-        self.verdict = disagreement(self.choices, self.points, self.titles)
+        self.verdict = disagreement(self.choices, self.points, self.words)
         self.looks = too_much(self.points)
-        self.again = [(self._before(p), p) for p in self.confirmed]
+        self.again = {b.id: (b, p) for p in self.confirmed if (b := self._before(p))}
+        self.choices_again = best_sets([replace(p, row=p.row | {"id": i}) for i, (_, p) in self.again.items()])
 
     def _before(self, point: Finished) -> Finished | None:
         """The point that was confirmed: of one id, or of the same settings."""
@@ -148,7 +181,7 @@ class Reading:
 
     def csv(self) -> bytes:
         text = io.StringIO(newline="")
-        rows = [self._flat(p.row) for p in self.points]
+        rows = [self._flat(row) for row in self.rows]
         writer = csv.DictWriter(text, list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)
@@ -176,60 +209,63 @@ class Reading:
             "model_hash": s.model_hash,
             "trained_steps": s.trained_steps,
             "ema_decay": s.ema_decay,
+            "guide_hash": s.guide_hash,
+            "judge": s.judge.get("name"),
+            "judge_hash": s.judge.get("hash"),
+            "k": s.k,
         }
 
     def json(self) -> bytes:
         found = {
             "sweep": asdict(self.sweep),
-            "rows": [p.row for p in self.points],
+            "rows": self.rows,
             "choices": {m: asdict(c) for m, c in self.choices.items()},
             "class_choices": {m: [c and asdict(c) for c in some] for m, some in self.by_class.items()},
             "pareto": {f"{a} and {b}": pareto(self.points, a, b) for a, b in self.trades},
             "sentences": [self.verdict, *self.looks],
-            "confirmed": [p.row for p in self.confirmed],
+            "confirmed": self.rows_again,
+            "confirmed_choices": {m: asdict(c) for m, c in self.choices_again.items()},
         }
         return _bytes(json.dumps(_finite(found), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
 
     # ------------------------------------------------------------------ pictures
 
-    def pictures(self) -> Iterable[tuple[str, bytes]]:
-        """Name and PNG of each."""
+    def figures(self) -> dict[str, Callable]:
+        """By name, what writes the PNG of each that there is something to draw for into a file."""
         sheet = self._sheet()
-        if sheet is not None:
-            yield "grid.png", _png(lambda file: sheet.save(file, format="PNG"))
-        if not plots.available():
-            return
-        figures = {}
+        found = {} if sheet is None else {"grid.png": lambda file: sheet.save(file, format="PNG")}
+        points, titles = self.points, self.titles
+        drawn = {}
         if self.metrics:
-            figures["curves.png"] = plots.curves(self.points, self.settings, self.choices, self.titles)
+            drawn["curves.png"] = lambda: plots.curves(points, self.settings, self.choices, titles)
         if self.trades:
-            figures["tradeoff.png"] = plots.tradeoff(self.points, *self.trades[0], self.titles)
-        if any(p.row.get("diagnostics") for p in self.points):
-            figures["diagnostics.png"] = plots.diagnostics(self.points)
+            drawn["tradeoff.png"] = lambda: plots.tradeoff(points, *self.trades[0], titles)
+        if any(p.row.get("diagnostics") for p in points):
+            drawn["diagnostics.png"] = lambda: plots.diagnostics(points)
         if self.by_class:
-            figures["classes.png"] = plots.per_class(
-                self.points, next(iter(self.by_class)), self.sweep.class_names, self.titles
-            )
-        for name, figure in figures.items():
-            yield name, _png(lambda file, figure=figure: figure.savefig(file, format="png"))
+            first = next(iter(self.by_class))
+            drawn["classes.png"] = lambda: plots.per_class(points, first, self.sweep.class_names, titles)
+        return found | {
+            name: lambda file, draw=draw: draw().savefig(file, format="png") for name, draw in drawn.items()
+        }
 
     def _sheet(self):
         """Classes in rows, points in columns, a column's pictures from the same noise as those of the others; None without pictures."""
-        judge = next((m for m in ("kid", "frechet", *self.choices) if m in self.choices), None)
-        best = {self.choices[judge].best} if judge else set()
+        by = next((m for m in ("kid", "frechet", *self.choices) if m in self.choices), None)
+        best = {self.choices[by].best} if by else set()
         points = [p for p in self.points if p.shown is not None and p.shown.size]
         if not points:
             return None
-        left_out = len(self.points) - MOST_COLUMNS if len(points) > MOST_COLUMNS else len(self.points) - len(points)
         points = _some(points, best)
+        left_out = len(self.points) - len(points)
         classes = min(min(len(p.shown) for p in points), MOST_ROWS)
         each = max(1, min(min(p.shown.shape[1] for p in points), MOST_ROWS // classes))
         rows = [[p.shown[c, i] for p in points] for c in range(classes) for i in range(each)]
         labels = [self._class_name(c) if i == 0 else "" for c in range(classes) for i in range(each)]
         heads = [("* " if p.id in best else "") + _head(p.row, self.settings) for p in points]
         title = "one row, one noise"
-        title += f"; * best by {self.titles[judge]}" if judge else ""
-        title += f"; {left_out} points are not shown" if left_out else ""
+        title += f"; * best by {self.titles[by]}" if by else ""
+        title += f"; {counted(left_out, 'point')} {'is' if left_out == 1 else 'are'} not shown" if left_out else ""
         return labelled_grid(rows, labels, heads, title, min_side=64 if max(map(len, heads)) <= 16 else 128)
 
     def _class_name(self, index: int) -> str:
@@ -240,50 +276,83 @@ class Reading:
 
     # ------------------------------------------------------------------ the page
 
-    def page(self, pictures: Sequence[str]) -> bytes:
+    def page(self, pictures: Sequence[str], earlier: Sequence[str] = (), left_out: int = 0) -> bytes:
+        """earlier: figures of an earlier report that lie there and could not be drawn anew."""
         parts = [
-            [f"# Guidance sweep of {_plain(self.sweep.source)}", "", *self._made_of()],
+            [f"# Guidance sweep of {_plain(self.sweep.source)}", "", *self._made_of(left_out)],
             ["## What it says", "", _plain(self.verdict), *[f"\n{_plain(s)}" for s in self.looks]],
             ["## Points", "", *self._points()],
             self._best(),
             self._classes(),
             self._confirmed(),
-            self._figures(pictures),
+            self._pictures(pictures, earlier),
             self._notes(),
             ["## Again", "", *_code(self.sweep.command)] if self.sweep.command else [],
         ]
         return _bytes("\n\n".join("\n".join(part) for part in parts if part) + "\n")
 
-    def _made_of(self) -> list[str]:
-        s, e, r = self.sweep, self.sweep.extractor, self.sweep.reference
+    def _made_of(self, left_out: int) -> list[str]:
+        s, r = self.sweep, self.sweep.reference
         trained = f", trained for {s.trained_steps:,} steps" if s.trained_steps and "steps" not in s.what else ""
         ema = f", EMA decay {s.ema_decay:g}" if s.ema_decay is not None else ""
-        said = lambda v: "none" if v is None else f"{v:g}" if isinstance(v, float) else str(v)  # noqa: E731
-        swept = listed([f"{k} ({', '.join(map(said, some))})" for k, some in s.swept.items()], 12)
+        said = lambda v: "none" if v is None else f"{v:g}" if isinstance(v, float) else self.guides.get(v, str(v))  # noqa: E731
+        swept = {k: some for k, some in s.swept.items() if k != "guide" or len(self.guides) > 1}
+        swept = listed([f"{k} ({', '.join(map(said, some))})" for k, some in swept.items()], 12)
         fixed = [called(self.points[0].row, [k]) for k in ("scale", *SETTINGS[:-1]) if k not in self.settings]
         lines = [
             f"{_plain(s.what)}{trained}{ema}; model hash `{_tick(s.model_hash)}`.",
-            f"{len(self.points)} point{'' if len(self.points) == 1 else 's'}, {s.count:,} pictures each: the same classes and noise "
+            f"{counted(len(self.points), 'point')}, {counted(s.count, 'picture')} each: the same classes and noise "
             f"at every point, seed {s.seed}, {_plain(s.precision)}, batches of {s.batch_size}.",
+            f"{counted(left_out, 'more finished point')} {'lies' if left_out == 1 else 'lie'} in points/, not asked for this time."
+            if left_out
+            else "",
             f"Swept: {_plain(swept)}." if swept else "Nothing was swept.",
+            *self._guided_by(),
             f"At every point: {_plain(', '.join(fixed))}. Scale 1 is no guidance."
             if fixed
             else "Scale 1 is no guidance.",
+            *self._measured_by(),
         ]
-        if e:
-            how = [f"{e['resolution']} px" if e.get("resolution") else "", str(e.get("resize") or "")]
-            hashed = f", hash `{_tick(e['hash'])}`" if e.get("hash") else ""
-            detail = ", ".join(_plain(h) for h in how if h)
-            fid = (
-                ""
-                if e.get("is_fid")
-                else " It is not the network that FID is defined by: compare its numbers with its own alone."
-            )
-            lines.append(f"Features: {_plain(e.get('name', ''))}{f' ({detail})' if detail else ''}{hashed}.{fid}")
         if r:
             print_ = f", fingerprint `{_tick(r['fingerprint'])}`" if r.get("fingerprint") else ""
-            lines.append(f"Reference: {_plain(r.get('name', ''))}, {r.get('count') or 0:,} pictures{print_}.")
-        return [f"- {line}" for line in lines]
+            lines.append(f"Reference: {_plain(r.get('name', ''))}, {counted(r.get('count') or 0, 'picture')}{print_}.")
+        made = [f"{name} {number}" for name, number in s.versions.items()]
+        if made or s.date:
+            with_ = f" with {_plain(', '.join(made))}" if made else ""
+            lines.append(f"Made{with_}{f' on {_plain(s.date)}' if s.date else ''}.")
+        return [f"- {line}" for line in lines if line]
+
+    def _guided_by(self) -> list[str]:
+        """The path of the guide, which is "guide" everywhere else."""
+        hashed = f", hash `{_tick(self.sweep.guide_hash)}`" if self.sweep.guide_hash else ""
+        paths = [f"{short}: `{_tick(path)}`" for path, short in self.guides.items()]
+        return [f"Guided against another network. {_capital(listed(paths, 12))}{hashed}."] if paths else []
+
+    def _measured_by(self) -> list[str]:
+        """Whose features, whose class probabilities, how many neighbours."""
+        e, judge, lines = self.sweep.extractor, self.sweep.judge, []
+        if e:
+            seen = taken_in(e, *self._size())
+            hashed = f", hash `{_tick(e['hash'])}`" if e.get("hash") else ""
+            own = " It is not the network that FID is defined by: compare its numbers with its own alone."
+            detail = f" (pictures {_plain(seen)})" if seen else ""
+            lines.append(
+                f"Features: {_plain(e.get('name') or UNNAMED)}{detail}{hashed}.{'' if e.get('is_fid') else own}"
+            )
+        if judge:
+            who = "the same network" if _same(e, judge) else _plain(judge.get("name") or UNNAMED)
+            hashed = f", hash `{_tick(judge['hash'])}`" if judge.get("hash") and not _same(e, judge) else ""
+            share = judged_right(judge)
+            right = "" if share is None else f": the judge tells {percent(share)} of held-out pictures right"
+            lines.append(f"Accuracy is by the class probabilities of {who}{hashed}{right}.")
+        near = [names(self.words)[m] for m in NEIGHBOURS if m in self.metrics]
+        return [*lines, f"{_capital(listed(near))}: k = {self.sweep.k} nearest neighbours."] if near else lines
+
+    def _size(self) -> tuple[int | None, int | None]:
+        """Of the pictures, H and W."""
+        shown = next((p.shown for p in self.points if p.shown is not None and p.shown.size), None)
+        side = self.sweep.reference.get("image_size")
+        return (side, side) if shown is None else (shown.shape[2], shown.shape[3])
 
     def _points(self) -> list[str]:
         if not self.metrics:
@@ -303,7 +372,7 @@ class Reading:
         return [
             *_table(head, rows),
             "",
-            "± one standard error over the pictures. **Bold**: best; *: cannot be told apart from it.",
+            "± one standard error over the pictures, where it is not 0. **Bold**: best; \\*: cannot be told apart from it.",
         ]
 
     def _value(self, point: Finished, metric: str) -> str:
@@ -334,7 +403,7 @@ class Reading:
         fronts = []
         for a, b in self.trades:
             front = pareto(self.points, a, b)
-            what = " and ".join(names(self.titles)[m] for m in (a, b))
+            what = " and ".join(names(self.words)[m] for m in (a, b))
             fronts += ["", f"Not beaten in both {what}: {_plain(several_called(front, self.points))}."]
         return ["## Best by each metric", "", *_table(head, rows), "", told, *fronts]
 
@@ -355,7 +424,7 @@ class Reading:
                 [
                     _plain(self._class_name(c)),
                     _plain(self.called(k.best)),
-                    _with_error(self.row[k.best], metric, c),
+                    self._class_value(k, metric, c),
                     self._others(k),
                 ]
                 for c, k in enumerate(some[:MOST_CLASSES])
@@ -374,34 +443,101 @@ class Reading:
                 f"{_plain(self.titles[metric])}, {METRICS[metric].better} is better.{left}{none}",
                 "",
                 *_table(head, rows),
+                *self._warnings(metric),
             ]
         return lines
 
-    def _confirmed(self) -> list[str]:
-        if not self.again:
-            return []
-        head = ["point", "metric", "as chosen", "with fresh seeds"]
-        rows, said = [], []
-        for before, after in self.again:
-            chosen_by = [m for m, c in self.choices.items() if before and c.best == before.id] or list(METRICS)
-            for m in METRICS:
-                if measured(after.row, m)[0] is None:
-                    continue
-                was = _with_error(before.row, m) if before else "-"
-                rows.append([_plain(self.called(after)), _plain(self.titles[m]), was, _with_error(after.row, m)])
-                if before and m in chosen_by and measured(before.row, m)[0] is not None:
-                    said.append(
-                        f"- {_plain(self.called(after))}: {_plain(flattered(before, after, m, self.titles[m]))}"
-                    )
-        if not rows:
-            return ["## With fresh seeds", "", "No metric has a value."]
-        why = "The best of several is partly the luckiest of them, so that it was sampled again with fresh seeds."
-        return ["## With fresh seeds", "", why, "", *_table(head, rows), "", *said]
+    def _class_value(self, choice: Choice, metric: str, index: int) -> str:
+        """With a mark where `_warnings` says why."""
+        text = _with_error(self.row[choice.best], metric, index)
+        doubt = measured(self.row[choice.best], metric, index)[2] or self._thin(metric, index)
+        return f"{text} {MARK}" if doubt else text
 
-    def _figures(self, pictures: Sequence[str]) -> list[str]:
+    def _thin(self, metric: str, index: int) -> bool:
+        some = next((p.class_influence.get(metric) for p in self.points if p.class_influence.get(metric)), None) or []
+        return index < len(some) and some[index] is not None and len(some[index]) < FEW_OF_A_CLASS
+
+    def _warnings(self, metric: str) -> list[str]:
+        """What the mark beside a class's value means."""
+        some = self.by_class[metric][:MOST_CLASSES]
+        whys = [measured(self.row[k.best], metric, c)[2] for c, k in enumerate(some) if k is not None]
+        thin = any(self._thin(metric, c) for c, k in enumerate(some) if k is not None)
+        said = [why for why in dict.fromkeys(whys) if why][:1]
+        said += [f"fewer than {FEW_OF_A_CLASS} pictures of the class"] if thin and not said else []
+        return ["", f"{MARK} {_plain('; '.join(said))}."] if said else []
+
+    def _confirmed(self) -> list[str]:
+        """Before and after of the metrics by which a point was best or not told apart from it; sentences on the best alone."""
+        if not self.confirmed:
+            return []
+        spoken = [m for m, c in self.choices.items() if set(c.members) & set(self.again)]
+        rows = [
+            [_plain(self.called(i)), *(self._twice(i, m) for m in spoken)]
+            for i in self.again
+            if any(i in self.choices[m].members for m in spoken)
+        ]
+        if not rows:
+            return ["## With fresh seeds", "", "None of the points that were measured again was chosen by a metric."]
+        why = (
+            "The best of several is partly the luckiest of them, so that it was sampled again with fresh seeds: as chosen, then "
+            "(→) with fresh seeds, where a point was best (bold) or could not be told apart from the best."
+        )
+        table = _table(["point", *(_plain(self.titles[m]) for m in spoken)], rows)
+        said = [
+            f"- {_plain(self.called(i))}: {_plain(flattered(*self.again[i], m, self.words[m]))}"
+            for m, i in self._best_again().items()
+        ]
+        return ["## With fresh seeds", "", why, "", *table, "", " ".join(self._holds_up()), "", *said]
+
+    def _best_again(self) -> dict[str, str]:
+        """By metric, the best point, of those that were measured again."""
+        return {
+            m: c.best
+            for m, c in self.choices.items()
+            if c.best in self.again and measured(self.again[c.best][1].row, m)[0] is not None
+        }
+
+    def _twice(self, point: str, metric: str) -> str:
+        choice, (before, after) = self.choices[metric], self.again[point]
+        if point not in choice.members:
+            return ""
+        text = f"{_with_error(before.row, metric)} → {_with_error(after.row, metric)}"
+        return f"**{text}**" if point == choice.best else text
+
+    def _holds_up(self) -> list[str]:
+        """How many best values were luck, and whether the best points are the best again."""
+        best = self._best_again()
+        if not best:
+            return ["No best point was measured again."]
+        moved = {m: worse_by(*self.again[i], m) for m, i in best.items()}
+        known = [z for z in moved.values() if z is not None]
+        worse = sum(z > CHANCE for z in known)
+        of = f"Of {counted(len(known), 'best value')}, {worse or 'none'} {'is' if worse < 2 else 'are'}"
+        said = [
+            f"{of} worse with fresh seeds by more than {CHANCE:g} standard errors (about one in twenty moves so far by chance, "
+            "for the worse or the better)."
+        ]
+        compared = [m for m in best if m in self.choices_again and self.choices_again[m].intervals]
+        if not compared:
+            return [*said, "Too few points were measured again to compare them."]
+        lost = [m for m in compared if best[m] not in self.choices_again[m].members]
+        of = f"among the {counted(len(self.again), 'point')} measured again, by the fresh values alone, the best point"
+        if not lost:
+            return [*said, f"The best sets hold up: {of} is still in the best set of every metric."]
+        now = [f"{names(self.words)[m]} (now best at {_plain(self.called(self.choices_again[m].best))})" for m in lost]
+        held = f"{len(compared) - len(lost)} of {counted(len(compared), 'metric')}"
+        return [*said, f"{_capital(of)} is still in the best set of {held}; not by {listed(now, 8)}."]
+
+    def _pictures(self, pictures: Sequence[str], earlier: Sequence[str]) -> list[str]:
         lines = [f"![{name.removesuffix('.png')}]({name})" for name in pictures]
         if not plots.available():
-            lines.append(_plain(f"{plots.MISSING[:1].upper()}{plots.MISSING[1:]}"))
+            what, _, command = plots.MISSING.partition(": ")
+            old = (
+                f" {listed(earlier, 8)} here {'is' if len(earlier) == 1 else 'are'} of an earlier report."
+                if earlier
+                else ""
+            )
+            lines.append(f"{_capital(what)}: `{command}`.{old}")
         return ["## Pictures", "", "\n\n".join(lines)] if lines else []
 
     def _notes(self) -> list[str]:
@@ -423,10 +559,65 @@ class Reading:
         for (where, blank, why), some in lines.items():
             none = f" {'has' if len(some) == 1 else 'have'} no value" if blank else ""
             said.append(f"- {_plain(f'{listed(some, 8)}{none}{where}: {why}')}")
+        said += [f"- {_plain(caution)}" for caution in self._cautions()]
         return ["## Notes", "", *said] if said else []
+
+    def _cautions(self) -> list[str]:
+        """What is to be kept in mind with these numbers."""
+        if not self.metrics:
+            return []
+        count = min((p.row.get("count") or self.sweep.count for p in self.points), default=0)
+        errors = [measured(p.row, m)[1] for p in self.points for m in self.metrics]
+        errors += [
+            measured(self.row[k.best], m, c)[1]
+            for m, some in self.by_class.items()
+            for c, k in enumerate(some[:MOST_CLASSES])
+            if k is not None
+        ]
+        said = [
+            few(count, " a point"),
+            weak(self.sweep.judge) if "accuracy" in self.metrics else None,
+            CERTAIN if 0 in errors else None,
+            GROWING if {"recall", "coverage"} & set(self.metrics) else None,
+        ]
+        return [note for note in said if note]
 
 
 # ---------------------------------------------------------------------- small things
+
+
+def _titles(sweep: Sweep) -> dict[str, str]:
+    """What to call the metrics, with whose they are."""
+    clean = lambda record: record | {"name": one_line(record.get("name") or "")}  # noqa: E731
+    extractor, judge = clean(sweep.extractor), clean(sweep.judge)
+    return titles(extractor, judge, _scorer(extractor, judge))
+
+
+def _scorer(extractor: Mapping, judge: Mapping) -> Mapping | None:
+    """Whose probabilities the inception score is of: the extractor's own, if it has any; None where the records do not say."""
+    if _same(extractor, judge) or extractor.get("class_names") or extractor["name"] in CLASSIFIERS or not judge["name"]:
+        return extractor
+    return judge if extractor["name"] == "dinov2" else None
+
+
+def _same(extractor: Mapping, judge: Mapping) -> bool:
+    return all(extractor.get(key) == judge.get(key) for key in ("name", "hash"))
+
+
+def _guides(points: Iterable[Finished]) -> dict[str, str]:
+    """What stands for each guide's path: "guide", or "guide 1", "guide 2"."""
+    paths = [p.row.get("guide") for p in points]
+    paths = list(dict.fromkeys(str(g) for g in paths if g not in (None, "none")))
+    return {path: f"guide {i + 1}" if len(paths) > 1 else "guide" for i, path in enumerate(paths)}
+
+
+def _renamed(point: Finished, guides: Mapping[str, str]) -> Finished:
+    guide = point.row.get("guide")
+    return replace(point, row=point.row | {"guide": guides.get(guide, guide)}) if guide else point
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]
 
 
 def _some(points: Sequence[Finished], best: set[str]) -> list[Finished]:

@@ -150,7 +150,7 @@ def test_rare_and_empty_classes(quick):
     for word in ("judge", "sklearn"):
         with pytest.raises(InputError, match="two or more"):
             open_extractor(word, dataclasses.replace(one, fingerprint="one"), progress=False)
-        with pytest.raises(InputError, match="given none"):
+        with pytest.raises(InputError, match="none are known"):
             open_extractor(word)
     with pytest.raises(InputError, match="too few"):
         open_extractor("judge", small_data(2), progress=False)

@@ -93,6 +93,36 @@ def test_members_come_in_order_of_value_and_equals_go_to_less_guidance():
     assert choice.best_set(equal, "kid").members == (equal[1].id, equal[2].id, equal[0].id)
 
 
+def hits(wrong, n=100):
+    """1 for every picture told right; `wrong` of them are not."""
+    return [0.0] * wrong + [1.0] * (n - wrong)
+
+
+@pytest.mark.parametrize("offset", [0, 1e-3, 7.3])
+def test_one_picture_tells_nothing_apart(offset):
+    for n in (10, 50, 100, 500):
+        for wrong in (1, 2, 3):
+            a, b = (np.array(hits(w, n)) + offset for w in (wrong - 1, wrong))
+            points = [point(1, {"accuracy": a}), point(2, {"accuracy": b})]
+            found = choice.best_set(points, "accuracy")
+            assert len(found.members) == 2 and found.intervals[points[1].id][1] == 0, (n, wrong)
+    points = [point(1, {"accuracy": hits(0)}), point(2, {"accuracy": hits(8)})]
+    assert choice.best_set(points, "accuracy").members == (points[0].id,)  # none of 8 drawn: once in 3,000
+
+
+def test_one_picture_tells_no_class_apart_either():
+    points = [point(s, class_scores={"accuracy": [hits(w, 20)]}) for s, w in ((1, 1), (2, 0), (3, 15))]
+    assert choice.class_best_sets(points)["accuracy"][0].members == (points[1].id, points[0].id)
+
+
+def test_values_that_are_equal_up_to_rounding_go_to_less_guidance():
+    points = [point(s, {"precision": hits(10)}) for s in (1, 2)]
+    points[1].row["metrics"]["precision"]["value"] += 1e-16
+    points[0].row["metrics"]["precision"]["value"] -= 1e-15
+    found = choice.best_set(points, "precision")
+    assert found.members == (points[0].id, points[1].id) and found.intervals[points[1].id] == (0, 0)
+
+
 def test_points_without_the_metric_are_left_out_and_unequal_ones_refused():
     a, blank = point(1, {"kid": at(1)}), point(2)
     alone = choice.best_set([a, blank], "kid")
@@ -169,6 +199,14 @@ def test_it_says_where_metrics_disagree_and_what_it_costs():
     assert text.endswith("accuracy goes from 0.6000 to 0.9000 and coverage from 0.8100 to 0.5500.")
 
 
+def test_few_pictures_are_not_said_to_agree():
+    points = [point(s, {m: at(abs(s - 2), 40, seed=s) for m in ("kid", "frechet")}) for s in (1, 2, 3)]
+    text = choice.disagreement(choice.best_sets(points), points)
+    assert text == (
+        "Frechet distance and kernel distance are best at scale 2; 40 pictures a point are too few to say that the metrics agree."
+    )
+
+
 def test_it_does_not_speak_of_disagreement_where_sets_share_a_point():
     text = said({"kid": [1, 1.0001, 3], "accuracy": [0.1, 0.9, 0.1]})
     assert "disagree" not in text and "costs" not in text and "No point" not in text
@@ -228,6 +266,7 @@ def test_points_are_called_by_what_differs():
     assert choice.called(points[3].row, ["threshold", "guide"]) == "threshold 0.995 (guide runs/small)"
     assert choice.called(points[0].row, ["threshold", "guide", "sampler"]) == "no threshold (guide null, sampler ddim)"
     assert choice.called(points[0].row, []) == "scale 1"
+    assert choice.called(points[0].row | {"guide": "guide"}, ["scale", "guide"]) == "scale 1 (guide)"
     scales = [point(s) for s in (10, 1, 1.5, 2)]
     assert [p.row["scale"] for p in choice.in_order(scales)] == [1, 1.5, 2, 10]
     assert choice.several_called([p.id for p in scales[1:]], scales) == "scale 1 to 2"
@@ -252,17 +291,24 @@ def test_fresh_seeds():
     assert "without standard errors" in choice.flattered(single, single, "kid")
     same = point(2, {"kid": [1.0, 1.0]})
     assert "a difference of nothing" in choice.flattered(same, same, "kid")
+    assert choice.worse_by(before, point(2, {"kid": at(1 - 5 * error)}), "kid") == pytest.approx(-5 / 2**0.5, rel=1e-6)
+    assert choice.worse_by(same, point(2, {"kid": [2.0, 2.0]}), "kid") == float("inf")
+    assert choice.worse_by(single, single, "kid") is None
 
 
-def test_too_much_guidance_is_seen_in_the_pictures_alone():
-    look = lambda c, s, e, x: {"contrast_ratio": c, "saturation_ratio": s, "extremes": e, "clipped": [x, x]}  # noqa: E731
-    points = [point(s, diagnostics=d) for s, d in ((1, look(1.0, None, 0.02, 0.0)), (4, look(1.14, None, 0.03, 0.01)),
-                                                   (6, look(1.31, None, 0.02, 0.09)))]  # fmt: skip
-    (text,) = choice.too_much(points)
-    assert text == (
-        "At scale 6 contrast is 1.31 of the data's and 9% of the predicted pictures' values are clipped (none at scale 1): more "
-        "guidance than the data bears; scale 4 is the first to stand out."
-    )
+def look(contrast, saturation, extremes, clipped, beyond=None):
+    found = {"contrast_ratio": contrast, "saturation_ratio": saturation, "extremes": extremes}
+    return found | {"clipped": [clipped, clipped]} | ({} if beyond is None else {"extremes_shift": beyond})
+
+
+def test_too_much_guidance_is_seen_in_the_finished_pictures_alone():
+    looks = ((1, look(1.0, None, 0.02, 0.0)), (4, look(1.14, None, 0.03, 0.01)), (6, look(1.31, None, 0.02, 0.09)))
+    points = [point(s, diagnostics=d) for s, d in looks]
+    assert choice.too_much(points) == [
+        "At scale 6 contrast is 1.31 of the data's: more guidance than the data bears; scale 4 is the first to stand out.",
+        "At scale 6 9% of the predicted pictures' values lie beyond black and white and are clipped (none at scale 1). That alone is "
+        "no fault: data with black or white backgrounds clip too.",
+    ]
     assert choice.too_much(points[:1]) == [
         "Nothing stands out in the pictures: contrast is 1.00 of the data's and none of the predicted pictures' values are clipped."
     ]
@@ -280,3 +326,31 @@ def test_too_much_guidance_is_seen_in_the_pictures_alone():
     assert text.startswith("At scale 4 (all timesteps) contrast is 4.00 of the data's: more")
     many = [point(s, diagnostics=look(s, None, 0, 0), steps=n) for s in (1, 2) for n in range(1, 8)]
     assert len(choice.too_much(many)) == 5 and choice.too_much(many)[-1] == "3 more stand out at other settings."
+
+
+def test_clipping_on_the_way_to_the_datas_looks_is_no_verdict():
+    towards = [point(s, diagnostics=look(c, None, e, x)) for s, c, e, x in ((1, 0.93, 0.1, 0.18), (4, 0.98, 0.18, 0.4))]
+    verdict, fact = choice.too_much(towards)
+    assert verdict == "Nothing stands out in the pictures: contrast is 0.93 to 0.98 of the data's."
+    assert fact.startswith(
+        "At scale 4 40% of the predicted pictures' values lie beyond black and white and are clipped (18% at scale 1)"
+    )
+    assert "and 18% of the finished pictures' values are at 0 or 255 (10% at scale 1). That alone is no fault" in fact
+    as_data = [point(s, diagnostics=look(1, None, e, 0, e - 0.5)) for s, e in ((1, 0.4), (4, 0.52))]
+    assert "Nothing stands out" in choice.too_much(as_data)[0] and len(choice.too_much(as_data)) == 1
+    beyond = [point(s, diagnostics=look(1, None, e, 0, e - 0.5)) for s, e in ((1, 0.4), (4, 0.62))]
+    assert choice.too_much(beyond) == [
+        "At scale 4 62% of the values are at 0 or 255 (of the data's 50%): more guidance than the data bears."
+    ]
+
+
+def test_every_group_is_judged_from_scale_1():
+    """Scale 1 is one point for all intervals; an interval that begins at 2 is not judged from 2."""
+    points = [point(1, diagnostics=look(1.0, None, 0, 0))]
+    points += [
+        point(s, diagnostics=look(c, None, 0, 0), interval=i)
+        for i in ("none", "t:0-9") for s, c in ((2, 1.2), (3, 1.22))
+    ]  # fmt: skip
+    said = choice.too_much(points)
+    assert len(said) == 2 and all("scale 2 is the first to stand out" in line for line in said)
+    assert choice.too_much([p for p in points if p.row["scale"] > 1])[0].startswith("Already at scale 2")

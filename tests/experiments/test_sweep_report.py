@@ -2,6 +2,7 @@
 
 import csv
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from PIL import Image
 from test_choice import at, point
 
 from diffusion_adagn.errors import InputError
+from diffusion_adagn.evaluation import report as evaluation_report
 from diffusion_adagn.evaluation.metrics import METRICS
 from diffusion_adagn.experiments import sweep_plots, sweep_report
 from diffusion_adagn.experiments.choice import best_sets
@@ -26,6 +28,7 @@ EXTRACTOR = {
 SWEEP = Sweep("runs/a,b", "EMA weights", "abc123", 20_000, 0.999, NAMES, {"scale": [1.0, 1.5, 2.0, 4.0]},
               {"name": "digits", "count": 1797, "fingerprint": "77aa"}, EXTRACTOR, 3, 100, "fp32", 64,
               "adagn sweep runs/a,b --scales 1,1.5,2,4")  # fmt: skip
+JUDGE = {"name": "judge", "hash": "1dea", "resolution": 8, "resize": "none", "is_fid": False, "heldout_accuracy": 0.74}
 
 
 def looks(scale, colour=True):
@@ -108,7 +111,7 @@ def test_the_page_says_what_was_found(written):
     assert "# Guidance sweep of runs/a,b" in text and "trained for 20,000 steps, EMA decay 0.999" in text
     assert "What gains precision costs recall, fidelity against diversity: from scale 1 to scale 4" in text
     assert "At scale 4 contrast is 1.30 of the data's: more guidance than the data bears" in text
-    assert "| Kernel distance | lower | scale 1.5 | 0.0100 ± 0.0097 | none |" in text
+    assert "| Kernel distance (efficientnet\\_lite0) | lower | scale 1.5 | 0.0100 ± 0.0097 | none |" in text
     assert "**0.0100 ± 0.0097**" in text
     assert (
         "Kernel distance was 0.0100 ± 0.0097 where it was chosen and is 1.0100 ± 0.0097 with fresh seeds, worse by"
@@ -123,7 +126,7 @@ def test_the_page_says_what_was_found(written):
     assert "dog, $5\\|\\`x\\` \\<b\\>" in text and "adagn sweep runs/a,b --scales 1,1.5,2,4" in text
     assert all(f"({name})" in text for name in FIGURES)
     tables = [line for line in text.splitlines() if line.startswith("|")]
-    assert all(line.replace("\\|", "").count("|") >= 5 for line in tables)
+    assert all(line.replace("\\|", "").count("|") >= 3 for line in tables)
     found = json.loads(files[2].read_text(encoding="utf-8"))
     assert found["choices"]["kid"]["best"] == points[1].id and len(found["rows"]) == 4
     assert found["pareto"] == {"precision and recall": [p.id for p in points[::-1]]}
@@ -139,19 +142,154 @@ def test_the_order_of_the_points_changes_no_byte(written):
     assert sheets[0] == sheets[1]
 
 
-def test_an_fid_is_called_so_only_by_its_own_network():
-    assert sweep_report.titles(EXTRACTOR | {"is_fid": True})["frechet"] == "FID"
-    assert sweep_report.titles(EXTRACTOR)["frechet"] == "Frechet distance (efficientnet_lite0)"
-    assert sweep_report.titles({})["frechet"] == "Frechet distance"
+def with_(**changes):
+    return replace(SWEEP, **changes)
 
 
-def test_without_matplotlib_the_page_says_what_to_install(tmp_path, monkeypatch):
+def page_of(sweep, points, confirmed=(), **more):
+    return Reading(sweep, points, confirmed).page([], **more).decode()
+
+
+def test_metrics_are_called_by_who_measured_them():
+    called = lambda **more: sweep_report._titles(with_(**more))  # noqa: E731
+    fid = EXTRACTOR | {"name": "inception", "is_fid": True}
+    assert called(extractor=fid)["frechet"] == "FID" and called(extractor=fid)["kid"] == "Kernel distance"
+    told = called(judge=JUDGE)
+    assert told["frechet"] == "Frechet distance (efficientnet_lite0)"
+    assert told["kid"] == "Kernel distance (efficientnet_lite0)" and told["accuracy"] == "Accuracy (judge)"
+    assert told["inception_score"] == "Inception score (efficientnet_lite0)"
+    assert called(extractor=JUDGE, judge=JUDGE)["inception_score"] == "Inception score (judge)"
+    assert called(extractor=EXTRACTOR | {"name": "dinov2"}, judge=JUDGE)["inception_score"] == "Inception score (judge)"
+    own = called(extractor={"name": "mine\n\udce6"}, judge=JUDGE)
+    assert own["inception_score"] == "Inception score" and own["kid"] == "Kernel distance (mine ?)"
+    nothing = called(extractor={})
+    assert nothing["frechet"] == "Frechet distance" and nothing["accuracy"] == "Accuracy"
+
+
+def judged(wrong=(10, 20), n=100, **more):
+    return [point(s, {"accuracy": [0.0] * w + [1.0] * (n - w), "recall": at(0.5, n, seed=s)}, diagnostics=looks(s), **more)
+            for s, w in zip((1, 2), wrong)]  # fmt: skip
+
+
+def test_what_made_the_numbers_is_told(tmp_path, monkeypatch):
     monkeypatch.setattr(sweep_plots, "available", lambda: False)
-    (tmp_path / "curves.png").write_text("of an earlier report")
+    sweep = with_(judge=JUDGE, guide_hash="9a9a", k=3, versions={"torch": "2.11"}, date="2026-01-02")
+    points = judged()
+    points[1].row["guide"] = "runs/b/checkpoints/step-00000100"
+    files = write_report(sweep, points, tmp_path)
+    text = text_of(files)
+    assert (
+        "Accuracy is by the class probabilities of judge, hash `1dea`: the judge tells 74% of held-out pictures right."
+        in text
+    )
+    assert "- Recall: k = 3 nearest neighbours." in text and "- Made with torch 2.11 on 2026-01-02." in text
+    assert "Guide: `runs/b/checkpoints/step-00000100`, hash `9a9a`." in text
+    assert text.count("step-00000100") == 1 and "scale 2 (guide)" in text
+    rows = list(csv.DictReader(files[1].open(encoding="utf-8")))
+    assert [rows[1][c] for c in ("judge", "judge_hash", "k", "guide_hash")] == ["judge", "1dea", "3", "9a9a"]
+    assert rows[1]["guide"] == "runs/b/checkpoints/step-00000100" and rows[0]["guide"] == ""
+    found = json.loads(files[2].read_text(encoding="utf-8"))
+    assert found["sweep"]["versions"] == {"torch": "2.11"} and found["sweep"]["date"] == "2026-01-02"
+    assert found["rows"][1]["guide"] == "runs/b/checkpoints/step-00000100"
+    later = Reading(replace(sweep, date="2027-01-01", versions={}), points, ()).csv()
+    assert later == files[1].read_bytes()
+    assert "right on" not in text and "right on 36% of held-out" in page_of(
+        with_(judge=JUDGE | {"heldout_accuracy": 0.36}), judged()
+    )
+    both = [p for g in ("runs/b", "runs/c") for p in judged(guide=g, id=g)[1:]]
+    assert "Guide 1: `runs/b` and guide 2: `runs/c`" in page_of(SWEEP, both) and "scale 2" in page_of(SWEEP, both)
+
+
+def test_records_of_a_users_own_extractor_may_lack_fields():
+    text = page_of(with_(extractor={"is_fid": False, "note": "mine"}, judge={"note": "mine"}), judged())
+    assert "Features: an extractor without a name. It is not" in text
+    assert "class probabilities of the same network." in text and "()" not in text
+    assert "Features:" not in page_of(with_(extractor={}), judged())
+
+
+def test_pictures_that_are_as_large_as_an_extractor_wants_them_are_not_resized():
+    assert "efficientnet\\_lite0 (pictures resized to 224 px by bicubic)" in page_of(SWEEP, judged())
+    small = with_(extractor=JUDGE | {"resize": "bilinear"}, reference={"image_size": 8})
+    assert "Features: judge (pictures 8 px as they are)" in page_of(small, judged())
+    shown = np.zeros((1, 1, 16, 16, 1), np.uint8)
+    assert "resized to 8 px by bilinear" in page_of(small, judged(shown=shown))
+
+
+def test_an_error_of_nothing_is_no_certainty_and_few_pictures_tell_little():
+    text = page_of(with_(judge=JUDGE), judged((0, 3), n=12))
+    assert "± 0 " not in text and "| **1** |" in text and "That is not certainty" in text
+    assert "12 pictures a point tell little" in text and "Recall and coverage grow with" in text
+    text = page_of(with_(judge=JUDGE), judged((1, 30)))
+    assert "certainty" not in text and "tell little" not in text
+
+
+def test_points_that_were_not_asked_for_are_counted():
+    assert "in points/" not in page_of(SWEEP, judged())
+    assert "- 6 more finished points lie in points/, not asked for this time." in page_of(SWEEP, judged(), left_out=6)
+    assert "- 1 more finished point lies in points/" in page_of(SWEEP, judged(), left_out=1)
+    one = page_of(with_(count=1), judged()[:1])
+    assert "- 1 point, 1 picture each" in one
+
+
+def test_fresh_seeds_are_told_in_a_table_and_only_of_the_best(written):
+    points, _, _ = written
+    fresh = measured_points([1, 1.5, 4])
+    fresh[1].row["metrics"]["kid"]["value"] += 1  # the best by kid was luck
+    text = page_of(SWEEP, points, fresh).partition("## With fresh seeds")[2].partition("\n## ")[0]
+    rows = [line for line in text.splitlines() if line.startswith("| scale")]
+    assert rows == [
+        "| scale 1 |  |  | **0.8000 ± 0.0097 → 0.8000 ± 0.0097** |",
+        "| scale 1.5 | **0.0100 ± 0.0097 → 1.0100 ± 0.0097** |  |  |",
+        "| scale 4 |  | **0.9000 ± 0.0097 → 0.9000 ± 0.0097** |  |",
+    ]
+    assert "Of 3 best values, 1 is worse with fresh seeds by more than 2 standard errors (about one in twenty" in text
+    assert "is still in the best set of 2 of 3 metrics; not by kernel distance (now best at scale 1)." in text
+    said = [line for line in text.splitlines() if line.startswith("- ")]
+    assert len(said) == 3 and sum("flattered" in line for line in said) == 1
+    same = page_of(SWEEP, points, points)
+    assert "Of 3 best values, none is worse" in same
+    assert "The best sets hold up: among the 4 points measured again" in same
+
+
+def test_a_point_that_is_best_by_nothing_is_not_spoken_of(written):
+    points, _, _ = written
+    text = page_of(SWEEP, points, [points[2]]).partition("## With fresh seeds")[2].partition("\n## ")[0]
+    assert text.split() == [
+        "None",
+        "of",
+        "the",
+        "points",
+        "that",
+        "were",
+        "measured",
+        "again",
+        "was",
+        "chosen",
+        "by",
+        "a",
+        "metric.",
+    ]
+
+
+def test_a_class_of_few_pictures_is_marked():
+    text = page_of(SWEEP, measured_points())
+    assert "| cat | scale 1.5 |" in text and "† fewer than 50 pictures of the class." in text
+    line = next(line for line in text.splitlines() if line.startswith("| cat | scale"))
+    assert line.split(" | ")[2].endswith(" †")
+
+
+def test_without_matplotlib_the_page_says_what_to_install_and_earlier_figures_stay(tmp_path, monkeypatch):
+    monkeypatch.setattr(sweep_plots, "available", lambda: False)
+    for name in ("curves.png", "tradeoff.png"):
+        (tmp_path / name).write_text("of an earlier report")
     files = write_report(SWEEP, measured_points(), tmp_path)
     assert [f.name for f in files] == ["sweep.md", "sweep.csv", "sweep.json", "grid.png"]
-    assert "Plots need matplotlib: pip install 'diffusion-adagn\\[plots\\]'" in text_of(files)
-    assert not (tmp_path / "curves.png").exists()
+    text = text_of(files)
+    assert "Plots need matplotlib: `pip install 'diffusion-adagn[plots]'`." in text
+    assert "curves.png and tradeoff.png here are of an earlier report" in text
+    assert (tmp_path / "curves.png").read_text() == "of an earlier report"
+    write_report(SWEEP, [bare(1), bare(2)], tmp_path)  # without metrics there are no curves
+    assert not (tmp_path / "curves.png").exists() and not (tmp_path / "grid.png").exists()
 
 
 def bare(scale):
@@ -225,7 +363,63 @@ def test_no_point_and_one_id_twice_are_refused(tmp_path):
         write_report(SWEEP, [point(1), point(1)], tmp_path)
 
 
-def test_a_panel_without_values_says_so():
-    axes = sweep_plots.diagnostics([bare(1), bare(2)]).subfigs[0].axes
-    empty = [ax.get_title() for ax in axes if any(t.get_text() == "no values" for t in ax.texts)]
-    assert empty == ["Saturation against the data"]
+def titles_of(figure):
+    return [ax.get_title() for ax in figure.subfigs[0].axes if ax.get_visible()]
+
+
+def test_a_panel_without_values_is_left_out():
+    told = titles_of(sweep_plots.diagnostics([bare(1), bare(2)]))
+    assert "Contrast against the data" in told and "Saturation against the data" not in told and len(told) == 5
+    assert "Saturation against the data" in titles_of(sweep_plots.diagnostics(measured_points()))
+
+
+def test_equal_lines_do_not_hide_each_other():
+    points = [p for i in ("none", "t:0-9") for p in measured_points([2, 4], interval=i)]
+    ax = sweep_plots.curves(points, ["scale", "interval"], {}).subfigs[0].axes[0]
+    one, two = (c.lines[0] for c in ax.containers)
+    assert one.get_ydata() == pytest.approx(two.get_ydata()) and one.get_linestyle() != two.get_linestyle()
+    apart = two.get_xdata()[0] - one.get_xdata()[0]
+    assert 0 < apart < 0.05 and (one.get_xdata()[0] + two.get_xdata()[0]) / 2 == pytest.approx(2)
+
+
+@pytest.mark.parametrize(("scales", "joined"), [((1, 4), True), ((1,), False)])
+def test_the_legend_has_the_front_where_there_is_one(scales, joined):
+    figure = sweep_plots.tradeoff(measured_points(scales), "precision", "recall")
+    keys = [t.get_text() for legend in figure.subfigs[1].legends for t in legend.get_texts()]
+    assert any("Pareto" in key for key in keys) is joined
+
+
+# ---------------------------------------------------------------------- an evaluation's page
+
+
+def evaluation(judge=JUDGE, sampled=30, error=0.0, why=""):
+    measured = {"value": 1.0, "standard_error": error, "why": why}
+    row = {"metrics": {"accuracy": measured, "recall": measured}, "per_class": {"accuracy": [measured, measured]}}
+    titled = {
+        m: {"title": t, "better": "higher", **measured}
+        for m, t in (("accuracy", "Accuracy (judge)"), ("recall", "Recall"))
+    }
+    extractor = JUDGE | {"resize": "bilinear", "dimension": 64}
+    return {
+        "source": "runs/a", "count": 2 * sampled, "against": "digits", "metrics": titled, "per_class": row["per_class"],
+        "class_names": ["a", "b"], "class_counts": {"sampled": [sampled] * 2, "reference": None},
+        "diagnostics": looks(1) | {"extremes_shift": -0.01}, "memorisation": None, "model": None, "settings": {}, "k": 5,
+        "notes": evaluation_report._cautions(row, 2 * sampled, judge), "extractor": extractor, "judge": judge,
+        "reference": {"name": "digits", "count": 10, "of": 10, "fingerprint": "77"}, "versions": {}, "date": "", "command": "",
+        "pictures": {"height": 8, "width": 8, "channels": 1},
+    }  # fmt: skip
+
+
+def test_an_evaluation_says_how_far_its_numbers_go():
+    text = evaluation_report.markdown(evaluation(judge=JUDGE | {"heldout_accuracy": 0.36}))
+    assert "± 0" not in text and "That is not certainty" in text
+    assert "60 pictures tell little" in text and "Recall and coverage grow with" in text
+    assert "of held-out real pictures: 0.36" in text and "its accuracy says little" in text
+    assert "64 features of pictures 8 px as they are" in text and "right on 36.0% of held-out pictures" in text
+    assert "| a     | 30      | 1 †" in text and "† fewer than 50 sampled pictures." in text
+    assert "(2.0% of the real pictures' are)" in text
+    text = evaluation_report.markdown(evaluation(sampled=80, error=0.1))
+    assert "1 ± 0.1" in text and "certainty" not in text and "†" not in text and "tell little" not in text
+    assert "says little" not in text and "of held-out real pictures: 0.74" in text
+    text = evaluation_report.markdown(evaluation(judge=None, sampled=80, error=0.1, why="doubtful"))
+    assert "held-out" not in text and "† Accuracy (judge): doubtful." in text

@@ -78,6 +78,11 @@ def features_of(
             if not len(pixels):
                 continue
             features = extractor(pixels)
+            if features.pooled.shape != (len(pixels), extractor.dimension):
+                raise InputError(
+                    f"the extractor {extractor.name} gave features of shape {list(features.pooled.shape)} for {len(pixels)} pictures: "
+                    f"expected [{len(pixels)}, {extractor.dimension}], its dimension."
+                )
             pooled.append(features.pooled)
             probabilities.append(features.probabilities)
             bar.update(len(pixels))
@@ -104,7 +109,8 @@ def _learned(
         raise InputError(f"the extractor {spec!r} takes nothing after its name: it learns from your data. Type {word}.")
     if dataset is None:
         raise InputError(
-            f"the extractor {word!r} learns from labelled pictures, and was given none: name the data too."
+            f"the extractor {word!r} learns from labelled pictures, and none are known: name them by --data.source NAME_OR_PATH, or take "
+            "another --extractor."
         )
     if word == "sklearn":
         from .small import open_sklearn
@@ -133,6 +139,10 @@ def _of_the_user(spec: str, dataset: ImageDataset | None, device: str | torch.de
         raise InputError(
             f"{spec!r} is no extractor and returns none, but a {type(found).__name__}; one is called with pictures and has "
             f"{members} and record()."
+        )
+    if found.is_fid:
+        raise InputError(
+            f"{spec!r} says is_fid, which the Inception network of the FID alone may say: set it to False."
         )
     return found
 

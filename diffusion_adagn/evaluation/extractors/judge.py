@@ -99,8 +99,6 @@ def open_judge(dataset: ImageDataset, device: str | torch.device = "cpu", progre
     found = _opened(folder, device)
     if found is not None:
         return found
-    if progress:
-        print(f"A judge learns the classes of {dataset.name}, in minutes, and is kept.")
     network, facts = train_judge(dataset, device, progress)
     judge = Judge(network, facts, device)
     weights = {name: tensor.detach().cpu().contiguous().numpy() for name, tensor in network.state_dict().items()}
@@ -143,6 +141,8 @@ def train_judge(
     learned, heldout = split_off(dataset.labels, min(HELD_OUT, MOST_HELD_OUT / n), SEED)
     if len(np.unique(dataset.labels[learned])) < 2:
         raise InputError(f"{dataset.name} has {n} pictures: too few for a judge to learn from and to be tested on.")
+    if progress:
+        print(f"A judge learns the classes of {dataset.name}, in minutes, and is kept.")
     resolution = min(dataset.image_size, LARGEST)
     with torch.random.fork_rng(devices=[]):
         torch.random.default_generator.manual_seed(SEED)

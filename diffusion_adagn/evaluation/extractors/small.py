@@ -83,7 +83,10 @@ def _trained(dataset: ImageDataset) -> tuple[dict[str, np.ndarray], dict]:
     pixels, labels = dataset.gather(learned)
     classes = np.unique(labels)
     if len(classes) < 2:
-        raise InputError(f"{dataset.name} has pictures of {len(classes)} class to learn from; expected two or more.")
+        raise InputError(
+            f"{dataset.name} has pictures of {len(classes)} class to learn from; expected two or more. Use an "
+            "extractor that needs no labels: efficientnet:PATH.safetensors, inception or dinov2:FOLDER."
+        )
     facts = {
         "shape": list(pixels.shape[1:]),
         "classes": classes.tolist(),

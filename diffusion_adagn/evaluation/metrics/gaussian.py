@@ -116,6 +116,10 @@ def frechet(features: np.ndarray, reference: Gaussian, device: str = "cpu") -> M
     """
     features = checked(features)
     n, d = features.shape
+    if not isinstance(reference, Gaussian):
+        raise InputError(
+            f"the reference of a Frechet distance is a Gaussian: Gaussian.of(features), not {type(reference).__name__}."
+        )
     same_extractor(d, len(reference.mean))
     if why := singular(n, d, reference.count):
         return Measured.blank(why)

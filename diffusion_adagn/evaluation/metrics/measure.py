@@ -20,8 +20,9 @@ BY_CLASS = ("frechet", "kid", "accuracy")
 STATISTICS_ONLY = (
     "the reference is a mean and a covariance alone, which serve only frechet; give its pictures to measure this"
 )
-NO_PROBABILITIES = "these features come without class probabilities; use an extractor that is a classifier"
-NO_LABELS = "the sampled pictures have no labels"
+NO_PROBABILITIES = "the extractor is no classifier"
+NO_JUDGE = "nobody tells the classes of these pictures apart: no judge was asked"
+NO_LABELS = "the pictures are of no class, or their labels are not known"
 
 
 class Target:
@@ -97,11 +98,13 @@ def measure(
     k: int | None = None,
     per_class: bool = True,
     progress: bool = False,
+    own: np.ndarray | None = None,
 ) -> Measurement:
     """Measure pictures by their features [N, D] and, where they have them, class probabilities [N, K] and labels int64 [N].
 
     labels: the class each was sampled as, 0..len(class_names)-1; others (null) count overall, but in no class and no accuracy.
-    probabilities: over class_names. k: neighbours; None: the target's. Raises InputError for features that are not finite or of
+    probabilities: over class_names, for the accuracy. own: the extractor's own, over whatever classes, for the inception score; None:
+    `probabilities`. Where there are labels, standard errors are those at fixed numbers of pictures a class. k: neighbours; None: the target's. Raises InputError for features that are not finite or of
     another number than the target's, and for probabilities and labels that are not one row a picture.
     """
     pooled, k = checked(pooled, "the sampled pictures"), target.k if k is None else k
@@ -112,8 +115,11 @@ def measure(
         raise InputError(
             f"there are {n:,} pictures, but probabilities of {len(probabilities):,}; expected one row a picture."
         )
-    found = {**_by_features(pooled, target, k, progress), **_by_probabilities(probabilities, labels, class_names)}
-    overall = {name: found[name] for name in METRICS}
+    own = probabilities if own is None else own
+    found = _by_features(pooled, target, k, progress)
+    found["inception_score"] = Measured.blank(NO_PROBABILITIES) if own is None else inception_score(own)
+    found["accuracy"] = _accuracy(probabilities, labels, class_names)
+    overall = {name: found[name] if labels is None else found[name].within(labels) for name in METRICS}
     classes, notes = {}, _blanks(overall)
     if per_class and labels is not None and class_names is not None:
         classes = _by_class(pooled, probabilities, labels, target, class_names, progress)
@@ -139,21 +145,12 @@ def _frechet(pooled: np.ndarray, target: Target) -> Measured:
     return frechet(pooled, target.gaussian, target.device)
 
 
-def _by_probabilities(
-    probabilities: np.ndarray | None, labels: np.ndarray | None, class_names: list[str] | None
-) -> dict[str, Measured]:
-    if probabilities is None:
-        return {name: Measured.blank(NO_PROBABILITIES) for name in ("inception_score", "accuracy")}
-    return {
-        "inception_score": inception_score(probabilities),
-        "accuracy": _accuracy(probabilities, labels, class_names),
-    }
-
-
-def _accuracy(probabilities: np.ndarray, labels: np.ndarray | None, class_names: list[str] | None) -> Measured:
-    told = probabilities.shape[1]
-    if labels is None:
+def _accuracy(probabilities: np.ndarray | None, labels: np.ndarray | None, class_names: list[str] | None) -> Measured:
+    if labels is None or (class_names is not None and not (labels < len(class_names)).any()):
         return Measured.blank(NO_LABELS)
+    if probabilities is None:
+        return Measured.blank(NO_JUDGE)
+    told = probabilities.shape[1]
     if class_names is not None and told != len(class_names):
         return Measured.blank(
             f"the classifier tells {told:,} classes apart and the pictures have {len(class_names):,} others"
@@ -177,7 +174,7 @@ def _by_class(
         else:
             one = _against(pooled[mine], target, label, name)
             judged = None if probabilities is None else probabilities[mine]
-            right = Measured.blank(NO_PROBABILITIES) if judged is None else _accuracy(judged, labels[mine], class_names)
+            right = _accuracy(judged, labels[mine], class_names)
             one["accuracy"] = _warned(right, _few(int(mine.sum())))
         for metric, measured in one.items():
             found[metric].append(measured)

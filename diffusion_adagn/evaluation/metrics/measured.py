@@ -1,7 +1,7 @@
 """What a metric answers, and what every metric asks of the features it is given."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -16,7 +16,7 @@ class Measured:
 
     influence: float64 [N], mean 0. Draw the N sampled pictures again with repetition, and the value becomes about value plus the mean
     of the drawn influences (first order; the reference is held fixed). None without a value.
-    standard_error: of the value; None where fewer than two pictures leave it open. why: why there is no value, or a warning on it.
+    standard_error: of the value, as other sampled pictures would move it; None where fewer than two leave it open. why: why there is no value, or a warning on it.
     """
 
     value: float | None
@@ -35,6 +35,16 @@ class Measured:
         influence = np.asarray(influence, dtype=np.float64)
         influence = influence - influence.mean()
         return cls(float(value), influence, float(influence.std(ddof=1) / n**0.5) if n > 1 else None, why)
+
+    def within(self, labels: np.ndarray) -> "Measured":
+        """As told where each class has its number of pictures by design: what differs between classes adds no spread. labels: [N]."""
+        n, (classes, place) = len(labels), np.unique(labels, return_inverse=True)
+        if self.influence is None or n <= len(classes):
+            return self
+        means = np.bincount(place, self.influence) / np.bincount(place)
+        influence = self.influence - means[place]
+        error = float(np.sqrt(np.square(influence).sum() / (n - len(classes)) / n))
+        return replace(self, influence=influence, standard_error=error)
 
 
 def checked(features: np.ndarray, of: str = "the pictures") -> np.ndarray:

@@ -39,12 +39,12 @@ def same(a, b):
 def test_everything_at_once_is_each_of_them():
     found = measure(X, P, OURS, Target(Y, THEIRS), NAMES)
     assert list(found.overall) == list(METRICS)
-    same(found.overall["frechet"], frechet(X, Gaussian.of(Y)))
-    same(found.overall["kid"], kid(X, Y))
+    same(found.overall["frechet"], frechet(X, Gaussian.of(Y)).within(OURS))
+    same(found.overall["kid"], kid(X, Y).within(OURS))
     for name, measured in precision_recall(X, Y, 5).items():
-        same(found.overall[name], measured)
-    same(found.overall["inception_score"], inception_score(P))
-    same(found.overall["accuracy"], accuracy(P, OURS))
+        same(found.overall[name], measured.within(OURS))
+    same(found.overall["inception_score"], inception_score(P).within(OURS))
+    same(found.overall["accuracy"], accuracy(P, OURS).within(OURS))
     assert all(len(measured.influence) == 300 for measured in found.overall.values())
     cat = found.per_class
     same(cat["frechet"][0], frechet(X[:150], Gaussian.of(Y[:300])))
@@ -96,8 +96,8 @@ def test_too_few_pictures_leave_frechet_blank():
     found = measure(X[:D], None, None, Target(Y), None)
     assert found.overall["frechet"].value is None and found.overall["kid"].value is not None
     assert found.notes[0].startswith("Frechet distance left blank: 6 pictures for 6 features")
-    assert found.per_class == {} and "without class probabilities" in found.overall["accuracy"].why
-    assert "Inception score, Accuracy left blank" in found.notes[1]
+    assert found.per_class == {} and "labels are not known" in found.overall["accuracy"].why
+    assert "Inception score left blank: the extractor is no classifier" in found.notes[1]
     fewer = measure(X[:4], None, None, Target(Y), None)
     assert fewer.notes[1].startswith("Precision, Recall, Density, Coverage left blank: 4 sampled")
     # no covariance is made that nothing is compared with
@@ -140,7 +140,7 @@ def test_k_is_the_targets_unless_another_is_asked_for():
 
 def test_statistics_alone_serve_frechet():
     found = measure(X, P, OURS, Target.of_gaussian(Gaussian.of(Y)), NAMES)
-    same(found.overall["frechet"], frechet(X, Gaussian.of(Y)))
+    same(found.overall["frechet"], frechet(X, Gaussian.of(Y)).within(OURS))
     for name in ("kid", "precision", "recall", "density", "coverage"):
         assert found.overall[name].value is None and "mean and a covariance" in found.overall[name].why
     assert found.overall["accuracy"].value is not None and found.per_class["accuracy"][0].value is not None
@@ -175,3 +175,23 @@ def test_bad_input_is_told():
     ):
         with pytest.raises(InputError, match=match):
             call()
+
+
+def test_errors_are_those_at_fixed_numbers_of_pictures_a_class():
+    """Two classes far apart: what differs between them is no chance where each has its number of pictures."""
+    labels = np.repeat([0, 1], 60)
+    reference = Target(drawn(0, 500, 500), None)
+
+    def drawn_and_measured(seed):
+        return measure(drawn(seed, 60, 60), None, labels, reference, ["a", "b"], per_class=False).overall
+
+    fresh = [drawn_and_measured(seed) for seed in range(1, 121)]
+    for name in ("kid", "frechet", "precision", "density"):
+        told = np.mean([one[name].standard_error for one in fresh])
+        assert told == pytest.approx(np.std([one[name].value for one in fresh]), rel=0.3), name
+        assert abs(fresh[0][name].influence[:60].mean()) < 1e-9
+
+
+def drawn(seed, first, second):
+    random = np.random.default_rng(seed)
+    return np.concatenate([random.normal(-1.4, 1, (first, 4)), random.normal(2, 0.7, (second, 4))]).astype("float32")

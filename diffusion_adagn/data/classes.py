@@ -18,9 +18,20 @@ def imagenet_classes() -> dict[str, str]:
     return dict(line.split("\t") for line in lines if not line.startswith("#"))
 
 
-def named(names: Sequence[str]) -> LabelSpace:
+def named(names: Sequence[str], said_by: str = "") -> LabelSpace:
     """The label space of these class names. Names that are all WordNet ids get readable ones where ImageNet has them;
-    the 1000 names of ImageNet get their WordNet ids."""
+    the 1000 names of ImageNet get their WordNet ids. said_by: where they stand, for the error."""
+    try:
+        return _named(names)
+    except InputError as error:
+        if not said_by:
+            raise
+        raise InputError(
+            f"the classes of {said_by} cannot be told apart (a run of spaces counts as one space): {error} Rename them."
+        ) from None
+
+
+def _named(names: Sequence[str]) -> LabelSpace:
     table = imagenet_classes()
     if names and all(re.fullmatch(r"n\d{8}", n) for n in names):
         return LabelSpace(tuple(table.get(n, n) for n in names), wnids=tuple(names))

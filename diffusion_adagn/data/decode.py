@@ -10,13 +10,13 @@ import shutil
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from ..config import DataConfig
 from ..errors import InputError
 from ..labels import LabelSpace
 from .classes import class_ids
-from .sources import Source, Split
+from .sources import Source, Split, printable
 
 if TYPE_CHECKING:
     import numpy as np
@@ -34,33 +34,33 @@ def decode(
     rows, labels, space = _chosen(loaded, config)
     if not len(rows):
         raise InputError(f"{name} holds no picture of the classes '{config.classes}'.")
-    images, skipped, kept, sizes = None, [], [], Counter()
+    first, shape, skipped, kept, sizes = "", (), [], [], Counter()
     pictures = _pictures(loaded.read(rows), config, channels, total=len(rows), label=name if progress else None)
-    for row, (picture, outcome, size) in enumerate(pictures):
-        if isinstance(outcome, Exception):
-            if not config.skip_broken:
-                raise InputError(
-                    f"broken picture {picture} of {name}: {outcome}. Replace it, or set data.skip_broken to true to leave "
-                    "such pictures out."
-                )
-            skipped.append(f"{picture}: {outcome}")
-            continue
-        if images is None:
-            first, shape = picture, (len(rows), *outcome.shape)
-            _check_size(picture, outcome.shape, picture, outcome.shape)
-            _check_room(folder, int(np.prod(shape)))
-            images = np.lib.format.open_memmap(folder / "images.npy", mode="w+", dtype=np.uint8, shape=shape)
-        if outcome.shape != images.shape[1:]:
-            _check_size(picture, outcome.shape, first, images.shape[1:])
-        images[len(kept)] = outcome
-        sizes[min(size), size[0] != size[1]] += 1
-        kept.append(row)
-    if images is None:
-        raise InputError(f"every picture of {name} is broken; the first: {skipped[0]}.")
-    if skipped:
-        images = _shorten(folder / "images.npy", images, len(kept))
+    with open(folder / "images.npy", "wb") as file:  # a memory map would die by a signal when the disk is full
+        for row, (picture, outcome, size) in enumerate(pictures):
+            if isinstance(outcome, Exception):
+                if not config.skip_broken:
+                    raise InputError(
+                        f"broken picture {picture} of {name}: {outcome}. Replace it, or set data.skip_broken to true to "
+                        "leave such pictures out."
+                    )
+                skipped.append(f"{picture}: {outcome}")
+                continue
+            if not kept:
+                first, shape = picture, outcome.shape
+                _check_size(picture, shape, picture, shape)
+                _check_room(folder, len(rows) * outcome.size)
+                _write_header(file, (len(rows), *shape))
+            if outcome.shape != shape:
+                _check_size(picture, outcome.shape, first, shape)
+            file.write(outcome.tobytes())
+            sizes[min(size), size[0] != size[1]] += 1
+            kept.append(row)
+        if not kept:
+            raise InputError(f"every picture of {name} is broken; the first: {skipped[0]}.")
+        _write_header(file, (len(kept), *shape))
+    images = np.load(folder / "images.npy", mmap_mode="r")
     labels = labels[kept]
-    images.flush()
     np.save(folder / "labels.npy", labels)
     _write_meta(folder, source, split, images, labels, space, skipped, sizes)
 
@@ -92,11 +92,12 @@ def _pictures(
     from .images import BrokenPicture, open_picture, to_array
 
     def one(item: tuple[str, Any]) -> tuple[str, np.ndarray | Exception, tuple[int, int]]:
+        name = printable(item[0])
         try:
             image = open_picture(item[1])
-            return item[0], to_array(image, config.image_size, channels, config.background), image.size
+            return name, to_array(image, config.image_size, channels, config.background), image.size
         except BrokenPicture as error:
-            return item[0], error, (0, 0)
+            return name, error, (0, 0)
 
     bar = tqdm(total=total, desc=f"decoding {label}", unit=" pictures", disable=label is None, delay=1.0)
     with bar, ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
@@ -117,7 +118,7 @@ def _check_size(picture: str, shape: tuple[int, ...], first: str, expected: tupl
 
 
 def _check_room(folder: Path, needed: int) -> None:
-    """A memory map on a full disk dies by a signal, so look first."""
+    """Better said before an hour of decoding than after."""
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise InputError(
@@ -126,16 +127,12 @@ def _check_room(folder: Path, needed: int) -> None:
         )
 
 
-def _shorten(path: Path, images: np.ndarray, n: int) -> np.ndarray:
+def _write_header(file: BinaryIO, shape: tuple[int, ...]) -> None:
+    """The start of images.npy. NumPy leaves room in it for more digits, so that it may be written again."""
     import numpy as np
 
-    short = np.lib.format.open_memmap(
-        path.with_name("short.npy"), mode="w+", dtype=np.uint8, shape=(n, *images.shape[1:])
-    )
-    for start in range(0, n, 4096):
-        short[start : min(n, start + 4096)] = images[start : min(n, start + 4096)]
-    path.with_name("short.npy").replace(path)
-    return short
+    file.seek(0)
+    np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
 
 
 def _write_meta(

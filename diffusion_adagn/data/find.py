@@ -2,19 +2,37 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 from ..config import DataConfig
 from ..errors import InputError
-from .sources import BUILT_IN, TEST, VALIDATION, ClassFolders, Digits, Source, subfolders
+from .sources import BUILT_IN, TEST, VALIDATION, ClassFolders, Digits, Source, is_text, printable, subfolders
 from .tables import HubTable, ParquetTable, parquet_files
+
+
+@contextlib.contextmanager
+def reading(source: str) -> Iterator[None]:
+    """An OSError of the source's files or folders as InputError."""
+    try:
+        yield
+    except OSError as error:
+        raise InputError(f"data.source {printable(source)} cannot be read: {error}.") from None
 
 
 def find_source(config: DataConfig) -> tuple[Source, str, str | None]:
     """(source, NAME_OR_PATH as written, split as written or None) of `config.source`. Nothing is loaded yet."""
+    with reading(config.source):
+        return _find_source(config)
+
+
+def _find_source(config: DataConfig) -> tuple[Source, str, str | None]:
     text = config.source.strip()
+    if not is_text(text) or "\0" in text:
+        raise InputError(f"data.source {printable(text)} is not UTF-8 text. Rename the folder, or give a link to it.")
     head, split = text, None
     if not text or (text not in BUILT_IN and not Path(text).expanduser().exists()):
         before, colon, after = text.rpartition(":")
@@ -34,7 +52,7 @@ def _open(head: str, config: DataConfig) -> Source:
         return HubTable("uoft-cs/cifar10", *columns, known=("train", "test"))
     if head == "cifar100":
         return HubTable("uoft-cs/cifar100", *columns, known=("train", "test"))
-    if path.is_file() and path.suffix != ".parquet":
+    if path.exists() and not path.is_dir() and not (path.is_file() and path.suffix == ".parquet"):
         raise InputError(f"data.source {path} is a file; expected a .parquet file, or a folder of class folders.")
     if path.exists():
         return ParquetTable(path, *columns) if parquet_files(path) else ClassFolders(path)

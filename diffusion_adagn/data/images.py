@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import io
+import stat
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,10 +16,12 @@ if TYPE_CHECKING:
     import numpy as np
     from PIL import Image
 
-    Raw = bytes | Path | np.ndarray | Image.Image | None
+    Raw = bytes | Path | np.ndarray | Image.Image | "BrokenPicture" | None
 
 # Only pictures: Pillow would also hand PostScript to an interpreter.
 _FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "BMP", "DIB", "GIF", "TIFF", "PPM", "AVIF", "JPEG2000")
+_MOST_BYTES = 2**30  # of a file: more than all the pixels that Pillow takes
+_ORIENTATION = 0x0112  # EXIF's
 
 
 class BrokenPicture(InputError):
@@ -31,48 +36,71 @@ def _formats() -> list[str]:
     return [f for f in _FORMATS if f in Image.OPEN]
 
 
-def open_picture(raw: Raw) -> Image.Image:
-    """A decoded picture (its first frame) from file contents, a path, an array uint8 [H, W] or [H, W, 3], or a picture.
-
-    Raises BrokenPicture for whatever Pillow cannot read whole, and for decompression bombs.
-    """
-    from PIL import Image, UnidentifiedImageError
+@contextlib.contextmanager
+def _told_broken() -> Iterator[None]:
+    """Pillow's errors as BrokenPicture: it raises OSError, SyntaxError, ValueError, struct.error, zlib.error ..."""
+    from PIL import UnidentifiedImageError
 
     try:
-        if isinstance(raw, Path):
-            raw = raw.read_bytes()
-        if raw is None or (isinstance(raw, bytes) and not raw):
-            raise BrokenPicture("it is empty")
-        if isinstance(raw, bytes):
-            image = Image.open(io.BytesIO(raw), formats=_formats())
-        else:
-            image = raw if isinstance(raw, Image.Image) else Image.fromarray(raw)
-        limit = Image.MAX_IMAGE_PIXELS  # Pillow itself only warns up to twice its limit
-        if limit and image.width * image.height > limit:
-            raise BrokenPicture(f"{image.width}x{image.height} pixels is beyond Pillow's limit of {limit} (a bomb?)")
-        image.load()
-        return image
+        yield
     except (BrokenPicture, MemoryError):
         raise
     except UnidentifiedImageError:
         raise BrokenPicture("it is not a picture that Pillow knows") from None
-    except Exception as error:  # the decoders raise OSError, SyntaxError, ValueError, struct.error, zlib.error ...
+    except Exception as error:
         raise BrokenPicture(" ".join(str(error).split()) or type(error).__name__) from None
+
+
+@_told_broken()
+def open_picture(raw: Raw) -> Image.Image:
+    """A decoded picture (its first frame) from file contents, a path, an array uint8 [H, W] or [H, W, 3], or a picture.
+    What it is shows in its contents, not in its name.
+
+    Raises BrokenPicture for whatever Pillow cannot read whole, for decompression bombs (before their pixels are
+    allocated), and the one that it is given.
+    """
+    from PIL import Image
+
+    if isinstance(raw, BrokenPicture):
+        raise raw
+    if isinstance(raw, Path):
+        raw = _contents(raw)
+    if raw is None or (isinstance(raw, bytes) and not raw):
+        raise BrokenPicture("it is empty")
+    if isinstance(raw, bytes):
+        image = Image.open(io.BytesIO(raw), formats=_formats())
+    else:
+        image = raw if isinstance(raw, Image.Image) else Image.fromarray(raw)
+    limit = Image.MAX_IMAGE_PIXELS  # Pillow itself only warns up to twice its limit
+    if limit and image.width * image.height > limit:
+        raise BrokenPicture(f"{image.width}x{image.height} pixels is beyond Pillow's limit of {limit} (a bomb?)")
+    if not image.width * image.height:
+        raise BrokenPicture(f"it is {image.width}x{image.height} pixels: none")
+    image.load()
+    return image
+
+
+def _contents(path: Path) -> bytes:
+    found = path.stat()
+    if not stat.S_ISREG(found.st_mode):  # a pipe would be waited for, for ever
+        raise BrokenPicture("it is not a file")
+    if found.st_size > _MOST_BYTES:
+        raise BrokenPicture(f"it has {found.st_size:,} bytes, more than any picture that is read ({_MOST_BYTES:,})")
+    return path.read_bytes()
 
 
 def to_array(image: Image.Image, size: int | None, channels: int, background: str = "white") -> np.ndarray:
     """uint8 [size, size, channels], or [H, W, channels] as it is if size is None.
 
-    In this order: turned upright (EXIF), made 8-bit gray (channels 1) or RGB (3), transparency laid over `background`,
+    In this order: turned upright (EXIF; one that cannot be read turns nothing), made 8-bit gray (channels 1) or RGB (3), transparency laid over `background`,
     centre-cropped to a square, resized: the area average (BOX) when shrinking, BICUBIC when growing.
-    16-bit gray is divided by 257. Raises BrokenPicture for what has no agreed 8-bit meaning (floats, 32-bit ints).
+    16-bit gray is divided by 257; colour profiles (ICC) are not applied. Raises BrokenPicture for what has no agreed
+    8-bit meaning (floats, 32-bit ints), and for what Pillow cannot convert.
     """
     import numpy as np
-    from PIL import Image, ImageOps
+    from PIL import Image
 
-    if image.getexif().get(0x0112, 1) != 1:
-        image = ImageOps.exif_transpose(image)
-    image = _eight_bit(image, "L" if channels == 1 else "RGB", background)
+    image = _eight_bit(_upright(image), "L" if channels == 1 else "RGB", background)
     if size is not None:
         width, height = image.size
         side = min(width, height)
@@ -85,9 +113,25 @@ def to_array(image: Image.Image, size: int | None, channels: int, background: st
     return array[:, :, None] if channels == 1 else array
 
 
+def _upright(image: Image.Image) -> Image.Image:
+    """Not ImageOps.exif_transpose, which also writes the EXIF anew, and fails where that is damaged."""
+    from PIL.Image import Transpose
+
+    turns = dict(zip(range(2, 9), (
+        Transpose.FLIP_LEFT_RIGHT, Transpose.ROTATE_180, Transpose.FLIP_TOP_BOTTOM, Transpose.TRANSPOSE,
+        Transpose.ROTATE_270, Transpose.TRANSVERSE, Transpose.ROTATE_90,
+    )))  # fmt: skip
+    try:
+        turn = turns.get(image.getexif().get(_ORIENTATION))
+    except Exception:  # SyntaxError, struct.error ...
+        return image
+    return image if turn is None else image.transpose(turn)
+
+
+@_told_broken()
 def _eight_bit(image: Image.Image, mode: str, background: str) -> Image.Image:
     import numpy as np
-    from PIL import Image
+    from PIL import Image, ImageColor
 
     if image.mode == "F":
         raise BrokenPicture("its pixels are floating point, which has no agreed range; save it as 8 or 16 bits")
@@ -99,7 +143,10 @@ def _eight_bit(image: Image.Image, mode: str, background: str) -> Image.Image:
             raise BrokenPicture(
                 f"its pixels are {values.min()}..{values.max()}, beyond 16 bits; save it as 8 or 16 bits"
             )
-        return Image.fromarray(((values + 128) // 257).astype(np.uint8)).convert(mode)
+        seen = ((values + 128) // 257).astype(np.uint8)
+        if isinstance(clear := image.info.get("transparency"), int):  # the gray that means transparent
+            seen[values == clear] = ImageColor.getcolor(background, "L")
+        return Image.fromarray(seen).convert(mode)
     if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
         image = image.convert("LA").convert("RGBA") if image.mode == "La" else image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, background), image)

@@ -93,6 +93,8 @@ class ClassFolders:
 
     def _find(self, split: str) -> dict[str, list[str]]:
         root = self.root / split if self.parted else self.root
+        for folder in subfolders(root):
+            _check_folder(root, folder)
         folders = {f: _pictures(root / f) for f in subfolders(root)}
         if not any(folders.values()):
             loose = "it holds pictures, but no class folders" if _pictures(root, nested=False) else "no pictures in it"
@@ -109,8 +111,8 @@ class ClassFolders:
         return {f: [str(p.relative_to(self.root)) for p in pictures] for f, pictures in folders.items()}
 
     def facts(self, split: str) -> dict:
-        stats = ((p, os.stat(self.root / p)) for paths in self._files(split).values() for p in paths)
-        return {"files": [(p, s.st_size, s.st_mtime_ns) for p, s in stats], "classes": sorted(self._files("train"))}
+        paths = [p for some in self._files(split).values() for p in some]
+        return {"files": [(p, *_stamp(self.root / p)) for p in paths], "classes": sorted(self._files("train"))}
 
     def load(self, split: str) -> Split:
         import numpy as np
@@ -124,7 +126,18 @@ class ClassFolders:
             )
         paths = [p for f in files for p in files[f]]
         labels = np.array([classes.index(f) for f in files for _ in files[f]], dtype=np.int64)
-        return Split(named(classes), labels, lambda rows: ((paths[i], self.root / paths[i]) for i in rows))
+        return Split(
+            named(classes, str(self.root)), labels, lambda rows: ((paths[i], self.root / paths[i]) for i in rows)
+        )
+
+
+def _check_folder(root: Path, folder: str) -> None:
+    """Raises InputError for a class folder whose name is no text, or that is a link to where it lies itself."""
+    if not is_text(folder):
+        raise InputError(f"class folder {root}/{printable(folder)} has a name that is not UTF-8 text. Rename it.")
+    path = root / folder
+    if path.is_symlink() and root.resolve().is_relative_to(path.resolve()):
+        raise InputError(f"class folder {path} is a link to a folder that it lies in, {path.resolve()}. Remove it.")
 
 
 def subfolders(root: Path) -> list[str]:
@@ -133,7 +146,32 @@ def subfolders(root: Path) -> list[str]:
 
 def _pictures(folder: Path, nested: bool = True) -> list[Path]:
     found = []
-    for at, folders, files in os.walk(folder):
+    for at, folders, files in os.walk(folder, onerror=_raise):
         folders[:] = sorted(f for f in folders if nested and not f.startswith("."))
         found += [Path(at, f) for f in files if Path(f).suffix.lower() in _SUFFIXES and not f.startswith(".")]
     return sorted(found)
+
+
+def _raise(error: OSError) -> None:
+    """A folder that cannot be listed must not pass for an empty one."""
+    raise error
+
+
+def _stamp(path: Path) -> tuple[int, int]:
+    """(bytes, time of the last change); zeros for what cannot be looked at, such as a link that leads nowhere: that is
+    told as a broken picture when it is read."""
+    try:
+        found = os.stat(path)
+    except OSError:
+        return 0, 0
+    return found.st_size, found.st_mtime_ns
+
+
+def is_text(name: str) -> bool:
+    """False for a file's name whose bytes are no UTF-8; Python has it with surrogates in their place."""
+    return not any("\ud800" <= c <= "\udfff" for c in name)
+
+
+def printable(name: str) -> str:
+    """A file's name as messages show it: line breaks, and bytes that are no UTF-8, as escapes."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in name)

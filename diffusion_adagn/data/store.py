@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import errno
 import hashlib
 import json
 import os
 import re
 import shutil
+import sys
+import time
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -19,7 +23,7 @@ from ..errors import InputError
 from ..labels import LabelSpace
 from .classes import class_lines
 from .decode import STORE_FORMAT, decode
-from .find import choose_part, find_source
+from .find import choose_part, find_source, reading
 from .sources import Source
 from .tables import HubTable, Unlabelled
 
@@ -100,7 +104,8 @@ def open_dataset(
     root = _root(config)
     if isinstance(source, HubTable):
         source.known = source.known or _known_splits(root, source.name)
-    splits, role, shared = choose_part(source, word, part)
+    with reading(head):
+        splits, role, shared = choose_part(source, word, part)
     for split in splits:
         try:
             whole = _open_store(source, split, head, config, root, progress)
@@ -110,6 +115,12 @@ def open_dataset(
                 raise
     if role == "train":
         _check_classes(whole)
+        if progress and whole.skipped:
+            print(
+                f"{whole.name}: {len(whole.skipped)} of {len(whole) + len(whole.skipped)} pictures are broken and left out "
+                f"(data.skip_broken), such as {whole.skipped[0]}",
+                file=sys.stderr,
+            )
     if not shared:
         return whole
     kept, heldout = split_off(whole.labels, config.heldout_fraction)
@@ -167,15 +178,16 @@ def _known_splits(root: Path, name: str) -> list[str]:
     """The splits that a store of this source wrote down, so that it opens without the network."""
     for path in sorted(root.glob(f"{_readable(name)}-*/meta.json")):
         meta = _read_meta(path)
-        if meta.get("source") == name and meta.get("splits"):
-            return meta["splits"]
+        splits = meta.get("splits")
+        if meta.get("source") == name and isinstance(splits, list) and all(isinstance(s, str) for s in splits):
+            return splits
     return []
 
 
 def _read_meta(path: Path) -> dict:
     try:
         meta = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return meta if isinstance(meta, dict) else {}
 
@@ -186,6 +198,8 @@ def _readable(name: str) -> str:
 
 def _open_store(source: Source, split: str, head: str, config: DataConfig, root: Path, progress: bool) -> ImageDataset:
     channels = config.channels or source.channels
+    with reading(head):
+        files = source.facts(split)
     facts = {
         "format": STORE_FORMAT,
         "source": source.name,
@@ -196,7 +210,7 @@ def _open_store(source: Source, split: str, head: str, config: DataConfig, root:
         "classes": class_lines(config.classes) if config.classes.endswith(".txt") else config.classes,
         "skip_broken": config.skip_broken,
         "columns": [config.image_column, config.label_column],
-        "files": source.facts(split),
+        "files": files,
     }
     key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
     folder = root / f"{_readable(source.name)}-{_readable(split)}-{key}"
@@ -205,12 +219,10 @@ def _open_store(source: Source, split: str, head: str, config: DataConfig, root:
     if found is not None:
         return found
     try:
-        temporary = _beside(folder)
-        try:
+        _clear_leftovers(root)
+        with _workplace(folder) as temporary:
             decode(source, split, name, config, channels, temporary, progress)
             return _place(temporary, folder, name)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
     except OSError as error:
         raise InputError(f"decoded pictures cannot be kept in {root}: {error}. Set data.store_dir.") from None
 
@@ -226,11 +238,13 @@ def _read_store(folder: Path, name: str) -> ImageDataset | None:
         space = LabelSpace.from_dict(meta["label_space"])
         sound = (
             list(images.shape) == meta["shape"]
-            and (images.dtype, labels.dtype, labels.shape) == (np.uint8, np.int64, images.shape[:1])
+            and (images.ndim, images.dtype) == (4, np.uint8)
+            and (labels.dtype, labels.shape) == (np.int64, images.shape[:1])
+            and 0 <= labels.min() <= labels.max() < space.K
             and np.bincount(labels, minlength=space.K).tolist() == meta["counts"]
         )
-        fingerprint, skipped, resized = meta["fingerprint"], tuple(meta["skipped"]), meta["resized"]
-    except (OSError, ValueError, KeyError, TypeError, EOFError):
+        fingerprint, skipped, resized = str(meta["fingerprint"]), tuple(meta["skipped"]), str(meta["resized"])
+    except Exception:  # a damaged file makes NumPy raise this and that
         return None
     return ImageDataset(name, images, labels, space, fingerprint, None, skipped, resized, folder) if sound else None
 
@@ -242,13 +256,60 @@ def _beside(folder: Path) -> Path:
     return path
 
 
+@contextlib.contextmanager
+def _workplace(folder: Path) -> Iterator[Path]:
+    """A new hidden folder beside `folder`, removed at the end; locked, so that it is known as being used (Unix only)."""
+    path = _beside(folder)
+    try:
+        with _locked(path):
+            yield path
+    finally:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[bool]:
+    """Whether a lock on the folder could be had; held until the end, or until the process dies."""
+    try:
+        import fcntl
+
+        held = os.open(folder, os.O_RDONLY)
+    except (ImportError, OSError):
+        yield False
+        return
+    try:
+        try:
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:  # another's, or a file system without locks
+            yield False
+        else:
+            yield True
+    finally:
+        os.close(held)
+
+
+def _clear_leftovers(root: Path) -> None:
+    """Remove what killed processes left half-made: hidden folders that none has locked, untouched for ten minutes (a
+    lock may not be seen from another machine)."""
+    for path in root.glob(".*"):
+        if not re.fullmatch(r"\..+-[0-9a-f]{16}-[0-9a-f]{8}", path.name):
+            continue
+        with contextlib.suppress(OSError), _locked(path) as free:
+            touched = max(p.stat().st_mtime for p in (path, *path.iterdir()))
+            if free and time.time() - touched > 600:
+                shutil.rmtree(path, ignore_errors=True)
+
+
 def _place(temporary: Path, folder: Path, name: str) -> ImageDataset:
     """Move a finished store into place whole. If another process got there first, use its store."""
+    made = _read_store(temporary, name)  # before the move: after it, another process may take it away as damaged
+    if made is None:
+        raise OSError("what has just been written cannot be read back")
     while True:
         try:
             temporary.rename(folder)
-        except OSError:
-            if not folder.is_dir():
+        except OSError as error:
+            if not folder.is_dir() and error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                 raise
             found = _read_store(folder, name)
             if found is not None:
@@ -261,7 +322,4 @@ def _place(temporary: Path, folder: Path, name: str) -> ImageDataset:
             finally:
                 shutil.rmtree(damaged, ignore_errors=True)
         else:
-            found = _read_store(folder, name)
-            if found is None:
-                raise OSError(f"the store just written to {folder} cannot be read back")
-            return found
+            return dataclasses.replace(made, folder=folder)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import difflib
 import functools
 import re
 from collections.abc import Iterator, Sequence
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError
 from .classes import named
+from .images import BrokenPicture
 from .sources import BUILT_IN, TEST, VALIDATION, Split
 
 if TYPE_CHECKING:
@@ -43,6 +45,10 @@ class Table:
     def column(self, split: str, name: str) -> pa.ChunkedArray:
         raise NotImplementedError
 
+    def folders(self) -> list[Path]:
+        """Where the files may lie that a row names instead of holding its picture."""
+        raise NotImplementedError
+
     def batches(self, split: str, name: str) -> Iterator[tuple[str, pa.Array]]:
         """(where, rows) of one column, in order; `where` is what row numbers count from the start of."""
         raise NotImplementedError
@@ -55,8 +61,9 @@ class Table:
             raise InputError(
                 f"column '{image}' of {self.name} holds no pictures. Columns: {', '.join(features)}. Set data.image_column."
             )
-        names = self._names(split, label, features)
+        names = self._names(split, label)
         labels = self._labels(split, label, names)
+        folders = [f.resolve() for f in self.folders()]
 
         def read(rows: np.ndarray) -> Iterator[tuple[str, Raw]]:
             wanted, row, file, first = set(rows.tolist()), 0, None, 0
@@ -65,49 +72,86 @@ class Table:
                     file, first = where, row
                 for value in values:
                     if row in wanted:
-                        yield f"{where}, row {row - first}", _raw(value)
+                        yield f"{where}, row {row - first}", _raw(value, folders)
                     row += 1
+            if row != len(labels):  # later rows would have got the labels of others
+                raise InputError(
+                    f"{self.name}:{split} has {len(labels)} rows in column '{label}', but {row} in column '{image}': a file "
+                    "is damaged. Write it anew."
+                )
 
-        return Split(named(names), labels, read)
+        return Split(named(names, f"{self.name} (column '{label}')"), labels, read)
 
     def _pick(self, features: dict, asked: str | None, key: str, what: str, found: list[str]) -> str:
         if asked is not None and asked not in features:
-            raise InputError(f"{self.name} has no column '{asked}' ({key}). Its columns: {', '.join(features)}.")
+            near = difflib.get_close_matches(asked, features, n=3)
+            hint = f" Nearest: {', '.join(near)}." if near else ""
+            raise InputError(f"{self.name} has no column '{asked}' ({key}).{hint} Its columns: {', '.join(features)}.")
         if asked is None and not found:
             raise InputError(
                 f"{self.name} has no {what} column that is known as one. Its columns: {', '.join(features)}. Set {key}."
             )
         return asked or found[0]
 
-    def _names(self, split: str, label: str, features: dict) -> list[str]:
+    def _names(self, split: str, label: str) -> list[str]:
         """Class names, as the data writes them: the column's own, else made of its values."""
-        import pyarrow.compute
-
-        if getattr(features[label], "names", None):
-            return features[label].names
         base = "train" if "train" in self.splits() else split  # a test part must not number its classes anew
-        kind = self.features(base)[label].dtype if hasattr(features[label], "dtype") else "several values in each row"
-        if kind not in ("string", "large_string", "bool") and not re.fullmatch(r"u?int\d+", kind):
+        own, theirs = self._label_kind(split, label), self._label_kind(base, label)
+        if own != theirs:
+            raise InputError(
+                f"column '{label}' of {self.name} holds {_in_words(own)} in '{split}', but {_in_words(theirs)} in "
+                f"'{base}'; expected the same classes in the same order. Write one of them anew."
+            )
+        if isinstance(own, list):
+            return own
+        values = self._values(base, label, unique=True)
+        most = max(values, default=-1) if own == "numbers" else len(values)
+        if most > MOST_CLASSES:
+            told = f"reaches {most}" if own == "numbers" else f"holds {most} names"
+            raise InputError(
+                f"column '{label}' of {self.name} {told}: not class ids, which count from 0, nor names of classes. "
+                f"Columns: {', '.join(self.features(base))}. Set data.label_column."
+            )
+        return sorted(values) if own == "names" else [str(i) for i in range(most + 1)]
+
+    def _label_kind(self, split: str, label: str) -> str | list[str]:
+        """What a split's label column holds: "numbers" or "names", or the names that it gives its numbers."""
+        features = self.features(split)
+        if label not in features:
+            raise InputError(f"{self.name}:{split} has no column '{label}'. Its columns: {', '.join(features)}.")
+        feature = features[label]
+        if getattr(feature, "names", None):
+            return [str(name) for name in feature.names]
+        kind = getattr(feature, "dtype", "several values in each row")
+        if kind in ("string", "large_string"):
+            return "names"
+        if kind != "bool" and not re.fullmatch(r"u?int\d+", kind):
             raise InputError(
                 f"column '{label}' of {self.name} holds {kind}; labels are whole numbers or names. "
                 f"Columns: {', '.join(features)}. Set data.label_column."
             )
-        values = [v for v in pyarrow.compute.unique(self.column(base, label)).to_pylist() if v is not None]
-        if "string" in kind:
-            return sorted(values)
-        if values and max(values) > MOST_CLASSES:
+        return "numbers"
+
+    def _values(self, split: str, label: str, unique: bool = False) -> list:
+        """The labels of the rows (None for a missing one); unique: each once, without None."""
+        import pyarrow.compute
+
+        column = self.column(split, label)
+        try:
+            return pyarrow.compute.unique(column).drop_null().to_pylist() if unique else column.to_pylist()
+        except UnicodeDecodeError as error:
             raise InputError(
-                f"column '{label}' of {self.name} reaches {max(values)}: not class ids, which count from 0. "
-                f"Columns: {', '.join(features)}. Set data.label_column."
-            )
-        return [str(i) for i in range(max(values, default=-1) + 1)]
+                f"column '{label}' of {self.name}:{split} holds a name that is not UTF-8 text: {error}."
+            ) from None
 
     def _labels(self, split: str, label: str, names: list[str]) -> np.ndarray:
         """int64 [N], checked. Raises InputError naming the first row whose label is none of the classes."""
         import numpy as np
 
-        values = self.column(split, label).to_pylist()
-        if values and all(v in (None, -1) for v in values):
+        values = self._values(split, label)
+        if not values:
+            raise InputError(f"the split '{split}' of {self.name} is empty: it has no rows. Name another split.")
+        if all(v in (None, -1) for v in values):
             raise Unlabelled(
                 f"the split '{split}' of {self.name} has no labels (column '{label}'). Name another split."
             )
@@ -139,11 +183,31 @@ def _label_columns(features: dict) -> list[str]:
     return typed or [n for n in ("label", "labels", "fine_label", "class") if n in features]
 
 
-def _raw(value: pa.Scalar) -> Raw:
-    value = value.as_py()
+def _raw(value: pa.Scalar, folders: list[Path]) -> Raw:
+    try:
+        value = value.as_py()
+    except UnicodeDecodeError:
+        return BrokenPicture("its path is not UTF-8 text")
     if isinstance(value, dict):
-        value = value.get("bytes") or (Path(value["path"]) if value.get("path") else None)
-    return value if isinstance(value, bytes | Path) else None
+        value = value.get("bytes") or value.get("path")
+    if isinstance(value, str) and value:
+        return _inside(value, folders)
+    return value if isinstance(value, bytes) else None
+
+
+def _inside(path: str, folders: list[Path]) -> Path | BrokenPicture:
+    """The file that a row names, if it lies below one of these folders: a table may be anyone's, and name any file."""
+    try:
+        found = next((p for f in folders if (p := (f / path).resolve()).is_relative_to(f)), None)
+    except (OSError, ValueError, RuntimeError) as error:  # a NUL, a loop of links
+        return BrokenPicture(f"it is at {path!r}, which is no path: {error}")
+    if found is None:
+        return BrokenPicture(f"it is at {path!r}, outside {folders[0]}; only files below that are opened")
+    return found
+
+
+def _in_words(kind: str | list[str]) -> str:
+    return kind if isinstance(kind, str) else f"the classes {', '.join(kind[:8])}" + (", ..." if len(kind) > 8 else "")
 
 
 class ParquetTable(Table):
@@ -154,6 +218,7 @@ class ParquetTable(Table):
         self.files, self.root = parquet_files(path), path if path.is_dir() else path.parent
         self.name = path.resolve().as_posix()
         self._opened: dict[Path, Any] = {}
+        self._features: dict[Path, dict[str, Any]] = {}
 
     def splits(self) -> Sequence[str]:
         return list(self.files)
@@ -167,33 +232,54 @@ class ParquetTable(Table):
         import pyarrow.parquet as pq
 
         if path not in self._opened:
+            if not path.is_file():  # a pipe would be waited for, for ever
+                raise InputError(f"{path} is not a file; expected parquet. Remove it.")
             with _reading(path):
                 self._opened[path] = pq.ParquetFile(path, pre_buffer=False)
         return self._opened[path]
 
     def features(self, split: str) -> dict[str, Any]:
+        first, *others = self.files[split]
+        features = self._features_of(first)
+        for path in others:
+            if list(self._features_of(path)) != list(features):
+                raise _unlike(path, f"the columns {', '.join(self._features_of(path))}", first, ", ".join(features))
+        return features
+
+    def folders(self) -> list[Path]:
+        return [self.root]
+
+    def _features_of(self, path: Path) -> dict[str, Any]:
         import datasets
 
-        schemas = [self._open(p).schema_arrow for p in self.files[split]]
-        for path, schema in zip(self.files[split], schemas):
-            if schema.names != schemas[0].names:
-                raise InputError(
-                    f"{path} has the columns {schema.names}, but {self.files[split][0].name} {schemas[0].names}."
-                )
-        return dict(datasets.Features.from_arrow_schema(schemas[0]))
+        if path not in self._features:
+            with _reading(path):
+                schema = self._open(path).schema_arrow
+            try:
+                self._features[path] = dict(datasets.Features.from_arrow_schema(schema))
+            except Exception as error:  # of json, pyarrow, datasets: whatever its description of itself breaks
+                reason = " ".join(str(error).split())[:300].rstrip(".") or type(error).__name__
+                raise InputError(f"{path} describes its columns in a way that cannot be read: {reason}.") from None
+        return self._features[path]
 
     def column(self, split: str, name: str) -> pa.ChunkedArray:
         import pyarrow as pa
 
-        chunks = []
+        chunks, first = [], self.files[split][0]
         for path in self.files[split]:
+            feature, expected = self._features_of(path)[name], self._features_of(first)[name]
+            if feature != expected:
+                raise _unlike(path, f"{feature} in column '{name}'", first, expected)
             with _reading(path):
                 chunks += self._open(path).read([name], use_threads=False).column(0).chunks
-        with _reading(path):  # files may disagree on the type
+        with _reading(path):
             return pa.chunked_array(chunks, type=chunks[0].type if chunks else pa.null())
 
     def batches(self, split: str, name: str) -> Iterator[tuple[str, pa.Array]]:
         for path in self.files[split]:
+            feature = self._features_of(path)[name]
+            if not _holds_pictures(feature):
+                raise _unlike(path, f"{feature} in column '{name}'", self.files[split][0], "pictures")
             batches = self._open(path).iter_batches(batch_size=64, columns=[name], use_threads=False)
             while True:
                 with _reading(path):
@@ -203,13 +289,19 @@ class ParquetTable(Table):
                 yield path.relative_to(self.root).as_posix(), batch.column(0)
 
 
+def _unlike(path: Path, has: str, first: Path, expected: Any) -> InputError:
+    return InputError(
+        f"{path} has {has}, but {first.name} {expected}. Files of one split must be alike: remove one, or write it anew."
+    )
+
+
 @contextlib.contextmanager
 def _reading(path: Path) -> Iterator[None]:
     import pyarrow as pa
 
     try:
         yield
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path} cannot be read as parquet: {' '.join(str(error).split())}.") from None
 
 
@@ -254,6 +346,15 @@ class HubTable(Table):
                 f"{', '.join(BUILT_IN)} (digits needs no download). A local folder of class folders or of parquet files "
                 "works too: give its path."
             ) from None
+
+    def folders(self) -> list[Path]:
+        """What was fetched; a path in a data set of the hub leads to nothing else of this machine."""
+        import datasets.config
+        import huggingface_hub.constants
+
+        config = datasets.config
+        kept = (config.HF_DATASETS_CACHE, config.DOWNLOADED_DATASETS_PATH, config.EXTRACTED_DATASETS_PATH)
+        return [Path(huggingface_hub.constants.HF_HUB_CACHE), *map(Path, kept)]
 
     def _split(self, split: str):
         if split not in self._loaded:

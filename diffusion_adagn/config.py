@@ -7,10 +7,14 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import json
 import math
+import os
+import reprlib
 import types
 import typing
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -18,6 +22,13 @@ from typing import Any, Literal
 import yaml
 
 from .errors import InputError, UsageError
+from .labels import MOST_CLASSES, LabelSpace
+
+MOST_YAML = 4 * 2**20  # bytes; the labels of 20,000 classes are 1 MB, and 60,000 values
+MOST_VALUES = 250_000  # of a YAML file; PyYAML takes 30 us for each
+MOST_JSON = 16 * 2**20
+MOST_DEEP = 40  # lists and sections in one another
+MOST_WHOLE = 2**63 - 1
 
 
 def option(default: Any, help: str, *, minimum: float | None = None, maximum: float | None = None, free: bool = False):
@@ -42,6 +53,7 @@ class DataConfig:
         "Side in pixels: pictures are centre-cropped to a square and resized to it (area average when shrinking, "
         "bicubic when growing). Unset: the source's own size, if all its pictures are squares of one size.",
         minimum=2,
+        maximum=2**13,
     )
     channels: Literal[1, 3] | None = option(None, "1 for gray, 3 for colour. Unset: 1 for digits, else 3.")
     background: Literal["white", "black"] = option("white", "What transparent pixels are laid over.")
@@ -68,7 +80,7 @@ class ModelConfig:
     channel_mult: tuple[int | float, ...] = option(
         (1, 2, 2, 2), "Width multiplier of each resolution level; each width must be whole.", minimum=0.125
     )
-    num_res_blocks: int = option(2, "Residual blocks per level (one more on the way up).", minimum=1)
+    num_res_blocks: int = option(2, "Residual blocks per level (one more on the way up).", minimum=1, maximum=64)
     attention_resolutions: tuple[int, ...] = option(
         (16, 8), "Sides, in pixels, at which blocks are followed by self-attention."
     )
@@ -111,7 +123,7 @@ class DiffusionConfig:
     """The noising process, the prediction and the loss."""
 
     schedule: Literal["linear", "cosine", "sigmoid"] = option("linear", "Noise schedule.")
-    num_train_timesteps: int = option(1000, "T: timesteps are 0..T-1.", minimum=2)
+    num_train_timesteps: int = option(1000, "T: timesteps are 0..T-1.", minimum=2, maximum=100_000)
     zero_snr: bool = option(
         False, "Rescale the schedule so that the last timestep is pure noise (needs prediction x0 or v)."
     )
@@ -137,7 +149,7 @@ class TrainingConfig:
     """The loop. batch_size is for all processes together, so that a run means the same on 1 GPU and on 8."""
 
     max_steps: int | None = option(None, "Optimizer steps of the whole run.", minimum=1, free=True)
-    batch_size: int = option(128, "Pictures per optimizer step, over all processes.", minimum=1)
+    batch_size: int = option(128, "Pictures per optimizer step, over all processes.", minimum=1, maximum=1_000_000)
     gradient_accumulation: int = option(
         1, "Split each process's share of a batch into this many passes, to save memory.", minimum=1, free=True
     )
@@ -181,7 +193,7 @@ class TrainingConfig:
     )
     preview_every: int = option(1000, "Steps between preview grids; 0: never.", minimum=0, free=True)
     preview_classes: str = option("all", "Classes of the preview grid (its first 10 are drawn).", free=True)
-    preview_count: int = option(4, "Pictures per class in the preview grid.", minimum=1, free=True)
+    preview_count: int = option(4, "Pictures per class in the preview grid.", minimum=1, maximum=1000, free=True)
     preview_guidance: float = option(2.0, "Guidance scale of the previews (1 where there is no null class).", free=True)
     preview_steps: int = option(20, "Sampler steps of the previews.", minimum=1, free=True)
     tracker: Literal["none", "tensorboard", "wandb", "trackio"] = option(
@@ -205,6 +217,17 @@ class RunConfig:
     labels: dict | None = option(
         None, "The classes, as the run recorded them; the data must agree. Never written by hand."
     )
+
+
+@dataclass
+class NetworkConfig(ModelConfig):
+    """AdaGNUNet's arguments, as they stand in the config.json of a network."""
+
+    sample_size: int = option(32, "Side of the pictures in pixels.", minimum=1, maximum=2**13)
+    in_channels: int = option(3, "Channels of the pictures.", minimum=1, maximum=4096)
+    out_channels: int | None = option(None, "Unset: in_channels.", minimum=1, maximum=4096)
+    num_classes: int | None = option(None, "K; unset or 0: no labels.", minimum=0, maximum=MOST_CLASSES)
+    learned_variance: bool = option(False, "Twice the output channels, the second half for the variance.")
 
 
 # ---------------------------------------------------------------------- reading
@@ -234,24 +257,48 @@ def read_config(file: str | Path | None = None, overrides: Mapping[str, str] | N
 
 
 class _Loader(yaml.SafeLoader):
-    """PyYAML's safe loader, which lets the last of two equal keys win in silence, made to refuse them."""
+    """PyYAML's safe loader, which lets the last of two equal keys win in silence, made to refuse them.
+
+    Aliases are refused too, since a few lines of them are gigabytes once they are written out, and numbers of more than 100
+    characters, whose value takes minutes.
+    """
 
     def construct_mapping(self, node, deep=False):
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        twice = next((k for k in keys if keys.count(k) > 1), None)
+        keys = Counter(k for k in (self.construct_object(key, deep=True) for key, _ in node.value) if _hashable(k))
+        twice = next((k for k, count in keys.items() if count > 1), None)
         if twice is not None:
             raise yaml.YAMLError(f"the key '{twice}' stands twice{node.start_mark}")
         return super().construct_mapping(node, deep)
+
+    def compose_node(self, parent, index):
+        if self.check_event(yaml.AliasEvent):
+            event = self.peek_event()
+            raise yaml.YAMLError(f"*{event.anchor} is an alias, write its value out{event.start_mark}")
+        self.values = getattr(self, "values", 0) + 1
+        if self.values > MOST_VALUES:
+            raise yaml.YAMLError(f"more than {MOST_VALUES:,} values, too many to be settings")
+        return super().compose_node(parent, index)
+
+    def compose_scalar_node(self, anchor):
+        node = super().compose_scalar_node(anchor)
+        if len(node.value) > 100 and not node.tag.endswith((":str", ":binary")):
+            raise yaml.YAMLError(f"a number of {len(node.value)} characters{node.start_mark}")
+        return node
+
+
+def _hashable(value: Any) -> bool:
+    try:
+        hash(value)
+    except TypeError:  # PyYAML says so itself
+        return False
+    return True
 
 
 def _read_yaml(path: Path) -> dict:
     if not path.is_file():
         near = ", ".join(str(p) for p in sorted(path.parent.glob("*.yaml"))[:8]) if path.parent.is_dir() else ""
         raise InputError(f"there is no config file {path}." + (f" Beside it: {near}." if near else ""))
-    try:
-        values = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+    values = _read(path, "YAML", MOST_YAML, lambda text: yaml.load(text, Loader=_Loader))
     if values is None:
         return {}
     if not isinstance(values, dict):
@@ -259,6 +306,44 @@ def _read_yaml(path: Path) -> dict:
             f"{path} should hold sections (data:, model:, diffusion:, training:), not {type(values).__name__}."
         )
     return values
+
+
+def read_json(file: Path, most: int = MOST_JSON) -> dict:
+    """The object in a JSON file of at most that many bytes. Raises InputError for anything else."""
+    if not file.is_file():
+        raise InputError(f"{file} is missing.")
+    values = _read(file, "JSON", most, json.loads)
+    if not isinstance(values, dict):
+        raise InputError(f"{file} is damaged: expected an object, not {type(values).__name__}.")
+    return values
+
+
+def _read(file: Path, kind: str, most: int, parse: Callable[[str], Any]) -> Any:
+    try:
+        with open(file, "rb") as handle:
+            content = handle.read(most + 1)
+        if len(content) > most:
+            raise InputError(f"{file} has more than {most:,} bytes of {kind}, too many to be what is expected here.")
+        values = parse(content.decode("utf-8"))
+        if _is_deep(values):
+            raise RecursionError
+    except InputError:
+        raise
+    except RecursionError:
+        raise InputError(f"{file} is no {kind} of ours: it nests more than {MOST_DEEP} levels deep.") from None
+    except Exception as error:  # PyYAML lets KeyError, IndexError and others out for odd tags
+        raise InputError(f"{file} is not {kind}: {' '.join(str(error).split())[:300]}") from None
+    return values
+
+
+def _is_deep(value: Any) -> bool:
+    level = [value]
+    for _ in range(MOST_DEEP):
+        parts = [v.values() if isinstance(v, dict) else v for v in level if isinstance(v, dict | list | tuple)]
+        level = [child for part in parts for child in part]
+        if not level:
+            return False
+    return True
 
 
 def flatten(values: Mapping, prefix: str = "") -> dict[str, Any]:
@@ -274,14 +359,19 @@ def flatten(values: Mapping, prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def apply(config: RunConfig, flat: Mapping[str, Any], where: str, error: type[InputError] = InputError) -> None:
+def apply(
+    config: RunConfig | NetworkConfig | DiffusionConfig,
+    flat: Mapping[str, Any],
+    where: str,
+    error: type[InputError] = InputError,
+) -> None:
     """Write dotted keys into the config, each turned into its field's type."""
-    known = {key: (hint, f) for key, hint, f in fields_of(RunConfig)}
+    known = {key: (hint, f) for key, hint, f in fields_of(type(config))}
     for key, value in flat.items():
         if key in {k.partition(".")[0] for k in known if "." in k}:
-            raise error(f"'{key}' is a section, such as '{key}:' with its settings below, not {value!r} ({where}).")
+            raise error(f"'{key}' is a section, such as '{key}:' with its settings below, not {said(value)} ({where}).")
         if key not in known:
-            raise error(f"there is no setting '{key}' ({where}).{nearest(key, known)}")
+            raise error(f"there is no setting {said(key)} ({where}).{nearest(key[:80], known)}")
         hint, f = known[key]
         try:
             value = _convert(value, hint)
@@ -297,6 +387,15 @@ def nearest(key: str, known: Mapping[str, Any]) -> str:
     near = [k for k in known if k.rpartition(".")[2] == key.rpartition(".")[2]]
     near += [k for k in difflib.get_close_matches(key, known, n=3, cutoff=0.6) if k not in near]
     return f" Did you mean {' or '.join(near[:3])}?" if near else " `adagn train --help` lists them all."
+
+
+_REPR = reprlib.Repr()
+_REPR.maxstring = _REPR.maxother = 80
+
+
+def said(value: Any) -> str:
+    """A value as an error shows it: shortened before it is written out, since it may be anything."""
+    return _REPR.repr(value)
 
 
 def _convert(value: Any, hint: Any) -> Any:
@@ -317,7 +416,7 @@ def _convert(value: Any, hint: Any) -> Any:
         for choice in args:
             if str(value) == str(choice):
                 return choice
-        raise ValueError(f"expected {', '.join(map(str, args))}, got {value!r}")
+        raise ValueError(f"expected {', '.join(map(str, args))}, got {said(value)}")
     if origin is tuple:
         if isinstance(value, str):
             value = [v for v in value.strip("[]() ").replace(" ", ",").split(",") if v]
@@ -337,27 +436,30 @@ def _convert(value: Any, hint: Any) -> Any:
             return value
         if str(value).lower() in words:
             return words[str(value).lower()]
-        raise ValueError(f"expected true or false, got {value!r}")
+        raise ValueError(f"expected true or false, got {said(value)}")
     if hint is str:
         if isinstance(value, bool):
             raise ValueError(
                 f"expected a word, got {value!r}: YAML reads a bare yes/no/on/off as true/false, so quote it"
             )
         if isinstance(value, list):
-            return ",".join(map(str, value))
-        if isinstance(value, str | int | float):
-            return str(value)
-        raise ValueError(f"expected a word, got {value!r}")
+            value = ",".join(map(str, value))
+        if not isinstance(value, str | int | float):
+            raise ValueError(f"expected a word, got {said(value)}")
+        if b"\0" in os.fsencode(str(value)):
+            raise ValueError(f"expected a word, got {said(value)}")
+        return str(value)
     # numbers: PyYAML reads 1e-4 as a string, so strings are converted too
     expected = "a whole number" if hint is int else "a number"
     try:
         if isinstance(value, bool) or not isinstance(value, str | int | float):
             raise ValueError
         number = int(value) if hint is int and isinstance(value, int | str) and _is_int(value) else float(value)
-    except ValueError:
-        raise ValueError(f"expected {expected}, got {value!r}") from None
-    if not math.isfinite(number) or (hint is int and number != int(number)):
-        raise ValueError(f"expected {expected}, got {value!r}")
+        fits = math.isfinite(number) and (hint is float or (number == int(number) and abs(number) <= MOST_WHOLE))
+    except (ValueError, OverflowError):
+        fits = False
+    if not fits:
+        raise ValueError(f"expected {expected}, got {said(value)}")
     return hint(number)
 
 
@@ -381,6 +483,8 @@ def _check_range(value: Any, f: dataclasses.Field) -> None:
 
 def check(config: RunConfig) -> None:
     """Combinations that are wrong whatever the data is. Raises InputError with the remedy."""
+    from .models.cost import check_size
+
     d, m, t = config.diffusion, config.model, config.training
     if d.zero_snr and d.prediction == "eps":
         raise InputError(
@@ -396,6 +500,10 @@ def check(config: RunConfig) -> None:
         raise InputError("diffusion.zero_snr needs diffusion.timestep_spacing trailing: sampling must start at T-1.")
     if not m.channel_mult:
         raise InputError("model.channel_mult is empty; expected one width multiplier per level, such as 1,2,2.")
+    if config.labels is not None:
+        LabelSpace.from_dict(config.labels)
+    known = {"sample_size": config.data.image_size or 1, "in_channels": config.data.channels or 1}
+    check_size(dataclasses.asdict(m) | known)
     if t.label_dropout > 0 and not m.null_class and m.class_conditional:
         raise InputError(
             "training.label_dropout needs a null class to drop to. Set model.null_class to true, or training.label_dropout to 0."

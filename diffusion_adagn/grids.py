@@ -95,7 +95,7 @@ def _width(text: str, font: ImageFont.ImageFont) -> int:
 
 def _shorten(text: str, font: ImageFont.ImageFont, most: int) -> str:
     """The text in one line of at most `most` px, with an ellipsis where it was cut."""
-    text = " ".join(text.split()).encode("utf-8", "replace").decode()  # lone surrogates cannot be drawn
+    text = " ".join(text[:1000].split()).encode("utf-8", "replace").decode()  # lone surrogates cannot be drawn
     if _width(text, font) <= most:
         return text
     while text and _width(text + "…", font) > most:

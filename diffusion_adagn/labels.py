@@ -8,7 +8,10 @@ from __future__ import annotations
 import difflib
 import operator
 import re
-from collections.abc import Iterable, Sequence
+import reprlib
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from .errors import InputError
@@ -16,7 +19,15 @@ from .errors import InputError
 ClassSpec = str | int | Sequence["str | int"]
 
 
+MOST_CLASSES = 1_000_000
+MOST_NAME = 1000  # characters
+
+
 def _clean(text: str) -> str:
+    """One line that can be printed and written: no control characters, no lone surrogates."""
+    if not text.isprintable():
+        text = text.encode("utf-8", "replace").decode()
+        text = "".join(" " if unicodedata.category(c) == "Cc" else c for c in text)
     return re.sub(r"\s*,\s*", ", ", " ".join(text.split()))
 
 
@@ -38,12 +49,17 @@ class LabelSpace:
     has_null: bool = True
 
     def __post_init__(self) -> None:
+        if len(self.names) > MOST_CLASSES:
+            raise InputError(f"{len(self.names):,} classes were given; there may be {MOST_CLASSES:,} at most.")
         object.__setattr__(self, "names", tuple(_clean(str(n)) for n in self.names))
         object.__setattr__(self, "original_ids", tuple(int(i) for i in self.original_ids) or tuple(range(self.K)))
-        object.__setattr__(self, "wnids", tuple(self.wnids))
+        object.__setattr__(self, "wnids", tuple(_clean(str(w)) for w in self.wnids))
         if any(not n for n in self.names):
             raise InputError(f"class {self.names.index('')} has an empty name; every class needs one.")
-        twice = sorted({n for n in self.names if self.names.count(n) > 1}) if len(set(self.names)) < self.K else []
+        longest = max(map(len, self.names), default=0)
+        if longest > MOST_NAME:
+            raise InputError(f"a class name has {longest:,} characters; {MOST_NAME} at most are expected.")
+        twice = sorted(n for n, count in Counter(self.names).items() if count > 1)
         if twice:
             raise InputError(f"class names must be unique; given more than once: {', '.join(map(repr, twice[:5]))}.")
         for what, values in (("original_ids", self.original_ids), ("wnids", self.wnids)):
@@ -75,7 +91,7 @@ class LabelSpace:
         if isinstance(classes, str):
             return self._parse_text(classes)
         if isinstance(classes, bytes):
-            raise InputError(f"a class is a name or a whole number, not {classes!r}. {self._help()}")
+            raise InputError(f"a class is a name or a whole number, not {reprlib.repr(classes)}. {self._help()}")
         if isinstance(classes, Iterable) and not hasattr(classes, "ndim"):
             ids = [i for c in classes for i in (self._parse_text(c) if isinstance(c, str) else [self._check_id(c)])]
         elif getattr(classes, "ndim", 0):  # arrays and tensors
@@ -96,9 +112,10 @@ class LabelSpace:
             return list(range(self.K))
         ids, at = [], 0
         folded = {n.casefold() for n in self.names}
+        longest = 1 + max((n.count(", ") for n in self.names), default=0)
         while at < len(words):
             # a name that holds commas wins over its parts: try the longest run of words first
-            for end in range(len(words), at, -1):
+            for end in range(min(len(words), at + longest), at, -1):
                 whole = ", ".join(words[at:end])
                 if end == at + 1 or whole.removeprefix("name:").strip().casefold() in folded:
                     ids.append(self._resolve(whole))
@@ -107,6 +124,8 @@ class LabelSpace:
         return ids
 
     def _resolve(self, word: str) -> int:
+        if len(word) > len("name:") + MOST_NAME:
+            raise InputError(f"there is no class '{word[:60]}...' ({len(word):,} characters). {self._help()}")
         for prefix, find in (("id:", self._by_id), ("name:", self._by_name), ("wnid:", self._by_wnid)):
             if word.startswith(prefix) and word not in self.names:
                 return find(word.removeprefix(prefix).strip())
@@ -122,7 +141,8 @@ class LabelSpace:
                 )
             return self.null_id
         by_name = [self.names.index(word)] if word in self.names else self._by_synonym(word)
-        by_id = int(word) if word.isdecimal() and self._is_id(int(word)) else None
+        number = int(word) if re.fullmatch(r"[+-]?\d{1,18}", word) else None
+        by_id = number if word.isdecimal() and number is not None and self._is_id(number) else None
         if by_name and by_id is not None and by_name != [by_id]:
             raise InputError(
                 f"'{word}' is the name of class {by_name[0]} and the id of class {by_id} "
@@ -135,8 +155,8 @@ class LabelSpace:
             return by_name[0]
         if word in self.wnids:
             return self.wnids.index(word)
-        if re.fullmatch(r"[+-]?\d+", word):
-            return self._check_id(int(word))
+        if number is not None:
+            return self._check_id(number)
         raise InputError(self._unknown(word))
 
     def _by_synonym(self, word: str) -> list[int]:
@@ -178,7 +198,9 @@ class LabelSpace:
                 raise TypeError
             number = operator.index(value)
         except TypeError:
-            raise InputError(f"a class is a name or a whole number, not {value!r}. {self._help()}") from None
+            raise InputError(
+                f"a class is a name or a whole number, not {reprlib.repr(value)}. {self._help()}"
+            ) from None
         if not self._is_id(number):
             if not self.K:
                 raise InputError(f"class {number} was asked of an unconditional model. Write 'null'.")
@@ -204,7 +226,7 @@ class LabelSpace:
 
     def subset(self, ids: Sequence[int]) -> LabelSpace:
         """The label space of some of these classes, renumbered 0.. in the order given; original ids and names stay."""
-        repeated = [i for i in set(ids) if list(ids).count(i) > 1]
+        repeated = [i for i, count in Counter(ids).items() if count > 1]
         if repeated:
             raise InputError(f"a subset names class '{self.names[repeated[0]]}' more than once.")
         if any(i >= self.K for i in ids):
@@ -227,12 +249,18 @@ class LabelSpace:
 
     @classmethod
     def from_dict(cls, values: dict) -> LabelSpace:
-        try:
-            return cls(
-                names=tuple(values["names"]),
-                original_ids=tuple(values.get("original_ids") or ()),
-                wnids=tuple(values.get("wnids") or ()),
-                has_null=bool(values.get("has_null", True)),
-            )
-        except (KeyError, TypeError, AttributeError) as error:
-            raise InputError(f"not a label space (names, original_ids, wnids, has_null): {error!r}.") from None
+        """Raises InputError for what `to_dict` does not write."""
+        kinds = {"names": str | int, "original_ids": int, "wnids": str}
+        if isinstance(values, Mapping) and "names" in values:
+            lists = {key: values.get(key) or () for key in kinds}
+            has_null = values.get("has_null", True)
+            if isinstance(has_null, bool) and all(_all_of(some, kinds[key]) for key, some in lists.items()):
+                return cls(**{key: tuple(some) for key, some in lists.items()}, has_null=has_null)
+        raise InputError(
+            "not a label space: expected names (a list of words), original_ids (of whole numbers), wnids (of words) and has_null "
+            "(true or false)."
+        )
+
+
+def _all_of(values: object, kind: type) -> bool:
+    return isinstance(values, list | tuple) and all(isinstance(v, kind) and not isinstance(v, bool) for v in values)

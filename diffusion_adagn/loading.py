@@ -2,15 +2,18 @@
 
 import hashlib
 import json
+import os
 from pathlib import Path
 
-from .config import DataConfig, RunConfig, read_config
-from .diffusion.pipeline import ClassConditionalPipeline
+import torch
+
+from .config import DataConfig, RunConfig, read_config, read_json, said
+from .diffusion.pipeline import ClassConditionalPipeline, check_fits
 from .diffusion.schedule import make_scheduler
 from .errors import InputError
 from .models.unet import AdaGNUNet
-from .run import RunFolder, label_space, network_config
-from .training.checkpoint import load_weights, read_state
+from .run import STATE, RunFolder, label_space, network_config
+from .training.checkpoint import load_weights
 
 
 def make_pipeline(config: RunConfig, unet: AdaGNUNet, ema_decay: float | None, step: int) -> ClassConditionalPipeline:
@@ -50,19 +53,26 @@ def _from_checkpoint(checkpoint: Path, weights: str) -> ClassConditionalPipeline
     if not config_file.is_file():
         raise InputError(f"{checkpoint} stands alone: its run's config.yaml is looked for at {config_file}.")
     config = read_config(config_file)
-    unet = AdaGNUNet(**network_config(config)).eval()
-    load_weights(checkpoint / f"{'ema' if weights == 'ema' else 'model'}.safetensors", unet)
-    return make_pipeline(
-        config, unet, config.training.ema_decay if weights == "ema" else None, read_state(checkpoint)["step"]
-    )
+    step = read_json(checkpoint / STATE).get("step")
+    if type(step) is not int or step < 0:
+        raise InputError(f"the checkpoint {checkpoint} is damaged: its step is {said(step)} ({STATE}).")
+    file = checkpoint / f"{'ema' if weights == 'ema' else 'model'}.safetensors"
+    with torch.device("meta"):
+        unet = AdaGNUNet(**network_config(config))
+    check_fits(unet, [file], f"{file} does not fit the network of {config_file}")
+    load_weights(file, unet.to_empty(device="cpu"))
+    return make_pipeline(config, unet.eval(), config.training.ema_decay if weights == "ema" else None, step)
 
 
 def recorded_data(source: str | Path) -> DataConfig | None:
     """The data settings of the run that a run folder, its checkpoint or its pipeline folder belongs to."""
-    path = Path(source).resolve()
+    try:
+        path = Path(source).resolve()
+    except (OSError, ValueError, RuntimeError):  # no path at all, such as a name with a NUL in it, or a loop of links
+        return None
     run = path.parent.parent if path.parent.name == "checkpoints" else path.parent if path.name == "pipeline" else path
     file = RunFolder(run).config_file
-    return read_config(file).data if file.is_file() else None
+    return read_config(file).data if os.path.isfile(file) else None
 
 
 def model_hash(unet: AdaGNUNet) -> str:

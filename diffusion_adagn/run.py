@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,13 +15,15 @@ from pathlib import Path
 from .config import RunConfig
 from .errors import InputError
 from .labels import LabelSpace
+from .models.cost import check_size
 
 STATE = "state.json"  # of a checkpoint, written last
 
 
 def checkpoints(folder: Path) -> list[Path]:
     """The complete checkpoints of a run, oldest first."""
-    return sorted(p.parent for p in folder.glob(f"step-*/{STATE}"))
+    found = (p.parent for p in folder.glob(f"step-*/{STATE}"))
+    return sorted(p for p in found if re.fullmatch(r"step-[0-9]{8,12}", p.name))
 
 
 @dataclass(frozen=True)
@@ -75,21 +78,30 @@ class RunFolder:
 
 
 def network_config(config: RunConfig) -> dict:
-    """AdaGNUNet's arguments for a resolved config (labels, image size and channels known)."""
+    """AdaGNUNet's arguments for a resolved config (labels, image size and channels known).
+
+    Raises InputError for a config that is not, and for a network that this machine cannot hold.
+    """
     model = asdict(config.model)
     conditional = model.pop("class_conditional")
-    return model | {
+    if config.data.image_size is None or config.data.channels is None:
+        raise InputError("the config does not say data.image_size and data.channels, as a run's own config.yaml does.")
+    network = model | {
         "sample_size": config.data.image_size,
         "in_channels": config.data.channels,
-        "num_classes": len(config.labels["names"]) if conditional else None,
+        "num_classes": label_space(config).K if conditional else None,
         "learned_variance": config.diffusion.learned_variance,
     }
+    check_size(network)
+    return network
 
 
 def label_space(config: RunConfig) -> LabelSpace:
     """The classes the network knows: the data's, without a null row if the config says so; none if unconditional."""
     if not config.model.class_conditional:
         return LabelSpace(())
+    if config.labels is None:
+        raise InputError("the config does not say its classes (labels), as a run's own config.yaml does.")
     return LabelSpace.from_dict(config.labels | {"has_null": config.model.null_class})
 
 
@@ -97,11 +109,10 @@ def check_model_path(path: str | Path) -> None:
     """Raises InputError unless the path exists or looks like a hub id, owner/name."""
     parts = str(path).split("/")
     if not Path(path).exists() and (len(parts) != 2 or not all(parts) or parts[0] in (".", "..", "runs")):
-        runs = ", ".join(str(p.parent) for p in sorted(Path("runs").glob("*/config.yaml"))[:6])
-        raise InputError(
-            f"there is no folder {path} (and a hub id looks like owner/name)."
-            + (f" Runs here: {runs}." if runs else "")
-        )
+        beside = checkpoints(Path(path).parent)
+        runs = beside or [p.parent for p in sorted(Path("runs").glob("*/config.yaml"))[:6]]
+        there = f" {'Checkpoints' if beside else 'Runs'} here: {', '.join(map(str, runs))}." if runs else ""
+        raise InputError(f"there is no folder {path} (and a hub id looks like owner/name).{there}")
 
 
 def pipeline_folder(path: str | Path, revision: str | None = None) -> Path:

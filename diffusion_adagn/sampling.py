@@ -134,7 +134,7 @@ def sample_to_folder(
         }
         _write_json(out, pictures, record, request, labels, told, evaluations)
         if request.npz:
-            _write_npz(out, pictures, request.scales)
+            _write_npz(out, pictures, request.scales, labels.null_id)
         shown = _draw_grid(out, pictures, request, told)
         print(
             f"\n{len(pictures)} pictures in {out}, listed in {out / 'samples.json'}\nLook at  {out / 'grid.png'}{shown}"
@@ -228,13 +228,14 @@ def _write_json(
     file_into_place(out / "samples.json", lambda beside: beside.write_text(text, encoding="utf-8"))
 
 
-def _write_npz(out: Path, pictures: list[Picture], scales: list[float]) -> None:
+def _write_npz(out: Path, pictures: list[Picture], scales: list[float], null_id: int | None) -> None:
     """samples.npz, or one a scale."""
     for scale in scales:
         some = [p for p in pictures if p.scale == scale]
         classes = [p.told.class_id for p in some]
         name = NPZ if len(scales) == 1 else f"{Path(NPZ).stem}-g{repr(scale).removesuffix('.0')}.npz"
-        write_npz(out / name, np.stack([_pixels(out / p.file) for p in some]), None if None in classes else classes)
+        labels = None if None in classes else classes
+        write_npz(out / name, np.stack([_pixels(out / p.file) for p in some]), labels, null_id)
 
 
 def _pixels(file: Path) -> np.ndarray:

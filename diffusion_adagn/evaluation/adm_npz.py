@@ -12,17 +12,21 @@ from ..folders import file_into_place
 
 @dataclass(frozen=True)
 class Pictures:
-    """pixels: uint8 [N, H, W, C]; labels: int64 [N] or None."""
+    """pixels: uint8 [N, H, W, C]; labels: int64 [N] or None; null_id: the label that means no class, where it is said."""
 
     pixels: np.ndarray
     labels: np.ndarray | None
+    null_id: int | None = None
 
 
-def write_npz(file: Path, pixels: np.ndarray, labels: np.ndarray | None = None) -> Path:
-    """pixels: uint8 [N, H, W, C], gray ones written as RGB, which is all that the evaluator reads; labels: int [N] or None."""
+def write_npz(file: Path, pixels: np.ndarray, labels: np.ndarray | None = None, null_id: int | None = None) -> Path:
+    """pixels: uint8 [N, H, W, C], gray ones written as RGB, which is all that the evaluator reads; labels: int [N] or None; null_id:
+    the label among them that means no class, in an array of that name, which the evaluator does not look at."""
     arrays = {"arr_0": np.repeat(pixels, 3, axis=3) if pixels.shape[3] == 1 else pixels}
     if labels is not None:
         arrays["arr_1"] = np.asarray(labels, dtype=np.int64)
+        if null_id is not None and (arrays["arr_1"] == null_id).any():
+            arrays["null_id"] = np.array(null_id, dtype=np.int64)
     return file_into_place(file, lambda beside: np.savez(beside, **arrays))
 
 
@@ -34,8 +38,17 @@ def read_npz(file: Path) -> Pictures:
                 raise InputError(
                     f"{file} holds {', '.join(arrays.files[:5]) or 'nothing'}: expected arr_0, uint8 [N, H, W, 3], and arr_1, labels [N]."
                 )
-            pixels, labels = arrays["arr_0"], arrays.get("arr_1")
-    except (OSError, ValueError, zipfile.BadZipFile, EOFError, KeyError, AttributeError, TypeError) as error:
+            pixels, labels, null_id = arrays["arr_0"], arrays.get("arr_1"), arrays.get("null_id")
+    except (
+        OSError,
+        ValueError,
+        zipfile.BadZipFile,
+        EOFError,
+        KeyError,
+        AttributeError,
+        TypeError,
+        MemoryError,
+    ) as error:
         raise InputError(f"{file} is no .npz of pictures: {error}") from None
     if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[3] not in (1, 3) or not len(pixels):
         raise InputError(f"arr_0 of {file} is {pixels.dtype} {list(pixels.shape)}: expected uint8 [N, H, W, 3].")
@@ -45,4 +58,5 @@ def read_npz(file: Path) -> Pictures:
         raise InputError(
             f"arr_1 of {file} is {labels.dtype} {list(labels.shape)}: expected a whole number for each of {len(pixels)} pictures."
         )
-    return Pictures(pixels, labels.astype(np.int64))
+    known = null_id is not None and null_id.shape == () and np.issubdtype(null_id.dtype, np.integer)
+    return Pictures(pixels, labels.astype(np.int64), int(null_id) if known else None)

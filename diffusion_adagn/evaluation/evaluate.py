@@ -291,7 +291,7 @@ def _measure(
     if sheet is None:
         (out / SHEET).unlink(missing_ok=True)
     if request.keep:
-        write_npz(out / NPZ, sampled.pixels, sampled.labels if names else None)
+        write_npz(out / NPZ, sampled.pixels, sampled.labels if names else None, len(names) or None)
     else:
         (out / NPZ).unlink(missing_ok=True)
     copied = None if memory is None else memory.record(request.neighbours)

@@ -46,7 +46,8 @@ class Found:
             return None
         if not self.class_names:
             outside = (self.labels < 0) | (self.labels >= k)
-            if outside.any() and not (self.labels == k).all():  # all of them null: sampled without a class
+            null = self.labels == k  # the file says so, or all are: sampled without a class
+            if outside.any() and not null.all() and not (self.about.get("null_id") == k and null[outside].all()):
                 raise InputError(
                     f"{int(outside.sum())} of the labels (arr_1) are outside 0..{k - 1}, the ids of the reference's {k} classes, such as "
                     f"{int(self.labels[outside][0])}. Expected the ids of {', '.join(class_names[:5])}{', ...' * (k > 5)}; or leave arr_1 out."
@@ -79,7 +80,7 @@ def read_pictures(path: Path, guidance: float | None = None) -> Found:
             found = read_npz(path)
         except (MemoryError, RecursionError, OverflowError) as error:  # of headers that claim anything
             raise InputError(f"{path} is no .npz of pictures: {type(error).__name__} {error}") from None
-        return Found(found.pixels, found.labels, (), {"source": str(path), "kind": "npz"})
+        return Found(found.pixels, found.labels, (), {"source": str(path), "kind": "npz", "null_id": found.null_id})
     if (path / INDEX).is_file():
         return _sampled(path, guidance)
     if guidance is not None:

@@ -24,7 +24,17 @@ from .metrics.measure import Target
 VERSION = 1  # of the files; another is made again
 BATCH = 250  # pictures
 UNKNOWN_COUNT = 10**9  # of pictures behind published statistics, which do not say
-DAMAGE = (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError, zipfile.BadZipFile)
+DAMAGE = (
+    OSError,
+    ValueError,
+    KeyError,
+    TypeError,
+    AttributeError,
+    EOFError,
+    MemoryError,
+    RecursionError,
+    zipfile.BadZipFile,
+)
 
 
 @dataclass(frozen=True)

@@ -275,7 +275,7 @@ class Table:
         if sampled is not None:
             found = self._measured(sampled, point)
             settings = {"id": point.name, **point.record(), "nfe": nfe, "count": draw.count}
-            _keep(done, settings | found.row | {"notes": found.notes}, found, sampled)
+            _keep(done, settings | found.row | {"notes": found.notes}, found, sampled, self.pipe.labels.null_id)
             forget(folder)
 
     def _measured(self, sampled: Sampled, point: Point) -> Results:
@@ -284,7 +284,7 @@ class Table:
         return results(sampled, b.reference, b.extractor, b.judge, b.class_names, calls, self.k, device)
 
 
-def _keep(folder: Path, row: dict, found: Results, sampled: Sampled) -> None:
+def _keep(folder: Path, row: dict, found: Results, sampled: Sampled, null_id: int | None) -> None:
     """A finished point's folder, written whole."""
     arrays = dict(found.influence)
     for metric, some in found.class_influence.items():
@@ -295,7 +295,7 @@ def _keep(folder: Path, row: dict, found: Results, sampled: Sampled) -> None:
         np.savez(beside / "influence.npz", **arrays)
         np.save(beside / "shown.npy", sampled.shown)
         if sampled.pixels is not None:
-            write_npz(beside / "samples.npz", sampled.pixels, sampled.labels)
+            write_npz(beside / "samples.npz", sampled.pixels, sampled.labels, null_id)
         (beside / "row.json").write_text(json.dumps(row, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
     into_place(folder, write)

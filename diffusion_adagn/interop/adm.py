@@ -16,6 +16,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..config import said
 from ..errors import InputError
 from ..folders import into_place
 from .adm_flags import (
@@ -70,10 +71,12 @@ def load_adm(state_dict_or_path: Mapping[str, Tensor] | str | Path, **adm_flags:
 
     import torch
 
+    from ..models.cost import check_size
     from ..models.unet import AdaGNUNet
     from .layout import correspondence, gather
 
     classes = len(weights["label_emb.weight"]) if flags["class_cond"] else None
+    check_size(network_config(flags, classes))
     with torch.device("meta"):
         unet = AdaGNUNet(**network_config(flags, classes))
     state = gather(correspondence(unet, _places(unet), WORDS), unet, weights)
@@ -225,9 +228,17 @@ def _weights(source: Mapping[str, Tensor] | str | Path) -> dict[str, Tensor]:
     for key, value in state.items():
         if not isinstance(key, str) or not isinstance(value, torch.Tensor) or not value.is_floating_point():
             raise InputError(
-                f"{where} is not a plain state dict, as ADM saves it: {key!r} is "
+                f"{where} is not a plain state dict, as ADM saves it: {said(key)} is "
                 f"{value.dtype if isinstance(value, torch.Tensor) else type(value).__name__}, not a tensor of numbers. If the weights "
                 "lie deeper in it, give that part alone."
+            )
+        if (
+            value.layout != torch.strided
+            or value.is_meta
+            or value.numel() * value.itemsize > value.untyped_storage().nbytes()
+        ):
+            raise InputError(
+                f"{where} is damaged: {key} claims {list(value.shape)}, more numbers than the file holds for it."
             )
         if not value.isfinite().all():
             raise InputError(f"{where} is damaged: {key} holds nan or infinity.")

@@ -17,12 +17,14 @@ import torch
 from diffusers import UNet2DModel
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 
-from ..diffusion.pipeline import ClassConditionalPipeline
+from ..config import read_json, said
+from ..diffusion.pipeline import ClassConditionalPipeline, fill, load_scheduler
 from ..diffusion.schedule import PREDICTIONS, SAMPLERS, set_steps, with_sampler
 from ..errors import InputError
 from ..folders import into_place
 from ..labels import LabelSpace
 from ..loading import model_hash, open_pipeline
+from ..models.cost import MOST_LEVELS
 from ..models.unet import AdaGNUNet
 from ..run import pipeline_folder
 from .adagn_label_pipeline import LabelPipeline
@@ -30,6 +32,7 @@ from .unet2d import from_unet2d, to_unet2d
 
 CODE = Path(inspect.getsourcefile(LabelPipeline)).name
 CLASS_NAME = [Path(CODE).stem, LabelPipeline.__name__]  # in model_index.json
+MOST_LAYERS = 64  # in a level
 PARTS = {"model_index.json", "unet", "scheduler", "README.md", CODE}
 
 # ---------------------------------------------------------------------- there
@@ -70,7 +73,7 @@ def export_diffusers(source: str | Path, out: str | Path, weights: str = "ema", 
 
 def sample_line(folder: str | Path) -> str:
     """What to type to sample an exported folder with stock diffusers."""
-    names = _json(Path(folder) / "model_index.json")["id2label"]
+    names = read_json(Path(folder) / "model_index.json")["id2label"]
     path, name = (json.dumps(text, ensure_ascii=False) for text in (str(folder), names.get("0")))
     code = (
         "from diffusers import DiffusionPipeline; "
@@ -164,18 +167,34 @@ def open_diffusers(
     Raises InputError for a folder that holds something else.
     """
     folder = pipeline_folder(folder)
-    index = _json(folder / "model_index.json")
+    try:
+        return _open(folder, null_class, class_names)
+    except InputError:
+        raise
+    except Exception as error:  # anything may stand in it
+        raise InputError(
+            f"{folder} is damaged ({type(error).__name__}: {' '.join(str(error).split())[:300]})."
+        ) from error
+
+
+def _open(folder: Path, null_class: bool | None, class_names: Sequence[str] | None) -> ClassConditionalPipeline:
+    index = read_json(folder / "model_index.json")
     exported = index.get("_class_name") == CLASS_NAME
+    if exported:
+        _check_index(index)
     if null_class is None:
         null_class = exported and index.get("null_id") is not None
     theirs = _stock_scheduler(folder, index)
     unet = from_unet2d(_stock_unet(folder, index), null_class=null_class).eval()
-    record = (index.get("record") or {}) if exported else {}
+    record = index.get("record", {}) if exported else {}
+    labels = _labels(unet, class_names, index.get("id2label"), record)
+    if exported and null_class and index.get("null_id", labels.K) != labels.K:
+        raise InputError(f"null_id in model_index.json is {index['null_id']}; expected {labels.K}, the last row.")
     return ClassConditionalPipeline(
         unet,
         _our_scheduler(theirs, unet.config.learned_variance),
-        _labels(unet, class_names, index.get("id2label"), record),
-        clip_x0=bool(index["clip_x0"]) if exported and "clip_x0" in index else _clips(theirs),
+        labels,
+        clip_x0=index["clip_x0"] if exported and "clip_x0" in index else _clips(theirs),
         ema_decay=record.get("ema_decay"),
         trained_steps=record.get("trained_steps"),
     )
@@ -195,7 +214,7 @@ def import_diffusers(
 
 def changed_settings(folder: str | Path, pipe: ClassConditionalPipeline) -> list[str]:
     """What the scheduler in the folder says otherwise than the opened pipeline's: "steps_offset: 1 -> 0"."""
-    theirs = _json(pipeline_folder(folder) / "scheduler" / "scheduler_config.json")
+    theirs = read_json(pipeline_folder(folder) / "scheduler" / "scheduler_config.json")
     ours = pipe.scheduler.config
     kept = {"clip_sample"} if pipe.config.clip_x0 else set()  # the pipeline clips instead
     if ours.get("trained_betas") is not None:
@@ -204,18 +223,21 @@ def changed_settings(folder: str | Path, pipe: ClassConditionalPipeline) -> list
     return [f"{k}: {v} -> {ours[k]}" for k, v in theirs.items() if k in accepted and k not in kept and ours.get(k) != v]
 
 
-def _json(file: Path) -> dict:
-    try:
-        values = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(
-            f"{file} is missing: expected a diffusers pipeline folder with unet/ and scheduler/."
-        ) from None
-    except (OSError, ValueError) as error:
-        raise InputError(f"{file} cannot be read: {error}") from None
-    if not isinstance(values, dict):
-        raise InputError(f"{file} is damaged: expected an object.")
-    return values
+def _check_index(index: dict) -> None:
+    """Raises InputError for entries of a model_index.json that an export does not write."""
+    names, null_id, record = index.get("id2label", {}), index.get("null_id"), index.get("record", {})
+    whole, numbers = (int, type(None)), (float, int, type(None))
+    checks = {
+        "id2label": isinstance(names, dict) and all(isinstance(name, str) for name in names.values()),
+        "null_id": type(null_id) in whole,
+        "clip_x0": isinstance(index.get("clip_x0", True), bool),
+        "record": isinstance(record, dict)
+        and type(record.get("trained_steps")) in whole
+        and type(record.get("ema_decay")) in numbers,
+    }
+    wrong = [key for key, right in checks.items() if not right]
+    if wrong:
+        raise InputError(f"{wrong[0]} in model_index.json cannot be {said(index[wrong[0]])}.")
 
 
 def _component(index: dict, name: str) -> str | None:
@@ -225,22 +247,13 @@ def _component(index: dict, name: str) -> str | None:
 
 
 def _stock_unet(folder: Path, index: dict) -> UNet2DModel:
-    named = [_component(index, "unet"), _json(folder / "unet" / "config.json").get("_class_name")]
+    named = [_component(index, "unet"), read_json(folder / "unet" / "config.json").get("_class_name")]
     if named != ["UNet2DModel"] * 2:
         raise InputError(
             f"{folder} holds the network {index.get('unet')}; only diffusers' UNet2DModel can be imported."
         )
-    try:
-        unet, info = UNet2DModel.from_pretrained(
-            folder / "unet", use_safetensors=True, output_loading_info=True, low_cpu_mem_usage=False
-        )
-    except (OSError, RuntimeError, ValueError, TypeError, KeyError) as error:
-        raise InputError(
-            f"{folder / 'unet'} cannot be loaded (safetensors only): {' '.join(str(error).split())[:400]}"
-        ) from error
-    faults = [f"{what.replace('_', ' ')}: {', '.join(map(str, list(keys)[:4]))}" for what, keys in info.items() if keys]
-    if faults:
-        raise InputError(f"the weights in {folder / 'unet'} do not fit its config.json ({'; '.join(faults)}).")
+    unet = _empty_unet(folder / "unet" / "config.json")
+    fill(unet, folder / "unet")
     if unet.config.out_channels not in (unet.config.in_channels, 2 * unet.config.in_channels):
         raise InputError(
             f"{folder / 'unet'} has {unet.config.in_channels} input and {unet.config.out_channels} output channels; expected "
@@ -249,16 +262,33 @@ def _stock_unet(folder: Path, index: dict) -> UNet2DModel:
     return unet.eval()
 
 
+def _empty_unet(file: Path) -> UNet2DModel:
+    """The network that a config.json describes, on the meta device. Raises InputError for what can be none."""
+    config = read_json(file)
+    levels, layers = config.get("block_out_channels", ()), config.get("layers_per_block", 2)
+    if (
+        not isinstance(levels, list | tuple)
+        or len(levels) > MOST_LEVELS
+        or type(layers) is not int
+        or layers > MOST_LAYERS
+    ):
+        raise InputError(
+            f"{file} describes no network: expected block_out_channels of {MOST_LEVELS} levels at most and layers_per_block of "
+            f"{MOST_LAYERS} at most, not {said(levels)} and {said(layers)}."
+        )
+    try:
+        with torch.device("meta"):
+            return UNet2DModel.from_config(config)
+    except Exception as error:  # diffusers does not look at what it is given
+        raise InputError(f"{file} describes no network: {' '.join(str(error).split())[:300]}") from error
+
+
 def _stock_scheduler(folder: Path, index: dict) -> SchedulerMixin:
     known = {cls.__name__: cls for cls in SAMPLERS.values()}
     name = _component(index, "scheduler")
     if name not in known:
         raise InputError(f"{folder} has the scheduler {index.get('scheduler')}; expected one of {', '.join(known)}.")
-    _json(folder / "scheduler" / "scheduler_config.json")
-    try:
-        return known[name].from_pretrained(folder / "scheduler")
-    except (OSError, ValueError, TypeError, NotImplementedError, KeyError) as error:
-        raise InputError(f"{folder / 'scheduler'} cannot be loaded: {' '.join(str(error).split())[:400]}") from error
+    return load_scheduler(folder / "scheduler", known[name])
 
 
 def _our_scheduler(theirs: SchedulerMixin, learned_variance: bool) -> SchedulerMixin:
@@ -308,7 +338,7 @@ def _free(out: str | Path, overwrite: bool, kind: str, is_kind: Callable[[dict],
     out = Path(out).resolve()
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         try:
-            ours = is_kind(_json(out / "model_index.json")) and {p.name for p in out.iterdir()} <= PARTS
+            ours = is_kind(read_json(out / "model_index.json")) and {p.name for p in out.iterdir()} <= PARTS
         except InputError:
             ours = False
         if not ours:

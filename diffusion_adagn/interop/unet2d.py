@@ -71,7 +71,8 @@ def from_unet2d(model: UNet2DModel, null_class: bool = False) -> AdaGNUNet:
         raise InputError(f"a diffusers UNet2DModel is expected, not {type(model).__name__}.")
     reasons = _not_ours(model, null_class)
     if reasons:
-        raise InputError(f"AdaGNUNet cannot express this UNet2DModel: {'; '.join(reasons)}.")
+        short = [reason if len(reason) <= 200 else f"{reason[:200]}..." for reason in reasons]
+        raise InputError(f"AdaGNUNet cannot express this UNet2DModel: {'; '.join(short)}.")
     c = model.config
     first = c.block_out_channels[0]
     side = c.sample_size if isinstance(c.sample_size, int) else c.sample_size[0]

@@ -893,7 +893,9 @@ def test_killed_while_decoding(tmp_path, store):
     root = make_folders(tmp_path / "d")
     killed, working = child(SLOW_READING, root), child(SLOW_READING, root)
     try:
-        assert killed.stdout.readline() == working.stdout.readline() == "decoding\n"
+        for one in (killed, working):
+            said = one.stdout.readline()
+            assert said == "decoding\n", (said, one.poll(), one.poll() is not None and one.communicate())
         before = set(store.iterdir())
         assert len(before) == 2 and all(p.name.startswith(".") for p in before)
         killed.send_signal(signal.SIGKILL)

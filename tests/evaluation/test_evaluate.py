@@ -484,3 +484,16 @@ def test_a_data_set_against_another_part_of_it(tmp_path):
         main(["evaluate", "digits:heldout", "--guidance", "2", "--out", str(tmp_path / "f"), *argv])
     with pytest.raises(InputError, match="no split"):
         main(["evaluate", "digits:soon", "--out", str(tmp_path / "f"), *argv])
+
+
+def test_null_among_the_labels_of_our_own_npz(model, data, tmp_path):
+    where = tmp_path / "s"
+    argv = ["sample", str(model), "--classes", "cat,null", "--steps", "2", "--count", "3", "--npz", "--out", str(where)]
+    assert main([*argv, "--debug"]) == 0
+    arrays = np.load(where / "samples.npz")
+    assert int(arrays["null_id"]) == 3 and arrays["arr_1"].tolist() == [0] * 3 + [3] * 3
+    against = ["--against", str(data), "--extractor", f"{__name__}:quarters", "--judge", "none", "--debug"]
+    assert main(["evaluate", str(where / "samples.npz"), "--out", str(tmp_path / "e"), *against]) == 0
+    np.savez(tmp_path / "unsaid.npz", arr_0=arrays["arr_0"], arr_1=arrays["arr_1"])  # labels counted from 1, perhaps
+    with pytest.raises(InputError, match="outside"):
+        main(["evaluate", str(tmp_path / "unsaid.npz"), "--out", str(tmp_path / "f"), *against])

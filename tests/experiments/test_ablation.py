@@ -78,9 +78,10 @@ def test_finished_members_are_not_run_again_and_others_are_added(tmp_path, monke
 
 def test_a_stopped_ablation_goes_on_where_it_was(tmp_path, monkeypatch, capsys):
     class Stop(loop.StopSignal):
-        def everywhere(self, accelerator):
-            self.name = "SIGTERM"
-            return True
+        def __enter__(self):
+            entered = super().__enter__()
+            entered.name = "SIGTERM"
+            return entered
 
     with monkeypatch.context() as m:
         m.setattr(loop, "StopSignal", Stop)

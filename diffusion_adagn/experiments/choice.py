@@ -293,6 +293,25 @@ def disagreement(
     return _agreed_or_not(telling, points, name) + rest
 
 
+def at_the_edge(
+    choices: Mapping[str, Choice | None], points: Sequence[Finished], titles: Mapping[str, str] | None = None
+) -> str:
+    """Which metrics are best at the largest scale that was swept, so that the best may lie beyond; "" for none."""
+    row = {p.id: p.row for p in points}
+    scales = [r["scale"] for r in row.values()]
+    if not scales or max(scales) <= max(1, min(scales)):
+        return ""
+    name = names(titles)
+    best = [name[m] for m, c in choices.items() if c is not None and c.telling and row[c.best]["scale"] == max(scales)]
+    if not best:
+        return ""
+    verb = "is" if len(best) == 1 else "are"
+    return (
+        f"{_capital(listed(best, 8))} {verb} best at the largest scale that was swept, {max(scales):g}: sweep further to see "
+        "where they turn."
+    )
+
+
 def _agreed_or_not(telling: Mapping[str, Choice], points: Sequence[Finished], name: Mapping[str, str]) -> str:
     which = listed([name[m] for m in telling], 8)
     shared = set.intersection(*(set(c.members) for c in telling.values()))

@@ -35,6 +35,7 @@ from .choice import (
     TRADES,
     Choice,
     Finished,
+    at_the_edge,
     best_sets,
     called,
     class_best_sets,
@@ -162,7 +163,8 @@ class Reading:
         self.choices = best_sets(self.points)
         self.by_class = class_best_sets(self.points)
         self.trades = [t for t in TRADES if set(t) <= set(self.metrics)]
-        self.verdict = disagreement(self.choices, self.points, self.words)
+        said = disagreement(self.choices, self.points, self.words), at_the_edge(self.choices, self.points, self.words)
+        self.verdict = " ".join(filter(None, said))
         self.looks = too_much(self.points)
         self.again = {b.id: (b, p) for p in self.confirmed if (b := self._before(p))}
         self.choices_again = best_sets([replace(p, row=p.row | {"id": i}) for i, (_, p) in self.again.items()])

@@ -241,12 +241,12 @@ def _train(config: RunConfig, resume: bool, held: ExitStack) -> int:
                     label_gap = f", label gap {seen['label_gap_wrong']:+.4f}"
             if main and training.heldout_every and step % training.heldout_every == 0:
                 log(heldout_loss=heldout_loss(ema.model, heldout, objective, training, accelerator.autocast, device))
-            if saving:
-                save()
             if main and training.preview_every and (step % training.preview_every == 0 or step == training.max_steps):
                 with accelerator.autocast():
                     file = draw_preview(run, make_pipeline(config, ema.model, training.ema_decay, step), training, step)
                 bar.write(f"preview {file}")
+            if saving:  # last: what a killed run had not yet shown of a step, it shows again
+                save()
             if stopping:
                 break
     bar.close()

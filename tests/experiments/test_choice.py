@@ -354,3 +354,15 @@ def test_every_group_is_judged_from_scale_1():
     said = choice.too_much(points)
     assert len(said) == 2 and all("scale 2 is the first to stand out" in line for line in said)
     assert choice.too_much([p for p in points if p.row["scale"] > 1])[0].startswith("Already at scale 2")
+
+
+def test_the_best_at_the_edge_of_what_was_swept_is_told():
+    choices = {
+        "accuracy": choice.Choice("accuracy", "b", ("b",), {"a": (-0.3, -0.1)}),
+        "kid": choice.Choice("kid", "a", ("a",), {"b": (0.1, 0.3)}),
+    }
+    points = [choice.Finished({"id": i, "scale": s}) for i, s in (("a", 1.0), ("b", 4.0))]
+    told = choice.at_the_edge(choices, points)
+    assert told.startswith("Accuracy is best at the largest scale that was swept, 4")
+    assert choice.at_the_edge({"kid": choices["kid"]}, points) == ""
+    assert choice.at_the_edge(choices, points[:1]) == ""

@@ -35,7 +35,9 @@ def test_nothing_grows(tmp_path):
             handles = len(os.listdir(f"/proc/{process.pid}/fd"))
         except (OSError, IndexError, ValueError):
             continue
-        rss = next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmRSS")) / 1024
+        rss = next((int(line.split()[1]) / 1024 for line in status.splitlines() if line.startswith("VmRSS")), None)
+        if rss is None:  # it has just ended
+            break
         seen.append((step, rss, handles, time.monotonic() - began))
     assert process.returncode == 0
     step, rss, handles, seconds = np.array([s for s in seen if s[0] >= 4000]).T

@@ -71,7 +71,11 @@ def test_the_readmes_commands_and_programs_run(place):
         assert words[0] == "adagn", command
         name, argv = words[1], words[2:]
         if only_parse:
-            args = {"train": train_cli, "sample": sample_cli, "import-adm": adm_cli, "sweep": sweep_cli}[name].parser().parse(argv)
+            args = (
+                {"train": train_cli, "sample": sample_cli, "import-adm": adm_cli, "sweep": sweep_cli}[name]
+                .parser()
+                .parse(argv)
+            )
             if name == "train":
                 read_config(args.config, config_overrides(args))
             continue

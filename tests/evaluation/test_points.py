@@ -115,7 +115,12 @@ def test_colour_and_contrast():
     assert red_ == pytest.approx([(128 * 2 + 255) / 3 / 255, 0, 127 / 255, 1 / 3])
     assert half == pytest.approx([0.5, 0.5, 0, 1])
     found = against_data(half, np.array([0.4, 0.25, 0.0, 0.1]))
-    assert found == {"contrast_ratio": 2.0, "saturation_ratio": None, "brightness_shift": pytest.approx(0.1), "extremes_shift": 0.9}
+    assert found == {
+        "contrast_ratio": 2.0,
+        "saturation_ratio": None,
+        "brightness_shift": pytest.approx(0.1),
+        "extremes_shift": 0.9,
+    }
 
 
 def test_at_scale_1_all_points_are_one():

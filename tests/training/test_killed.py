@@ -84,7 +84,7 @@ for place in work["places"]:
         kills += status == -signal.SIGKILL
     status = run(argv)
     assert status in (0, 1), status  # 1: it was done already
-print(length, kills)
+print(kills)
 """
 
 
@@ -110,6 +110,7 @@ def killed_and_resumed(tmp_path, variant, count, seed):
     assert done.returncode == 0, done.stderr[-3000:]
     for place in places:
         assert_same(tmp_path / "whole", tmp_path / os.path.basename(place))
+    print(f"killed {done.stdout.split()[-1]} times")
     return int(done.stdout.split()[-1])
 
 

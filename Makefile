@@ -1,7 +1,7 @@
 # make demo       train and sample real handwritten digits on the CPU, from nothing (a few minutes, most of it the install)
 # make test       the whole default test suite;  make test-slow  the rest
 # make lint       ruff, version and rules pinned
-# make clean      remove the virtual environment, runs and samples
+# make clean      remove the virtual environment, runs, samples and what was measured
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -32,4 +32,4 @@ lint: $(VENV)/.installed
 	$(BIN)/ruff format --check .
 
 clean:
-	rm -rf $(VENV) runs samples
+	rm -rf $(VENV) runs samples sweeps evaluations traces

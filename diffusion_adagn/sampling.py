@@ -87,11 +87,10 @@ def sample_to_folder(
     request = replace(request, scales=list(dict.fromkeys(request.scales)))  # one said twice is one
     if request.guide is not None:
         guide, guide_what = open_pipeline(request.guide, weights)
-        pipe.check_guide(guide)
         request = replace(request, guidance=replace(request.guidance, guide=guide))
     guidances = {scale: replace(request.guidance, scale=scale) for scale in request.scales}
-    if request.guide is None and not all(g.off for g in guidances.values()):
-        pipe.check_guidance()
+    for guidance in guidances.values():
+        pipe.check_guidance(guidance)
     if main and labels.K and KINDS[pipe.unet.config.conditioning].label_in is None:
         print("note: this network hears the timestep alone (conditioning none): classes and guidance change nothing")
     set_steps(pipe.scheduler, request.steps)

@@ -11,6 +11,7 @@ from .options import (
     add_config_options,
     add_guidance_options,
     add_measure_options,
+    add_sampler_options,
     config_overrides,
     guidance_scales,
     name_of_run,
@@ -44,14 +45,7 @@ def parser() -> Parser:
     p.add_argument(
         "--weights", choices=["ema", "raw"], default="ema", help="raw: the unaveraged weights of a checkpoint [ema]"
     )
-    p.add_argument(
-        "--sampler", choices=["ddpm", "ddim", "dpm++", "unipc", "euler", "heun"], help="[the model's own: ddim]"
-    )
-    p.add_argument("--steps", type=int, default=50, metavar="INT", help="sampler steps [50]")
-    p.add_argument(
-        "--eta", type=float, default=0.0, metavar="NUMBER", help="ddim's noise: 0 none, 1 as much as ddpm [0]"
-    )
-    p.add_argument("--spacing", choices=["leading", "trailing", "linspace"], help="timestep spacing [the model's own]")
+    add_sampler_options(p)
     p.add_argument("--classes", help="names, ids or 'all', with commas between [all]")
     p.add_argument("--count", type=int, default=1000, metavar="INT", help="pictures, over all classes together [1000]")
     p.add_argument("--seed", type=int, default=0, metavar="INT", help="picture i starts from the noise of seed + i [0]")

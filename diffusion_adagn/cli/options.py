@@ -98,8 +98,22 @@ def _shown(default: Any) -> str:
     )
 
 
+def add_sampler_options(parser: argparse.ArgumentParser) -> None:
+    """One sampler; a sweep takes lists."""
+    parser.add_argument("--steps", type=int, default=50, metavar="INT", help="sampler steps [50]")
+    parser.add_argument(
+        "--sampler", choices=["ddpm", "ddim", "dpm++", "unipc", "euler", "heun"], help="[the model's own: ddim]"
+    )
+    parser.add_argument(
+        "--eta", type=float, default=0.0, metavar="NUMBER", help="ddim's noise: 0 none, 1 as much as ddpm [0]"
+    )
+    parser.add_argument(
+        "--spacing", choices=["leading", "trailing", "linspace"], help="timestep spacing [the model's own]"
+    )
+
+
 def add_guidance_options(parser: argparse.ArgumentParser, several: bool = False) -> None:
-    """How pictures are guided; `guidance_settings` reads them. several: lists, for a sweep."""
+    """How pictures are guided; `guidance_scales`, `number` and `words` read them. several: lists, for a sweep."""
     many = ", with commas between" if several else ""
     group = parser.add_argument_group("guidance", "pred = null + scale * (cond - null); what is not said is neutral")
     group.add_argument(

@@ -4,7 +4,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..errors import UsageError
-from .options import Parser, add_guidance_options, add_model_options, guidance_scales, name_of_run, number
+from .options import (
+    Parser,
+    add_guidance_options,
+    add_model_options,
+    add_sampler_options,
+    guidance_scales,
+    name_of_run,
+    number,
+)
 
 
 def parser() -> Parser:
@@ -40,14 +48,7 @@ def parser() -> Parser:
         help="picture i (class-major) starts from the noise of seed + i; with --mix and --interpolate picture j of each "
         "class from that of seed + j [0]",
     )
-    p.add_argument("--steps", type=int, default=50, metavar="INT", help="sampler steps [50]")
-    p.add_argument(
-        "--sampler", choices=["ddpm", "ddim", "dpm++", "unipc", "euler", "heun"], help="[the model's own: ddim]"
-    )
-    p.add_argument(
-        "--eta", type=float, default=0.0, metavar="NUMBER", help="ddim's noise: 0 none, 1 as much as ddpm [0]"
-    )
-    p.add_argument("--spacing", choices=["leading", "trailing", "linspace"], help="timestep spacing [the model's own]")
+    add_sampler_options(p)
     p.add_argument("--batch_size", type=int, default=64, metavar="INT", help="pictures at a time [64]")
     p.add_argument(
         "--precision", choices=["fp32", "bf16", "fp16"], default="fp32", help="autocast type of the network [fp32]"

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from .pipeline import ClassConditionalPipeline
     from .schedule import Call
 
-UNITS = {"t": "timestep", "sigma": "noise level", "steps": "step", "share": "share of the timesteps"}
+UNITS = ("t", "sigma", "steps", "share")
 NUMBER = r"\d+(?:\.\d*)?(?:e[+-]?\d+)?|\.\d+|inf"
 INTERVAL = re.compile(rf"(?:(t|sigma|steps):)?\s*({NUMBER})\s*-\s*({NUMBER})", re.IGNORECASE)
 

@@ -122,16 +122,18 @@ class ClassConditionalPipeline(DiffusionPipeline):
         )
         return self
 
-    def check_guidance(self) -> None:
-        """Raises InputError, with the remedy, if there is no null class to guide against."""
-        if self.labels.null_id is None or not self.labels.K:
+    def check_guidance(self, guidance: Guidance) -> None:
+        """Raises InputError, with the remedy, if there is nothing to guide against: no null class, or a guide that does not fit."""
+        if guidance.guide is not None:
+            self._check_guide(guidance.guide)
+        elif not guidance.off and (self.labels.null_id is None or not self.labels.K):
             raise InputError(
                 "this model has no null class to be guided against: sample at guidance scale 1, guide it against another network "
                 "(--guide RUN: an earlier checkpoint, or one without classes), or fine-tune it with a null row: adagn train "
                 "--init_from RUN --config FILE."
             )
 
-    def check_guide(self, guide: "ClassConditionalPipeline") -> None:
+    def _check_guide(self, guide: "ClassConditionalPipeline") -> None:
         """Raises InputError unless `guide` answers the same question: same pictures, noise schedule, and classes (or none)."""
         ours, theirs = self.unet.config, guide.unet.config
         for name, what in (("in_channels", "channels"), ("sample_size", "pixels a side")):
@@ -196,10 +198,7 @@ class ClassConditionalPipeline(DiffusionPipeline):
             raise InputError(f"guidance is a Guidance object, not {guidance!r}; guidance_scale takes numbers.")
         guidance = guidance or (UNGUIDED if guidance_scale is None else Guidance(guidance_scale))
         guidance.scales(count)
-        if guidance.guide is not None:
-            self.check_guide(guidance.guide)
-        elif not guidance.off:
-            self.check_guidance()
+        self.check_guidance(guidance)
         if output_type not in ("pil", "pt", "np"):
             raise InputError(f"output_type is pil, pt or np, not {output_type!r}.")
         self.check_eta(eta)

@@ -22,7 +22,7 @@ from .extractors import features_of
 from .memorisation import draw_neighbours, memorisation
 from .output import BATCHES, check_out, take_up
 from .pictures import Found, is_data, read_data, read_pictures, sampled_from
-from .points import Draw, Point, Sampled, all_processes, forget, metrics_device, sample_point
+from .points import Draw, Point, Sampled, all_processes, classes_of, forget, metrics_device, sample_point
 from .real import Real
 from .reference import Reference
 from .report import CLASSES, JSON, MARKDOWN, full_record, overall_table, write_report
@@ -205,20 +205,17 @@ def store_reference(request: EvaluateRequest, file: Path) -> Reference:
 
 def _point(sampling: Sampling, pipe: ClassConditionalPipeline, guide: ClassConditionalPipeline | None) -> Point:
     own, s = Point.of(pipe), sampling
-    if guide is not None:
-        pipe.check_guide(guide)
-    elif s.scale != 1:
-        pipe.check_guidance()
-    return Point(
+    point = Point(
         s.scale, s.interval, s.schedule, s.rescale, s.threshold, s.guide,
         s.sampler or own.sampler, s.steps, s.eta, s.spacing or own.spacing,
     ).settled()  # fmt: skip
+    pipe.check_guidance(point.guidance(guide))
+    return point
 
 
 def _draw(sampling: Sampling, request: EvaluateRequest, pipe: ClassConditionalPipeline) -> Draw:
-    ids = pipe.labels.parse(sampling.classes or ("all" if pipe.labels.K else "null"))
-    unique = tuple(dict.fromkeys(ids))
-    return Draw(unique, sampling.count, sampling.seed, request.batch_size, sampling.precision, shown=0)
+    ids = classes_of(pipe, sampling.classes)
+    return Draw(ids, sampling.count, sampling.seed, request.batch_size, sampling.precision, shown=0)
 
 
 # ---------------------------------------------------------------------- pictures, numbers, files

@@ -104,6 +104,11 @@ class Point:
         return asdict(self)
 
 
+def classes_of(pipe: ClassConditionalPipeline, classes: str | None) -> tuple[int, ...]:
+    """The ids that a text names; None: all, or null where there are no classes. Raises InputError for what is no class."""
+    return tuple(pipe.labels.parse(classes or ("all" if pipe.labels.K else "null")))
+
+
 @dataclass(frozen=True)
 class Draw:
     """Which pictures are made, the same at every point: picture i is of classes[i % len(classes)], from the noise of seed + i.

@@ -26,6 +26,7 @@ from ..diffusion.pipeline import to_pixels
 from ..diffusion.schedule import make_scheduler
 from ..errors import InputError
 from ..evaluation.label_use import label_use
+from ..folders import file_into_place
 from ..loading import open_pipeline
 from ..models.conditioning import KINDS
 from ..models.cost import Cost, count_cost
@@ -220,9 +221,7 @@ def _claim(out: Path, config: RunConfig, dry_run: bool) -> None:
         raise InputError(f"{out} exists and is not an ablation (no ablation.yaml in it): give another --output_dir.")
     elif not dry_run:
         out.mkdir(parents=True, exist_ok=True)
-        beside = file.with_suffix(".tmp")
-        beside.write_text(to_yaml(config), encoding="utf-8")
-        beside.replace(file)
+        file_into_place(file, lambda beside: beside.write_text(to_yaml(config), encoding="utf-8"))
 
 
 # ---------------------------------------------------------------------- a member
@@ -272,6 +271,5 @@ def _measure(member: Member, config: RunConfig, heldout: ImageDataset, cost: Cos
         else f"{torch.get_num_threads()} CPU threads",
         "date": datetime.date.today().isoformat(),
     }
-    beside = member.run.path / "result.tmp"
-    beside.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    beside.replace(member.run.path / "result.json")
+    text = json.dumps(result, indent=1) + "\n"
+    file_into_place(member.run.path / "result.json", lambda beside: beside.write_text(text, encoding="utf-8"))

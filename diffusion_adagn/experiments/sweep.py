@@ -18,12 +18,13 @@ import numpy as np
 from accelerate import PartialState
 from tqdm import tqdm
 
+from ..diffusion.guidance import Guidance
 from ..diffusion.pipeline import ClassConditionalPipeline
 from ..errors import InputError
 from ..evaluation.adm_npz import write_npz
 from ..evaluation.bench import Bench, Measuring, bench_of_model
 from ..evaluation.extractors.base import described
-from ..evaluation.points import Draw, Point, Sampled, all_processes, forget, metrics_device, sample_point
+from ..evaluation.points import Draw, Point, Sampled, all_processes, classes_of, forget, metrics_device, sample_point
 from ..evaluation.results import Results, results, versions
 from ..folders import file_into_place, into_place
 from ..loading import model_hash, open_pipeline
@@ -144,23 +145,28 @@ def _check(
     points: Sequence[Point], pipe: ClassConditionalPipeline, guide: ClassConditionalPipeline | None
 ) -> dict[str, int]:
     """Network evaluations a picture of every point. Raises InputError for a point that cannot be walked, naming it."""
-    if guide is not None:
-        pipe.check_guide(guide)
-    elif any(p.scale != 1 for p in points):
-        pipe.check_guidance()
     cost = {}
+    if guide is not None:
+        pipe.check_guidance(Guidance(guide=guide))
     for point in points:
         try:
-            cost[point.name] = point.guidance(guide).evaluations(point.calls(pipe))
+            guidance = point.guidance(guide)
+            pipe.check_guidance(guidance)
+            cost[point.name] = guidance.evaluations(point.calls(pipe))
         except InputError as error:
             raise InputError(f"the point {point.name} cannot be sampled: {error}") from None
     return cost
 
 
 def _draw(request: SweepRequest, pipe: ClassConditionalPipeline) -> Draw:
-    classes = request.classes or ("all" if pipe.labels.K else "null")
-    ids = tuple(dict.fromkeys(pipe.labels.parse(classes)))
-    draw = Draw(ids, request.count, request.seed, request.batch_size, request.precision, request.shown)
+    draw = Draw(
+        classes_of(pipe, request.classes),
+        request.count,
+        request.seed,
+        request.batch_size,
+        request.precision,
+        request.shown,
+    )
     if request.count < len(draw.classes):
         raise InputError(
             f"--count {request.count} is the total over {len(draw.classes)} classes: give at least one a class, or name fewer --classes."

@@ -25,6 +25,7 @@ from ..evaluation.report import (
     titles,
     weak,
 )
+from ..folders import file_into_place
 from ..grids import labelled_grid
 from ..trace.drawing import one_line, shorten
 from ..trace.sentences import listed, percent, plus_minus
@@ -126,17 +127,11 @@ def write_report(
         "sweep.md": reading.page(list(pictures), earlier, left_out),
     }
     for name, content in files.items():
-        _put(out / name, content)
+        file_into_place(out / name, lambda beside, content=content: beside.write_bytes(content))
     for name in FIGURES:
         if name not in figures:
             (out / name).unlink(missing_ok=True)
     return [out / name for name in ("sweep.md", "sweep.csv", "sweep.json", *pictures)]
-
-
-def _put(file: Path, content: bytes) -> None:
-    beside = file.with_name(f".{file.name}.new")
-    beside.write_bytes(content)
-    beside.replace(file)
 
 
 class Reading:

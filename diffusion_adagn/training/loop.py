@@ -22,6 +22,7 @@ from ..data import ImageDataset, open_dataset
 from ..diffusion.objective import Objective
 from ..diffusion.schedule import make_scheduler
 from ..errors import InputError
+from ..folders import file_into_place
 from ..labels import LabelSpace
 from ..loading import make_pipeline
 from ..models.cost import count_cost
@@ -411,9 +412,7 @@ def _claim(run: RunFolder, config: RunConfig, resume: bool, at: Path | None, hel
     run.path.mkdir(parents=True, exist_ok=True)
     held.enter_context(run.lock())
     clear_leftovers(run.checkpoints)
-    beside = run.config_file.with_suffix(".tmp")
-    beside.write_text(to_yaml(config), encoding="utf-8")
-    beside.replace(run.config_file)
+    file_into_place(run.config_file, lambda beside: beside.write_text(to_yaml(config), encoding="utf-8"))
 
 
 def _restore(

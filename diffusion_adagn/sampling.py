@@ -12,12 +12,14 @@ from accelerate import PartialState
 from PIL import Image
 from tqdm import tqdm
 
+from .config import read_json, said
 from .diffusion.guidance import Guidance
 from .diffusion.mixing import Between, ClassPlan, Mix
 from .diffusion.pipeline import MOST_SEED, ClassConditionalPipeline, to_pil
 from .diffusion.schedule import network_calls, sampler_name, set_steps
 from .errors import InputError
 from .evaluation.adm_npz import write_npz
+from .evaluation.pictures import MOST_INDEX
 from .evaluation.points import AUTOCAST, all_processes
 from .folders import file_into_place
 from .grids import labelled_grid
@@ -291,10 +293,17 @@ def _clear(out: Path, overwrite: bool) -> None:
         if not overwrite:
             raise InputError(f"{out} already holds samples: give another --out, or --overwrite to replace them.")
         try:
-            old = [Path(i["file"]).name for i in json.loads(index.read_text(encoding="utf-8"))["images"]]
-        except (ValueError, KeyError, TypeError) as error:
-            raise InputError(f"{index} is damaged ({error!r}): give another --out.") from None
-        files = [*(out / name for name in [*old, "grid.png", "samples.json"]), *out.glob(f"{Path(NPZ).stem}*.npz")]
+            old = [i["file"] for i in read_json(index, MOST_INDEX)["images"]]
+            for name in old:
+                if not (isinstance(name, str) and name.endswith(".png") and Path(name).name == name):
+                    raise ValueError(f"{said(name)} is no picture of this folder")
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise InputError(f"{index} is damaged ({error}): give another --out.") from None
+        # of what lies there: a name that is not among it is never looked for
+        names = {*old, "grid.png", index.name}
+        files = [f for f in out.iterdir() if f.name in names or f.match(f"{Path(NPZ).stem}*.npz")]
+        if folder := next((f for f in files if f.is_dir()), None):
+            raise InputError(f"{folder} is a folder where a file of samples was expected: give another --out.")
         for file in files:
-            file.unlink(missing_ok=True)
+            file.unlink()
     out.mkdir(parents=True, exist_ok=True)

@@ -2,6 +2,7 @@
 in them is run."""
 
 import copy
+import io
 import json
 import math
 import os
@@ -10,6 +11,7 @@ import resource
 import signal
 import struct
 import time
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -41,6 +43,8 @@ from diffusion_adagn.labels import MOST_CLASSES, MOST_NAME
 from diffusion_adagn.loading import open_pipeline, recorded_data
 from diffusion_adagn.models.cost import count_cost
 from diffusion_adagn.run import checkpoints
+from diffusion_adagn.sampling import _clear
+from diffusion_adagn.training.checkpoint import damage, load_weights, read_state
 
 LABELS = LabelSpace(("cat", "Dog", "tench, Tinca tinca"), original_ids=(3, 5, 7), wnids=("n1", "n2", "n3"))
 MOST_SECONDS, MOST_BYTES = 20, 3 * 2**30
@@ -617,6 +621,51 @@ def test_tensors_that_claim_more_than_their_storage(tmp_path):
         assert "time_embed.0.weight" in refused(load_adm, tmp_path / "m.pt")
 
 
+@pytest.mark.parametrize("squeezed", [False, True])
+def test_npz_that_claim_what_they_have_not(tmp_path, squeezed):
+    """Refused by what they claim, since memory may be promised that is not there."""
+    save = np.savez_compressed if squeezed else np.savez
+    pixels, labels = np.zeros((3, 8, 8, 3), np.uint8), np.zeros(3, np.int64)
+    save(tmp_path / "p.npz", arr_0=pixels, arr_1=labels)
+    assert refused(read_pictures, tmp_path / "p.npz") is None
+    way = zipfile.ZIP_DEFLATED if squeezed else zipfile.ZIP_STORED
+    for at in (0, 1):
+        for shape in (
+            (10**6, 10**3, 10**3, 3),
+            (4, 8, 8, 3),
+            (2, 8, 8, 3),
+            (10**30,),
+            (-3, 8, 8, 3),
+            (0, 10**18, 8, 3),
+        ):
+            with zipfile.ZipFile(tmp_path / "p.npz", "w", way) as archive:
+                for i, array in enumerate((pixels, labels)):
+                    header = io.BytesIO()
+                    dtype = np.lib.format.dtype_to_descr(array.dtype)
+                    claim = {"descr": dtype, "fortran_order": False, "shape": shape if i == at else array.shape}
+                    np.lib.format.write_array_header_1_0(header, claim)
+                    archive.writestr(f"arr_{i}.npy", header.getvalue() + array.tobytes())
+            assert f"arr_{at} claims" in refused(read_pictures, tmp_path / "p.npz")
+
+
+def test_npz_whose_directory_claims_it_too(tmp_path):
+    header = io.BytesIO()
+    shape = (10**6, 10**3, 10**3, 3)
+    np.lib.format.write_array_header_1_0(header, {"descr": "|u1", "fortran_order": False, "shape": shape})
+    size = len(header.getvalue()) + math.prod(shape)
+    with zipfile.ZipFile(tmp_path / "p.npz", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("arr_0.npy", header.getvalue() + bytes(1000))
+        archive.infolist()[0].file_size = size
+    assert "arr_0 claims 3,000,000,000,000 bytes" in refused(read_pictures, tmp_path / "p.npz")
+
+
+def test_npz_members_that_are_no_arrays(tmp_path):
+    for name in ("arr_0", "arr_0.npy"):
+        with zipfile.ZipFile(tmp_path / "p.npz", "w") as archive:
+            archive.writestr(name, b"rubbish, of no shape")
+        assert "no .npz" in refused(read_pictures, tmp_path / "p.npz")
+
+
 def test_pictures_that_no_memory_holds(samples):
     Image.new("L", (9000, 9000)).save(samples / "0.png")
     record = json.loads((samples / "samples.json").read_text())
@@ -781,6 +830,85 @@ def test_states_that_are_none(run):
     for content in ("[]", "{}", '{"step": "9"}', '{"step": true}', '{"step": -1}', '{"step": 1.5}', "[" * 10**5):
         (run / "checkpoints/step-00000009/state.json").write_text(content)
         assert "state.json" in refused(open_pipeline, run)
+
+
+# ---------------------------------------------------------------------- names
+
+ODD_NAMES = [
+    "..",
+    ".",
+    "",
+    "/",
+    "../../outside",
+    "/etc/passwd",
+    "a/../b",
+    "a\\b",
+    "\0",
+    "\ud800",
+    "x" * 3000,
+    "a\nb",
+    "\x1b[2J",
+]
+
+
+@pytest.mark.parametrize("name", ODD_NAMES)
+def test_a_manifest_names_files_of_its_folder_alone(tmp_path, name):
+    (tmp_path / "outside").write_text("secret")
+    checkpoint = tmp_path / "run/step-00000009"
+    checkpoint.mkdir(parents=True)
+    (checkpoint / "manifest.json").write_text(json.dumps({name: {"bytes": 6, "sha256": "0"}}))
+    wrong = damage(checkpoint)
+    assert "no file of a checkpoint" in wrong and len(wrong) < 300 and wrong.isprintable()
+
+
+def test_manifests_and_states_that_are_none(tmp_path):
+    checkpoint = tmp_path / "step-00000009"
+    checkpoint.mkdir()
+    assert "missing" in refused(read_state, checkpoint)
+    (checkpoint / "model.safetensors").write_bytes(b"")
+    odd = [{"model.safetensors": v} for v in ODD] + [{"model.safetensors": {"bytes": v}} for v in ODD] + ODD
+    for content in [*(json.dumps(v) for v in odd), DEEP, "[" * 10**6, '{"a":' * 10**6, "", "\0"]:
+        for name in ("manifest.json", "state.json"):
+            (checkpoint / name).write_text(content)
+        assert 10 < len(damage(checkpoint)) < 500
+        assert "damaged" in refused(load_weights, checkpoint / "model.safetensors", None)
+        if not content.startswith("{") or '{"a":{' in content:
+            assert "damaged" in refused(read_state, checkpoint)
+
+
+ENTRIES = [[{"file": n}] for n in [*ODD_NAMES, "../samples.json", "notes.txt", None, 3, [], {}]] + [None, 3, "ab", {"a": 1}, [[]], [None], [{}]]  # fmt: skip
+
+
+@pytest.mark.parametrize("entries", [*ENTRIES, DEEP], ids=range(len(ENTRIES) + 1))
+def test_samples_that_list_what_is_not_theirs_are_not_cleared(samples, entries):
+    (samples.parent / "outside").write_text("mine")
+    (samples / "notes.txt").write_text("mine")
+    (samples / "samples.json").write_text('{"images": ' + (DEEP if entries is DEEP else json.dumps(entries)) + "}")
+    before = sorted(p for p in samples.parent.rglob("*"))
+    assert "is damaged" in refused(_clear, samples, True)
+    assert sorted(p for p in samples.parent.rglob("*")) == before
+    (samples.parent / "outside").unlink()
+
+
+@pytest.mark.parametrize("name", ["1.png", "grid.png", "samples-g2.npz"])
+def test_a_folder_among_samples_is_not_cleared(samples, name):
+    (samples / name).unlink(missing_ok=True)
+    (samples / name).mkdir()
+    before = sorted(samples.iterdir())
+    assert f"{name} is a folder" in refused(_clear, samples, True)
+    assert sorted(samples.iterdir()) == before
+    (samples / name).rmdir()
+
+
+def test_names_that_are_gone_or_link_elsewhere(samples):
+    (samples.parent / "outside").write_text("mine")
+    (samples / "0.png").unlink()
+    (samples / "1.png").unlink()
+    (samples / "1.png").symlink_to(samples.parent / "outside")
+    assert refused(_clear, samples, True) is None
+    assert not list(samples.iterdir())
+    assert (samples.parent / "outside").read_text() == "mine"
+    (samples.parent / "outside").unlink()
 
 
 # ---------------------------------------------------------------------- noise schedules

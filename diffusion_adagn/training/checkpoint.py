@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -11,12 +12,14 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from ..config import read_json, said
 from ..errors import InputError
 from ..folders import into_place
 from ..run import STATE, checkpoints
 from .ema import EMA
 
 MANIFEST = "manifest.json"  # {file: {bytes, sha256}} of all the others
+PLAIN = re.compile(r"\w[\w.-]{0,99}")  # a file of the folder itself; a stranger's may name any
 BESIDE = ".step-"  # how names of unfinished and of removed checkpoints begin
 
 
@@ -89,21 +92,23 @@ def newest_good(folder: Path, say: Callable[[str], None] = print) -> Path | None
 def damage(checkpoint: Path, only: str | None = None) -> str | None:
     """What is wrong with a checkpoint, or with one file of it; None if it is as it was written."""
     try:
-        manifest = json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))
+        manifest = read_json(checkpoint / MANIFEST)
         for name, facts in manifest.items():
             if only not in (None, name):
                 continue
+            if not PLAIN.fullmatch(name):
+                return f"{MANIFEST} names {said(name)}, which is no file of a checkpoint"
             file = checkpoint / name
             if not file.is_file():
                 return f"{name} is missing"
             size = file.stat().st_size
             if size != facts["bytes"]:
-                return f"{name} has {size:,} bytes for {facts['bytes']:,}"
+                return f"{name} has {size} bytes in place of {said(facts['bytes'])}"
             if _facts(file) != facts:
                 return f"{name} is not what was written"
         missing = {STATE, "model.safetensors", "ema.safetensors", "optimizer.safetensors"} - set(manifest)
         return f"{min(missing)} is not in {MANIFEST}" if missing else None
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+    except (OSError, ValueError, TypeError, KeyError) as error:
         return f"{MANIFEST}: {error}"
 
 
@@ -131,7 +136,7 @@ def _remove(checkpoint: Path) -> None:
 
 def read_state(checkpoint: Path) -> dict:
     try:
-        return json.loads((checkpoint / STATE).read_text(encoding="utf-8"))
+        return read_json(checkpoint / STATE)
     except (OSError, ValueError) as error:
         raise InputError(
             f"the checkpoint {checkpoint} is damaged ({error}): remove it to go on from the one before."

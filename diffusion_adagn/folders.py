@@ -6,6 +6,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 
+def cache_root() -> Path:
+    """Where what can be made again is kept: $DIFFUSION_ADAGN_CACHE or ~/.cache/diffusion_adagn."""
+    return Path(os.environ.get("DIFFUSION_ADAGN_CACHE") or "~/.cache/diffusion_adagn").expanduser().absolute()
+
+
 def into_place(out: Path, write: Callable[[Path], None]) -> Path:
     """Write a folder beside `out` and rename it, so that a broken-off write leaves `out` as it was. Returns `out`."""
     beside, old = out.with_name(f".{out.name}.new"), out.with_name(f".{out.name}.old")

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Literal
 
 from ..config import DataConfig
 from ..errors import InputError
+from ..folders import cache_root
 from ..labels import LabelSpace
 from .classes import class_lines
 from .decode import STORE_FORMAT, decode
@@ -62,12 +63,19 @@ class ImageDataset:
     def channels(self) -> int:
         return self.images.shape[3]
 
-    def gather(self, indices: Iterable[int]) -> tuple[np.ndarray, np.ndarray]:
-        """(uint8 [B, H, W, C], int64 [B]) of these pictures (0..N-1), in the order given; copies."""
+    def gather(self, indices: Iterable[int], out: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """(uint8 [B, H, W, C], int64 [B]) of these pictures (0..N-1), in the order given; copies.
+
+        out: uint8 [B, H, W, C], C-contiguous; the pixels are written there and nowhere else. Raises IndexError for a picture
+        that there is not.
+        """
         import numpy as np
 
         at = np.asarray(indices, dtype=np.int64)
-        return self.images[at if self.indices is None else self.indices[at]], self.labels[at]
+        labels = self.labels.take(at)  # looks whether they are in range
+        rows = at if self.indices is None else self.indices.take(at)
+        # "wrap" never comes to it; with "raise" NumPy fills a buffer of its own before `out`
+        return self.images.take(rows, axis=0, out=out, mode="wrap"), labels
 
     def counts(self) -> np.ndarray:
         """int64 [K]: how many pictures each class has."""
@@ -165,8 +173,7 @@ def _check_classes(dataset: ImageDataset) -> None:
 
 
 def _root(config: DataConfig) -> Path:
-    given = config.store_dir or os.environ.get("DIFFUSION_ADAGN_CACHE") or "~/.cache/diffusion_adagn"
-    root = Path(given).expanduser().absolute()
+    root = Path(config.store_dir).expanduser().absolute() if config.store_dir else cache_root()
     try:
         root.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 import zipfile
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
@@ -13,7 +12,7 @@ import numpy as np
 
 from ..data import ImageDataset
 from ..errors import InputError
-from ..folders import file_into_place
+from ..folders import cache_root, file_into_place
 from .adm_npz import read_npz
 from .diagnostics import VALUES, picture_values
 from .extractors import Extractor, features_of
@@ -257,8 +256,7 @@ def some_of(labels: np.ndarray, count: int, seed: int) -> np.ndarray:
 
 def references_folder() -> Path:
     """Where references are kept: beside the decoded pictures, in DIFFUSION_ADAGN_CACHE or ~/.cache/diffusion_adagn."""
-    root = os.environ.get("DIFFUSION_ADAGN_CACHE") or "~/.cache/diffusion_adagn"
-    return Path(root).expanduser().absolute() / "references"
+    return cache_root() / "references"
 
 
 def _made(

@@ -25,7 +25,7 @@ def up2(h: Tensor) -> Tensor:
 class ResBlock(nn.Module):
     """x + conv(dropout(silu(norm2(conv(resample(silu(norm1(x))))))), the skip resampled and widened as needed.
 
-    norm2 is a site (a layer of the conditioning kind); norm1 is a plain GroupNorm unless it is a site too.
+    norm2 is a site (a layer of the conditioning kind); norm1 is a plain Norm unless it is a site too.
     The last convolution starts at 0, except under a gated kind, whose gate does.
     Source: Dhariwal & Nichol 2021, appendix; BigGAN's residual up/down blocks.
 
@@ -57,12 +57,11 @@ class ResBlock(nn.Module):
 
     def forward(self, x: Tensor, told: Sequence[tuple[Tensor, ...]]) -> Tensor:
         """x [B, in_channels, H, W]; told: one entry a site of this block, in order -> [B, out_channels, H', W']."""
-        h = F.silu(self.norm1(x, told[0]) if len(told) == 2 else self.norm1(x))
+        h = self.norm1(x, told[0], silu=True) if len(told) == 2 else self.norm1(x, silu=True)
         if self.resample is not None:
             h, x = self.resample(h), self.resample(x)
         h = self.conv1(h)
-        h = F.silu(self.norm2(h, told[-1]))
-        h = self.conv2(self.dropout(h))
+        h = self.conv2(self.dropout(self.norm2(h, told[-1], silu=True)))
         if self.gated:
             h = h * told[-1].gate[..., None, None]
         return self.skip(x) + h

@@ -1,7 +1,7 @@
 """Conditioning kinds: what a site is told, and how it applies it to the feature map.
 
 A kind is a layer of one site, made by `(channels, groups, eps)`. `Told` names what modulation(t, y) hands it;
-`forward(h, told)` applies it to h [B, channels, H, W]. A new kind is one class and one line in KINDS; what differs from
+`forward(h, told, silu)` applies it to h [B, channels, H, W], with the SiLU after it if asked. A new kind is one class and one line in KINDS; what differs from
 AdaGN in where the class enters, or in how it starts, is said in the class attributes of `Kind`.
 
 With one channel a group GroupNorm is instance norm, and `adagn` and `adain` are one: compare kinds at 4 channels a group
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..errors import InputError
+from .norm import Norm
 
 
 class Kind:
@@ -39,7 +40,7 @@ class Kind:
     first: "ClassVar[type[Kind] | None]" = None
 
 
-class AdaGN(nn.GroupNorm, Kind):
+class AdaGN(Norm, Kind):
     """Adaptive group normalisation:  h <- GroupNorm(h) * (1 + gamma) + beta.
 
     Source: Dhariwal & Nichol 2021 (arXiv 2105.05233), section 3, equation 3 and `use_scale_shift_norm`.
@@ -55,8 +56,8 @@ class AdaGN(nn.GroupNorm, Kind):
     def __init__(self, channels: int, groups: int, eps: float):
         super().__init__(groups, channels, eps)
 
-    def forward(self, h: Tensor, told: "AdaGN.Told") -> Tensor:
-        return super().forward(h) * (1 + _map(told.gamma)) + _map(told.beta)
+    def forward(self, h: Tensor, told: "AdaGN.Told", silu: bool = False) -> Tensor:
+        return self.modulated(h, told.gamma, told.beta, silu)
 
 
 class AdaGNZero(AdaGN):
@@ -92,16 +93,16 @@ class AdaIN(AdaGN):
     def __init__(self, channels: int, groups: int, eps: float):
         super().__init__(channels, channels, eps)
 
-    def forward(self, h: Tensor, told: "AdaGN.Told") -> Tensor:
+    def forward(self, h: Tensor, told: "AdaGN.Told", silu: bool = False) -> Tensor:
         if h.shape[-2] * h.shape[-1] < self.min_pixels:
             raise InputError(
                 f"adain cannot normalise a feature map of {h.shape[-2]}x{h.shape[-1]} pixels: give larger pictures, or a "
                 "network with fewer levels."
             )
-        return super().forward(h, told)
+        return super().forward(h, told, silu)
 
 
-class Additive(nn.GroupNorm, Kind):
+class Additive(Norm, Kind):
     """Addition:  h <- GroupNorm(h + shift).
 
     Source: Ho et al. 2020 (DDPM), and ADM with `use_scale_shift_norm` False; EDM's best CIFAR-10 network.
@@ -115,11 +116,11 @@ class Additive(nn.GroupNorm, Kind):
     def __init__(self, channels: int, groups: int, eps: float):
         super().__init__(groups, channels, eps)
 
-    def forward(self, h: Tensor, told: "Additive.Told") -> Tensor:
-        return super().forward(h + _map(told.shift))
+    def forward(self, h: Tensor, told: "Additive.Told", silu: bool = False) -> Tensor:
+        return self.modulated(h + _map(told.shift), None, None, silu)
 
 
-class Gain(nn.GroupNorm, Kind):
+class Gain(Norm, Kind):
     """A gain and no shift:  h <- GroupNorm(h) * (1 + gamma).
 
     Source: AdaGN without its beta; the modulation of StyleGAN2 (Karras et al. 2020, section 2.2) is of this kind.
@@ -133,8 +134,8 @@ class Gain(nn.GroupNorm, Kind):
     def __init__(self, channels: int, groups: int, eps: float):
         super().__init__(groups, channels, eps)
 
-    def forward(self, h: Tensor, told: "Gain.Told") -> Tensor:
-        return super().forward(h) * (1 + _map(told.gamma))
+    def forward(self, h: Tensor, told: "Gain.Told", silu: bool = False) -> Tensor:
+        return self.modulated(h, told.gamma, None, silu)
 
 
 class FiLM(nn.Module, Kind):
@@ -149,11 +150,12 @@ class FiLM(nn.Module, Kind):
         super().__init__()
         self.num_channels = channels
 
-    def forward(self, h: Tensor, told: "AdaGN.Told") -> Tensor:
-        return h * (1 + _map(told.gamma)) + _map(told.beta)
+    def forward(self, h: Tensor, told: "AdaGN.Told", silu: bool = False) -> Tensor:
+        h = h * (1 + _map(told.gamma)) + _map(told.beta)
+        return F.silu(h) if silu else h
 
 
-class CrossAttention(nn.GroupNorm, Kind):
+class CrossAttention(Norm, Kind):
     """The class as tokens, attended to by the feature map:
 
         h <- GroupNorm(h + shift);  h <- h + proj(softmax(q(h) keys^T / sqrt(d)) values)
@@ -181,8 +183,8 @@ class CrossAttention(nn.GroupNorm, Kind):
         nn.init.zeros_(self.proj.weight)
         nn.init.zeros_(self.proj.bias)
 
-    def forward(self, h: Tensor, told: "CrossAttention.Told") -> Tensor:
-        h = super().forward(h + _map(told.shift))
+    def forward(self, h: Tensor, told: "CrossAttention.Told", silu: bool = False) -> Tensor:
+        h = self.modulated(h + _map(told.shift), None, None, silu=False)
         rows = h.shape[0]
         q = rearrange(self.query(rearrange(h, "b c h w -> b (h w) c")), "b n (k d) -> b k n d", k=self.heads)
         keys, values = (
@@ -190,7 +192,8 @@ class CrossAttention(nn.GroupNorm, Kind):
             for part in (told.keys, told.values)
         )
         heard = rearrange(F.scaled_dot_product_attention(q, keys, values), "b k n d -> b n (k d)")
-        return h + rearrange(self.proj(heard), "b (h w) c -> b c h w", h=h.shape[2])
+        h = h + rearrange(self.proj(heard), "b (h w) c -> b c h w", h=h.shape[2])
+        return F.silu(h) if silu else h
 
 
 class TimeOnly(AdaGN):

@@ -12,9 +12,11 @@ from torch.nn import functional as F
 
 from ..config import ModelConfig
 from ..errors import InputError
+from ..ops import OPERATORS
 from .blocks import Downsample, Level, ResBlock, SelfAttention, Stage, Upsample, down2, up2, zero_init
 from .conditioning import KINDS, Kind
 from .embeddings import ConditionEmbedding
+from .norm import Norm
 
 Modulation = dict[str, tuple[Tensor, ...]]
 
@@ -97,8 +99,8 @@ class AdaGNUNet(ModelMixin, ConfigMixin):
             raise InputError(f"{conditioning} attends to the class, and this network has none: choose another kind.")
         self.gradient_checkpointing = False
 
-        def norm(channels: int) -> nn.GroupNorm:
-            return nn.GroupNorm(_groups(norm_groups, channels), channels, norm_eps)
+        def norm(channels: int) -> Norm:
+            return Norm(_groups(norm_groups, channels), channels, norm_eps)
 
         def site(channels: int, kind: type[nn.Module] = kind) -> nn.Module:
             return kind(channels, _groups(norm_groups, channels), norm_eps)
@@ -216,7 +218,7 @@ class AdaGNUNet(ModelMixin, ConfigMixin):
                 h = self._run(stage, torch.cat([h, skips.pop()], dim=1), m)
             if level.resample is not None:
                 h = self._run(level.resample, h, m)
-        return self.conv_out(F.silu(self.norm_out(h)))
+        return self.conv_out(self.norm_out(h, silu=True))
 
     def forward(
         self,
@@ -254,6 +256,14 @@ class AdaGNUNet(ModelMixin, ConfigMixin):
         """The rows of `projection` that belong to each site."""
         ends = list(itertools.accumulate(self._widths))
         return {s.name: slice(end - width, end) for s, width, end in zip(self._sites, self._widths, ends)}
+
+    def set_operator(self, operator: str) -> None:
+        """How norm, modulation and SiLU are computed: "fused", "eager" or "auto" (fused where it can be). See `ops.adagn_silu`."""
+        if operator not in OPERATORS:
+            raise InputError(f"the operator is one of {', '.join(OPERATORS)}, not {operator!r}.")
+        for module in self.modules():
+            if isinstance(module, Norm):
+                module.operator = operator
 
     # ------------------------------------------------------------------ inside
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 import uuid
 from collections.abc import Mapping
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ...errors import InputError
+from ...folders import cache_root
 
 if TYPE_CHECKING:
     from ...data import ImageDataset
@@ -24,8 +24,7 @@ def folder_for(dataset: ImageDataset, *recipe: str | int) -> Path:
     DIFFUSION_ADAGN_CACHE or ~/.cache/diffusion_adagn. The same pictures in another place have the same folder."""
     told = [dataset.fingerprint, dataset.label_space.names, dataset.image_size, dataset.channels, *recipe]
     key = hashlib.sha256(json.dumps(told).encode()).hexdigest()[:16]
-    root = os.environ.get("DIFFUSION_ADAGN_CACHE") or "~/.cache/diffusion_adagn"
-    return Path(root).expanduser().absolute() / "judges" / key
+    return cache_root() / "judges" / key
 
 
 def keep(folder: Path, weights: Mapping[str, np.ndarray], facts: dict) -> None:

@@ -1,0 +1,284 @@
+// y = silu((x - mean) * rstd * gain + shift), and its gradients; mean and rstd over the pixels and channels of a group.
+//
+// x is float or bfloat16, [N, C, P] pixel by pixel ("last": the channels lie together) or channel by channel. Every
+// sum and every step between load and store is in float32 or wider. Each (picture, group) is one thread's work alone, so
+// that the result does not depend on how many threads there are. No header of torch, nor of the standard library but
+// integers: it is compiled where it is used, in about a second.
+
+#include <stdint.h>
+#include <stdlib.h>
+
+namespace {
+
+struct bf16 {
+    uint16_t bits;
+};
+
+template <class To, class From> inline To as(From from) {
+    To to;
+    static_assert(sizeof(to) == sizeof(from), "");
+    __builtin_memcpy(&to, &from, sizeof(to));
+    return to;
+}
+
+inline float load(float value) { return value; }
+inline float load(bf16 value) { return as<float>(uint32_t(value.bits) << 16); }
+inline void store(float *to, float value) { *to = value; }
+inline void store(bf16 *to, float value) {  // to the nearest, ties to even; NaN stays NaN
+    uint32_t bits = as<uint32_t>(value);
+    uint32_t rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+    to->bits = uint16_t(value != value ? 0x7fc0 : rounded);
+}
+
+// exp = 2^k e^r with |r| <= ln(2) / 2, e^r by a polynomial fitted at Chebyshev's points: 2e-7 of the value
+inline float exponential(float x) {
+    x = x < -87.0f ? -87.0f : x;
+    x = x > 88.0f ? 88.0f : x;
+    const float magic = 12582912.0f;  // 1.5 * 2^23: adding it rounds to a whole number
+    float shifted = x * 1.44269504f + magic;
+    float k = shifted - magic;
+    float r = (x - k * 0.693145752f) - k * 1.42860677e-6f;  // ln 2 in two parts
+    float p = 1.394471253e-3f;
+    p = p * r + 8.371989545e-3f;
+    p = p * r + 4.166627879e-2f;
+    p = p * r + 1.666645503e-1f;
+    p = p * r + 5.000000085e-1f;
+    p = p * r + 1.000000028f;
+    p = p * r + 1.0f;
+    return p * as<float>((as<int32_t>(shifted) - as<int32_t>(magic) + 127) << 23);
+}
+
+inline float sigmoid(float z) { return 1.0f / (1.0f + exponential(-z)); }
+
+// A thread's numbers for a block: two rows of doubles, then rows of floats.
+struct Scratch {
+    double *wide;
+    float *narrow;
+    Scratch(long width, long floats) {
+        wide = (double *)malloc(width * (2 * sizeof(double) + floats * sizeof(float)));
+        narrow = (float *)(wide + 2 * width);
+    }
+    ~Scratch() { free(wide); }
+};
+
+// Where a block of `width` channels lies: P pixels, `stride` numbers from one to the next where the channels lie together.
+struct Block {
+    long P, stride, width;
+};
+
+// f(place, channel of the block) for every number of the block.
+template <bool last, class F> inline void each(Block b, F f) {
+    if (last)
+        for (long p = 0; p < b.P; p++) {
+#pragma omp simd
+            for (long c = 0; c < b.width; c++) f(p * b.stride + c, c);
+        }
+    else
+        for (long c = 0; c < b.width; c++) {
+#pragma omp simd
+            for (long p = 0; p < b.P; p++) f(c * b.P + p, c);
+        }
+}
+
+// u and v of f(place, channel, u, v), summed over the pixels of each channel: in float over 256 pixels, then in double.
+// part: 2 * width floats of scratch.
+template <bool last, class F> inline void sums(Block b, float *part, double *U, double *V, F f) {
+    const long most = 256;
+    for (long c = 0; c < b.width; c++) U[c] = V[c] = 0;
+    if (last) {
+        float *su = part, *sv = part + b.width;
+        for (long start = 0; start < b.P; start += most) {
+            long end = start + most < b.P ? start + most : b.P, p = start;
+            for (long c = 0; c < 2 * b.width; c++) part[c] = 0;
+            for (; p + 3 < end; p += 4) {  // four at a time: the sums are loaded and stored a quarter as often
+                const long at = p * b.stride;
+#pragma omp simd
+                for (long c = 0; c < b.width; c++) {
+                    float u0, v0, u1, v1, u2, v2, u3, v3;
+                    f(at + c, c, u0, v0);
+                    f(at + b.stride + c, c, u1, v1);
+                    f(at + 2 * b.stride + c, c, u2, v2);
+                    f(at + 3 * b.stride + c, c, u3, v3);
+                    su[c] += (u0 + u1) + (u2 + u3);
+                    sv[c] += (v0 + v1) + (v2 + v3);
+                }
+            }
+            for (; p < end; p++) {
+#pragma omp simd
+                for (long c = 0; c < b.width; c++) {
+                    float u, v;
+                    f(p * b.stride + c, c, u, v);
+                    su[c] += u;
+                    sv[c] += v;
+                }
+            }
+            for (long c = 0; c < b.width; c++) U[c] += su[c], V[c] += sv[c];
+        }
+    } else
+        for (long c = 0; c < b.width; c++)
+            for (long start = 0; start < b.P; start += most) {
+                long end = start + most < b.P ? start + most : b.P;
+                float su = 0, sv = 0;
+#pragma omp simd reduction(+ : su, sv)
+                for (long p = start; p < end; p++) {
+                    float u, v;
+                    f(c * b.P + p, c, u, v);
+                    su += u;
+                    sv += v;
+                }
+                U[c] += su, V[c] += sv;
+            }
+}
+
+// Channels dealt out so that every thread has work: blocks of whole groups, one a picture where there are pictures enough.
+struct Cut {
+    long blocks, groups;
+    Cut(long N, long G, long threads) {
+        long wanted = N >= threads ? 1 : (threads + N - 1) / N;
+        groups = (G + wanted - 1) / wanted;
+        blocks = (G + groups - 1) / groups;
+    }
+};
+
+template <class T, bool last, bool silu>
+void forward(const T *x, T *y, const float *gain, const float *shift, float *mean, float *rstd, long N, long C, long P,
+             long G, long rows, double eps, int threads) {
+    const long D = C / G;
+    const Cut cut(N, G, threads);
+#pragma omp parallel for collapse(2) schedule(static) num_threads(threads)
+    for (long n = 0; n < N; n++)
+        for (long block = 0; block < cut.blocks; block++) {
+            const long g0 = block * cut.groups, g1 = g0 + cut.groups < G ? g0 + cut.groups : G, c0 = g0 * D;
+            const Block b{P, C, (g1 - g0) * D};
+            const long first = n * C * P + (last ? c0 : c0 * P);
+            const T *in = x + first;
+            T *out = y + first;
+            const Scratch scratch(b.width, 5);
+            float *origin = scratch.narrow, *middle = origin + b.width, *scale = middle + b.width,
+                  *part = scale + b.width;
+            double *S = scratch.wide, *Q = S + b.width;
+
+            // deviations from the first pixel: squares of a far-off mean would swallow the variance
+            for (long c = 0; c < b.width; c++) origin[c] = load(in[last ? c : c * P]);
+            sums<last>(b, part, S, Q, [=](long i, long c, float &u, float &v) {
+                u = load(in[i]) - origin[c];
+                v = u * u;
+            });
+            for (long g = g0; g < g1; g++) {
+                const long from = (g - g0) * D;
+                double sum = 0, squares = 0;
+                for (long c = from; c < from + D; c++) sum += origin[c] + S[c] / P;
+                const double m = sum / D;
+                for (long c = from; c < from + D; c++) {
+                    const double own = S[c] / P, apart = origin[c] + own - m;
+                    squares += Q[c] - S[c] * own + P * apart * apart;
+                }
+                const double variance = squares / (double(D) * P);
+                const float r = float(1.0 / __builtin_sqrt((variance > 0 ? variance : variance * 0) + eps));
+                mean[n * G + g] = float(m);
+                rstd[n * G + g] = r;
+                for (long c = from; c < from + D; c++) {
+                    middle[c] = float(m);
+                    scale[c] = r * gain[(rows > 1 ? n * C : 0) + c0 + c];
+                }
+            }
+            const float *move = shift + (rows > 1 ? n * C : 0) + c0;
+            each<last>(b, [=](long i, long c) {
+                const float z = (load(in[i]) - middle[c]) * scale[c] + move[c];
+                store(out + i, silu ? z * sigmoid(z) : z);
+            });
+        }
+}
+
+template <class T, bool last, bool silu>
+void backward(const T *dy, const T *x, const float *gain, const float *shift, const float *mean, const float *rstd,
+              T *dx, float *dgain, float *dshift, long N, long C, long P, long G, long rows, int threads) {
+    const long D = C / G;
+    const Cut cut(N, G, threads);
+#pragma omp parallel for collapse(2) schedule(static) num_threads(threads)
+    for (long n = 0; n < N; n++)
+        for (long block = 0; block < cut.blocks; block++) {
+            const long g0 = block * cut.groups, g1 = g0 + cut.groups < G ? g0 + cut.groups : G, c0 = g0 * D;
+            const Block b{P, C, (g1 - g0) * D};
+            const long first = n * C * P + (last ? c0 : c0 * P);
+            const T *in = x + first, *coming = dy + first;
+            T *out = dx + first;
+            const Scratch scratch(b.width, 7);
+            float *middle = scratch.narrow, *inverse = middle + b.width, *steep = inverse + b.width,
+                  *level = steep + b.width, *slope = level + b.width, *part = slope + b.width;
+            double *A = scratch.wide, *B = A + b.width;
+            const float *times = gain + (rows > 1 ? n * C : 0) + c0, *move = shift + (rows > 1 ? n * C : 0) + c0;
+            for (long c = 0; c < b.width; c++) {
+                middle[c] = mean[n * G + g0 + c / D];
+                inverse[c] = rstd[n * G + g0 + c / D];
+                steep[c] = inverse[c] * times[c];
+            }
+            // d of the loss by z = xhat * gain + shift
+            const auto dz = [=](long i, long c, float xhat) {
+                const float d = load(coming[i]);
+                if (!silu) return d;
+                const float z = xhat * times[c] + move[c], s = sigmoid(z);
+                return d * s * (1.0f + z * (1.0f - s));
+            };
+            sums<last>(b, part, A, B, [=](long i, long c, float &u, float &v) {
+                const float xhat = (load(in[i]) - middle[c]) * inverse[c];
+                v = dz(i, c, xhat);
+                u = v * xhat;
+            });
+            // dx = rstd (gain dz - mean(gain dz) - xhat mean(gain dz xhat)), means over the group
+            for (long g = g0; g < g1; g++) {
+                const long from = (g - g0) * D;
+                double m = 0, k = 0;
+                for (long c = from; c < from + D; c++) {
+                    dgain[n * C + c0 + c] = float(A[c]);
+                    dshift[n * C + c0 + c] = float(B[c]);
+                    k += times[c] * A[c];
+                    m += times[c] * B[c];
+                }
+                const double count = double(D) * P;
+                for (long c = from; c < from + D; c++) {
+                    level[c] = float(inverse[c] * m / count);
+                    slope[c] = float(inverse[c] * k / count);
+                }
+            }
+            each<last>(b, [=](long i, long c) {
+                const float xhat = (load(in[i]) - middle[c]) * inverse[c];
+                store(out + i, dz(i, c, xhat) * steep[c] - level[c] - xhat * slope[c]);
+            });
+        }
+}
+
+template <class T>
+void forward_of(bool last, bool silu, const void *x, void *y, const float *gain, const float *shift, float *mean,
+                float *rstd, long N, long C, long P, long G, long rows, double eps, int threads) {
+    auto run = last ? (silu ? forward<T, true, true> : forward<T, true, false>)
+                    : (silu ? forward<T, false, true> : forward<T, false, false>);
+    run((const T *)x, (T *)y, gain, shift, mean, rstd, N, C, P, G, rows, eps, threads);
+}
+
+template <class T>
+void backward_of(bool last, bool silu, const void *dy, const void *x, const float *gain, const float *shift,
+                 const float *mean, const float *rstd, void *dx, float *dgain, float *dshift, long N, long C, long P,
+                 long G, long rows, int threads) {
+    auto run = last ? (silu ? backward<T, true, true> : backward<T, true, false>)
+                    : (silu ? backward<T, false, true> : backward<T, false, false>);
+    run((const T *)dy, (const T *)x, gain, shift, mean, rstd, (T *)dx, dgain, dshift, N, C, P, G, rows, threads);
+}
+
+}  // namespace
+
+// half: bfloat16, else float. x, y: N * C * P numbers. gain, shift: rows (1 or N) times C. mean, rstd: N * G.
+extern "C" void adagn_silu_forward(int half, int last, int silu, const void *x, void *y, const float *gain,
+                                   const float *shift, float *mean, float *rstd, long N, long C, long P, long G,
+                                   long rows, double eps, int threads) {
+    (half ? forward_of<bf16> : forward_of<float>)(last, silu, x, y, gain, shift, mean, rstd, N, C, P, G, rows, eps,
+                                                  threads);
+}
+
+// dgain, dshift: N times C, a row a picture even where gain and shift have one.
+extern "C" void adagn_silu_backward(int half, int last, int silu, const void *dy, const void *x, const float *gain,
+                                    const float *shift, const float *mean, const float *rstd, void *dx, float *dgain,
+                                    float *dshift, long N, long C, long P, long G, long rows, int threads) {
+    (half ? backward_of<bf16> : backward_of<float>)(last, silu, dy, x, gain, shift, mean, rstd, dx, dgain, dshift, N,
+                                                    C, P, G, rows, threads);
+}

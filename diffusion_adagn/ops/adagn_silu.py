@@ -1,0 +1,227 @@
+"""adagn_silu: the operator as PyTorch sees it. Kernels: `cpu` (C++) and `triton_kernels` (CUDA)."""
+
+import importlib.util
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..errors import InputError
+from . import cpu
+
+OPERATORS = ("auto", "fused", "eager")
+
+
+def adagn_silu(
+    x: Tensor,
+    gamma: Tensor | None,
+    beta: Tensor | None,
+    groups: int,
+    eps: float = 1e-5,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    silu: bool = True,
+    operator: str = "auto",
+) -> Tensor:
+    """silu(GroupNorm(x; weight, bias) * (1 + gamma) + beta), in one pass over memory where there is a kernel for it.
+
+    x: [B, C, ...]; [B, C, H, W] in either layout, which is kept. Its type is kept too, and statistics and all that lies between
+      are float32 (float64 for float64).
+    gamma, beta: [B or 1, C], or None for 0. weight, bias: [C], the norm's own, or None for 1 and 0. silu False: without it.
+    operator: "fused", "eager" (plain PyTorch), or "auto": fused where it can be. Gradients of the first order come from
+      either; a gradient of a gradient needs "eager".
+
+    Raises InputError where groups do not divide C, shapes do not fit, and "fused" cannot be.
+    Source: Dhariwal & Nichol 2021 (arXiv 2105.05233), section 3, equation 3; Wu & He 2018 (GroupNorm), equation 2.
+    """
+    _check(x, gamma, beta, groups, weight, bias)
+    if not _fuses(x, operator):
+        return adagn_silu_reference(x, gamma, beta, groups, eps, weight, bias, silu)
+    gain, shift = _gain_and_shift(x, gamma, beta, weight, bias)
+    if not x.is_contiguous() and not (x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last)):
+        x = x.contiguous()
+    return _apply(x, gain, shift, groups, eps, silu)
+
+
+def adagn_silu_reference(
+    x: Tensor,
+    gamma: Tensor | None,
+    beta: Tensor | None,
+    groups: int,
+    eps: float = 1e-5,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    silu: bool = True,
+) -> Tensor:
+    """`adagn_silu` in plain PyTorch. Half types are normalised in float32: in channels_last the CPU is slow at bfloat16."""
+    wide = _wide(x)
+    h = F.group_norm(x.to(wide), groups, _to(weight, wide), _to(bias, wide), eps)
+    if gamma is not None:
+        h = h * (1 + _map(gamma.to(wide), h))
+    if beta is not None:
+        h = h + _map(beta.to(wide), h)
+    return (F.silu(h) if silu else h).to(x.dtype)
+
+
+def available(device: torch.device | str) -> bool:
+    """Whether there is a kernel for this device. On the CPU the first question may compile it."""
+    return not why_not(device)
+
+
+def why_not(device: torch.device | str) -> str:
+    """Why the fused operator cannot be used on this device; "" if it can."""
+    return _why_not(torch.device(device).type)
+
+
+@torch.compiler.assume_constant_result
+def _why_not(kind: str) -> str:
+    if kind == "cpu":
+        return cpu.why_not()
+    if kind == "cuda":
+        return "" if importlib.util.find_spec("triton") else "Triton is not installed: pip install triton."
+    return "" if kind == "meta" else f"there is no kernel for {kind} devices."
+
+
+def _fuses(x: Tensor, operator: str) -> bool:
+    if operator == "eager":
+        return False
+    if operator not in OPERATORS:
+        raise InputError(f"operator is one of {', '.join(OPERATORS)}, not {operator!r}.")
+    types = cpu.DTYPES if x.device.type == "cpu" else (torch.float32, torch.bfloat16, torch.float16)
+    no = f"it does not take {x.dtype} on {x.device.type}." if x.dtype not in types else why_not(x.device)
+    if no and operator == "fused":
+        raise InputError(f"the fused operator cannot be used: {no} Take operator auto or eager.")
+    return not no
+
+
+def _gain_and_shift(
+    x: Tensor, gamma: Tensor | None, beta: Tensor | None, weight: Tensor | None, bias: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """GroupNorm's own gain and shift and the modulation as one: float32 [B or 1, C] both.
+
+    (xhat w + b) (1 + gamma) + beta = xhat (w + w gamma) + (beta + b + b gamma)
+    """
+    w = x.new_ones(x.shape[1], dtype=torch.float32) if weight is None else weight.float()
+    b = x.new_zeros(x.shape[1], dtype=torch.float32) if bias is None else bias.float()
+    if gamma is None and beta is None:
+        return w[None], b[None]
+    beta = b if beta is None else beta.float() + b
+    if gamma is None:
+        return w.expand_as(beta).contiguous(), beta
+    gamma = gamma.float()
+    gain, shift = torch.addcmul(w, w, gamma), torch.addcmul(beta, b, gamma)
+    return (gain, shift) if len(gain) == len(shift) else (gain.expand_as(shift).contiguous(), shift)
+
+
+def _check(
+    x: Tensor, gamma: Tensor | None, beta: Tensor | None, groups: int, weight: Tensor | None, bias: Tensor | None
+) -> None:
+    if x.ndim < 2 or groups < 1 or x.shape[1] % groups:
+        raise InputError(f"x is [B, C, ...] with {groups} groups dividing C, not {list(x.shape)}.")
+    n, c = x.shape[:2]
+    for name, rows in (("gamma", gamma), ("beta", beta)):
+        if rows is not None and (rows.ndim != 2 or rows.shape[0] not in (1, n) or rows.shape[1] != c):
+            raise InputError(f"{name} is [{n} or 1, {c}] for x {list(x.shape)}, not {list(rows.shape)}.")
+    for name, own in (("weight", weight), ("bias", bias)):
+        if own is not None and own.shape != (c,):
+            raise InputError(f"{name} is [{c}] for x {list(x.shape)}, not {list(own.shape)}.")
+
+
+def _wide(x: Tensor) -> torch.dtype:
+    return torch.float32 if x.dtype in (torch.float16, torch.bfloat16) else x.dtype
+
+
+def _to(own: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    return None if own is None else own.to(dtype)
+
+
+def _map(rows: Tensor, h: Tensor) -> Tensor:
+    """[B, C] -> [B, C, 1, ...], to meet a feature map."""
+    return rows.reshape(*rows.shape, *[1] * (h.ndim - 2))
+
+
+# ---------------------------------------------------------------------- what torch is told
+
+
+def _apply(x: Tensor, gain: Tensor, shift: Tensor, groups: int, eps: float, silu: bool) -> Tensor:
+    """The operator through torch's dispatcher where something looks on (compile, export, fake tensors), else past it, which
+    takes a third of the time: it counts where pictures are small."""
+    if type(x) not in (Tensor, nn.Parameter) or x.is_meta or torch.compiler.is_compiling():
+        return torch.ops.diffusion_adagn.adagn_silu(x, gain, shift, groups, eps, silu)[0]
+    if torch.is_grad_enabled() and (x.requires_grad or gain.requires_grad or shift.requires_grad):
+        return _AdaGNSiLU.apply(x, gain, shift, groups, eps, silu)
+    return _kernels(x).forward(x, gain, shift, groups, eps, silu)[0]
+
+
+class _AdaGNSiLU(torch.autograd.Function):
+    """The same, for eager gradients."""
+
+    @staticmethod
+    def forward(ctx, x, gain, shift, groups, eps, silu):
+        y, mean, rstd = _kernels(x).forward(x, gain, shift, groups, eps, silu)
+        ctx.save_for_backward(x, gain, shift, mean, rstd)
+        ctx.groups, ctx.silu = groups, silu
+        return y
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, dy):
+        return _gradients(ctx, dy, _kernels(dy).backward)
+
+
+@torch.library.custom_op("diffusion_adagn::adagn_silu", mutates_args=())
+def _forward(
+    x: Tensor, gain: Tensor, shift: Tensor, groups: int, eps: float, silu: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """y like x; mean and rstd float32 [B, groups]. x in either layout; gain, shift float32 [B or 1, C]."""
+    return _kernels(x).forward(x, gain, shift, groups, eps, silu)
+
+
+@torch.library.custom_op("diffusion_adagn::adagn_silu_backward", mutates_args=())
+def _backward(
+    dy: Tensor, x: Tensor, gain: Tensor, shift: Tensor, mean: Tensor, rstd: Tensor, groups: int, silu: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """dx like x; dgain, dshift float32 [B, C]. dy in x's type and layout."""
+    return _kernels(x).backward(dy, x, gain, shift, mean, rstd, groups, silu)
+
+
+def _kernels(x: Tensor):
+    if x.device.type == "cpu":
+        return cpu
+    from . import triton_kernels
+
+    return triton_kernels
+
+
+@_forward.register_fake
+def _(x, gain, shift, groups, eps, silu):
+    mean = x.new_empty(x.shape[0], groups, dtype=torch.float32)
+    return torch.empty_like(x), mean, torch.empty_like(mean)
+
+
+@_backward.register_fake
+def _(dy, x, gain, shift, mean, rstd, groups, silu):
+    rows = x.new_empty(x.shape[0], x.shape[1], dtype=torch.float32)
+    return torch.empty_like(x), rows, torch.empty_like(rows)
+
+
+def _keep(ctx, inputs, output) -> None:
+    x, gain, shift, ctx.groups, _, ctx.silu = inputs
+    ctx.save_for_backward(x, gain, shift, *output[1:])
+    ctx.mark_non_differentiable(*output[1:])
+
+
+def _gradients(ctx, dy: Tensor, backward: Callable) -> tuple[Tensor | None, ...]:
+    x, gain, shift, mean, rstd = ctx.saved_tensors
+    if dy.dtype != x.dtype or dy.stride() != x.stride():
+        dy = torch.empty_like(x).copy_(dy)
+    dx, dgain, dshift = backward(dy, x, gain, shift, mean, rstd, ctx.groups, ctx.silu)
+    if len(gain) == 1:
+        dgain, dshift = dgain.sum(0, keepdim=True), dshift.sum(0, keepdim=True)
+    return dx, dgain, dshift, None, None, None
+
+
+_forward.register_autograd(
+    lambda ctx, dy, *_: _gradients(ctx, dy, torch.ops.diffusion_adagn.adagn_silu_backward), setup_context=_keep
+)

@@ -1,0 +1,130 @@
+"""How time grows with the batch, the picture's side, the channels and the number of classes; ours alone."""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from . import ours
+from .machine import full_fp32
+from .networks import Case, Nets, Variant, Work, free
+from .sizes import Size
+from .timing import Clock, Deadline, interleave, summary
+
+# values of each axis; those that a size's own network is at are multiples of its batch, side and channels
+CLASSES = (1, 10, 100, 1_000, 10_000, 100_000)
+EXPECTED = {"batch": "1", "side": "2, and towards 4 where attention rules", "channels": "2", "classes": "0"}
+
+
+def axes(size: Size, batch: int, device: str) -> dict[str, list[tuple[int, Size, int]]]:
+    """{axis: [(value, the network, its batch)]}, rising."""
+    step = size.groups
+    sides = [size.side // 2, size.side, 2 * size.side] + ([4 * size.side] if device == "cuda" else [])
+    widths = sorted({max(step, size.channels // 2 // step * step), size.channels, 2 * size.channels})
+    batches = [1] + [b for b in (2, 4, 8, 16, 32, 64, 128, 256, 512, 1024) if b <= max(2, 2 * batch)]
+    fewer = max(1, batch // 4)
+    # attention stays at the levels where it is: its sides grow with the picture
+    attention = {side: tuple(a * side // size.side for a in size.attention) for side in sides}
+    return {
+        "batch": [(b, size, b) for b in batches],
+        "side": [(s, dataclasses.replace(size, side=s, attention=attention[s]), fewer) for s in sides],
+        "channels": [(w, dataclasses.replace(size, channels=w, head=min(size.head, w)), fewer) for w in widths],
+        "classes": [(k, dataclasses.replace(size, classes=k), fewer) for k in CLASSES],
+    }
+
+
+def exponent(values: Sequence[float], seconds: Sequence[float]) -> float | None:
+    """p of time = c * value^p by least squares of the logarithms; None for fewer than two different values."""
+    x, y = [math.log(v) for v in values], [math.log(s) for s in seconds]
+    mean_x, mean_y = sum(x) / len(x), sum(y) / len(y)
+    spread = sum((a - mean_x) ** 2 for a in x)
+    return sum((a - mean_x) * (b - mean_y) for a, b in zip(x, y)) / spread if spread else None
+
+
+def measure(
+    size: Size,
+    dtype: str,
+    batch: int,
+    clock: Clock,
+    rounds: int,
+    folder: Path,
+    resample: str = "residual",
+    sample_seconds: float = 0.2,
+    deadline: Deadline | None = None,
+) -> dict:
+    """{"rows", "exponents", "sentences", "plot", ...}: the points of one axis interleaved with each other."""
+    deadline = deadline or Deadline()
+    operator, layout = ours.operators(clock.device)[0][0], "nhwc"
+    result: dict = {"rows": [], "ratios": [], "not_measured": [], "exponents": {}, "sentences": [], "plot": None}
+    for what in ("infer", "train"):
+        for axis, points in axes(size, batch, clock.device.type).items():
+            if deadline.passed:
+                result["not_measured"].append(f"growth of {what} with {axis}: the time limit came first")
+                continue
+            works = {}
+            with full_fp32():
+                for value, shape, rows in points:
+                    case = Case(what, shape, dtype, rows, clock.device, resample)
+                    variant = Variant(ours.SIDE, layout, operator)
+                    try:
+                        works[value] = Work(case, variant, Nets(case).get(ours.SIDE))
+                        works[value].step()
+                    except torch.OutOfMemoryError:
+                        works.pop(value, None)
+                        result["not_measured"].append(f"growth of {what} with {axis}: {value} does not fit in memory")
+                calls = {value: work.step for value, work in works.items()}
+                taken = interleave(calls, clock, rounds, sample_seconds, deadline, f"grow {what} {axis}")
+            del works, calls
+            free(clock.device)
+            rows = [
+                {"axis": axis, "value": v, "pass": what, "not_measured": None} | summary(s) for v, s in taken.items()
+            ]
+            result["rows"] += rows
+            times = [row["median_s"] for row in rows]
+            whole, end = exponent(list(taken), times), exponent(list(taken)[-2:], times[-2:])
+            if whole is not None:
+                result["exponents"][f"{what} {axis}"] = {"all": whole, "last_two": end}
+                result["sentences"].append(
+                    f"{what}: time grows as {axis}^{whole:.2f} over all points, ^{end:.2f} over the last two; expected {EXPECTED[axis]}"
+                    + (
+                        " (training: the optimizer passes over every row of the class table)."
+                        if axis == "classes" and what == "train"
+                        else "."
+                    )
+                )
+    try:
+        result["plot"] = plot(result["rows"], folder / f"grow-{size.name}-{dtype}.png")
+    except ImportError:
+        result["not_measured"].append("the plot of growth: matplotlib is not installed (pip install -e '.[plots]')")
+    return result
+
+
+def plot(rows: Sequence[dict], file: Path) -> str | None:
+    """A panel an axis, both logarithmic; returns the file's name."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    names = list(dict.fromkeys(row["axis"] for row in rows))
+    if not names:
+        return None
+    figure, panels = pyplot.subplots(1, len(names), figsize=(3.6 * len(names), 3.4), sharey=True, squeeze=False)
+    for panel, axis in zip(panels[0], names):
+        for what in ("infer", "train"):
+            points = [row for row in rows if row["axis"] == axis and row["pass"] == what]
+            if points:
+                x, y = [p["value"] for p in points], [p["median_s"] for p in points]
+                spread = [[p["median_s"] - p["min_s"] for p in points], [p["max_s"] - p["median_s"] for p in points]]
+                panel.errorbar(x, y, yerr=spread, marker="o", markersize=4, capsize=2, label=what)
+        panel.set(xscale="log", yscale="log", xlabel=axis)
+        panel.grid(alpha=0.3)
+    panels[0][0].set_ylabel("seconds a step (median, min to max)")
+    panels[0][0].legend()
+    figure.tight_layout()
+    file.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(file, dpi=120)
+    pyplot.close(figure)
+    return file.name

@@ -1,0 +1,115 @@
+"""The machine that is measured, and how many of its cores are used."""
+
+import contextlib
+import os
+import platform
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def _cpu_info(field: str) -> str:
+    """The first value of a field of /proc/cpuinfo; "" where there is none."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            name, _, value = line.partition(":")
+            if name.strip() == field:
+                return value.strip()
+    return ""
+
+
+def has_bf16(device: torch.device) -> bool:
+    """Whether the device multiplies bf16 numbers itself; without, CPU convolutions in bf16 are imitated, many times slower."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported()
+    flags = f"{_cpu_info('flags')} {_cpu_info('Features')}".split()
+    return any(flag in flags for flag in ("avx512_bf16", "amx_bf16", "bf16"))
+
+
+def facts(device: torch.device) -> dict:
+    """What a figure depends on: machine, CPU, GPU, versions."""
+    import diffusers
+
+    found = {
+        "machine": f"{platform.system()} {platform.machine()}",
+        "cpu": _cpu_info("model name") or platform.processor() or "unknown",
+        "cores": os.cpu_count(),
+        "cpu_bf16": has_bf16(torch.device("cpu")),
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "diffusers": diffusers.__version__,
+        "gpu": None,
+    }
+    with contextlib.suppress(OSError, AttributeError):
+        found["load_average"] = round(os.getloadavg()[0], 2)
+    if device.type == "cuda":
+        gpu = torch.cuda.get_device_properties(device)
+        found |= {
+            "gpu": gpu.name,
+            "gpu_memory_bytes": gpu.total_memory,
+            "gpu_l2_bytes": getattr(gpu, "L2_cache_size", None),
+            "cuda": torch.version.cuda,
+            "cudnn": torch.backends.cudnn.version(),
+        }
+    return found
+
+
+def device_name(device: torch.device) -> str:
+    """Short, for a folder's name."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+
+
+@contextlib.contextmanager
+def threads(count: int, pin: bool = True) -> Iterator[None]:
+    """`count` threads of torch on as many cores, the last ones of those allowed (the first meets the interrupts)."""
+    before, allowed = torch.get_num_threads(), _allowed()
+    if pin and allowed:
+        os.sched_setaffinity(0, set(sorted(allowed)[-count:]))
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+        if pin and allowed:
+            os.sched_setaffinity(0, allowed)
+
+
+@contextlib.contextmanager
+def unpinned() -> Iterator[None]:
+    """Every core that this process was given, for what is not timed: compiling."""
+    before = _allowed()
+    if before:
+        with contextlib.suppress(OSError):
+            os.sched_setaffinity(0, _AT_START)
+    try:
+        yield
+    finally:
+        if before:
+            os.sched_setaffinity(0, before)
+
+
+def _allowed() -> set[int]:
+    return os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set()
+
+
+@contextlib.contextmanager
+def full_fp32() -> Iterator[None]:
+    """fp32 means fp32 on CUDA too: no TF32, for any side."""
+    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
+
+
+_AT_START = _allowed()
+
+
+def cores() -> int:
+    """How many cores this process may use."""
+    return len(_AT_START) or os.cpu_count() or 1

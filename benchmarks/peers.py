@@ -1,0 +1,69 @@
+"""The others: diffusers' UNet2DModel with our weights, and denoising-diffusion-pytorch's classifier-free Unet with its own."""
+
+import importlib.util
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from diffusion_adagn import AdaGNUNet
+from diffusion_adagn.interop.unet2d import to_unet2d
+
+from .sizes import Size
+
+DIFFUSERS = "diffusers"
+LUCIDRAINS = "denoising-diffusion-pytorch"
+PEERS = (DIFFUSERS, LUCIDRAINS)
+
+
+class PeerMissing(Exception):
+    """A peer that cannot be measured here; the message says why and what to type."""
+
+
+def diffusers_twin(unet: AdaGNUNet) -> nn.Module:
+    """The same network as diffusers' UNet2DModel, through the exporter. Raises ValueError unless it has as many parameters."""
+    twin = to_unet2d(unet)
+    ours, theirs = (sum(p.numel() for p in net.parameters()) for net in (unet, twin))
+    if ours != theirs:
+        raise ValueError(f"diffusers' network has {theirs:,} parameters, ours {ours:,}: they are not the same network")
+    return twin
+
+
+class LucidrainsUnet(nn.Module):
+    """Its Unet behind our call (sample, timestep, labels) -> (prediction,)."""
+
+    def __init__(self, unet: nn.Module):
+        super().__init__()
+        self.unet = unet
+
+    def forward(self, sample: Tensor, timestep: Tensor, class_labels: Tensor, return_dict: bool = False):
+        return (self.unet(sample, timestep, class_labels, cond_drop_prob=0.0),)
+
+
+def lucidrains(size: Size, seed: int = 0) -> nn.Module:
+    """Its nearest network: same width and levels; 2 blocks a level, linear attention and RMSNorm are fixed there.
+
+    Only the file with the network is loaded: the package's __init__ imports torchvision and others, which the network does
+    not use and which often do not fit a CPU build of torch. Raises PeerMissing when it is not installed.
+    """
+    package = importlib.util.find_spec(LUCIDRAINS.replace("-", "_"))
+    if package is None or not package.submodule_search_locations:
+        raise PeerMissing(f"{LUCIDRAINS} is not installed: pip install --no-deps {LUCIDRAINS}")
+    file = Path(package.submodule_search_locations[0]) / "classifier_free_guidance.py"
+    try:
+        spec = importlib.util.spec_from_file_location("lucidrains_classifier_free_guidance", file)
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        torch.manual_seed(seed)
+        return LucidrainsUnet(module.Unet(dim=size.channels, num_classes=size.classes, dim_mults=size.mult, channels=3))
+    except (ImportError, OSError, AttributeError, TypeError) as error:
+        raise PeerMissing(f"{LUCIDRAINS} is installed but cannot be used ({error})") from None
+
+
+def flops(net: nn.Module, x: Tensor, t: Tensor, y: Tensor) -> int:
+    """Forward FLOPs of one picture (a multiply-add counts as 2), counted while it runs; x, t, y: one row each."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        net(x, t, y, return_dict=False)
+    return counter.get_total_flops()

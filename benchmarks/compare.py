@@ -78,7 +78,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
         nargs="?",
         const="best",
         choices=("best", "all"),
-        help="torch.compile too: each side in its faster layout, or in both (all)",
+        help="torch.compile too: of each side's fastest variant, or of all",
     )
     add(
         "--memory",
@@ -227,7 +227,7 @@ def _memory(given, case: networks.Case, group: dict, deadline: Deadline) -> None
     for row in measured:
         variant = networks.Variant(row["side"], row["layout"], row["operator"], row["compiled"])
         if not deadline.passed:
-            row["peak_memory_bytes"] = memory.peak_of(case, variant, timeout=min(600.0, deadline.left))
+            row |= memory.peak_of(case, variant, timeout=min(600.0, deadline.left))
     sized = [row for row in measured if row["peak_memory_bytes"]]
     mine = [row for row in sized if row["side"] == ours.SIDE]
     group["sentences"] = [

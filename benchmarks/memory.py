@@ -43,27 +43,32 @@ def forget_peak() -> None:
         Path("/proc/self/clear_refs").write_text("5")
 
 
-def peak_of(case: Case, variant: Variant, timeout: float = 600) -> int | None:
-    """Bytes of a fresh process with the network, its inputs and two steps; None where that failed or took too long."""
+def peak_of(case: Case, variant: Variant, timeout: float = 600) -> dict:
+    """{"peak_memory_bytes", "idle_memory_bytes"} of a fresh process: over two steps, and before the network was made.
+
+    {} where that failed or took too long.
+    """
     told = {"case": asdict(case) | {"size": case.size.name, "device": "cpu"}, "variant": asdict(variant)}
     command = [sys.executable, "-m", "benchmarks.memory", json.dumps(told)]
     try:
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=timeout, check=True)
-        return int(done.stdout.split()[-1])
+        return json.loads(done.stdout.splitlines()[-1])
     except (subprocess.SubprocessError, ValueError, IndexError):
-        return None
+        return {}
 
 
 def main(text: str) -> None:
     told = json.loads(text)
     case = Case(**told["case"] | {"size": SIZES[told["case"]["size"]], "device": torch.device("cpu")})
     variant = Variant(**told["variant"])
+    forget_peak()
+    idle = peak_bytes()
     with threads(1):
         work = Work(case, variant, Nets(case).get(variant.side))  # the networks it was made from are freed here
         forget_peak()
         for _ in range(STEPS):
             work.step()
-    print(peak_bytes())
+    print(json.dumps({"peak_memory_bytes": peak_bytes(), "idle_memory_bytes": idle}))
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import dataclasses
 import gc
 import time
 from collections.abc import Callable
@@ -185,7 +186,7 @@ def measure(
 ) -> dict:
     """Every variant of a case, timed interleaved: {"rows": one a variant, "ratios", "not_measured": sentences}.
 
-    compile: None, "best" (each side in the layout that was fastest in its warm-up) or "all" (both layouts).
+    compile: None, "best" (the variant of each side that was fastest once warmed up) or "all" (every variant).
     """
     deadline = deadline or Deadline()
     nets = Nets(case)
@@ -208,7 +209,8 @@ def measure(
                 works[variant] = work
         calls = {variant: work.step for variant, work in works.items()}
         title = f"{case.what} {case.size.name} {case.dtype}"
-        samples = interleave(calls, clock, rounds, sample_seconds, deadline, title)
+        known = {variant: rows[variant]["first_s"] for variant in works}
+        samples = interleave(calls, clock, rounds, sample_seconds, deadline, title, known)
     counted: dict[str, int] = {}
     for variant, taken in samples.items():
         if variant.side not in counted:
@@ -299,10 +301,10 @@ def _ready(case: Case, variant: Variant, nets: Nets, wanted, clock: Clock) -> tu
 
 def _to_compile(rows: dict[Variant, dict], which: str | None) -> list[Variant]:
     """The compiled variants to try, after the plain ones have been warmed up."""
-    found = []
-    alive = {variant: row for variant, row in rows.items() if not row["not_measured"]}
-    for side, operator in dict.fromkeys((v.side, v.operator) for v in alive) if which else ():
-        layouts = {v.layout: row["first_s"] for v, row in alive.items() if (v.side, v.operator) == (side, operator)}
-        chosen = layouts if which == "all" else [min(layouts, key=layouts.get)]
-        found += [Variant(side, layout, operator, True) for layout in chosen]
-    return found
+    alive = {variant: row["first_s"] for variant, row in rows.items() if not row["not_measured"]}
+    chosen = list(alive) if which == "all" else []
+    if which == "best":
+        chosen = [
+            min((v for v in alive if v.side == side), key=alive.get) for side in dict.fromkeys(v.side for v in alive)
+        ]
+    return [dataclasses.replace(variant, compiled=True) for variant in chosen]

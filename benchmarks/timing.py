@@ -75,17 +75,17 @@ def interleave(
     sample_seconds: float = 0.2,
     deadline: Deadline | None = None,
     title: str = "",
+    expected: Mapping[str, float] | None = None,
 ) -> dict[str, list[Sample]]:
     """{name: one sample a round} of calls that have been warmed up.
 
     A sample repeats a short call until it lasts about sample_seconds. Every second round goes backwards. Up to twice the
     rounds are made while some are noisy. Past the deadline no further round is begun, except the first.
+    expected: {name: seconds of one call} where they are known; the others are called once more to tell.
     """
     deadline = deadline or Deadline()
-    repeats = {
-        name: max(1, min(10_000, math.ceil(sample_seconds / max(clock.sample(call).seconds, 1e-9))))
-        for name, call in calls.items()
-    }
+    known = {name: (expected or {}).get(name) or clock.sample(call).seconds for name, call in calls.items()}
+    repeats = {name: max(1, min(10_000, math.ceil(sample_seconds / max(s, 1e-9)))) for name, s in known.items()}
     samples: dict[str, list[Sample]] = {name: [] for name in calls}
     with tqdm(total=rounds * len(calls), desc=title, leave=False, disable=None) as bar:
         for number in range(MOST_ROUNDS * rounds):

@@ -1,0 +1,106 @@
+"""The command as it is typed, with a tiny network."""
+
+import json
+import re
+import shlex
+import sys
+
+import pytest
+from conftest import ROOT
+
+sys.path.insert(0, str(ROOT))  # the benchmarks are not installed
+
+from benchmarks import compare
+
+QUICK = ["--size", "XS", "--device", "cpu", "--rounds", "1", "--sample-ms", "0", "--memory", "none"]
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    """The command for one GPU, on the CPU with a tiny network, and the other tables."""
+    out = tmp_path_factory.mktemp("results")
+    argv = [*QUICK, "--what", "train,infer,sample,op,data", "--steps", "4", "--out", str(out)]
+    assert compare.main(argv) == 0
+    return json.loads((out / "results.json").read_text()), (out / "results.md").read_text()
+
+
+def test_every_table_is_there(results):
+    found, text = results
+    assert [g["what"] for g in found["groups"]] == ["train", "infer", "sample", "op", "data"]
+    for group in found["groups"]:
+        assert group["rows"] and all(row["median_s"] > 0 for row in group["rows"])
+        assert f"## {group['what']}" in text
+    for group in found["groups"][:2]:
+        sides = {(row["side"], row["layout"]) for row in group["rows"]}
+        assert sides == {(side, layout) for side in ("ours", "diffusers") for layout in ("nchw", "nhwc")}
+        assert all(row["errors"][0] < 1e-5 and row["share_of_floor"] > 0 for row in group["rows"])
+        best = [r for r in group["ratios"] if r["best"]]
+        assert len(best) == 1 and best[0]["peer"].startswith("diffusers")
+        speed = {row["name"]: row["median_s"] for row in group["rows"]}
+        assert speed[best[0]["peer"]] == min(s for name, s in speed.items() if name.startswith("diffusers"))
+        assert group["flops_per_image"]["ours"] == group["flops_per_image"]["diffusers"]
+
+
+def test_the_sampling_loop_is_told_against_its_bare_calls(results):
+    sample = results[0]["groups"][2]
+    told = {r["peer"].split(" (")[0]: r for r in sample["ratios"] if r["ours"].startswith("our loop")}
+    assert set(told) == {"diffusers' loop", "our bare calls", "our bare calls, image path alone"}
+    bare = told["our bare calls"]
+    assert bare["overhead"] == pytest.approx(1 / bare["median"] - 1)
+    assert sample["pictures_differ"] < 1e-4
+
+
+def test_the_report_names_the_machine_and_what_was_not_measured(results):
+    found, text = results
+    for word in (found["machine"]["cpu"], found["machine"]["torch"], found["command"], found["date"]):
+        assert word in text
+    assert re.search(r"\| GPU \| not measured \|", text)
+    assert "- CUDA: this run is on the CPU" in text
+
+
+def test_growth_is_drawn_and_its_exponents_told(tmp_path, monkeypatch):
+    pytest.importorskip("matplotlib")
+    axes = compare.grow.axes
+    monkeypatch.setattr(compare.grow, "axes", lambda *given: {k: v[:2] for k, v in axes(*given).items() if k != "side"})
+    assert compare.main([*QUICK, "--what", "grow", "--out", str(tmp_path)]) == 0
+    group = json.loads((tmp_path / "results.json").read_text())["groups"][0]
+    assert (tmp_path / group["plot"]).stat().st_size > 1000
+    assert set(group["exponents"]) == {f"{w} {a}" for w in ("infer", "train") for a in ("batch", "channels", "classes")}
+    assert f"![grow, XS, fp32, batch 2, 1 thread]({group['plot']})" in (tmp_path / "results.md").read_text()
+
+
+def test_what_the_time_limit_leaves_out_is_named(tmp_path):
+    assert compare.main([*QUICK, "--what", "train,data", "--limit-minutes", "0", "--out", str(tmp_path)]) == 0
+    found = json.loads((tmp_path / "results.json").read_text())
+    assert found["groups"] == []
+    left = [text for text in found["not_measured"] if "the limit of 0 minutes came first" in text]
+    assert [text.split(",")[0] for text in left] == ["train", "data"]
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (["--size", "L"], "choose from XS, S, M"),
+        (["--what", "fly"], "choose from train, infer, sample, op, data, grow"),
+        (["--against", "edm"], "choose from diffusers, denoising-diffusion-pytorch"),
+        (["--dtype", "fp8"], "choose from fp32, bf16, fp16"),
+        (["--device", "tpu"], "choose from cpu, cuda"),
+        (["--threads", "two"], "such as 1,2"),
+        (["--threads", "100000"], "choose from 1 to"),
+        (["--rounds", "0"], "at least 1"),
+        (["--rounds", "many"], "invalid int value"),
+        (["--resample", "cubic"], "choose from"),
+    ],
+)
+def test_bad_input_is_one_line_with_the_choices(capsys, argv, words):
+    assert compare.main(argv) == 2
+    told = capsys.readouterr().err
+    assert told.count("\n") == 1 and told.startswith("error: ") and words in told
+
+
+def test_the_readme_s_commands_are_understood(monkeypatch):
+    monkeypatch.setattr(compare.torch.cuda, "is_available", lambda: True)
+    commands = re.findall(r"python -m benchmarks\.compare (.*)", (ROOT / "benchmarks/README.md").read_text())
+    assert len(commands) == 2
+    for command in commands:
+        assert compare.parse(shlex.split(command)).size == ["S", "M"]

@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 
 from ..data import ImageDataset
-from ..data.order import SampleOrder, normal, uniform
+from ..data.order import SampleOrder, normal, uniforms
 from ..diffusion.objective import to_unit
+from .pixels import Pixels, to_device
 
 
 @dataclass
@@ -26,6 +27,7 @@ class Batches:
     """Batches by position; every draw is a function of (seed, position).
 
     conditional: whether labels are given. flip and label_dropout are drawn once a sample, here and nowhere else.
+    pixels: where the pictures come from; None: gathered when asked.
     """
 
     def __init__(
@@ -37,26 +39,27 @@ class Batches:
         conditional: bool = True,
         label_dropout: float = 0.0,
         flip: bool = False,
+        pixels: Pixels | None = None,
     ):
         self.dataset, self.seed, self.device = dataset, seed, device
         self.num_timesteps, self.conditional = num_timesteps, conditional
         self.label_dropout, self.flip = label_dropout, flip
         self.order = SampleOrder(len(dataset), seed)
+        self.pixels = pixels or Pixels(dataset, device)
         self.drawn_on = torch.device("cpu") if device.type == "mps" else device  # mps has no float64
 
     def at(self, positions: Tensor) -> Batch:
         """positions [B] int64 on the CPU."""
         indices = self.order(positions)
-        pixels, labels = self.dataset.gather(indices.numpy())
-        x0 = to_unit(torch.from_numpy(pixels).to(self.device, non_blocking=True))
-        positions = positions.to(self.drawn_on)
+        pixels = self.pixels(indices)
+        # what is one number a sample is settled on the host, and copied at once
+        flip, drop, place = uniforms(self.seed, ("flip", "label_drop", "timestep"), positions)
+        labels = torch.from_numpy(self.dataset.labels.take(indices.numpy()))
+        labels = labels.masked_fill(drop < self.label_dropout, self.dataset.label_space.K)
+        small = torch.stack([(place * self.num_timesteps).long(), labels, (flip < 0.5).long(), positions])
+        t, labels, mirrored, there = to_device(small, self.device)
+        x0 = to_unit(pixels)
         if self.flip:
-            mirrored = (uniform(self.seed, "flip", positions) < 0.5).to(self.device)
-            x0 = torch.where(mirrored[:, None, None, None], x0.flip(-1), x0)
-        labels = torch.from_numpy(labels).to(self.device) if self.conditional else None
-        if self.conditional and self.label_dropout:
-            dropped = uniform(self.seed, "label_drop", positions) < self.label_dropout
-            labels = labels.masked_fill(dropped.to(self.device), self.dataset.label_space.K)
-        t = (uniform(self.seed, "timestep", positions) * self.num_timesteps).long().to(self.device)
-        noise = normal(self.seed, "noise", positions, tuple(x0.shape[1:])).to(self.device)
-        return Batch(x0, noise, t, labels, indices)
+            x0 = torch.where(mirrored.bool()[:, None, None, None], x0.flip(-1), x0)
+        noise = normal(self.seed, "noise", there.to(self.drawn_on), tuple(x0.shape[1:])).to(self.device)
+        return Batch(x0, noise, t, labels if self.conditional else None, indices)

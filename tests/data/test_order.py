@@ -1,9 +1,11 @@
+import math
+
 import numpy as np
 import pytest
 import torch
 from scipy import stats
 
-from diffusion_adagn.data.order import STREAMS, SampleOrder, normal, philox, uniform
+from diffusion_adagn.data.order import STREAMS, SampleOrder, normal, philox, uniform, uniforms, words
 
 
 @pytest.mark.parametrize(
@@ -21,6 +23,46 @@ from diffusion_adagn.data.order import STREAMS, SampleOrder, normal, philox, uni
 def test_philox_gives_random123s_known_answers(counter, key, expected):
     words = philox(tuple(torch.tensor([c]) for c in counter), key)
     assert [f"{int(w):08x}" for w in words] == expected.split()
+
+
+def slow_words(seed, stream, positions, count):
+    """Every counter written out, one round after the other, in Python's own integers."""
+    found = []
+    for p in positions.tolist():
+        mine = []
+        for block in range(math.ceil(count / 4)):
+            c, k = [block, p & 0xFFFFFFFF, p >> 32 & 0xFFFFFFFF, STREAMS[stream]], [seed & 0xFFFFFFFF, seed >> 32]
+            for _ in range(10):
+                a, b = c[0] * 0xD2511F53, c[2] * 0xCD9E8D57
+                c = [b >> 32 ^ c[1] ^ k[0], b & 0xFFFFFFFF, a >> 32 ^ c[3] ^ k[1], a & 0xFFFFFFFF]
+                k = [k[0] + 0x9E3779B9 & 0xFFFFFFFF, k[1] + 0xBB67AE85 & 0xFFFFFFFF]
+            mine += c
+        found.append(mine)
+    return torch.tensor(found, dtype=torch.int64).reshape(len(positions), 4 * math.ceil(count / 4))
+
+
+@pytest.mark.parametrize("shape", [(1,), (3,), (1, 3, 3), (1, 8, 8), (3, 5, 7)])
+@pytest.mark.parametrize("seed", [0, 5 + (7 << 32)])
+def test_draws_are_to_the_bit_those_of_the_slow_way(shape, seed):
+    positions, size = torch.tensor([7, 3, 2**40 + 1, 0, 2**32 - 1, 99]), math.prod(shape)
+    for p in (positions, positions[:1], positions[::2], positions[:0]):
+        expected = slow_words(seed, "noise", p, 2 * math.ceil(size / 2))
+        assert torch.equal(words(seed, "noise", p, 2 * math.ceil(size / 2)), expected)
+        u, v = ((expected.double() + 0.5) / 2**32).chunk(2, dim=1)
+        radius, angle = (-2 * u.log()).sqrt(), 2 * math.pi * v
+        noise = torch.cat([radius * angle.cos(), radius * angle.sin()], dim=1)[:, :size].float()
+        assert torch.equal(normal(seed, "noise", p, shape), noise.reshape(len(p), *shape))
+        plain = [slow_words(seed, s, p, 1)[:, 0].double() / 2**32 for s in ("flip", "timestep")]
+        assert torch.equal(uniforms(seed, ("flip", "timestep"), p), torch.stack(plain))
+        assert torch.equal(uniform(seed, "timestep", p), plain[1])
+
+
+def test_numpy_and_torch_make_the_same_words():
+    positions = torch.arange(50)
+    counter = torch.arange(6), positions[:, None], torch.zeros(1, 1, dtype=torch.int64), torch.tensor([[3]])
+    arrays = philox([c.numpy().view(np.uint64) for c in counter], (1, 2))
+    for word, array in zip(philox(counter, (1, 2)), arrays):
+        assert np.array_equal(word.numpy().view(np.uint64), array)
 
 
 def test_draws_depend_on_seed_stream_and_position_alone():

@@ -59,6 +59,21 @@ def test_gather_returns_the_pictures_in_the_order_asked(tmp_path):
     assert np.array_equal(data.gather([5])[0][0], direct(root)[5])
 
 
+def test_gather_into_memory_that_is_there_is_the_same(tmp_path):
+    whole = opened(make_folders(tmp_path / "d"))
+    some = whole.part(np.array([6, 1, 3]), "some")
+    for data, at in ((whole, [5, 0, 5]), (some, [2, 0, 1]), (whole, [-1, 3, 0])):
+        out = np.zeros((3, *data.images.shape[1:]), np.uint8)
+        images, labels = data.gather(at, out)
+        assert np.shares_memory(images, out)
+        assert np.array_equal(out, data.gather(at)[0]) and labels.tolist() == data.gather(at)[1].tolist()
+        for bad in ([0, len(data)], [-len(data) - 1, 0]):
+            with pytest.raises(IndexError):
+                data.gather(bad)
+    assert np.array_equal(some.gather([2, 0])[0], whole.gather([3, 6])[0])
+    assert np.array_equal(whole.gather([-1])[0], whole.gather([len(whole) - 1])[0])
+
+
 def test_a_batch_of_many_chunks_keeps_its_order(tmp_path):
     root = make_folders(tmp_path / "d", each=150)
     assert np.array_equal(opened(root).gather(np.arange(300))[0], direct(root))

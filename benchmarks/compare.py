@@ -158,7 +158,7 @@ def run(given: argparse.Namespace, command: str) -> Path:
             # a GPU's compiler and launcher may use every core
             with machine.threads(threads, pin=given.device == "cpu"):
                 if (threads, dtype) not in rates and what != "data":
-                    rates[threads, dtype] = _limits(results, clock, dtype, device)
+                    rates[threads, dtype] = _limits(results, clock, dtype, device, _limit_seconds(given))
                 group |= _group(given, what, SIZES[size], dtype, clock, deadline, folder, rates.get((threads, dtype)))
         except torch.OutOfMemoryError as error:
             group |= {"rows": [], "ratios": [], "not_measured": [f"out of memory ({str(error).split('.')[0]})"]}
@@ -171,15 +171,22 @@ def run(given: argparse.Namespace, command: str) -> Path:
     return folder
 
 
-def _limits(results: dict, clock: Clock, dtype: str, device: torch.device) -> float:
+def _limit_seconds(given: argparse.Namespace) -> float:
+    """How long one limit is measured: no longer than a sample."""
+    return min(limits.SECONDS, given.sample_ms / 1000)
+
+
+def _limits(results: dict, clock: Clock, dtype: str, device: torch.device, seconds: float) -> float:
     """The matmul rate of a dtype, FLOP/s; with it, once for each number of threads, the copy's bandwidth."""
     words = f"{clock.threads} thread{'s' if clock.threads > 1 else ''}"
-    rate = limits.matmul_rate(clock, dtype)
+    rate = limits.matmul_rate(clock, dtype, seconds)
     results["limits"].append({"name": f"matmul {dtype}, {words}", "rate": rate, "unit": "GFLOP/s", "scale": 1e9})
     size = limits.copy_bytes(device)
     name = f"copy of {size / 2**20:.0f} MiB (read and write), {words}"
     if all(limit["name"] != name for limit in results["limits"]):
-        results["limits"].append({"name": name, "rate": limits.copy_rate(clock, size), "unit": "GB/s", "scale": 1e9})
+        results["limits"].append(
+            {"name": name, "rate": limits.copy_rate(clock, size, seconds), "unit": "GB/s", "scale": 1e9}
+        )
     return rate
 
 
@@ -203,7 +210,7 @@ def _group(
     group = {"batch": batch} | networks.measure(
         case, given.against, clock, given.rounds, compile=given.compile, **timed
     )
-    floor = None if given.no_floor else limits.floor_seconds(case, clock, deadline=deadline)
+    floor = None if given.no_floor else limits.floor_seconds(case, clock, _limit_seconds(given), deadline)
     if floor is None:
         group["not_measured"].append(f"the floor: {'--no-floor' if given.no_floor else 'the time limit came first'}")
     group["floor_s"] = floor

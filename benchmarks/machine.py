@@ -3,6 +3,7 @@
 import contextlib
 import os
 import platform
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -65,10 +66,10 @@ def device_name(device: torch.device) -> str:
 
 @contextlib.contextmanager
 def threads(count: int, pin: bool = True) -> Iterator[None]:
-    """`count` threads of torch on as many cores, the last ones of those allowed (the first meets the interrupts)."""
+    """`count` threads of torch on as many cores, the idlest of those allowed."""
     before, allowed = torch.get_num_threads(), _allowed()
     if pin and allowed:
-        os.sched_setaffinity(0, set(sorted(allowed)[-count:]))
+        os.sched_setaffinity(0, idlest(allowed, count))
     torch.set_num_threads(count)
     try:
         yield
@@ -76,6 +77,26 @@ def threads(count: int, pin: bool = True) -> Iterator[None]:
         torch.set_num_threads(before)
         if pin and allowed:
             os.sched_setaffinity(0, allowed)
+
+
+def idlest(allowed: set[int], count: int, seconds: float = 0.2) -> set[int]:
+    """The `count` cores that were idle most over a moment; the last ones where the system does not say (the first meets
+    the interrupts)."""
+    order = sorted(allowed, reverse=True)
+    if count < len(order):
+        before = _idle_ticks()
+        time.sleep(seconds)
+        after = _idle_ticks()
+        order.sort(key=lambda core: before.get(core, 0) - after.get(core, 0))
+    return set(order[:count])
+
+
+def _idle_ticks() -> dict[int, int]:
+    """{core: its idle time so far, ticks}; {} where the system does not say."""
+    with contextlib.suppress(OSError):
+        lines = [line.split() for line in Path("/proc/stat").read_text().splitlines()]
+        return {int(words[0][3:]): int(words[4]) for words in lines if words[0][:3] == "cpu" and words[0] != "cpu"}
+    return {}
 
 
 @contextlib.contextmanager

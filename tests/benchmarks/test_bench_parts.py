@@ -252,3 +252,11 @@ def test_what_is_not_there_is_called_not_measured():
     assert tables.number(2.5e9, "GB/s", 1e9) == "2.5 GB/s"
     text = tables.table(tables.COLUMNS["infer"], [{"name": "ours", "errors": None}])
     assert text.splitlines()[-1].count("not measured") == len(tables.NETWORK) - 1
+
+
+def test_the_idlest_core_is_taken(monkeypatch):
+    ticks = iter([{0: 100, 1: 100, 2: 100}, {0: 105, 1: 120, 2: 101}])
+    monkeypatch.setattr(machine, "_idle_ticks", lambda: next(ticks))
+    assert machine.idlest({0, 1, 2}, 1, seconds=0) == {1}
+    monkeypatch.setattr(machine, "_idle_ticks", dict)
+    assert machine.idlest({0, 1, 2}, 1, seconds=0) == {2}

@@ -1,6 +1,6 @@
 // y = silu((x - mean) * rstd * gain + shift), and its gradients; mean and rstd over the pixels and channels of a group.
 //
-// x is float or bfloat16, [N, C, P] pixel by pixel ("last": the channels lie together) or channel by channel. Every
+// x [N, C, P] lies pixel by pixel ("last": the channels of a pixel lie together) or channel by channel. Every
 // sum and every step between load and store is in float32 or wider. Each (picture, group) is one thread's work alone, so
 // that the result does not depend on how many threads there are. No header of torch, nor of the standard library but
 // integers: it is compiled where it is used, in about a second.
@@ -30,21 +30,30 @@ inline void store(bf16 *to, float value) {  // to the nearest, ties to even; NaN
     to->bits = uint16_t(value != value ? 0x7fc0 : rounded);
 }
 
+// a * b + c; where it is fused is said here, not left to the compiler, which would fuse a loop's end otherwise than its body
+inline float fma(float a, float b, float c) {
+#ifdef __FP_FAST_FMAF
+    return __builtin_fmaf(a, b, c);
+#else
+    return a * b + c;
+#endif
+}
+
 // exp = 2^k e^r with |r| <= ln(2) / 2, e^r by a polynomial fitted at Chebyshev's points: 2e-7 of the value
 inline float exponential(float x) {
     x = x < -87.0f ? -87.0f : x;
     x = x > 88.0f ? 88.0f : x;
     const float magic = 12582912.0f;  // 1.5 * 2^23: adding it rounds to a whole number
-    float shifted = x * 1.44269504f + magic;
+    float shifted = fma(x, 1.44269504f, magic);
     float k = shifted - magic;
-    float r = (x - k * 0.693145752f) - k * 1.42860677e-6f;  // ln 2 in two parts
+    float r = fma(k, -1.42860677e-6f, fma(k, -0.693145752f, x));  // ln 2 in two parts
     float p = 1.394471253e-3f;
-    p = p * r + 8.371989545e-3f;
-    p = p * r + 4.166627879e-2f;
-    p = p * r + 1.666645503e-1f;
-    p = p * r + 5.000000085e-1f;
-    p = p * r + 1.000000028f;
-    p = p * r + 1.0f;
+    p = fma(p, r, 8.371989545e-3f);
+    p = fma(p, r, 4.166627879e-2f);
+    p = fma(p, r, 1.666645503e-1f);
+    p = fma(p, r, 5.000000085e-1f);
+    p = fma(p, r, 1.000000028f);
+    p = fma(p, r, 1.0f);
     return p * as<float>((as<int32_t>(shifted) - as<int32_t>(magic) + 127) << 23);
 }
 
@@ -184,7 +193,7 @@ void forward(const T *x, T *y, const float *gain, const float *shift, float *mea
             }
             const float *move = shift + (rows > 1 ? n * C : 0) + c0;
             each<last>(b, [=](long i, long c) {
-                const float z = (load(in[i]) - middle[c]) * scale[c] + move[c];
+                const float z = fma(load(in[i]) - middle[c], scale[c], move[c]);
                 store(out + i, silu ? z * sigmoid(z) : z);
             });
         }
@@ -217,8 +226,8 @@ void backward(const T *dy, const T *x, const float *gain, const float *shift, co
             const auto dz = [=](long i, long c, float xhat) {
                 const float d = load(coming[i]);
                 if (!silu) return d;
-                const float z = xhat * times[c] + move[c], s = sigmoid(z);
-                return d * s * (1.0f + z * (1.0f - s));
+                const float z = fma(xhat, times[c], move[c]), s = sigmoid(z);
+                return d * s * fma(z, 1.0f - s, 1.0f);
             };
             sums<last>(b, part, A, B, [=](long i, long c, float &u, float &v) {
                 const float xhat = (load(in[i]) - middle[c]) * inverse[c];
@@ -243,42 +252,26 @@ void backward(const T *dy, const T *x, const float *gain, const float *shift, co
             }
             each<last>(b, [=](long i, long c) {
                 const float xhat = (load(in[i]) - middle[c]) * inverse[c];
-                store(out + i, dz(i, c, xhat) * steep[c] - level[c] - xhat * slope[c]);
+                store(out + i, fma(dz(i, c, xhat), steep[c], -fma(xhat, slope[c], level[c])));
             });
         }
 }
 
-template <class T>
-void forward_of(bool last, bool silu, const void *x, void *y, const float *gain, const float *shift, float *mean,
-                float *rstd, long N, long C, long P, long G, long rows, double eps, int threads) {
-    auto run = last ? (silu ? forward<T, true, true> : forward<T, true, false>)
-                    : (silu ? forward<T, false, true> : forward<T, false, false>);
-    run((const T *)x, (T *)y, gain, shift, mean, rstd, N, C, P, G, rows, eps, threads);
-}
-
-template <class T>
-void backward_of(bool last, bool silu, const void *dy, const void *x, const float *gain, const float *shift,
-                 const float *mean, const float *rstd, void *dx, float *dgain, float *dshift, long N, long C, long P,
-                 long G, long rows, int threads) {
-    auto run = last ? (silu ? backward<T, true, true> : backward<T, true, false>)
-                    : (silu ? backward<T, false, true> : backward<T, false, false>);
-    run((const T *)dy, (const T *)x, gain, shift, mean, rstd, (T *)dx, dgain, dshift, N, C, P, G, rows, threads);
-}
-
 }  // namespace
 
-// half: bfloat16, else float. x, y: N * C * P numbers. gain, shift: rows (1 or N) times C. mean, rstd: N * G.
-extern "C" void adagn_silu_forward(int half, int last, int silu, const void *x, void *y, const float *gain,
-                                   const float *shift, float *mean, float *rstd, long N, long C, long P, long G,
-                                   long rows, double eps, int threads) {
-    (half ? forward_of<bf16> : forward_of<float>)(last, silu, x, y, gain, shift, mean, rstd, N, C, P, G, rows, eps,
-                                                  threads);
+// NUMBER (float or bf16) and LAST (true or false) are defined where this is compiled: a run needs one of the four.
+// x, y: N * C * P numbers. gain, shift: rows (1 or N) times C. mean, rstd: N * G.
+extern "C" void adagn_silu_forward(int silu, const void *x, void *y, const float *gain, const float *shift, float *mean,
+                                   float *rstd, long N, long C, long P, long G, long rows, double eps, int threads) {
+    (silu ? forward<NUMBER, LAST, true> : forward<NUMBER, LAST, false>)(
+        (const NUMBER *)x, (NUMBER *)y, gain, shift, mean, rstd, N, C, P, G, rows, eps, threads);
 }
 
 // dgain, dshift: N times C, a row a picture even where gain and shift have one.
-extern "C" void adagn_silu_backward(int half, int last, int silu, const void *dy, const void *x, const float *gain,
-                                    const float *shift, const float *mean, const float *rstd, void *dx, float *dgain,
-                                    float *dshift, long N, long C, long P, long G, long rows, int threads) {
-    (half ? backward_of<bf16> : backward_of<float>)(last, silu, dy, x, gain, shift, mean, rstd, dx, dgain, dshift, N,
-                                                    C, P, G, rows, threads);
+extern "C" void adagn_silu_backward(int silu, const void *dy, const void *x, const float *gain, const float *shift,
+                                    const float *mean, const float *rstd, void *dx, float *dgain, float *dshift, long N,
+                                    long C, long P, long G, long rows, int threads) {
+    (silu ? backward<NUMBER, LAST, true> : backward<NUMBER, LAST, false>)(
+        (const NUMBER *)dy, (const NUMBER *)x, gain, shift, mean, rstd, (NUMBER *)dx, dgain, dshift, N, C, P, G, rows,
+        threads);
 }

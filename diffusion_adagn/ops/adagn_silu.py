@@ -65,19 +65,21 @@ def adagn_silu_reference(
 
 
 def available(device: torch.device | str) -> bool:
-    """Whether there is a kernel for this device. On the CPU the first question may compile it."""
+    """Whether there is a kernel for this device. On the CPU the first question may compile one."""
     return not why_not(device)
 
 
-def why_not(device: torch.device | str) -> str:
-    """Why the fused operator cannot be used on this device; "" if it can."""
-    return _why_not(torch.device(device).type)
+def why_not(device: torch.device | str, dtype: torch.dtype = torch.float32, last: bool = True) -> str:
+    """Why the fused operator cannot be used on this device, for this type and layout (last: channels_last); "" if it can."""
+    return _why_not(torch.device(device).type, dtype, last)
 
 
 @torch.compiler.assume_constant_result
-def _why_not(kind: str) -> str:
+def _why_not(kind: str, dtype: torch.dtype, last: bool) -> str:
     if kind == "cpu":
-        return cpu.why_not()
+        return cpu.why_not(dtype, last)
+    if dtype not in (torch.float32, torch.bfloat16, torch.float16):
+        return f"it does not take {dtype}."
     if kind == "cuda":
         return "" if importlib.util.find_spec("triton") else "Triton is not installed: pip install triton."
     return "" if kind == "meta" else f"there is no kernel for {kind} devices."
@@ -88,8 +90,7 @@ def _fuses(x: Tensor, operator: str) -> bool:
         return False
     if operator not in OPERATORS:
         raise InputError(f"operator is one of {', '.join(OPERATORS)}, not {operator!r}.")
-    types = cpu.DTYPES if x.device.type == "cpu" else (torch.float32, torch.bfloat16, torch.float16)
-    no = f"it does not take {x.dtype} on {x.device.type}." if x.dtype not in types else why_not(x.device)
+    no = _why_not(x.device.type, x.dtype, not x.is_contiguous())
     if no and operator == "fused":
         raise InputError(f"the fused operator cannot be used: {no} Take operator auto or eager.")
     return not no

@@ -21,49 +21,54 @@ SOURCE = Path(__file__).with_name("adagn_silu.cpp")
 DTYPES = (torch.float32, torch.bfloat16)
 
 _lock = threading.Lock()
-_found: tuple[ctypes.CDLL | None, str] | None = None
+_found: dict[tuple[torch.dtype, bool], tuple[ctypes.CDLL | None, str]] = {}
 
 
-def library() -> ctypes.CDLL | None:
-    """The compiled operator, built by the first call (about two seconds) unless it lies in the cache; None if it cannot be."""
-    return _library()[0]
+def why_not(dtype: torch.dtype = torch.float32, last: bool = True) -> str:
+    """Why there is no operator for this type (last: in channels_last), in words; "" if there is one."""
+    return "" if (dtype, last) in _found and _found[dtype, last][0] else _library(dtype, last)[1]
 
 
-def why_not() -> str:
-    """Why there is none, in words; "" if there is one."""
-    return _library()[1]
-
-
-def _library() -> tuple[ctypes.CDLL | None, str]:
-    global _found
+def _library(dtype: torch.dtype, last: bool) -> tuple[ctypes.CDLL | None, str]:
+    """The compiled operator, built by the first call (a second or two) unless it lies in the cache; or None, and why."""
     with _lock:
-        if _found is None:
+        if (dtype, last) not in _found:
             try:
-                _found = _load(_build()), ""
+                _found[dtype, last] = _load(_build(dtype, last)), ""
             except (OSError, RuntimeError, subprocess.SubprocessError) as error:
-                _found = None, " ".join(str(error).split())[:300]
-                print(
-                    f"note: the fused operator is not used, plain PyTorch is (slower, the same results): {_found[1]}",
-                    file=sys.stderr,
-                )
-    return _found
+                why = " ".join(str(error).split())[:300]
+                if not any(told for _, told in _found.values()):
+                    note = "note: the fused operator is not used, plain PyTorch is (slower, the same results)"
+                    print(f"{note}: {why}", file=sys.stderr)
+                _found[dtype, last] = None, why
+        return _found[dtype, last]
 
 
-def _build() -> Path:
+def _build(dtype: torch.dtype, last: bool) -> Path:
     """The shared library for this source, compiler and CPU: from the cache, or made. Raises OSError or RuntimeError."""
-    if os.environ.get("DIFFUSION_ADAGN_NO_COMPILER"):
-        raise RuntimeError("DIFFUSION_ADAGN_NO_COMPILER is set.")
+    if dtype not in DTYPES:
+        raise RuntimeError(f"it does not take {dtype}.")
     compiler = shlex.split(os.environ.get("CXX", "")) or [
         next((c for c in ("c++", "g++", "clang++") if shutil.which(c)), "")
     ]
     if not compiler[0] or shutil.which(compiler[0]) is None:
         raise RuntimeError("there is no C++ compiler (c++, g++ or clang++; or name one in CXX).")
-    flags = ["-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fno-exceptions", "-fno-rtti"]
+    flags = [
+        "-O3",
+        "-march=native",
+        "-fno-math-errno",
+        "-fno-trapping-math",
+        "-ffp-contract=off",
+        "-fno-exceptions",
+        "-fno-rtti",
+    ]
     if platform.machine() in ("x86_64", "AMD64"):
         flags.append("-mprefer-vector-width=512")
+    number = "float" if dtype == torch.float32 else "bf16"
+    flags += [f"-DNUMBER={number}", f"-DLAST={str(last).lower()}"]
     made_of = [SOURCE.read_bytes(), _cpu().encode(), torch.__version__.encode(), " ".join(compiler + flags).encode()]
     made_of.append(subprocess.run([*compiler, "--version"], capture_output=True, timeout=60).stdout)
-    file = cache_root() / "ops" / f"adagn_silu-{hashlib.sha256(b'|'.join(made_of)).hexdigest()[:16]}.so"
+    file = cache_root() / "ops" / f"adagn_silu-{number}-{hashlib.sha256(b'|'.join(made_of)).hexdigest()[:16]}.so"
     if not file.is_file():
         file.parent.mkdir(parents=True, exist_ok=True)
         file_into_place(file, lambda beside: _compile(compiler, flags, beside))
@@ -100,12 +105,21 @@ def _cpu() -> str:
 
 
 def _load(file: Path) -> ctypes.CDLL:
-    lib = ctypes.CDLL(str(file))
+    try:
+        lib = ctypes.CDLL(str(file))
+        run, back = lib.adagn_silu_forward, lib.adagn_silu_backward
+    except (OSError, AttributeError) as error:  # damaged, or of another machine: the next one makes it anew
+        file.unlink(missing_ok=True)
+        raise RuntimeError(f"{error} (removed; it is made anew the next time).") from None
     pointer, whole = ctypes.c_void_p, ctypes.c_long
-    lib.adagn_silu_forward.argtypes = [*[ctypes.c_int] * 3, *[pointer] * 6, *[whole] * 5, ctypes.c_double, ctypes.c_int]
-    lib.adagn_silu_backward.argtypes = [*[ctypes.c_int] * 3, *[pointer] * 9, *[whole] * 5, ctypes.c_int]
-    lib.adagn_silu_forward.restype = lib.adagn_silu_backward.restype = None
+    run.argtypes = [ctypes.c_int, *[pointer] * 6, *[whole] * 5, ctypes.c_double, ctypes.c_int]
+    back.argtypes = [ctypes.c_int, *[pointer] * 9, *[whole] * 5, ctypes.c_int]
+    run.restype = back.restype = None
     return lib
+
+
+def _kernels(x: Tensor) -> ctypes.CDLL:
+    return _library(x.dtype, not x.is_contiguous())[0]
 
 
 def forward(
@@ -117,8 +131,8 @@ def forward(
     y = torch.empty_like(x)
     mean, rstd = torch.empty(n, groups), torch.empty(n, groups)
     if x.numel():
-        library().adagn_silu_forward(
-            x.dtype == torch.bfloat16, not x.is_contiguous(), silu, x.data_ptr(), y.data_ptr(), gain.data_ptr(),
+        _kernels(x).adagn_silu_forward(
+            silu, x.data_ptr(), y.data_ptr(), gain.data_ptr(),
             shift.data_ptr(), mean.data_ptr(), rstd.data_ptr(), n, c, x.numel() // (n * c), groups, len(gain), eps,
             torch.get_num_threads(),
         )  # fmt: skip
@@ -133,8 +147,8 @@ def backward(
     dx = torch.empty_like(x)
     dgain, dshift = torch.zeros(n, c), torch.zeros(n, c)
     if x.numel():
-        library().adagn_silu_backward(
-            x.dtype == torch.bfloat16, not x.is_contiguous(), silu, dy.data_ptr(), x.data_ptr(), gain.data_ptr(),
+        _kernels(x).adagn_silu_backward(
+            silu, dy.data_ptr(), x.data_ptr(), gain.data_ptr(),
             shift.data_ptr(), mean.data_ptr(), rstd.data_ptr(), dx.data_ptr(), dgain.data_ptr(), dshift.data_ptr(),
             n, c, x.numel() // (n * c), groups, len(gain), torch.get_num_threads(),
         )  # fmt: skip

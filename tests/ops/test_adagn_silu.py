@@ -1,0 +1,256 @@
+"""The fused operator on the CPU, and what torch does with it."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from adagn_cases import CASES, apart, inputs, slow
+from torch.utils.checkpoint import checkpoint
+
+from diffusion_adagn.errors import InputError
+from diffusion_adagn.models.unet import AdaGNUNet
+from diffusion_adagn.ops import adagn_silu, adagn_silu_reference, available, cpu
+
+needs_kernel = pytest.mark.skipif(not available("cpu"), reason=f"no fused operator here: {cpu.why_not()}")
+
+
+def run(operator, x, gamma, beta, weight, bias, dy, groups, silu=True):
+    """y, and the gradients of x, gamma, beta, weight, bias."""
+    leaves = [t.detach().clone().requires_grad_() for t in (x, gamma, beta, weight, bias)]
+    y = adagn_silu(*leaves[:3], groups, 1e-5, *leaves[3:], silu=silu, operator=operator)
+    y.backward(dy)
+    return [y, *(leaf.grad for leaf in leaves)]
+
+
+def exact(x, gamma, beta, weight, bias, dy, groups, silu=True):
+    leaves = [t.detach().double().requires_grad_() for t in (x, gamma, beta, weight, bias)]
+    y = slow(*leaves, groups, 1e-5, silu)
+    y.backward(dy.double())
+    return [y, *(leaf.grad for leaf in leaves)]
+
+
+@needs_kernel
+@pytest.mark.parametrize("silu", [True, False])
+@pytest.mark.parametrize("last", [True, False])
+@pytest.mark.parametrize("shape, groups, mean", CASES)
+def test_is_the_formula_and_no_worse_than_eager(shape, groups, mean, last, silu):
+    for dtype in (torch.float32, torch.bfloat16):
+        for rows in {1, shape[0]}:
+            given = inputs(shape, mean, dtype, last, rows)
+            wanted, fused, eager = (
+                exact(*given, groups, silu),
+                *(run(o, *given, groups, silu) for o in ("fused", "eager")),
+            )
+            assert fused[0].dtype == dtype and fused[0].stride() == given[0].stride()
+            # with a mean of 100 and a spread of 1, float32 itself holds x to 4e-6 of the spread
+            rounding = (2e-6 + 6e-8 * abs(mean) * 4) if dtype == torch.float32 else 3e-3
+            for what, f, e, w in zip(("y", "x", "gamma", "beta", "weight", "bias"), fused, eager, wanted):
+                assert apart(f, w) <= max(rounding, 1.1 * apart(e, w)), (what, dtype, rows)
+
+
+@needs_kernel
+def test_errors_in_bf16_are_below_those_of_bf16_throughout():
+    x, gamma, beta, weight, bias, dy = given = inputs((2, 64, 16, 16), 0.0, torch.bfloat16, True, 2)
+    half = [t.detach().bfloat16().requires_grad_() for t in (x, gamma, beta, weight, bias)]
+    h = torch.nn.functional.group_norm(half[0], 32, half[3], half[4], 1e-5)
+    y = torch.nn.functional.silu(h * (1 + half[1][..., None, None]) + half[2][..., None, None])
+    y.backward(dy)
+    wanted, fused = exact(*given, 32), run("fused", *given, 32)
+    for f, e, w in zip(fused, [y, *(t.grad for t in half)], wanted):
+        assert apart(f, w) < apart(e, w)
+
+
+def test_reference_is_the_formula():
+    for shape, groups, mean in CASES:
+        given = inputs(shape, mean, torch.float64, False, shape[0])
+        y = adagn_silu_reference(
+            given[0], *(t.double() for t in given[1:3]), groups, 1e-5, *(t.double() for t in given[3:5])
+        )
+        assert apart(y, exact(*given, groups)[0]) < 1e-12
+
+
+@needs_kernel
+@pytest.mark.parametrize("operator", ["fused", "eager"])
+def test_parts_that_are_left_out_are_neutral(operator):
+    x, gamma, beta, weight, bias, _ = inputs((2, 16, 4, 4), 0.0, torch.float32, True, 2)
+    none, zero, one = None, torch.zeros(2, 16), torch.ones(16)
+    full = lambda g, b, w, c: adagn_silu(x, g, b, 4, 1e-5, w, c, operator=operator)  # noqa: E731
+    torch.testing.assert_close(full(none, none, none, none), full(zero, zero, one, one * 0))
+    torch.testing.assert_close(full(gamma, none, weight, bias), full(gamma, zero, weight, bias))
+    torch.testing.assert_close(full(none, beta, weight, bias), full(zero, beta, weight, bias))
+    torch.testing.assert_close(full(gamma[:1], beta, weight, bias), full(gamma[:1].expand(2, -1), beta, weight, bias))
+
+
+@needs_kernel
+@pytest.mark.parametrize("shape", [(1, 64, 16, 16), (3, 24, 7, 7)])
+@pytest.mark.parametrize("last", [True, False])
+def test_number_of_threads_changes_no_bit(shape, last):
+    given, threads = inputs(shape, 1.0, torch.float32, last, shape[0]), torch.get_num_threads()
+    try:
+        results = []
+        for count in (1, 2, 5):
+            torch.set_num_threads(count)
+            results.append(run("fused", *given, 8))
+    finally:
+        torch.set_num_threads(threads)
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other))
+
+
+@needs_kernel
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("last", [True, False])
+def test_what_is_not_finite_is_not_hidden(bad, dtype, last):
+    given = inputs((2, 16, 8, 8), 0.0, dtype, last, 2)
+    given[0][1, 3, 2, 5] = bad
+    y, dx, *_ = run("fused", *given, 4)
+    assert y[0].isfinite().all() and dx[0].isfinite().all()
+    assert not y[1, :4].isfinite().any() and y[1, 4:].isfinite().all()
+    assert not dx[1, :4].isfinite().any()
+    far = adagn_silu(torch.randn(1, 4, 2, 2), torch.full((1, 4), 1e30), torch.full((1, 4), -1e38), 1)  # silu's ends
+    assert not far.isnan().any()
+
+
+@needs_kernel
+def test_slices_transposed_and_odd_tensors():
+    whole, (_, gamma, beta, *_) = torch.randn(4, 32, 6, 10), inputs((2, 16, 6, 10), 0.0, torch.float32, False, 2)
+    for x in (whole[::2, ::2], whole[:2, 16:].transpose(2, 3), whole[:2, :16, ::2]):
+        torch.testing.assert_close(
+            adagn_silu(x, gamma, beta, 4, operator="fused"),
+            adagn_silu_reference(x, gamma, beta, 4),
+            atol=1e-5,
+            rtol=1e-5,
+        )
+    for shape in ((0, 16, 4, 4), (2, 16, 0, 4)):
+        assert adagn_silu(torch.zeros(shape), gamma[: shape[0]], beta[: shape[0]], 4, operator="fused").shape == shape
+    flat = torch.randn(2, 16)
+    torch.testing.assert_close(
+        adagn_silu(flat, gamma, beta, 4), adagn_silu_reference(flat, gamma, beta, 4), atol=1e-5, rtol=1e-5
+    )
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        ({"groups": 5}, "dividing C"),
+        ({"gamma": torch.zeros(3, 16)}, "gamma is"),
+        ({"beta": torch.zeros(2, 8)}, "beta is"),
+        ({"weight": torch.ones(8)}, "weight is"),
+        ({"operator": "fast"}, "operator is one of"),
+        ({"x": torch.zeros(2, 16, 4, 4, dtype=torch.float64), "operator": "fused"}, "does not take"),
+    ],
+)
+def test_wrong_input_is_told(change, words):
+    given = {"x": torch.zeros(2, 16, 4, 4), "gamma": torch.zeros(2, 16), "beta": None, "groups": 4}
+    with pytest.raises(InputError, match=words):
+        adagn_silu(**given | change)
+
+
+# ---------------------------------------------------------------------- what torch does with it
+
+
+@needs_kernel
+def test_torch_finds_no_fault_with_it():
+    x, gain, shift, *_ = inputs((2, 16, 4, 4), 0.0, torch.float32, True, 2)
+    given = [t.requires_grad_() for t in (x, gain, shift)]
+    torch.library.opcheck(torch.ops.diffusion_adagn.adagn_silu.default, (*given, 4, 1e-5, True))
+
+
+@needs_kernel
+def test_compiled_exported_and_checkpointed_it_is_the_same():
+    given, groups = inputs((2, 16, 4, 4), 0.0, torch.float32, True, 2), 4
+    plain = run("fused", *given, groups)
+
+    def through(f):
+        leaves = [t.detach().clone().requires_grad_() for t in given[:5]]
+        y = f(leaves)
+        y.backward(given[5])
+        return [y, *(leaf.grad for leaf in leaves)]
+
+    def op(leaves):
+        return adagn_silu(*leaves[:3], groups, 1e-5, *leaves[3:], operator="fused")
+
+    compiled = torch.compile(op, backend="aot_eager", fullgraph=True)
+    for found in (through(compiled), through(lambda leaves: checkpoint(op, leaves, use_reentrant=False))):
+        assert all(torch.equal(a, b) for a, b in zip(found, plain))
+
+    class Layer(torch.nn.Module):
+        def forward(self, x, gamma, beta):
+            return adagn_silu(x, gamma, beta, groups, operator="fused")
+
+    exported = torch.export.export(Layer(), tuple(given[:3]))
+    assert any("diffusion_adagn" in str(node.target) for node in exported.graph.nodes)
+    assert torch.equal(exported.module()(*given[:3]), Layer()(*given[:3]))
+
+
+@needs_kernel
+def test_under_autocast_a_network_is_the_same_with_either_operator():
+    torch.manual_seed(0)
+    unet = AdaGNUNet(8, model_channels=32, channel_mult=(1, 2), num_res_blocks=1, num_classes=3, num_head_channels=32)
+    torch.nn.init.normal_(unet.conv_out.weight, std=0.1)
+    x, t, y = torch.randn(4, 3, 8, 8), torch.tensor([10, 200, 500, 900]), torch.tensor([0, 1, 2, 3])
+    found = {}
+    for operator in ("fused", "eager"):
+        unet.set_operator(operator)
+        for half in (False, True):
+            unet.zero_grad()
+            with torch.autocast("cpu", torch.bfloat16, enabled=half):
+                out = unet(x, t, y).sample
+            out.float().square().mean().backward()
+            found[operator, half] = [
+                out.detach(),
+                unet.projection.weight.grad.clone(),
+                unet.conv_in.weight.grad.clone(),
+            ]
+    for half, error in ((False, 1e-5), (True, 3e-2)):
+        for fused, eager in zip(found["fused", half], found["eager", half]):
+            assert apart(fused, eager.double()) < error
+    with pytest.raises(InputError, match="one of"):
+        unet.set_operator("quick")
+
+
+# ---------------------------------------------------------------------- building it
+
+SCRIPT = """
+import torch
+from diffusion_adagn.ops import adagn_silu, adagn_silu_reference, why_not
+x, g, b = torch.randn(2, 8, 4, 4), torch.randn(2, 8), torch.randn(2, 8)
+for _ in range(2):
+    torch.testing.assert_close(adagn_silu(x, g, b, 4), adagn_silu_reference(x, g, b, 4), atol=1e-5, rtol=1e-5)
+print(not why_not("cpu", x.dtype, last=False))
+"""
+
+
+def use(cache, **env):
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT], env=os.environ | {"DIFFUSION_ADAGN_CACHE": str(cache)} | env,
+        capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip() == "True", done.stderr
+
+
+def test_without_a_compiler_it_falls_back_and_says_so_once(tmp_path):
+    fused, said = use(tmp_path, CXX="/nowhere/c++")
+    assert not fused and said.count("note:") == 1 and "no C++ compiler" in said
+
+
+def test_a_compiler_that_fails_is_survived(tmp_path):
+    fused, said = use(tmp_path, CXX="false")
+    assert not fused and said.count("note:") == 1 and "failed" in said
+    assert not list(tmp_path.rglob("*.so"))
+
+
+@needs_kernel
+def test_it_is_built_once_and_a_damaged_one_is_not_used(tmp_path):
+    assert use(tmp_path) == (True, "")
+    (made,) = tmp_path.rglob("*.so")
+    before = made.stat().st_mtime_ns
+    assert use(tmp_path) == (True, "") and made.stat().st_mtime_ns == before
+    made.write_bytes(made.read_bytes()[:500])
+    fused, said = use(tmp_path)
+    assert not fused and "made anew" in said and not made.exists()
+    assert use(tmp_path) == (True, "")

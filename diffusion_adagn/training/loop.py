@@ -31,9 +31,11 @@ from ..run import RunFolder, label_space, network_config
 from .batches import Batch, Batches
 from .checkpoint import clear_leftovers, load_checkpoint, newest_good, read_state, save_checkpoint
 from .ema import EMA
+from .feed import Feed
 from .finish import sample_command, write_pipeline
 from .health import Health, first_bad_value
 from .metrics import Metrics, check_tracker
+from .pixels import choose_pixels
 from .preview import check_preview, draw_preview, heldout_loss
 from .signals import Signals
 from .transfer import transfer
@@ -119,7 +121,16 @@ def _train(config: RunConfig, resume: bool, held: ExitStack) -> int:
         conditional=config.model.class_conditional,
         label_dropout=training.label_dropout if config.model.class_conditional else 0.0,
         flip=config.data.flip,
+        pixels=choose_pixels(dataset, device),
     )
+    feed = held.enter_context(Feed(batches))
+    count = training.gradient_accumulation
+
+    def positions_of(number: int) -> torch.Tensor:
+        """The positions of this process's pass 0, 1, ... of the run."""
+        part = accelerator.process_index * count + number % count
+        first = number // count * training.batch_size + part * per_pass
+        return torch.arange(first, first + per_pass)
 
     # where it says how it goes
     signals = Signals(unet, ema.model, objective, label_space(config), training, heldout)
@@ -153,7 +164,7 @@ def _train(config: RunConfig, resume: bool, held: ExitStack) -> int:
         accelerator.wait_for_everyone()
 
     def losses_at(network: torch.nn.Module, positions: torch.Tensor) -> tuple[torch.Tensor, Batch]:
-        batch = batches.at(positions)
+        batch = feed.at(positions)
         x_t = objective.noisy(batch.x0, batch.noise, batch.t)
         output = network(x_t, batch.t, batch.labels).sample
         return objective.loss(output, batch.x0, batch.noise, batch.t), batch
@@ -163,23 +174,22 @@ def _train(config: RunConfig, resume: bool, held: ExitStack) -> int:
     )
     shown, label_gap, fault = None, "", False
     since, since_step = time.perf_counter(), step
+    began, waited = since, 0.0
     with StopSignal() as stop:
         while step < training.max_steps:
             lr = learning_rate(training, step)
             for group in optimizer.param_groups:
                 group["lr"] = lr
             torch.manual_seed(_dropout_seed(training.seed, step, accelerator.process_index))
-            first = step * training.batch_size + accelerator.process_index * per_pass * training.gradient_accumulation
-            passes = [
-                torch.arange(first + i * per_pass, first + (i + 1) * per_pass)
-                for i in range(training.gradient_accumulation)
-            ]
+            numbers = range(step * count, (step + 1) * count)
+            passes = [positions_of(number) for number in numbers]
             seen = []
-            for positions in passes:
+            for number, positions in zip(numbers, passes):
                 with nullcontext() if positions is passes[-1] else accelerator.no_sync(model):
                     each, batch = losses_at(model, positions)
                     accelerator.backward(each.mean() / len(passes))
                 seen.append((each.detach(), batch.t, batch.labels))
+                feed.ahead(*(positions_of(n) for n in (number + 1, number + 2) if n < training.max_steps * count))
             norm = accelerator.clip_grad_norm_(model.parameters(), training.clip_norm or math.inf)
             loss = torch.stack([each.mean() for each, _, _ in seen]).mean()
             stopping, fault = agree(accelerator, stop.name is not None, not math.isfinite(loss.item()))
@@ -220,13 +230,15 @@ def _train(config: RunConfig, resume: bool, held: ExitStack) -> int:
             if logging:
                 now = time.perf_counter()
                 speed = (step - since_step) * training.batch_size / (now - since)
-                since, since_step = now, step
+                waiting = (feed.waited - waited) / (now - since)
+                since, since_step, waited = now, step, feed.waited
                 log(
                     loss=mean,
                     lr=lr,
                     grad_norm=float(norm),
                     epoch=step * training.batch_size / len(dataset),
                     images_per_s=round(speed, 1),
+                    data_wait=round(waiting, 4),
                 )
                 shown = mean if shown is None else 0.9 * shown + 0.1 * mean
                 bar.set_postfix_str(f"loss {shown:.4f}, {speed:.0f} images/s{label_gap}", refresh=False)
@@ -250,7 +262,9 @@ def _train(config: RunConfig, resume: bool, held: ExitStack) -> int:
                 save()
             if stopping:
                 break
+    share = feed.waited / (time.perf_counter() - began)
     bar.close()
+    accelerator.print(f"data      the steps waited for their pictures {100 * share:.1f} % of the time")
     if step < training.max_steps:
         accelerator.print(
             f"Stopped by {stop.name or 'a signal'} at step {step}; {'not saved, since it was left out' if fault else 'saved'}. Go on with: "

@@ -297,7 +297,9 @@ def _ready(case: Case, variant: Variant, nets: Nets, wanted, clock: Clock) -> tu
         return row, work
     except (Differs, peers.PeerMissing) as error:
         row["not_measured"] = str(error)
-    except (RuntimeError, NotImplementedError) as error:  # out of memory, a kernel that does not exist, the compiler
+    except Exception as error:  # out of memory, a kernel that does not exist; a compiler raises this and that
+        if not (variant.compiled or isinstance(error, RuntimeError)):
+            raise
         row["not_measured"] = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
     return row, None
 

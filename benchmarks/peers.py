@@ -1,5 +1,6 @@
 """The others: diffusers' UNet2DModel with our weights, and denoising-diffusion-pytorch's classifier-free Unet with its own."""
 
+import contextlib
 import importlib.util
 from pathlib import Path
 
@@ -30,14 +31,19 @@ def diffusers_twin(unet: AdaGNUNet) -> nn.Module:
 
 
 class LucidrainsUnet(nn.Module):
-    """Its Unet behind our call (sample, timestep, labels) -> (prediction,)."""
+    """Its Unet behind our call (sample, timestep, labels) -> (prediction,).
+
+    Its timestep embedding is float32 whatever its weights are, so that bf16 and fp16 need autocast.
+    """
 
     def __init__(self, unet: nn.Module):
         super().__init__()
         self.unet = unet
 
     def forward(self, sample: Tensor, timestep: Tensor, class_labels: Tensor, return_dict: bool = False):
-        return (self.unet(sample, timestep, class_labels, cond_drop_prob=0.0),)
+        half = sample.dtype != torch.float32
+        with torch.autocast(sample.device.type, sample.dtype) if half else contextlib.nullcontext():
+            return (self.unet(sample, timestep, class_labels, cond_drop_prob=0.0),)
 
 
 def lucidrains(size: Size, seed: int = 0) -> nn.Module:

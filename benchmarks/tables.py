@@ -38,7 +38,7 @@ def _time(row: Row) -> str:
 def _clean(row: Row) -> str:
     if row.get("rounds") is None:
         return NOT
-    return f"{NOT if row['clean'] is None else row['clean']} of {row['rounds']}"
+    return f"{NOT} ({row['rounds']} samples)" if row["clean"] is None else f"{row['clean']} of {row['rounds']}"
 
 
 def _error(row: Row) -> str:
@@ -94,8 +94,8 @@ def table(columns: list[Column], rows: list[Row]) -> str:
 
 def ratio_line(ratio: dict) -> str:
     """One paired ratio as a sentence."""
-    clean = f"{NOT} how many were clean" if ratio["clean"] is None else f"{ratio['clean']} clean on both sides"
-    counted = f"({ratio['used']} of {ratio['rounds']} rounds used, {clean})"
+    clean = f"how many were clean: {NOT}" if ratio["clean"] is None else f"{ratio['clean']} clean on both sides"
+    counted = f"({ratio['used']} of {ratio['rounds']} rounds used; {clean})"
     place = f"{'x'.join(map(str, ratio['shape']))} {ratio['layout']}: " if "shape" in ratio else ""
     if "overhead" in ratio:
         low, high = ratio["overhead_range"]

@@ -1,6 +1,7 @@
 """The benchmarks' arithmetic and refusals, against numbers made by hand."""
 
 import sys
+import textwrap
 
 import pytest
 import torch
@@ -191,6 +192,30 @@ def test_a_peer_that_is_not_installed_says_how_to_install_it(monkeypatch):
     monkeypatch.setattr(peers.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(peers.PeerMissing, match="pip install --no-deps denoising-diffusion-pytorch"):
         peers.lucidrains(SIZES["XS"])
+
+
+def test_a_peer_is_loaded_beside_a_torch_that_its_package_does_not_fit(monkeypatch, tmp_path):
+    """Its __init__ cannot be imported without torchvision; the file with its network can."""
+    package = tmp_path / "denoising_diffusion_pytorch"
+    package.mkdir()
+    (package / "__init__.py").write_text("import a_torchvision_that_is_not_there")
+    code = """
+        import torch
+        class Unet(torch.nn.Module):
+            def __init__(self, **config):
+                super().__init__()
+                self.config = config
+            def forward(self, x, t, y, cond_drop_prob):
+                return x + cond_drop_prob
+    """
+    (package / "classifier_free_guidance.py").write_text(textwrap.dedent(code))
+    monkeypatch.syspath_prepend(tmp_path)
+    net = peers.lucidrains(SIZES["S"])
+    assert net.unet.config == {"dim": 64, "num_classes": 10, "dim_mults": (1, 2, 2), "channels": 3}
+    assert net(torch.ones(1), None, None)[0] == 1
+    (package / "classifier_free_guidance.py").write_text("import something_that_is_not_there")
+    with pytest.raises(peers.PeerMissing, match="cannot be used"):
+        peers.lucidrains(SIZES["S"])
 
 
 def test_a_fused_operator_that_is_not_there_is_told(monkeypatch):

@@ -871,11 +871,11 @@ def test_a_store_folder_that_is_read_only(tmp_path, small_disk):
 
 
 SLOW_READING = """
-import time
+import os, time
 from diffusion_adagn.data import images
 load = images.open_picture
 def slow(raw):
-    print("decoding", flush=True)
+    os.write(1, b"decoding\\n")  # print would write the line's end apart, and there are two threads
     time.sleep(60)
     return load(raw)
 images.open_picture = slow
@@ -910,9 +910,9 @@ def test_killed_while_decoding(tmp_path, store):
         left = set(store.iterdir()) - {data.folder, other.folder, store / ".mine"}
         assert len(left) == 1 and left < before and (store / ".mine").is_dir()
     finally:
-        working.terminate()
-        working.communicate()
-        killed.communicate()
+        for one in (killed, working):
+            one.kill()
+            one.communicate()
     aged(*left, 700)
     opened(root, channels=1)
     assert not any(p.name.startswith(".d") for p in store.iterdir())

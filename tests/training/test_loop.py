@@ -44,6 +44,11 @@ def losses(out):
     }
 
 
+def signals(out):
+    lines = map(json.loads, (Path(out) / "metrics.jsonl").read_text().splitlines())
+    return [line for line in lines if "rms_gamma" in line]
+
+
 def weights(out, which="model"):
     newest = sorted((Path(out) / "checkpoints").glob("step-*"))[-1]
     return load_file(newest / f"{which}.safetensors")
@@ -202,7 +207,7 @@ def test_changed_data_is_refused(tmp_path, capsys):
     ("changes", "message"),
     [
         ({"training.batch_size": 15, "training.gradient_accumulation": 2}, "multiple of 2"),
-        ({"training.precision": "fp16"}, "CUDA"),
+        ({"speed.precision": "fp16"}, "CUDA"),
         ({"training.preview_classes": "cat", "training.preview_every": 1}, "no class 'cat'"),
         ({"training.preview_guidance": -1, "training.preview_every": 1}, "guidance scale"),
         ({"training.preview_steps": 1500, "training.preview_every": 1}, "1 to 1000"),
@@ -214,7 +219,7 @@ def test_changed_data_is_refused(tmp_path, capsys):
     ],
 )
 def test_bad_settings_leave_nothing_behind(tmp_path, capsys, changes, message):
-    if changes.get("training.precision") == "fp16" and torch.cuda.is_available():
+    if changes.get("speed.precision") == "fp16" and torch.cuda.is_available():
         pytest.skip("fp16 is fine on this machine")
     status = main(["train", "--output_dir", str(tmp_path / "run"), *words(TINY | {"training.max_steps": 2} | changes)])
     assert status == 1
@@ -304,8 +309,8 @@ def test_signals_save_and_leave_with_75(tmp_path, number, capsys):
 
 
 def test_two_processes_see_what_one_sees(tmp_path):
-    """Losses are the global mean: equal first steps mean equal pictures, labels, timesteps and noise."""
-    changes = {"data__flip": "true", "training__label_dropout": 0.3}
+    """Losses are the global mean: equal first steps mean equal pictures, labels, timesteps and noise. They tell the same signals."""
+    changes = {"data__flip": "true", "training__label_dropout": 0.3, "training__signals_every": 3}
     run(tmp_path / "1", training__gradient_accumulation=2, **changes)
     command = launch(tmp_path / "2", processes=2, **changes)
     result = subprocess.run(command, env=environment(), capture_output=True, text=True, check=False)
@@ -314,6 +319,10 @@ def test_two_processes_see_what_one_sees(tmp_path):
     assert one.keys() == two.keys()
     assert one[1] == pytest.approx(two[1], abs=1e-6)
     assert list(one.values()) == pytest.approx(list(two.values()), abs=1e-4)
+    one, two = signals(tmp_path / "1"), signals(tmp_path / "2")
+    assert len(one) == 2
+    for a, b in zip(one, two, strict=True):
+        assert a == pytest.approx(b, rel=1e-3, abs=1e-4)
     # and a run begun on two goes on on one
     assert run(tmp_path / "2", "--resume", "auto", training__max_steps=8, **changes) == 0
     assert max(losses(tmp_path / "2")) == 8
@@ -372,9 +381,8 @@ def test_two_processes_leave_out_the_same_step(tmp_path):
     assert all(torch.isfinite(w).all() for w in weights(tmp_path / "2").values())
 
 
-@pytest.mark.parametrize(
-    "kind", [pytest.param(k, marks=[] if k == "cross_attention" else pytest.mark.slow) for k in KINDS]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_trains_on_two_processes_as_on_one(tmp_path, kind):
     """A parameter that a kind leaves without a gradient would stop data-parallel training."""
     changes = {"model__conditioning": kind, "diffusion__learned_variance": "true"}

@@ -25,7 +25,7 @@ def ablate(out, *extra, small=SMALL):
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch):
-    monkeypatch.setattr(ablation, "EVALUATIONS", 90)
+    monkeypatch.setattr(ablation, "EVALUATIONS", 32)
 
 
 def test_every_kind_is_trained_alike_measured_and_compared(tmp_path, capsys):

@@ -65,7 +65,7 @@ class Work:
         self.dtype = torch.float32 if training else dtype
         net = net.to(case.device, self.dtype).to(memory_format=LAYOUTS[variant.layout]).train(training)
         if variant.operator:
-            ours.set_operator(net, variant.operator)
+            ours.prepare(net, variant.operator, LAYOUTS[variant.layout])
         if training:
             self.optimizer = torch.optim.AdamW(net.parameters(), lr=1e-6, fused=True)
             self.scaler = torch.amp.GradScaler(case.device.type, init_scale=1024.0, enabled=case.dtype == "fp16")

@@ -1,15 +1,11 @@
-"""This package's side: everything that the benchmarks ask of it, in one place.
-
-A fast path that this version of the package does not have is left out, and the reason told.
-"""
-
-import importlib
-from collections.abc import Callable
+"""This package's side: everything that the benchmarks ask of it, in one place."""
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from diffusion_adagn import AdaGNUNet
+from diffusion_adagn.ops import why_not
+from diffusion_adagn.speed import compile_blocks
 
 SIDE = "ours"
 
@@ -25,42 +21,20 @@ def network(seed: int = 0, **config) -> AdaGNUNet:
     return unet
 
 
-def _ops():
-    """diffusion_adagn.ops, or None in a version without it."""
-    try:
-        return importlib.import_module("diffusion_adagn.ops")
-    except ModuleNotFoundError as error:
-        if error.name != "diffusion_adagn.ops":
-            raise
-        return None
-
-
-def fused_operator(device: torch.device) -> tuple[Callable[..., Tensor] | None, str]:
-    """(adagn_silu, "") if the fused operator works on this device, else (None, why not)."""
-    ops = _ops()
-    if not hasattr(ops, "adagn_silu"):
-        return None, "this version of diffusion_adagn has no fused operator (diffusion_adagn.ops)"
-    if not ops.available(torch.device(device)):
-        return None, f"diffusion_adagn.ops says that its fused operator is not available on {device} here"
-    return ops.adagn_silu, ""
-
-
 def operators(device: torch.device) -> tuple[list[str], str]:
     """The operators that the network can be set to on this device, and why the fused one is not among them ("" if it is)."""
-    _, why = fused_operator(device)
-    if not why and not hasattr(AdaGNUNet, "set_operator"):
-        why = "this version's network has no set_operator"
+    why = why_not(device)
     return (["eager"] if why else ["fused", "eager"]), why
 
 
-def set_operator(unet: AdaGNUNet, name: str) -> None:
-    if hasattr(unet, "set_operator"):
-        unet.set_operator(name)
+def prepare(unet: AdaGNUNet, operator: str, layout: torch.memory_format) -> None:
+    unet.set_operator(operator)
+    unet.set_layout("channels_last" if layout == torch.channels_last else "contiguous")
 
 
 def compile_network(unet: AdaGNUNet) -> AdaGNUNet:
     """Its repeated blocks compiled, as the package itself does."""
-    unet.compile_repeated_blocks()
+    compile_blocks(unet)
     return unet
 
 

@@ -164,7 +164,6 @@ class TrainingConfig:
         0.9999, "EMA rate; step s uses min(ema_decay, (1 + s) / (10 + s)).", minimum=0, maximum=0.999999
     )
     label_dropout: float = option(0.1, "Share of samples trained with the null label.", minimum=0, maximum=1)
-    precision: Literal["fp32", "bf16", "fp16"] = option("fp32", "Autocast type; weights stay in fp32.")
     gradient_checkpointing: bool = option(
         False, "Recompute activations in the backward pass: slower, less memory.", free=True
     )
@@ -202,6 +201,31 @@ class TrainingConfig:
 
 
 @dataclass
+class SpeedConfig:
+    """How it is computed. auto (and `speed: auto`) picks for the machine at hand, and the run says what it picked."""
+
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = option(
+        "auto",
+        "Autocast type; weights stay in fp32. auto: on a GPU bf16 (fp16 where it has none); on a CPU fp32, or bf16 where "
+        "it computes in that and a picture takes half a GFLOP or more. A resumed run keeps what was picked.",
+    )
+    layout: Literal["auto", "channels_last", "contiguous"] = option(
+        "auto",
+        "How feature maps lie in memory. auto: channels_last on a CPU, and in half types on a GPU.",
+        free=True,
+    )
+    operator: Literal["auto", "fused", "eager"] = option(
+        "auto",
+        "Norm, modulation and SiLU in one pass over memory (fused: C++ on a CPU, Triton on a GPU), or in plain PyTorch (eager). "
+        "auto: fused where it can be.",
+        free=True,
+    )
+    compile: bool = option(
+        False, "torch.compile for the repeated blocks; the first steps take minutes instead.", free=True
+    )
+
+
+@dataclass
 class RunConfig:
     """A whole training run."""
 
@@ -214,6 +238,7 @@ class RunConfig:
     model: ModelConfig = field(default_factory=ModelConfig)
     diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
+    speed: SpeedConfig = field(default_factory=SpeedConfig)
     labels: dict | None = option(
         None, "The classes, as the run recorded them; the data must agree. Never written by hand."
     )
@@ -303,7 +328,7 @@ def _read_yaml(path: Path) -> dict:
         return {}
     if not isinstance(values, dict):
         raise InputError(
-            f"{path} should hold sections (data:, model:, diffusion:, training:), not {type(values).__name__}."
+            f"{path} should hold sections (data:, model:, diffusion:, training:, speed:), not {type(values).__name__}."
         )
     return values
 
@@ -368,6 +393,9 @@ def apply(
     """Write dotted keys into the config, each turned into its field's type."""
     known = {key: (hint, f) for key, hint, f in fields_of(type(config))}
     for key, value in flat.items():
+        if key == "speed" and value == "auto" and "speed.layout" in known:
+            config.speed = SpeedConfig()
+            continue
         if key in {k.partition(".")[0] for k in known if "." in k}:
             raise error(f"'{key}' is a section, such as '{key}:' with its settings below, not {said(value)} ({where}).")
         if key not in known:

@@ -3,7 +3,7 @@
 import json
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +12,7 @@ from accelerate import PartialState
 from PIL import Image
 from tqdm import tqdm
 
-from .config import read_json, said
+from .config import SpeedConfig, read_json, said
 from .diffusion.guidance import Guidance
 from .diffusion.mixing import Between, ClassPlan, Mix
 from .diffusion.pipeline import MOST_SEED, ClassConditionalPipeline, to_pil
@@ -20,12 +20,14 @@ from .diffusion.schedule import network_calls, sampler_name, set_steps
 from .errors import InputError
 from .evaluation.adm_npz import write_npz
 from .evaluation.pictures import MOST_INDEX
-from .evaluation.points import AUTOCAST, all_processes
 from .folders import file_into_place
 from .grids import labelled_grid
 from .labels import LabelSpace
 from .loading import model_hash, open_pipeline
 from .models.conditioning import KINDS
+from .models.cost import count_cost
+from .processes import all_processes
+from .speed import AUTOCAST, choose, compile_blocks, describe, prepare
 
 NPZ = "samples.npz"
 UNGUIDED = Guidance()
@@ -48,7 +50,7 @@ class SampleRequest:
     eta: float = 0.0
     spacing: str | None = None
     batch_size: int = 64
-    precision: str = "fp32"
+    speed: SpeedConfig = field(default_factory=SpeedConfig)
     mixes: tuple[str, ...] = ()  # as diffusion.mixing.Mix reads them
     interpolate: str | None = None  # two classes; in place of classes and mixes
     steps_between: int = 7
@@ -93,6 +95,8 @@ def sample_to_folder(
     guidances = {scale: replace(request.guidance, scale=scale) for scale in request.scales}
     for guidance in guidances.values():
         pipe.check_guidance(guidance)
+    asked = request.speed
+    request = replace(request, speed=choose(asked, state.device, count_cost(pipe.unet.config).flops))
     if main and labels.K and KINDS[pipe.unet.config.conditioning].label_in is None:
         print("note: this network hears the timestep alone (conditioning none): classes and guidance change nothing")
     set_steps(pipe.scheduler, request.steps)
@@ -111,7 +115,7 @@ def sample_to_folder(
         )
         print(
             f"{what}\n{len(told)} {rows} x {request.count} pictures x {len(request.scales)} scales, {request.sampler}, "
-            f"{request.steps} steps, on {state.num_processes} process(es), {state.device}"
+            f"{request.steps} steps, on {state.num_processes} process(es), {state.device}, {describe(request.speed, asked)}"
         )
         if request.guide is not None:
             print(f"guided against {guide_what}")
@@ -123,6 +127,10 @@ def sample_to_folder(
     state.wait_for_everyone()
 
     pipe.to(state.device)
+    for unet in [pipe.unet] if request.guide is None else [pipe.unet, request.guidance.guide.unet]:
+        prepare(unet, request.speed)
+        if request.speed.compile:
+            compile_blocks(unet)
     pictures = list(_pictures(request, told))
     _sample(pipe, pictures, request, out, state)
     state.wait_for_everyone()
@@ -177,7 +185,7 @@ def _sample(
     mine = batches[state.process_index :: state.num_processes]
     main = state.is_main_process
     pipe.set_progress_bar_config(disable=not main, leave=False, position=1, desc="steps")
-    dtype = AUTOCAST[request.precision]
+    dtype = AUTOCAST[request.speed.precision]
     with tqdm(total=sum(map(len, mine)), unit="picture", disable=not main, desc=out.name) as bar:
         for batch in mine:
             with torch.autocast(state.device.type, dtype, enabled=dtype is not None):
@@ -217,7 +225,9 @@ def _write_json(
             "spacing": request.spacing,
             "eta": request.eta,
             "network_calls": evaluations[p.scale],
-            "precision": request.precision,
+            "precision": request.speed.precision,
+            "layout": request.speed.layout,
+            "operator": request.speed.operator,
             "model_hash": model["hash"],
         }
         for p in pictures

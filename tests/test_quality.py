@@ -105,7 +105,7 @@ def test_real_cifar10_resumes_to_the_last_digit(tmp_path, shared, precision):
     """The small recipe on real pictures, narrower so that a CPU without bf16 instructions can do it."""
     common = [
         "--config", str(ROOT / "configs/cifar10_small.yaml"), "--data.source", str(shared / "cifar10_tiny"),
-        "--training.batch_size", "4", "--training.precision", precision, "--training.log_every", "1",
+        "--training.batch_size", "4", "--speed.precision", precision, "--training.log_every", "1",
         "--training.preview_every", "0", "--training.checkpoint_every", "2", "--model.model_channels", "32",
         "--model.num_head_channels", "32", "--training.lr", "1e-3", "--training.warmup_steps", "0",
     ]  # fmt: skip

@@ -20,7 +20,7 @@ from diffusion_adagn.trace import tracing
 
 SHRINK = {
     "train": "--training.max_steps 2 --training.batch_size 8 --training.preview_every 0 --training.heldout_every 0 --model.model_channels 32 "
-    "--model.num_head_channels 32 --training.precision fp32",
+    "--model.num_head_channels 32 --speed.precision fp32",
     "sample": "--steps 2 --count 2",
     "data": "--count 2",
     "ablate": "--training.max_steps 2 --training.batch_size 8 --seeds 0 --training.preview_steps 2",

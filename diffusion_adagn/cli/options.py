@@ -8,7 +8,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any, NoReturn
 
-from ..config import RunConfig, fields_of, type_name
+from ..config import RunConfig, SpeedConfig, fields_of, type_name
 from ..errors import UsageError
 
 
@@ -110,6 +110,26 @@ def add_sampler_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--spacing", choices=["leading", "trailing", "linspace"], help="timestep spacing [the model's own]"
     )
+
+
+def add_speed_options(parser: argparse.ArgumentParser) -> None:
+    """The speed section of a config, without its name; `speed_of` reads it."""
+    group = parser.add_argument_group("speed", "how it is computed; auto picks for this machine, and is told")
+    group.add_argument(
+        "--precision", choices=["auto", "fp32", "bf16", "fp16"], default="auto", help="autocast type [auto]"
+    )
+    group.add_argument("--layout", choices=["auto", "channels_last", "contiguous"], default="auto", help="[auto]")
+    group.add_argument(
+        "--operator",
+        choices=["auto", "fused", "eager"],
+        default="auto",
+        help="norm, modulation and SiLU in one pass, or not [auto]",
+    )
+    group.add_argument("--compile", action="store_true", help="torch.compile; pays off for many pictures [no]")
+
+
+def speed_of(args: argparse.Namespace) -> SpeedConfig:
+    return SpeedConfig(args.precision, args.layout, args.operator, args.compile)
 
 
 def add_guidance_options(parser: argparse.ArgumentParser, several: bool = False) -> None:

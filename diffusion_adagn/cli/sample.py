@@ -9,9 +9,11 @@ from .options import (
     add_guidance_options,
     add_model_options,
     add_sampler_options,
+    add_speed_options,
     guidance_scales,
     name_of_run,
     number,
+    speed_of,
 )
 
 
@@ -50,9 +52,7 @@ def parser() -> Parser:
     )
     add_sampler_options(p)
     p.add_argument("--batch_size", type=int, default=64, metavar="INT", help="pictures at a time [64]")
-    p.add_argument(
-        "--precision", choices=["fp32", "bf16", "fp16"], default="fp32", help="autocast type of the network [fp32]"
-    )
+    add_speed_options(p)
     add_guidance_options(p)
     p.add_argument("--out", metavar="DIR", help="where the pictures go [samples/NAME]")
     p.add_argument("--npz", action="store_true", help="also as samples.npz, which OpenAI's ADM evaluator reads")
@@ -97,7 +97,7 @@ def run(argv: Sequence[str]) -> int:
         eta=args.eta,
         spacing=args.spacing,
         batch_size=args.batch_size,
-        precision=args.precision,
+        speed=speed_of(args),
         mixes=tuple(args.mix),
         interpolate=args.interpolate,
         steps_between=7 if args.steps_between is None else args.steps_between,

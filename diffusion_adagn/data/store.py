@@ -268,14 +268,14 @@ def _workplace(folder: Path) -> Iterator[Path]:
     """A new hidden folder beside `folder`, removed at the end; locked, so that it is known as being used (Unix only)."""
     path = _beside(folder)
     try:
-        with _locked(path):
+        with _locked(path, wait=True):  # who clears leftovers may hold it for a moment
             yield path
     finally:
         shutil.rmtree(path, ignore_errors=True)
 
 
 @contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[bool]:
+def _locked(folder: Path, wait: bool = False) -> Iterator[bool]:
     """Whether a lock on the folder could be had; held until the end, or until the process dies."""
     try:
         import fcntl
@@ -286,7 +286,7 @@ def _locked(folder: Path) -> Iterator[bool]:
         return
     try:
         try:
-            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(held, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except OSError:  # another's, or a file system without locks
             yield False
         else:

@@ -211,24 +211,47 @@ class Between:
         return {"classes": [self.a, self.b], "share": self.share}
 
 
-def teller(unet: AdaGNUNet, plans: Sequence[ClassPlan]) -> Callable[[Tensor], Modulation]:
-    """t (a 0-dim tensor) -> what N pictures are told at t, a row each. Plain classes alone are told in one go."""
+def teller(
+    unet: AdaGNUNet, plans: Sequence[ClassPlan], timesteps: Tensor, most_bytes: int = 2**26
+) -> Callable[[int], Modulation]:
+    """Number of a step -> what N pictures are told at timesteps[number], a row each.
+
+    Each (timestep, class) is told once, all of them in a few matrix products: those of the coming steps are kept, as many
+    as fit most_bytes. Plans that are no plain class are told step by step, each once for all pictures that have it.
+    """
     device = unet.projection.weight.device
-    if all(p.class_id is not None for p in plans):
-        y = torch.tensor([p.class_id for p in plans], device=device) if unet.config.num_classes else None
-        return lambda t: unet.modulation(t.expand(len(plans)), y)
-    distinct = {id(p): p for p in plans}
-    places = {key: place for place, key in enumerate(distinct)}
-    rows = torch.tensor([places[id(p)] for p in plans], device=device)
+    if any(p.class_id is None for p in plans):
+        distinct = {id(p): p for p in plans}
+        places = {key: place for place, key in enumerate(distinct)}
+        rows = torch.tensor([places[id(p)] for p in plans], device=device)
 
-    def tell(t: Tensor) -> Modulation:
-        said = [p.modulation(unet, t) for p in distinct.values()]
-        return {
-            name: type(told)(*(torch.cat(fields)[rows] for fields in zip(*(m[name] for m in said))))
-            for name, told in said[0].items()
-        }
+        def tell(step: int) -> Modulation:
+            said = [p.modulation(unet, timesteps[step]) for p in distinct.values()]
+            return {
+                name: type(told)(*(torch.cat(fields)[rows] for fields in zip(*(m[name] for m in said))))
+                for name, told in said[0].items()
+            }
 
-    return tell
+        return tell
+
+    classes, rows = torch.tensor([p.class_id for p in plans], device=device).unique(return_inverse=True)
+    if not unet.config.num_classes:
+        classes, rows = classes[:1], torch.zeros_like(rows)
+    width = unet.projection.out_features * 4 * len(classes)
+    at_once = max(1, min(len(timesteps), most_bytes // width))
+    kept: dict[int, list[Tensor | None]] = {}  # by the first of its steps: [step, class, ...]
+
+    def tell_from_table(step: int) -> Modulation:
+        first = step // at_once * at_once
+        if first not in kept:
+            kept.clear()
+            some = timesteps[first : first + at_once].to(device)
+            t = some.repeat_interleave(len(classes))
+            projected = unet.projected(t, classes.repeat(len(some)) if unet.config.num_classes else None)
+            kept[first] = [p if p is None else p.unflatten(0, (len(some), len(classes))) for p in projected]
+        return unet.told(*(p if p is None else p[step - first].index_select(0, rows) for p in kept[first]))
+
+    return tell_from_table
 
 
 # ---------------------------------------------------------------------- grammar

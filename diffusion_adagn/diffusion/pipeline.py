@@ -204,12 +204,12 @@ class ClassConditionalPipeline(DiffusionPipeline):
         self.check_eta(eta)
 
         device = self._execution_device
-        predict = self._predictor(plans, guidance, watch)
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         extra = {"generator": generators} if sampler_name(self.scheduler) in ("ddpm", "ddim") else {}
         extra |= {"eta": eta} if eta else {}
 
         timesteps = set_steps(self.scheduler, num_inference_steps, device)
+        predict = self._predictor(plans, timesteps, guidance, watch)
         config = self.unet.config
         shape = (config.in_channels, config.sample_size, config.sample_size)
         x = torch.stack([torch.randn(shape, generator=g) for g in generators]).to(device)
@@ -217,7 +217,7 @@ class ClassConditionalPipeline(DiffusionPipeline):
         with self.progress_bar(total=len(timesteps)) as bar:
             for t, call in zip(timesteps, network_calls(self.scheduler)):
                 x_t = self.scheduler.scale_model_input(x, t)
-                prediction = predict(x_t, t, call)
+                prediction = predict(x_t, call)
                 prediction = self._clip(prediction, x_t, t, guidance, watch and partial(watch.predicted, call))
                 x = self.scheduler.step(prediction, t, x, return_dict=False, **extra)[0]
                 bar.update()
@@ -246,21 +246,21 @@ class ClassConditionalPipeline(DiffusionPipeline):
         return [self.mix(plan) if isinstance(plan, str) else plan for plan in told]
 
     def _predictor(
-        self, plans: list[ClassPlan], guidance: Guidance, watch: Watch | None = None
-    ) -> Callable[[Tensor, Tensor, Call], Tensor]:
-        """(x_t [N, C, H, W], t, the call) -> the guided prediction, [N, C or 2C, H, W], float32; one pass where guidance is off."""
-        one = self._one_pass(plans)
+        self, plans: list[ClassPlan], timesteps: Tensor, guidance: Guidance, watch: Watch | None = None
+    ) -> Callable[[Tensor, Call], Tensor]:
+        """(x_t [N, C, H, W], the call) -> the guided prediction, [N, C or 2C, H, W], float32; one pass where guidance is off."""
+        one = self._one_pass(plans, timesteps)
         if guidance.off:
-            return lambda x, t, call: one(x, t)
-        both = self._two_passes(plans, guidance.guide)
+            return one
+        both = self._two_passes(plans, timesteps, guidance.guide)
         scales = guidance.scales(len(plans)).to(self._execution_device)
 
-        def predict(x: Tensor, t: Tensor, call: Call) -> Tensor:
+        def predict(x: Tensor, call: Call) -> Tensor:
             strength = guidance.strength(call)
             if not strength:
-                return one(x, t)
+                return one(x, call)
             # every mean channel is guided; a learned variance behind them is the conditional pass's
-            prediction, against = both(x, t)
+            prediction, against = both(x, call)
             cond, variance = prediction.split([x.shape[1], prediction.shape[1] - x.shape[1]], dim=1)
             if watch is not None:
                 watch.guided(call, cond, against)
@@ -268,35 +268,35 @@ class ClassConditionalPipeline(DiffusionPipeline):
 
         return predict
 
-    def _one_pass(self, plans: list[ClassPlan]) -> Callable[[Tensor, Tensor], Tensor]:
-        """(x_t [N, C, H, W], t) -> the network's answer, float32."""
-        tell = teller(self.unet, plans)
-        return lambda x, t: self.unet.denoise(x.to(self.unet.dtype), tell(t)).float()
+    def _one_pass(self, plans: list[ClassPlan], timesteps: Tensor) -> Callable[[Tensor, Call], Tensor]:
+        """(x_t [N, C, H, W], the call) -> the network's answer, float32."""
+        tell, dtype = teller(self.unet, plans, timesteps), self.unet.dtype
+        return lambda x, call: self.unet.denoise(x.to(dtype), tell(call.index)).float()
 
     def _two_passes(
-        self, plans: list[ClassPlan], guide: "ClassConditionalPipeline | None"
-    ) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
-        """(x_t, t) -> the network's answer, and the one that is guided against, its C mean channels alone."""
+        self, plans: list[ClassPlan], timesteps: Tensor, guide: "ClassConditionalPipeline | None"
+    ) -> Callable[[Tensor, Call], tuple[Tensor, Tensor]]:
+        """(x_t, the call) -> the network's answer, and the one that is guided against, its C mean channels alone."""
         if guide is None:
             nulls = [Mix.everywhere(self.labels.null_id, self.labels)] * len(plans)
-            together = self._one_pass([*plans, *nulls])
+            together = self._one_pass([*plans, *nulls], timesteps)
 
-            def null_pass(x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-                cond, null = together(torch.cat([x, x]), t).chunk(2)
+            def null_pass(x: Tensor, call: Call) -> tuple[Tensor, Tensor]:
+                cond, null = together(torch.cat([x, x]), call).chunk(2)
                 return cond, null[:, : x.shape[1]]
 
             return null_pass
 
         guide.unet.to(self._execution_device)
-        cond, weak = self._one_pass(plans), guide._one_pass(plans)
+        cond, weak = self._one_pass(plans, timesteps), guide._one_pass(plans, timesteps)
         ours, theirs = (KIND_OF[p.scheduler.config.prediction_type] for p in (self, guide))
 
-        def guide_pass(x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-            against = weak(x, t)[:, : x.shape[1]]
+        def guide_pass(x: Tensor, call: Call) -> tuple[Tensor, Tensor]:
+            against = weak(x, call)[:, : x.shape[1]]
             if ours != theirs:
-                alpha, sigma = signal_and_noise(self.scheduler, t)
+                alpha, sigma = signal_and_noise(self.scheduler, timesteps[call.index])
                 against = from_x0(to_x0(against, x, alpha, sigma, theirs), x, alpha, sigma, ours)
-            return cond(x, t), against
+            return cond(x, call), against
 
         return guide_pass
 

@@ -14,6 +14,7 @@ from ..diffusion.pipeline import ClassConditionalPipeline
 from ..diffusion.schedule import Call
 from ..errors import InputError
 from ..loading import model_hash, open_pipeline, recorded_data
+from ..processes import all_processes
 from ..run import RunFolder
 from .adm_npz import write_npz
 from .bench import Bench, Measuring, bench_of_model, check_against, open_bench
@@ -22,7 +23,7 @@ from .extractors import features_of
 from .memorisation import draw_neighbours, memorisation
 from .output import BATCHES, check_out, take_up
 from .pictures import Found, is_data, read_data, read_pictures, sampled_from
-from .points import Draw, Point, Sampled, all_processes, classes_of, forget, metrics_device, sample_point
+from .points import Draw, Point, Sampled, classes_of, forget, metrics_device, sample_point
 from .real import Real
 from .reference import Reference
 from .report import CLASSES, JSON, MARKDOWN, full_record, overall_table, write_report

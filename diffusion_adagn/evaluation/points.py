@@ -9,7 +9,6 @@ import shutil
 import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
-from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
@@ -21,17 +20,11 @@ from ..diffusion.pipeline import MOST_SEED, ClassConditionalPipeline, to_pixels
 from ..diffusion.schedule import Call, network_calls, sampler_name, set_steps
 from ..errors import InputError
 from ..folders import file_into_place
+from ..speed import AUTOCAST
 from .diagnostics import Meter, picture_values
 from .extractors import Extractor, Features
 
 MOST_ROWS = 40  # classes in a grid
-AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
-
-
-def all_processes() -> PartialState:
-    """The processes that share the work: of torchrun, or one alone. The others wait for hours while one trains a judge."""
-    cpu = not (torch.cuda.is_available() or torch.backends.mps.is_available())
-    return PartialState(cpu=cpu, timeout=timedelta(hours=12))
 
 
 def metrics_device(state: PartialState) -> str:

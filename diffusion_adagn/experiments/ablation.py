@@ -31,7 +31,9 @@ from ..loading import open_pipeline
 from ..models.conditioning import KINDS
 from ..models.cost import Cost, count_cost
 from ..models.unet import AdaGNUNet
+from ..processes import all_processes
 from ..run import RunFolder, network_config
+from ..speed import choose
 from ..training.loop import STOPPED, resolve, train
 from .ablation_report import write_report
 
@@ -202,6 +204,10 @@ def _check(config: RunConfig, kinds: list[str]) -> tuple[RunConfig, ImageDataset
                 f"of {narrowest}; with one, GroupNorm is instance norm. To compare kinds give {narrowest // 4} groups or fewer."
             )
         costs[kind] = count_cost(network)
+    speed = choose(
+        config.speed, all_processes().device, max(cost.flops for cost in costs.values())
+    )  # one for all kinds
+    config = dataclasses.replace(config, speed=dataclasses.replace(config.speed, precision=speed.precision))
     return config, dataset, costs
 
 

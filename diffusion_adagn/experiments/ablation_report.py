@@ -105,7 +105,7 @@ def _markdown(config: RunConfig, dataset: ImageDataset, heldout: ImageDataset, r
         [
             f"# Conditioning kinds on {dataset.name}",
             "",
-            f"{t.max_steps} steps of {t.batch_size} pictures ({len(dataset):,} in all), {t.precision}, seeds {', '.join(map(str, seeds))}; "
+            f"{t.max_steps} steps of {t.batch_size} pictures ({len(dataset):,} in all), {config.speed.precision}, seeds {', '.join(map(str, seeds))}; "
             f"schedule {config.diffusion.schedule}, prediction {config.diffusion.prediction}, label dropout {t.label_dropout:g}. "
             "Data, order, noise, timesteps, drops and the start of the image path are the same; the kind is the only change. "
             f"{', '.join(sorted({r['device'] for r in results}))}, torch {torch.__version__}, {' to '.join(days[:1] + days[1:][-1:])}.",

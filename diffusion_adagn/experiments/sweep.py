@@ -24,10 +24,11 @@ from ..errors import InputError
 from ..evaluation.adm_npz import write_npz
 from ..evaluation.bench import Bench, Measuring, bench_of_model
 from ..evaluation.extractors.base import described
-from ..evaluation.points import Draw, Point, Sampled, all_processes, classes_of, forget, metrics_device, sample_point
+from ..evaluation.points import Draw, Point, Sampled, classes_of, forget, metrics_device, sample_point
 from ..evaluation.results import Results, results, versions
 from ..folders import file_into_place, into_place
 from ..loading import model_hash, open_pipeline
+from ..processes import all_processes
 from ..run import RunFolder
 from .choice import Finished, best_sets
 from .sweep_plots import available as plots_available

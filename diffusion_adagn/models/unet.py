@@ -19,6 +19,7 @@ from .embeddings import ConditionEmbedding
 from .norm import Norm
 
 Modulation = dict[str, tuple[Tensor, ...]]
+LAYOUTS = ("auto", "channels_last", "contiguous")
 
 
 class Site(NamedTuple):
@@ -98,6 +99,7 @@ class AdaGNUNet(ModelMixin, ConfigMixin):
         if kind.label_in == "tokens" and not num_classes:
             raise InputError(f"{conditioning} attends to the class, and this network has none: choose another kind.")
         self.gradient_checkpointing = False
+        self.layout = "auto"
 
         def norm(channels: int) -> Norm:
             return Norm(_groups(norm_groups, channels), channels, norm_eps)
@@ -184,25 +186,38 @@ class AdaGNUNet(ModelMixin, ConfigMixin):
           labels are `unet.embedding.class_vectors(labels)`.
         Returns {site name: its kind's Told}, for adagn (gamma [B, C], beta [B, C]); edit it freely before `denoise`.
         """
+        return self.told(*self.projected(timestep, class_labels, class_vectors))
+
+    def projected(
+        self,
+        timestep: Tensor | float,
+        class_labels: Tensor | None = None,
+        class_vectors: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor | None]:
+        """`modulation` in one piece: [B, width], all sites side by side, and [B, tokens, width] where a kind has tokens.
+
+        Rows of it may be picked, and kept for later, before `told` cuts them up.
+        """
         timestep, classes = self._check_condition(timestep, class_labels, class_vectors)
         vector, tokens = self.embedding(timestep, classes)
-        plain = self.projection(F.silu(vector)).split(self._widths, dim=-1)
-        attended = [None] * len(plain)
-        if self.token_projection is not None:
-            attended = self.token_projection(tokens).split(self._token_widths, dim=-1)
-        return {
-            site.name: _told(kind, values, more)
-            for site, kind, values, more in zip(self._sites, self._kinds, plain, attended)
-        }
+        attended = self.token_projection(tokens) if self.token_projection is not None else None
+        return self.projection(F.silu(vector)), attended
+
+    def told(self, projected: Tensor, attended: Tensor | None = None) -> Modulation:
+        """`projected`, cut into what each site is told."""
+        plain = projected.split(self._widths, dim=-1)
+        more = [None] * len(plain) if attended is None else attended.split(self._token_widths, dim=-1)
+        return {s.name: _told(k, values, extra) for s, k, values, extra in zip(self._sites, self._kinds, plain, more)}
 
     def denoise(self, x: Tensor, m: Modulation) -> Tensor:
-        """The image path: x [B, in_channels, H, W] and a modulation of B (or 1) rows -> [B, out_channels, H, W]."""
+        """The image path: x [B, in_channels, H, W] and a modulation of B (or 1) rows -> [B, out_channels, H, W], contiguous."""
         missing = [s.name for s in self._sites if s.name not in m]
         if missing:
             raise InputError(
                 f"the modulation does not say what {len(missing)} sites are told: {', '.join(missing[:3])}."
             )
-        h = self.conv_in(x)
+        # each layer keeps the layout that it is given
+        h = self.conv_in(x.contiguous(memory_format=torch.channels_last) if self._channels_last(x) else x.contiguous())
         skips = [h]
         for level in self.down:
             for stage in level.stages:
@@ -218,7 +233,7 @@ class AdaGNUNet(ModelMixin, ConfigMixin):
                 h = self._run(stage, torch.cat([h, skips.pop()], dim=1), m)
             if level.resample is not None:
                 h = self._run(level.resample, h, m)
-        return self.conv_out(self.norm_out(h, silu=True))
+        return self.conv_out(self.norm_out(h, silu=True)).contiguous()
 
     def forward(
         self,
@@ -265,7 +280,25 @@ class AdaGNUNet(ModelMixin, ConfigMixin):
             if isinstance(module, Norm):
                 module.operator = operator
 
+    def set_layout(self, layout: str) -> None:
+        """How feature maps lie in memory: "channels_last", "contiguous", or "auto": channels_last on the CPU, and in half types.
+
+        A layout that is named is the weights' too, from now on.
+        """
+        if layout not in LAYOUTS:
+            raise InputError(f"the layout is one of {', '.join(LAYOUTS)}, not {layout!r}.")
+        self.layout = layout
+        if layout != "auto":
+            self.to(memory_format=torch.channels_last if layout == "channels_last" else torch.contiguous_format)
+
     # ------------------------------------------------------------------ inside
+
+    def _channels_last(self, x: Tensor) -> bool:
+        if self.layout == "auto":
+            if x.device.type != "cuda":
+                return x.device.type == "cpu"
+            return x.dtype in (torch.float16, torch.bfloat16) or torch.is_autocast_enabled("cuda")
+        return self.layout == "channels_last"
 
     def _run(self, module: nn.Module, h: Tensor, m: Modulation) -> Tensor:
         if not isinstance(module, Stage):

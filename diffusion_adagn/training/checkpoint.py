@@ -150,9 +150,11 @@ def load_checkpoint(checkpoint: Path, model: nn.Module, ema: EMA, optimizer: tor
     saved = _load(checkpoint / "optimizer.safetensors")
     state = {i: {} for i, _ in enumerate(model.named_parameters())}
     index = {name: i for i, (name, _) in enumerate(model.named_parameters())}
+    weights = dict(model.named_parameters())
     for key, tensor in saved.items():
         name, _, part = key.rpartition("/")
-        state[index[name]][part] = tensor
+        like = weights[name]  # files are contiguous, weights may be channels_last
+        state[index[name]][part] = torch.empty_like(like, device="cpu").copy_(tensor) if tensor.ndim else tensor
     optimizer.load_state_dict({"state": state if saved else {}, "param_groups": optimizer.state_dict()["param_groups"]})
 
 

@@ -47,7 +47,7 @@ A class-conditional diffusion model ({config.model.conditioning}) of {dataset.im
 | classes | {names or "none (unconditional)"} |
 | null label | {labels.null_id if labels.has_null and labels.K else "none"} |
 | data | {dataset.name}, {len(dataset)} pictures, fingerprint `{dataset.fingerprint[:16]}` |
-| trained | {step} steps of {t.batch_size} pictures, {t.precision}, label dropout {t.label_dropout:g}, seed {t.seed} |
+| trained | {step} steps of {t.batch_size} pictures, {config.speed.precision}, label dropout {t.label_dropout:g}, seed {t.seed} |
 | weights | EMA, rate {t.ema_decay:g}; hash `{model_hash(pipe.unet)}` |
 | process | {d.schedule} schedule, T = {d.num_train_timesteps}, prediction {d.prediction}{", zero terminal SNR" if d.zero_snr else ""} |
 | guidance | {pipe.config.guidance_convention} |

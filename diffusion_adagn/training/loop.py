@@ -17,7 +17,7 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import broadcast_object_list, gather_object
 from tqdm import tqdm
 
-from ..config import RunConfig, TrainingConfig, check, differences, flatten, read_config, to_dict, to_yaml
+from ..config import RunConfig, SpeedConfig, TrainingConfig, check, differences, flatten, read_config, to_dict, to_yaml
 from ..data import ImageDataset, open_dataset
 from ..diffusion.objective import Objective
 from ..diffusion.schedule import make_scheduler
@@ -25,9 +25,12 @@ from ..errors import InputError
 from ..folders import file_into_place
 from ..labels import LabelSpace
 from ..loading import make_pipeline
-from ..models.cost import count_cost
+from ..models.cost import Cost, count_cost
 from ..models.unet import AdaGNUNet
+from ..processes import all_processes
 from ..run import RunFolder, label_space, network_config
+from ..speed import AUTOCAST, choose, compile_blocks, has_bf16, matmul_peak, prepare
+from ..speed import describe as told
 from .batches import Batch, Batches
 from .checkpoint import clear_leftovers, load_checkpoint, newest_good, read_state, save_checkpoint
 from .ema import EMA
@@ -62,21 +65,26 @@ def _train(config: RunConfig, resume: bool, held: ExitStack) -> int:
     """`train`, holding the run folder's lock in `held`."""
     run = _check_run(config)
     training = config.training
+    processes = all_processes()
+    main, device = processes.is_main_process, processes.device
+    with processes.main_process_first():
+        config, dataset = resolve(config, progress=main)
+    heldout = _heldout(config, main)
+    per_pass = _pictures_per_pass(training, processes.num_processes)
+    cost = count_cost(network_config(config))
+    asked = _as_before(run, config) if resume else config.speed
+    speed = choose(asked, device, cost.flops)
+    config = dataclasses.replace(config, speed=dataclasses.replace(asked, precision=speed.precision))
     AcceleratorState._reset_state()  # an earlier run in this interpreter may have had another precision
     accelerator = Accelerator(
-        mixed_precision="no" if training.precision == "fp32" else training.precision,
-        cpu=not (torch.cuda.is_available() or torch.backends.mps.is_available()),
+        mixed_precision="no" if speed.precision == "fp32" else speed.precision,
+        cpu=device.type == "cpu",
         log_with=None if training.tracker == "none" else training.tracker,
         project_dir=str(run.path),
     )
-    main, device = accelerator.is_main_process, accelerator.device
-    with accelerator.main_process_first():
-        config, dataset = resolve(config, progress=main)
-    heldout = _heldout(config, main)
-    per_pass = _pictures_per_pass(training, accelerator.num_processes)
 
     # the network; whatever does not fit is found before anything is written
-    plan = describe(config, dataset, accelerator.num_processes, str(device))
+    plan = describe(config, dataset, accelerator.num_processes, device, cost)
     torch.manual_seed(training.seed)
     unet = AdaGNUNet(**network_config(config))
     found = [newest_good(run.checkpoints) if main and resume else None]  # every byte is looked at once
@@ -88,6 +96,7 @@ def _train(config: RunConfig, resume: bool, held: ExitStack) -> int:
         print(plan)
     accelerator.wait_for_everyone()
     unet.to(device)
+    prepare(unet, speed)
     if training.gradient_checkpointing:
         unet.enable_gradient_checkpointing()
     ema = EMA(unet, training.ema_decay)
@@ -96,10 +105,12 @@ def _train(config: RunConfig, resume: bool, held: ExitStack) -> int:
         lr=training.lr,
         betas=(0.9, training.adam_beta2),
         weight_decay=training.weight_decay,
-        fused=device.type == "cuda",
+        fused=device.type in ("cpu", "cuda"),
     )
     state = _restore(run, at, accelerator, dataset, unet, ema, optimizer)
     step = state["step"]
+    if speed.compile:  # after the EMA was made: previews are few
+        compile_blocks(unet)
     model, optimizer = accelerator.prepare(unet, optimizer)
     if accelerator.num_processes > 1:
         _never_destroyed.append(model)
@@ -169,6 +180,7 @@ def _train(config: RunConfig, resume: bool, held: ExitStack) -> int:
         output = network(x_t, batch.t, batch.labels).sample
         return objective.loss(output, batch.x0, batch.noise, batch.t), batch
 
+    effort = _effort(cost, speed, device, accelerator.num_processes) if main else lambda rate: ""
     bar = tqdm(
         total=training.max_steps, initial=step, unit="step", disable=not main, desc=run.path.name, smoothing=0.05
     )
@@ -194,7 +206,7 @@ def _train(config: RunConfig, resume: bool, held: ExitStack) -> int:
             loss = torch.stack([each.mean() for each, _, _ in seen]).mean()
             stopping, fault = agree(accelerator, stop.name is not None, not math.isfinite(loss.item()))
             # gradients are the same everywhere by now; fp16's own scaler leaves out infinite ones, which is no fault
-            fault = fault or (training.precision != "fp16" and not math.isfinite(float(norm)))
+            fault = fault or (speed.precision != "fp16" and not math.isfinite(float(norm)))
             health.saw(fault)
             norms = {}
             if not fault:
@@ -220,7 +232,7 @@ def _train(config: RunConfig, resume: bool, held: ExitStack) -> int:
                     raise InputError(
                         f"{health.in_a_row} steps in a row had a loss or gradient that is not finite, and were left out (training.most_faults). "
                         f"{told}. The checkpoints in {run.checkpoints} are sound. Start another run with a lower training.lr or "
-                        f"training.precision fp32; --init_from {run.path} keeps the weights so far."
+                        f"speed.precision fp32; --init_from {run.path} keeps the weights so far."
                     )
 
             due = stopping or step % training.checkpoint_every == 0 or step == training.max_steps
@@ -229,7 +241,7 @@ def _train(config: RunConfig, resume: bool, held: ExitStack) -> int:
             mean = accelerator.reduce(loss, "mean").item() if logging else 0.0
             if logging:
                 now = time.perf_counter()
-                speed = (step - since_step) * training.batch_size / (now - since)
+                rate = (step - since_step) * training.batch_size / (now - since)
                 waiting = (feed.waited - waited) / (now - since)
                 since, since_step, waited = now, step, feed.waited
                 log(
@@ -237,11 +249,12 @@ def _train(config: RunConfig, resume: bool, held: ExitStack) -> int:
                     lr=lr,
                     grad_norm=float(norm),
                     epoch=step * training.batch_size / len(dataset),
-                    images_per_s=round(speed, 1),
+                    images_per_s=round(rate, 1),
                     data_wait=round(waiting, 4),
                 )
                 shown = mean if shown is None else 0.9 * shown + 0.1 * mean
-                bar.set_postfix_str(f"loss {shown:.4f}, {speed:.0f} images/s{label_gap}", refresh=False)
+                done = f"{rate:.0f} images/s, {effort(rate)}"
+                bar.set_postfix_str(f"loss {shown:.4f}, {done}{label_gap}", refresh=False)
             bar.update()
 
             if signals.due(step):
@@ -321,11 +334,19 @@ def _heldout(config: RunConfig, main: bool) -> ImageDataset | None:
         return None
 
 
-def describe(config: RunConfig, dataset: ImageDataset, processes: int = 1, device: str = "cpu") -> str:
-    """What will be trained, on what, at what cost: the head of a run and of --dry-run."""
-    training, cost = config.training, count_cost(network_config(config))
+def describe(
+    config: RunConfig,
+    dataset: ImageDataset,
+    processes: int = 1,
+    device: torch.device | None = None,
+    cost: Cost | None = None,
+) -> str:
+    """What will be trained, on what, at what cost: the head of a run and of --dry-run. device: this process's, unless given."""
+    training, cost = config.training, cost or count_cost(network_config(config))
+    device = device or all_processes().device
+    speed = choose(config.speed, device, cost.flops)
     pictures = _pictures_per_pass(training, processes)
-    memory = cost.training_bytes(pictures, training.precision != "fp32", training.gradient_checkpointing) / 2**30
+    memory = cost.training_bytes(pictures, speed.precision != "fp32", training.gradient_checkpointing) / 2**30
     steps = training.max_steps
     seen = (steps or 0) * training.batch_size
     length = (
@@ -339,23 +360,17 @@ def describe(config: RunConfig, dataset: ImageDataset, processes: int = 1, devic
         f"network   {config.model.conditioning}, {cost.parameters / 1e6:.2f} M parameters, {cost.flops / 1e9:.3f} GFLOPs a picture "
         f"(forward; training about {3 * cost.flops / 1e9:.3f})",
         f"batch     {training.batch_size} = {processes} process(es) x {training.gradient_accumulation} pass(es) x {pictures} pictures, "
-        f"{training.precision} on {device}",
+        f"on {device}",
+        f"speed     {told(speed, config.speed)}",
         f"memory    about {memory:.2f} GiB a process (weights, gradients, AdamW, EMA, activations; an estimate)",
         f"length    {length}",
         f"extras    {_extras(config)}",
     ]
-    if training.precision == "bf16" and device == "cpu" and not _cpu_has_bf16():
+    if speed.precision == "bf16" and device.type == "cpu" and not has_bf16(device):
         lines.append(
-            "note      this CPU has no bf16 instructions and imitates them, many times slower than fp32: --training.precision fp32"
+            "note      this CPU has no bf16 instructions and imitates them, many times slower than fp32: --speed.precision fp32"
         )
     return "\n".join(lines)
-
-
-def _cpu_has_bf16() -> bool:
-    try:
-        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
-    except (AttributeError, RuntimeError):  # a torch without oneDNN, or without that question: say nothing
-        return True
 
 
 def _extras(config: RunConfig) -> str:
@@ -379,8 +394,6 @@ def _check_run(config: RunConfig) -> RunFolder:
         raise InputError("where should the run go? Give --output_dir, such as runs/my-run.")
     if training.max_steps is None:
         raise InputError("how long should it train? Give training.max_steps, such as --training.max_steps 10000.")
-    if training.precision == "fp16" and not torch.cuda.is_available():
-        raise InputError("training.precision fp16 needs a CUDA GPU; use bf16 or fp32 here.")
     check_tracker(training.tracker)
     for name in ("FSDP", "DEEPSPEED", "MEGATRON_LM"):
         if os.environ.get(f"ACCELERATE_USE_{name}", "false").lower() in ("true", "1"):
@@ -389,6 +402,13 @@ def _check_run(config: RunConfig) -> RunFolder:
                 "Launch it with --multi_gpu, or by torchrun."
             )
     return RunFolder(Path(config.output_dir))
+
+
+def _as_before(run: RunFolder, config: RunConfig) -> SpeedConfig:
+    """The speed section, the number type that `auto` means being the one that the run began with."""
+    if config.speed.precision == "auto" and run.config_file.is_file():
+        return dataclasses.replace(config.speed, precision=read_config(run.config_file).speed.precision)
+    return config.speed
 
 
 def _pictures_per_pass(training: TrainingConfig, processes: int) -> int:
@@ -464,6 +484,12 @@ def learning_rate(training: TrainingConfig, step: int) -> float:
 def _dropout_seed(seed: int, step: int, process: int) -> int:
     """The global generator serves dropout layers alone; seeded each step, it needs no saving."""
     return (seed * 1_000_003 + step) * 4096 + process & 0x7FFFFFFFFFFFFFFF
+
+
+def _effort(cost: Cost, speed: SpeedConfig, device: torch.device, processes: int) -> Callable[[float], str]:
+    """images/s -> "12.3 GFLOP/s, 41 % of peak": the network's own arithmetic, beside what this machine's matrix products reach."""
+    peak = processes * matmul_peak(device, AUTOCAST[speed.precision] or torch.float32, seconds=0.1)
+    return lambda rate: f"{3 * cost.flops * rate / 1e9:.3g} GFLOP/s ({300 * cost.flops * rate / peak:.0f} % of peak)"
 
 
 class StopSignal:

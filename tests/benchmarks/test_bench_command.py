@@ -3,12 +3,9 @@
 import json
 import re
 import shlex
-import sys
 
 import pytest
 from conftest import ROOT
-
-sys.path.insert(0, str(ROOT))  # the benchmarks are not installed
 
 from benchmarks import compare
 

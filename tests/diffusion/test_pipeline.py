@@ -55,15 +55,17 @@ def test_scale_1_is_the_conditional_pass_bit_for_bit_and_makes_no_second_pass():
     pipe.unet.denoise = lambda x, m: calls.append(len(x)) or real(x, m)
     out = sample(pipe, guidance_scale=1.0)
     assert calls == [3] * 5
-    by_hand = pipe.unet.forward
 
-    # a slow walk by the network's plain forward
-    scheduler = make_scheduler(DiffusionConfig())
+    # a slow walk, told by one matrix product for all steps and classes, as the pipeline is; and by the network's plain forward
+    scheduler, unet, y = make_scheduler(DiffusionConfig()), pipe.unet, torch.arange(3)
     scheduler.set_timesteps(5)
-    x = torch.stack([torch.randn(1, 8, 8, generator=torch.Generator().manual_seed(i)) for i in range(3)])
+    x = plain = torch.stack([torch.randn(1, 8, 8, generator=torch.Generator().manual_seed(i)) for i in range(3)])
     with torch.no_grad():
-        for t in scheduler.timesteps:
-            x = scheduler.step(pipe._clip(by_hand(x, t, torch.arange(3)).sample, x, t), t, x).prev_sample
+        said = unet.projected(scheduler.timesteps.repeat_interleave(3), y.repeat(5))[0].split(3)
+        for t, rows in zip(scheduler.timesteps, said):
+            x = scheduler.step(pipe._clip(real(x, unet.told(rows)), x, t), t, x).prev_sample
+            plain = scheduler.step(pipe._clip(unet(plain, t, y).sample, plain, t), t, plain).prev_sample
+    torch.testing.assert_close(x, plain, atol=1e-4, rtol=1e-4)
     assert np.array_equal((x / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).numpy(), out)
     calls.clear()
     sample(pipe, guidance_scale=[1.0, 2.0, 1.0])
@@ -150,8 +152,8 @@ def test_all_mean_channels_are_guided_and_the_variance_is_the_conditional_one(sa
     pipe = pipeline(unet).use_sampler(sampler)
     cond, null = torch.randn(1, 8, 8, 8), torch.randn(1, 8, 8, 8)
     unet.denoise = lambda x, m: torch.cat([cond, null])[: len(x)]
-    predict = pipe._predictor(pipe._plans("cat", None), Guidance(3.0))
-    got = predict(torch.zeros(1, 4, 8, 8), torch.tensor(5), Call(0, 0, 5.0, 0.005, 0.1))
+    predict = pipe._predictor(pipe._plans("cat", None), torch.tensor([5]), Guidance(3.0))
+    got = predict(torch.zeros(1, 4, 8, 8), Call(0, 0, 5.0, 0.005, 0.1))
     assert torch.allclose(got[:, :4], null[:, :4] + 3 * (cond[:, :4] - null[:, :4]), atol=1e-5)
     assert torch.equal(got[:, 4:], cond[:, 4:])
     pipe.scheduler.set_timesteps(5)

@@ -23,7 +23,7 @@ TINY = {
     "data.source": "digits",
     "training.max_steps": "8",
     "training.batch_size": "4",
-    "training.precision": "fp32",
+    "speed.precision": "fp32",
     "training.checkpoint_every": "2",
     "training.keep_checkpoints": "9",
     "training.log_every": "1",

@@ -13,7 +13,7 @@ SETTINGS = {
     "data.source": "digits",
     "training.max_steps": 14,
     "training.batch_size": 4,
-    "training.precision": "fp32",
+    "speed.precision": "fp32",
     "training.checkpoint_every": 3,
     "training.keep_checkpoints": 2,
     "training.log_every": 1,
@@ -30,9 +30,10 @@ SETTINGS = {
 }
 VARIANTS = {
     "fp32": {},
-    "bf16": {"training.precision": "bf16"},
+    "bf16": {"speed.precision": "bf16"},
     "two passes": {"training.gradient_accumulation": 2},
     "dropout": {"model.dropout": 0.3},
+    "compiled": {"speed.compile": "true"},  # by torch's own compiler, which keeps what it made for the next run
     "learned variance, decay": {"diffusion.learned_variance": "true", "training.lr_decay": "cosine"},
 }
 
@@ -104,7 +105,8 @@ def killed_and_resumed(tmp_path, variant, count, seed):
         capture_output=True,
         text=True,
         cwd=ROOT,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        env=os.environ
+        | {"OMP_NUM_THREADS": "1", "TORCHINDUCTOR_COMPILE_THREADS": "1", "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "kept")},
         timeout=1500,
     )
     assert done.returncode == 0, done.stderr[-3000:]

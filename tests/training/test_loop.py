@@ -65,7 +65,7 @@ def assert_same_run(a, b):
 VARIANTS = {
     "fp32": {},
     "bf16, two passes, dropout, flips, decay": {
-        "training__precision": "bf16", "training__gradient_accumulation": 2, "model__dropout": 0.2, "data__flip": "true",
+        "speed__precision": "bf16", "training__gradient_accumulation": 2, "model__dropout": 0.2, "data__flip": "true",
         "training__warmup_steps": 2,
     },
     "gated kind, concatenation, learned variance": {

@@ -1,0 +1,98 @@
+"""How a network is computed on the machine at hand: number type, layout in memory, operator, compiled or not."""
+
+import dataclasses
+import time
+
+import torch
+
+from .config import SpeedConfig
+from .errors import InputError
+from .models.blocks import ResBlock, SelfAttention
+from .models.unet import AdaGNUNet
+from .ops import why_not
+
+AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+WORTH_HALF = 5e8  # FLOPs of a picture: below, a CPU loses more by converting to bf16 than it gains
+COMPILER = "inductor"  # torch.compile's backend
+
+
+def choose(asked: SpeedConfig, device: torch.device, flops: int) -> SpeedConfig:
+    """What was asked for, each `auto` replaced by the choice for this device. flops: forward, of one picture.
+
+    Raises InputError for what was forced and cannot be.
+    """
+    precision, layout, operator = asked.precision, asked.layout, asked.operator
+    if precision == "auto":
+        precision = _precision(device, flops)
+    if precision == "fp16" and device.type != "cuda":
+        raise InputError("speed.precision fp16 needs a CUDA GPU; use bf16 or fp32 here.")
+    if layout == "auto":
+        last = device.type == "cpu" or (device.type == "cuda" and precision != "fp32")
+        layout = "channels_last" if last else "contiguous"
+    if operator != "eager":
+        why = why_not(device, AUTOCAST[precision] or torch.float32, layout == "channels_last")
+        if why and operator == "fused":
+            raise InputError(f"speed.operator fused cannot be: {why} Take auto or eager.")
+        operator = "eager" if why else "fused"
+    return dataclasses.replace(asked, precision=precision, layout=layout, operator=operator)
+
+
+def describe(chosen: SpeedConfig, asked: SpeedConfig) -> str:
+    """ "bf16, channels_last, fused operator (chosen for this machine: precision, layout; --speed.layout ... forces one)" """
+    own = [f.name for f in dataclasses.fields(asked) if getattr(asked, f.name) == "auto"]
+    told = f"{chosen.precision}, {chosen.layout}, {chosen.operator} operator" + ", compiled" * chosen.compile
+    return told + (f" (chosen for this machine: {', '.join(own)})" if own else "")
+
+
+def prepare(unet: AdaGNUNet, speed: SpeedConfig) -> None:
+    """Set layout and operator. `speed` is one that `choose` returned."""
+    unet.set_layout(speed.layout)
+    unet.set_operator(speed.operator)
+
+
+def compile_blocks(unet: AdaGNUNet) -> None:
+    """torch.compile for each kind of repeated block, in place; a few seconds or minutes of the first calls go into it."""
+    blocks = [m for m in unet.modules() if isinstance(m, ResBlock | SelfAttention)]
+    # one piece of code for all of them, compiled for each shape: torch gives up after eight
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 4 * len(blocks))
+    torch._dynamo.config.accumulated_recompile_limit = max(
+        torch._dynamo.config.accumulated_recompile_limit, 16 * len(blocks)
+    )
+    for block in blocks:
+        block.compile(dynamic=False, backend=COMPILER)
+
+
+def has_bf16(device: torch.device) -> bool:
+    """Whether the device computes in bf16, rather than imitating it."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type != "cpu":
+        return False
+    return any(
+        getattr(torch.cpu, name, bool)() for name in ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
+    )  # torch has no public question
+
+
+def _precision(device: torch.device, flops: int) -> str:
+    if device.type == "cuda":
+        return "bf16" if has_bf16(device) else "fp16"
+    return "bf16" if flops >= WORTH_HALF and has_bf16(device) else "fp32"
+
+
+def matmul_peak(device: torch.device | str, dtype: torch.dtype = torch.float32, seconds: float = 0.2) -> float:
+    """FLOP/s of the fastest square matrix product that was tried, on as many threads as torch uses now."""
+    device, best = torch.device(device), 0.0
+    wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
+    end = time.perf_counter() + seconds
+    for side in (512, 1024) if device.type == "cpu" else (4096, 8192):
+        a, b = torch.randn(2, side, side, device=device).to(dtype)
+        a @ b
+        tries = 0
+        while tries < 2 or (time.perf_counter() < end and tries < 20):
+            wait()
+            began = time.perf_counter()
+            a @ b
+            wait()
+            best = max(best, 2 * side**3 / (time.perf_counter() - began))
+            tries += 1
+    return best

@@ -13,8 +13,9 @@ import torch
 from conftest import ROOT
 from safetensors.torch import load_file
 
-from diffusion_adagn import ClassConditionalPipeline
+from diffusion_adagn import ClassConditionalPipeline, speed
 from diffusion_adagn.cli.main import main
+from diffusion_adagn.config import read_config
 from diffusion_adagn.errors import InputError
 from diffusion_adagn.loading import open_pipeline
 from diffusion_adagn.models.conditioning import KINDS
@@ -73,6 +74,19 @@ VARIANTS = {
     },
     "cross-attention, both norms": {"model__conditioning": "cross_attention", "model__modulate_both_norms": "true"},
 }  # fmt: skip
+
+
+def test_a_resumed_run_keeps_its_number_type_and_may_change_how_it_is_computed(tmp_path, monkeypatch):
+    monkeypatch.setattr(speed, "COMPILER", "eager")
+    run(tmp_path / "run", training__max_steps=2, speed__compile="true")
+    assert read_config(tmp_path / "run/config.yaml").speed.precision == "fp32"  # what auto meant
+    monkeypatch.setattr(speed, "has_bf16", lambda device: True)  # another machine, where auto means bf16
+    monkeypatch.setattr(speed, "WORTH_HALF", 0)
+    more = {"speed__operator": "eager", "speed__layout": "contiguous", "training__max_steps": 4}
+    assert run(tmp_path / "run", "--resume", "auto", **more) == 0
+    assert read_config(tmp_path / "run/config.yaml").speed.precision == "fp32"
+    with pytest.raises(InputError, match=r"speed.precision: fp32 -> bf16"):
+        run(tmp_path / "run", "--resume", "auto", training__max_steps=5, speed__precision="bf16")
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

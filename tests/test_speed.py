@@ -1,0 +1,146 @@
+"""What is chosen for a machine, and that no choice changes what is computed."""
+
+import pytest
+import torch
+from conftest import tiny_unet
+
+from diffusion_adagn import speed
+from diffusion_adagn.config import SpeedConfig, read_config
+from diffusion_adagn.diffusion.mixing import Mix, teller
+from diffusion_adagn.errors import InputError
+from diffusion_adagn.labels import LabelSpace
+from diffusion_adagn.training.checkpoint import load_checkpoint, save_checkpoint
+from diffusion_adagn.training.ema import EMA
+
+CPU, CUDA, MPS = (torch.device(kind) for kind in ("cpu", "cuda", "mps"))
+LARGE, SMALL = 3_000_000_000, 10_000_000
+
+
+@pytest.mark.parametrize(
+    "device, bf16, flops, precision, layout",
+    [
+        (CPU, True, LARGE, "bf16", "channels_last"),
+        (CPU, True, SMALL, "fp32", "channels_last"),
+        (CPU, False, LARGE, "fp32", "channels_last"),
+        (CUDA, True, SMALL, "bf16", "channels_last"),
+        (CUDA, False, LARGE, "fp16", "channels_last"),
+        (MPS, False, LARGE, "fp32", "contiguous"),
+    ],
+)
+def test_auto_is_chosen_by_the_machine(monkeypatch, device, bf16, flops, precision, layout):
+    monkeypatch.setattr(speed, "has_bf16", lambda device: bf16)
+    monkeypatch.setattr(speed, "why_not", lambda device, *_: "no kernel." if device.type == "mps" else "")
+    asked = SpeedConfig()
+    chosen = speed.choose(asked, device, flops)
+    operator = "eager" if device.type == "mps" else "fused"
+    assert (chosen.precision, chosen.layout, chosen.operator) == (precision, layout, operator)
+    told = speed.describe(chosen, asked)
+    assert all(word in told for word in (precision, layout, operator, "chosen for this machine"))
+    forced = SpeedConfig("fp32", "contiguous", "eager", True)
+    assert speed.choose(forced, device, flops) == forced
+    assert "chosen" not in speed.describe(forced, forced) and "compiled" in speed.describe(forced, forced)
+
+
+def test_what_is_forced_and_cannot_be_is_refused(monkeypatch):
+    with pytest.raises(InputError, match=r"speed.precision fp16 needs a CUDA GPU"):
+        speed.choose(SpeedConfig(precision="fp16"), CPU, LARGE)
+    monkeypatch.setattr(speed, "why_not", lambda *_: "there is no C++ compiler.")
+    with pytest.raises(InputError, match=r"no C\+\+ compiler"):
+        speed.choose(SpeedConfig(operator="fused"), CPU, LARGE)
+    assert speed.choose(SpeedConfig(), CPU, LARGE).operator == "eager"
+
+
+def test_one_word_in_a_config(tmp_path):
+    file = tmp_path / "c.yaml"
+    file.write_text("speed: auto\n")
+    assert read_config(file).speed == SpeedConfig()
+    file.write_text("speed: fast\n")
+    with pytest.raises(InputError, match="'speed' is a section"):
+        read_config(file)
+
+
+def test_layouts_and_operators_compute_the_same():
+    torch.manual_seed(0)
+    unet = tiny_unet().eval()
+    x, t, y = torch.randn(2, 1, 8, 8), torch.tensor([3, 700]), torch.tensor([0, 3])
+    outs = {}
+    for layout in ("auto", "contiguous", "channels_last"):
+        for operator in ("eager", "auto"):
+            unet.set_layout(layout)
+            unet.set_operator(operator)
+            outs[layout, operator] = unet(x, t, y).sample
+            assert outs[layout, operator].is_contiguous()
+    for out in outs.values():
+        torch.testing.assert_close(out, outs["contiguous", "eager"], atol=1e-5, rtol=1e-4)
+    assert unet.conv_in.weight.is_contiguous(memory_format=torch.channels_last)
+    with pytest.raises(InputError, match="layout is one of"):
+        unet.set_layout("nhwc")
+
+
+def test_a_checkpoint_goes_from_layout_to_layout(tmp_path):
+    def made(layout):
+        torch.manual_seed(0)
+        unet = tiny_unet()
+        unet.set_layout(layout)
+        return unet, EMA(unet, 0.9), torch.optim.AdamW(unet.parameters(), fused=True)
+
+    def step(unet, ema, optimizer, number):
+        x = torch.randn(2, 1, 8, 8, generator=torch.Generator().manual_seed(number))
+        unet(x, torch.tensor([3, 700]), torch.tensor([0, 3])).sample.square().mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        ema.update(unet, number)
+
+    whole = made("channels_last")
+    step(*whole, 1)
+    path = save_checkpoint(tmp_path, {"step": 1}, *whole, keep=1)
+    again = made("channels_last")
+    load_checkpoint(path, *again)
+    for p, q in zip(whole[0].parameters(), again[0].parameters()):
+        for part, value in whole[2].state[p].items():
+            other = again[2].state[q][part]
+            assert torch.equal(value, other) and value.stride() == other.stride()
+    other = made("contiguous")
+    load_checkpoint(path, *other)
+    for one in (whole, again, other):
+        step(*one, 2)
+    for p, q, r in zip(*(one[0].parameters() for one in (whole, again, other))):
+        assert torch.equal(p, q)
+        torch.testing.assert_close(p, r, atol=1e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize("kind", ["adagn", "cross_attention", "none"])
+def test_what_all_steps_are_told_is_what_each_is_told(kind):
+    torch.manual_seed(0)
+    unet, labels = tiny_unet(conditioning=kind), LabelSpace(("a", "b", "c"))
+    plans = [Mix.everywhere(i, labels) for i in (2, 0, 3, 2)]
+    timesteps = torch.tensor([900, 500, 100, 20, 0])
+    made = []
+    real = unet.projected
+    unet.projected = lambda t, y: made.append(len(t)) or real(t, y)
+    row = unet.projection.out_features * 4 * 3
+    for most, products in ((2**26, [15]), (2 * row, [6, 6, 3]), (1, [3] * 5)):
+        made.clear()
+        tell = teller(unet, plans, timesteps, most)
+        with torch.no_grad():
+            for step, t in enumerate(timesteps):
+                told, wanted = tell(step), unet.told(*real(t.expand(4), torch.tensor([2, 0, 3, 2])))
+                for site in wanted:
+                    for a, b in zip(told[site], wanted[site]):
+                        torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
+        assert made == products
+
+
+def test_compiled_blocks_answer_as_before(monkeypatch):
+    monkeypatch.setattr(speed, "COMPILER", "eager")
+    torch.manual_seed(0)
+    unet = tiny_unet()
+    x, t, y = torch.randn(2, 1, 8, 8), torch.tensor([3, 700]), torch.tensor([0, 3])
+    plain = unet(x, t, y).sample
+    names = list(unet.state_dict())
+    speed.compile_blocks(unet)
+    assert torch.equal(unet(x, t, y).sample, plain) and list(unet.state_dict()) == names
+
+
+def test_the_peak_is_a_rate():
+    assert 1e8 < speed.matmul_peak("cpu", seconds=0.02) < 1e14

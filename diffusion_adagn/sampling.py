@@ -2,6 +2,7 @@
 
 import json
 import re
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from accelerate import PartialState
+from accelerate.utils import find_executable_batch_size, gather_object
 from PIL import Image
 from tqdm import tqdm
 
@@ -25,9 +27,9 @@ from .grids import labelled_grid
 from .labels import LabelSpace
 from .loading import model_hash, open_pipeline
 from .models.conditioning import KINDS
-from .models.cost import count_cost
+from .models.cost import count_cost, machine_memory
 from .processes import all_processes
-from .speed import AUTOCAST, choose, compile_blocks, describe, prepare
+from .speed import AUTOCAST, Graphed, choose, compile_blocks, describe, prepare
 
 NPZ = "samples.npz"
 UNGUIDED = Guidance()
@@ -49,13 +51,14 @@ class SampleRequest:
     sampler: str | None = None
     eta: float = 0.0
     spacing: str | None = None
-    batch_size: int = 64
+    batch_size: int | None = 64  # None: as many as fit the memory
     speed: SpeedConfig = field(default_factory=SpeedConfig)
     mixes: tuple[str, ...] = ()  # as diffusion.mixing.Mix reads them
     interpolate: str | None = None  # two classes; in place of classes and mixes
     steps_between: int = 7
     guidance: Guidance = UNGUIDED  # all but the scale
     guide: str | None = None  # the model guided against in place of null
+    graph: bool = False  # CUDA only: the network's calls as CUDA graphs
     npz: bool = False  # also as the ADM evaluator's file
 
     @property
@@ -97,6 +100,8 @@ def sample_to_folder(
         pipe.check_guidance(guidance)
     asked = request.speed
     request = replace(request, speed=choose(asked, state.device, count_cost(pipe.unet.config).flops))
+    if request.graph and state.device.type != "cuda":
+        raise InputError(f"CUDA graphs need a CUDA GPU, and this is {state.device.type}: leave out --graph.")
     if main and labels.K and KINDS[pipe.unet.config.conditioning].label_in is None:
         print("note: this network hears the timestep alone (conditioning none): classes and guidance change nothing")
     set_steps(pipe.scheduler, request.steps)
@@ -131,7 +136,17 @@ def sample_to_folder(
         prepare(unet, request.speed)
         if request.speed.compile:
             compile_blocks(unet)
+        if request.graph:
+            unet.denoise = Graphed(unet)
     pictures = list(_pictures(request, told))
+    if request.batch_size is None:
+        most = request.count * len(told)
+        found = batch_that_fits(
+            pipe, most, guided=not all(g.off for g in guidances.values()), dtype=AUTOCAST[request.speed.precision]
+        )
+        request = replace(request, batch_size=min(gather_object([found])))  # one for all processes
+        if main:
+            print(f"batches of {request.batch_size} fit the memory")
     _sample(pipe, pictures, request, out, state)
     state.wait_for_everyone()
     if main:
@@ -149,6 +164,26 @@ def sample_to_folder(
             f"\n{len(pictures)} pictures in {out}, listed in {out / 'samples.json'}\nLook at  {out / 'grid.png'}{shown}"
         )
     return out
+
+
+def batch_that_fits(pipe: ClassConditionalPipeline, most: int, guided: bool, dtype: torch.dtype | None = None) -> int:
+    """Pictures, at most `most`, that the device's memory holds at once. On CUDA it is tried out, halving; elsewhere reckoned to
+    take a quarter of the machine's memory, and at most 64, since more are no faster there."""
+    config, device = pipe.unet.config, pipe.device
+    passes = 2 if guided else 1
+    if device.type != "cuda":
+        one = passes * count_cost(config).activation_bytes  # of which sampling keeps a part
+        return max(1, min(most, 64, machine_memory() // 4 // one))
+
+    @find_executable_batch_size(starting_batch_size=min(most, 4096))
+    def tried(batch_size: int) -> int:
+        x = torch.zeros(passes * batch_size, config.in_channels, config.sample_size, config.sample_size, device=device)
+        label = torch.zeros(1, dtype=torch.long, device=device) if config.num_classes else None
+        with torch.no_grad(), torch.autocast(device.type, dtype, enabled=dtype is not None):
+            pipe.unet.denoise(x.to(pipe.unet.dtype), pipe.unet.modulation(0.0, label))
+        return batch_size
+
+    return tried()
 
 
 def _told(request: SampleRequest, pipe: ClassConditionalPipeline) -> list[ClassPlan]:
@@ -179,7 +214,7 @@ def _sample(
 ) -> None:
     # batches are fixed by index, then dealt out: how many processes there are changes no picture's neighbours
     # one scale a batch, so that scale 1 needs no second pass
-    size = request.batch_size
+    size, began = request.batch_size, time.perf_counter()
     by_scale = ([p for p in pictures if p.scale == scale] for scale in dict.fromkeys(request.scales))
     batches = [some[i : i + size] for some in by_scale for i in range(0, len(some), size)]
     mine = batches[state.process_index :: state.num_processes]
@@ -197,6 +232,8 @@ def _sample(
                     eta=request.eta,
                     output_type="np",
                 ).images
+            if request.speed.compile and batch is mine[0]:
+                bar.write(f"compiled: the first batch took {time.perf_counter() - began:.0f} s")
             for picture, image in zip(batch, to_pil(images)):
                 image.save(out / picture.file)
             bar.update(len(batch))

@@ -8,10 +8,12 @@ import pytest
 from conftest import ROOT, tiny_unet
 from PIL import Image
 
-from diffusion_adagn import ClassConditionalPipeline, LabelSpace
+from diffusion_adagn import ClassConditionalPipeline, LabelSpace, sampling
 from diffusion_adagn.cli.main import main
 from diffusion_adagn.config import DiffusionConfig
 from diffusion_adagn.diffusion.schedule import make_scheduler
+from diffusion_adagn.errors import InputError
+from diffusion_adagn.models.cost import count_cost
 
 
 @pytest.fixture(scope="module")
@@ -226,3 +228,29 @@ def test_an_interpolation_that_cannot_be_told_writes_nothing(tmp_path, capsys):
     assert main(["sample", str(tmp_path / "model"), "--out", str(tmp_path / "s"), "--interpolate", "a,b"]) == 1
     assert "conditioning none hears none" in " ".join(capsys.readouterr().err.split())
     assert not (tmp_path / "s").exists()
+
+
+def test_a_batch_that_fits_the_memory(monkeypatch):
+    pipe = ClassConditionalPipeline(tiny_unet(), make_scheduler(DiffusionConfig()), LabelSpace(("a", "b", "c")))
+    one = count_cost(pipe.unet.config).activation_bytes
+    for memory, guided, most, found in ((80 * one, False, 100, 20), (80 * one, True, 100, 10), (80 * one, True, 4, 4)):
+        monkeypatch.setattr(sampling, "machine_memory", lambda memory=memory: memory)
+        assert sampling.batch_that_fits(pipe, most, guided) == found
+    monkeypatch.setattr(sampling, "machine_memory", lambda: 1)
+    assert sampling.batch_that_fits(pipe, 100, True) == 1
+
+
+def test_batch_size_and_speed_are_chosen_or_forced(model, tmp_path, capsys):
+    assert sample(model, tmp_path / "a", "--guidance", "2", "--batch_size", "auto") == 0
+    out = capsys.readouterr().out
+    assert "batches of 6 fit the memory" in out and "chosen for this machine: precision, layout, operator" in out
+    forced = "--precision", "fp32", "--layout", "contiguous", "--operator", "eager"
+    assert sample(model, tmp_path / "b", "--guidance", "2", *forced) == 0
+    assert "fp32, contiguous, eager operator\n" in capsys.readouterr().out
+    for one, other in zip(*(json.loads((tmp_path / x / "samples.json").read_text())["images"] for x in "ab")):
+        assert (one["operator"], other["operator"], other["layout"]) == ("fused", "eager", "contiguous")
+        a, b = pixels(tmp_path / "a", one), pixels(tmp_path / "b", other)
+        assert np.abs(a.astype(int) - b.astype(int)).max() <= 1
+    with pytest.raises(InputError, match="CUDA graphs need a CUDA GPU"):
+        sample(model, tmp_path / "c", "--graph")
+    assert not (tmp_path / "c").exists()

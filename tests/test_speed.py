@@ -144,3 +144,45 @@ def test_compiled_blocks_answer_as_before(monkeypatch):
 
 def test_the_peak_is_a_rate():
     assert 1e8 < speed.matmul_peak("cpu", seconds=0.02) < 1e14
+
+
+def test_a_graph_is_captured_once_a_shape_and_told_what_is_new(monkeypatch):
+    """The bookkeeping, with a graph that is run again where CUDA would replay it; a real one needs a GPU."""
+    captured = []
+
+    class Graph:
+        def replay(self):
+            self.out.copy_(self.again())
+
+    class Capture:
+        def __init__(self, graph):
+            captured.append(graph)
+
+        __enter__ = __exit__ = lambda *_: None
+
+    class Stream:
+        wait_stream = lambda *_: None  # noqa: E731
+
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
+    monkeypatch.setattr(torch.cuda, "graph", Capture)
+    monkeypatch.setattr(torch.cuda, "Stream", Stream)
+    monkeypatch.setattr(torch.cuda, "current_stream", Stream)
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: torch.no_grad())
+    torch.manual_seed(0)
+    unet = tiny_unet().eval().requires_grad_(False)
+    plain, seen = unet.denoise, []
+
+    def denoise(x, m):
+        out = plain(x, m)
+        if captured and not hasattr(captured[-1], "out"):  # the call that is captured
+            captured[-1].out, captured[-1].again = out, lambda: plain(x, m)
+        seen.append(len(x))
+        return out
+
+    unet.denoise = denoise
+    graphed = speed.Graphed(unet)
+    for rows in (2, 3, 2):
+        for t in (900.0, 10.0):
+            x, m = torch.randn(rows, 1, 8, 8), unet.modulation(t, torch.arange(rows))
+            torch.testing.assert_close(graphed(x, m), plain(x, m))
+    assert len(captured) == 2 and seen == [2] * 4 + [3] * 4  # three to warm up and one to capture, a shape

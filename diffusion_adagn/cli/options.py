@@ -112,7 +112,7 @@ def add_sampler_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_speed_options(parser: argparse.ArgumentParser) -> None:
+def add_speed_options(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
     """The speed section of a config, without its name; `speed_of` reads it."""
     group = parser.add_argument_group("speed", "how it is computed; auto picks for this machine, and is told")
     group.add_argument(
@@ -126,6 +126,7 @@ def add_speed_options(parser: argparse.ArgumentParser) -> None:
         help="norm, modulation and SiLU in one pass, or not [auto]",
     )
     group.add_argument("--compile", action="store_true", help="torch.compile; pays off for many pictures [no]")
+    return group
 
 
 def speed_of(args: argparse.Namespace) -> SpeedConfig:

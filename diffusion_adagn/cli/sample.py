@@ -51,8 +51,16 @@ def parser() -> Parser:
         "class from that of seed + j [0]",
     )
     add_sampler_options(p)
-    p.add_argument("--batch_size", type=int, default=64, metavar="INT", help="pictures at a time [64]")
-    add_speed_options(p)
+    p.add_argument(
+        "--batch_size",
+        type=lambda text: None if text == "auto" else int(text),
+        default=64,
+        metavar="INT",
+        help="pictures at a time; auto: as many as fit the memory [64]",
+    )
+    add_speed_options(p).add_argument(
+        "--graph", action="store_true", help="CUDA only: the network's calls as CUDA graphs; for small batches [no]"
+    )
     add_guidance_options(p)
     p.add_argument("--out", metavar="DIR", help="where the pictures go [samples/NAME]")
     p.add_argument("--npz", action="store_true", help="also as samples.npz, which OpenAI's ADM evaluator reads")
@@ -70,7 +78,7 @@ def run(argv: Sequence[str]) -> int:
     if args.steps_between is not None and args.steps_between < 0:
         raise UsageError(f"--steps_between must be at least 0, not {args.steps_between}.")
     for name in ("count", "steps", "batch_size"):
-        if getattr(args, name) < 1:
+        if getattr(args, name) is not None and getattr(args, name) < 1:
             raise UsageError(f"--{name} must be at least 1, not {getattr(args, name)}.")
     if args.seed < 0:
         raise UsageError(f"--seed must be at least 0, not {args.seed}.")
@@ -98,6 +106,7 @@ def run(argv: Sequence[str]) -> int:
         spacing=args.spacing,
         batch_size=args.batch_size,
         speed=speed_of(args),
+        graph=args.graph,
         mixes=tuple(args.mix),
         interpolate=args.interpolate,
         steps_between=7 if args.steps_between is None else args.steps_between,

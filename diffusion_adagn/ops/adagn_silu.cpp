@@ -40,9 +40,8 @@ inline float fma(float a, float b, float c) {
 }
 
 // exp = 2^k e^r with |r| <= ln(2) / 2, e^r by a polynomial fitted at Chebyshev's points: 2e-7 of the value
+// for |x| <= 87
 inline float exponential(float x) {
-    x = x < -87.0f ? -87.0f : x;
-    x = x > 88.0f ? 88.0f : x;
     const float magic = 12582912.0f;  // 1.5 * 2^23: adding it rounds to a whole number
     float shifted = fma(x, 1.44269504f, magic);
     float k = shifted - magic;
@@ -57,7 +56,13 @@ inline float exponential(float x) {
     return p * as<float>((as<int32_t>(shifted) - as<int32_t>(magic) + 127) << 23);
 }
 
-inline float sigmoid(float z) { return 1.0f / (1.0f + exponential(-z)); }
+// silu(z) = z / (1 + exp(-z)) is 0 below -87, to float's last digit
+const float least = -87.0f;
+
+inline float at_least(float z) { return z < least ? least : z; }
+
+// for z >= least
+inline float sigmoid(float z) { return 1.0f / (1.0f + exponential(-(z > 87.0f ? 87.0f : z))); }
 
 // A thread's numbers for a block: two rows of doubles, then rows of floats.
 struct Scratch {
@@ -193,8 +198,8 @@ void forward(const T *x, T *y, const float *gain, const float *shift, float *mea
             }
             const float *move = shift + (rows > 1 ? n * C : 0) + c0;
             each<last>(b, [=](long i, long c) {
-                const float z = fma(load(in[i]) - middle[c], scale[c], move[c]);
-                store(out + i, silu ? z * sigmoid(z) : z);
+                const float z = fma(load(in[i]) - middle[c], scale[c], move[c]), bounded = at_least(z);
+                store(out + i, silu ? bounded * sigmoid(bounded) : z);
             });
         }
 }
@@ -226,7 +231,7 @@ void backward(const T *dy, const T *x, const float *gain, const float *shift, co
             const auto dz = [=](long i, long c, float xhat) {
                 const float d = load(coming[i]);
                 if (!silu) return d;
-                const float z = fma(xhat, times[c], move[c]), s = sigmoid(z);
+                const float z = at_least(fma(xhat, times[c], move[c])), s = sigmoid(z);
                 return d * s * fma(z, 1.0f - s, 1.0f);
             };
             sums<last>(b, part, A, B, [=](long i, long c, float &u, float &v) {

@@ -186,7 +186,7 @@ def _train(config: RunConfig, resume: bool, held: ExitStack) -> int:
     )
     shown, label_gap, fault = None, "", False
     since, since_step = time.perf_counter(), step
-    began, waited = since, 0.0
+    began, since_start, waited = since, step, 0.0
     with StopSignal() as stop:
         while step < training.max_steps:
             lr = learning_rate(training, step)
@@ -208,6 +208,8 @@ def _train(config: RunConfig, resume: bool, held: ExitStack) -> int:
             # gradients are the same everywhere by now; fp16's own scaler leaves out infinite ones, which is no fault
             fault = fault or (speed.precision != "fp16" and not math.isfinite(float(norm)))
             health.saw(fault)
+            if speed.compile and step == since_start:
+                bar.write(f"compiled: the first step took {time.perf_counter() - began:.0f} s")
             norms = {}
             if not fault:
                 for each in seen:

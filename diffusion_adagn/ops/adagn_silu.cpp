@@ -238,6 +238,7 @@ void backward(const T *dy, const T *x, const float *gain, const float *shift, co
                 const float xhat = (load(in[i]) - middle[c]) * inverse[c];
                 v = dz(i, c, xhat);
                 u = v * xhat;
+                store(out + i, v);  // kept where dx will be: it costs an exponential
             });
             // dx = rstd (gain dz - mean(gain dz) - xhat mean(gain dz xhat)), means over the group
             for (long g = g0; g < g1; g++) {
@@ -257,7 +258,7 @@ void backward(const T *dy, const T *x, const float *gain, const float *shift, co
             }
             each<last>(b, [=](long i, long c) {
                 const float xhat = (load(in[i]) - middle[c]) * inverse[c];
-                store(out + i, fma(dz(i, c, xhat), steep[c], -fma(xhat, slope[c], level[c])));
+                store(out + i, fma(load(out[i]), steep[c], -fma(xhat, slope[c], level[c])));
             });
         }
 }

@@ -1,5 +1,6 @@
 """The fused operator on the CPU: adagn_silu.cpp, compiled by the machine's own compiler where it is first used, and kept."""
 
+import atexit
 import ctypes
 import hashlib
 import os
@@ -35,7 +36,7 @@ def _library(dtype: torch.dtype, last: bool) -> tuple[ctypes.CDLL | None, str]:
         if (dtype, last) not in _found:
             try:
                 _found[dtype, last] = _load(_build(dtype, last)), ""
-            except (OSError, RuntimeError, subprocess.SubprocessError) as error:
+            except (OSError, RuntimeError, ValueError, subprocess.SubprocessError) as error:
                 why = " ".join(str(error).split())[:300]
                 if not any(told for _, told in _found.values()):
                     note = "note: the fused operator is not used, plain PyTorch is (slower, the same results)"
@@ -68,11 +69,14 @@ def _build(dtype: torch.dtype, last: bool) -> Path:
     flags += [f"-DNUMBER={number}", f"-DLAST={str(last).lower()}"]
     made_of = [SOURCE.read_bytes(), _cpu().encode(), torch.__version__.encode(), " ".join(compiler + flags).encode()]
     made_of.append(subprocess.run([*compiler, "--version"], capture_output=True, timeout=60).stdout)
-    file = cache_root() / "ops" / f"adagn_silu-{number}-{hashlib.sha256(b'|'.join(made_of)).hexdigest()[:16]}.so"
-    if not file.is_file():
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file_into_place(file, lambda beside: _compile(compiler, flags, beside))
-    return file
+    name = f"adagn_silu-{number}-{hashlib.sha256(b'|'.join(made_of)).hexdigest()[:16]}.so"
+    file = cache_root() / "ops" / name
+    try:
+        return file if file.is_file() else file_into_place(file, lambda beside: _compile(compiler, flags, beside))
+    except OSError:  # a home that cannot be written to: for this process alone
+        folder = tempfile.mkdtemp(prefix="adagn_silu-")
+        atexit.register(shutil.rmtree, folder, ignore_errors=True)
+        return file_into_place(Path(folder, name), lambda beside: _compile(compiler, flags, beside))
 
 
 def _compile(compiler: list[str], flags: list[str], to: Path) -> None:

@@ -228,43 +228,66 @@ def test_under_autocast_a_network_is_the_same_with_either_operator():
 
 # ---------------------------------------------------------------------- building it
 
-SCRIPT = """
-import torch
-from diffusion_adagn.ops import adagn_silu, adagn_silu_reference, why_not
-x, g, b = torch.randn(2, 8, 4, 4), torch.randn(2, 8), torch.randn(2, 8)
-for _ in range(2):
-    torch.testing.assert_close(adagn_silu(x, g, b, 4), adagn_silu_reference(x, g, b, 4), atol=1e-5, rtol=1e-5)
-print(not why_not("cpu", x.dtype, last=False))
-"""
+
+@pytest.fixture
+def anew(monkeypatch, tmp_path):
+    """As a process that has not asked yet, with an empty cache."""
+    monkeypatch.setattr(cpu, "_found", {})
+    monkeypatch.setenv("DIFFUSION_ADAGN_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
 
 
-def use(cache, **env):
-    done = subprocess.run(
-        [sys.executable, "-c", SCRIPT], env=os.environ | {"DIFFUSION_ADAGN_CACHE": str(cache)} | env,
-        capture_output=True, text=True, timeout=120,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    return done.stdout.strip() == "True", done.stderr
-
-
-def test_without_a_compiler_it_falls_back_and_says_so_once(tmp_path):
-    fused, said = use(tmp_path, CXX="/nowhere/c++")
-    assert not fused and said.count("note:") == 1 and "no C++ compiler" in said
-
-
-def test_a_compiler_that_fails_is_survived(tmp_path):
-    fused, said = use(tmp_path, CXX="false")
-    assert not fused and said.count("note:") == 1 and "failed" in said
-    assert not list(tmp_path.rglob("*.so"))
+@pytest.mark.parametrize(
+    "compiler, why", [("/nowhere/c++", "no C++ compiler"), ("false", "failed"), ("'", "quotation")]
+)
+def test_without_a_compiler_it_falls_back_and_says_so_once(anew, monkeypatch, capsys, compiler, why):
+    monkeypatch.setenv("CXX", compiler)
+    given = inputs((2, 8, 4, 4), 0.0, torch.float32, True, 2)[:3]
+    for x in (given[0], given[0].contiguous(), given[0].bfloat16()):
+        torch.testing.assert_close(adagn_silu(x, *given[1:], 4), adagn_silu_reference(x, *given[1:], 4))
+    said = capsys.readouterr().err
+    assert said.count("note:") == 1 and why in said
+    assert not available("cpu") and not list(anew.rglob("*.so"))
 
 
 @needs_kernel
-def test_it_is_built_once_and_a_damaged_one_is_not_used(tmp_path):
-    assert use(tmp_path) == (True, "")
-    (made,) = tmp_path.rglob("*.so")
+@pytest.mark.parametrize("blocked", ["file", "nothing"])
+def test_where_the_cache_cannot_be_written_it_is_built_for_the_process(anew, monkeypatch, capsys, blocked):
+    if blocked == "file":
+        anew.write_text("in the way")
+    else:
+        monkeypatch.setenv("DIFFUSION_ADAGN_CACHE", "/proc/nothing/here")
+    assert available("cpu") and not capsys.readouterr().err
+
+
+@needs_kernel
+def test_it_is_built_once(anew, monkeypatch):
+    x = torch.randn(2, 8, 4, 4)
+    for _ in range(2):
+        adagn_silu(x, None, None, 4, operator="fused")
+    (made,) = anew.rglob("*.so")
     before = made.stat().st_mtime_ns
-    assert use(tmp_path) == (True, "") and made.stat().st_mtime_ns == before
-    made.write_bytes(made.read_bytes()[:500])
-    fused, said = use(tmp_path)
-    assert not fused and "made anew" in said and not made.exists()
-    assert use(tmp_path) == (True, "")
+    monkeypatch.setattr(cpu, "_found", {})
+    adagn_silu(x, None, None, 4, operator="fused")
+    assert made.stat().st_mtime_ns == before and list(made.parent.iterdir()) == [made]
+
+
+DAMAGED = """
+import torch
+from diffusion_adagn.ops import adagn_silu, cpu
+file = cpu._build(torch.float32, False)
+file.write_bytes(file.read_bytes()[:500])
+assert "made anew" in cpu.why_not(torch.float32, False) and not file.exists()
+x = torch.randn(2, 8, 4, 4)
+eager = adagn_silu(x, None, None, 4)
+cpu._found.clear()  # the next process
+assert cpu.why_not(torch.float32, False) == ""
+torch.testing.assert_close(adagn_silu(x, None, None, 4), eager, atol=1e-5, rtol=1e-5)
+"""
+
+
+@needs_kernel
+def test_a_damaged_one_is_not_used(tmp_path):
+    env = os.environ | {"DIFFUSION_ADAGN_CACHE": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", DAMAGED], env=env, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0 and done.stderr.count("note:") == 1, done.stderr

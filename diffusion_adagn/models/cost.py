@@ -51,7 +51,7 @@ def check_size(network: Mapping[str, Any]) -> None:
 @dataclass(frozen=True)
 class Cost:
     """parameters; forward FLOPs of one picture (a multiply-add counts as 2; training is about 3 times that);
-    activation_bytes: what one picture keeps for the backward pass, in fp32."""
+    activation_bytes: what one picture keeps for the backward pass, in fp32, with the fused operator (eager keeps about 1.4 times)."""
 
     parameters: int
     flops: int

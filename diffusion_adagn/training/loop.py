@@ -74,6 +74,7 @@ def _train(config: RunConfig, resume: bool, held: ExitStack) -> int:
     cost = count_cost(network_config(config))
     asked = _as_before(run, config) if resume else config.speed
     speed = choose(asked, device, cost.flops)
+    plan = describe(dataclasses.replace(config, speed=asked), dataset, processes.num_processes, device, cost)
     config = dataclasses.replace(config, speed=dataclasses.replace(asked, precision=speed.precision))
     AcceleratorState._reset_state()  # an earlier run in this interpreter may have had another precision
     accelerator = Accelerator(
@@ -84,7 +85,6 @@ def _train(config: RunConfig, resume: bool, held: ExitStack) -> int:
     )
 
     # the network; whatever does not fit is found before anything is written
-    plan = describe(config, dataset, accelerator.num_processes, device, cost)
     torch.manual_seed(training.seed)
     unet = AdaGNUNet(**network_config(config))
     found = [newest_good(run.checkpoints) if main and resume else None]  # every byte is looked at once

@@ -29,11 +29,17 @@ def measure(clock: Clock, rounds: int, sample_seconds: float = 0.2, pictures: in
         batches = [order[at : at + BATCH] for at in range(0, pictures, BATCH)]
         tensors = torch.from_numpy(images), torch.from_numpy(labels)
 
+        room = np.empty((BATCH, SIDE, SIDE, 3), np.uint8)
+
         def epoch(take):
-            return lambda: [take(batch) for batch in batches]
+            def run() -> None:  # a batch is let go before the next: new pages cost more than the copying
+                for batch in batches:
+                    take(batch)
+
+            return run
 
         calls = {
-            "ImageDataset.gather": epoch(dataset.gather),
+            "ImageDataset.gather": epoch(lambda at: dataset.gather(at, out=room[: len(at)])),  # as training calls it
             "numpy indexing": epoch(lambda at: (store[at], labels[at])),
             "torch index_select": epoch(lambda at: [v.index_select(0, torch.from_numpy(at)) for v in tensors]),
             "picture by picture, stacked": epoch(lambda at: (np.stack([store[i] for i in at]), labels[at])),

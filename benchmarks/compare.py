@@ -144,7 +144,10 @@ def run(given: argparse.Namespace, command: str) -> Path:
     # the data do not depend on network and dtype
     plan = [p for i, p in enumerate(plan) if p[1] != "data" or (p[0], p[1]) not in [q[:2] for q in plan[:i]]]
     rates: dict[tuple[int, str], float] = {}
-    tables.write(results, folder)
+    try:
+        tables.write(results, folder)
+    except OSError as error:
+        raise UsageError(f"--out {folder} cannot be written to ({error.strerror}): name a folder.") from None
     for number, (threads, what, size, dtype) in enumerate(plan, 1):
         clock = Clock(device, threads)
         group: dict = {"what": what, "threads": threads} | ({} if what == "data" else {"size": size, "dtype": dtype})
@@ -249,14 +252,14 @@ def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     try:
         given = parse(argv)
+        from diffusers.utils import logging
+
+        logging.set_verbosity_error()
+        warnings.filterwarnings("ignore", category=UserWarning, module="torch")
+        folder = run(given, shlex.join(["python", "-m", "benchmarks.compare", *argv]))
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    from diffusers.utils import logging
-
-    logging.set_verbosity_error()
-    warnings.filterwarnings("ignore", category=UserWarning, module="torch")
-    folder = run(given, shlex.join(["python", "-m", "benchmarks.compare", *argv]))
     print(f"Results: {folder / 'results.md'} and {folder / 'results.json'}")
     return 0
 

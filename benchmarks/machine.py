@@ -9,6 +9,8 @@ from pathlib import Path
 
 import torch
 
+from diffusion_adagn.speed import has_bf16
+
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -20,14 +22,6 @@ def _cpu_info(field: str) -> str:
             if name.strip() == field:
                 return value.strip()
     return ""
-
-
-def has_bf16(device: torch.device) -> bool:
-    """Whether the device multiplies bf16 numbers itself; without, CPU convolutions in bf16 are imitated, many times slower."""
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported()
-    flags = f"{_cpu_info('flags')} {_cpu_info('Features')}".split()
-    return any(flag in flags for flag in ("avx512_bf16", "amx_bf16", "bf16"))
 
 
 def facts(device: torch.device) -> dict:

@@ -29,6 +29,7 @@ MOST_VALUES = 250_000  # of a YAML file; PyYAML takes 30 us for each
 MOST_JSON = 16 * 2**20
 MOST_DEEP = 40  # lists and sections in one another
 MOST_WHOLE = 2**63 - 1
+RENAMED = {"training.precision": "speed.precision"}  # in files of earlier days
 
 
 def option(default: Any, help: str, *, minimum: float | None = None, maximum: float | None = None, free: bool = False):
@@ -393,6 +394,7 @@ def apply(
     """Write dotted keys into the config, each turned into its field's type."""
     known = {key: (hint, f) for key, hint, f in fields_of(type(config))}
     for key, value in flat.items():
+        key = RENAMED.get(key, key)
         if key == "speed" and value == "auto" and "speed.layout" in known:
             config.speed = SpeedConfig()
             continue

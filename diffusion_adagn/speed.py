@@ -39,7 +39,7 @@ def choose(asked: SpeedConfig, device: torch.device, flops: int) -> SpeedConfig:
 
 
 def describe(chosen: SpeedConfig, asked: SpeedConfig) -> str:
-    """ "bf16, channels_last, fused operator (chosen for this machine: precision, layout; --speed.layout ... forces one)" """
+    """ "bf16, channels_last, fused operator (chosen for this machine: precision, layout)" """
     own = [f.name for f in dataclasses.fields(asked) if getattr(asked, f.name) == "auto"]
     told = f"{chosen.precision}, {chosen.layout}, {chosen.operator} operator" + ", compiled" * chosen.compile
     return told + (f" (chosen for this machine: {', '.join(own)})" if own else "")

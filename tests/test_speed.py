@@ -54,6 +54,8 @@ def test_one_word_in_a_config(tmp_path):
     file = tmp_path / "c.yaml"
     file.write_text("speed: auto\n")
     assert read_config(file).speed == SpeedConfig()
+    file.write_text("training: {precision: bf16}\n")  # where it stood before
+    assert read_config(file).speed.precision == "bf16"
     file.write_text("speed: fast\n")
     with pytest.raises(InputError, match="'speed' is a section"):
         read_config(file)

@@ -75,6 +75,20 @@ struct Scratch {
     ~Scratch() { free(wide); }
 };
 
+// Room of this thread's for so many floats, and never more than 4 MiB; null if there is none.
+inline float *keeper(bf16 *, long numbers) {
+    static thread_local float *room = nullptr;
+    static thread_local long size = 0;
+    if (numbers > 1 << 20) return nullptr;
+    if (numbers > size) {
+        free(room);
+        room = (float *)malloc(numbers * sizeof(float));
+        size = room ? numbers : 0;
+    }
+    return room;
+}
+inline float *keeper(float *out, long) { return out; }
+
 // Where a block of `width` channels lies: P pixels, `stride` numbers from one to the next where the channels lie together.
 struct Block {
     long P, stride, width;
@@ -227,6 +241,8 @@ void backward(const T *dy, const T *x, const float *gain, const float *shift, co
                 inverse[c] = rstd[n * G + g0 + c / D];
                 steep[c] = inverse[c] * times[c];
             }
+            // dz costs an exponential, so it is kept between the two passes: where dx will be if that is float
+            float *kept = keeper(out, last ? b.P * b.stride : b.P * b.width);
             // d of the loss by z = xhat * gain + shift
             const auto dz = [=](long i, long c, float xhat) {
                 const float d = load(coming[i]);
@@ -238,7 +254,7 @@ void backward(const T *dy, const T *x, const float *gain, const float *shift, co
                 const float xhat = (load(in[i]) - middle[c]) * inverse[c];
                 v = dz(i, c, xhat);
                 u = v * xhat;
-                store(out + i, v);  // kept where dx will be: it costs an exponential
+                if (kept) kept[i] = v;
             });
             // dx = rstd (gain dz - mean(gain dz) - xhat mean(gain dz xhat)), means over the group
             for (long g = g0; g < g1; g++) {
@@ -256,10 +272,17 @@ void backward(const T *dy, const T *x, const float *gain, const float *shift, co
                     slope[c] = float(inverse[c] * k / count);
                 }
             }
-            each<last>(b, [=](long i, long c) {
-                const float xhat = (load(in[i]) - middle[c]) * inverse[c];
-                store(out + i, fma(load(out[i]), steep[c], -fma(xhat, slope[c], level[c])));
-            });
+            const auto finish = [=](long i, long c, float xhat, float d) {
+                store(out + i, fma(d, steep[c], -fma(xhat, slope[c], level[c])));
+            };
+            const auto normal = [=](long i, long c) { return (load(in[i]) - middle[c]) * inverse[c]; };
+            if (kept)
+                each<last>(b, [=](long i, long c) { finish(i, c, normal(i, c), kept[i]); });
+            else
+                each<last>(b, [=](long i, long c) {
+                    const float xhat = normal(i, c);
+                    finish(i, c, xhat, dz(i, c, xhat));
+                });
         }
 }
 

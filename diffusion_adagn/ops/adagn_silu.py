@@ -26,21 +26,19 @@ def adagn_silu(
 ) -> Tensor:
     """silu(GroupNorm(x; weight, bias) * (1 + gamma) + beta), in one pass over memory where there is a kernel for it.
 
-    x: [B, C, ...]; [B, C, H, W] in either layout, which is kept. Its type is kept too, and statistics and all that lies between
+    x: [B, C, ...]; [B, C, H, W] in either layout, which is kept (others become contiguous). Its type is kept too, and statistics and all that lies between
       are float32 (float64 for float64).
     gamma, beta: [B or 1, C], or None for 0. weight, bias: [C], the norm's own, or None for 1 and 0. silu False: without it.
-    operator: "fused", "eager" (plain PyTorch), or "auto": fused where it can be. Gradients of the first order come from
-      either; a gradient of a gradient needs "eager".
+    operator: "fused", "eager" (plain PyTorch), or "auto": fused where it can be, and eager inside torch.func, forward-mode
+      gradients and torch.jit.trace. A gradient of a gradient, and batched gradients, need "eager".
 
     Raises InputError where groups do not divide C, shapes do not fit, and "fused" cannot be.
     Source: Dhariwal & Nichol 2021 (arXiv 2105.05233), section 3, equation 3; Wu & He 2018 (GroupNorm), equation 2.
     """
     _check(x, gamma, beta, groups, weight, bias)
-    if not _fuses(x, operator):
+    if not _fuses(x, operator) or (operator == "auto" and _transformed()):
         return adagn_silu_reference(x, gamma, beta, groups, eps, weight, bias, silu)
     gain, shift = _gain_and_shift(x, gamma, beta, weight, bias)
-    if not x.is_contiguous() and not (x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last)):
-        x = x.contiguous()
     return _apply(x, gain, shift, groups, eps, silu)
 
 
@@ -56,7 +54,12 @@ def adagn_silu_reference(
 ) -> Tensor:
     """`adagn_silu` in plain PyTorch. Half types are normalised in float32: in channels_last the CPU is slow at bfloat16."""
     wide = _wide(x)
-    h = F.group_norm(x.to(wide), groups, _to(weight, wide), _to(bias, wide), eps)
+    if weight is None and bias is not None:  # torch's gradients want both or none
+        weight = torch.ones_like(bias)
+    elif bias is None and weight is not None:
+        bias = torch.zeros_like(weight)
+    # not F.group_norm, which refuses groups of one number
+    h = torch.group_norm(x.to(wide), groups, _to(weight, wide), _to(bias, wide), eps, torch.backends.cudnn.enabled)
     if gamma is not None:
         h = h * (1 + _map(gamma.to(wide), h))
     if beta is not None:
@@ -112,7 +115,9 @@ def _gain_and_shift(
         return w.expand_as(beta).contiguous(), beta
     gamma = gamma.float()
     gain, shift = torch.addcmul(w, w, gamma), torch.addcmul(beta, b, gamma)
-    return (gain, shift) if len(gain) == len(shift) else (gain.expand_as(shift).contiguous(), shift)
+    if gain.shape[0] != shift.shape[0]:
+        gain = gain.expand_as(shift).contiguous()
+    return gain, shift
 
 
 def _check(
@@ -148,11 +153,37 @@ def _map(rows: Tensor, h: Tensor) -> Tensor:
 def _apply(x: Tensor, gain: Tensor, shift: Tensor, groups: int, eps: float, silu: bool) -> Tensor:
     """The operator through torch's dispatcher where something looks on (compile, export, fake tensors), else past it, which
     takes a third of the time: it counts where pictures are small."""
-    if type(x) not in (Tensor, nn.Parameter) or x.is_meta or torch.compiler.is_compiling():
+    if (
+        type(x) not in (Tensor, nn.Parameter)
+        or x.is_meta
+        or torch.compiler.is_compiling()
+        or _transformed()
+        or torch._C._len_torch_dispatch_stack()
+    ):
         return torch.ops.diffusion_adagn.adagn_silu(x, gain, shift, groups, eps, silu)[0]
+    x = _dense(x)
     if torch.is_grad_enabled() and (x.requires_grad or gain.requires_grad or shift.requires_grad):
         return _AdaGNSiLU.apply(x, gain, shift, groups, eps, silu)
     return _kernels(x).forward(x, gain, shift, groups, eps, silu)[0]
+
+
+def _transformed() -> bool:
+    """Whether torch.func, forward-mode gradients or torch.jit look on: they see into plain PyTorch alone."""
+    if torch.compiler.is_compiling():
+        return False
+    return (
+        torch._C._functorch.peek_interpreter_stack() is not None
+        or torch.autograd.forward_ad._current_level >= 0
+        or torch._C._get_tracing_state() is not None
+    )  # torch has no public question
+
+
+def _dense(x: Tensor) -> Tensor:
+    """x in one of the two layouts, with no minus sign waiting to be applied."""
+    if x.is_neg():
+        return x.resolve_neg().contiguous()
+    last = x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last)
+    return x if last or x.is_contiguous() else x.contiguous()
 
 
 class _AdaGNSiLU(torch.autograd.Function):
@@ -176,7 +207,7 @@ def _forward(
     x: Tensor, gain: Tensor, shift: Tensor, groups: int, eps: float, silu: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     """y like x; mean and rstd float32 [B, groups]. x in either layout; gain, shift float32 [B or 1, C]."""
-    return _kernels(x).forward(x, gain, shift, groups, eps, silu)
+    return _kernels(x).forward(_dense(x), _dense(gain), _dense(shift), groups, eps, silu)
 
 
 @torch.library.custom_op("diffusion_adagn::adagn_silu_backward", mutates_args=())
@@ -184,7 +215,7 @@ def _backward(
     dy: Tensor, x: Tensor, gain: Tensor, shift: Tensor, mean: Tensor, rstd: Tensor, groups: int, silu: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     """dx like x; dgain, dshift float32 [B, C]. dy in x's type and layout."""
-    return _kernels(x).backward(dy, x, gain, shift, mean, rstd, groups, silu)
+    return _kernels(x).backward(dy, x, _dense(gain), _dense(shift), mean, rstd, groups, silu)
 
 
 def _kernels(x: Tensor):
@@ -209,16 +240,17 @@ def _(dy, x, gain, shift, mean, rstd, groups, silu):
 
 def _keep(ctx, inputs, output) -> None:
     x, gain, shift, ctx.groups, _, ctx.silu = inputs
+    x = _dense(x)
     ctx.save_for_backward(x, gain, shift, *output[1:])
     ctx.mark_non_differentiable(*output[1:])
 
 
 def _gradients(ctx, dy: Tensor, backward: Callable) -> tuple[Tensor | None, ...]:
     x, gain, shift, mean, rstd = ctx.saved_tensors
-    if dy.dtype != x.dtype or dy.stride() != x.stride():
+    if dy.dtype != x.dtype or dy.stride() != x.stride() or dy.is_neg():
         dy = torch.empty_like(x).copy_(dy)
     dx, dgain, dshift = backward(dy, x, gain, shift, mean, rstd, ctx.groups, ctx.silu)
-    if len(gain) == 1:
+    if gain.shape[0] == 1:
         dgain, dshift = dgain.sum(0, keepdim=True), dshift.sum(0, keepdim=True)
     return dx, dgain, dshift, None, None, None
 

@@ -32,6 +32,8 @@ def why_not(dtype: torch.dtype = torch.float32, last: bool = True) -> str:
 
 def _library(dtype: torch.dtype, last: bool) -> tuple[ctypes.CDLL | None, str]:
     """The compiled operator, built by the first call (a second or two) unless it lies in the cache; or None, and why."""
+    if dtype not in DTYPES:
+        return None, f"it does not take {dtype} on a CPU."
     with _lock:
         if (dtype, last) not in _found:
             try:
@@ -47,8 +49,6 @@ def _library(dtype: torch.dtype, last: bool) -> tuple[ctypes.CDLL | None, str]:
 
 def _build(dtype: torch.dtype, last: bool) -> Path:
     """The shared library for this source, compiler and CPU: from the cache, or made. Raises OSError or RuntimeError."""
-    if dtype not in DTYPES:
-        raise RuntimeError(f"it does not take {dtype}.")
     compiler = shlex.split(os.environ.get("CXX", "")) or [
         next((c for c in ("c++", "g++", "clang++") if shutil.which(c)), "")
     ]
@@ -72,7 +72,7 @@ def _build(dtype: torch.dtype, last: bool) -> Path:
     name = f"adagn_silu-{number}-{hashlib.sha256(b'|'.join(made_of)).hexdigest()[:16]}.so"
     file = cache_root() / "ops" / name
     try:
-        return file if file.is_file() else file_into_place(file, lambda beside: _compile(compiler, flags, beside))
+        return file if _whole(file) else file_into_place(file, lambda beside: _compile(compiler, flags, beside))
     except OSError:  # a home that cannot be written to: for this process alone
         folder = tempfile.mkdtemp(prefix="adagn_silu-")
         atexit.register(shutil.rmtree, folder, ignore_errors=True)
@@ -94,9 +94,16 @@ def _compile(compiler: list[str], flags: list[str], to: Path) -> None:
                 timeout=300,
             )
             if done.returncode == 0:
-                shutil.copyfile(out, to)
+                made = out.read_bytes()
+                to.write_bytes(made + hashlib.sha256(made).digest())  # loaders do not look behind the end
                 return
-    raise RuntimeError(f"{shlex.join(compiler)} failed: {done.stderr}")
+    raise RuntimeError(f"{shlex.join(compiler)} failed with status {done.returncode}: {done.stderr}")
+
+
+def _whole(file: Path) -> bool:
+    """Whether it is there and as it was made: to load a shortened one can kill the process."""
+    made = file.read_bytes() if file.is_file() else b""
+    return hashlib.sha256(made[:-32]).digest() == made[-32:]
 
 
 def _cpu() -> str:
@@ -109,12 +116,8 @@ def _cpu() -> str:
 
 
 def _load(file: Path) -> ctypes.CDLL:
-    try:
-        lib = ctypes.CDLL(str(file))
-        run, back = lib.adagn_silu_forward, lib.adagn_silu_backward
-    except (OSError, AttributeError) as error:  # damaged, or of another machine: the next one makes it anew
-        file.unlink(missing_ok=True)
-        raise RuntimeError(f"{error} (removed; it is made anew the next time).") from None
+    lib = ctypes.CDLL(str(file))
+    run, back = lib.adagn_silu_forward, lib.adagn_silu_backward
     pointer, whole = ctypes.c_void_p, ctypes.c_long
     run.argtypes = [ctypes.c_int, *[pointer] * 6, *[whole] * 5, ctypes.c_double, ctypes.c_int]
     back.argtypes = [ctypes.c_int, *[pointer] * 9, *[whole] * 5, ctypes.c_int]

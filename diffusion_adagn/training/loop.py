@@ -490,7 +490,8 @@ def _dropout_seed(seed: int, step: int, process: int) -> int:
 
 def _effort(cost: Cost, speed: SpeedConfig, device: torch.device, processes: int) -> Callable[[float], str]:
     """images/s -> "12.3 GFLOP/s, 41 % of peak": the network's own arithmetic, beside what this machine's matrix products reach."""
-    peak = processes * matmul_peak(device, AUTOCAST[speed.precision] or torch.float32, seconds=0.1)
+    types = {torch.float32, AUTOCAST[speed.precision] or torch.float32}  # a CPU may be slower at bf16
+    peak = processes * max(matmul_peak(device, dtype, seconds=0.1) for dtype in types)
     return lambda rate: f"{3 * cost.flops * rate / 1e9:.3g} GFLOP/s ({300 * cost.flops * rate / peak:.0f} % of peak)"
 
 

@@ -101,6 +101,12 @@ def test_bad_input_is_one_line_with_the_choices(capsys, argv, words):
     assert told.count("\n") == 1 and told.startswith("error: ") and words in told
 
 
+def test_results_that_cannot_be_written_are_told(tmp_path, capsys):
+    (tmp_path / "file").touch()
+    assert compare.main([*QUICK, "--what", "data", "--out", str(tmp_path / "file")]) == 2
+    assert "cannot be written to" in capsys.readouterr().err
+
+
 def test_the_readme_s_commands_are_understood(monkeypatch):
     monkeypatch.setattr(compare.torch.cuda, "is_available", lambda: True)
     commands = re.findall(r"python -m benchmarks\.compare (.*)", (ROOT / "benchmarks/README.md").read_text())

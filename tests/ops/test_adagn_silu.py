@@ -7,6 +7,7 @@ import sys
 import pytest
 import torch
 from adagn_cases import CASES, apart, inputs, slow
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils.checkpoint import checkpoint
 
 from diffusion_adagn.errors import InputError
@@ -54,7 +55,7 @@ def test_is_the_formula_and_no_worse_than_eager(shape, groups, mean, last, silu)
             )
             assert fused[0].dtype == dtype and fused[0].stride() == given[0].stride()
             # with a mean of 100 and a spread of 1, float32 itself holds x to 4e-6 of the spread
-            rounding = (2e-6 + 6e-8 * abs(mean) * 4) if dtype == torch.float32 else 2**-8
+            rounding = (2e-6 + 6e-8 * abs(mean) * 4) if dtype == torch.float32 else 3e-3
             for what, f, e, w in zip(("y", "x", "gamma", "beta", "weight", "bias"), fused, eager, wanted):
                 assert apart(f, w) <= max(rounding, 1.1 * apart(e, w)), (what, dtype, rows)
 
@@ -226,6 +227,77 @@ def test_under_autocast_a_network_is_the_same_with_either_operator():
         unet.set_operator("quick")
 
 
+def both_ways(f, x):
+    """f(operator's function) under "auto", and by the reference."""
+    _, gamma, beta, *_ = inputs((2, 8, 4, 4), 0.0, torch.float32, False, 2, seed=1)
+    return [f(lambda x, op=op: op(x, gamma, beta, 4)) for op in (adagn_silu, adagn_silu_reference)]
+
+
+def dual(op, x):
+    with torch.autograd.forward_ad.dual_level():
+        return torch.autograd.forward_ad.unpack_dual(op(torch.autograd.forward_ad.make_dual(x, x * x))).tangent
+
+
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+@pytest.mark.parametrize(
+    "through",
+    [
+        lambda op, x, y: torch.func.functionalize(op)(x),
+        lambda op, x, y: torch.func.grad(lambda x: op(x).square().sum())(x),
+        lambda op, x, y: torch.func.jvp(op, (x,), (y,))[1],
+        lambda op, x, y: torch.func.vmap(op)(torch.stack([x, y])),
+        lambda op, x, y: dual(op, x),
+        lambda op, x, y: torch.jit.trace(op, x, check_trace=False)(y),
+        lambda op, x, y: make_fx(lambda x: op(x), tracing_mode="real")(x)(y),
+        lambda op, x, y: op(torch._neg_view(x)),
+    ],
+    ids=["functionalize", "grad", "jvp", "vmap", "forward mode", "jit", "make_fx", "negated view"],
+)
+def test_whoever_looks_on_it_is_the_same(through):
+    x, y = torch.randn(2, 2, 8, 4, 4)
+    found, wanted = both_ways(lambda op: through(op, x, y), x)
+    torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-4)
+
+
+@needs_kernel
+def test_the_bare_operator_takes_any_strides():
+    x, gain, shift = torch.randn(2, 8, 4, 6).transpose(2, 3), torch.randn(8, 2).t(), torch.randn(2, 8)
+    found = torch.ops.diffusion_adagn.adagn_silu(x, gain, shift, 4, 1e-5, True)[0]
+    torch.testing.assert_close(found, adagn_silu_reference(x, gain - 1, shift, 4), atol=1e-5, rtol=1e-5)
+
+
+@needs_kernel
+def test_it_is_exported_for_any_number_of_pictures():
+    class Layer(torch.nn.Module):
+        def forward(self, x, gamma, beta):
+            return adagn_silu(x, gamma, beta, 4)
+
+    given = inputs((2, 8, 4, 4), 0.0, torch.float32, True, 2)[:3]
+    made = torch.export.export(Layer(), tuple(given), dynamic_shapes=({0: torch.export.Dim("B")},) * 3).module()
+    more = inputs((5, 8, 4, 4), 0.0, torch.float32, True, 5)[:3]
+    torch.testing.assert_close(made(*more), Layer()(*more))
+
+
+@needs_kernel
+@pytest.mark.parametrize("last", [True, False])
+@pytest.mark.parametrize("gamma, error", [(0.0, 2e-3), (-0.9, 2e-3), (-0.99, 5e-3)])
+def test_gradients_that_cancel_are_summed_in_float32(gamma, error, last):
+    x = inputs((4, 64, 16, 16), 0.0, torch.bfloat16, last, 4)[0].requires_grad_()
+    told = torch.full((4, 64), gamma), torch.ones(4, 64)
+    adagn_silu(x, *told, 8, operator="fused").backward(torch.ones_like(x))
+    exact = x.detach().double().requires_grad_()
+    adagn_silu_reference(exact, told[0].double(), told[1].double(), 8).backward(torch.ones_like(exact))
+    assert apart(x.grad, exact.grad) < error
+
+
+def test_eager_does_what_fused_does_where_torch_s_own_norm_does_not():
+    bias = torch.zeros(4, requires_grad=True)
+    adagn_silu(torch.randn(2, 4, 3, 3), None, None, 2, bias=bias, operator="eager").sum().backward()
+    assert bias.grad.shape == (4,)
+    one = torch.randn(1, 4, 1, 1)  # a group of one number
+    assert torch.equal(adagn_silu(one, None, None, 4, operator="eager"), torch.zeros(1, 4, 1, 1))
+
+
 # ---------------------------------------------------------------------- building it
 
 
@@ -275,19 +347,17 @@ def test_it_is_built_once(anew, monkeypatch):
 DAMAGED = """
 import torch
 from diffusion_adagn.ops import adagn_silu, cpu
-file = cpu._build(torch.float32, False)
-file.write_bytes(file.read_bytes()[:500])
-assert "made anew" in cpu.why_not(torch.float32, False) and not file.exists()
 x = torch.randn(2, 8, 4, 4)
-eager = adagn_silu(x, None, None, 4)
-cpu._found.clear()  # the next process
-assert cpu.why_not(torch.float32, False) == ""
-torch.testing.assert_close(adagn_silu(x, None, None, 4), eager, atol=1e-5, rtol=1e-5)
+made = cpu._build(torch.float32, False)
+whole = made.read_bytes()
+made.write_bytes(whole[:2000])  # to load it would kill the process
+torch.testing.assert_close(adagn_silu(x, None, None, 4), adagn_silu(x, None, None, 4, operator="eager"), atol=1e-5, rtol=1e-5)
+assert cpu.why_not(torch.float32, False) == "" and made.stat().st_size == len(whole)
 """
 
 
 @needs_kernel
-def test_a_damaged_one_is_not_used(tmp_path):
+def test_a_damaged_one_is_made_anew(tmp_path):
     env = os.environ | {"DIFFUSION_ADAGN_CACHE": str(tmp_path)}
     done = subprocess.run([sys.executable, "-c", DAMAGED], env=env, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0 and done.stderr.count("note:") == 1, done.stderr
+    assert done.returncode == 0 and not done.stderr, done.stderr

@@ -872,8 +872,10 @@ def test_manifests_and_states_that_are_none(tmp_path):
             (checkpoint / name).write_text(content)
         assert 10 < len(damage(checkpoint)) < 500
         assert "damaged" in refused(load_weights, checkpoint / "model.safetensors", None)
-        if not content.startswith("{") or '{"a":{' in content:
-            assert "damaged" in refused(read_state, checkpoint)
+        assert "damaged" in refused(read_state, checkpoint)
+    for step in (None, "9", -1, True, 1.5, [9], {}):
+        (checkpoint / "state.json").write_text(json.dumps({"step": step, "data_fingerprint": "x", "scaler": None}))
+        assert "its step is" in refused(read_state, checkpoint)
 
 
 ENTRIES = [[{"file": n}] for n in [*ODD_NAMES, "../samples.json", "notes.txt", None, 3, [], {}]] + [None, 3, "ab", {"a": 1}, [[]], [None], [{}]]  # fmt: skip

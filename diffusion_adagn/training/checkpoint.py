@@ -135,8 +135,12 @@ def _remove(checkpoint: Path) -> None:
 
 
 def read_state(checkpoint: Path) -> dict:
+    """Its state.json. Raises InputError if that cannot be read, or says no step."""
     try:
-        return read_json(checkpoint / STATE)
+        state = read_json(checkpoint / STATE)
+        if type(state.get("step")) is not int or state["step"] < 0:
+            raise ValueError(f"its step is {said(state.get('step'))}")
+        return state
     except (OSError, ValueError) as error:
         raise InputError(
             f"the checkpoint {checkpoint} is damaged ({error}): remove it to go on from the one before."

@@ -458,13 +458,13 @@ def _restore(
     if checkpoint is None:
         return {"step": 0}
     state = read_state(checkpoint)
-    if state["data_fingerprint"] != dataset.fingerprint:
+    if state.get("data_fingerprint") != dataset.fingerprint:
         raise InputError(
             f"the data {dataset.name} is not what {run.path} was trained on (its pictures, labels or names changed since): put it "
             "back, or start another run with --init_from."
         )
     load_checkpoint(checkpoint, unet, ema, optimizer)
-    if accelerator.scaler is not None and state["scaler"]:
+    if accelerator.scaler is not None and state.get("scaler"):
         accelerator.scaler.load_state_dict(state["scaler"])
     accelerator.print(f"going on from {checkpoint}")
     return state

@@ -2,6 +2,7 @@ import json
 import multiprocessing
 import os
 import shutil
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ from PIL import Image
 
 from diffusion_adagn.config import DataConfig
 from diffusion_adagn.data import open_dataset
-from diffusion_adagn.data.store import split_off
+from diffusion_adagn.data.store import _locked, split_off
 from diffusion_adagn.errors import InputError
 
 REAL = Path(__file__).parents[3] / "shared" / "data"
@@ -329,3 +330,25 @@ def test_real_imagenette_is_averaged_over_blocks():
     assert open_dataset(DataConfig(source=str(folder), image_size=32), "heldout", progress=False).name.endswith(
         ":validation"
     )
+
+
+def test_a_workplace_waits_for_its_lock(tmp_path):
+    """Who clears leftovers may hold a new workplace for a moment; unlocked, it could be taken for a leftover."""
+    pytest.importorskip("fcntl")
+    held, go_on = threading.Event(), threading.Event()
+
+    def clear():
+        with _locked(tmp_path) as got:
+            assert got
+            held.set()
+            go_on.wait(10)
+
+    clearing = threading.Thread(target=clear)
+    clearing.start()
+    assert held.wait(10)
+    with _locked(tmp_path) as got:
+        assert not got
+    threading.Timer(0.2, go_on.set).start()
+    with _locked(tmp_path, wait=True) as got:
+        assert got
+    clearing.join()

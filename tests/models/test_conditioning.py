@@ -326,7 +326,10 @@ def test_save_and_load(tmp_path, kind, join):
     assert torch.equal(AdaGNUNet.from_pretrained(tmp_path)(X, T, Y).sample, unet(X, T, Y).sample)
 
 
-@EVERY_KIND
+@pytest.mark.parametrize(
+    "kind",
+    [kind if kind in ("adagn", "cross_attention") else pytest.param(kind, marks=pytest.mark.slow) for kind in KINDS],
+)
 def test_compiled_whole_it_gives_the_same(kind):
     torch.compiler.reset()
     unet = tiny_unet(conditioning=kind)

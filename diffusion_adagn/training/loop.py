@@ -490,8 +490,10 @@ def _dropout_seed(seed: int, step: int, process: int) -> int:
 
 def _effort(cost: Cost, speed: SpeedConfig, device: torch.device, processes: int) -> Callable[[float], str]:
     """images/s -> "12.3 GFLOP/s, 41 % of peak": the network's own arithmetic, beside what this machine's matrix products reach."""
-    types = {torch.float32, AUTOCAST[speed.precision] or torch.float32}  # a CPU may be slower at bf16
-    peak = processes * max(matmul_peak(device, dtype, seconds=0.1) for dtype in types)
+    dtype = AUTOCAST[speed.precision] or torch.float32
+    if device.type == "cpu" and not has_bf16(device):  # a product in imitated bf16 takes seconds, and is no peak
+        dtype = torch.float32
+    peak = processes * matmul_peak(device, dtype, seconds=0.1)
     return lambda rate: f"{3 * cost.flops * rate / 1e9:.3g} GFLOP/s ({300 * cost.flops * rate / peak:.0f} % of peak)"
 
 

@@ -67,7 +67,7 @@ VARIANTS = {
     "fp32": {},
     "bf16, two passes, dropout, flips, decay": {
         "speed__precision": "bf16", "training__gradient_accumulation": 2, "model__dropout": 0.2, "data__flip": "true",
-        "training__warmup_steps": 2, "model__channel_mult": 1, "model__attention_resolutions": 8,  # imitated bf16 is slow
+        "training__warmup_steps": 2,
     },
     "gated kind, concatenation, learned variance": {
         "model__conditioning": "adagn_zero", "model__join": "concat", "diffusion__learned_variance": "true",

@@ -120,6 +120,9 @@ def plot(rows: Sequence[dict], file: Path) -> str | None:
                 spread = [[p["median_s"] - p["min_s"] for p in points], [p["max_s"] - p["median_s"] for p in points]]
                 panel.errorbar(x, y, yerr=spread, marker="o", markersize=4, capsize=2, label=what)
         panel.set(xscale="log", yscale="log", xlabel=axis)
+        ticks = sorted({row["value"] for row in rows if row["axis"] == axis})
+        panel.set_xticks(ticks, [f"{v // 1000}k" if v >= 1000 else str(v) for v in ticks])
+        panel.minorticks_off()
         panel.grid(alpha=0.3)
     panels[0][0].set_ylabel("seconds a step (median, min to max)")
     panels[0][0].legend()

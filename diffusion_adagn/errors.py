@@ -1,5 +1,9 @@
 """The two errors that a user is meant to read."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
 
 class InputError(ValueError):
     """What the user gave cannot be used. The message says what was wrong, what was expected and what to type.
@@ -10,3 +14,16 @@ class InputError(ValueError):
 
 class UsageError(InputError):
     """The command line itself is wrong (an unknown option, a value of the wrong type): status 2."""
+
+
+@contextmanager
+def reading(folder: Path) -> Iterator[None]:
+    """Whatever a stranger's folder makes go wrong in here is an InputError: the folder is damaged."""
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        raise InputError(
+            f"{folder} is damaged ({type(error).__name__}: {' '.join(str(error).split())[:300]})."
+        ) from error

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 
@@ -31,7 +32,7 @@ def into_place(out: Path, write: Callable[[Path], None]) -> Path:
 
 def file_into_place(file: Path, write: Callable[[Path], None]) -> Path:
     """Write a file beside itself and rename it, so that a broken-off write leaves it as it was. The name's ending is kept. Returns it."""
-    beside = file.with_name(f".{os.getpid()}.{file.name}")
+    beside = file.with_name(f".{uuid.uuid4().hex[:8]}.{file.name}")  # machines that share a disk share process numbers
     file.parent.mkdir(parents=True, exist_ok=True)
     try:
         write(beside)

@@ -28,6 +28,7 @@ from .labels import LabelSpace
 from .loading import model_hash, open_pipeline
 from .models.conditioning import KINDS
 from .models.cost import count_cost, machine_memory
+from .models.unet import AdaGNUNet
 from .processes import all_processes
 from .speed import AUTOCAST, Graphed, choose, compile_blocks, describe, prepare
 
@@ -140,10 +141,9 @@ def sample_to_folder(
             unet.denoise = Graphed(unet)
     pictures = list(_pictures(request, told))
     if request.batch_size is None:
-        most = request.count * len(told)
-        found = batch_that_fits(
-            pipe, most, guided=not all(g.off for g in guidances.values()), dtype=AUTOCAST[request.speed.precision]
-        )
+        guided, guide = not all(g.off for g in guidances.values()), request.guidance.guide
+        networks = [(pipe.unet, 2 if guided and guide is None else 1)] + ([(guide.unet, 1)] if guide else [])
+        found = batch_that_fits(networks, request.count * len(told), AUTOCAST[request.speed.precision])
         request = replace(request, batch_size=min(gather_object([found])))  # one for all processes
         if main:
             print(f"batches of {request.batch_size} fit the memory")
@@ -166,21 +166,25 @@ def sample_to_folder(
     return out
 
 
-def batch_that_fits(pipe: ClassConditionalPipeline, most: int, guided: bool, dtype: torch.dtype | None = None) -> int:
+def batch_that_fits(networks: list[tuple[AdaGNUNet, int]], most: int, dtype: torch.dtype | None = None) -> int:
     """Pictures, at most `most`, that the device's memory holds at once. On CUDA it is tried out, halving; elsewhere reckoned to
-    take a quarter of the machine's memory, and at most 64, since more are no faster there."""
-    config, device = pipe.unet.config, pipe.device
-    passes = 2 if guided else 1
+    take a quarter of the machine's memory, and at most 64, since more are no faster there.
+
+    networks: those called one after the other, and the rows that each computes of a picture: 2 with its null.
+    """
+    device = networks[0][0].device
     if device.type != "cuda":
-        one = passes * count_cost(config).activation_bytes  # of which sampling keeps a part
+        one = max(rows * count_cost(unet.config).activation_bytes for unet, rows in networks)  # sampling keeps a part
         return max(1, min(most, 64, machine_memory() // 4 // one))
 
     @find_executable_batch_size(starting_batch_size=min(most, 4096))
     def tried(batch_size: int) -> int:
-        x = torch.zeros(passes * batch_size, config.in_channels, config.sample_size, config.sample_size, device=device)
-        label = torch.zeros(1, dtype=torch.long, device=device) if config.num_classes else None
-        with torch.no_grad(), torch.autocast(device.type, dtype, enabled=dtype is not None):
-            pipe.unet.denoise(x.to(pipe.unet.dtype), pipe.unet.modulation(0.0, label))
+        for unet, rows in networks:
+            config = unet.config
+            x = torch.zeros(rows * batch_size, config.in_channels, *[config.sample_size] * 2, device=device)
+            label = torch.zeros(1, dtype=torch.long, device=device) if config.num_classes else None
+            with torch.no_grad(), torch.autocast(device.type, dtype, enabled=dtype is not None):
+                unet.denoise(x.to(unet.dtype), unet.modulation(0.0, label))
         return batch_size
 
     return tried()

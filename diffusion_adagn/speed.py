@@ -9,7 +9,7 @@ from torch import Tensor
 from .config import SpeedConfig
 from .errors import InputError
 from .models.blocks import ResBlock, SelfAttention
-from .models.unet import AdaGNUNet, Modulation
+from .models.unet import AdaGNUNet, Modulation, best_layout
 from .ops import why_not
 
 AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -28,8 +28,7 @@ def choose(asked: SpeedConfig, device: torch.device, flops: int) -> SpeedConfig:
     if precision == "fp16" and device.type != "cuda":
         raise InputError("speed.precision fp16 needs a CUDA GPU; use bf16 or fp32 here.")
     if layout == "auto":
-        last = device.type == "cpu" or (device.type == "cuda" and precision != "fp32")
-        layout = "channels_last" if last else "contiguous"
+        layout = best_layout(device.type, precision != "fp32")
     if operator != "eager":
         why = why_not(device, AUTOCAST[precision] or torch.float32, layout == "channels_last")
         if why and operator == "fused":

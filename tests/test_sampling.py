@@ -231,13 +231,16 @@ def test_an_interpolation_that_cannot_be_told_writes_nothing(tmp_path, capsys):
 
 
 def test_a_batch_that_fits_the_memory(monkeypatch):
-    pipe = ClassConditionalPipeline(tiny_unet(), make_scheduler(DiffusionConfig()), LabelSpace(("a", "b", "c")))
-    one = count_cost(pipe.unet.config).activation_bytes
-    for memory, guided, most, found in ((80 * one, False, 100, 20), (80 * one, True, 100, 10), (80 * one, True, 4, 4)):
-        monkeypatch.setattr(sampling, "machine_memory", lambda memory=memory: memory)
-        assert sampling.batch_that_fits(pipe, most, guided) == found
+    unet, guide = tiny_unet(), tiny_unet(model_channels=32)
+    one, large = (count_cost(network.config).activation_bytes for network in (unet, guide))
+    assert large > 1.5 * one
+    monkeypatch.setattr(sampling, "machine_memory", lambda: 80 * one)
+    assert sampling.batch_that_fits([(unet, 1)], 100) == 20
+    assert sampling.batch_that_fits([(unet, 2)], 100) == 10
+    assert sampling.batch_that_fits([(unet, 2)], 4) == 4
+    assert sampling.batch_that_fits([(unet, 1), (guide, 1)], 100) == 20 * one // large
     monkeypatch.setattr(sampling, "machine_memory", lambda: 1)
-    assert sampling.batch_that_fits(pipe, 100, True) == 1
+    assert sampling.batch_that_fits([(unet, 2)], 100) == 1
 
 
 def test_batch_size_and_speed_are_chosen_or_forced(model, tmp_path, capsys):

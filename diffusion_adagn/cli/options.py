@@ -6,7 +6,7 @@ import difflib
 from collections.abc import Sequence
 from decimal import Decimal
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, get_args
 
 from ..config import RunConfig, SpeedConfig, fields_of, type_name
 from ..errors import UsageError
@@ -58,14 +58,13 @@ def add_config_options(parser: argparse.ArgumentParser, sections: Sequence[str] 
         if section not in groups:
             title = f"{section}.*" if section else "run"
             groups[section] = parser.add_argument_group(title, docs[section].__doc__ if section else None)
-        default = "" if f.default is None else f" [{_shown(f.default)}]"
         flag = {"nargs": "?", "const": "true"} if hint is bool else {}
         groups[section].add_argument(
             f"--{key}",
             dest=key,
             default=argparse.SUPPRESS,
             metavar=type_name(hint),
-            help=(f.metadata["help"] + default).replace("%", "%%"),
+            help=_help(f),
             **flag,
         )
 
@@ -88,14 +87,14 @@ def config_overrides(args: argparse.Namespace) -> dict[str, str]:
     return {key: value for key, value in vars(args).items() if key in known}
 
 
-def _shown(default: Any) -> str:
-    return (
-        ",".join(map(str, default))
-        if isinstance(default, tuple)
-        else str(default).lower()
-        if isinstance(default, bool)
-        else str(default)
-    )
+def _help(f: dataclasses.Field) -> str:
+    """What the field says of itself, and its default."""
+    default = f.default
+    if isinstance(default, tuple):
+        default = ",".join(map(str, default))
+    elif isinstance(default, bool):
+        default = str(default).lower()
+    return (f.metadata["help"] + ("" if default is None else f" [{default}]")).replace("%", "%%")
 
 
 def add_sampler_options(parser: argparse.ArgumentParser) -> None:
@@ -115,22 +114,14 @@ def add_sampler_options(parser: argparse.ArgumentParser) -> None:
 def add_speed_options(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
     """The speed section of a config, without its name; `speed_of` reads it."""
     group = parser.add_argument_group("speed", "how it is computed; auto picks for this machine, and is told")
-    group.add_argument(
-        "--precision", choices=["auto", "fp32", "bf16", "fp16"], default="auto", help="autocast type [auto]"
-    )
-    group.add_argument("--layout", choices=["auto", "channels_last", "contiguous"], default="auto", help="[auto]")
-    group.add_argument(
-        "--operator",
-        choices=["auto", "fused", "eager"],
-        default="auto",
-        help="norm, modulation and SiLU in one pass, or not [auto]",
-    )
-    group.add_argument("--compile", action="store_true", help="torch.compile; pays off for many pictures [no]")
+    for key, hint, f in fields_of(SpeedConfig):
+        how = {"action": "store_true"} if hint is bool else {"choices": get_args(hint), "default": f.default}
+        group.add_argument(f"--{key}", help=_help(f), **how)
     return group
 
 
 def speed_of(args: argparse.Namespace) -> SpeedConfig:
-    return SpeedConfig(args.precision, args.layout, args.operator, args.compile)
+    return SpeedConfig(**{key: getattr(args, key) for key, _, _ in fields_of(SpeedConfig)})
 
 
 def add_guidance_options(parser: argparse.ArgumentParser, several: bool = False) -> None:

@@ -23,7 +23,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ..config import DiffusionConfig, NetworkConfig, apply, read_json, said
-from ..errors import InputError
+from ..errors import InputError, reading
 from ..labels import ClassSpec, LabelSpace
 from ..models.cost import check_size
 from ..models.unet import AdaGNUNet
@@ -345,14 +345,8 @@ class ClassConditionalPipeline(DiffusionPipeline):
         Raises InputError for a folder that is none, a missing or surplus weight, and a scheduler that is not ours.
         """
         folder = pipeline_folder(path, revision)
-        try:
+        with reading(folder):
             return cls._load(folder, torch_dtype)
-        except InputError:
-            raise
-        except Exception as error:  # anything may stand in it
-            raise InputError(
-                f"{folder} is damaged ({type(error).__name__}: {' '.join(str(error).split())[:300]})."
-            ) from error
 
     @classmethod
     def _load(cls, folder: Path, torch_dtype: torch.dtype | None) -> "ClassConditionalPipeline":

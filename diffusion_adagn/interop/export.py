@@ -20,7 +20,7 @@ from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from ..config import read_json, said
 from ..diffusion.pipeline import ClassConditionalPipeline, fill, load_scheduler
 from ..diffusion.schedule import PREDICTIONS, SAMPLERS, set_steps, with_sampler
-from ..errors import InputError
+from ..errors import InputError, reading
 from ..folders import into_place
 from ..labels import LabelSpace
 from ..loading import model_hash, open_pipeline
@@ -167,14 +167,8 @@ def open_diffusers(
     Raises InputError for a folder that holds something else.
     """
     folder = pipeline_folder(folder)
-    try:
+    with reading(folder):
         return _open(folder, null_class, class_names)
-    except InputError:
-        raise
-    except Exception as error:  # anything may stand in it
-        raise InputError(
-            f"{folder} is damaged ({type(error).__name__}: {' '.join(str(error).split())[:300]})."
-        ) from error
 
 
 def _open(folder: Path, null_class: bool | None, class_names: Sequence[str] | None) -> ClassConditionalPipeline:

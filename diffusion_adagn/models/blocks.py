@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 
+import torch
 from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -20,6 +21,43 @@ def down2(h: Tensor) -> Tensor:
 
 def up2(h: Tensor) -> Tensor:
     return F.interpolate(h, scale_factor=2.0, mode="nearest")
+
+
+class Conv3(nn.Conv2d):
+    """3x3 convolution."""
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int = 1):
+        super().__init__(in_channels, out_channels, 3, stride=stride, padding=1)
+
+
+class Downsample(Conv3):
+    """3x3 convolution of stride 2."""
+
+    def __init__(self, in_channels: int, out_channels: int):
+        super().__init__(in_channels, out_channels, stride=2)
+
+
+class Upsample(Conv3):
+    """Nearest neighbour x2, then a 3x3 convolution.
+
+    Of the nine pixels under the kernel only four differ. Their weights added up, it is a transposed convolution of the small
+    map, with 4/9 of the multiplications and half the time, forward and backward. So on a CPU in fp32; not measured elsewhere.
+    """
+
+    def forward(self, h: Tensor) -> Tensor:
+        if h.device.type != "cpu" or h.dtype not in (torch.float32, torch.float64) or torch.is_autocast_enabled("cpu"):
+            return super().forward(up2(h))
+        weight = _onto_small(_onto_small(self.weight, 2), 3).transpose(0, 1)
+        return F.conv_transpose2d(h, weight, self.bias, stride=2, padding=1)
+
+
+def _onto_small(weight: Tensor, dim: int) -> Tensor:
+    """Three weights along dim, for pixels that come in twos -> the four of a transposed convolution of stride 2.
+
+    Of h, twice as long: even places are w0 h[i-1] + (w1 + w2) h[i], odd ones (w0 + w1) h[i] + w2 h[i+1].
+    """
+    w0, w1, w2 = weight.unbind(dim)
+    return torch.stack((w2, w1 + w2, w0 + w1, w0), dim)
 
 
 class ResBlock(nn.Module):
@@ -46,10 +84,10 @@ class ResBlock(nn.Module):
         self.sites: tuple[str, ...] = ()  # their names, once the network knows them
         self.resample = resample
         self.norm1 = norm1(in_channels)
-        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
+        self.conv1 = (Upsample if resample is up2 else Conv3)(in_channels, out_channels)
         self.norm2 = norm2(out_channels)
         self.dropout = nn.Dropout(dropout)
-        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
+        self.conv2 = Conv3(out_channels, out_channels)
         self.gated = self.norm2.gated
         if not self.gated:
             zero_init(self.conv2)
@@ -59,8 +97,8 @@ class ResBlock(nn.Module):
         """x [B, in_channels, H, W]; told: one entry a site of this block, in order -> [B, out_channels, H', W']."""
         h = self.norm1(x, told[0], silu=True) if len(told) == 2 else self.norm1(x, silu=True)
         if self.resample is not None:
-            h, x = self.resample(h), self.resample(x)
-        h = self.conv1(h)
+            x = self.resample(x)
+        h = self.conv1(down2(h) if self.resample is down2 else h)  # up2 is conv1's own
         h = self.conv2(self.dropout(self.norm2(h, told[-1], silu=True)))
         if self.gated:
             h = h * told[-1].gate[..., None, None]
@@ -96,23 +134,6 @@ class Stage(nn.Module):
     def forward(self, x: Tensor, told: Sequence[tuple[Tensor, ...]]) -> Tensor:
         h = self.block(x, told)
         return h if self.attention is None else self.attention(h)
-
-
-class Downsample(nn.Conv2d):
-    """3x3 convolution of stride 2."""
-
-    def __init__(self, channels: int):
-        super().__init__(channels, channels, 3, stride=2, padding=1)
-
-
-class Upsample(nn.Conv2d):
-    """Nearest neighbour x2, then a 3x3 convolution."""
-
-    def __init__(self, channels: int):
-        super().__init__(channels, channels, 3, padding=1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return super().forward(up2(x))
 
 
 class Level(nn.Module):

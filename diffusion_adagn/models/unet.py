@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from ..config import ModelConfig
 from ..errors import InputError
 from ..ops import OPERATORS
-from .blocks import Downsample, Level, ResBlock, SelfAttention, Stage, Upsample, down2, up2, zero_init
+from .blocks import Conv3, Downsample, Level, ResBlock, SelfAttention, Stage, Upsample, down2, up2, zero_init
 from .conditioning import KINDS, Kind
 from .embeddings import ConditionEmbedding
 from .norm import Norm
@@ -119,13 +119,13 @@ class AdaGNUNet(ModelMixin, ConfigMixin):
         def resampler(channels: int, resample) -> nn.Module:
             if resblock_updown:
                 return stage(channels, channels, False, resample=resample)
-            return (Downsample if resample is down2 else Upsample)(channels)
+            return (Downsample if resample is down2 else Upsample)(channels, channels)
 
         widths = [_width(model_channels, mult) for mult in channel_mult]
         sides = [sample_size // 2**level for level in range(levels)]
         last = levels - 1
 
-        self.conv_in = nn.Conv2d(in_channels, widths[0], 3, padding=1)
+        self.conv_in = Conv3(in_channels, widths[0])
 
         channels, skips = widths[0], [widths[0]]
         self.down = nn.ModuleList()
@@ -152,7 +152,7 @@ class AdaGNUNet(ModelMixin, ConfigMixin):
 
         self.norm_out = norm(channels)
         outputs = (out_channels or in_channels) * (2 if learned_variance else 1)
-        self.conv_out = zero_init(nn.Conv2d(channels, outputs, 3, padding=1))
+        self.conv_out = zero_init(Conv3(channels, outputs))
 
         # the condition comes last, so that under one seed the image path starts alike under every kind
         self.embedding = ConditionEmbedding(model_channels, num_classes, null_class, join, kind.label_in, class_tokens)
@@ -294,11 +294,11 @@ class AdaGNUNet(ModelMixin, ConfigMixin):
     # ------------------------------------------------------------------ inside
 
     def _channels_last(self, x: Tensor) -> bool:
-        if self.layout == "auto":
-            if x.device.type != "cuda":
-                return x.device.type == "cpu"
-            return x.dtype in (torch.float16, torch.bfloat16) or torch.is_autocast_enabled("cuda")
-        return self.layout == "channels_last"
+        if self.layout != "auto":
+            return self.layout == "channels_last"
+        device = x.device.type
+        half = x.dtype in (torch.float16, torch.bfloat16) or (device == "cuda" and torch.is_autocast_enabled(device))
+        return best_layout(device, half) == "channels_last"
 
     def _run(self, module: nn.Module, h: Tensor, m: Modulation) -> Tensor:
         if not isinstance(module, Stage):
@@ -404,6 +404,11 @@ class AdaGNUNet(ModelMixin, ConfigMixin):
                 null = f", or {k} for null." if has_null else " (there is no null class)."
                 raise InputError(f"class label {bad[0].item()} is out of range: expected 0..{k - 1}{null}")
         return labels
+
+
+def best_layout(device: str, half: bool) -> str:
+    """What the layout "auto" is for a type of device. half: convolutions compute in bf16 or fp16."""
+    return "channels_last" if device == "cpu" or (device == "cuda" and half) else "contiguous"
 
 
 def _told(kind: type[Kind], plain: Tensor, attended: Tensor | None) -> tuple[Tensor, ...]:

@@ -2,8 +2,8 @@
 //
 // x [N, C, P] lies pixel by pixel ("last": the channels of a pixel lie together) or channel by channel. Every
 // sum and every step between load and store is in float32 or wider. Each (picture, group) is one thread's work alone, so
-// that the result does not depend on how many threads there are. No header of torch, nor of the standard library but
-// integers: it is compiled where it is used, in about a second.
+// that the result does not depend on how many threads there are. No header but C's integers
+// and allocation: it is compiled where it is used, in about a second.
 
 #include <stdint.h>
 #include <stdlib.h>

@@ -27,7 +27,7 @@ _found: dict[tuple[torch.dtype, bool], tuple[ctypes.CDLL | None, str]] = {}
 
 def why_not(dtype: torch.dtype = torch.float32, last: bool = True) -> str:
     """Why there is no operator for this type (last: in channels_last), in words; "" if there is one."""
-    return "" if (dtype, last) in _found and _found[dtype, last][0] else _library(dtype, last)[1]
+    return _library(dtype, last)[1]
 
 
 def _library(dtype: torch.dtype, last: bool) -> tuple[ctypes.CDLL | None, str]:
@@ -48,7 +48,8 @@ def _library(dtype: torch.dtype, last: bool) -> tuple[ctypes.CDLL | None, str]:
 
 
 def _build(dtype: torch.dtype, last: bool) -> Path:
-    """The shared library for this source, compiler and CPU: from the cache, or made. Raises OSError or RuntimeError."""
+    """The shared library for this source, compiler and CPU: from the cache, or made. Raises OSError, RuntimeError, ValueError
+    (a CXX that is no command line) or SubprocessError."""
     compiler = shlex.split(os.environ.get("CXX", "")) or [
         next((c for c in ("c++", "g++", "clang++") if shutil.which(c)), "")
     ]

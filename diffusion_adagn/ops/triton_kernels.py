@@ -29,9 +29,11 @@ def _forward(
     x, y, gain, shift, mean, rstd, C, P, G, row, eps, pixel, channel,
     D: tl.constexpr, GB: tl.constexpr, CB: tl.constexpr, BP: tl.constexpr, WHOLE: tl.constexpr, SILU: tl.constexpr,
 ):  # fmt: skip
-    n = tl.program_id(0).to(tl.int64)
+    # a picture's programs run side by side: in channels_last they share the lines of the cache
+    parts = tl.cdiv(G, GB)
+    n = (tl.program_id(0) // parts).to(tl.int64)
     of = tl.arange(0, CB)
-    c = tl.program_id(1) * (GB * D) + of
+    c = tl.program_id(0) % parts * (GB * D) + of
     mine = (of < GB * D) & (c < C)
     x += n * C * P
     y += n * C * P
@@ -77,9 +79,11 @@ def _backward(
     dy, x, gain, shift, mean, rstd, dx, dgain, dshift, C, P, G, row, pixel, channel,
     D: tl.constexpr, GB: tl.constexpr, CB: tl.constexpr, BP: tl.constexpr, WHOLE: tl.constexpr, SILU: tl.constexpr,
 ):  # fmt: skip
-    n = tl.program_id(0).to(tl.int64)
+    # a picture's programs run side by side: in channels_last they share the lines of the cache
+    parts = tl.cdiv(G, GB)
+    n = (tl.program_id(0) // parts).to(tl.int64)
     of = tl.arange(0, CB)
-    c = tl.program_id(1) * (GB * D) + of
+    c = tl.program_id(0) % parts * (GB * D) + of
     mine = (of < GB * D) & (c < C)
     dy += n * C * P
     x += n * C * P
@@ -157,7 +161,7 @@ def backward(
     return dx, dgain, dshift
 
 
-def _plan(x: Tensor, groups: int, most: int) -> tuple[tuple[int, int], tuple[int, ...], dict[str, int], int]:
+def _plan(x: Tensor, groups: int, most: int) -> tuple[tuple[int], tuple[int, ...], dict[str, int], int]:
     """The grid; C, P, G and the strides of a pixel and of a channel; the tile; the warps of a program."""
     n, c = x.shape[:2]
     pixels, width = x.numel() // (n * c), c // groups
@@ -179,4 +183,4 @@ def _plan(x: Tensor, groups: int, most: int) -> tuple[tuple[int, int], tuple[int
     tile = {"D": width, "GB": together, "CB": channels, "BP": block, "WHOLE": block >= pixels}
     warps = 4 if block * channels <= 4096 else 8 if block * channels <= 8192 else 16
     sizes = (c, pixels, groups, *((c, 1) if last else (1, pixels)))
-    return (n, -(-groups // together)), sizes, tile, warps
+    return (n * -(-groups // together),), sizes, tile, warps

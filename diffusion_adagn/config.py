@@ -399,7 +399,10 @@ def apply(
             config.speed = SpeedConfig()
             continue
         if key in {k.partition(".")[0] for k in known if "." in k}:
-            raise error(f"'{key}' is a section, such as '{key}:' with its settings below, not {said(value)} ({where}).")
+            auto = ", or auto" if key == "speed" else ""
+            raise error(
+                f"'{key}' is a section, such as '{key}:' with its settings below{auto}, not {said(value)} ({where})."
+            )
         if key not in known:
             raise error(f"there is no setting {said(key)} ({where}).{nearest(key[:80], known)}")
         hint, f = known[key]

@@ -1,10 +1,13 @@
 """Folders and files written whole or not at all."""
 
+import contextlib
 import os
 import shutil
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+
+from .errors import InputError
 
 
 def cache_root() -> Path:
@@ -40,3 +43,37 @@ def file_into_place(file: Path, write: Callable[[Path], None]) -> Path:
     finally:
         beside.unlink(missing_ok=True)
     return file
+
+
+@contextlib.contextmanager
+def locked(folder: Path, wait: bool = False) -> Iterator[bool | None]:
+    """Whether a lock on the folder could be had: False if another process has it, None where there are no locks (not on Unix,
+    or a file system without). Held until the end, or until the process dies; seen on one machine."""
+    try:
+        import fcntl
+
+        held = os.open(folder, os.O_RDONLY)
+    except (ImportError, OSError):
+        yield None
+        return
+    try:
+        try:
+            fcntl.flock(held, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            got = False
+        except OSError:
+            got = None
+        else:
+            got = True
+        yield got
+    finally:
+        os.close(held)
+
+
+@contextlib.contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Held while a process works in a folder. Raises InputError if another does."""
+    with locked(folder) as got:
+        if got is False:
+            raise InputError(f"another process is at work in {folder}: wait for it, stop it, or give another folder.")
+        yield

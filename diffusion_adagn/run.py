@@ -5,10 +5,7 @@ config.yaml  metrics.jsonl  previews/  checkpoints/step-00000500/  pipeline/
 
 from __future__ import annotations
 
-import contextlib
-import os
 import re
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -51,26 +48,6 @@ class RunFolder:
     @property
     def pipeline(self) -> Path:
         return self.path / "pipeline"
-
-    @contextlib.contextmanager
-    def lock(self) -> Iterator[None]:
-        """Held while a process works here. Raises InputError if another does (on one machine; Unix only)."""
-        try:
-            import fcntl
-        except ImportError:
-            yield
-            return
-        folder = os.open(self.path, os.O_RDONLY)
-        try:
-            try:
-                fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise InputError(
-                    f"another process is at work in {self.path}: wait for it, stop it, or give another folder."
-                ) from None
-            yield
-        finally:
-            os.close(folder)
 
     def newest_checkpoint(self) -> Path | None:
         found = checkpoints(self.checkpoints)

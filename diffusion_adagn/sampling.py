@@ -4,6 +4,7 @@ import json
 import re
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -22,7 +23,7 @@ from .diffusion.schedule import network_calls, sampler_name, set_steps
 from .errors import InputError
 from .evaluation.adm_npz import write_npz
 from .evaluation.pictures import MOST_INDEX
-from .folders import file_into_place
+from .folders import alone_in, file_into_place
 from .grids import labelled_grid
 from .labels import LabelSpace
 from .loading import model_hash, open_pipeline
@@ -114,55 +115,63 @@ def sample_to_folder(
             one.modulation(pipe.unet, 0)  # what cannot be told is refused before anything is written
     if request.seed + (1 if request.same_seeds else len(told)) * request.count > MOST_SEED:
         raise InputError(f"the seeds go beyond {MOST_SEED}: give a smaller --seed.")
-    if main:
-        _clear(out, overwrite)
-        rows = (
-            "steps from class to class" if request.interpolate else "classes and mixes" if request.mixes else "classes"
-        )
-        print(
-            f"{what}\n{len(told)} {rows} x {request.count} pictures x {len(request.scales)} scales, {request.sampler}, "
-            f"{request.steps} steps, on {state.num_processes} process(es), {state.device}, {describe(request.speed, asked)}"
-        )
-        if request.guide is not None:
-            print(f"guided against {guide_what}")
-        if request.guidance.interval is not None:
-            print(guidances[max(request.scales)].describe(calls))
-        for one in told:
-            if isinstance(one, Mix) and one.class_id is None:
-                print(f"{one.name}\n{one.describe(pipe.unet.sites())}")
-    state.wait_for_everyone()
-
-    pipe.to(state.device)
-    for unet in [pipe.unet] if request.guide is None else [pipe.unet, request.guidance.guide.unet]:
-        prepare(unet, request.speed)
-        if request.speed.compile:
-            compile_blocks(unet)
-        if request.graph:
-            unet.denoise = Graphed(unet)
-    pictures = list(_pictures(request, told))
-    if request.batch_size is None:
-        guided, guide = not all(g.off for g in guidances.values()), request.guidance.guide
-        networks = [(pipe.unet, 2 if guided and guide is None else 1)] + ([(guide.unet, 1)] if guide else [])
-        found = batch_that_fits(networks, request.count * len(told), AUTOCAST[request.speed.precision])
-        request = replace(request, batch_size=min(gather_object([found])))  # one for all processes
+    with ExitStack() as held:
         if main:
-            print(f"batches of {request.batch_size} fit the memory")
-    _sample(pipe, pictures, request, out, state)
-    state.wait_for_everyone()
-    if main:
-        record = {
-            "source": str(source),
-            "weights": what,
-            "hash": model_hash(pipe.unet),
-            "trained_steps": pipe.config.trained_steps,
-        }
-        _write_json(out, pictures, record, request, labels, told, evaluations)
-        if request.npz:
-            _write_npz(out, pictures, request.scales, labels.null_id)
-        shown = _draw_grid(out, pictures, request, told)
-        print(
-            f"\n{len(pictures)} pictures in {out}, listed in {out / 'samples.json'}\nLook at  {out / 'grid.png'}{shown}"
-        )
+            _claim(out, overwrite, held)
+            rows = (
+                "steps from class to class"
+                if request.interpolate
+                else "classes and mixes"
+                if request.mixes
+                else "classes"
+            )
+            print(
+                f"{what}\n{len(told)} {rows} x {request.count} pictures x {len(request.scales)} scales, {request.sampler}, "
+                f"{request.steps} steps, on {state.num_processes} process(es), {state.device}, {describe(request.speed, asked)}"
+            )
+            if request.guide is not None:
+                print(f"guided against {guide_what}")
+            if request.guidance.interval is not None:
+                print(guidances[max(request.scales)].describe(calls))
+            for one in told:
+                if isinstance(one, Mix) and one.class_id is None:
+                    print(f"{one.name}\n{one.describe(pipe.unet.sites())}")
+        state.wait_for_everyone()
+
+        pipe.to(state.device)
+        for unet in [pipe.unet] if request.guide is None else [pipe.unet, request.guidance.guide.unet]:
+            prepare(unet, request.speed)
+            if request.speed.compile:
+                compile_blocks(unet)
+            if request.graph:
+                unet.denoise = Graphed(unet)
+        pictures = list(_pictures(request, told))
+        if main:
+            model = {
+                "source": str(source),
+                "weights": what,
+                "hash": model_hash(pipe.unet),
+                "trained_steps": pipe.config.trained_steps,
+            }
+            record = _record(pictures, model, request, labels, told, evaluations)
+            _write_json(out, {"unfinished": True} | record)  # a folder of samples, should it be broken off
+        if request.batch_size is None:
+            guided, guide = not all(g.off for g in guidances.values()), request.guidance.guide
+            networks = [(pipe.unet, 2 if guided and guide is None else 1)] + ([(guide.unet, 1)] if guide else [])
+            found = batch_that_fits(networks, request.count * len(told), AUTOCAST[request.speed.precision])
+            request = replace(request, batch_size=min(gather_object([found])))  # one for all processes
+            if main:
+                print(f"batches of {request.batch_size} fit the memory")
+        _sample(pipe, pictures, request, out, state)
+        state.wait_for_everyone()
+        if main:
+            _write_json(out, record)
+            if request.npz:
+                _write_npz(out, pictures, request.scales, labels.null_id)
+            shown = _draw_grid(out, pictures, request, told)
+            print(
+                f"\n{len(pictures)} pictures in {out}, listed in {out / 'samples.json'}\nLook at  {out / 'grid.png'}{shown}"
+            )
     return out
 
 
@@ -218,7 +227,7 @@ def _sample(
 ) -> None:
     # batches are fixed by index, then dealt out: how many processes there are changes no picture's neighbours
     # one scale a batch, so that scale 1 needs no second pass
-    size, began = request.batch_size, time.perf_counter()
+    size, compiled = request.batch_size, set()
     by_scale = ([p for p in pictures if p.scale == scale] for scale in dict.fromkeys(request.scales))
     batches = [some[i : i + size] for some in by_scale for i in range(0, len(some), size)]
     mine = batches[state.process_index :: state.num_processes]
@@ -227,6 +236,7 @@ def _sample(
     dtype = AUTOCAST[request.speed.precision]
     with tqdm(total=sum(map(len, mine)), unit="picture", disable=not main, desc=out.name) as bar:
         for batch in mine:
+            began = time.perf_counter()
             with torch.autocast(state.device.type, dtype, enabled=dtype is not None):
                 images = pipe(
                     told=[p.told for p in batch],
@@ -236,22 +246,24 @@ def _sample(
                     eta=request.eta,
                     output_type="np",
                 ).images
-            if request.speed.compile and batch is mine[0]:
-                bar.write(f"compiled: the first batch took {time.perf_counter() - began:.0f} s")
+            shape = f"{len(batch)} pictures at {'' if batch[0].scale == 1 else 'other than '}scale 1"
+            if request.speed.compile and shape not in compiled:
+                compiled.add(shape)
+                bar.write(f"compiled for {shape}: the first batch took {time.perf_counter() - began:.0f} s")
             for picture, image in zip(batch, to_pil(images)):
                 image.save(out / picture.file)
             bar.update(len(batch))
 
 
-def _write_json(
-    out: Path,
+def _record(
     pictures: list[Picture],
     model: dict,
     request: SampleRequest,
     labels: LabelSpace,
     told: list[ClassPlan],
     evaluations: dict[float, int],
-) -> None:
+) -> dict:
+    """What samples.json holds."""
     images = [
         {
             "file": p.file,
@@ -276,7 +288,11 @@ def _write_json(
     content = {"model": model, "labels": labels.to_dict(), "images": images}
     if mixed := {one.name: one.record() for one in told if one.class_id is None}:
         content["told"] = mixed
-    text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
+    return content
+
+
+def _write_json(out: Path, record: dict) -> None:
+    text = json.dumps(record, indent=1, ensure_ascii=False) + "\n"
     file_into_place(out / "samples.json", lambda beside: beside.write_text(text, encoding="utf-8"))
 
 
@@ -333,11 +349,13 @@ def _draw_grid(out: Path, pictures: list[Picture], request: SampleRequest, told:
     return f"  ({shown}, {samples} pictures each)"
 
 
-def _clear(out: Path, overwrite: bool) -> None:
-    """Make `out`, or empty it of earlier samples if asked; files that are not samples are never touched."""
+def _claim(out: Path, overwrite: bool, held: ExitStack) -> None:
+    """Make `out`, for this process alone, or empty it of earlier samples if asked; files that are not samples are never touched."""
     if out.exists() and not out.is_dir():
         raise InputError(f"{out} is a file: give another --out.")
-    if out.is_dir() and any(out.iterdir()):
+    out.mkdir(parents=True, exist_ok=True)
+    held.enter_context(alone_in(out))
+    if any(out.iterdir()):
         index = out / "samples.json"
         if not index.is_file():
             raise InputError(f"{out} holds files that are not samples of this program: give another --out.")
@@ -357,4 +375,3 @@ def _clear(out: Path, overwrite: bool) -> None:
             raise InputError(f"{folder} is a folder where a file of samples was expected: give another --out.")
         for file in files:
             file.unlink()
-    out.mkdir(parents=True, exist_ok=True)

@@ -11,6 +11,7 @@ from .errors import InputError
 from .models.blocks import ResBlock, SelfAttention
 from .models.unet import AdaGNUNet, Modulation, best_layout
 from .ops import why_not
+from .ops.cpu import compiler
 
 AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 WORTH_HALF = 5e8  # FLOPs of a picture: below, a CPU loses more by converting to bf16 than it gains
@@ -30,10 +31,15 @@ def choose(asked: SpeedConfig, device: torch.device, flops: int) -> SpeedConfig:
     if layout == "auto":
         layout = best_layout(device.type, precision != "fp32")
     if operator != "eager":
-        why = why_not(device, AUTOCAST[precision] or torch.float32, layout == "channels_last")
+        why = why_not(device, AUTOCAST[precision] or torch.float32, layout == "channels_last", note=operator == "auto")
         if why and operator == "fused":
             raise InputError(f"speed.operator fused cannot be: {why} Take auto or eager.")
         operator = "eager" if why else "fused"
+    if asked.compile and device.type == "cpu":
+        try:
+            compiler()
+        except RuntimeError as error:
+            raise InputError(f"torch.compile cannot be: {error} Leave out speed.compile (--compile).") from None
     return dataclasses.replace(asked, precision=precision, layout=layout, operator=operator)
 
 

@@ -13,6 +13,8 @@ from diffusion_adagn.cli.main import main
 from diffusion_adagn.config import DiffusionConfig
 from diffusion_adagn.diffusion.schedule import make_scheduler
 from diffusion_adagn.errors import InputError
+from diffusion_adagn.evaluation.pictures import read_pictures
+from diffusion_adagn.folders import alone_in
 from diffusion_adagn.models.cost import count_cost
 
 
@@ -113,6 +115,41 @@ def test_samples_are_not_overwritten_unless_asked_and_other_files_never(model, t
     other.mkdir()
     (other / "x").write_text("")
     assert main(["sample", str(model), "--out", str(other), "--overwrite"]) == 1
+
+
+def test_samples_that_were_broken_off_are_known_as_such_and_replaced_if_asked(model, tmp_path, capsys, monkeypatch):
+    out = tmp_path / "s"
+    with monkeypatch.context() as m:
+
+        def broken_off(*args):
+            raise KeyboardInterrupt
+
+        m.setattr(sampling, "to_pil", broken_off)
+        with pytest.raises(KeyboardInterrupt):
+            sampling.sample_to_folder(str(model), sampling.SampleRequest("cat", [1.0], count=1, steps=2), out)
+    with pytest.raises(InputError, match="not finished"):
+        read_pictures(out)
+    assert main(["sample", str(model), "--out", str(out), "--steps", "3"]) == 1
+    assert "--overwrite" in capsys.readouterr().err
+    assert sample(model, out, "--classes", "cat", "--overwrite") == 0
+    assert "unfinished" not in json.loads((out / "samples.json").read_text())
+    assert len(read_pictures(out).pixels) == 2
+
+
+def test_two_do_not_sample_into_one_folder_at_once(model, tmp_path, capsys):
+    pytest.importorskip("fcntl")
+    out = tmp_path / "s"
+    sample(model, out, "--classes", "cat")
+    kept = (out / "samples.json").read_text()
+    with alone_in(out):
+        assert main(["sample", str(model), "--out", str(out), "--steps", "3", "--overwrite"]) == 1
+    assert "another process is at work" in capsys.readouterr().err
+    assert (out / "samples.json").read_text() == kept
+
+
+def test_batch_size_is_a_number_or_auto(capsys):
+    assert main(["sample", "runs/none", "--batch_size", "1.5"]) == 2
+    assert "a whole number or auto is expected, not '1.5'" in " ".join(capsys.readouterr().err.split())
 
 
 @pytest.mark.parametrize(

@@ -29,7 +29,7 @@ LARGE, SMALL = 3_000_000_000, 10_000_000
 )
 def test_auto_is_chosen_by_the_machine(monkeypatch, device, bf16, flops, precision, layout):
     monkeypatch.setattr(speed, "has_bf16", lambda device: bf16)
-    monkeypatch.setattr(speed, "why_not", lambda device, *_: "no kernel." if device.type == "mps" else "")
+    monkeypatch.setattr(speed, "why_not", lambda device, *_, note: "no kernel." if device.type == "mps" else "")
     asked = SpeedConfig()
     chosen = speed.choose(asked, device, flops)
     operator = "eager" if device.type == "mps" else "fused"
@@ -44,10 +44,13 @@ def test_auto_is_chosen_by_the_machine(monkeypatch, device, bf16, flops, precisi
 def test_what_is_forced_and_cannot_be_is_refused(monkeypatch):
     with pytest.raises(InputError, match=r"speed.precision fp16 needs a CUDA GPU"):
         speed.choose(SpeedConfig(precision="fp16"), CPU, LARGE)
-    monkeypatch.setattr(speed, "why_not", lambda *_: "there is no C++ compiler.")
+    monkeypatch.setattr(speed, "why_not", lambda *_, note: "there is no C++ compiler.")
     with pytest.raises(InputError, match=r"no C\+\+ compiler"):
         speed.choose(SpeedConfig(operator="fused"), CPU, LARGE)
     assert speed.choose(SpeedConfig(), CPU, LARGE).operator == "eager"
+    monkeypatch.setenv("CXX", "/nowhere/c++")
+    with pytest.raises(InputError, match=r"CXX names /nowhere/c\+\+.*Leave out speed.compile"):
+        speed.choose(SpeedConfig(compile=True), CPU, LARGE)
 
 
 def test_one_word_in_a_config(tmp_path):
@@ -57,7 +60,7 @@ def test_one_word_in_a_config(tmp_path):
     file.write_text("training: {precision: bf16}\n")  # where it stood before
     assert read_config(file).speed.precision == "bf16"
     file.write_text("speed: fast\n")
-    with pytest.raises(InputError, match="'speed' is a section"):
+    with pytest.raises(InputError, match=r"'speed' is a section.*or auto"):
         read_config(file)
 
 

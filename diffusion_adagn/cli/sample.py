@@ -1,5 +1,6 @@
 """adagn sample"""
 
+import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -53,9 +54,9 @@ def parser() -> Parser:
     add_sampler_options(p)
     p.add_argument(
         "--batch_size",
-        type=lambda text: None if text == "auto" else int(text),
+        type=_batch_size,
         default=64,
-        metavar="INT",
+        metavar="INT|auto",
         help="pictures at a time; auto: as many as fit the memory [64]",
     )
     add_speed_options(p).add_argument(
@@ -66,6 +67,15 @@ def parser() -> Parser:
     p.add_argument("--npz", action="store_true", help="also as samples.npz, which OpenAI's ADM evaluator reads")
     p.add_argument("--overwrite", action="store_true", help="replace the samples in DIR")
     return p
+
+
+def _batch_size(text: str) -> int | None:
+    if text.strip().lower() == "auto":
+        return None
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"a whole number or auto is expected, not {text!r}") from None
 
 
 def run(argv: Sequence[str]) -> int:

@@ -7,7 +7,6 @@ import dataclasses
 import errno
 import hashlib
 import json
-import os
 import re
 import shutil
 import sys
@@ -20,7 +19,7 @@ from typing import TYPE_CHECKING, Literal
 
 from ..config import DataConfig
 from ..errors import InputError
-from ..folders import cache_root
+from ..folders import cache_root, locked
 from ..labels import LabelSpace
 from .classes import class_lines
 from .decode import STORE_FORMAT, decode
@@ -268,31 +267,10 @@ def _workplace(folder: Path) -> Iterator[Path]:
     """A new hidden folder beside `folder`, removed at the end; locked, so that it is known as being used (Unix only)."""
     path = _beside(folder)
     try:
-        with _locked(path, wait=True):  # who clears leftovers may hold it for a moment
+        with locked(path, wait=True):  # who clears leftovers may hold it for a moment
             yield path
     finally:
         shutil.rmtree(path, ignore_errors=True)
-
-
-@contextlib.contextmanager
-def _locked(folder: Path, wait: bool = False) -> Iterator[bool]:
-    """Whether a lock on the folder could be had; held until the end, or until the process dies."""
-    try:
-        import fcntl
-
-        held = os.open(folder, os.O_RDONLY)
-    except (ImportError, OSError):
-        yield False
-        return
-    try:
-        try:
-            fcntl.flock(held, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except OSError:  # another's, or a file system without locks
-            yield False
-        else:
-            yield True
-    finally:
-        os.close(held)
 
 
 def _clear_leftovers(root: Path) -> None:
@@ -301,7 +279,7 @@ def _clear_leftovers(root: Path) -> None:
     for path in root.glob(".*"):
         if not re.fullmatch(r"\..+-[0-9a-f]{16}-[0-9a-f]{8}", path.name):
             continue
-        with contextlib.suppress(OSError), _locked(path) as free:
+        with contextlib.suppress(OSError), locked(path) as free:
             touched = max(p.stat().st_mtime for p in (path, *path.iterdir()))
             if free and time.time() - touched > 600:
                 shutil.rmtree(path, ignore_errors=True)

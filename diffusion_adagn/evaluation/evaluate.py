@@ -13,9 +13,9 @@ from tqdm import tqdm
 from ..diffusion.pipeline import ClassConditionalPipeline
 from ..diffusion.schedule import Call
 from ..errors import InputError
+from ..folders import alone_in
 from ..loading import model_hash, open_pipeline, recorded_data
 from ..processes import all_processes
-from ..run import RunFolder
 from .adm_npz import write_npz
 from .bench import Bench, Measuring, bench_of_model, check_against, open_bench
 from .diagnostics import picture_values
@@ -98,7 +98,7 @@ def evaluate_model(source: str, sampling: Sampling, request: EvaluateRequest, ou
         if note := point.unheard(calls):
             print(note)
         out.mkdir(parents=True, exist_ok=True)
-    with RunFolder(out).lock() if main else contextlib.nullcontext():
+    with alone_in(out) if main else contextlib.nullcontext():
         if main:
             take_up(out / BATCHES, plan)
         state.wait_for_everyone()
@@ -171,7 +171,7 @@ def evaluate_pictures(what: str, guidance: float | None, request: EvaluateReques
     bench = open_bench(real, request, names, labels, pixels.shape[3], state)
     print(f"{len(pixels):,} pictures of {what}\nagainst {bench.against}")
     out.mkdir(parents=True, exist_ok=True)
-    with RunFolder(out).lock():
+    with alone_in(out):
         sampled = _features(pixels, labels, bench, request.batch_size)
         settings = found.about.get("settings", {}) | {"seeds": found.about.get("seeds")}
         about = {"source": what, "model": found.about.get("made_by"), "settings": settings}

@@ -146,6 +146,10 @@ def _sampled(folder: Path, guidance: float | None) -> Found:
             raise ValueError(f"{said(wrong)} in place of the id of one of {len(names)} classes, or of a seed")
     except (InputError, ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise InputError(f"{folder / INDEX} is damaged ({repr(error)[:300]}): sample again by adagn sample.") from None
+    if record.get("unfinished"):
+        raise InputError(
+            f"{folder} is not finished, its sampling goes on or was stopped: sample again, with --overwrite."
+        )
     if guidance is None and len(scales) > 1:
         there = ", ".join(f"{s:g}" for s in scales)
         raise InputError(

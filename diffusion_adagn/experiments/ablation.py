@@ -26,7 +26,7 @@ from ..diffusion.pipeline import to_pixels
 from ..diffusion.schedule import make_scheduler
 from ..errors import InputError
 from ..evaluation.label_use import label_use
-from ..folders import file_into_place
+from ..folders import alone_in, file_into_place
 from ..loading import open_pipeline
 from ..models.conditioning import KINDS
 from ..models.cost import Cost, count_cost
@@ -113,7 +113,7 @@ def ablate(config: RunConfig, kinds: list[str], seeds: list[int], out: Path, dry
         print("\n".join(f"  {'finished' if m.result else 'waiting ':8} {m.run.path}" for m in members))
         return 0
 
-    with RunFolder(out).lock():
+    with alone_in(out):
         return _run(config, members, heldout, costs, out, dataset)
 
 

@@ -26,10 +26,9 @@ from ..evaluation.bench import Bench, Measuring, bench_of_model
 from ..evaluation.extractors.base import described
 from ..evaluation.points import Draw, Point, Sampled, classes_of, forget, metrics_device, sample_point
 from ..evaluation.results import Results, results, versions
-from ..folders import file_into_place, into_place
+from ..folders import alone_in, file_into_place, into_place
 from ..loading import model_hash, open_pipeline
 from ..processes import all_processes
-from ..run import RunFolder
 from .choice import Finished, best_sets
 from .sweep_plots import available as plots_available
 from .sweep_report import Sweep, write_report
@@ -83,7 +82,7 @@ def sweep(source: str, request: SweepRequest, out: Path, command: str = "") -> l
         if out.exists() and not out.is_dir():
             raise InputError(f"{out} is a file: give another --out.")
         out.mkdir(parents=True, exist_ok=True)
-    with RunFolder(out).lock() if state.is_main_process else contextlib.nullcontext():
+    with alone_in(out) if state.is_main_process else contextlib.nullcontext():
         if state.is_main_process:
             _claim(out, _plan(table, draw))
             _say(what, guide_what, points, draw, table, out)

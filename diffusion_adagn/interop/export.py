@@ -281,7 +281,9 @@ def _stock_scheduler(folder: Path, index: dict) -> SchedulerMixin:
     known = {cls.__name__: cls for cls in SAMPLERS.values()}
     name = _component(index, "scheduler")
     if name not in known:
-        raise InputError(f"{folder} has the scheduler {index.get('scheduler')}; expected one of {', '.join(known)}.")
+        raise InputError(
+            f"{folder} has the scheduler {said(index.get('scheduler'))}; expected one of {', '.join(known)}."
+        )
     return load_scheduler(folder / "scheduler", known[name])
 
 

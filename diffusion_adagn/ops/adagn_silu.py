@@ -30,7 +30,7 @@ def adagn_silu(
       are float32 (float64 for float64).
     gamma, beta: [B or 1, C], or None for 0. weight, bias: [C], the norm's own, or None for 1 and 0. silu False: without it.
     operator: "fused", "eager" (plain PyTorch), or "auto": fused where it can be, and eager inside torch.func, forward-mode
-      gradients and torch.jit.trace. A gradient of a gradient, and batched gradients, need "eager".
+      gradients and torch.jit.trace. Batched gradients, and a gradient of a gradient through torch.compile, need "eager".
 
     Raises InputError where groups do not divide C, shapes do not fit, and "fused" cannot be.
     Source: Dhariwal & Nichol 2021 (arXiv 2105.05233), section 3, equation 3; Wu & He 2018 (GroupNorm), equation 2.
@@ -72,15 +72,20 @@ def available(device: torch.device | str) -> bool:
     return not why_not(device)
 
 
-def why_not(device: torch.device | str, dtype: torch.dtype = torch.float32, last: bool = True) -> str:
-    """Why the fused operator cannot be used on this device, for this type and layout (last: channels_last); "" if it can."""
-    return _why_not(torch.device(device).type, dtype, last)
+def why_not(
+    device: torch.device | str, dtype: torch.dtype = torch.float32, last: bool = True, note: bool = True
+) -> str:
+    """Why the fused operator cannot be used on this device, for this type and layout (last: channels_last); "" if it can.
+
+    note: where it could not be built, say on stderr, once, that plain PyTorch is used.
+    """
+    return _why_not(torch.device(device).type, dtype, last, note)
 
 
 @torch.compiler.assume_constant_result
-def _why_not(kind: str, dtype: torch.dtype, last: bool) -> str:
+def _why_not(kind: str, dtype: torch.dtype, last: bool, note: bool) -> str:
     if kind == "cpu":
-        return cpu.why_not(dtype, last)
+        return cpu.why_not(dtype, last, note)
     if dtype not in (torch.float32, torch.bfloat16, torch.float16):
         return f"it does not take {dtype}."
     if kind == "cuda":
@@ -93,7 +98,7 @@ def _fuses(x: Tensor, operator: str) -> bool:
         return False
     if operator not in OPERATORS:
         raise InputError(f"operator is one of {', '.join(OPERATORS)}, not {operator!r}.")
-    no = _why_not(x.device.type, x.dtype, not x.is_contiguous())
+    no = _why_not(x.device.type, x.dtype, not x.is_contiguous(), operator == "auto")
     if no and operator == "fused":
         raise InputError(f"the fused operator cannot be used: {no} Take operator auto or eager.")
     return not no
@@ -108,16 +113,12 @@ def _gain_and_shift(
     """
     w = x.new_ones(x.shape[1], dtype=torch.float32) if weight is None else weight.float()
     b = x.new_zeros(x.shape[1], dtype=torch.float32) if bias is None else bias.float()
-    if gamma is None and beta is None:
-        return w[None], b[None]
-    beta = b if beta is None else beta.float() + b
-    if gamma is None:
-        return w.expand_as(beta).contiguous(), beta
-    gamma = gamma.float()
-    gain, shift = torch.addcmul(w, w, gamma), torch.addcmul(beta, b, gamma)
-    if gain.shape[0] != shift.shape[0]:
-        gain = gain.expand_as(shift).contiguous()
-    return gain, shift
+    gain, shift = w[None], b[None]
+    if gamma is not None:
+        gain, shift = torch.addcmul(w, w, gamma.float()), torch.addcmul(b, b, gamma.float())
+    if beta is not None:
+        shift = shift + beta.float()
+    return torch.broadcast_tensors(gain, shift)
 
 
 def _check(
@@ -161,7 +162,7 @@ def _apply(x: Tensor, gain: Tensor, shift: Tensor, groups: int, eps: float, silu
         or torch._C._len_torch_dispatch_stack()
     ):
         return torch.ops.diffusion_adagn.adagn_silu(x, gain, shift, groups, eps, silu)[0]
-    x = _dense(x)
+    x, gain, shift = _dense(x), _dense(gain), _dense(shift)
     if torch.is_grad_enabled() and (x.requires_grad or gain.requires_grad or shift.requires_grad):
         return _AdaGNSiLU.apply(x, gain, shift, groups, eps, silu)
     return _kernels(x).forward(x, gain, shift, groups, eps, silu)[0]
@@ -181,25 +182,31 @@ def _transformed() -> bool:
 def _dense(x: Tensor) -> Tensor:
     """x in one of the two layouts, with no minus sign waiting to be applied."""
     if x.is_neg():
-        return x.resolve_neg().contiguous()
+        x = x.resolve_neg()
     last = x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last)
     return x if last or x.is_contiguous() else x.contiguous()
 
 
 class _AdaGNSiLU(torch.autograd.Function):
-    """The same, for eager gradients."""
+    """The same, for eager gradients; those that are to be differentiated again are plain PyTorch's."""
 
     @staticmethod
     def forward(ctx, x, gain, shift, groups, eps, silu):
         y, mean, rstd = _kernels(x).forward(x, gain, shift, groups, eps, silu)
         ctx.save_for_backward(x, gain, shift, mean, rstd)
-        ctx.groups, ctx.silu = groups, silu
+        ctx.groups, ctx.eps, ctx.silu = groups, eps, silu
         return y
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx, dy):
-        return _gradients(ctx, dy, _kernels(dy).backward)
+        if not torch.is_grad_enabled():
+            return _gradients(ctx, dy, _kernels(dy).backward)
+        x, gain, shift, *_ = ctx.saved_tensors
+        asked = [t for t, needed in zip((x, gain, shift), ctx.needs_input_grad) if needed]
+        h = torch.group_norm(x.to(_wide(x)), ctx.groups, eps=ctx.eps) * _map(gain, x) + _map(shift, x)
+        y = (F.silu(h) if ctx.silu else h).to(x.dtype)
+        found = iter(torch.autograd.grad(y, asked, dy, create_graph=True))
+        return *(next(found) if needed else None for needed in ctx.needs_input_grad[:3]), None, None, None
 
 
 @torch.library.custom_op("diffusion_adagn::adagn_silu", mutates_args=())

@@ -23,11 +23,20 @@ DTYPES = (torch.float32, torch.bfloat16)
 
 _lock = threading.Lock()
 _found: dict[tuple[torch.dtype, bool], tuple[ctypes.CDLL | None, str]] = {}
+_told = False  # that there is none
 
 
-def why_not(dtype: torch.dtype = torch.float32, last: bool = True) -> str:
-    """Why there is no operator for this type (last: in channels_last), in words; "" if there is one."""
-    return _library(dtype, last)[1]
+def why_not(dtype: torch.dtype = torch.float32, last: bool = True, note: bool = True) -> str:
+    """Why there is no operator for this type (last: in channels_last), in words; "" if there is one. note: the first time that
+    none could be built, say so on stderr."""
+    global _told
+    library, why = _library(dtype, last)
+    if library is None and dtype in DTYPES and note and not _told:
+        _told = True
+        print(
+            f"note: the fused operator is not used, plain PyTorch is (slower, the same results): {why}", file=sys.stderr
+        )
+    return why
 
 
 def _library(dtype: torch.dtype, last: bool) -> tuple[ctypes.CDLL | None, str]:
@@ -38,23 +47,31 @@ def _library(dtype: torch.dtype, last: bool) -> tuple[ctypes.CDLL | None, str]:
         if (dtype, last) not in _found:
             try:
                 _found[dtype, last] = _load(_build(dtype, last)), ""
-            except (OSError, RuntimeError, ValueError, subprocess.SubprocessError) as error:
-                why = " ".join(str(error).split())[:300]
-                if not any(told for _, told in _found.values()):
-                    note = "note: the fused operator is not used, plain PyTorch is (slower, the same results)"
-                    print(f"{note}: {why}", file=sys.stderr)
-                _found[dtype, last] = None, why
+            except (OSError, RuntimeError, subprocess.SubprocessError) as error:
+                _found[dtype, last] = None, " ".join(str(error).split())[:300]
         return _found[dtype, last]
 
 
-def _build(dtype: torch.dtype, last: bool) -> Path:
-    """The shared library for this source, compiler and CPU: from the cache, or made. Raises OSError, RuntimeError, ValueError
-    (a CXX that is no command line) or SubprocessError."""
-    compiler = shlex.split(os.environ.get("CXX", "")) or [
-        next((c for c in ("c++", "g++", "clang++") if shutil.which(c)), "")
-    ]
-    if not compiler[0] or shutil.which(compiler[0]) is None:
+def compiler() -> list[str]:
+    """The C++ compiler's command: $CXX, or the first of c++, g++, clang++. Raises RuntimeError where there is none."""
+    named = os.environ.get("CXX", "")
+    try:
+        command = shlex.split(named)
+    except ValueError as error:
+        raise RuntimeError(f"CXX ({named}) is no command: {error}.") from None
+    if command and shutil.which(command[0]) is None:
+        raise RuntimeError(f"CXX names {command[0]}, and there is no such compiler.")
+    if not command:
+        command = [c for c in ("c++", "g++", "clang++") if shutil.which(c)][:1]
+    if not command:
         raise RuntimeError("there is no C++ compiler (c++, g++ or clang++; or name one in CXX).")
+    return command
+
+
+def _build(dtype: torch.dtype, last: bool) -> Path:
+    """The shared library for this source, compiler and CPU: from the cache, or made. Raises OSError, RuntimeError or
+    SubprocessError."""
+    command = compiler()
     flags = [
         "-O3",
         "-march=native",
@@ -68,19 +85,19 @@ def _build(dtype: torch.dtype, last: bool) -> Path:
         flags.append("-mprefer-vector-width=512")
     number = "float" if dtype == torch.float32 else "bf16"
     flags += [f"-DNUMBER={number}", f"-DLAST={str(last).lower()}"]
-    made_of = [SOURCE.read_bytes(), _cpu().encode(), torch.__version__.encode(), " ".join(compiler + flags).encode()]
-    made_of.append(subprocess.run([*compiler, "--version"], capture_output=True, timeout=60).stdout)
+    made_of = [SOURCE.read_bytes(), _cpu().encode(), torch.__version__.encode(), " ".join(command + flags).encode()]
+    made_of.append(subprocess.run([*command, "--version"], capture_output=True, timeout=60).stdout)
     name = f"adagn_silu-{number}-{hashlib.sha256(b'|'.join(made_of)).hexdigest()[:16]}.so"
     file = cache_root() / "ops" / name
     try:
-        return file if _whole(file) else file_into_place(file, lambda beside: _compile(compiler, flags, beside))
+        return file if _whole(file) else file_into_place(file, lambda beside: _compile(command, flags, beside))
     except OSError:  # a home that cannot be written to: for this process alone
         folder = tempfile.mkdtemp(prefix="adagn_silu-")
         atexit.register(shutil.rmtree, folder, ignore_errors=True)
-        return file_into_place(Path(folder, name), lambda beside: _compile(compiler, flags, beside))
+        return file_into_place(Path(folder, name), lambda beside: _compile(command, flags, beside))
 
 
-def _compile(compiler: list[str], flags: list[str], to: Path) -> None:
+def _compile(command: list[str], flags: list[str], to: Path) -> None:
     # torch's own OpenMP: a second one in the process would bring threads of its own
     openmp = [f for f in (Path(torch.__file__).parent / "lib").glob("libgomp*") if f.is_file()]
     tries = [["-fopenmp", *(["-nodefaultlibs", str(openmp[0]), "-lc"] if openmp else [])]]
@@ -89,16 +106,19 @@ def _compile(compiler: list[str], flags: list[str], to: Path) -> None:
         with tempfile.TemporaryDirectory() as folder:  # a compiler leaves what it began
             out = Path(folder, "adagn_silu.so")
             done = subprocess.run(
-                [*compiler, *flags, "-shared", "-fPIC", str(SOURCE), "-o", str(out), *extra],
+                [*command, *flags, "-shared", "-fPIC", str(SOURCE), "-o", str(out), *extra],
                 capture_output=True,
                 text=True,
                 timeout=300,
             )
-            if done.returncode == 0:
+            if done.returncode == 0 and out.is_file():
                 made = out.read_bytes()
                 to.write_bytes(made + hashlib.sha256(made).digest())  # loaders do not look behind the end
                 return
-    raise RuntimeError(f"{shlex.join(compiler)} failed with status {done.returncode}: {done.stderr}")
+    ended = f"with status {done.returncode}" if done.returncode else "to make a library"
+    raise RuntimeError(
+        f"the C++ compiler ({shlex.join(command)}) failed {ended}: {done.stderr.strip() or 'it said nothing'}"
+    )
 
 
 def _whole(file: Path) -> bool:
@@ -137,7 +157,8 @@ def forward(
     and rstd float32 [N, groups]."""
     n, c = x.shape[:2]
     y = torch.empty_like(x)
-    mean, rstd = torch.empty(n, groups), torch.empty(n, groups)
+    mean = x.new_empty(n, groups, dtype=torch.float32)
+    rstd = torch.empty_like(mean)
     if x.numel():
         _kernels(x).adagn_silu_forward(
             silu, x.data_ptr(), y.data_ptr(), gain.data_ptr(),
@@ -153,7 +174,8 @@ def backward(
     """dy as x, with its type and layout. Returns dx like x, and dgain and dshift float32 [N, C]."""
     n, c = x.shape[:2]
     dx = torch.empty_like(x)
-    dgain, dshift = torch.zeros(n, c), torch.zeros(n, c)
+    dgain = x.new_zeros(n, c, dtype=torch.float32)
+    dshift = torch.zeros_like(dgain)
     if x.numel():
         _kernels(x).adagn_silu_backward(
             silu, dy.data_ptr(), x.data_ptr(), gain.data_ptr(),

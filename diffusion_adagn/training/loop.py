@@ -22,7 +22,7 @@ from ..data import ImageDataset, open_dataset
 from ..diffusion.objective import Objective
 from ..diffusion.schedule import make_scheduler
 from ..errors import InputError
-from ..folders import file_into_place
+from ..folders import alone_in, file_into_place
 from ..labels import LabelSpace
 from ..loading import make_pipeline
 from ..models.cost import Cost, count_cost
@@ -446,7 +446,7 @@ def _claim(run: RunFolder, config: RunConfig, resume: bool, at: Path | None, hel
     elif run.path.exists() and (not run.path.is_dir() or any(run.path.iterdir())):
         raise InputError(f"{run.path} exists and is not a run (no config.yaml in it): give another --output_dir.")
     run.path.mkdir(parents=True, exist_ok=True)
-    held.enter_context(run.lock())
+    held.enter_context(alone_in(run.path))
     clear_leftovers(run.checkpoints)
     file_into_place(run.config_file, lambda beside: beside.write_text(to_yaml(config), encoding="utf-8"))
 

@@ -11,8 +11,9 @@ from PIL import Image
 
 from diffusion_adagn.config import DataConfig
 from diffusion_adagn.data import open_dataset
-from diffusion_adagn.data.store import _locked, split_off
+from diffusion_adagn.data.store import split_off
 from diffusion_adagn.errors import InputError
+from diffusion_adagn.folders import locked
 
 REAL = Path(__file__).parents[3] / "shared" / "data"
 
@@ -338,7 +339,7 @@ def test_a_workplace_waits_for_its_lock(tmp_path):
     held, go_on = threading.Event(), threading.Event()
 
     def clear():
-        with _locked(tmp_path) as got:
+        with locked(tmp_path) as got:
             assert got
             held.set()
             go_on.wait(10)
@@ -346,9 +347,9 @@ def test_a_workplace_waits_for_its_lock(tmp_path):
     clearing = threading.Thread(target=clear)
     clearing.start()
     assert held.wait(10)
-    with _locked(tmp_path) as got:
+    with locked(tmp_path) as got:
         assert not got
     threading.Timer(0.2, go_on.set).start()
-    with _locked(tmp_path, wait=True) as got:
+    with locked(tmp_path, wait=True) as got:
         assert got
     clearing.join()

@@ -266,6 +266,66 @@ def test_the_bare_operator_takes_any_strides():
     torch.testing.assert_close(found, adagn_silu_reference(x, gain - 1, shift, 4), atol=1e-5, rtol=1e-5)
 
 
+LAID = {  # what is told and the norm's own, the same numbers laid otherwise
+    "transposed": (lambda t: t.t().contiguous().t(), lambda t: torch.stack([t, t], 1)[:, 0]),
+    "negated": (lambda t: torch.complex(t, -t).conj().imag, lambda t: torch.complex(t, -t).conj().imag),
+    "expanded": (lambda t: t[:1].expand(len(t), -1), lambda t: t[:1].expand(len(t))),
+}
+
+
+@needs_kernel
+@pytest.mark.parametrize("laid", LAID)
+@pytest.mark.parametrize("left_out", [(), (1,), (1, 2), (3, 4), (1, 3), (2, 4)], ids=str)
+def test_what_is_told_may_lie_anyhow(laid, left_out):
+    x, *given, dy = inputs((3, 16, 4, 4), 0.0, torch.float32, True, 3)
+    rows, own = LAID[laid]
+    given = [None if i in left_out else (rows if i < 3 else own)(t) for i, t in enumerate(given, 1)]
+    found = []
+    for operator, laid_out in (("fused", given), ("eager", [t if t is None else t.contiguous() for t in given])):
+        leaves = [None if t is None else t.detach().requires_grad_() for t in (x, *laid_out)]
+        y = adagn_silu(*leaves[:3], 4, 1e-5, *leaves[3:], operator=operator)
+        y.backward(dy)
+        found.append([y, *(t.grad for t in leaves if t is not None)])
+    for a, b in zip(*found):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=2e-5)
+
+
+@needs_kernel
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_torch_s_defaults_change_nothing(dtype):
+    given = inputs((2, 16, 4, 4), 0.0, torch.float32, True, 2)
+    wanted = run("fused", *given, 4)
+    try:
+        torch.set_default_dtype(dtype)
+        with torch.device("meta"):
+            found = run("fused", *given, 4)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert all(torch.equal(a, b) for a, b in zip(found, wanted))
+
+
+@needs_kernel
+@pytest.mark.parametrize("silu", [True, False])
+@pytest.mark.parametrize("rows", [1, 3])
+def test_gradients_of_gradients_are_those_of_plain_pytorch(rows, silu):
+    *given, dy = inputs((3, 8, 4, 4), 0.0, torch.float32, True, rows)
+    found = []
+    for operator in ("fused", "eager"):
+        leaves = [t.detach().clone().requires_grad_() for t in given]
+        y = adagn_silu(*leaves[:3], 4, 1e-5, *leaves[3:], silu=silu, operator=operator)
+        first = torch.autograd.grad(y, leaves, dy, create_graph=True)
+        second = torch.autograd.grad(sum(g.square().sum() for g in first), leaves, materialize_grads=True)
+        found.append([*first, *second])
+        (only,) = torch.autograd.grad(
+            adagn_silu(leaves[0] * leaves[3][:, None, None], None, None, 4, operator=operator).square().sum(),
+            leaves[0],
+            create_graph=True,
+        )
+        found[-1] += torch.autograd.grad(only.square().sum(), leaves[3])  # a path past the operator's own leaves
+    for a, b in zip(*found):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4 * b.abs().max().item())
+
+
 @needs_kernel
 def test_it_is_exported_for_any_number_of_pictures():
     class Layer(torch.nn.Module):
@@ -305,12 +365,19 @@ def test_eager_does_what_fused_does_where_torch_s_own_norm_does_not():
 def anew(monkeypatch, tmp_path):
     """As a process that has not asked yet, with an empty cache."""
     monkeypatch.setattr(cpu, "_found", {})
+    monkeypatch.setattr(cpu, "_told", False)
     monkeypatch.setenv("DIFFUSION_ADAGN_CACHE", str(tmp_path / "cache"))
     return tmp_path / "cache"
 
 
 @pytest.mark.parametrize(
-    "compiler, why", [("/nowhere/c++", "no C++ compiler"), ("false", "failed"), ("'", "quotation")]
+    "compiler, why",
+    [
+        ("/nowhere/c++", "CXX names /nowhere/c++"),
+        ("false", "(false) failed with status 1: it said nothing"),
+        ("true", "(true) failed to make a library"),
+        ("'", "CXX (') is no command: No closing quotation"),
+    ],
 )
 def test_without_a_compiler_it_falls_back_and_says_so_once(anew, monkeypatch, capsys, compiler, why):
     monkeypatch.setenv("CXX", compiler)

@@ -25,5 +25,5 @@ def reading(folder: Path) -> Iterator[None]:
         raise
     except Exception as error:
         raise InputError(
-            f"{folder} is damaged ({type(error).__name__}: {' '.join(str(error).split())[:300]})."
+            f"{folder} is damaged ({type(error).__name__}: {' '.join(str(error).split())[:300]}): make or copy it again, or name another."
         ) from error

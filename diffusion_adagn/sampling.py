@@ -350,28 +350,34 @@ def _draw_grid(out: Path, pictures: list[Picture], request: SampleRequest, told:
 
 
 def _claim(out: Path, overwrite: bool, held: ExitStack) -> None:
-    """Make `out`, for this process alone, or empty it of earlier samples if asked; files that are not samples are never touched."""
+    """Make `out`, or empty it of earlier samples if asked; for this process alone."""
     if out.exists() and not out.is_dir():
         raise InputError(f"{out} is a file: give another --out.")
     out.mkdir(parents=True, exist_ok=True)
     held.enter_context(alone_in(out))
-    if any(out.iterdir()):
-        index = out / "samples.json"
-        if not index.is_file():
-            raise InputError(f"{out} holds files that are not samples of this program: give another --out.")
-        if not overwrite:
-            raise InputError(f"{out} already holds samples: give another --out, or --overwrite to replace them.")
-        try:
-            old = [i["file"] for i in read_json(index, MOST_INDEX)["images"]]
-            for name in old:
-                if not (isinstance(name, str) and name.endswith(".png") and Path(name).name == name):
-                    raise ValueError(f"{said(name)} is no picture of this folder")
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise InputError(f"{index} is damaged ({error}): give another --out.") from None
-        # of what lies there: a name that is not among it is never looked for
-        names = {*old, "grid.png", index.name}
-        files = [f for f in out.iterdir() if f.name in names or f.match(f"{Path(NPZ).stem}*.npz")]
-        if folder := next((f for f in files if f.is_dir()), None):
-            raise InputError(f"{folder} is a folder where a file of samples was expected: give another --out.")
-        for file in files:
-            file.unlink()
+    _clear(out, overwrite)
+
+
+def _clear(out: Path, overwrite: bool) -> None:
+    """Remove earlier samples if asked; files that are not samples are never touched."""
+    if not any(out.iterdir()):
+        return
+    index = out / "samples.json"
+    if not index.is_file():
+        raise InputError(f"{out} holds files that are not samples of this program: give another --out.")
+    if not overwrite:
+        raise InputError(f"{out} already holds samples: give another --out, or --overwrite to replace them.")
+    try:
+        old = [i["file"] for i in read_json(index, MOST_INDEX)["images"]]
+        for name in old:
+            if not (isinstance(name, str) and name.endswith(".png") and Path(name).name == name):
+                raise ValueError(f"{said(name)} is no picture of this folder")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{index} is damaged ({error}): give another --out.") from None
+    # of what lies there: a name that is not among it is never looked for
+    names = {*old, "grid.png", index.name}
+    files = [f for f in out.iterdir() if f.name in names or f.match(f"{Path(NPZ).stem}*.npz")]
+    if folder := next((f for f in files if f.is_dir()), None):
+        raise InputError(f"{folder} is a folder where a file of samples was expected: give another --out.")
+    for file in sorted(files, key=lambda f: f == index):  # last, so that the folder is known for samples till then
+        file.unlink()

@@ -45,7 +45,7 @@ def run(argv: Sequence[str]) -> int:
 
     if args.dry_run:
         config, dataset = resolve(config)
-        print(to_yaml(config))
-        print(describe(config, dataset))
+        told = describe(config, dataset)
+        print(to_yaml(config), told, sep="\n")
         return 0
     return train(config, resume=args.resume is not None)

@@ -391,9 +391,12 @@ def load_unet(folder: Path, torch_dtype: torch.dtype | None = None) -> AdaGNUNet
     values = {k: v for k, v in read_json(folder / "config.json").items() if not k.startswith("_")}
     network = NetworkConfig()
     apply(network, values, where=f"in {folder / 'config.json'}")
-    check_size(vars(network))
-    with torch.device("meta"):
-        unet = AdaGNUNet(**values)
+    try:
+        check_size(vars(network))
+        with torch.device("meta"):
+            unet = AdaGNUNet(**values)
+    except InputError as error:
+        raise InputError(f"{folder / 'config.json'}: {error}") from None
     fill(unet, folder)
     return (unet if torch_dtype is None else unet.to(torch_dtype)).eval()
 

@@ -78,7 +78,7 @@ class ConditionEmbedding(nn.Module):
         if self.join == "sum":
             vector = vector + classes
         elif self.join == "concat":
-            vector = torch.cat([vector, classes.expand(len(vector), -1)], dim=-1)
+            vector = torch.cat([vector, classes.expand(vector.shape[0], -1)], dim=-1)
         elif self.tokens is not None:
             tokens = self.tokens(classes).unflatten(-1, (-1, self.token_dim))
         return Condition(vector, tokens)

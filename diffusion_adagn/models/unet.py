@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from ..config import ModelConfig
 from ..errors import InputError
-from ..ops import OPERATORS
+from ..ops import OPERATORS, transformed
 from .blocks import Conv3, Downsample, Level, ResBlock, SelfAttention, Stage, Upsample, down2, up2, zero_init
 from .conditioning import KINDS, Kind
 from .embeddings import ConditionEmbedding
@@ -257,9 +257,9 @@ class AdaGNUNet(ModelMixin, ConfigMixin):
                 f"sides of the picture must be multiples of {halved} for this network, not {list(sample.shape[2:])}."
             )
         m = self.modulation(_per_sample(timestep, sample), class_labels, class_vectors)
-        rows = len(next(iter(m.values()))[0])
-        if rows not in (1, len(sample)):
-            raise InputError(f"{rows} timesteps or class labels were given for {len(sample)} pictures.")
+        rows = next(iter(m.values()))[0].shape[0]  # not len(), which torch.export takes for a constant
+        if rows not in (1, sample.shape[0]):
+            raise InputError(f"{rows} timesteps or class labels were given for {sample.shape[0]} pictures.")
         out = self.denoise(sample, m)
         return UNet2DOutput(sample=out) if return_dict else (out,)
 
@@ -351,13 +351,11 @@ class AdaGNUNet(ModelMixin, ConfigMixin):
         else:
             labels = self._check_labels(labels)
             classes = self.embedding.class_vectors(labels) if self.embedding.classes is not None else None
-        rows = len(labels if vectors is None else vectors)
-        if len(timestep) == 1 and rows > 1:
-            timestep = timestep.expand(rows)
-        if rows not in (1, len(timestep)):
-            raise InputError(
-                f"{len(timestep)} timesteps and {rows} classes were given: as many of one as of the other."
-            )
+        rows, times = (labels if vectors is None else vectors).shape[0], timestep.shape[0]
+        if times == 1 and rows > 1:
+            timestep, times = timestep.expand(rows), rows
+        if rows not in (1, times):
+            raise InputError(f"{times} timesteps and {rows} classes were given: as many of one as of the other.")
         return timestep, classes
 
     def _check_vectors(self, labels: Tensor | None, vectors: Tensor) -> Tensor:
@@ -391,14 +389,14 @@ class AdaGNUNet(ModelMixin, ConfigMixin):
             raise InputError(
                 f"class_labels are whole numbers [B], or weights over the classes [B, {k}], not {labels.dtype} {list(labels.shape)}."
             )
-        if labels.ndim > 1 and labels.shape != (len(labels), 1):
+        if labels.ndim > 2 or (labels.ndim == 2 and labels.shape[1] != 1):
             raise InputError(
                 f"class_labels are whole numbers [B], not {list(labels.shape)}; weights over the classes are floating-point: "
                 "one_hot(...).float()."
             )
         labels = labels.reshape(-1)
         # on an accelerator a look at the values would make every call wait; there the pipeline has checked them
-        if labels.device.type == "cpu" and not torch.compiler.is_compiling():
+        if labels.device.type == "cpu" and not torch.compiler.is_compiling() and not transformed():
             bad = labels[(labels < 0) | (labels >= k + int(has_null))]
             if len(bad):
                 null = f", or {k} for null." if has_null else " (there is no null class)."
@@ -429,7 +427,7 @@ def _width(model_channels: int, mult: float) -> int:
 
 def _per_sample(timestep: Tensor | float, sample: Tensor) -> Tensor:
     timestep = torch.as_tensor(timestep, device=sample.device).reshape(-1)
-    return timestep.expand(len(sample)) if len(timestep) == 1 else timestep
+    return timestep.expand(sample.shape[0]) if timestep.shape[0] == 1 else timestep
 
 
 def _groups(groups: int, channels: int) -> int:

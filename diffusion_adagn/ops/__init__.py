@@ -1,5 +1,5 @@
 """The operator that the project is named after, fused: normalise, modulate and SiLU in one pass over memory."""
 
-from .adagn_silu import OPERATORS, adagn_silu, adagn_silu_reference, available, why_not
+from .adagn_silu import OPERATORS, adagn_silu, adagn_silu_reference, available, transformed, why_not
 
-__all__ = ["OPERATORS", "adagn_silu", "adagn_silu_reference", "available", "why_not"]
+__all__ = ["OPERATORS", "adagn_silu", "adagn_silu_reference", "available", "transformed", "why_not"]

@@ -36,7 +36,7 @@ def adagn_silu(
     Source: Dhariwal & Nichol 2021 (arXiv 2105.05233), section 3, equation 3; Wu & He 2018 (GroupNorm), equation 2.
     """
     _check(x, gamma, beta, groups, weight, bias)
-    if not _fuses(x, operator) or (operator == "auto" and _transformed()):
+    if not _fuses(x, operator) or (operator == "auto" and transformed()):
         return adagn_silu_reference(x, gamma, beta, groups, eps, weight, bias, silu)
     gain, shift = _gain_and_shift(x, gamma, beta, weight, bias)
     return _apply(x, gain, shift, groups, eps, silu)
@@ -158,7 +158,7 @@ def _apply(x: Tensor, gain: Tensor, shift: Tensor, groups: int, eps: float, silu
         type(x) not in (Tensor, nn.Parameter)
         or x.is_meta
         or torch.compiler.is_compiling()
-        or _transformed()
+        or transformed()
         or torch._C._len_torch_dispatch_stack()
     ):
         return torch.ops.diffusion_adagn.adagn_silu(x, gain, shift, groups, eps, silu)[0]
@@ -168,7 +168,7 @@ def _apply(x: Tensor, gain: Tensor, shift: Tensor, groups: int, eps: float, silu
     return _kernels(x).forward(x, gain, shift, groups, eps, silu)[0]
 
 
-def _transformed() -> bool:
+def transformed() -> bool:
     """Whether torch.func, forward-mode gradients or torch.jit look on: they see into plain PyTorch alone."""
     if torch.compiler.is_compiling():
         return False

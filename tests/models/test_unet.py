@@ -2,6 +2,7 @@ import pytest
 import torch
 from conftest import tiny_unet
 from diffusers.models.embeddings import get_timestep_embedding
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from diffusion_adagn import AdaGNUNet
 from diffusion_adagn.errors import InputError
@@ -187,3 +188,35 @@ def test_adms_published_networks_have_their_published_sizes():
     adm256 = count_cost({"sample_size": 256, "model_channels": 256, "channel_mult": (1, 1, 2, 2, 4, 4), "num_res_blocks": 2,
                          "attention_resolutions": (32, 16, 8), "resblock_updown": True, "learned_variance": True})  # fmt: skip
     assert round(adm256.parameters / 1e6) == 553
+
+
+def test_it_is_exported_for_any_number_of_pictures():
+    unet, batch = tiny_unet(resblock_updown=True).eval(), torch.export.Dim("B")
+    given = {"sample": X[:2], "timestep": T[:2], "class_labels": Y[:2]}
+    shapes = {key: {0: batch} for key in given} | {"return_dict": None}
+    made = torch.export.export(unet, (), given | {"return_dict": False}, dynamic_shapes=shapes).module()
+    with torch.no_grad():
+        found = made(sample=X, timestep=T, class_labels=Y, return_dict=False)[0]
+        torch.testing.assert_close(found, unet(X, T, Y).sample, atol=1e-5, rtol=1e-5)
+
+
+def test_gradients_of_each_picture_and_gradients_of_gradients():
+    unet = tiny_unet().eval()
+    weights = dict(unet.named_parameters())
+
+    def loss(weights, x, t, y):
+        out = torch.func.functional_call(unet, weights, (x[None], t[None], y[None])).sample
+        return out.square().mean()
+
+    with sdpa_kernel(SDPBackend.MATH):  # torch's other attentions have no second derivatives
+        each = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0, 0, 0))(weights, X, T, Y)
+        wanted = torch.autograd.grad(loss(weights, X[1], T[1], Y[1]), list(weights.values()))
+        for found, one in zip(each.values(), wanted):
+            torch.testing.assert_close(found[1], one, atol=1e-5, rtol=1e-4)
+        penalties = []
+        for operator in ("auto", "eager"):
+            unet.set_operator(operator)
+            x = X.clone().requires_grad_()
+            (slope,) = torch.autograd.grad(unet(x, T, Y).sample.square().sum(), x, create_graph=True)
+            penalties.append(torch.autograd.grad(slope.square().sum(), unet.conv_in.weight)[0])
+        torch.testing.assert_close(*penalties, atol=1e-3 * penalties[1].abs().max().item(), rtol=1e-3)

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from .config import SpeedConfig, read_json, said
 from .diffusion.guidance import Guidance
-from .diffusion.mixing import Between, ClassPlan, Mix
+from .diffusion.mixing import Between, ClassPlan, Mix, teller
 from .diffusion.pipeline import MOST_SEED, ClassConditionalPipeline, to_pil
 from .diffusion.schedule import network_calls, sampler_name, set_steps
 from .errors import InputError
@@ -113,6 +113,8 @@ def sample_to_folder(
     for one in told:
         if one.class_id is None:
             one.modulation(pipe.unet, 0)  # what cannot be told is refused before anything is written
+    if request.guide is not None:
+        teller(guide.unet, pipe.told_to(guide, told), torch.zeros(1))(0)
     if request.seed + (1 if request.same_seeds else len(told)) * request.count > MOST_SEED:
         raise InputError(f"the seeds go beyond {MOST_SEED}: give a smaller --seed.")
     with ExitStack() as held:
@@ -165,10 +167,10 @@ def sample_to_folder(
         _sample(pipe, pictures, request, out, state)
         state.wait_for_everyone()
         if main:
-            _write_json(out, record)
             if request.npz:
                 _write_npz(out, pictures, request.scales, labels.null_id)
             shown = _draw_grid(out, pictures, request, told)
+            _write_json(out, record)
             print(
                 f"\n{len(pictures)} pictures in {out}, listed in {out / 'samples.json'}\nLook at  {out / 'grid.png'}{shown}"
             )
@@ -360,6 +362,9 @@ def _claim(out: Path, overwrite: bool, held: ExitStack) -> None:
 
 def _clear(out: Path, overwrite: bool) -> None:
     """Remove earlier samples if asked; files that are not samples are never touched."""
+    for begun in out.iterdir():  # a write that was broken off, see file_into_place
+        if re.fullmatch(rf"\.[0-9a-f]{{8}}\.{Path(NPZ).stem}.*\.(json|npz)", begun.name):
+            begun.unlink()
     if not any(out.iterdir()):
         return
     index = out / "samples.json"

@@ -136,6 +136,28 @@ def test_samples_that_were_broken_off_are_known_as_such_and_replaced_if_asked(mo
     assert len(read_pictures(out).pixels) == 2
 
 
+def test_what_the_guide_cannot_be_told_is_refused_before_samples_are_replaced(model, tmp_path, capsys):
+    labels = LabelSpace(("cat", "tench, Tinca tinca", "größe/2"))
+    guide = ClassConditionalPipeline(tiny_unet(num_res_blocks=2), make_scheduler(DiffusionConfig()), labels)
+    guide.save_pretrained(tmp_path / "guide")
+    out = tmp_path / "s"
+    sample(model, out, "--classes", "cat")
+    before = sorted(out.iterdir())
+    argv = ["sample", str(model), "--out", str(out), "--steps", "3", "--overwrite", "--guidance", "2"]
+    assert main([*argv, "--mix", "cat@coarse,größe/2@fine", "--guide", str(tmp_path / "guide")]) == 1
+    assert "was made for another network" in " ".join(capsys.readouterr().err.split())
+    assert sorted(out.iterdir()) == before
+
+
+def test_files_that_a_killed_write_left_are_known_for_samples(model, tmp_path):
+    out = tmp_path / "s"
+    out.mkdir()
+    (out / ".0123abcd.samples.json").write_text("{")
+    (out / ".0123abcd.samples-g2.npz").write_text("PK")
+    assert sample(model, out, "--classes", "cat") == 0
+    assert not list(out.glob(".*"))
+
+
 def test_two_do_not_sample_into_one_folder_at_once(model, tmp_path, capsys):
     pytest.importorskip("fcntl")
     out = tmp_path / "s"

@@ -237,8 +237,10 @@ def teller(
     classes, rows = torch.tensor([p.class_id for p in plans], device=device).unique(return_inverse=True)
     if not unet.config.num_classes:
         classes, rows = classes[:1], torch.zeros_like(rows)
-    width = unet.projection.out_features * 4 * len(classes)
-    at_once = max(1, min(len(timesteps), most_bytes // width))
+    width = unet.projection.out_features
+    if unet.token_projection is not None:
+        width += unet.token_projection.out_features * unet.config.class_tokens
+    at_once = max(1, min(len(timesteps), most_bytes // (4 * width * len(classes))))
     kept: dict[int, list[Tensor | None]] = {}  # by the first of its steps: [step, class, ...]
 
     def tell_from_table(step: int) -> Modulation:

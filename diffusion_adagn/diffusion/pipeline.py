@@ -150,6 +150,12 @@ class ClassConditionalPipeline(DiffusionPipeline):
                 f"({', '.join(self.labels.names[:4])}, ...): give one with the same classes, or with none."
             )
 
+    def told_to(self, guide: "ClassConditionalPipeline", plans: list[ClassPlan]) -> list[ClassPlan]:
+        """What a guide is told in place of the plans: the same; or any class, where it hears none, in place of mixes."""
+        if guide.unet.embedding.classes is not None:
+            return plans
+        return [p if p.class_id is not None else Mix.everywhere(0, self.labels) for p in plans]
+
     def check_eta(self, eta: float) -> None:
         """Raises InputError unless eta is a number of at least 0, and 0 for samplers other than ddim."""
         if not (math.isfinite(eta) and eta >= 0):
@@ -288,7 +294,7 @@ class ClassConditionalPipeline(DiffusionPipeline):
             return null_pass
 
         guide.unet.to(self._execution_device)
-        cond, weak = self._one_pass(plans, timesteps), guide._one_pass(plans, timesteps)
+        cond, weak = self._one_pass(plans, timesteps), guide._one_pass(self.told_to(guide, plans), timesteps)
         ours, theirs = (KIND_OF[p.scheduler.config.prediction_type] for p in (self, guide))
 
         def guide_pass(x: Tensor, call: Call) -> tuple[Tensor, Tensor]:

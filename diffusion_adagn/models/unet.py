@@ -394,7 +394,7 @@ class AdaGNUNet(ModelMixin, ConfigMixin):
                 f"class_labels are whole numbers [B], not {list(labels.shape)}; weights over the classes are floating-point: "
                 "one_hot(...).float()."
             )
-        labels = labels.reshape(-1)
+        labels = labels.reshape(-1).long()
         # on an accelerator a look at the values would make every call wait; there the pipeline has checked them
         if labels.device.type == "cpu" and not torch.compiler.is_compiling() and not transformed():
             bad = labels[(labels < 0) | (labels >= k + int(has_null))]

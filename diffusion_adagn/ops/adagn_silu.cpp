@@ -64,6 +64,11 @@ inline float at_least(float z) { return z < least ? least : z; }
 // for z >= least
 inline float sigmoid(float z) { return 1.0f / (1.0f + exponential(-(z > 87.0f ? 87.0f : z))); }
 
+inline float median(float a, float b, float c) {
+    const float low = a < b ? a : b, high = a < b ? b : a;
+    return c < low ? low : c < high ? c : high;
+}
+
 // A thread's numbers for a block: two rows of doubles, then rows of floats.
 struct Scratch {
     double *wide;
@@ -186,8 +191,11 @@ void forward(const T *x, T *y, const float *gain, const float *shift, float *mea
                   *part = scale + b.width;
             double *S = scratch.wide, *Q = S + b.width;
 
-            // deviations from the first pixel: squares of a far-off mean would swallow the variance
-            for (long c = 0; c < b.width; c++) origin[c] = load(in[last ? c : c * P]);
+            // deviations from a typical pixel: squares of a far-off mean would swallow the variance
+            for (long c = 0; c < b.width; c++) {
+                auto at = [&](long p) { return load(in[last ? p * b.stride + c : c * P + p]); };
+                origin[c] = median(at(3 * P / 7), at(5 * P / 11), at(8 * P / 13));
+            }
             sums<last>(b, part, S, Q, [=](long i, long c, float &u, float &v) {
                 u = load(in[i]) - origin[c];
                 v = u * u;

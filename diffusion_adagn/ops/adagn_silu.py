@@ -54,12 +54,16 @@ def adagn_silu_reference(
 ) -> Tensor:
     """`adagn_silu` in plain PyTorch. Half types are normalised in float32: in channels_last the CPU is slow at bfloat16."""
     wide = _wide(x)
-    if weight is None and bias is not None:  # torch's gradients want both or none
-        weight = torch.ones_like(bias)
-    elif bias is None and weight is not None:
-        bias = torch.zeros_like(weight)
+    # its own weight and bias apart where there is but one, or none of x's gradients is asked for: torch's backward wants
+    # all or none, and kills the process if not
+    apart = (weight is None) != (bias is None) or (weight is not None and not x.requires_grad)
+    own = (None, None) if apart else (_to(weight, wide), _to(bias, wide))
     # not F.group_norm, which refuses groups of one number
-    h = torch.group_norm(x.to(wide), groups, _to(weight, wide), _to(bias, wide), eps, torch.backends.cudnn.enabled)
+    h = torch.group_norm(x.to(wide), groups, *own, eps, torch.backends.cudnn.enabled)
+    if apart and weight is not None:
+        h = h * _map(weight[None].to(wide), h)
+    if apart and bias is not None:
+        h = h + _map(bias[None].to(wide), h)
     if gamma is not None:
         h = h * (1 + _map(gamma.to(wide), h))
     if beta is not None:
@@ -253,8 +257,9 @@ def _keep(ctx, inputs, output) -> None:
 
 
 def _gradients(ctx, dy: Tensor, backward: Callable) -> tuple[Tensor | None, ...]:
-    x, gain, shift, mean, rstd = ctx.saved_tensors
-    if dy.dtype != x.dtype or dy.stride() != x.stride() or dy.is_neg():
+    x, *rows = ctx.saved_tensors  # which hooks may have kept otherwise
+    x, (gain, shift, mean, rstd) = _dense(x.to(dy.dtype)), (_dense(t.float()) for t in rows)
+    if dy.stride() != x.stride() or dy.is_neg():
         dy = torch.empty_like(x).copy_(dy)
     dx, dgain, dshift = backward(dy, x, gain, shift, mean, rstd, ctx.groups, ctx.silu)
     if gain.shape[0] == 1:

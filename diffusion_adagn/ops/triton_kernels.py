@@ -37,8 +37,11 @@ def _forward(
     mine = (of < GB * D) & (c < C)
     x += n * C * P
     y += n * C * P
-    # deviations from the first pixel: squares of a far-off mean would swallow the variance
-    origin = tl.load(x + c * channel, mask=mine, other=0.0).to(tl.float32)
+    # deviations from a typical pixel, the median of three: squares of a far-off mean would swallow the variance
+    one = tl.load(x + 3 * P // 7 * pixel + c * channel, mask=mine, other=0.0).to(tl.float32)
+    two = tl.load(x + 5 * P // 11 * pixel + c * channel, mask=mine, other=0.0).to(tl.float32)
+    three = tl.load(x + 8 * P // 13 * pixel + c * channel, mask=mine, other=0.0).to(tl.float32)
+    origin = tl.maximum(tl.minimum(one, two), tl.minimum(tl.maximum(one, two), three))
     s = tl.zeros([CB], tl.float32)
     q = tl.zeros([CB], tl.float32)
     p = tl.arange(0, BP)

@@ -243,6 +243,18 @@ def test_autoguidance_by_a_second_network(kinds, classes):
     assert np.array_equal(sample(pipe, guidance=Guidance(1.0, guide=guide)), sample(pipe))
 
 
+@pytest.mark.parametrize("deaf", [{"num_classes": None}, {"conditioning": "none"}], ids=str)
+def test_a_mix_is_guided_by_a_network_that_hears_no_class(deaf):
+    pipe = pipeline()
+    guide = pipeline(other_network(**deaf), LabelSpace(()) if "num_classes" in deaf else NAMES)
+    everywhere = ",".join(f"{NAMES.name(1)}@{where}" for where in ("coarse", "fine"))
+    got = sample(
+        pipe, classes=None, told=[pipe.mix(everywhere)] * 3, seeds=[0, 1, 2], guidance=Guidance(2.0, guide=guide)
+    )
+    plain = sample(pipe, classes=[1, 1, 1], seeds=[0, 1, 2], guidance=Guidance(2.0, guide=guide))
+    assert np.abs(got - plain).max() < 2e-4
+
+
 def test_a_network_without_null_is_guided_by_another():
     unet = tiny_unet(null_class=False)
     pipe = pipeline(unet, LabelSpace(NAMES.names, has_null=False))

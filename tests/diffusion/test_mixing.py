@@ -9,7 +9,7 @@ from conftest import tiny_unet
 
 from diffusion_adagn import ClassConditionalPipeline, LabelSpace
 from diffusion_adagn.config import DiffusionConfig
-from diffusion_adagn.diffusion.mixing import Between, ClassPlan, Mix
+from diffusion_adagn.diffusion.mixing import Between, ClassPlan, Mix, teller
 from diffusion_adagn.diffusion.schedule import make_scheduler
 from diffusion_adagn.errors import InputError
 from diffusion_adagn.models.conditioning import KINDS
@@ -376,3 +376,19 @@ def test_the_record_and_the_description_name_the_sites(pipes):
     coarse, fine = mix.describe(sites).splitlines()
     assert f"cat@coarse: {len(first['sites'])} of {len(sites)} sites, at 4x4" in coarse
     assert "at 8x8: down.0.stages.0.block.norm2 ... up.1.stages.1.block.norm2" in fine
+
+
+def test_what_is_kept_stays_within_its_bytes(pipes):
+    pipe = pipes("cross_attention")
+    unet, plans = pipe.unet, [Mix.everywhere(c, LABELS) for c in range(3)]
+    sizes = []
+    for timesteps in (torch.arange(40.0), torch.arange(400.0)):
+        made = []
+        projected = unet.projected
+        unet.projected = lambda *a, p=projected, m=made: m.append(p(*a)) or m[-1]
+        try:
+            teller(unet, plans, timesteps, most_bytes=2**18)(0)
+        finally:
+            del unet.projected
+        sizes.append(sum(t.numel() * 4 for t in made[0]))
+    assert 2**16 < sizes[1] <= 2**18 and sizes[0] <= 2**18

@@ -1,4 +1,4 @@
-"""The two errors that a user is meant to read."""
+"""The two errors that a user is meant to read, and how a stranger's folder ends in one."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,7 +18,7 @@ class UsageError(InputError):
 
 @contextmanager
 def reading(folder: Path) -> Iterator[None]:
-    """Whatever a stranger's folder makes go wrong in here is an InputError: the folder is damaged."""
+    """Raises InputError, that the folder is damaged, for whatever goes wrong in here: anything may stand in it."""
     try:
         yield
     except InputError:

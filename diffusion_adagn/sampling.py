@@ -363,7 +363,7 @@ def _claim(out: Path, overwrite: bool, held: ExitStack) -> None:
 def _clear(out: Path, overwrite: bool) -> None:
     """Remove earlier samples if asked; files that are not samples are never touched."""
     for begun in out.iterdir():  # a write that was broken off, see file_into_place
-        if re.fullmatch(rf"\.[0-9a-f]{{8}}\.{Path(NPZ).stem}.*\.(json|npz)", begun.name):
+        if begun.is_file() and re.fullmatch(rf"\.[0-9a-f]{{8}}\.{Path(NPZ).stem}.*\.(json|npz)", begun.name):
             begun.unlink()
     if not any(out.iterdir()):
         return

@@ -395,7 +395,8 @@ class AdaGNUNet(ModelMixin, ConfigMixin):
                 "one_hot(...).float()."
             )
         labels = labels.reshape(-1).long()
-        # on an accelerator a look at the values would make every call wait; there the pipeline has checked them
+        # on an accelerator a look at the values would make every call wait; there the pipeline has checked them. Compiled, and
+        # inside torch.func, there are no values yet
         if labels.device.type == "cpu" and not torch.compiler.is_compiling() and not transformed():
             bad = labels[(labels < 0) | (labels >= k + int(has_null))]
             if len(bad):

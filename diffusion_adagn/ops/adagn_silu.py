@@ -54,9 +54,10 @@ def adagn_silu_reference(
 ) -> Tensor:
     """`adagn_silu` in plain PyTorch. Half types are normalised in float32: in channels_last the CPU is slow at bfloat16."""
     wide = _wide(x)
-    # its own weight and bias apart where there is but one, or none of x's gradients is asked for: torch's backward wants
+    # its own weight and bias apart where there is but one, or where they are trained and x is not: torch's backward wants
     # all or none, and kills the process if not
-    apart = (weight is None) != (bias is None) or (weight is not None and not x.requires_grad)
+    trained = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (weight, bias))
+    apart = (weight is None) != (bias is None) or (trained and not x.requires_grad)
     own = (None, None) if apart else (_to(weight, wide), _to(bias, wide))
     # not F.group_norm, which refuses groups of one number
     h = torch.group_norm(x.to(wide), groups, *own, eps, torch.backends.cudnn.enabled)
@@ -207,8 +208,7 @@ class _AdaGNSiLU(torch.autograd.Function):
             return _gradients(ctx, dy, _kernels(dy).backward)
         x, gain, shift, *_ = ctx.saved_tensors
         asked = [t for t, needed in zip((x, gain, shift), ctx.needs_input_grad) if needed]
-        h = torch.group_norm(x.to(_wide(x)), ctx.groups, eps=ctx.eps) * _map(gain, x) + _map(shift, x)
-        y = (F.silu(h) if ctx.silu else h).to(x.dtype)
+        y = adagn_silu_reference(x, gain - 1, shift, ctx.groups, ctx.eps, silu=ctx.silu)
         found = iter(torch.autograd.grad(y, asked, dy, create_graph=True))
         return *(next(found) if needed else None for needed in ctx.needs_input_grad[:3]), None, None, None
 
@@ -251,7 +251,6 @@ def _(dy, x, gain, shift, mean, rstd, groups, silu):
 
 def _keep(ctx, inputs, output) -> None:
     x, gain, shift, ctx.groups, _, ctx.silu = inputs
-    x = _dense(x)
     ctx.save_for_backward(x, gain, shift, *output[1:])
     ctx.mark_non_differentiable(*output[1:])
 

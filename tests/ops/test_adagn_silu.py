@@ -353,6 +353,15 @@ def test_the_norm_is_trained_on_what_is_not(operator, modulated):
         assert apart(leaf.grad, grad) < 1e-5
 
 
+@pytest.mark.parametrize("trained", [True, False])
+def test_without_gradients_the_norm_s_own_weights_cost_no_pass(trained):
+    x, *_, weight, bias, _ = inputs((3, 16, 4, 4), 0.0, torch.float32, True, 3)
+    own = [t.detach().requires_grad_(trained) for t in (weight, bias)]
+    with torch.no_grad() if trained else torch.enable_grad(), torch.profiler.profile() as seen:
+        adagn_silu(x, None, None, 4, 1e-5, *own, operator="eager")
+    assert not {"aten::mul", "aten::add"} & {event.key for event in seen.key_averages()}
+
+
 @needs_kernel
 @pytest.mark.parametrize("last", [True, False])
 @pytest.mark.parametrize("place", [0, 13, 438, 1023])

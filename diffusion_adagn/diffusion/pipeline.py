@@ -1,5 +1,6 @@
 """ClassConditionalPipeline: classes and seeds -> pictures."""
 
+import copy
 import inspect
 import json
 import math
@@ -10,7 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 from numbers import Integral
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -71,11 +72,16 @@ class Watch(Protocol):
         """The x0 that is meant, guided and not yet clipped, [N, C, H, W]."""
 
 
+StepCallback = Callable[["ClassConditionalPipeline", int, Tensor, dict[str, Any]], dict[str, Any] | None]
+
+
 class ClassConditionalPipeline(DiffusionPipeline):
     """A trained network with its classes, its noise schedule and its sampler.
 
         pipe = ClassConditionalPipeline.from_pretrained("runs/digits")
         pipe(["cat", "dog"], guidance_scale=2.0, seeds=[0, 1]).images
+
+    Calls may run side by side in several threads: each steps a scheduler of its own, and the one in `scheduler` is not changed.
 
     labels: the classes (a LabelSpace or its dict; None: named by their ids). clip_x0: clip the predicted x0 to [-1, 1], after guidance.
     ema_decay (None for raw weights), trained_steps and guidance_convention are kept for the record.
@@ -116,11 +122,28 @@ class ClassConditionalPipeline(DiffusionPipeline):
         return LabelSpace.from_dict(self.config.labels)
 
     def use_sampler(self, sampler: str | None = None, spacing: str | None = None) -> "ClassConditionalPipeline":
-        """Walk the same process with another sampler (ddpm, ddim, dpm++, unipc, euler, heun) or timestep spacing."""
+        """Make another sampler or timestep spacing the default of later calls; the process stays the same.
+
+        Args:
+            sampler: "ddpm", "ddim", "dpm++", "unipc", "euler" or "heun". None: the present one.
+            spacing: "leading", "trailing" or "linspace". None: the present one.
+
+        Returns:
+            This pipeline.
+
+        Raises:
+            InputError: for a name that is none of these, and a combination that does not work.
+        """
         self.register_modules(
             scheduler=with_sampler(self.scheduler, sampler, spacing, self.unet.config.learned_variance)
         )
         return self
+
+    def _scheduler(self, sampler: str | None, spacing: str | None) -> SchedulerMixin:
+        """A scheduler for one call alone: schedulers count their steps, and calls may run side by side."""
+        if sampler is None and spacing is None:
+            return copy.deepcopy(self.scheduler)  # whatever the user put there, such as Karras sigmas
+        return with_sampler(self.scheduler, sampler, spacing, self.unet.config.learned_variance)
 
     def check_guidance(self, guidance: Guidance) -> None:
         """Raises InputError, with the remedy, if there is nothing to guide against: no null class, or a guide that does not fit."""
@@ -156,12 +179,13 @@ class ClassConditionalPipeline(DiffusionPipeline):
             return plans
         return [p if p.class_id is not None else Mix.everywhere(0, self.labels) for p in plans]
 
-    def check_eta(self, eta: float) -> None:
-        """Raises InputError unless eta is a number of at least 0, and 0 for samplers other than ddim."""
+    def check_eta(self, eta: float, sampler: str | None = None) -> None:
+        """Raises InputError unless eta is a number of at least 0, and 0 for samplers other than ddim. sampler: None for the pipeline's."""
         if not (math.isfinite(eta) and eta >= 0):
             raise InputError(f"eta is a number of at least 0 (0: no noise, 1: as much as ddpm), not {eta}.")
-        if eta and sampler_name(self.scheduler) != "ddim":
-            raise InputError(f"eta is a setting of ddim; the sampler is {sampler_name(self.scheduler)}.")
+        sampler = sampler or sampler_name(self.scheduler)
+        if eta and sampler != "ddim":
+            raise InputError(f"eta is a setting of ddim; the sampler is {sampler}.")
 
     def mix(self, text: str) -> Mix:
         """Who is told which class where and when, as `diffusion.mixing.Mix` reads it: "cat@coarse,dog@fine"."""
@@ -182,6 +206,10 @@ class ClassConditionalPipeline(DiffusionPipeline):
         told: "str | ClassPlan | Sequence[str | ClassPlan] | None" = None,
         guidance: Guidance | None = None,
         watch: Watch | None = None,
+        sampler: str | None = None,
+        spacing: str | None = None,
+        callback_on_step_end: StepCallback | None = None,
+        callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
     ) -> ImagesOutput | tuple:
         """Sample one picture for each class given (or one class for each seed given).
 
@@ -194,6 +222,10 @@ class ClassConditionalPipeline(DiffusionPipeline):
           `mixing.Between`, or one a picture. Guidance is against null as ever.
         guidance: in place of guidance_scale, with an interval, a schedule, another network to guide against: see `Guidance`.
         watch: looks on (see `Watch`).
+        sampler, spacing: for this call alone, as `use_sampler` takes them; None: the pipeline's own.
+        callback_on_step_end: called as diffusers does, `callback(pipe, index, timestep, {"latents": x})`, after each network call of
+          the sampler (heun makes two a step); x: the noisy images, [N, C, H, W] float32. A dict that it returns may hold other latents to go on from.
+        callback_on_step_end_tensor_inputs: which tensors it receives: ("latents",) or ().
         Raises InputError for unknown classes, guidance without a null class, and grids that cannot be walked.
         """
         plans, seeds = _pair(self._plans(classes, told), seeds)
@@ -207,25 +239,33 @@ class ClassConditionalPipeline(DiffusionPipeline):
         self.check_guidance(guidance)
         if output_type not in ("pil", "pt", "np"):
             raise InputError(f"output_type is pil, pt or np, not {output_type!r}.")
-        self.check_eta(eta)
+        if unknown := set(callback_on_step_end_tensor_inputs) - {"latents"}:
+            raise InputError(f"callback_on_step_end_tensor_inputs may hold 'latents' alone, not {said(min(unknown))}.")
+        scheduler = self._scheduler(sampler, spacing)
+        self.check_eta(eta, sampler_name(scheduler))
 
         device = self._execution_device
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-        extra = {"generator": generators} if sampler_name(self.scheduler) in ("ddpm", "ddim") else {}
+        extra = {"generator": generators} if sampler_name(scheduler) in ("ddpm", "ddim") else {}
         extra |= {"eta": eta} if eta else {}
 
-        timesteps = set_steps(self.scheduler, num_inference_steps, device)
-        predict = self._predictor(plans, timesteps, guidance, watch)
+        timesteps = set_steps(scheduler, num_inference_steps, device)
+        predict = self._predictor(plans, scheduler, guidance, watch)
         config = self.unet.config
         shape = (config.in_channels, config.sample_size, config.sample_size)
         x = torch.stack([torch.randn(shape, generator=g) for g in generators]).to(device)
-        x = x * self.scheduler.init_noise_sigma
+        x = x * scheduler.init_noise_sigma
         with self.progress_bar(total=len(timesteps)) as bar:
-            for t, call in zip(timesteps, network_calls(self.scheduler)):
-                x_t = self.scheduler.scale_model_input(x, t)
+            for t, call in zip(timesteps, network_calls(scheduler)):
+                x_t = scheduler.scale_model_input(x, t)
                 prediction = predict(x_t, call)
-                prediction = self._clip(prediction, x_t, t, guidance, watch and partial(watch.predicted, call))
-                x = self.scheduler.step(prediction, t, x, return_dict=False, **extra)[0]
+                prediction = self._clip(
+                    prediction, x_t, t, scheduler, guidance, watch and partial(watch.predicted, call)
+                )
+                x = scheduler.step(prediction, t, x, return_dict=False, **extra)[0]
+                if callback_on_step_end is not None:
+                    tensors = {"latents": x} if callback_on_step_end_tensor_inputs else {}
+                    x = (callback_on_step_end(self, call.index, t, tensors) or {}).get("latents", x)
                 bar.update()
 
         images = (x / 2 + 0.5).clamp(0, 1)
@@ -252,13 +292,16 @@ class ClassConditionalPipeline(DiffusionPipeline):
         return [self.mix(plan) if isinstance(plan, str) else plan for plan in told]
 
     def _predictor(
-        self, plans: list[ClassPlan], timesteps: Tensor, guidance: Guidance, watch: Watch | None = None
+        self, plans: list[ClassPlan], scheduler: SchedulerMixin, guidance: Guidance, watch: Watch | None = None
     ) -> Callable[[Tensor, Call], Tensor]:
-        """(x_t [N, C, H, W], the call) -> the guided prediction, [N, C or 2C, H, W], float32; one pass where guidance is off."""
-        one = self._one_pass(plans, timesteps)
+        """(x_t [N, C, H, W], the call) -> the guided prediction, [N, C or 2C, H, W], float32; one pass where guidance is off.
+
+        scheduler: the call's own, its timesteps set.
+        """
+        one = self._one_pass(plans, scheduler.timesteps)
         if guidance.off:
             return one
-        both = self._two_passes(plans, timesteps, guidance.guide)
+        both = self._two_passes(plans, scheduler, guidance.guide)
         scales = guidance.scales(len(plans)).to(self._execution_device)
 
         def predict(x: Tensor, call: Call) -> Tensor:
@@ -280,9 +323,10 @@ class ClassConditionalPipeline(DiffusionPipeline):
         return lambda x, call: self.unet.denoise(x.to(dtype), tell(call.index)).float()
 
     def _two_passes(
-        self, plans: list[ClassPlan], timesteps: Tensor, guide: "ClassConditionalPipeline | None"
+        self, plans: list[ClassPlan], scheduler: SchedulerMixin, guide: "ClassConditionalPipeline | None"
     ) -> Callable[[Tensor, Call], tuple[Tensor, Tensor]]:
         """(x_t, the call) -> the network's answer, and the one that is guided against, its C mean channels alone."""
+        timesteps = scheduler.timesteps
         if guide is None:
             nulls = [Mix.everywhere(self.labels.null_id, self.labels)] * len(plans)
             together = self._one_pass([*plans, *nulls], timesteps)
@@ -300,7 +344,7 @@ class ClassConditionalPipeline(DiffusionPipeline):
         def guide_pass(x: Tensor, call: Call) -> tuple[Tensor, Tensor]:
             against = weak(x, call)[:, : x.shape[1]]
             if ours != theirs:
-                alpha, sigma = signal_and_noise(self.scheduler, timesteps[call.index])
+                alpha, sigma = signal_and_noise(scheduler, timesteps[call.index])
                 against = from_x0(to_x0(against, x, alpha, sigma, theirs), x, alpha, sigma, ours)
             return cond(x, call), against
 
@@ -311,6 +355,7 @@ class ClassConditionalPipeline(DiffusionPipeline):
         prediction: Tensor,
         x_t: Tensor,
         t: Tensor,
+        scheduler: SchedulerMixin,
         guidance: Guidance = UNGUIDED,
         see: Callable[[Tensor], None] | None = None,
     ) -> Tensor:
@@ -321,15 +366,15 @@ class ClassConditionalPipeline(DiffusionPipeline):
         prediction, variance = prediction.split([x_t.shape[1], prediction.shape[1] - x_t.shape[1]], dim=1)
         limited = self.config.clip_x0 or guidance.threshold is not None
         if limited or see is not None:
-            kind = KIND_OF[self.scheduler.config.prediction_type]
-            alpha, sigma = signal_and_noise(self.scheduler, t)
+            kind = KIND_OF[scheduler.config.prediction_type]
+            alpha, sigma = signal_and_noise(scheduler, t)
             x0 = to_x0(prediction, x_t, alpha, sigma, kind)
             if see is not None:
                 see(x0)
         if limited:
             x0 = x0.clamp(-1, 1) if guidance.threshold is None else guidance.limit(x0)
             prediction = from_x0(x0, x_t, alpha, sigma, kind)
-        learned = self.scheduler.config.get("variance_type") == "learned_range"
+        learned = scheduler.config.get("variance_type") == "learned_range"
         return torch.cat([prediction, variance], dim=1) if learned else prediction
 
     # ------------------------------------------------------------------ files

@@ -10,6 +10,7 @@ This file travels with the weights: it imports torch, numpy, PIL and diffusers a
 Other stock schedulers may be put in:  pipe.scheduler = DPMSolverMultistepScheduler.from_config(pipe.scheduler.config)
 """
 
+import copy
 import difflib
 import inspect
 import itertools
@@ -138,16 +139,15 @@ class LabelPipeline(DiffusionPipeline):
         guided = bool((scales != 1).any())
         if guided and self.config.null_id is None:
             raise ValueError("this model has no null class to guide against: only guidance_scale=1 is possible.")
-        if hasattr(self.scheduler, "state_in_first_order") and not isinstance(self.scheduler, HeunDiscreteScheduler):
-            raise ValueError(
-                f"{type(self.scheduler).__name__} calls the network between its timesteps: use another one."
-            )
+        scheduler = copy.deepcopy(self.scheduler)  # schedulers count their steps, and calls may run side by side
+        if hasattr(scheduler, "state_in_first_order") and not isinstance(scheduler, HeunDiscreteScheduler):
+            raise ValueError(f"{type(scheduler).__name__} calls the network between its timesteps: use another one.")
         if output_type not in ("pil", "pt", "np"):
             raise ValueError(f"output_type is pil, pt or np, not {output_type!r}.")
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-        takes = inspect.signature(self.scheduler.step).parameters
+        takes = inspect.signature(scheduler.step).parameters
         if eta and "eta" not in takes:
-            raise ValueError(f"{type(self.scheduler).__name__} has no eta; DDIMScheduler has.")
+            raise ValueError(f"{type(scheduler).__name__} has no eta; DDIMScheduler has.")
         extra = {k: v for k, v in {"generator": generators, "eta": eta}.items() if k in takes}
 
         device, config = self._execution_device, self.unet.config
@@ -156,18 +156,18 @@ class LabelPipeline(DiffusionPipeline):
             y = torch.cat([y, torch.full_like(y, self.config.null_id)])
             scales = scales.to(device)[:, None, None, None]
         steps = defaults["num_inference_steps"] if num_inference_steps is None else num_inference_steps
-        timesteps = self._timesteps(steps, device)
+        timesteps = self._timesteps(scheduler, steps, device)
         shape = (config.in_channels, config.sample_size, config.sample_size)
         x = torch.stack([torch.randn(shape, generator=g) for g in generators]).to(device)
-        x = x * getattr(self.scheduler, "init_noise_sigma", 1.0)
+        x = x * getattr(scheduler, "init_noise_sigma", 1.0)
         for t in self.progress_bar(timesteps):
-            x_t = self.scheduler.scale_model_input(x, t)
+            x_t = scheduler.scale_model_input(x, t)
             inputs = torch.cat([x_t, x_t]) if guided else x_t
             out = self.unet(inputs.to(self.unet.dtype), t.expand(len(inputs)), class_labels=y).sample.float()
             if guided:  # the mean channels; a learned variance behind them is the conditional pass's
                 (cond, variance), (null, _) = (_split(part, x_t) for part in out.chunk(2))
                 out = torch.cat([torch.lerp(null, cond, scales), variance], dim=1)  # lerp: at scale 1 exactly cond
-            x = self.scheduler.step(self._clip(out, x_t, t), t, x, return_dict=False, **extra)[0]
+            x = scheduler.step(self._clip(scheduler, out, x_t, t), t, x, return_dict=False, **extra)[0]
 
         images = (x / 2 + 0.5).clamp(0, 1)
         if output_type != "pt":
@@ -177,8 +177,8 @@ class LabelPipeline(DiffusionPipeline):
             images = [Image.fromarray(p[..., 0] if p.shape[-1] == 1 else p) for p in pixels]
         return ImagePipelineOutput(images=images) if return_dict else (images,)
 
-    def _timesteps(self, steps: int, device: torch.device) -> torch.Tensor:
-        scheduler, total = self.scheduler, self.scheduler.config.num_train_timesteps
+    def _timesteps(self, scheduler: SchedulerMixin, steps: int, device: torch.device) -> torch.Tensor:
+        total = scheduler.config.num_train_timesteps
         if not isinstance(steps, int) or not 1 <= steps <= total:
             raise ValueError(f"num_inference_steps is a whole number from 1 to {total}, not {steps!r}.")
         scheduler.set_timesteps(steps, device=device)
@@ -190,11 +190,11 @@ class LabelPipeline(DiffusionPipeline):
                 raise ValueError(f"DDIM cannot take {steps} {spacing} steps: use a number that divides {total}.")
         return scheduler.timesteps
 
-    def _clip(self, out: torch.Tensor, x_t: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+    def _clip(self, scheduler: SchedulerMixin, out: torch.Tensor, x_t: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
         """Clip the x0 that is meant, after guidance, and say it again as eps or v: any sampler steps by what was clipped."""
         prediction, variance = _split(out, x_t)
         if self.config.clip_x0:
-            kind, (alpha, sigma) = self.scheduler.config.prediction_type, self._signal_and_noise(t)
+            kind, (alpha, sigma) = scheduler.config.prediction_type, _signal_and_noise(scheduler, t)
             if kind == "epsilon":
                 x0 = ((x_t - sigma * prediction) / alpha).clamp(-1, 1)
                 prediction = (x_t - alpha * x0) / sigma
@@ -203,17 +203,8 @@ class LabelPipeline(DiffusionPipeline):
                 prediction = (alpha * x_t - x0) / sigma
             else:
                 prediction = prediction.clamp(-1, 1)
-        learned = isinstance(self.scheduler, DDPMScheduler) and self.scheduler.config.variance_type == "learned_range"
+        learned = isinstance(scheduler, DDPMScheduler) and scheduler.config.variance_type == "learned_range"
         return torch.cat([prediction, variance], dim=1) if learned else prediction
-
-    def _signal_and_noise(self, t: torch.Tensor) -> tuple[float, float]:
-        """alpha, sigma of x_t = alpha x0 + sigma eps; from a solver's noise-to-signal ratios where it keeps them."""
-        ratios = getattr(self.scheduler, "sigmas", None)
-        if ratios is not None:
-            ratio = float(ratios[self.scheduler.step_index or 0])
-            return 1 / math.hypot(1, ratio), ratio / math.hypot(1, ratio)
-        alpha_bar = float(self.scheduler.alphas_cumprod[int(t)])
-        return math.sqrt(alpha_bar), math.sqrt(1 - alpha_bar)
 
     def save_config(self, save_directory, push_to_hub: bool = False, **kwargs) -> None:
         """model_index.json, and this file beside it, by which it can be loaded again."""
@@ -222,6 +213,16 @@ class LabelPipeline(DiffusionPipeline):
         values = json.loads(index.read_text(encoding="utf-8")) | {"_class_name": [source.stem, type(self).__name__]}
         index.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         index.with_name(source.name).write_bytes(source.read_bytes())
+
+
+def _signal_and_noise(scheduler: SchedulerMixin, t: torch.Tensor) -> tuple[float, float]:
+    """alpha, sigma of x_t = alpha x0 + sigma eps; from a solver's noise-to-signal ratios where it keeps them."""
+    ratios = getattr(scheduler, "sigmas", None)
+    if ratios is not None:
+        ratio = float(ratios[scheduler.step_index or 0])
+        return 1 / math.hypot(1, ratio), ratio / math.hypot(1, ratio)
+    alpha_bar = float(scheduler.alphas_cumprod[int(t)])
+    return math.sqrt(alpha_bar), math.sqrt(1 - alpha_bar)
 
 
 def _split(out: torch.Tensor, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

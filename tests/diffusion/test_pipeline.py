@@ -63,8 +63,8 @@ def test_scale_1_is_the_conditional_pass_bit_for_bit_and_makes_no_second_pass():
     with torch.no_grad():
         said = unet.projected(scheduler.timesteps.repeat_interleave(3), y.repeat(5))[0].split(3)
         for t, rows in zip(scheduler.timesteps, said):
-            x = scheduler.step(pipe._clip(real(x, unet.told(rows)), x, t), t, x).prev_sample
-            plain = scheduler.step(pipe._clip(unet(plain, t, y).sample, plain, t), t, plain).prev_sample
+            x = scheduler.step(pipe._clip(real(x, unet.told(rows)), x, t, scheduler), t, x).prev_sample
+            plain = scheduler.step(pipe._clip(unet(plain, t, y).sample, plain, t, scheduler), t, plain).prev_sample
     torch.testing.assert_close(x, plain, atol=1e-4, rtol=1e-4)
     assert np.array_equal((x / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).numpy(), out)
     calls.clear()
@@ -117,22 +117,22 @@ def test_seeds():
 @pytest.mark.parametrize(
     ("sampler", "scale", "prediction"), list(itertools.product(SAMPLERS, (1.0, 2.0, 4.0), ("eps", "v", "x0")))
 )
-def test_every_sampler_steps_by_the_clipped_x0(sampler, scale, prediction):
+def test_every_sampler_steps_by_the_clipped_x0(sampler, scale, prediction, monkeypatch):
     """What each step is handed means an x0 within [-1, 1] and is consistent with x_t: eps is recomputed, not kept."""
     pipe = pipeline(tiny_unet(), prediction=prediction).use_sampler(sampler)
     handed = []
-    step = pipe.scheduler.step
+    step = type(pipe.scheduler).step
 
-    def spy(output, t, x, **kw):
+    def spy(scheduler, output, t, x, **kw):
         # the x0 that the scheduler itself will derive from what it is handed
-        x_t = pipe.scheduler.scale_model_input(x, t)
-        bar = pipe.scheduler.alphas_cumprod[int(t)].double() if t == int(t) else None
+        x_t = scheduler.scale_model_input(x, t)
+        bar = scheduler.alphas_cumprod[int(t)].double() if t == int(t) else None
         a, s = bar.sqrt(), (1 - bar).sqrt()
         x0 = {"eps": (x_t - s * output) / a, "v": a * x_t - s * output, "x0": output}[prediction]
         handed.append(x0.abs().max().item())
-        return step(output, t, x, **kw)
+        return step(scheduler, output, t, x, **kw)
 
-    pipe.scheduler.step = spy
+    monkeypatch.setattr(type(pipe.scheduler), "step", spy)  # each call copies the scheduler
     out = sample(pipe, guidance_scale=scale, num_inference_steps=10)
     assert np.isfinite(out).all()
     assert max(handed) <= 1 + 2e-3
@@ -152,13 +152,13 @@ def test_all_mean_channels_are_guided_and_the_variance_is_the_conditional_one(sa
     pipe = pipeline(unet).use_sampler(sampler)
     cond, null = torch.randn(1, 8, 8, 8), torch.randn(1, 8, 8, 8)
     unet.denoise = lambda x, m: torch.cat([cond, null])[: len(x)]
-    predict = pipe._predictor(pipe._plans("cat", None), torch.tensor([5]), Guidance(3.0))
+    pipe.scheduler.set_timesteps(5)
+    predict = pipe._predictor(pipe._plans("cat", None), pipe.scheduler, Guidance(3.0))
     got = predict(torch.zeros(1, 4, 8, 8), Call(0, 0, 5.0, 0.005, 0.1))
     assert torch.allclose(got[:, :4], null[:, :4] + 3 * (cond[:, :4] - null[:, :4]), atol=1e-5)
     assert torch.equal(got[:, 4:], cond[:, 4:])
-    pipe.scheduler.set_timesteps(5)
     pipe.scheduler.scale_model_input(torch.zeros(1, 4, 8, 8), pipe.scheduler.timesteps[0])
-    given = pipe._clip(got, torch.zeros(1, 4, 8, 8), pipe.scheduler.timesteps[0])
+    given = pipe._clip(got, torch.zeros(1, 4, 8, 8), pipe.scheduler.timesteps[0], pipe.scheduler)
     assert given.shape[1] == (8 if sampler == "ddpm" else 4)
 
 

@@ -33,7 +33,7 @@ RENAMED = {"training.precision": "speed.precision"}  # in files of earlier days
 
 
 def option(default: Any, help: str, *, minimum: float | None = None, maximum: float | None = None, free: bool = False):
-    """A config field. free: a resumed run may change it, since it does not change what is computed."""
+    """A config field. free: a resumed run may change it, since it does not change what is computed (training.lr alone may change too)."""
     return field(default=default, metadata={"help": help, "minimum": minimum, "maximum": maximum, "free": free})
 
 
@@ -155,7 +155,9 @@ class TrainingConfig:
         1, "Split each process's share of a batch into this many passes, to save memory.", minimum=1, free=True
     )
     seed: int = option(0, "Decides weights, order, noise, timesteps, label drops and flips.", minimum=0)
-    lr: float = option(1e-4, "Peak learning rate of AdamW.", minimum=0)
+    lr: float = option(
+        1e-4, "Peak learning rate of AdamW. A resumed run may change it; the change is logged.", minimum=0
+    )
     warmup_steps: int = option(0, "Steps of linear warm-up.", minimum=0)
     lr_decay: Literal["none", "linear", "cosine"] = option("none", "Decay from warm-up's end to 0 at max_steps.")
     weight_decay: float = option(0.0, "Weight decay of AdamW.", minimum=0)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import asdict, dataclass
+from difflib import SequenceMatcher
 from pathlib import Path
 
 from .config import RunConfig
@@ -82,13 +83,20 @@ def label_space(config: RunConfig) -> LabelSpace:
     return LabelSpace.from_dict(config.labels | {"has_null": config.model.null_class})
 
 
+def runs_near(path: str | Path) -> str:
+    """ " Runs here: runs/a, runs/b.": the runs beside a path and in runs/, the most similar names first; "" if there are none."""
+    path = Path(path)
+    found = {p.parent for folder in (path.parent, Path("runs")) for p in folder.glob("*/config.yaml")}
+    found = sorted(found, key=lambda p: (-SequenceMatcher(None, p.name, path.name).ratio(), str(p)))[:6]
+    return f" Runs here: {', '.join(map(str, found))}." if found else ""
+
+
 def check_model_path(path: str | Path) -> None:
     """Raises InputError unless the path exists or looks like a hub id, owner/name."""
     parts = str(path).split("/")
     if not Path(path).exists() and (len(parts) != 2 or not all(parts) or parts[0] in (".", "..", "runs")):
         beside = checkpoints(Path(path).parent)
-        runs = beside or [p.parent for p in sorted(Path("runs").glob("*/config.yaml"))[:6]]
-        there = f" {'Checkpoints' if beside else 'Runs'} here: {', '.join(map(str, runs))}." if runs else ""
+        there = f" Checkpoints here: {', '.join(map(str, beside))}." if beside else runs_near(path)
         raise InputError(f"there is no folder {path} (and a hub id looks like owner/name).{there}")
 
 

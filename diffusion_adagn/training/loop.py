@@ -37,7 +37,7 @@ from .ema import EMA
 from .feed import Feed
 from .finish import sample_command, write_pipeline
 from .health import Health, first_bad_value
-from .metrics import Metrics, check_tracker
+from .metrics import LR_CHANGE, Metrics, check_tracker
 from .pixels import choose_pixels
 from .preview import check_preview, draw_preview, heldout_loss
 from .signals import Signals
@@ -91,8 +91,9 @@ def _train(config: RunConfig, resume: bool, held: ExitStack) -> int:
     at = broadcast_object_list(found)[0]
     if config.init_from and at is None:
         plan += f"\n{transfer(config.init_from, unet, label_space(config))}"
+    recorded_lr = None
     if main:
-        _claim(run, config, resume, at, held)
+        recorded_lr = _claim(run, config, resume, at, held)
         print(plan)
     accelerator.wait_for_everyone()
     unet.to(device)
@@ -158,6 +159,11 @@ def _train(config: RunConfig, resume: bool, held: ExitStack) -> int:
         if training.tracker != "none":
             accelerator.log(values, step=step)
 
+    lr_before = state.get("lr", recorded_lr)  # of the checkpoint; before it was saved there, of config.yaml
+    if main and step and lr_before not in (None, training.lr):
+        print(f"training.lr is {training.lr:g} from step {step} on; it was {lr_before:g}")
+        log(**{LR_CHANGE: lr_before, "lr_changed_to": training.lr})
+
     def save() -> None:
         collected = signals.sums(accelerator)
         if main:
@@ -165,6 +171,7 @@ def _train(config: RunConfig, resume: bool, held: ExitStack) -> int:
                 "signals": collected,
                 "step": step,
                 "position": step * training.batch_size,
+                "lr": training.lr,
                 "data_fingerprint": dataset.fingerprint,
                 "scaler": accelerator.scaler.state_dict() if accelerator.scaler is not None else None,
                 "faults": health.in_a_row,
@@ -423,8 +430,12 @@ def _pictures_per_pass(training: TrainingConfig, processes: int) -> int:
     return training.batch_size // parts
 
 
-def _claim(run: RunFolder, config: RunConfig, resume: bool, at: Path | None, held: ExitStack) -> None:
-    """Make the folder this run's, or check that it is, and lock it. The main process alone does this."""
+def _claim(run: RunFolder, config: RunConfig, resume: bool, at: Path | None, held: ExitStack) -> float | None:
+    """Make the folder this run's, or check that it is, and lock it. The main process alone does this.
+
+    Returns the learning rate that was recorded there before; None for a new run.
+    """
+    recorded = None
     if run.config_file.is_file():
         at = at or run.newest_checkpoint()
         if resume and at is not None and read_state(at)["step"] > config.training.max_steps:
@@ -437,11 +448,13 @@ def _claim(run: RunFolder, config: RunConfig, resume: bool, at: Path | None, hel
                 f"{run.path} already holds a run ({f'at {at.name}' if at else 'without a checkpoint yet'}). Go on with it by "
                 "--resume auto, or give another --output_dir."
             )
-        changed = differences(read_config(run.config_file), config)
+        recorded = read_config(run.config_file)
+        same_lr = dataclasses.replace(config.training, lr=recorded.training.lr)  # the learning rate may change
+        changed = differences(recorded, dataclasses.replace(config, training=same_lr))
         if changed and at is not None:
             raise InputError(
                 f"{run.path} was started with other settings, and going on would change its result: {'; '.join(changed)}. "
-                "Put them back, or start another run (with --init_from to keep the weights)."
+                "Put them back, or start another run (with --init_from to keep the weights). Only training.lr may be changed."
             )
     elif run.path.exists() and (not run.path.is_dir() or any(run.path.iterdir())):
         raise InputError(f"{run.path} exists and is not a run (no config.yaml in it): give another --output_dir.")
@@ -449,6 +462,7 @@ def _claim(run: RunFolder, config: RunConfig, resume: bool, at: Path | None, hel
     held.enter_context(alone_in(run.path))
     clear_leftovers(run.checkpoints)
     file_into_place(run.config_file, lambda beside: beside.write_text(to_yaml(config), encoding="utf-8"))
+    return None if recorded is None else recorded.training.lr
 
 
 def _restore(

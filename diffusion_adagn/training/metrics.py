@@ -7,18 +7,25 @@ from pathlib import Path
 
 from ..errors import InputError
 
+LR_CHANGE = "lr_changed_from"  # in the line that a resume with another learning rate writes
+
 
 class Metrics:
     """Appends one JSON object a line to metrics.jsonl, each with its `step`; only where `path` is given.
 
-    On resume the file is cut back to the lines up to `last_step`, so that no step stands in it twice.
+    On resume the file is cut back to the lines up to `last_step`, so that no step stands in it twice; a change of the learning
+    rate at that very step belongs to an earlier resume from there, and is cut too.
     """
 
     def __init__(self, path: Path | None, last_step: int = 0):
         self.path = path
         if path is not None and path.exists():
             lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-            kept = [line for line in lines if _step(line) <= last_step]
+            kept = [
+                line
+                for line in lines
+                if (step := _step(line)) < last_step or (step == last_step and LR_CHANGE not in line)
+            ]
             if kept != lines:
                 beside = path.with_suffix(".tmp")
                 beside.write_text("".join(kept), encoding="utf-8")

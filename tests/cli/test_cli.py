@@ -44,7 +44,7 @@ def test_every_setting_is_in_the_help_with_its_documentation(capsys):
         (["train", "--config", "none.yaml"], 1, "no config file none.yaml"),
         (["train", "--training.lrr", "1"], 2, "--training.lr"),
         (["train", "--training.lr", "fast"], 2, "expected a number"),
-        (["train", "--resume", "yes"], 2, "auto"),
+        (["train", "--resume", "yes"], 1, "no run to resume in yes"),
         (["train", "--confg", "x"], 2, "--config"),
         (["train", "--training.max_steps", "3"], 1, "--output_dir"),
         (["train", "--output_dir", "x"], 1, "max_steps"),

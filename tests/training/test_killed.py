@@ -95,7 +95,8 @@ def words(settings):
 
 def killed_and_resumed(tmp_path, variant, count, seed):
     """How many times it was killed."""
-    argv = ["train", *words(SETTINGS | VARIANTS[variant])]
+    (tmp_path / "digits.yaml").write_text("data: {source: digits}\n")  # --resume starts a run where there is a config
+    argv = ["train", "--config", str(tmp_path / "digits.yaml"), *words(SETTINGS | VARIANTS[variant])]
     places = [str(tmp_path / f"killed{i}") for i in range(count)]
     folders = {name: str(tmp_path / name) for name in ("warm", "whole")}
     work = folders | {"argv": argv, "places": places, "seed": seed}

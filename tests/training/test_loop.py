@@ -136,7 +136,7 @@ def test_what_would_change_the_result_is_refused_by_name_and_nothing_is_lost(tmp
     run(out)
     before = {p: p.read_bytes() for p in out.rglob("*") if p.is_file()}
     for changes, name in (
-        ({"training__lr": 5e-3}, "training.lr: 0.001 -> 0.005"),
+        ({"training__warmup_steps": 3}, "training.warmup_steps: 0 -> 3"),
         ({"model__model_channels": 32}, "model.model_channels: 16 -> 32"),
         ({"data__classes": "1,2"}, "records 10 classes"),
         ({"training__seed": 1}, "training.seed"),

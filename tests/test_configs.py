@@ -55,3 +55,9 @@ def test_the_header_of_every_recipe_says_what_it_gives():
         head = config.read_text().splitlines()[:6]
         assert head[0].startswith("# "), config
         assert config.stem == "own_images" or any("measured" in line for line in head), config
+
+
+def test_image_recipes_predict_v():
+    """eps-prediction gives oversaturated, noisy images until training is long."""
+    for config in CONFIGS:
+        assert read_config(config).diffusion.prediction == ("eps" if config.stem == "digits" else "v"), config

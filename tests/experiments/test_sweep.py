@@ -164,6 +164,7 @@ sys.exit(main(sys.argv[2:]))
 """
 
 
+@pytest.mark.serial
 def test_killed_in_the_middle_of_a_batch_and_started_again_it_ends_with_the_same_table(model, once, tmp_path):
     out = tmp_path / "killed"
     argv = ["sweep", str(model), "--out", str(out), *SETTINGS]
@@ -176,6 +177,7 @@ def test_killed_in_the_middle_of_a_batch_and_started_again_it_ends_with_the_same
     assert not list(out.rglob(".*"))
 
 
+@pytest.mark.serial
 def test_on_two_processes_it_gives_the_same_table(model, once, tmp_path):
     out = tmp_path / "two"
     command = [
@@ -251,6 +253,7 @@ def test_nothing_to_measure_against(model, tmp_path):
         sweep(model, tmp_path / "full")
 
 
+@pytest.mark.serial
 @pytest.mark.slow
 def test_killed_at_random_moments_again_and_again(model, once, tmp_path):
     out = tmp_path / "killed"

@@ -9,6 +9,8 @@ import pytest
 from conftest import ROOT
 from safetensors.torch import load_file
 
+pytestmark = pytest.mark.serial
+
 SETTINGS = {
     "data.source": "digits",
     "training.max_steps": 14,

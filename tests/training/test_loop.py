@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import ROOT, one_line
+from processes import Process
 from safetensors.torch import load_file
 
 from diffusion_adagn import ClassConditionalPipeline, speed
@@ -296,24 +297,19 @@ def launch(out, *extra, processes=1, **changes):
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_signals_save_and_leave_with_75(tmp_path, number, capsys):
     out = tmp_path / "run"
-    process = subprocess.Popen(
-        launch(out, training__max_steps=100000),
-        env=environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
+    _, program, *argv = launch(out, training__max_steps=100000)
+    process = Process(
+        "import runpy, sys; runpy.run_path(sys.argv.pop(1), run_name='__main__')", [program, *argv], tmp_path / "log"
     )
-    until = time.time() + 60
-    while time.time() < until and not (
-        (out / "metrics.jsonl").exists() and len((out / "metrics.jsonl").read_text().splitlines()) > 3
-    ):
-        time.sleep(0.1)
+    while not ((out / "metrics.jsonl").exists() and len((out / "metrics.jsonl").read_text().splitlines()) > 3):
+        assert process.running(), process.printed()
+        time.sleep(0.05)
     # meanwhile nobody else may train there
     assert main(["train", "--resume", "auto", "--output_dir", str(out)]) == 1
     assert "another process is at work" in one_line(capsys.readouterr().err)
-    process.send_signal(number)
-    printed, _ = process.communicate(timeout=60)
-    assert process.returncode == 75, printed
+    process.signal(number)
+    status, printed = process.wait(), process.printed()
+    assert status == 75, printed
     stopped = sorted((out / "checkpoints").glob("step-*"))[-1]
     assert f"--resume auto --output_dir {out}" in printed
     assert "Traceback" not in printed

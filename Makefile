@@ -1,5 +1,6 @@
 # make demo       train and sample real handwritten digits on the CPU, from nothing (a few minutes, most of it the install)
 # make test       the whole default test suite;  make test-slow  the rest
+# make coverage   the default test suite, and which lines of the package it runs
 # make lint       ruff, version and rules pinned
 # make clean      remove the virtual environment, runs, samples and what was measured
 
@@ -8,7 +9,12 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: demo test test-slow lint clean
+# Two processes, a test file in one of them; then, alone, the tests that start processes, send signals or measure memory.
+# The second runs although the first failed. OMP_NUM_THREADS: the processes share the cores.
+PARALLEL := -n 2 --dist loadfile
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --durations=10
+
+.PHONY: demo test test-slow coverage lint clean
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -22,14 +28,24 @@ demo: $(VENV)/.installed
 	@echo "What the condition does:  $(BIN)/adagn trace runs/digits"
 
 test: $(VENV)/.installed
-	$(BIN)/python -m pytest
+	status=0; \
+	$(PYTEST) $(PARALLEL) -m "not slow and not serial" || status=1; \
+	$(PYTEST) -m "not slow and serial" || status=1; \
+	exit $$status
 
 test-slow: $(VENV)/.installed
-	$(BIN)/python -m pytest -m slow
+	status=0; \
+	$(PYTEST) $(PARALLEL) -m "slow and not serial" || status=1; \
+	$(PYTEST) -m "slow and serial" || status=1; \
+	exit $$status
+
+coverage: $(VENV)/.installed
+	$(PYTEST) $(PARALLEL) -m "not slow and not serial" --cov=diffusion_adagn --cov-report=
+	$(PYTEST) -m "not slow and serial" --cov=diffusion_adagn --cov-append --cov-report=term --cov-report=html:coverage
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
 clean:
-	rm -rf $(VENV) runs samples sweeps evaluations traces
+	rm -rf $(VENV) .coverage coverage runs samples sweeps evaluations traces

@@ -6,11 +6,13 @@ import shutil
 import tempfile
 from pathlib import Path
 
+os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported; the processes that tests start inherit it
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_MODULES_CACHE"] = tempfile.mkdtemp()  # where diffusers copies the code of a folder before it runs it
 os.environ["HF_DATASETS_OFFLINE"] = "1"
 
 import pytest
+from filelock import FileLock
 
 atexit.register(shutil.rmtree, os.environ["HF_MODULES_CACHE"], ignore_errors=True)
 
@@ -18,10 +20,41 @@ ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared" / "data"
 
 
+@pytest.fixture(scope="session")
+def common_folder(tmp_path_factory):
+    """A folder of this test session, the same one in all of its processes."""
+    base = tmp_path_factory.getbasetemp()
+    if os.environ.get("PYTEST_XDIST_WORKER"):
+        base = base.parent  # each worker has a folder in that of the session
+    folder = base / "common"
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def made_once(common_folder):
+    """made_once(name, make): the folder `name`, which make(folder) filled in the first process that asked for it."""
+
+    def made(name, make):
+        folder, complete = common_folder / name, common_folder / f"{name}.complete"
+        with FileLock(common_folder / f"{name}.lock"):
+            if not complete.exists():
+                shutil.rmtree(folder, ignore_errors=True)  # of a make() that failed in another process
+                folder.mkdir()
+                make(folder)
+                complete.touch()
+        return folder
+
+    return made
+
+
 @pytest.fixture(scope="session", autouse=True)
-def _own_store(tmp_path_factory):
-    """Decoded pictures go to a folder of this test session."""
-    os.environ["DIFFUSION_ADAGN_CACHE"] = str(tmp_path_factory.mktemp("store"))
+def _own_store(common_folder):
+    """Decoded pictures and trained judges go to a folder of this test session; torch has one thread."""
+    import torch
+
+    torch.set_num_threads(1)
+    os.environ["DIFFUSION_ADAGN_CACHE"] = str(common_folder / "store")
 
 
 @pytest.fixture
@@ -30,6 +63,11 @@ def shared():
     if not SHARED.is_dir():
         pytest.skip(f"real pictures are not at {SHARED}")
     return SHARED
+
+
+def one_line(text):
+    """Text with each run of white space as one space: where a printed message is broken depends on the paths in it."""
+    return " ".join(text.split())
 
 
 def tiny_unet(**changes):

@@ -5,7 +5,7 @@ import re
 import shlex
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, one_line
 
 from benchmarks import compare
 
@@ -104,7 +104,7 @@ def test_bad_input_is_one_line_with_the_choices(capsys, argv, words):
 def test_results_that_cannot_be_written_are_told(tmp_path, capsys):
     (tmp_path / "file").touch()
     assert compare.main([*QUICK, "--what", "data", "--out", str(tmp_path / "file")]) == 2
-    assert "cannot be written to" in capsys.readouterr().err
+    assert "cannot be written to" in one_line(capsys.readouterr().err)
 
 
 def test_the_readme_s_commands_are_understood(monkeypatch):

@@ -245,6 +245,7 @@ def test_heavy_layers_are_all_of_them():
     assert total == 2 * networks.Nets(XS).flops("ours")  # two pictures
 
 
+@pytest.mark.serial
 @pytest.mark.slow
 def test_memory_is_that_of_a_fresh_process():
     ballast = torch.ones(2**28 // 4)  # 256 MiB here must not show there

@@ -130,6 +130,7 @@ def bomb(format: str) -> bytes:
     return bytes(raw)
 
 
+@pytest.mark.serial
 def test_bombs_are_refused_before_their_pixels_are_allocated(tmp_path):
     formats = ("png", "gif", "gif frame", "webp", "bmp", "jpeg")
     for at, format in enumerate(formats):
@@ -888,6 +889,7 @@ def aged(folder: Path, seconds: int) -> None:
         os.utime(path, (time.time() - seconds,) * 2)
 
 
+@pytest.mark.serial
 def test_killed_while_decoding(tmp_path, store):
     """What is left is no store, disturbs none, and goes ten minutes later; that of a process at work stays."""
     root = make_folders(tmp_path / "d")
@@ -932,6 +934,7 @@ for round in range(int(sys.argv[2])):
 """
 
 
+@pytest.mark.serial
 @pytest.mark.parametrize("n", [2, pytest.param(4, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("damaged", [False, True])
 def test_processes_that_prepare_one_store_at_once(tmp_path, store, n, damaged):

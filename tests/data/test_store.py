@@ -283,6 +283,7 @@ def _prepare(root, barrier, results):
     results.put((data.fingerprint, int(data.gather(np.arange(len(data)))[0].astype(np.int64).sum())))
 
 
+@pytest.mark.serial
 def test_two_processes_at_once(tmp_path, store):
     root = make_folders(tmp_path / "d", each=60, size=32)
     context = multiprocessing.get_context("fork")

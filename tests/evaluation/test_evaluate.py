@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import ROOT, tiny_unet
+from conftest import ROOT, one_line, tiny_unet
 from PIL import Image
 
 from diffusion_adagn import ClassConditionalPipeline, InputError, LabelSpace
@@ -102,7 +102,7 @@ def values(out):
 
 
 def said(capsys):
-    return " ".join(capsys.readouterr().err.split())
+    return one_line(capsys.readouterr().err)
 
 
 def test_what_is_written_of_a_model(model, data, tmp_path, capsys):
@@ -453,6 +453,7 @@ def test_bad_command_lines(model, real, capsys, argv, status, message):
     assert message in said(capsys)
 
 
+@pytest.mark.serial
 @pytest.mark.slow
 def test_two_processes_give_the_same_numbers(model, data, tmp_path):
     argv = ["--against", data, *CHEAP, "--count", "12", "--steps", "2", "--batch_size", "4", "--guidance", "2"]

@@ -5,7 +5,7 @@ import json
 import shutil
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, one_line
 from PIL import Image
 
 from diffusion_adagn.cli.main import main
@@ -72,7 +72,7 @@ def test_finished_members_are_not_run_again_and_others_are_added(tmp_path, monke
         kept = (tmp_path / "a/gain-seed0" / file).read_bytes()
         (tmp_path / "a/gain-seed0" / file).write_text(text)
         assert ablate(tmp_path / "a", "--kinds=gain", "--seeds=0") == 1
-        assert "is damaged" in capsys.readouterr().err
+        assert "is damaged" in one_line(capsys.readouterr().err)
         (tmp_path / "a/gain-seed0" / file).write_bytes(kept)
 
 
@@ -113,25 +113,25 @@ def test_what_would_fail_later_is_refused_before_anything_is_trained(tmp_path, c
     import re
 
     assert ablate(tmp_path / "a", *extra) == status
-    assert re.search(message, " ".join(capsys.readouterr().err.split()))
+    assert re.search(message, one_line(capsys.readouterr().err))
     assert not (tmp_path / "a").exists()
 
 
 def test_other_settings_and_other_folders_are_refused(tmp_path, capsys, monkeypatch):
     assert ablate(tmp_path / "a", "--kinds=adagn", "--seeds=0") == 0
     assert ablate(tmp_path / "a", "--kinds=adagn", "--seeds=0", "--training.max_steps=4") == 1
-    assert "max_steps: 3 -> 4" in capsys.readouterr().err
+    assert "max_steps: 3 -> 4" in one_line(capsys.readouterr().err)
     assert ablate(tmp_path / "a", "--kinds=adagn", "--seeds=0", "--training.lr=1e-5") == 1
-    assert "training.lr" in capsys.readouterr().err
+    assert "training.lr" in one_line(capsys.readouterr().err)
     (tmp_path / "b").mkdir()
     (tmp_path / "b/thesis.tex").write_text("x")
     assert ablate(tmp_path / "b", "--kinds=adagn") == 1
-    assert "not an ablation" in capsys.readouterr().err
+    assert "not an ablation" in one_line(capsys.readouterr().err)
     monkeypatch.setenv("WORLD_SIZE", "2")
     with monkeypatch.context() as m:
         m.setattr("os._exit", lambda status: None)
         assert ablate(tmp_path / "c") == 1
-    assert "one process" in capsys.readouterr().err
+    assert "one process" in one_line(capsys.readouterr().err)
 
 
 def test_members_may_have_been_trained_by_themselves(tmp_path, monkeypatch):

@@ -2,7 +2,6 @@
 
 import csv
 import json
-import os
 import random
 import signal
 import subprocess
@@ -11,6 +10,7 @@ import sys
 import numpy as np
 import pytest
 from conftest import ROOT, tiny_unet
+from processes import Process, ranks
 
 from diffusion_adagn import ClassConditionalPipeline, LabelSpace
 from diffusion_adagn.cli.main import main
@@ -164,11 +164,12 @@ sys.exit(main(sys.argv[2:]))
 """
 
 
+@pytest.mark.serial
 def test_killed_in_the_middle_of_a_batch_and_started_again_it_ends_with_the_same_table(model, once, tmp_path):
     out = tmp_path / "killed"
     argv = ["sweep", str(model), "--out", str(out), *SETTINGS]
-    killed = subprocess.run([sys.executable, "-c", KILLED_AT, "8", *argv], cwd=ROOT, capture_output=True, timeout=120)
-    assert killed.returncode == -signal.SIGKILL, killed.stderr[-2000:]
+    killed = Process(KILLED_AT, ["8", *argv], tmp_path / "log")
+    assert killed.wait() == -signal.SIGKILL, killed.printed()[-2000:]
     assert len(list(out.glob("points/*"))) == 1 and not (out / "sweep.csv").exists()
     assert len(list(out.glob("batches/*/batch-*.npz"))) == 2
     assert sweep(model, out) == 0
@@ -176,17 +177,10 @@ def test_killed_in_the_middle_of_a_batch_and_started_again_it_ends_with_the_same
     assert not list(out.rglob(".*"))
 
 
+@pytest.mark.serial
 def test_on_two_processes_it_gives_the_same_table(model, once, tmp_path):
     out = tmp_path / "two"
-    command = [
-        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "diffusion_adagn",
-        "sweep", str(model), "--out", str(out), *SETTINGS,
-    ]  # fmt: skip
-    done = subprocess.run(
-        command, cwd=ROOT, capture_output=True, text=True, timeout=300, env=os.environ | {"OMP_NUM_THREADS": "1"}
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert "on 2 process(es)" in done.stdout
+    assert "on 2 process(es)" in ranks(2, ["sweep", model, "--out", out, *SETTINGS], tmp_path)
     one, two = rows(once), rows(out)
     assert list(one) == list(two)
     for name, row in one.items():
@@ -251,6 +245,7 @@ def test_nothing_to_measure_against(model, tmp_path):
         sweep(model, tmp_path / "full")
 
 
+@pytest.mark.serial
 @pytest.mark.slow
 def test_killed_at_random_moments_again_and_again(model, once, tmp_path):
     out = tmp_path / "killed"

@@ -4,7 +4,7 @@ import re
 
 import numpy as np
 import pytest
-from conftest import ROOT, tiny_unet
+from conftest import ROOT, one_line, tiny_unet
 
 from diffusion_adagn import ClassConditionalPipeline, LabelSpace
 from diffusion_adagn.cli.main import main
@@ -67,7 +67,7 @@ def test_a_run_is_traced_and_read(run, tmp_path, capsys):
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis/x.tex").write_text("x")
     assert main([*argv[:2], "--out", str(tmp_path / "thesis")]) == 1
-    assert "not a trace" in capsys.readouterr().err
+    assert "not a trace" in one_line(capsys.readouterr().err)
 
 
 def test_the_verdict_alone_has_its_status(run, tmp_path, capsys):
@@ -82,7 +82,7 @@ def test_the_verdict_alone_has_its_status(run, tmp_path, capsys):
     assert "some of these pictures were trained on" in capsys.readouterr().out
     other = saved(tmp_path / "other", LabelSpace(("cat", "dog")))
     assert main(["trace", str(other), "--label_check", "--against", "digits"]) == 1
-    assert "the model has 2 (cat, dog" in " ".join(capsys.readouterr().err.split())
+    assert "the model has 2 (cat, dog" in one_line(capsys.readouterr().err)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -81,6 +81,7 @@ def test_what_was_made_ahead_is_not_lost_to_another_question(digits):
     assert asked == [4, 0]
 
 
+@pytest.mark.serial
 @pytest.mark.parametrize("kind", [pytest.param(DevicePixels, marks=pytest.mark.slow), PrefetchedPixels])
 def test_stopped_anywhere_and_resumed_a_run_is_the_same(tmp_path, monkeypatch, forced, kind):
     changes = {"training__gradient_accumulation": 2, "data__flip": "true"}
@@ -203,6 +204,7 @@ script("train")
 """
 
 
+@pytest.mark.serial
 @pytest.mark.slow
 def test_two_processes_with_threads_train_as_one_without(tmp_path):
     run(tmp_path / "1", training__gradient_accumulation=4)

@@ -2,12 +2,12 @@
 
 import json
 import os
-import subprocess
-import sys
 
 import pytest
-from conftest import ROOT
+from processes import Process
 from safetensors.torch import load_file
+
+pytestmark = pytest.mark.serial
 
 SETTINGS = {
     "data.source": "digits",
@@ -37,7 +37,7 @@ VARIANTS = {
     "learned variance, decay": {"diffusion.learned_variance": "true", "training.lr_decay": "cosine"},
 }
 
-# One process imports everything and forks a run at a time. A run is killed from outside after so many seconds, or by itself
+# One process forks a run at a time. A run is killed from outside after so many seconds, or by itself
 # in the middle of its n-th file of weights.
 FORKS = """
 import json, os, random, signal, sys, time
@@ -69,7 +69,7 @@ def run(argv, killed_in_file=None, after=None):
             until = None
         time.sleep(0.01)
 
-work = json.load(sys.stdin)
+work = json.loads(sys.argv[1])
 chance, kills = random.Random(work["seed"]), 0
 for name in ("warm", "whole"):
     began = time.monotonic()
@@ -100,25 +100,19 @@ def killed_and_resumed(tmp_path, variant, count, seed):
     places = [str(tmp_path / f"killed{i}") for i in range(count)]
     folders = {name: str(tmp_path / name) for name in ("warm", "whole")}
     work = folders | {"argv": argv, "places": places, "seed": seed}
-    done = subprocess.run(
-        [sys.executable, "-c", FORKS],
-        input=json.dumps(work),
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        env=os.environ
-        | {
-            "OMP_NUM_THREADS": "1",
-            "TORCHINDUCTOR_COMPILE_THREADS": "1",
-            "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "kept"),
-        },
-        timeout=1500,
+    done = Process(
+        FORKS,
+        [json.dumps(work)],
+        tmp_path / "log",
+        TORCHINDUCTOR_COMPILE_THREADS=1,
+        TORCHINDUCTOR_CACHE_DIR=tmp_path / "kept",
     )
-    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.wait(1500) == 0, done.printed()[-3000:]
+    kills = int(done.printed().split()[-1])
     for place in places:
         assert_same(tmp_path / "whole", tmp_path / os.path.basename(place))
-    print(f"killed {done.stdout.split()[-1]} times")
-    return int(done.stdout.split()[-1])
+    print(f"killed {kills} times")
+    return kills
 
 
 def assert_same(one, other):

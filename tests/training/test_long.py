@@ -14,6 +14,7 @@ from test_killed import SETTINGS, words
 
 
 @pytest.mark.slow
+@pytest.mark.serial
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads /proc")
 def test_nothing_grows(tmp_path):
     more = {"training.max_steps": 20_000, "training.checkpoint_every": 500, "training.preview_every": 2000}

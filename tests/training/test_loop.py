@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, one_line
+from processes import Process
 from safetensors.torch import load_file
 
 from diffusion_adagn import ClassConditionalPipeline, speed
@@ -146,10 +147,10 @@ def test_what_would_change_the_result_is_refused_by_name_and_nothing_is_lost(tmp
             ["train", "--output_dir", str(out), "--resume", "auto", *words(TINY | {"training.max_steps": 9} | settings)]
         )
         assert status == 1
-        assert name in capsys.readouterr().err.replace("\n", " ")
+        assert name in one_line(capsys.readouterr().err)
     status = main(["train", "--output_dir", str(out), *words(TINY | {"training.max_steps": 9})])
     assert status == 1
-    assert "--resume auto" in capsys.readouterr().err.replace("\n", " ")
+    assert "--resume auto" in one_line(capsys.readouterr().err)
     assert before == {p: p.read_bytes() for p in out.rglob("*") if p.is_file()}
     assert run(out, "--resume", "auto", training__max_steps=7, training__log_every=2, training__keep_checkpoints=1) == 0
     # a run's own config is enough to go on with it
@@ -170,7 +171,7 @@ def test_a_run_that_breaks_keeps_its_last_good_checkpoint(tmp_path, capsys):
     broken = tmp_path / "broken"
     status = main(["train", "--output_dir", str(broken), "--init_from", str(tmp_path / "run"), *words(TINY | settings)])
     assert status == 1
-    assert "--init_from" in " ".join(capsys.readouterr().err.split())
+    assert "--init_from" in one_line(capsys.readouterr().err)
     newest = sorted((broken / "checkpoints").glob("step-*"))
     assert len(newest) <= 1  # the steps after the one that broke it were not saved
     assert all(torch.isfinite(v).all() for v in good.values())
@@ -179,14 +180,14 @@ def test_a_run_that_breaks_keeps_its_last_good_checkpoint(tmp_path, capsys):
 def test_a_smaller_max_steps_than_was_reached_is_refused(tmp_path, capsys):
     run(tmp_path / "run")
     assert main(["train", "--resume", "auto", "--output_dir", str(tmp_path / "run"), "--training.max_steps", "3"]) == 1
-    assert "beyond" in capsys.readouterr().err
+    assert "beyond" in one_line(capsys.readouterr().err)
 
 
 def test_a_folder_that_is_no_run_is_left_alone(tmp_path, capsys):
     (tmp_path / "thesis.txt").write_text("mine")
     for out in (tmp_path, tmp_path / "thesis.txt"):
         assert main(["train", "--output_dir", str(out), *words(TINY | {"training.max_steps": 1})]) == 1
-        assert "not a run" in capsys.readouterr().err.replace("\n", " ")
+        assert "not a run" in one_line(capsys.readouterr().err)
     assert [p.name for p in tmp_path.iterdir()] == ["thesis.txt"]
 
 
@@ -214,7 +215,7 @@ def test_changed_data_is_refused(tmp_path, capsys):
         ]
     )
     assert status == 1
-    assert "changed since" in capsys.readouterr().err.replace("\n", " ")
+    assert "changed since" in one_line(capsys.readouterr().err)
 
 
 @pytest.mark.parametrize(
@@ -237,7 +238,7 @@ def test_bad_settings_leave_nothing_behind(tmp_path, capsys, changes, message):
         pytest.skip("fp16 is fine on this machine")
     status = main(["train", "--output_dir", str(tmp_path / "run"), *words(TINY | {"training.max_steps": 2} | changes)])
     assert status == 1
-    assert message in capsys.readouterr().err.replace("\n", " ")
+    assert message in one_line(capsys.readouterr().err)
     assert not (tmp_path / "run/config.yaml").exists()
 
 
@@ -292,27 +293,23 @@ def launch(out, *extra, processes=1, **changes):
     return [*command, str(ROOT / "train.py"), "--output_dir", str(out), *words(settings), *extra]
 
 
+@pytest.mark.serial
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_signals_save_and_leave_with_75(tmp_path, number, capsys):
     out = tmp_path / "run"
-    process = subprocess.Popen(
-        launch(out, training__max_steps=100000),
-        env=environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
+    _, program, *argv = launch(out, training__max_steps=100000)
+    process = Process(
+        "import runpy, sys; runpy.run_path(sys.argv.pop(1), run_name='__main__')", [program, *argv], tmp_path / "log"
     )
-    until = time.time() + 60
-    while time.time() < until and not (
-        (out / "metrics.jsonl").exists() and len((out / "metrics.jsonl").read_text().splitlines()) > 3
-    ):
-        time.sleep(0.1)
+    while not ((out / "metrics.jsonl").exists() and len((out / "metrics.jsonl").read_text().splitlines()) > 3):
+        assert process.running(), process.printed()
+        time.sleep(0.05)
     # meanwhile nobody else may train there
     assert main(["train", "--resume", "auto", "--output_dir", str(out)]) == 1
-    assert "another process is at work" in " ".join(capsys.readouterr().err.split())
-    process.send_signal(number)
-    printed, _ = process.communicate(timeout=60)
-    assert process.returncode == 75, printed
+    assert "another process is at work" in one_line(capsys.readouterr().err)
+    process.signal(number)
+    status, printed = process.wait(), process.printed()
+    assert status == 75, printed
     stopped = sorted((out / "checkpoints").glob("step-*"))[-1]
     assert f"--resume auto --output_dir {out}" in printed
     assert "Traceback" not in printed
@@ -322,6 +319,7 @@ def test_signals_save_and_leave_with_75(tmp_path, number, capsys):
     assert max(losses(out)) == step
 
 
+@pytest.mark.serial
 def test_two_processes_see_what_one_sees(tmp_path):
     """Losses are the global mean: equal first steps mean equal pictures, labels, timesteps and noise. They tell the same signals."""
     changes = {"data__flip": "true", "training__label_dropout": 0.3, "training__signals_every": 3}
@@ -350,6 +348,7 @@ def test_sharded_training_is_refused(tmp_path, monkeypatch, name):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.serial
 @pytest.mark.slow
 def test_one_process_then_two_then_one_are_one_run(tmp_path):
     """The same samples, labels, drops, timesteps and noise at every step; what rounds otherwise, Adam amplifies slowly."""
@@ -382,6 +381,7 @@ script("train")
 """
 
 
+@pytest.mark.serial
 @pytest.mark.slow
 def test_two_processes_leave_out_the_same_step(tmp_path):
     program = tmp_path / "poisoned.py"
@@ -395,6 +395,7 @@ def test_two_processes_leave_out_the_same_step(tmp_path):
     assert all(torch.isfinite(w).all() for w in weights(tmp_path / "2").values())
 
 
+@pytest.mark.serial
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_trains_on_two_processes_as_on_one(tmp_path, kind):

@@ -186,6 +186,7 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
 """
 
 
+@pytest.mark.serial
 @pytest.mark.slow
 def test_twenty_thousand_against_twenty_thousand_stay_in_memory():
     """All distances at once would be 3.2 GB."""

@@ -100,7 +100,7 @@ def sample_to_folder(
     guidances = {scale: replace(request.guidance, scale=scale) for scale in request.scales}
     for guidance in guidances.values():
         pipe.check_guidance(guidance)
-    asked = request.speed
+    asked, asked_batch = request.speed, request.batch_size
     request = replace(request, speed=choose(asked, state.device, count_cost(pipe.unet.config).flops))
     if request.graph and state.device.type != "cuda":
         raise InputError(f"CUDA graphs need a CUDA GPU, and this is {state.device.type}: leave out --graph.")
@@ -141,8 +141,7 @@ def sample_to_folder(
         state.wait_for_everyone()
 
         pipe.to(state.device)
-        unets = [pipe.unet] if request.guide is None else [pipe.unet, request.guidance.guide.unet]
-        for unet in unets:
+        for unet in [pipe.unet] if request.guide is None else [pipe.unet, request.guidance.guide.unet]:
             prepare(unet.to(state.device), request.speed)
         pictures = list(_pictures(request, told))
         if main:
@@ -154,21 +153,11 @@ def sample_to_folder(
             }
             record = _record(pictures, model, request, labels, told, evaluations)
             _write_json(out, {"unfinished": True} | record)  # a folder of samples, should it be broken off
-        if request.batch_size is None:
-            guided, guide = not all(g.off for g in guidances.values()), request.guidance.guide
-            networks = [(pipe.unet, 2 if guided and guide is None else 1)] + ([(guide.unet, 1)] if guide else [])
-            fits = batch_that_fits(networks, request.count * len(told), request.speed.precision)
-            if request.graph:  # while one shape is warmed up, the graphs of the others hold memory of their own
-                fits = max(1, fits // 2)
-            request = replace(request, batch_size=min(gather_object([fits])))  # one for all processes
-            if main:
-                print(f"batches of {request.batch_size} fit the memory")
-        # after the search for a batch, whose tries would all be compiled and captured
-        for unet in unets:
-            if request.speed.compile:
-                compile_blocks(unet)
-            if request.graph:
-                unet.denoise = Graphed(unet)
+        guided, guide = not all(g.off for g in guidances.values()), request.guidance.guide
+        networks = [(pipe.unet, 2 if guided and guide is None else 1)] + ([(guide.unet, 1)] if guide else [])
+        request = _batch_then_wrap(networks, request, request.count * len(told))
+        if main and asked_batch is None:
+            print(f"batches of {request.batch_size} fit the memory")
         _sample(pipe, pictures, request, out, state)
         state.wait_for_everyone()
         if main:
@@ -180,6 +169,22 @@ def sample_to_folder(
                 f"\n{len(pictures)} pictures in {out}, listed in {out / 'samples.json'}\nLook at  {out / 'grid.png'}{shown}"
             )
     return out
+
+
+def _batch_then_wrap(networks: list[tuple[AdaGNUNet, int]], request: SampleRequest, most: int) -> SampleRequest:
+    """The request with a batch size; then the networks are compiled and captured, if asked: in the search for the batch each
+    try would be. networks: as in `batch_that_fits`."""
+    if request.batch_size is None:
+        fits = batch_that_fits(networks, most, request.speed.precision)
+        if request.graph:  # while one shape is warmed up, the graphs of the others hold memory of their own
+            fits = max(1, fits // 2)
+        request = replace(request, batch_size=min(gather_object([fits])))  # one for all processes
+    for unet, _ in networks:
+        if request.speed.compile:
+            compile_blocks(unet)
+        if request.graph:
+            unet.denoise = Graphed(unet)
+    return request
 
 
 def batch_that_fits(networks: list[tuple[AdaGNUNet, int]], most: int, precision: str = "fp32") -> int:

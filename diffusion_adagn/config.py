@@ -207,9 +207,9 @@ class TrainingConfig:
 class SpeedConfig:
     """How it is computed. auto (and `speed: auto`) picks for the machine at hand, and the run says what it picked."""
 
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = option(
+    precision: Literal["auto", "fp32", "bf16", "fp16", "tf32"] = option(
         "auto",
-        "Autocast type; weights stay in fp32. auto: on a GPU bf16 (fp16 where it has none); on a CPU fp32, or bf16 where "
+        "Autocast type; weights stay in fp32. tf32: fp32 with its products and convolutions in TF32 (CUDA). auto: on a GPU bf16 (fp16 where it has none); on a CPU fp32, or bf16 where "
         "it computes in that and a picture takes half a GFLOP or more. A resumed run keeps what was picked.",
     )
     layout: Literal["auto", "channels_last", "contiguous"] = option(

@@ -31,7 +31,7 @@ from .models.conditioning import KINDS
 from .models.cost import count_cost, machine_memory
 from .models.unet import AdaGNUNet
 from .processes import all_processes
-from .speed import AUTOCAST, Graphed, choose, compile_blocks, describe, prepare
+from .speed import Graphed, choose, compile_blocks, computed_in, describe, prepare
 
 NPZ = "samples.npz"
 UNGUIDED = Guidance()
@@ -100,7 +100,7 @@ def sample_to_folder(
     guidances = {scale: replace(request.guidance, scale=scale) for scale in request.scales}
     for guidance in guidances.values():
         pipe.check_guidance(guidance)
-    asked = request.speed
+    asked, asked_batch = request.speed, request.batch_size
     request = replace(request, speed=choose(asked, state.device, count_cost(pipe.unet.config).flops))
     if request.graph and state.device.type != "cuda":
         raise InputError(f"CUDA graphs need a CUDA GPU, and this is {state.device.type}: leave out --graph.")
@@ -129,7 +129,7 @@ def sample_to_folder(
             )
             print(
                 f"{what}\n{len(told)} {rows} x {request.count} pictures x {len(request.scales)} scales, {request.sampler}, "
-                f"{request.steps} steps, on {state.num_processes} process(es), {state.device}, {describe(request.speed, asked)}"
+                f"{request.steps} steps, on {state.num_processes} process(es), {state.device}, {describe(request.speed, asked, state.device)}"
             )
             if request.guide is not None:
                 print(f"guided against {guide_what}")
@@ -142,11 +142,7 @@ def sample_to_folder(
 
         pipe.to(state.device)
         for unet in [pipe.unet] if request.guide is None else [pipe.unet, request.guidance.guide.unet]:
-            prepare(unet, request.speed)
-            if request.speed.compile:
-                compile_blocks(unet)
-            if request.graph:
-                unet.denoise = Graphed(unet)
+            prepare(unet.to(state.device), request.speed)
         pictures = list(_pictures(request, told))
         if main:
             model = {
@@ -157,13 +153,11 @@ def sample_to_folder(
             }
             record = _record(pictures, model, request, labels, told, evaluations)
             _write_json(out, {"unfinished": True} | record)  # a folder of samples, should it be broken off
-        if request.batch_size is None:
-            guided, guide = not all(g.off for g in guidances.values()), request.guidance.guide
-            networks = [(pipe.unet, 2 if guided and guide is None else 1)] + ([(guide.unet, 1)] if guide else [])
-            found = batch_that_fits(networks, request.count * len(told), AUTOCAST[request.speed.precision])
-            request = replace(request, batch_size=min(gather_object([found])))  # one for all processes
-            if main:
-                print(f"batches of {request.batch_size} fit the memory")
+        guided, guide = not all(g.off for g in guidances.values()), request.guidance.guide
+        networks = [(pipe.unet, 2 if guided and guide is None else 1)] + ([(guide.unet, 1)] if guide else [])
+        request = _batch_then_wrap(networks, request, request.count * len(told))
+        if main and asked_batch is None:
+            print(f"batches of {request.batch_size} fit the memory")
         _sample(pipe, pictures, request, out, state)
         state.wait_for_everyone()
         if main:
@@ -177,9 +171,25 @@ def sample_to_folder(
     return out
 
 
-def batch_that_fits(networks: list[tuple[AdaGNUNet, int]], most: int, dtype: torch.dtype | None = None) -> int:
-    """Pictures, at most `most`, that the device's memory holds at once. On CUDA it is tried out, halving; elsewhere reckoned to
-    take a quarter of the machine's memory, and at most 64, since more are no faster there.
+def _batch_then_wrap(networks: list[tuple[AdaGNUNet, int]], request: SampleRequest, most: int) -> SampleRequest:
+    """The request with a batch size; then the networks are compiled and captured, if asked: in the search for the batch each
+    try would be. networks: as in `batch_that_fits`."""
+    if request.batch_size is None:
+        fits = batch_that_fits(networks, most, request.speed.precision)
+        if request.graph:  # while one shape is warmed up, the graphs of the others hold memory of their own
+            fits = max(1, fits // 2)
+        request = replace(request, batch_size=min(gather_object([fits])))  # one for all processes
+    for unet, _ in networks:
+        if request.speed.compile:
+            compile_blocks(unet)
+        if request.graph:
+            unet.denoise = Graphed(unet)
+    return request
+
+
+def batch_that_fits(networks: list[tuple[AdaGNUNet, int]], most: int, precision: str = "fp32") -> int:
+    """Pictures, at most `most`, that the device's memory holds at once. On CUDA it is tried out, a tenth less each time, before
+    the networks are compiled or captured, and what that allocated is freed; elsewhere reckoned to take a quarter of the machine's memory, and at most 64, since more are no faster there.
 
     networks: those called one after the other, and the rows that each computes of a picture: 2 with its null.
     """
@@ -194,11 +204,13 @@ def batch_that_fits(networks: list[tuple[AdaGNUNet, int]], most: int, dtype: tor
             config = unet.config
             x = torch.zeros(rows * batch_size, config.in_channels, *[config.sample_size] * 2, device=device)
             label = torch.zeros(1, dtype=torch.long, device=device) if config.num_classes else None
-            with torch.no_grad(), torch.autocast(device.type, dtype, enabled=dtype is not None):
+            with torch.no_grad(), computed_in(precision, device):
                 unet.denoise(x.to(unet.dtype), unet.modulation(0.0, label))
         return batch_size
 
-    return tried()
+    found = tried()
+    torch.cuda.empty_cache()
+    return found
 
 
 def _told(request: SampleRequest, pipe: ClassConditionalPipeline) -> list[ClassPlan]:
@@ -235,11 +247,10 @@ def _sample(
     mine = batches[state.process_index :: state.num_processes]
     main = state.is_main_process
     pipe.set_progress_bar_config(disable=not main, leave=False, position=1, desc="steps")
-    dtype = AUTOCAST[request.speed.precision]
     with tqdm(total=sum(map(len, mine)), unit="picture", disable=not main, desc=out.name) as bar:
         for batch in mine:
             began = time.perf_counter()
-            with torch.autocast(state.device.type, dtype, enabled=dtype is not None):
+            with computed_in(request.speed.precision, state.device):
                 images = pipe(
                     told=[p.told for p in batch],
                     guidance=replace(request.guidance, scale=batch[0].scale),

@@ -2,6 +2,9 @@
 
 import dataclasses
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -13,9 +16,10 @@ from .models.unet import AdaGNUNet, Modulation, best_layout
 from .ops import why_not
 from .ops.cpu import compiler
 
-AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+AUTOCAST = {"fp32": None, "tf32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 WORTH_HALF = 5e8  # FLOPs of a picture: below, a CPU loses more by converting to bf16 than it gains
 COMPILER = "inductor"  # torch.compile's backend
+Value = TypeVar("Value")
 
 
 def choose(asked: SpeedConfig, device: torch.device, flops: int) -> SpeedConfig:
@@ -28,10 +32,11 @@ def choose(asked: SpeedConfig, device: torch.device, flops: int) -> SpeedConfig:
         precision = _precision(device, flops)
     if precision == "fp16" and device.type != "cuda":
         raise InputError("speed.precision fp16 needs a CUDA GPU; use bf16 or fp32 here.")
+    check_tf32(precision, device, "speed.precision")
     if layout == "auto":
         layout = best_layout(device.type, precision != "fp32")
     if operator != "eager":
-        why = why_not(device, AUTOCAST[precision] or torch.float32, layout == "channels_last", note=operator == "auto")
+        why = _no_kernel(device, precision, layout, note=operator == "auto")
         if why and operator == "fused":
             raise InputError(f"speed.operator fused cannot be: {why} Take auto or eager.")
         operator = "eager" if why else "fused"
@@ -43,17 +48,96 @@ def choose(asked: SpeedConfig, device: torch.device, flops: int) -> SpeedConfig:
     return dataclasses.replace(asked, precision=precision, layout=layout, operator=operator)
 
 
-def describe(chosen: SpeedConfig, asked: SpeedConfig) -> str:
-    """ "bf16, channels_last, fused operator (chosen for this machine: precision, layout)" """
+def describe(chosen: SpeedConfig, asked: SpeedConfig, device: torch.device | None = None) -> str:
+    """ "bf16, channels_last, fused operator (chosen for this machine: precision, layout)"
+
+    device: where it is given, and `auto` means the eager operator on it, the reason follows.
+    """
     own = [f.name for f in dataclasses.fields(asked) if getattr(asked, f.name) == "auto"]
     told = f"{chosen.precision}, {chosen.layout}, {chosen.operator} operator" + ", compiled" * chosen.compile
+    if device is not None and chosen.operator == "eager" and asked.operator == "auto":
+        why = _no_kernel(device, chosen.precision, chosen.layout, note=False)
+        own[-1] += f", since the fused one cannot be used: {why.rstrip('.')}" * bool(why)
     return told + (f" (chosen for this machine: {', '.join(own)})" if own else "")
+
+
+def _no_kernel(device: torch.device, precision: str, layout: str, note: bool) -> str:
+    """Why there is no fused operator for what was chosen; "" if there is one."""
+    return why_not(device, AUTOCAST[precision] or torch.float32, layout == "channels_last", note=note)
 
 
 def prepare(unet: AdaGNUNet, speed: SpeedConfig) -> None:
     """Set layout and operator. `speed` is one that `choose` returned."""
     unet.set_layout(speed.layout)
     unet.set_operator(speed.operator)
+
+
+def has_tf32(device: torch.device) -> bool:
+    """Whether the device multiplies float32 numbers in TF32."""
+    if device.type != "cuda" or not torch.cuda.is_available():
+        return False
+    with torch.cuda.device(device):
+        return torch.cuda.is_tf32_supported()
+
+
+def check_tf32(precision: str, device: torch.device, option: str) -> None:
+    """Raises InputError where `precision` is tf32 and the device has none. option: what was given, for the message."""
+    if precision == "tf32" and not has_tf32(device):
+        raise InputError(f"{option} tf32 needs a CUDA GPU that has TF32 (Ampere or later); use fp32 here.")
+
+
+@contextmanager
+def computed_in(precision: str, device: torch.device) -> Iterator[None]:
+    """The number type of what is computed in here: autocast, and TF32 in "tf32" alone. Both are as before afterwards."""
+    dtype = AUTOCAST[precision]
+    with tf32(precision == "tf32"), torch.autocast(device.type, dtype, enabled=dtype is not None):
+        yield
+
+
+@contextmanager
+def tf32(on: bool) -> Iterator[None]:
+    """CUDA's convolutions and matrix products of float32 in TF32, or none of them; as before afterwards.
+
+    torch's default is TF32 in convolutions alone, which is good to about 1e-3. It holds for the whole process, not for a thread.
+    Both of torch's settings, `allow_tf32` and `fp32_precision`, get the value: reading one raises where they differ.
+    """
+    before = _tf32_state()
+    _set_tf32(("highest", "high")[on], on, *[("ieee", "tf32")[on]] * 3)
+    try:
+        yield
+    finally:
+        _set_tf32(*before)
+
+
+def _tf32_state() -> tuple[str | None, bool | None, str, str, str]:
+    backends = torch.backends
+    return (
+        _legible(torch.get_float32_matmul_precision),
+        _legible(lambda: backends.cudnn.allow_tf32),
+        backends.cuda.matmul.fp32_precision,
+        backends.cudnn.conv.fp32_precision,
+        backends.cudnn.rnn.fp32_precision,
+    )
+
+
+def _set_tf32(products: str | None, convolutions: bool | None, matmul: str, conv: str, rnn: str) -> None:
+    """`_tf32_state`'s values. None: as it is."""
+    if products == "medium":  # not one of ours; it is the CPU's too
+        torch.set_float32_matmul_precision(products)
+    elif products is not None:
+        torch.backends.cuda.matmul.allow_tf32 = products == "high"
+    if convolutions is not None:
+        torch.backends.cudnn.allow_tf32 = convolutions
+    torch.backends.cuda.matmul.fp32_precision = matmul
+    torch.backends.cudnn.conv.fp32_precision = conv
+    torch.backends.cudnn.rnn.fp32_precision = rnn
+
+
+def _legible(flag: Callable[[], Value]) -> Value | None:
+    try:
+        return flag()
+    except RuntimeError:  # the caller has set TF32 in both of torch's ways, differently
+        return None
 
 
 def compile_blocks(unet: AdaGNUNet) -> None:
@@ -78,31 +162,36 @@ class Graphed:
     def __init__(self, unet: AdaGNUNet):
         self._denoise = unet.denoise
         self._made: dict[tuple, tuple] = {}
+        self._side: torch.cuda.Stream | None = None
+        self._pool: tuple | None = None  # the memory of all graphs: one replays at a time, and what it leaves is copied
 
     def __call__(self, x: Tensor, m: Modulation) -> Tensor:
         """As `AdaGNUNet.denoise`."""
         key = x.shape, x.dtype, len(next(iter(m.values()))[0])
-        if key not in self._made:
-            self._made[key] = self._capture(x, m)
-        graph, kept_x, kept_m, out = self._made[key]
-        kept_x.copy_(x)
-        torch._foreach_copy_(_fields(kept_m), _fields(m))
-        graph.replay()
-        return out.clone()
+        with torch.cuda.device_of(x):  # streams and graphs are the current device's
+            if key not in self._made:
+                self._made[key] = self._capture(x, m)
+            graph, kept_x, kept_m, out = self._made[key]
+            kept_x.copy_(x)
+            torch._foreach_copy_(_fields(kept_m), _fields(m))
+            graph.replay()
+            return out.clone()
 
     def _capture(self, x: Tensor, m: Modulation) -> tuple[torch.cuda.CUDAGraph, Tensor, Modulation, Tensor]:
         x, m = x.clone(), {name: type(told)(*(field.clone() for field in told)) for name, told in m.items()}
         dtype, half = torch.get_autocast_dtype("cuda"), torch.is_autocast_enabled("cuda")
         with torch.autocast("cuda", dtype, enabled=half, cache_enabled=False):
-            side = torch.cuda.Stream()
-            side.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(side):
+            self._side = self._side or torch.cuda.Stream()
+            self._side.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(self._side):
                 for _ in range(3):  # what libraries do at a first call cannot be captured
                     self._denoise(x, m)
-            torch.cuda.current_stream().wait_stream(side)
+            torch.cuda.current_stream().wait_stream(self._side)
             graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph):
+            # not torch's own stream for captures, which is of the device that captured first
+            with torch.cuda.graph(graph, pool=self._pool, stream=self._side):
                 out = self._denoise(x, m)
+            self._pool = graph.pool()
         return graph, x, m, out
 
 

@@ -39,7 +39,7 @@ def test_what_is_written_is_read_back(tmp_path):
         ("training: {max_steps: true}", "expected a whole number"),
         ("training: {lr: .nan}", "expected a number"),
         ("training: {batch_size: 0}", "at least 1"),
-        ("speed: {precision: fp8}", "fp32, bf16, fp16"),
+        ("speed: {precision: fp8}", "fp32, bf16, fp16, tf32"),
         ("data: {flip: maybe}", "true or false"),
         ("data: {source: no}", "quote it"),
         ("model: {channel_mult: [1, x]}", "expected a number, got 'x'"),

@@ -153,15 +153,20 @@ def test_the_peak_is_a_rate():
 
 def test_a_graph_is_captured_once_a_shape_and_told_what_is_new(monkeypatch):
     """The bookkeeping, with a graph that is run again where CUDA would replay it; a real one needs a GPU."""
-    captured = []
+    captured, pools, streams = [], [], set()
 
     class Graph:
         def replay(self):
             self.out.copy_(self.again())
 
+        def pool(self):
+            return (0, 1)
+
     class Capture:
-        def __init__(self, graph):
+        def __init__(self, graph, pool, stream):
             captured.append(graph)
+            pools.append(pool)
+            streams.add(stream)
 
         __enter__ = __exit__ = lambda *_: None
 
@@ -191,3 +196,4 @@ def test_a_graph_is_captured_once_a_shape_and_told_what_is_new(monkeypatch):
             x, m = torch.randn(rows, 1, 8, 8), unet.modulation(t, torch.arange(rows))
             torch.testing.assert_close(graphed(x, m), plain(x, m))
     assert len(captured) == 2 and seen == [2] * 4 + [3] * 4  # three to warm up and one to capture, a shape
+    assert pools == [None, (0, 1)] and len(streams) == 1  # one memory and one stream for all of them

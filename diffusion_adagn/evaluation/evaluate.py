@@ -16,6 +16,7 @@ from ..errors import InputError
 from ..folders import alone_in
 from ..loading import model_hash, open_pipeline, recorded_data
 from ..processes import all_processes
+from ..speed import check_tf32
 from .adm_npz import write_npz
 from .bench import Bench, Measuring, bench_of_model, check_against, open_bench
 from .diagnostics import picture_values
@@ -76,6 +77,7 @@ def evaluate_model(source: str, sampling: Sampling, request: EvaluateRequest, ou
         check_out(out, request.overwrite)
     pipe, what = open_pipeline(source, sampling.weights)
     guide = None if sampling.guide is None else open_pipeline(sampling.guide, sampling.weights)[0]
+    check_tf32(sampling.precision, state.device, "--precision")
     pipe.to(state.device)
     pipe.set_progress_bar_config(disable=True)
     point, draw = _point(sampling, pipe, guide), _draw(sampling, request, pipe)

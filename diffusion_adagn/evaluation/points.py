@@ -12,7 +12,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
-import torch
 from accelerate import PartialState
 
 from ..diffusion.guidance import Guidance, Interval
@@ -20,7 +19,7 @@ from ..diffusion.pipeline import MOST_SEED, ClassConditionalPipeline, to_pixels
 from ..diffusion.schedule import Call, network_calls, sampler_name, set_steps
 from ..errors import InputError
 from ..folders import file_into_place
-from ..speed import AUTOCAST
+from ..speed import computed_in
 from .diagnostics import Meter, picture_values
 from .extractors import Extractor, Features
 
@@ -211,8 +210,8 @@ def _batch(
     calls: int,
     keep_pixels: bool,
 ) -> dict[str, np.ndarray]:
-    meter, dtype = Meter(calls), AUTOCAST[draw.precision]
-    with torch.autocast(pipe.device.type, dtype, enabled=dtype is not None):
+    meter = Meter(calls)
+    with computed_in(draw.precision, pipe.device):
         images = pipe(
             draw.labels[batch.start : batch.stop].tolist(),
             num_inference_steps=point.steps,

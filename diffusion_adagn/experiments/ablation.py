@@ -33,7 +33,7 @@ from ..models.cost import Cost, count_cost
 from ..models.unet import AdaGNUNet
 from ..processes import all_processes
 from ..run import RunFolder, network_config
-from ..speed import choose
+from ..speed import choose, tf32
 from ..training.loop import STOPPED, resolve, train
 from .ablation_report import write_report
 
@@ -239,6 +239,7 @@ def _train(member: Member, config: RunConfig) -> int:
         return train(member_config(config, member), resume=True)
 
 
+@tf32(False)
 def _measure(member: Member, config: RunConfig, heldout: ImageDataset, cost: Cost) -> None:
     """samples.npy (uint8 [classes, H, W, C]) and then result.json, which says that the member is finished."""
     pipe, _ = open_pipeline(member.run.path)

@@ -29,6 +29,7 @@ from ..evaluation.results import Results, results, versions
 from ..folders import alone_in, file_into_place, into_place
 from ..loading import model_hash, open_pipeline
 from ..processes import all_processes
+from ..speed import check_tf32
 from .choice import Finished, best_sets
 from .sweep_plots import available as plots_available
 from .sweep_report import Sweep, write_report
@@ -71,6 +72,7 @@ def sweep(source: str, request: SweepRequest, out: Path, command: str = "") -> l
     state = all_processes()
     pipe, what = open_pipeline(source, request.weights)
     guide, guide_what = (None, "") if request.guide is None else open_pipeline(request.guide, request.weights)
+    check_tf32(request.precision, state.device, "--precision")
     pipe.to(state.device)
     pipe.set_progress_bar_config(disable=True)
     points = make_points(request, pipe)

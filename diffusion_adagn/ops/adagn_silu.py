@@ -1,16 +1,17 @@
 """adagn_silu: the operator as PyTorch sees it. Kernels: `cpu` (C++) and `triton_kernels` (CUDA)."""
 
-import importlib.util
 from collections.abc import Callable
+from types import ModuleType
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..errors import InputError
-from . import cpu
+from . import cpu, self_check
 
 OPERATORS = ("auto", "fused", "eager")
+TRITON_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def adagn_silu(
@@ -82,20 +83,31 @@ def why_not(
 ) -> str:
     """Why the fused operator cannot be used on this device, for this type and layout (last: channels_last); "" if it can.
 
-    note: where it could not be built, say on stderr, once, that plain PyTorch is used.
+    The first question for a device, type and layout builds the kernels and checks them against plain PyTorch (`self_check`).
+    note: where they cannot be used, say on stderr, once, that plain PyTorch is.
     """
-    return _why_not(torch.device(device).type, dtype, last, note)
+    device = torch.device(device)
+    return _why_not(device.type, device.index, dtype, last, note)
 
 
 @torch.compiler.assume_constant_result
-def _why_not(kind: str, dtype: torch.dtype, last: bool, note: bool) -> str:
+def _why_not(kind: str, index: int | None, dtype: torch.dtype, last: bool, note: bool) -> str:
+    if kind == "meta":
+        return "" if dtype in TRITON_DTYPES else f"it does not take {dtype}."
+    if kind not in ("cpu", "cuda"):
+        return f"there is no kernel for {kind} devices."
+    if dtype not in (cpu.DTYPES if kind == "cpu" else TRITON_DTYPES):
+        return f"it does not take {dtype}{' on a CPU' * (kind == 'cpu')}."
     if kind == "cpu":
-        return cpu.why_not(dtype, last, note)
-    if dtype not in (torch.float32, torch.bfloat16, torch.float16):
-        return f"it does not take {dtype}."
-    if kind == "cuda":
-        return "" if importlib.util.find_spec("triton") else "Triton is not installed: pip install triton."
-    return "" if kind == "meta" else f"there is no kernel for {kind} devices."
+        why = cpu.why_not(dtype, last) or self_check.failure(_cpu, kind, None, dtype, last)
+    elif index is None and not torch.cuda.is_available():
+        return self_check.NO_GPU
+    else:
+        index = torch.cuda.current_device() if index is None else index
+        why = self_check.failure(_triton, kind, index, dtype, last)
+    if why and note and why != self_check.NO_GPU:
+        self_check.note(why)
+    return why
 
 
 def _fuses(x: Tensor, operator: str) -> bool:
@@ -103,7 +115,7 @@ def _fuses(x: Tensor, operator: str) -> bool:
         return False
     if operator not in OPERATORS:
         raise InputError(f"operator is one of {', '.join(OPERATORS)}, not {operator!r}.")
-    no = _why_not(x.device.type, x.dtype, not x.is_contiguous(), operator == "auto")
+    no = _why_not(x.device.type, x.device.index, x.dtype, not x.is_contiguous(), operator == "auto")
     if no and operator == "fused":
         raise InputError(f"the fused operator cannot be used: {no} Take operator auto or eager.")
     return not no
@@ -229,9 +241,15 @@ def _backward(
     return _kernels(x).backward(dy, x, _dense(gain), _dense(shift), mean, rstd, groups, silu)
 
 
-def _kernels(x: Tensor):
-    if x.device.type == "cpu":
-        return cpu
+def _kernels(x: Tensor) -> ModuleType:
+    return _cpu() if x.device.type == "cpu" else _triton()
+
+
+def _cpu() -> ModuleType:
+    return cpu
+
+
+def _triton() -> ModuleType:
     from . import triton_kernels
 
     return triton_kernels
@@ -240,7 +258,7 @@ def _kernels(x: Tensor):
 @_forward.register_fake
 def _(x, gain, shift, groups, eps, silu):
     mean = x.new_empty(x.shape[0], groups, dtype=torch.float32)
-    return torch.empty_like(x), mean, torch.empty_like(mean)
+    return torch.empty_like(_dense(x)), mean, torch.empty_like(mean)
 
 
 @_backward.register_fake

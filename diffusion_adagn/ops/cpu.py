@@ -8,7 +8,6 @@ import platform
 import shlex
 import shutil
 import subprocess
-import sys
 import tempfile
 import threading
 from pathlib import Path
@@ -23,20 +22,11 @@ DTYPES = (torch.float32, torch.bfloat16)
 
 _lock = threading.Lock()
 _found: dict[tuple[torch.dtype, bool], tuple[ctypes.CDLL | None, str]] = {}
-_told = False  # that there is none
 
 
-def why_not(dtype: torch.dtype = torch.float32, last: bool = True, note: bool = True) -> str:
-    """Why there is no operator for this type (last: in channels_last), in words; "" if there is one. note: the first time that
-    none could be built, say so on stderr."""
-    global _told
-    library, why = _library(dtype, last)
-    if library is None and dtype in DTYPES and note and not _told:
-        _told = True
-        print(
-            f"note: the fused operator is not used, plain PyTorch is (slower, the same results): {why}", file=sys.stderr
-        )
-    return why
+def why_not(dtype: torch.dtype = torch.float32, last: bool = True) -> str:
+    """Why there is no operator for this type (last: in channels_last), in words; "" if there is one."""
+    return _library(dtype, last)[1]
 
 
 def _library(dtype: torch.dtype, last: bool) -> tuple[ctypes.CDLL | None, str]:

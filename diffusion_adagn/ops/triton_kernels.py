@@ -142,9 +142,10 @@ def forward(
     if x.numel():
         grid, sizes, tile, warps = _plan(x, groups, MOST)
         row = x.shape[1] if len(gain) > 1 else 0
-        _forward[grid](
-            x, y, gain, shift, mean, rstd, *sizes[:3], row, eps, *sizes[3:], **tile, SILU=silu, num_warps=warps
-        )
+        with torch.cuda.device_of(x):  # Triton launches on the current device
+            _forward[grid](
+                x, y, gain, shift, mean, rstd, *sizes[:3], row, eps, *sizes[3:], **tile, SILU=silu, num_warps=warps
+            )
     return y, mean, rstd
 
 
@@ -158,9 +159,11 @@ def backward(
     if x.numel():
         grid, sizes, tile, warps = _plan(x, groups, MOST // 2)  # two tiles are kept
         row = x.shape[1] if len(gain) > 1 else 0
-        _backward[grid](
-            dy, x, gain, shift, mean, rstd, dx, dgain, dshift, *sizes[:3], row, *sizes[3:], **tile, SILU=silu, num_warps=warps
-        )  # fmt: skip
+        with torch.cuda.device_of(x):
+            _backward[grid](
+                dy, x, gain, shift, mean, rstd, dx, dgain, dshift, *sizes[:3], row, *sizes[3:], **tile, SILU=silu,
+                num_warps=warps,
+            )  # fmt: skip
     return dx, dgain, dshift
 
 

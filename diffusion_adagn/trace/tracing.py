@@ -16,6 +16,7 @@ from ..diffusion.objective import Objective, to_unit
 from ..diffusion.pipeline import KIND_OF, ClassConditionalPipeline, to_pixels
 from ..errors import InputError
 from ..loading import model_hash, open_pipeline, recorded_data
+from ..speed import tf32
 from .analysis import class_geometry, drift
 from .atlas import Atlas
 from .label_check import OPEN, UNUSED, Verdict, label_check
@@ -44,6 +45,7 @@ class TraceRequest:
     by: Literal["site", "resolution"] | None = None
 
 
+@tf32(False)
 def trace(source: str | Path, out: Path, request: TraceRequest) -> list[Path]:
     """Write out/atlas.npz, out/report.html and its pictures. Returns the files.
 
@@ -85,6 +87,7 @@ def trace(source: str | Path, out: Path, request: TraceRequest) -> list[Path]:
     return files
 
 
+@tf32(False)
 def check(source: str | Path, request: TraceRequest) -> int:
     """Print the verdict alone. Returns 0 if the label is used, 3 if it is not seen to be, 4 if it cannot be said."""
     pipe, what = _open(source, request.weights)

@@ -29,7 +29,7 @@ from ..models.cost import Cost, count_cost
 from ..models.unet import AdaGNUNet
 from ..processes import all_processes
 from ..run import RunFolder, label_space, network_config
-from ..speed import AUTOCAST, choose, compile_blocks, has_bf16, matmul_peak, prepare
+from ..speed import AUTOCAST, choose, compile_blocks, has_bf16, matmul_peak, prepare, tf32
 from ..speed import describe as told
 from .batches import Batch, Batches
 from .checkpoint import clear_leftovers, load_checkpoint, newest_good, read_state, save_checkpoint
@@ -76,9 +76,10 @@ def _train(config: RunConfig, resume: bool, held: ExitStack) -> int:
     speed = choose(asked, device, cost.flops)
     plan = describe(dataclasses.replace(config, speed=asked), dataset, processes.num_processes, device, cost)
     config = dataclasses.replace(config, speed=dataclasses.replace(asked, precision=speed.precision))
+    held.enter_context(tf32(speed.precision == "tf32"))
     AcceleratorState._reset_state()  # an earlier run in this interpreter may have had another precision
     accelerator = Accelerator(
-        mixed_precision="no" if speed.precision == "fp32" else speed.precision,
+        mixed_precision="no" if AUTOCAST[speed.precision] is None else speed.precision,
         cpu=device.type == "cpu",
         log_with=None if training.tracker == "none" else training.tracker,
         project_dir=str(run.path),
@@ -355,7 +356,9 @@ def describe(
     device = device or all_processes().device
     speed = choose(config.speed, device, cost.flops)
     pictures = _pictures_per_pass(training, processes)
-    memory = cost.training_bytes(pictures, speed.precision != "fp32", training.gradient_checkpointing) / 2**30
+    memory = (
+        cost.training_bytes(pictures, AUTOCAST[speed.precision] is not None, training.gradient_checkpointing) / 2**30
+    )
     steps = training.max_steps
     seen = (steps or 0) * training.batch_size
     length = (
@@ -370,7 +373,7 @@ def describe(
         f"(forward; training about {3 * cost.flops / 1e9:.3f})",
         f"batch     {training.batch_size} = {processes} process(es) x {training.gradient_accumulation} pass(es) x {pictures} pictures, "
         f"on {device}",
-        f"speed     {told(speed, config.speed)}",
+        f"speed     {told(speed, config.speed, device)}",
         f"memory    about {memory:.2f} GiB a process (weights, gradients, AdamW, EMA, activations; an estimate)",
         f"length    {length}",
         f"extras    {_extras(config)}",

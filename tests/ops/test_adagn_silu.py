@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from diffusion_adagn.errors import InputError
 from diffusion_adagn.models.unet import AdaGNUNet
-from diffusion_adagn.ops import adagn_silu, adagn_silu_reference, available, cpu
+from diffusion_adagn.ops import adagn_silu, adagn_silu_reference, available, cpu, self_check
 
 needs_kernel = pytest.mark.skipif(not available("cpu"), reason=f"no fused operator here: {cpu.why_not()}")
 
@@ -413,7 +413,7 @@ def test_eager_does_what_fused_does_where_torch_s_own_norm_does_not():
 def anew(monkeypatch, tmp_path):
     """As a process that has not asked yet, with an empty cache."""
     monkeypatch.setattr(cpu, "_found", {})
-    monkeypatch.setattr(cpu, "_told", False)
+    monkeypatch.setattr(self_check, "_noted", False)
     monkeypatch.setenv("DIFFUSION_ADAGN_CACHE", str(tmp_path / "cache"))
     return tmp_path / "cache"
 

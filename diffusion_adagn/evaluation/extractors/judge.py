@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from ...errors import InputError
+from ...speed import computed_in
 from . import kept
 from .base import ANTIALIASED, NetworkExtractor, resized, to_planes
 
@@ -148,7 +149,8 @@ def train_judge(
         torch.random.default_generator.manual_seed(SEED)
         network = JudgeNetwork(resolution, dataset.channels, dataset.label_space.K)
     network.to(device, memory_format=torch.channels_last)
-    passes = _train(network, dataset, learned, resolution, device, progress)
+    with computed_in("fp32", device):
+        passes = _train(network, dataset, learned, resolution, device, progress)
     facts = {
         "resolution": resolution,
         "channels": dataset.channels,

@@ -82,6 +82,12 @@ def label_space(config: RunConfig) -> LabelSpace:
     return LabelSpace.from_dict(config.labels | {"has_null": config.model.null_class})
 
 
+def name_of_run(run: str) -> str:
+    """A folder's name, for what is made of it: of a pipeline folder in a run, the run's."""
+    path = Path(run).resolve()
+    return path.name if path.name != "pipeline" else path.parent.name
+
+
 def check_model_path(path: str | Path) -> None:
     """Raises InputError unless the path exists or looks like a hub id, owner/name."""
     parts = str(path).split("/")

@@ -3,19 +3,21 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from .. import recipes
+from ..commands import command, then
 from ..config import read_config, to_yaml
 from ..errors import UsageError
 from ..run import RunFolder
-from .options import Parser, add_config_options, config_overrides
+from .options import Parser, add_config_file, add_config_options, config_file, config_overrides
 
 
 def parser() -> Parser:
     p = Parser(
         prog="adagn train",
-        usage="adagn train --config FILE [--output_dir RUN] [--resume auto] [--section.key VALUE ...]",
-        description="Train a class-conditional diffusion model. Settings come from --config and from dotted options, which win.",
+        usage="adagn train CONFIG [--output_dir RUN] [--resume auto] [--section.key VALUE ...]",
+        description="Train a class-conditional diffusion model. Settings come from CONFIG and from dotted options, which win.",
     )
-    p.add_argument("--config", metavar="FILE", help="a YAML file, such as configs/digits.yaml")
+    add_config_file(p)
     p.add_argument(
         "--resume",
         choices=["auto"],
@@ -31,13 +33,17 @@ def parser() -> Parser:
 def run(argv: Sequence[str]) -> int:
     args = parser().parse(argv)
     overrides = config_overrides(args)
-    file = args.config
+    file = config_file(args)
     if file is None and args.resume and overrides.get("output_dir"):
         recorded = RunFolder(Path(overrides["output_dir"])).config_file
         file = recorded if recorded.is_file() else None
     if file is None and not overrides:
         raise UsageError(
-            "adagn train needs --config FILE (such as configs/digits.yaml), or settings. See adagn train --help."
+            then(
+                "adagn train needs a config, as an argument or as --config FILE, or settings. Recipes: "
+                f"{', '.join(recipes.names())}. Train one:",
+                command("train", recipes.shown("digits")),
+            )
         )
     config = read_config(file, overrides)
 

@@ -3,7 +3,6 @@
 import dataclasses
 import math
 import os
-import shlex
 import signal
 import time
 from collections.abc import Callable
@@ -17,6 +16,7 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import broadcast_object_list, gather_object
 from tqdm import tqdm
 
+from ..commands import command, resume_command, then
 from ..config import RunConfig, SpeedConfig, TrainingConfig, check, differences, flatten, read_config, to_dict, to_yaml
 from ..data import ImageDataset, open_dataset
 from ..diffusion.objective import Objective
@@ -264,7 +264,7 @@ def _train(config: RunConfig, resume: bool, held: ExitStack) -> int:
                 log(**seen)
                 warning = signals.warning(step, seen)
                 if main and warning is not None:
-                    bar.write(warning)
+                    bar.write(then(warning, command("trace", run.path, **{"label-check": True})))
                 if "label_gap_wrong" in seen:
                     label_gap = f", label gap {seen['label_gap_wrong']:+.4f}"
             if main and training.heldout_every and step % training.heldout_every == 0:
@@ -282,8 +282,11 @@ def _train(config: RunConfig, resume: bool, held: ExitStack) -> int:
     accelerator.print(f"data      the steps waited for their pictures {100 * share:.1f} % of the time")
     if step < training.max_steps:
         accelerator.print(
-            f"Stopped by {stop.name or 'a signal'} at step {step}; {'not saved, since it was left out' if fault else 'saved'}. Go on with: "
-            f"adagn train --resume auto --output_dir {shlex.quote(str(run.path))}"
+            then(
+                f"Stopped by {stop.name or 'a signal'} at step {step}; "
+                f"{'not saved, since it was left out' if fault else 'saved'}. Go on with:",
+                resume_command(run.path),
+            )
         )
         accelerator.end_training()
         return STOPPED
@@ -291,8 +294,10 @@ def _train(config: RunConfig, resume: bool, held: ExitStack) -> int:
     if main:
         write_pipeline(run, config, ema.model, dataset, step)
         print(
-            f"\nDone: {step} steps. The model (EMA weights) is in {run.pipeline}\n"
-            f"Sample it:  {sample_command(str(run.path), label_space(config))}"
+            then(
+                f"\nDone: {step} steps. The model (EMA weights) is in {run.pipeline}\nSample it:",
+                sample_command(str(run.path), label_space(config)),
+            )
         )
     accelerator.end_training()
     return 0

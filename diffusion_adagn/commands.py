@@ -47,7 +47,8 @@ def then(text: str, *commands: str) -> str:
 
 def go_on(text: str, typed: str) -> str:
     """The text, and that the command that was typed goes on from there."""
-    return then(f"{text} Go on with:", typed) if typed else f"{text} The same command goes on from there."
+    text = f"{text} The same command goes on from there"
+    return then(f"{text}:", typed) if typed else f"{text}."
 
 
 def resume_command(run: str | Path) -> str:

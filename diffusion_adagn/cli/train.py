@@ -40,7 +40,7 @@ def run(argv: Sequence[str]) -> int:
     if file is None and not overrides:
         raise UsageError(
             then(
-                "adagn train needs a config, as an argument or as --config FILE, or settings. Recipes: "
+                "what should be trained? Give a config, as an argument or as --config FILE, or settings. Recipes: "
                 f"{', '.join(recipes.names())}. Train one:",
                 command("train", recipes.shown("digits")),
             )

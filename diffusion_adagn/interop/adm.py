@@ -382,9 +382,9 @@ No quality figure was measured when this card was written.
 
 def next_command(folder: str | Path, labels: LabelSpace) -> str:
     """What to type to sample an imported model."""
-    first = labels.names[0].split(",")[0] if labels.K else "null"
+    classes = labels.names[0].split(",")[0] if labels.K else "null"
     try:
-        classes = first if labels.parse(first) == [0] or not labels.K else "id:0"
+        classes = classes if not labels.K or labels.parse(classes) == [0] else "id:0"
     except InputError:  # a name that could mean two classes
         classes = "id:0"
     out = out_beside("samples", folder)

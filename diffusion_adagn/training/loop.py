@@ -16,7 +16,7 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import broadcast_object_list, gather_object
 from tqdm import tqdm
 
-from ..commands import command, resume_command, then
+from ..commands import command, quoted, resume_command, then
 from ..config import RunConfig, SpeedConfig, TrainingConfig, check, differences, flatten, read_config, to_dict, to_yaml
 from ..data import ImageDataset, open_dataset
 from ..diffusion.objective import Objective
@@ -234,7 +234,7 @@ def _train(config: RunConfig, resume: bool, held: ExitStack) -> int:
                     raise InputError(
                         f"{health.in_a_row} steps in a row had a loss or gradient that is not finite, and were left out (training.most_faults). "
                         f"{told}. The checkpoints in {run.checkpoints} are sound. Start another run with a lower training.lr or "
-                        f"speed.precision fp32; --init_from {run.path} keeps the weights so far."
+                        f"speed.precision fp32; {quoted(['--init_from', str(run.path)])} keeps the weights so far."
                     )
 
             due = stopping or step % training.checkpoint_every == 0 or step == training.max_steps

@@ -25,7 +25,8 @@ demo: $(VENV)/.installed
 	$(BIN)/adagn train --config configs/digits.yaml --output_dir runs/digits --resume auto
 	$(BIN)/adagn sample runs/digits --classes all --guidance 1,2,4 --count 8 --out samples/digits --overwrite
 	@echo "Pictures: samples/digits/grid.png (sampled), runs/digits/previews (as training went)"
-	@echo "What the condition does:  $(BIN)/adagn trace runs/digits"
+	@echo "What the condition does:"
+	@echo "  $(BIN)/adagn trace runs/digits"
 
 test: $(VENV)/.installed
 	status=0; \

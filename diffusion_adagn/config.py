@@ -21,6 +21,7 @@ from typing import Any, Literal
 
 import yaml
 
+from . import recipes
 from .errors import InputError, UsageError
 from .labels import MOST_CLASSES, LabelSpace
 
@@ -272,13 +273,14 @@ def fields_of(cls: type, prefix: str = "") -> Iterator[tuple[str, Any, dataclass
 
 
 def read_config(file: str | Path | None = None, overrides: Mapping[str, str] | None = None) -> RunConfig:
-    """The config of a YAML file (or the defaults), with dotted overrides, which always win.
+    """The config of a YAML file or a recipe's name (or the defaults), with dotted overrides, which always win.
 
     Raises InputError for the file's faults and UsageError for the overrides'; both name the key and where it stood.
     """
     config = RunConfig()
     if file is not None:
-        apply(config, flatten(_read_yaml(Path(file))), where=f"in {file}")
+        path = recipes.find(file)
+        apply(config, flatten(_read_yaml(path)), where=f"in {path}")
     apply(config, overrides or {}, where="on the command line", error=UsageError)
     check(config)
     return config
@@ -323,9 +325,6 @@ def _hashable(value: Any) -> bool:
 
 
 def _read_yaml(path: Path) -> dict:
-    if not path.is_file():
-        near = ", ".join(str(p) for p in sorted(path.parent.glob("*.yaml"))[:8]) if path.parent.is_dir() else ""
-        raise InputError(f"there is no config file {path}." + (f" Beside it: {near}." if near else ""))
     values = _read(path, "YAML", MOST_YAML, lambda text: yaml.load(text, Loader=_Loader))
     if values is None:
         return {}

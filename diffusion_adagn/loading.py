@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from .commands import resume_command, then
 from .config import DataConfig, RunConfig, read_config, read_json, said
 from .diffusion.pipeline import ClassConditionalPipeline, check_fits
 from .diffusion.schedule import make_scheduler
@@ -32,9 +33,7 @@ def open_pipeline(path: str | Path, weights: str = "ema") -> tuple[ClassConditio
     elif run.config_file.is_file() and (weights == "raw" or not run.pipeline.is_dir()):
         checkpoint = run.newest_checkpoint()
         if checkpoint is None:
-            raise InputError(
-                f"the run {path} has no checkpoint yet: let it train on with adagn train --resume auto --output_dir {path}."
-            )
+            raise InputError(then(f"the run {path} has no checkpoint yet. Let it train on with:", resume_command(path)))
     if checkpoint is not None:
         return _from_checkpoint(checkpoint, weights), f"{'EMA' if weights == 'ema' else 'raw'} weights of {checkpoint}"
     if weights == "raw":

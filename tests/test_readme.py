@@ -13,7 +13,7 @@ from diffusion_adagn.cli import sample as sample_cli
 from diffusion_adagn.cli import sweep as sweep_cli
 from diffusion_adagn.cli import train as train_cli
 from diffusion_adagn.cli.main import main
-from diffusion_adagn.cli.options import config_overrides
+from diffusion_adagn.cli.options import config_file, config_overrides
 from diffusion_adagn.config import read_config
 from diffusion_adagn.experiments import ablation
 from diffusion_adagn.trace import tracing
@@ -82,7 +82,7 @@ def test_the_readmes_commands_and_programs_run(place, monkeypatch):
                 .parse(argv)
             )
             if name == "train":
-                read_config(args.config, config_overrides(args))
+                read_config(config_file(args), config_overrides(args))
             continue
         # on resume the recorded settings must not be shrunk again
         shrink = "--training.max_steps 3" if "--resume" in argv and "--config" not in argv else SHRINK[name]

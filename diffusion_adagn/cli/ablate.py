@@ -3,9 +3,11 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from .. import recipes
+from ..commands import command, quoted, then
 from ..config import read_config
 from ..errors import UsageError
-from .options import Parser, add_config_options, config_overrides
+from .options import Parser, add_config_file, add_config_options, config_file, config_overrides
 
 
 def parser() -> Parser:
@@ -15,7 +17,7 @@ def parser() -> Parser:
         description="Train the same run under several conditioning kinds and seeds, measure how much each uses the label, and "
         "write one table and one picture. A finished run is never run again; a stopped ablation goes on by the same command.",
     )
-    p.add_argument("config", metavar="CONFIG", help="a YAML file, such as configs/digits.yaml")
+    add_config_file(p)
     p.add_argument("--kinds", default="all", help="conditioning kinds with commas between, or all [all]")
     p.add_argument("--seeds", default="0,1", help="whole numbers with commas between [0,1]")
     p.add_argument("--dry_run", action="store_true", help="print the runs and their costs, and stop")
@@ -35,11 +37,19 @@ def run(argv: Sequence[str]) -> int:
         raise UsageError(f"--seeds takes whole numbers with commas between, such as 0,1, not '{args.seeds}'.") from None
     if not seeds or min(seeds) < 0:
         raise UsageError(f"--seeds needs at least one whole number, none negative, such as 0,1, not '{args.seeds}'.")
-    config = read_config(args.config, overrides)
-    out = Path(overrides.get("output_dir") or f"runs/ablation-{Path(args.config).stem}")
+    file = config_file(args)
+    if file is None:
+        example = command("ablate", recipes.shown("digits"), kinds="adagn,additive")
+        raise UsageError(
+            then(f"which run? adagn ablate needs a config. Recipes: {', '.join(recipes.names())}. Such as:", example)
+        )
+    config = read_config(file, overrides)
+    out = Path(overrides.get("output_dir") or f"runs/ablation-{Path(file).stem}")
 
     from ..experiments.ablation import ablate
     from ..models.conditioning import KINDS
 
     kinds = list(KINDS) if args.kinds == "all" else [k.strip() for k in args.kinds.split(",") if k.strip()]
-    return ablate(config, kinds, seeds, out, dry_run=args.dry_run)
+    typed = quoted(["adagn", "ablate", *argv])
+    member = command("train", file, **{key: value for key, value in overrides.items() if key != "output_dir"})
+    return ablate(config, kinds, seeds, out, args.dry_run, typed, member)

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from ..commands import then
 from ..config import read_config
 from ..errors import UsageError
 from .options import Parser, add_config_options, config_overrides
@@ -17,7 +18,7 @@ def parser() -> Parser:
     p.add_argument(
         "source", nargs="?", metavar="NAME_OR_PATH[:split]", help="the data; or give --config or --data.source"
     )
-    p.add_argument("--config", metavar="FILE", help="take the data settings of this YAML file")
+    p.add_argument("--config", metavar="CONFIG", help="take the data settings of this YAML file, or of this recipe")
     p.add_argument("--count", type=int, default=8, metavar="INT", help="examples per class [8]")
     p.add_argument("--out", metavar="FILE.png", help="the sheet [samples/data-NAME.png]")
     add_config_options(p, sections=["data"])
@@ -30,13 +31,16 @@ def run(argv: Sequence[str]) -> int:
     if args.source is not None:
         overrides["data.source"] = args.source
     if not overrides and args.config is None:
-        raise UsageError("which data? adagn data inspect NAME_OR_PATH[:split], such as: adagn data inspect digits")
+        raise UsageError(
+            then("which data? Its name or its path, with :split if need be, such as:", "adagn data inspect digits")
+        )
     if args.count < 1:
         raise UsageError(f"--count must be at least 1, not {args.count}.")
     config = read_config(args.config, overrides).data
 
-    from ..data.inspect import inspect_dataset
+    from ..data.inspect import inspect_dataset, train_command
 
     name = "".join(c if c.isalnum() else "-" for c in config.source.rstrip("/").split("/")[-1])
-    print(inspect_dataset(config, Path(args.out or f"samples/data-{name}.png"), args.count))
+    sheet = Path(args.out or f"samples/data-{name}.png")
+    print(inspect_dataset(config, sheet, args.count, train_command(config, args.config, overrides)))
     return 0

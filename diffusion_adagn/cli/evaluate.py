@@ -1,10 +1,10 @@
 """adagn evaluate"""
 
 import argparse
-import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
+from ..commands import command, quoted, then
 from ..errors import UsageError
 from .options import (
     Parser,
@@ -153,7 +153,8 @@ def _pictures(p: Parser, args: argparse.Namespace, argv: Sequence[str]) -> int:
 def _reference(p: Parser, args: argparse.Namespace, argv: Sequence[str]) -> int:
     _refuse(p, args, ("guidance", *SAMPLING, "against", "neighbours"), "has no meaning for adagn evaluate reference")
     if args.real is None or args.out is None:
-        raise UsageError("which data, and where to? adagn evaluate reference DATA --out FILE.npz")
+        example = command("evaluate", "reference", "digits", out="references/digits.npz")
+        raise UsageError(then("which data, and which file of --out (.npz)? Such as:", example))
 
     from ..evaluation.evaluate import store_reference
 
@@ -182,5 +183,5 @@ def _request(args: argparse.Namespace, argv: Sequence[str]):
         neighbours=args.neighbours,
         keep=args.keep,
         overwrite=args.overwrite,
-        command=f"adagn evaluate {shlex.join(argv)}",
+        command=quoted(["adagn", "evaluate", *argv]),
     )

@@ -4,6 +4,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from ..commands import then
 from ..errors import InputError
 from ..interop.adm import import_adm, next_command
 from ..interop.adm_flags import FLAGS, IGNORED, PRESETS
@@ -48,5 +49,5 @@ def run(argv: Sequence[str]) -> int:
     print(f"{folder}: {parameters / 1e6:.1f} M parameters, {classes}")
     if pipe.labels.K:
         print("no null class: sample at guidance 1, or fine-tune with adagn train --init_from to get a null row")
-    print(f"next: {next_command(folder, pipe.labels)}")
+    print(then("Next:", next_command(folder, pipe.labels)))
     return 0

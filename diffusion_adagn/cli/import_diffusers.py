@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from ..commands import then
 from .options import Parser
 
 
@@ -47,5 +48,5 @@ def run(argv: Sequence[str]) -> int:
     changes = changed_settings(args.folder, pipe)
     if changes:
         print(f"sampler settings by this package's rules: {'; '.join(changes)}")
-    print(f"{out}\n{pipe.labels.K or 'no'} classes; next:\n\n  {sample_command(str(out), pipe.labels)}")
+    print(then(f"{out}\n{pipe.labels.K or 'no'} classes. Next:", sample_command(str(out), pipe.labels)))
     return 0

@@ -6,15 +6,16 @@ Status: 0 done, 1 an error of the input, 2 usage, 75 saved and left on a signal.
 import importlib
 import os
 import sys
-import textwrap
 import threading
 import time
 from collections.abc import Sequence
 
-from .. import __version__
+from .. import __version__, recipes
+from ..commands import INDENT, command, then
 from ..errors import InputError, UsageError
 
 COMMANDS = {
+    "init": "print a recipe, to make it your own",
     "train": "train a class-conditional diffusion model",
     "sample": "sample pictures by class label",
     "evaluate": "measure pictures or a model against real ones",
@@ -92,15 +93,21 @@ def leave(status: int) -> None:
 
 
 def _paragraph(error: object) -> str:
-    return textwrap.fill(
-        f"adagn: {' '.join(str(error).split())}", width=110, break_long_words=False, break_on_hyphens=False
-    )
+    """The message as one line, and each command of it on a line of its own. The terminal wraps them: what a program
+    breaks (a command, a path with a space) cannot be copied."""
+    prose, commands = [], []
+    for line in str(error).splitlines():
+        is_command = line.startswith((f"{INDENT}adagn ", f"{INDENT}torchrun ", f"{INDENT}pip "))
+        commands.append(line.rstrip()) if is_command else prose.extend(line.split())
+    return "\n".join([f"adagn: {' '.join(prose)}", *commands])
 
 
 def _overview() -> str:
     commands = "\n".join(f"  {name:18}{what}" for name, what in COMMANDS.items())
     return (
-        f"usage: adagn COMMAND [options]\n\nClass-conditional diffusion models that show what the condition does.\n\n"
-        f"{commands}\n\n`adagn COMMAND --help` lists a command's options. Start with: adagn train --config configs/digits.yaml "
-        "--output_dir runs/digits"
+        "usage: adagn COMMAND [options]\n\nClass-conditional diffusion models that show what the condition does.\n\n"
+        + then(
+            f"{commands}\n\n`adagn COMMAND --help` lists a command's options. Start with:",
+            command("train", recipes.shown("digits")),
+        )
     )

@@ -5,11 +5,11 @@ import dataclasses
 import difflib
 from collections.abc import Sequence
 from decimal import Decimal
-from pathlib import Path
 from typing import Any, NoReturn, get_args
 
 from ..config import RunConfig, SpeedConfig, fields_of, type_name
 from ..errors import UsageError
+from ..run import name_of_run as name_of_run  # for the commands
 
 
 class Parser(argparse.ArgumentParser):
@@ -21,6 +21,10 @@ class Parser(argparse.ArgumentParser):
 
     def parse(self, argv: Sequence[str]) -> argparse.Namespace:
         args, unknown = self.parse_known_args([_canonical(word) for word in argv])
+        for action in self._actions:  # argparse takes an optional argument before the first option only
+            late = unknown and not unknown[0].startswith("-")
+            if late and not action.option_strings and action.nargs == "?" and getattr(args, action.dest) is None:
+                setattr(args, action.dest, unknown.pop(0))
         if unknown:
             known = [o for action in self._actions for o in action.option_strings]
             near = difflib.get_close_matches(unknown[0].split("=")[0], known, n=2)
@@ -67,6 +71,25 @@ def add_config_options(parser: argparse.ArgumentParser, sections: Sequence[str] 
             help=_help(f),
             **flag,
         )
+
+
+def add_config_file(parser: argparse.ArgumentParser) -> None:
+    """The config file, as an argument or as --config; `config_file` reads it."""
+    parser.add_argument(
+        "config_argument",
+        nargs="?",
+        metavar="CONFIG",
+        help="a YAML file, or the name of a recipe, such as digits (adagn init lists them)",
+    )
+    parser.add_argument("--config", metavar="CONFIG", help="the same")
+
+
+def config_file(args: argparse.Namespace) -> str | None:
+    """The config that was given in either way. Raises UsageError for two different ones."""
+    argument, option = args.config_argument, args.config
+    if None not in (argument, option) and argument != option:
+        raise UsageError(f"two configs were given, {argument} and --config {option}: give one.")
+    return option if argument is None else argument
 
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:
@@ -252,9 +275,3 @@ def words(text: str, option: str) -> list[str]:
     if not found:
         raise UsageError(f"{option} is empty.")
     return found
-
-
-def name_of_run(run: str) -> str:
-    """A folder's name, for what is made of it: of a pipeline folder in a run, the run's."""
-    path = Path(run).resolve()
-    return path.name if path.name != "pipeline" else path.parent.name

@@ -1,9 +1,9 @@
 """adagn sweep"""
 
-import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
+from ..commands import quoted
 from ..errors import UsageError
 from .options import (
     Parser,
@@ -102,5 +102,5 @@ def run(argv: Sequence[str]) -> int:
         confirm=args.confirm,
     )
     out = Path(args.out or Path("sweeps") / name_of_run(args.run))
-    sweep(args.run, request, out, command=f"adagn sweep {shlex.join(argv)}")
+    sweep(args.run, request, out, command=quoted(["adagn", "sweep", *argv]))
     return 0

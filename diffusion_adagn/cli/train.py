@@ -1,23 +1,24 @@
 """adagn train"""
 
-import argparse
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
+from .. import recipes
+from ..commands import command, resume_command, then
 from ..config import RunConfig, read_config, to_yaml
 from ..errors import InputError, UsageError
 from ..run import RunFolder, runs_near
-from .options import Parser, add_config_options, config_overrides
+from .options import Parser, add_config_file, add_config_options, config_file, config_overrides
 
 
 def parser() -> Parser:
     p = Parser(
         prog="adagn train",
-        usage="adagn train --config FILE [--output_dir RUN] [--resume [RUN]] [--section.key VALUE ...]",
-        description="Train a class-conditional diffusion model. Settings come from --config and from dotted options, which win.",
+        usage="adagn train CONFIG [--output_dir RUN] [--resume [RUN]] [--section.key VALUE ...]",
+        description="Train a class-conditional diffusion model. Settings come from CONFIG and from dotted options, which win.",
     )
-    p.add_argument("--config", metavar="FILE", help="a YAML file, such as configs/digits.yaml")
+    add_config_file(p)
     p.add_argument(
         "--resume",
         nargs="?",
@@ -36,14 +37,19 @@ def parser() -> Parser:
 def run(argv: Sequence[str]) -> int:
     args = parser().parse(argv)
     overrides = config_overrides(args)
+    file = config_file(args)
     if args.resume is not None:
-        config = _resumed_config(args, overrides)
-    elif args.config is None and not overrides:
+        config = _resumed_config(args.resume, file, overrides)
+    elif file is None and not overrides:
         raise UsageError(
-            "adagn train needs --config FILE (such as configs/digits.yaml), or settings. See adagn train --help."
+            then(
+                "what should be trained? Give a config, as an argument or as --config FILE, or settings. Recipes: "
+                f"{', '.join(recipes.names())}. Train one:",
+                command("train", recipes.shown("digits")),
+            )
         )
     else:
-        config = read_config(args.config, overrides)
+        config = read_config(file, overrides)
 
     from ..training.loop import describe, resolve, train
 
@@ -55,34 +61,31 @@ def run(argv: Sequence[str]) -> int:
     return train(config, resume=args.resume is not None)
 
 
-def _resumed_config(args: argparse.Namespace, overrides: dict[str, str]) -> RunConfig:
-    """The settings of the run that --resume means: the recorded ones unless --config is given, and the overrides.
+def _resumed_config(resume: str, file: str | None, overrides: dict[str, str]) -> RunConfig:
+    """The settings of the run that --resume means: those of the config file if one is given, else the recorded ones; and the overrides.
 
-    Raises InputError if there is no run, and no --config to start one.
+    Raises InputError if there is no run, and no config file to start one.
     """
-    if args.resume != "auto" and Path(overrides.setdefault("output_dir", args.resume)) != Path(args.resume):
-        raise UsageError(f"--resume {args.resume} and --output_dir {overrides['output_dir']} name two runs: give one.")
-    config = read_config(args.config, overrides)
+    if resume != "auto" and Path(overrides.setdefault("output_dir", resume)) != Path(resume):
+        raise UsageError(f"--resume {resume} and --output_dir {overrides['output_dir']} name two runs: give one.")
+    config = read_config(file, overrides)
     if config.output_dir is None:
-        raise UsageError(f"which run? Give --resume RUN, such as --resume runs/digits.{runs_near('runs/x')}")
-    recorded = RunFolder(Path(config.output_dir)).config_file
-    if not recorded.is_file():
-        if args.config is not None:
+        raise UsageError(f"which run? Give --resume RUN, such as --resume runs/digits.{runs_near('runs/digits')}")
+    run = RunFolder(Path(config.output_dir))
+    if not run.config_file.is_file():
+        if file is not None:
             return config  # the run starts
-        if (Path(config.output_dir) / "state.json").is_file():
-            run = Path(config.output_dir).parent.parent
-            raise InputError(
-                f"{config.output_dir} is a checkpoint. A run is resumed from its newest one: --resume {run}."
-            )
+        if (run.path / "state.json").is_file():
+            text = f"{run.path} is a checkpoint, and a run is resumed from its newest one:"
+            raise InputError(then(text, resume_command(run.path.parent.parent)))
         raise InputError(
-            f"there is no run to resume in {config.output_dir} (no config.yaml in it).{runs_near(config.output_dir)} "
-            "To start a run, give --config."
+            f"there is no run to resume in {run.path} (no config.yaml in it).{runs_near(run.path)} To start a run, give --config."
         )
-    if args.config is None:
-        return read_config(recorded, overrides)
-    lr = read_config(recorded).training.lr
+    if file is None:
+        return read_config(run.config_file, overrides)
+    lr = read_config(run.config_file).training.lr
     if "training.lr" not in overrides and config.training.lr != lr:
         # it may have been changed while the run was resumed: the same command must go on with the run, not change it back
-        print(f"training.lr is {lr:g}, as recorded in {recorded} (not {config.training.lr:g} of {args.config})")
+        print(f"training.lr is {lr:g}, as recorded in {run.config_file} (not {config.training.lr:g} of {file})")
         config.training = dataclasses.replace(config.training, lr=lr)
     return config

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import shlex
+from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from .. import recipes
+from ..commands import command, then
 from ..config import DataConfig
 from ..errors import InputError
 from ..grids import labelled_grid
@@ -16,14 +18,14 @@ if TYPE_CHECKING:
     import numpy as np
 
 MOST_ROWS = 50  # of the sheet
-RECIPES = {"digits": "digits", "cifar10": "cifar10_small"}  # for other sources: own_images
+RECIPES = {"digits": "digits", "cifar10": "cifar10_small"}  # of each source; for others: own_images
 MOST_SKIPPED = 20  # broken pictures listed
 
 
-def inspect_dataset(config: DataConfig, out: Path, per_class: int = 8) -> str:
+def inspect_dataset(config: DataConfig, out: Path, per_class: int = 8, following: str | None = None) -> str:
     """What to print about the source's training and held-out parts; writes the sheet of examples to `out` (a PNG).
 
-    per_class: examples in a row of the sheet. Raises InputError for what is wrong with the source, or a sheet that cannot
+    per_class: examples in a row of the sheet. following: the command to type next; None: `train_command`'s. Raises InputError for what is wrong with the source, or a sheet that cannot
     be written.
     """
     if per_class < 1:
@@ -58,9 +60,7 @@ def inspect_dataset(config: DataConfig, out: Path, per_class: int = 8) -> str:
     only = f" (the first {drawn} of {space.K} classes)" if drawn < space.K else ""
     lines.append(f"Examples: {out}{only}")
     if heldout is not None or config.heldout_fraction == 0:
-        recipe = RECIPES.get(config.source.partition(":")[0], "own_images")
-        source = "" if recipe == config.source else f" --data.source {shlex.quote(config.source)}"
-        lines.append(f"Next: adagn train --config configs/{recipe}.yaml{source}{_flags(config)} --dry_run")
+        lines.append(then("Next, see what a run would cost:", following or train_command(config)))
     return "\n".join(lines)
 
 
@@ -126,8 +126,20 @@ def _sheet(dataset: ImageDataset, drawn: int, per_class: int):
     return labelled_grid(rows, labels, title=title)
 
 
-def _flags(config: DataConfig) -> str:
-    """The settings that differ from the defaults, as the command line takes them."""
-    unsaid = {"source", "store_dir"}
-    changed = [f.name for f in fields(config) if f.name not in unsaid and getattr(config, f.name) != f.default]
-    return "".join(f" --data.{name} {shlex.quote(str(getattr(config, name)))}" for name in changed)
+def train_command(config: DataConfig, file: str | None = None, given: Mapping[str, str] | None = None) -> str:
+    """The dry run of a training on this data.
+
+    Args:
+        config: The data settings.
+        file: The config that they were read from; None: a recipe that fits the source.
+        given: The settings that were given beside the file, by dotted key; None: those that differ from the defaults.
+    """
+    if given is None:
+        changed = [f.name for f in fields(config) if f.name != "store_dir" and getattr(config, f.name) != f.default]
+        given = {f"data.{name}": getattr(config, name) for name in dict.fromkeys(["source", *changed])}
+    if file is None:
+        recipe = RECIPES.get(config.source.partition(":")[0], "own_images")
+        file = recipes.shown(recipe)
+        if RECIPES.get(config.source) == recipe:
+            given = {key: value for key, value in given.items() if key != "data.source"}
+    return command("train", config=file, **{key: str(value) for key, value in given.items()}, dry_run=True)

@@ -1,7 +1,6 @@
 """adagn evaluate, top to bottom: sampled pictures into features, their metrics against real ones, what lies near a real one."""
 
 import contextlib
-import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,6 +9,7 @@ import numpy as np
 from accelerate import PartialState
 from tqdm import tqdm
 
+from ..commands import command, go_on, out_beside, quoted, then
 from ..diffusion.pipeline import ClassConditionalPipeline
 from ..diffusion.schedule import Call
 from ..errors import InputError
@@ -104,7 +104,7 @@ def evaluate_model(source: str, sampling: Sampling, request: EvaluateRequest, ou
         if main:
             take_up(out / BATCHES, plan)
         state.wait_for_everyone()
-        sampled = _sample(pipe, guide, point, draw, bench, plan["pixels"], out, state)
+        sampled = _sample(pipe, guide, point, draw, bench, plan["pixels"], out, state, request.command)
         if sampled is None:
             return None
         made_by = {
@@ -144,8 +144,7 @@ def _next(source: str, sampling: Sampling, request: EvaluateRequest) -> str:
         "count": s.count,
     }
     given |= {"weights": "raw" if s.weights == "raw" else None, "spacing": s.spacing} | request.data
-    words = [f"--{name} {shlex.quote(str(value))}" for name, value in given.items() if value is not None]
-    return f"adagn sweep {shlex.quote(str(source))} --guidance 1:4:0.5 {' '.join(words)}"
+    return command("sweep", source, guidance="1:4:0.5", **given, out=out_beside("sweeps", source))
 
 
 def evaluate_pictures(what: str, guidance: float | None, request: EvaluateRequest, out: Path) -> dict:
@@ -195,10 +194,13 @@ def store_reference(request: EvaluateRequest, file: Path) -> Reference:
     names, channels = real.class_names, real.shape_of_pictures[2]
     reference = open_bench(real, replace(request, judge=False), names, None, channels, all_processes()).reference
     reference.save(file)
-    about, spec = reference.about, shlex.quote(request.extractor)
+    about = reference.about
     print(
-        f"{about['count']:,} of {about['of']:,} pictures of {about['name']}, {about['extractor']['dimension']:,} features each, in {file}\n"
-        f"Next  adagn evaluate RUN --against {shlex.quote(str(file))} --extractor {spec}"
+        then(
+            f"{about['count']:,} of {about['of']:,} pictures of {about['name']}, {about['extractor']['dimension']:,} features each, in {file}\n"
+            "A model or pictures are measured against it, by adagn evaluate or adagn sweep, with:",
+            quoted(["--against", str(file), "--extractor", request.extractor]),
+        )
     )
     return reference
 
@@ -233,6 +235,7 @@ def _sample(
     keep_pixels: bool,
     out: Path,
     state: PartialState,
+    typed: str,
 ) -> Sampled | None:
     mine = sum(map(len, draw.batches[state.process_index :: state.num_processes]))
     with tqdm(total=mine, unit="picture", desc=out.name, disable=not state.is_main_process, leave=False) as bar:
@@ -241,7 +244,7 @@ def _sample(
                 pipe, point, draw, bench.extractors, out / BATCHES, state, guide, keep_pixels, bar.update
             )
         except KeyboardInterrupt:
-            print(f"\nStopped. What is finished lies in {out / BATCHES}; the same command goes on from there.")
+            print(go_on(f"\nStopped. What is finished lies in {out / BATCHES}.", typed))
             raise
 
 
@@ -316,4 +319,4 @@ def _say(record: dict, out: Path, following: str = "") -> None:
     files = [name for name in (MARKDOWN, JSON, CLASSES, SHEET, NPZ) if (out / name).is_file()]
     print(f"\nLook at  {out / files[0]}\nBeside   {', '.join(files[1:])}")
     if following:
-        print(f"Next     {following}")
+        print(then("Next, other scales:", following))

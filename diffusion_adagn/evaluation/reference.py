@@ -97,7 +97,7 @@ class Reference:
                 f"the reference {name} was made with the extractor {made['name']} ({_told(made)}), and the pictures are measured with "
                 f"{extractor.name} ({_told(described(extractor))}): distances between the two mean nothing. Type --extractor "
                 f"{made['name']} and, where it learns from data, --data.source with the data it learned from; or make the reference "
-                "again: adagn evaluate reference DATA --out FILE.npz."
+                "again, by adagn evaluate reference."
             )
 
     def save(self, file: Path) -> Path:
@@ -117,9 +117,7 @@ class Reference:
             with np.load(file, allow_pickle=False) as arrays:
                 return cls._read({name: arrays[name] for name in arrays.files})
         except DAMAGE as error:
-            raise InputError(
-                f"{file} is no reference: {error}. Make one: adagn evaluate reference DATA --out FILE.npz."
-            ) from None
+            raise InputError(f"{file} is no reference: {error}. adagn evaluate reference makes one.") from None
 
     @classmethod
     def _read(cls, arrays: dict[str, np.ndarray]) -> "Reference":

@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from ..commands import go_on, then, with_options
 from ..config import RunConfig, differences, read_config, to_yaml
 from ..data import ImageDataset, open_dataset
 from ..diffusion.objective import Objective
@@ -32,8 +33,9 @@ from ..models.conditioning import KINDS
 from ..models.cost import Cost, count_cost
 from ..models.unet import AdaGNUNet
 from ..processes import all_processes
-from ..run import RunFolder, network_config
+from ..run import RunFolder, label_space, network_config
 from ..speed import choose, tf32
+from ..training.finish import sample_command
 from ..training.loop import STOPPED, resolve, train
 from .ablation_report import write_report
 
@@ -84,20 +86,39 @@ class Member:
             raise InputError(f"{file} is damaged ({error}): remove it to sample {self.name} again.") from None
 
 
-def ablate(config: RunConfig, kinds: list[str], seeds: list[int], out: Path, dry_run: bool = False) -> int:
+def ablate(
+    config: RunConfig,
+    kinds: list[str],
+    seeds: list[int],
+    out: Path,
+    dry_run: bool = False,
+    typed: str = "",
+    member: str = "",
+) -> int:
     """Train and measure every kind under every seed, and write ablation.md, ablation.csv and ablation.png into `out`.
 
     config: the run that they share; its conditioning, seed, output_dir, previews and held-out losses are set here.
+    typed: this command, and member: the `adagn train` of the run that they share, for what is printed; empty: not printed.
     Returns 0 when done, 75 when a signal came and everything was saved: the same command goes on.
     Raises InputError before anything is trained for whatever would fail later.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise InputError(
-            f"adagn ablate runs in one process. Its members are ordinary runs: train each by torchrun ... train.py --config CONFIG "
-            f"--model.conditioning KIND --training.seed SEED --output_dir {out}/KIND-seedSEED, then adagn ablate in one process goes on "
-            "from there, measures and compares."
-        )
     kinds, seeds = _unique(kinds), _unique(seeds)
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    if processes > 1:
+        torchrun = f"torchrun --nproc_per_node {processes} -m diffusion_adagn {member.removeprefix('adagn ')}"
+        settings = [
+            {"model.conditioning": kind, "training.seed": seed, "output_dir": out / f"{kind}-seed{seed}"}
+            for seed in seeds
+            for kind in kinds
+        ]
+        raise InputError(
+            then(
+                "adagn ablate runs in one process. Its members are ordinary runs, which several processes may train first; "
+                "adagn ablate then goes on from there, measures and compares.",
+                *([with_options(torchrun, **some) for some in settings] if member else []),
+                *([typed] if typed else []),
+            )
+        )
     config, dataset, costs = _check(config, kinds)
     heldout = open_dataset(config.data, "heldout")
     members = [Member(kind, seed, RunFolder(out / f"{kind}-seed{seed}")) for seed in seeds for kind in kinds]
@@ -114,7 +135,7 @@ def ablate(config: RunConfig, kinds: list[str], seeds: list[int], out: Path, dry
         return 0
 
     with alone_in(out):
-        return _run(config, members, heldout, costs, out, dataset)
+        return _run(config, members, heldout, costs, out, dataset, typed)
 
 
 def _run(
@@ -124,6 +145,7 @@ def _run(
     costs: dict[str, Cost],
     out: Path,
     dataset: ImageDataset,
+    typed: str,
 ) -> int:
     """`ablate`, once `out` is locked. What is waiting is asked again: another process may have finished some meanwhile."""
     waiting = [m for m in members if m.result is None]
@@ -133,7 +155,7 @@ def _run(
         about = "" if left is None else f", about {left / 60:.0f} min left" if left > 90 else ", about a minute left"
         print(f"[{len(members) - len(waiting) + done + 1}/{len(members)}] {member.kind}, seed {member.seed}{about}")
         if _train(member, config) == STOPPED:
-            print(f"Stopped in {member.name}; saved. The same command goes on from there.")
+            print(go_on(f"Stopped in {member.name}; saved.", typed))
             return STOPPED
         _measure(member, config, heldout, costs[member.kind])
 
@@ -141,7 +163,7 @@ def _run(
     files = write_report(out, config, dataset, heldout, [m.result for m in shown], {m.name: m.pictures for m in shown})
     print("\n" + files[0].read_text(encoding="utf-8"))
     print("\n".join(f"{what:9} {file}" for what, file in zip(("table", "as CSV", "pictures"), files)))
-    print(f"One of them, closer:  adagn sample {members[0].run.path} --classes all --guidance 1,2,4")
+    print(then("One of them, closer:", sample_command(str(members[0].run.path), label_space(config))))
     return 0
 
 

@@ -18,6 +18,7 @@ import numpy as np
 from accelerate import PartialState
 from tqdm import tqdm
 
+from ..commands import go_on, then
 from ..diffusion.guidance import Guidance
 from ..diffusion.pipeline import ClassConditionalPipeline
 from ..errors import InputError
@@ -31,6 +32,7 @@ from ..loading import model_hash, open_pipeline
 from ..processes import all_processes
 from ..speed import check_tf32
 from .choice import Finished, best_sets
+from .sweep_plots import INSTALL
 from .sweep_plots import available as plots_available
 from .sweep_report import Sweep, write_report
 
@@ -98,18 +100,19 @@ def sweep(source: str, request: SweepRequest, out: Path, command: str = "") -> l
             others = len(list((out / "points").iterdir())) - len(points)
             files = write_report(_about(source, what, table, draw, points, command), done, out, confirmed, others)
         except KeyboardInterrupt:
-            print(f"\nStopped. What is finished lies in {out}; the same command goes on from there.")
+            print(go_on(f"\nStopped. What is finished lies in {out}.", command))
             raise
         except OSError as error:
             raise InputError(
-                f"{out} cannot be written to ({error}). What is finished is safe: make room, and the same command goes on from there."
+                go_on(f"{out} cannot be written to ({error}). What is finished is safe: make room.", command)
             ) from error
     print("\n" + files[0].read_text(encoding="utf-8").partition("\n## Best by class")[0].strip())
     print(f"\nLook at  {files[0]}\nBeside   {', '.join(f.name for f in files[1:])}")
     if not plots_available():
-        print("Curves need matplotlib:  pip install 'diffusion-adagn[plots]'  and the same command draws them.")
+        print(then("Curves need matplotlib; with it, the same command draws them:", INSTALL))
     elif not request.confirm and len(points) > 1 and bench.extractor is not None:
-        print("Next     the same command with --confirm: the best settings once more, with fresh seeds")
+        again = [f"{command} --confirm"] if command else []
+        print(then("Next, the best settings once more, with fresh seeds: the same command with --confirm", *again))
     return files
 
 

@@ -31,7 +31,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-MISSING = "plots need matplotlib: pip install 'diffusion-adagn[plots]'"
+INSTALL = "pip install 'diffusion-adagn[plots]'"
+MISSING = f"plots need matplotlib: {INSTALL}"
 WIDTH, DPI = 12.8, 100  # inches: 1280 px
 PANEL, LINE = 3.0, 0.24  # inches: a panel's height, a line of text's
 MOST_LINES, MOST_SCALES, MOST_CLASSES = 8, 7, 30

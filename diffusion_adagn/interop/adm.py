@@ -16,6 +16,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..commands import command, out_beside
 from ..config import said
 from ..errors import InputError
 from ..folders import into_place
@@ -381,7 +382,10 @@ No quality figure was measured when this card was written.
 
 def next_command(folder: str | Path, labels: LabelSpace) -> str:
     """What to type to sample an imported model."""
-    import shlex
-
     classes = labels.names[0].split(",")[0] if labels.K else "null"
-    return f"adagn sample {shlex.quote(str(folder))} --classes {shlex.quote(classes)} --sampler ddpm --steps 250"
+    try:
+        classes = classes if not labels.K or labels.parse(classes) == [0] else "id:0"
+    except InputError:  # a name that could mean two classes
+        classes = "id:0"
+    out = out_beside("samples", folder)
+    return command("sample", folder, classes=classes, sampler="ddpm", steps=250, out=out)

@@ -410,7 +410,7 @@ MEANINGS = [
     (
         "The candidate band",
         f"From the first to the last timestep at which the label moves x0 by at least {say.BAND:.0%} of the most it does anywhere. Where to try "
-        "guidance, not where it is known to help: adagn sweep RUN --interval none,t:LOW-HIGH says.",
+        "guidance, not where it is known to help: a sweep over intervals says.",
     ),
     ("Drift", "RMS of the difference between the two checkpoints, over the RMS of the earlier one."),
 ]

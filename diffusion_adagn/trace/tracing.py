@@ -1,7 +1,6 @@
 """adagn trace, top to bottom: the atlas, the probes, the verdict, the report."""
 
 import dataclasses
-import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -10,13 +9,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..commands import command, free, out_beside
 from ..config import DataConfig
 from ..data import ImageDataset, open_dataset
 from ..diffusion.objective import Objective, to_unit
 from ..diffusion.pipeline import KIND_OF, ClassConditionalPipeline, to_pixels
 from ..errors import InputError
 from ..loading import model_hash, open_pipeline, recorded_data
+from ..run import name_of_run
 from ..speed import tf32
+from ..training.finish import sample_command
 from .analysis import class_geometry, drift
 from .atlas import Atlas
 from .label_check import OPEN, UNUSED, Verdict, label_check
@@ -205,15 +207,15 @@ def _mixing(pipe: ClassConditionalPipeline, atlas: Atlas) -> tuple[list[str], li
 def _next_commands(
     source: str | Path, pipe: ClassConditionalPipeline, sensitivity: Sensitivity | None, pictures: bool
 ) -> list[str]:
-    name = shlex.quote(str(source))
-    commands = [f"adagn sample {name} --classes {'all' if pipe.labels.K else 'null'} --count 8"]
-    if pipe.labels.K and pipe.labels.has_null:
-        commands[0] += " --guidance 1,2,4"
+    commands = [sample_command(str(source), pipe.labels)]
     if pipe.labels.K > 1:
-        commands.append(f"adagn sample {name} --mix id:0@coarse,id:1@fine --count 8")
+        mixed = free(f"samples/{name_of_run(str(source))}-mixed")  # beside those of the first command
+        commands.append(command("sample", source, mix="id:0@coarse,id:1@fine", count=8, out=mixed))
     if pipe.labels.K and pipe.labels.has_null and pictures:
-        interval = ""
+        interval = None
         if sensitivity is not None and has_band(sensitivity):
-            interval = " --interval none,t:{}-{}".format(*sensitivity.band(BAND))
-        commands.append(f"adagn sweep {name} --guidance 1:4:0.5{interval}")
-    return [*commands, f"adagn trace {name} --label-check"]
+            interval = "none,t:{}-{}".format(*sensitivity.band(BAND))
+        commands.append(
+            command("sweep", source, guidance="1:4:0.5", interval=interval, out=out_beside("sweeps", source))
+        )
+    return [*commands, command("trace", source, **{"label-check": True})]

@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from ..commands import resume_command, then
 from ..config import read_json, said
 from ..errors import InputError
 from ..folders import into_place
@@ -55,9 +56,12 @@ def save_checkpoint(
     except Exception as error:  # safetensors raises its own kinds
         left = checkpoints(folder)
         raise InputError(
-            f"the checkpoint of step {state['step']} cannot be written to {folder} ({' '.join(str(error).split())[:200]}). "
-            + (f"The newest that is whole is {left[-1]}. " if left else "")
-            + "Make room, or put it right, and go on with --resume auto."
+            then(
+                f"the checkpoint of step {state['step']} cannot be written to {folder} ({' '.join(str(error).split())[:200]}). "
+                + (f"The newest that is whole is {left[-1]}. " if left else "")
+                + "Make room, or put it right, and go on with:",
+                resume_command(folder.parent),
+            )
         ) from error
     for old in checkpoints(folder)[:-keep]:
         if not keep_every or int(old.name.split("-")[1]) % keep_every:

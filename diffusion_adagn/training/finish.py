@@ -1,8 +1,8 @@
 """What a finished run leaves for its users: the pipeline folder and its card."""
 
-import shlex
 from pathlib import Path
 
+from ..commands import command, out_beside
 from ..config import RunConfig
 from ..data import ImageDataset
 from ..folders import into_place
@@ -25,8 +25,9 @@ def write_pipeline(run: RunFolder, config: RunConfig, unet: AdaGNUNet, dataset: 
 
 def sample_command(path: str, labels: LabelSpace) -> str:
     """What to type to sample a model with these classes."""
-    guidance = " --guidance 1,2,4" if labels.K and labels.has_null else ""
-    return f"adagn sample {shlex.quote(path)} --classes {'all' if labels.K else 'null'}{guidance} --count 8"
+    guidance = "1,2,4" if labels.K and labels.has_null else None
+    classes = "all" if labels.K else "null"
+    return command("sample", path, classes=classes, guidance=guidance, count=8, out=out_beside("samples", path))
 
 
 def _card(config: RunConfig, pipe, dataset: ImageDataset, step: int) -> str:

@@ -3,7 +3,6 @@
 import dataclasses
 import math
 import os
-import shlex
 import signal
 import time
 from collections.abc import Callable
@@ -17,6 +16,7 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import broadcast_object_list, gather_object
 from tqdm import tqdm
 
+from ..commands import command, quoted, resume_command, then
 from ..config import RunConfig, SpeedConfig, TrainingConfig, check, differences, flatten, read_config, to_dict, to_yaml
 from ..data import ImageDataset, open_dataset
 from ..diffusion.objective import Objective
@@ -242,7 +242,7 @@ def _train(config: RunConfig, resume: bool, held: ExitStack) -> int:
                     raise InputError(
                         f"{health.in_a_row} steps in a row had a loss or gradient that is not finite, and were left out (training.most_faults). "
                         f"{told}. The checkpoints in {run.checkpoints} are sound. Start another run with a lower training.lr or "
-                        f"speed.precision fp32; --init_from {run.path} keeps the weights so far."
+                        f"speed.precision fp32; {quoted(['--init_from', str(run.path)])} keeps the weights so far."
                     )
 
             due = stopping or step % training.checkpoint_every == 0 or step == training.max_steps
@@ -272,7 +272,7 @@ def _train(config: RunConfig, resume: bool, held: ExitStack) -> int:
                 log(**seen)
                 warning = signals.warning(step, seen)
                 if main and warning is not None:
-                    bar.write(warning)
+                    bar.write(then(warning, command("trace", run.path, **{"label-check": True})))
                 if "label_gap_wrong" in seen:
                     label_gap = f", label gap {seen['label_gap_wrong']:+.4f}"
             if main and training.heldout_every and step % training.heldout_every == 0:
@@ -290,8 +290,11 @@ def _train(config: RunConfig, resume: bool, held: ExitStack) -> int:
     accelerator.print(f"data      the steps waited for their pictures {100 * share:.1f} % of the time")
     if step < training.max_steps:
         accelerator.print(
-            f"Stopped by {stop.name or 'a signal'} at step {step}; {'not saved, since it was left out' if fault else 'saved'}. Go on with: "
-            f"adagn train --resume auto --output_dir {shlex.quote(str(run.path))}"
+            then(
+                f"Stopped by {stop.name or 'a signal'} at step {step}; "
+                f"{'not saved, since it was left out' if fault else 'saved'}. Go on with:",
+                resume_command(run.path),
+            )
         )
         accelerator.end_training()
         return STOPPED
@@ -299,8 +302,10 @@ def _train(config: RunConfig, resume: bool, held: ExitStack) -> int:
     if main:
         write_pipeline(run, config, ema.model, dataset, step)
         print(
-            f"\nDone: {step} steps. The model (EMA weights) is in {run.pipeline}\n"
-            f"Sample it:  {sample_command(str(run.path), label_space(config))}"
+            then(
+                f"\nDone: {step} steps. The model (EMA weights) is in {run.pipeline}\nSample it:",
+                sample_command(str(run.path), label_space(config)),
+            )
         )
     accelerator.end_training()
     return 0
@@ -447,10 +452,8 @@ def _claim(run: RunFolder, config: RunConfig, resume: bool, at: Path | None, hel
                 "leave it out."
             )
         if not resume:
-            raise InputError(
-                f"{run.path} already holds a run ({f'at {at.name}' if at else 'without a checkpoint yet'}). Go on with it by "
-                "--resume auto, or give another --output_dir."
-            )
+            text = f"{run.path} already holds a run ({f'at {at.name}' if at else 'without a checkpoint yet'}). Give another --output_dir, or resume it:"
+            raise InputError(then(text, resume_command(run.path)))
         recorded = read_config(run.config_file)
         same_lr = dataclasses.replace(config.training, lr=recorded.training.lr)  # the learning rate may change
         changed = differences(recorded, dataclasses.replace(config, training=same_lr))

@@ -5,6 +5,7 @@ import json
 import math
 from pathlib import Path
 
+from ..commands import then
 from ..errors import InputError
 
 LR_CHANGE = "lr_changed_from"  # in the line that a resume with another learning rate writes
@@ -48,6 +49,8 @@ def check_tracker(name: str) -> None:
     """Raises InputError if a tracker's package is missing."""
     if name != "none" and importlib.util.find_spec(name) is None:
         raise InputError(
-            f"training.tracker {name} needs the package {name}: pip install 'diffusion-adagn[{name}]', or set it to none "
-            "(metrics.jsonl is written in any case)."
+            then(
+                f"training.tracker {name} needs the package {name}. Set it to none (metrics.jsonl is written in any case), or:",
+                f"pip install 'diffusion-adagn[{name}]'",
+            )
         )

@@ -135,5 +135,5 @@ class Signals:
         return (
             f"warning: after {step} steps the label {'misleads' if said == 'misleads' else 'is not seen to be used'}: told a wrong "
             f"class the loss on held-out pictures is {gap:+.5f} against the true one's (95% interval +-{half:.5f}). Are the labels right (adagn data inspect)? Does "
-            "training.label_dropout leave enough of them? See adagn trace RUN --label-check."
+            "training.label_dropout leave enough of them? Does the label do anything?"
         )

@@ -31,7 +31,7 @@ def test_digits(tmp_path):
     assert "8x8, gray (1 channel)" in text
     assert row_of(text, "7")[:3] == ["7", "168", "11"]
     assert f"Examples: {tmp_path}/deep/er/sheet.png" in text
-    assert text.endswith("Next: adagn train --config configs/digits.yaml --dry_run")
+    assert text.endswith("\n  adagn train --config digits --dry_run")
     with Image.open(tmp_path / "deep" / "er" / "sheet.png") as sheet:
         assert sheet.width > 8 * 64 and sheet.height > 10 * 64
 

@@ -442,7 +442,7 @@ def test_bad_requests_of_a_model_write_nothing(model, data, tmp_path, capsys, ar
         (["evaluate", "{real}", "--against", "{real}", "--guidance", "3"], 1, "samples.json"),
         (["evaluate", "{real}", "{real}"], 2, "--against"),
         (["evaluate", "nowhere.npz", "--against", "{real}"], 2, "no file nowhere.npz"),
-        (["evaluate", "reference"], 2, "adagn evaluate reference DATA --out FILE.npz"),
+        (["evaluate", "reference"], 2, "adagn evaluate reference digits --out references/digits.npz"),
         (["evaluate", "reference", "{real}", "--out", "r"], 1, "--out r.npz"),
         (["evaluate", "reference", "{real}", "--out", "r.npz", "--count", "3"], 2, "--count"),
     ],

@@ -150,7 +150,7 @@ def test_what_would_change_the_result_is_refused_by_name_and_nothing_is_lost(tmp
         assert name in one_line(capsys.readouterr().err)
     status = main(["train", "--output_dir", str(out), *words(TINY | {"training.max_steps": 9})])
     assert status == 1
-    assert "--resume auto" in one_line(capsys.readouterr().err)
+    assert f"adagn train --resume {out}" in capsys.readouterr().err
     assert before == {p: p.read_bytes() for p in out.rglob("*") if p.is_file()}
     assert run(out, "--resume", "auto", training__max_steps=7, training__log_every=2, training__keep_checkpoints=1) == 0
     # a run's own config is enough to go on with it
@@ -311,7 +311,7 @@ def test_signals_save_and_leave_with_75(tmp_path, number, capsys):
     status, printed = process.wait(), process.printed()
     assert status == 75, printed
     stopped = sorted((out / "checkpoints").glob("step-*"))[-1]
-    assert f"--resume auto --output_dir {out}" in printed
+    assert f"adagn train --resume {out}\n" in printed
     assert "Traceback" not in printed
     # an unfinished run can be sampled from its checkpoint
     assert "EMA weights" in open_pipeline(out)[1]

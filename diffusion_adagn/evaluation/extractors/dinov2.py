@@ -6,6 +6,7 @@ Source: Oquab et al. 2023; as a measure of generated pictures, Stein et al. 2023
 import torch
 from torch import Tensor, nn
 
+from ...commands import then
 from ...errors import InputError
 from .base import ANTIALIASED, NetworkExtractor, resized, to_colour
 
@@ -42,7 +43,9 @@ def open_dinov2(source: str, device: str | torch.device = "cpu") -> Dinov2Extrac
     try:
         from transformers import AutoConfig, AutoModel
     except ImportError as error:
-        raise InputError(f"the extractor dinov2 needs transformers: pip install transformers ({error}).") from None
+        raise InputError(
+            then(f"the extractor dinov2 needs transformers ({error}):", "pip install transformers")
+        ) from None
     try:
         config = AutoConfig.from_pretrained(source)
         if not config.model_type.startswith("dinov2"):

@@ -1,0 +1,31 @@
+"""adagn init"""
+
+import sys
+from collections.abc import Sequence
+
+from .. import recipes
+from ..commands import then
+from .options import Parser
+
+
+def parser() -> Parser:
+    p = Parser(
+        prog="adagn init",
+        usage="adagn init [RECIPE]",
+        description="Print a recipe, to make it your own: adagn init own_images > my.yaml. Without a name: list the recipes.",
+    )
+    p.add_argument("recipe", nargs="?", metavar="RECIPE", help="its name")
+    return p
+
+
+def run(argv: Sequence[str]) -> int:
+    args = parser().parse(argv)
+    if args.recipe is not None:
+        sys.stdout.write(recipes.text(args.recipe))
+        return 0
+    names = recipes.names()
+    width = 2 + max(map(len, names))
+    print("\n".join(f"{name:{width}}{recipes.headline(name)}" for name in names))
+    print(then("\nTrain one by its name:", "adagn train digits"))
+    print(then("Copy one to change it:", "adagn init own_images > my.yaml"))
+    return 0

@@ -1,0 +1,66 @@
+"""The recipes: the YAML files of configs/, by name, wherever the package is installed. Nothing heavy is imported.
+
+A wheel holds them as diffusion_adagn/configs; in a checkout and an editable install they are configs/ beside the package.
+"""
+
+import difflib
+from pathlib import Path
+
+from .errors import InputError
+
+
+def folder() -> Path:
+    """The folder with the recipes."""
+    package = Path(__file__).parent
+    inside = package / "configs"
+    return inside if inside.is_dir() else package.parent / "configs"
+
+
+def names() -> list[str]:
+    """The names of all recipes, sorted."""
+    return sorted(file.stem for file in folder().glob("*.yaml"))
+
+
+def text(name: str) -> str:
+    """A recipe's YAML.
+
+    Raises:
+        InputError: There is no recipe of that name.
+    """
+    if name not in names():
+        raise InputError(f"there is no recipe {name}.{nearest(name)}")
+    return (folder() / f"{name}.yaml").read_text(encoding="utf-8")
+
+
+def headline(name: str) -> str:
+    """The first line of a recipe's header."""
+    return text(name).partition("\n")[0].removeprefix("#").strip()
+
+
+def find(given: str | Path) -> Path:
+    """The config file that a path or a recipe's name means; an existing file wins.
+
+    Raises:
+        InputError: It is neither.
+    """
+    path = Path(given)
+    if path.is_file():
+        return path
+    if str(given) in names():
+        return folder() / f"{given}.yaml"
+    if (path / "config.yaml").is_file():
+        raise InputError(f"{given} is a folder; the config in it is {path / 'config.yaml'}.")
+    near = ", ".join(str(p) for p in sorted(path.parent.glob("*.yaml"))[:8]) if path.parent.is_dir() else ""
+    beside = f" Beside it: {near}." if near else ""
+    raise InputError(f"there is no config file {given} and no recipe of that name.{nearest(path.stem)}{beside}")
+
+
+def shown(name: str) -> str:
+    """A recipe as a printed command names it: by name, unless a file of that name here would win."""
+    return str(folder() / f"{name}.yaml") if Path(name).is_file() else name
+
+
+def nearest(name: str) -> str:
+    """ " Did you mean ...? Recipes: ..." """
+    near = difflib.get_close_matches(name, names(), n=1, cutoff=0.5)
+    return (f" Did you mean {near[0]}?" if near else "") + f" Recipes: {', '.join(names())}."

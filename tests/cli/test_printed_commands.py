@@ -1,0 +1,265 @@
+"""Every command that is printed can be typed: whole, quoted, on a line of its own, and it runs where it was printed."""
+
+import importlib
+import re
+import shlex
+
+import numpy as np
+import pytest
+from conftest import tiny_unet
+from PIL import Image
+
+from diffusion_adagn import ClassConditionalPipeline, LabelSpace
+from diffusion_adagn.cli.main import COMMANDS, main
+from diffusion_adagn.commands import command, free, out_beside, quoted, then, with_options
+from diffusion_adagn.config import DiffusionConfig
+from diffusion_adagn.diffusion.schedule import make_scheduler
+from diffusion_adagn.errors import InputError
+from diffusion_adagn.interop.adm import next_command
+from diffusion_adagn.labels import LabelSpace as Labels
+from diffusion_adagn.training import loop
+from diffusion_adagn.training.finish import sample_command
+
+TINY = [
+    "--training.max_steps=2", "--training.batch_size=8", "--training.preview_every=0", "--training.heldout_every=0",
+    "--training.signals_every=0", "--model.model_channels=16", "--model.num_head_channels=16", "--model.norm_groups=4",
+    "--speed.precision=fp32",
+]  # fmt: skip
+AWKWARD = "runs/it's a run"
+WITH_OPTION = re.compile(rf"adagn ({'|'.join(COMMANDS)}) .*--")
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path, monkeypatch):
+    """An empty folder: no configs/ beside it."""
+    monkeypatch.chdir(tmp_path)
+
+
+def parsed(line):
+    """The line, read by a shell and by the command's own parser."""
+    assert "\n" not in line
+    program, name, *argv = shlex.split(line)
+    assert program == "adagn"
+    return importlib.import_module(f"diffusion_adagn.cli.{name.replace('-', '_')}").parser().parse(argv)
+
+
+def commands_in(text):
+    """The commands of an output; fails for one that shares its line with other text."""
+    found = [line[2:] for line in text.splitlines() if line.startswith("  adagn ")]
+    assert [line for line in text.splitlines() if WITH_OPTION.search(line) and not line.startswith("  adagn ")] == []
+    for line in found:
+        parsed(line)
+    return found
+
+
+def typed(line):
+    return shlex.split(line)[1:]
+
+
+def folder_of_pictures(root):
+    for name in ("cat", "dog"):
+        (root / name).mkdir(parents=True)
+        for i in range(12):
+            pixels = np.random.default_rng(i).integers(0, 255, (32, 32, 3), "uint8")
+            Image.fromarray(pixels).save(root / name / f"{i}.png")
+    return root
+
+
+def pipeline_in(folder, labels=("a", "b", "c")):
+    space = Labels(labels)
+    unet = tiny_unet(num_classes=space.K)
+    ClassConditionalPipeline(unet, make_scheduler(DiffusionConfig(schedule="cosine")), space).save_pretrained(folder)
+    return folder
+
+
+# ---------------------------------------------------------------------- the words
+
+
+@pytest.mark.parametrize(
+    "path", ["runs/a", "runs/a b", "it's", '"x"', "$HOME", "~x", "-dash", "a\nb", "é ü", "a;b`c`", "back\\slash\t"]
+)
+def test_any_path_stays_one_word(path):
+    import subprocess
+
+    line = command("sample", path, out=path)
+    assert line.isprintable()
+    argv = subprocess.run(
+        ["bash", "-c", f"adagn() {{ printf '%s\\0' \"$@\"; }}; {line}"], capture_output=True, text=True, check=True
+    ).stdout.split("\0")[:-1]
+    name, run, *rest = argv
+    assert (name, run.removeprefix("./")) == ("sample", path)
+    assert rest in (["--out", path], [f"--out={path}"])
+
+
+def test_flags_and_unset_options():
+    assert command("trace", "r", **{"label-check": True}, out=None) == "adagn trace r --label-check"
+    assert with_options("torchrun -m x", **{"training.seed": 0}) == "torchrun -m x --training.seed 0"
+
+
+def test_errors_leave_commands_unbroken(monkeypatch, capsys):
+    from diffusion_adagn.cli import init
+
+    line = command("sample", "runs/" + "a very long name " * 12, count=8)
+
+    def fail(argv):
+        raise InputError(
+            then("this is\nnot  possible. " + "Words and words. " * 20 + "Type:", line, "pip install 'x[y]'")
+        )
+
+    monkeypatch.setattr(init, "run", fail)
+    assert main(["init"]) == 1
+    prose, *commands = capsys.readouterr().err.splitlines()
+    assert prose.startswith("adagn: this is not possible. Words") and prose.endswith("Type:")
+    assert commands == [f"  {line}", "  pip install 'x[y]'"]
+
+
+def test_free_names_are_free(tmp_path):
+    assert out_beside("samples", "runs/x") is None
+    (tmp_path / "samples/x").mkdir(parents=True)
+    (tmp_path / "samples/x-2").mkdir()
+    assert out_beside("samples", "runs/x") == "samples/x-3" == free("samples/x")
+    assert sample_command("runs/x", LabelSpace(("a",))).endswith("--out samples/x-3")
+
+
+# ---------------------------------------------------------------------- where they are printed
+
+
+def test_what_inspect_prints_dry_runs(tmp_path, capsys):
+    folder_of_pictures(tmp_path / "my own")
+    main(["init", "own_images"])
+    (tmp_path / "my.yaml").write_text(capsys.readouterr().out.replace("my_images", "my own"))
+    for argv in (
+        ["digits"],
+        ["digits", "--data.classes", "1,7", "--data.flip"],
+        ["my own", "--data.image_size", "16"],
+        ["--config", "my.yaml"],
+        ["--config", "own_images", "--data.source", "./my own/", "--data.flip", "false"],
+    ):
+        assert main(["data", "inspect", *argv, "--count", "1"]) == 0
+        [line] = commands_in(capsys.readouterr().out)
+        assert typed(line)[-1] == "--dry_run"
+        assert main(typed(line)) == 0
+        shown = capsys.readouterr().out
+        assert "M parameters" in shown
+        if "1,7" in argv:
+            assert "classes: 1,7" in shown and "flip: true" in shown
+        if "16" in argv:
+            assert "image_size: 16" in shown
+        assert ("flip: false" in shown) == ("false" in argv or argv == ["digits"])
+
+
+def test_runs_say_how_to_go_on(monkeypatch, capsys):
+    class Stopped(loop.StopSignal):
+        def __enter__(self):
+            super().__enter__()
+            self.name = "SIGTERM"
+            return self
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "StopSignal", Stopped)
+        patch.setattr(loop.Signals, "warning", lambda self, step, seen: "warning: the label is not used")
+        patch.setattr(loop.Signals, "due", lambda self, step: True)
+        patch.setattr(loop.Signals, "read", lambda self, *_: {})
+        assert main(["train", "digits", "--output_dir", AWKWARD, *TINY]) == 75
+    trace, resume = commands_in(capsys.readouterr().out)
+    assert parsed(trace).run == AWKWARD and parsed(trace).label_check
+    assert main(typed(resume)) == 0
+    [sample] = commands_in(capsys.readouterr().out)
+    assert parsed(sample).run == AWKWARD
+    assert main([*typed(sample), "--steps", "2", "--count", "1", "--classes", "3"]) == 0
+
+
+def test_a_run_without_checkpoints_says_how_to_start(tmp_path, capsys):
+    (tmp_path / AWKWARD).mkdir(parents=True)
+    (tmp_path / AWKWARD / "config.yaml").write_text("data: {source: digits}\n")
+    assert main(["sample", AWKWARD]) == 1
+    [line] = commands_in(capsys.readouterr().err)
+    assert parsed(line).output_dir == AWKWARD
+
+
+@pytest.mark.parametrize("argv", [[], ["train"], ["ablate"], ["data", "inspect"], ["evaluate", "reference"]], ids=str)
+def test_usage_says_what_to_type(argv, capsys):
+    assert main(argv) == 2
+    said = capsys.readouterr()
+    assert len(commands_in(said.out + said.err)) == 1
+
+
+@pytest.mark.slow
+def test_imports_and_exports_say_how_to_sample(tmp_path, capsys):
+    pipeline_in(tmp_path / "a model")
+    (tmp_path / "samples" / "the import").mkdir(parents=True)
+    assert main(["export", "a model", "an export"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [shlex.split(line)[:2] for line in lines if line.startswith("  ")] == [["python", "-c"]]
+    assert lines[-1].startswith("  python -c ")
+    assert main(["import-diffusers", "an export", "--out", "imported/the import"]) == 0
+    [line] = commands_in(capsys.readouterr().out)
+    assert parsed(line).run == "imported/the import" and parsed(line).out == "samples/the import-2"
+
+
+def test_an_imported_class_is_named_safely():
+    assert (
+        parsed(next_command("models/a b", Labels(("tench, Tinca tinca", "goldfish"), has_null=False))).classes
+        == "tench"
+    )
+    assert parsed(next_command("m", Labels(("1", "0"), has_null=False))).classes == "id:0"
+    assert parsed(next_command("m", Labels(("-x", "y"), has_null=False))).classes == "-x"
+    assert parsed(next_command("m", Labels((), has_null=False))).classes == "null"
+
+
+@pytest.mark.slow
+def test_measurements_say_what_to_do_next(tmp_path, monkeypatch, capsys):
+    from diffusion_adagn.experiments import sweep as sweeping
+    from diffusion_adagn.trace import tracing
+
+    for name in ("MIXED", "STEPS", "PROBED"):
+        monkeypatch.setattr(tracing, name, 2)
+    pipeline_in(tmp_path / "it's a model", labels=("0", "1", "2"))
+    own = ["--against", "digits", "--data.classes", "0,1,2", "--extractor", "sklearn"]
+    assert main(["evaluate", "it's a model", *own, "--count", "20", "--steps", "2", "--neighbours", "0"]) == 0
+    [line] = commands_in(capsys.readouterr().out)
+    assert parsed(line).run == "it's a model"
+    assert main([*typed(line), "--guidance", "1,2"]) == 0
+    again = commands_in(capsys.readouterr().out)
+    if sweeping.plots_available():
+        [line] = again
+        assert parsed(line).confirm
+        assert main(typed(line)) == 0
+    assert main(["evaluate", "reference", "digits", "--out", "a reference.npz", "--extractor", "sklearn"]) == 0
+    assert "\n  --against 'a reference.npz' --extractor sklearn\n" in capsys.readouterr().out
+    assert (
+        main(
+            [
+                "trace",
+                "it's a model",
+                "--against",
+                "digits:heldout",
+                "--data.classes",
+                "0,1,2",
+                "--timesteps",
+                "3",
+                "--pictures",
+                "2",
+            ]
+        )
+        == 0
+    )
+    report = (tmp_path / "traces/it's a model/report.html").read_text()
+    block = re.search(r"<pre>(adagn .*?)</pre>", report, re.DOTALL)[1].replace("&#x27;", "'").replace("&quot;", '"')
+    names = [typed(line)[0] for line in block.splitlines() if parsed(line).run == "it's a model"]
+    assert names == ["sample", "sample", "sweep", "trace"]
+
+
+def test_several_processes_get_ablations_members(monkeypatch, capsys):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert (
+        main(["ablate", "digits", "--kinds", "adagn,none", "--seeds", "0", "--output_dir", "runs/a b", *TINY[:2]]) == 1
+    )
+    *members, again = capsys.readouterr().err.splitlines()[1:]
+    assert [shlex.split(line)[:5] for line in members] == [
+        ["torchrun", "--nproc_per_node", "2", "-m", "diffusion_adagn"]
+    ] * 2
+    for line, kind in zip(members, ("adagn", "none")):
+        args = parsed(quoted(["adagn", *shlex.split(line)[5:]]))
+        assert vars(args)["model.conditioning"] == kind and args.output_dir == f"runs/a b/{kind}-seed0"
+    assert parsed(again.strip()).kinds == "adagn,none"

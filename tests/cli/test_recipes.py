@@ -1,0 +1,228 @@
+"""Recipes by name: in every command that takes a config, from any folder, and in the wheel."""
+
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+import yaml
+from conftest import ROOT
+
+from diffusion_adagn import recipes
+from diffusion_adagn.cli.main import main
+from diffusion_adagn.config import read_config
+from diffusion_adagn.errors import InputError
+
+CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def in_words(text):
+    return " ".join(text.split())
+
+
+def test_recipes_are_found_from_anywhere():
+    assert recipes.names() == [file.stem for file in CONFIGS]
+    for file in CONFIGS:
+        assert read_config(file.stem) == read_config(file)
+
+
+@pytest.mark.parametrize(
+    "given", [["digits"], ["--config", "digits"], ["--config=digits"], ["digits", "--config", "digits"]]
+)
+def test_train_takes_a_recipes_name(given, capsys):
+    assert main(["train", "--dry_run", "--training.max_steps", "7", *given]) == 0
+    printed = capsys.readouterr().out
+    assert "max_steps: 7" in printed and "output_dir: runs/digits" in printed
+
+
+def test_ablate_takes_both_forms(capsys):
+    for given in (["digits"], ["--config", "digits"]):
+        assert main(["ablate", *given, "--kinds", "adagn", "--seeds", "0", "--dry_run"]) == 0
+        assert "runs/ablation-digits/adagn-seed0" in capsys.readouterr().out
+    assert main(["ablate", "--seeds", "0"]) == 2
+    assert "adagn ablate digits" in capsys.readouterr().err
+
+
+def test_inspect_takes_a_recipes_name(capsys):
+    assert main(["data", "inspect", "--count", "1", "--config", "digits"]) == 0
+    assert "digits:train" in capsys.readouterr().out
+
+
+def test_an_existing_file_wins(tmp_path, capsys):
+    (tmp_path / "digits").write_text("training: {max_steps: 3}\noutput_dir: mine\n")
+    assert read_config("digits").output_dir == "mine"
+    assert main(["train"]) == 2
+    named = capsys.readouterr().err.splitlines()[-1].split()[-1]  # so the printed command names the recipe's file
+    assert read_config(named).output_dir == "runs/digits"
+
+
+def test_a_folder_does_not_hide_recipes(tmp_path):
+    (tmp_path / "digits").mkdir()
+    assert read_config("digits").output_dir == "runs/digits"
+
+
+def test_two_configs_are_a_usage_error(capsys):
+    for command in ("train", "ablate"):
+        assert main([command, "digits", "--config", "cifar10"]) == 2
+        assert "digits and --config cifar10" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("argv", [["train", "digit"], ["train", "--config", "configs/digits.yml"], ["init", "digts"]])
+def test_unknown_names_name_the_nearest(argv, capsys):
+    assert main(argv) == 1
+    message = in_words(capsys.readouterr().err)
+    assert "Did you mean digits?" in message
+    assert all(name in message for name in recipes.names())
+
+
+def test_a_run_folder_names_its_config(tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.yaml").write_text("output_dir: run\n")
+    with pytest.raises(InputError, match=r"run/config\.yaml"):
+        read_config("run")
+
+
+def test_init_prints_the_very_file(capsys):
+    for file in CONFIGS:
+        assert main(["init", file.stem]) == 0
+        assert capsys.readouterr().out == file.read_text(encoding="utf-8")
+
+
+def test_init_lists_recipes_with_headers(capsys):
+    assert main(["init"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    for file in CONFIGS:
+        header = file.read_text(encoding="utf-8").splitlines()[0].removeprefix("# ")
+        assert any(line.split()[:1] == [file.stem] and line.endswith(header) for line in lines)
+
+
+def test_init_answers_without_torch():
+    code = "import sys; from diffusion_adagn.cli.main import main; main(['init', 'digits']); assert 'torch' not in sys.modules"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env={"PYTHONPATH": str(ROOT)}, check=False
+    )
+    assert done.returncode == 0 and done.stdout.startswith("# scikit-learn's"), done.stderr
+
+
+def test_a_config_may_follow_options(capsys):
+    assert main(["train", "--dry_run", "--output_dir", "runs/x", "digits"]) == 0
+    assert main(["data", "inspect", "--count", "1", "digits"]) == 0
+    assert main(["train", "digits", "cifar10"]) == 2
+    assert "does not know 'cifar10'" in capsys.readouterr().err
+
+
+# ---------------------------------------------------------------------- what is installed
+
+
+def _tree(folder):
+    """A copy of the project, since a build writes into it."""
+    made = ("runs", "samples", "sweeps", "evaluations", "references", "traces", "wandb", "results", "build", "dist")
+    skip = shutil.ignore_patterns(*made, ".git", ".venv", ".*_cache", ".hypothesis", "*.egg-info", "__pycache__")
+    return shutil.copytree(ROOT, folder, ignore=skip)
+
+
+def _build(tree, what, out):
+    """`build_sdist` or `build_wheel` of the project in `tree`, by the installed setuptools. Returns the file."""
+    out.mkdir(parents=True, exist_ok=True)
+    code = f"import sys; from setuptools import build_meta; print(build_meta.{what}(sys.argv[1]))"
+    done = subprocess.run([sys.executable, "-c", code, str(out)], cwd=tree, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return out / done.stdout.split()[-1]
+
+
+def test_the_package_maps_every_recipe(tmp_path, monkeypatch):
+    """What setup.py tells setuptools, without a build."""
+    pytest.importorskip("setuptools")
+    from distutils.core import run_setup
+
+    monkeypatch.chdir(ROOT)
+    distribution = run_setup("setup.py", stop_after="init")
+    assert distribution.package_dir["diffusion_adagn.configs"] == "configs"
+    patterns = distribution.package_data["diffusion_adagn.configs"]
+    mapped = {file for pattern in patterns for file in (ROOT / "configs").glob(pattern)}
+    assert mapped == {file for file in (ROOT / "configs").iterdir() if file.is_file()}
+    folders = {
+        str(f.parent.relative_to(ROOT)).replace("/", ".") for f in (ROOT / "diffusion_adagn").rglob("__init__.py")
+    }
+    assert folders <= set(distribution.packages)
+
+
+@pytest.mark.slow
+@pytest.mark.serial
+def test_the_wheel_trains_by_name(tmp_path):
+    """sdist -> wheel -> installed in a folder of its own -> used in an empty one."""
+    pytest.importorskip("setuptools")
+    pytest.importorskip("pip")
+    sdist = _build(_tree(tmp_path / "tree"), "build_sdist", tmp_path / "sdist")
+    with tarfile.open(sdist) as archive:
+        archive.extractall(tmp_path / "unpacked", filter="data")
+    [source] = (tmp_path / "unpacked").iterdir()
+    wheel = _build(source, "build_wheel", tmp_path / "wheel")
+    with zipfile.ZipFile(wheel) as archive:
+        for file in CONFIGS:
+            assert archive.read(f"diffusion_adagn/configs/{file.name}") == file.read_bytes()
+        assert {"diffusion_adagn/data/imagenet_classes.tsv", "diffusion_adagn/ops/adagn_silu.cpp"} <= set(
+            archive.namelist()
+        )
+    site, empty = tmp_path / "site", tmp_path / "empty"
+    empty.mkdir()
+    install = ["pip", "install", "--quiet", "--no-deps", "--no-index", "--target", str(site), str(wheel)]
+    subprocess.run([sys.executable, "-m", *install], check=True, capture_output=True)
+
+    def adagn(*argv):
+        code = "import diffusion_adagn, sys; assert diffusion_adagn.__file__.startswith(sys.argv.pop(1)); "
+        code += "from diffusion_adagn.cli.main import console; console()"
+        done = subprocess.run(
+            [sys.executable, "-c", code, str(site), *argv],
+            capture_output=True,
+            text=True,
+            cwd=empty,
+            env=os.environ | {"PYTHONPATH": str(site)},
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    assert adagn("init", "digits") == (ROOT / "configs/digits.yaml").read_text()
+    assert "adagn train digits" in adagn("--help")
+    for argv in (["--config", "digits"], ["digits"]):
+        assert "output_dir: runs/digits" in adagn("train", *argv, "--dry_run")
+    assert adagn("data", "inspect", "digits").endswith("  adagn train --config digits --dry_run\n")
+
+
+@pytest.mark.slow
+@pytest.mark.serial
+def test_an_sdist_has_every_file(tmp_path):
+    pytest.importorskip("setuptools")
+    tree = _tree(tmp_path / "tree")
+    files = {str(f.relative_to(tree)) for f in tree.rglob("*") if f.is_file()}
+    with tarfile.open(_build(tree, "build_sdist", tmp_path / "sdist")) as archive:
+        packed = {str(Path(*Path(name).parts[1:])) for name in archive.getnames()}
+    assert files - packed == set()
+
+
+@pytest.mark.slow
+@pytest.mark.serial
+def test_an_editable_install_finds_recipes(tmp_path):
+    pytest.importorskip("setuptools")
+    tree = _tree(tmp_path / "tree")
+    wheel = _build(tree, "build_editable", tmp_path / "wheel")
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(tmp_path / "site")
+    code = (  # without the environment's own site-packages, where another editable install may stand
+        "import site, sys; site.addsitedir(sys.argv[1]); sys.path.append(sys.argv[2]); from diffusion_adagn import recipes; "
+        "print(recipes.folder(), *recipes.names())"
+    )
+    (tmp_path / "empty").mkdir()
+    argv = [sys.executable, "-S", "-P", "-c", code, str(tmp_path / "site"), str(Path(yaml.__file__).parents[1])]
+    done = subprocess.run(argv, cwd=tmp_path / "empty", env={}, capture_output=True, text=True, check=False)
+    assert done.stdout.split() == [str(tree / "configs"), *(file.stem for file in CONFIGS)], done.stderr

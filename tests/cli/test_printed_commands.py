@@ -174,7 +174,7 @@ def test_a_run_without_checkpoints_says_how_to_start(tmp_path, capsys):
     (tmp_path / AWKWARD / "config.yaml").write_text("data: {source: digits}\n")
     assert main(["sample", AWKWARD]) == 1
     [line] = commands_in(capsys.readouterr().err)
-    assert parsed(line).output_dir == AWKWARD
+    assert parsed(line).resume == AWKWARD
 
 
 @pytest.mark.parametrize("argv", [[], ["train"], ["ablate"], ["data", "inspect"], ["evaluate", "reference"]], ids=str)

@@ -45,7 +45,7 @@ def choose(asked: SpeedConfig, device: torch.device, flops: int) -> SpeedConfig:
 
 def describe(chosen: SpeedConfig, asked: SpeedConfig) -> str:
     """ "bf16, channels_last, fused operator (chosen for this machine: precision, layout)" """
-    own = [f.name for f in dataclasses.fields(asked) if getattr(asked, f.name) == "auto"]
+    own = [f.name for f in dataclasses.fields(asked) if getattr(asked, f.name) == "auto" and f.name != "device"]
     told = f"{chosen.precision}, {chosen.layout}, {chosen.operator} operator" + ", compiled" * chosen.compile
     return told + (f" (chosen for this machine: {', '.join(own)})" if own else "")
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from ..config import read_config, to_yaml
 from ..errors import UsageError
 from ..run import RunFolder
-from .options import Parser, add_config_options, config_overrides
+from .options import Parser, add_config_options, add_device_option, config_overrides
 
 
 def parser() -> Parser:
@@ -24,6 +24,7 @@ def parser() -> Parser:
     p.add_argument(
         "--dry_run", action="store_true", help="print the resolved config, parameters, FLOPs, memory, epochs, and stop"
     )
+    add_device_option(p, config=True)
     add_config_options(p)
     return p
 

@@ -10,6 +10,7 @@ import difflib
 import json
 import math
 import os
+import re
 import reprlib
 import types
 import typing
@@ -30,6 +31,7 @@ MOST_VALUES = 250_000  # of a YAML file; PyYAML takes 30 us for each
 MOST_JSON = 16 * 2**20
 MOST_DEEP = 40  # lists and sections in one another
 MOST_WHOLE = 2**63 - 1
+DEVICE = r"auto|cpu|cuda(:\d{1,3})?|mps"  # the words of speed.device and --device
 RENAMED = {"training.precision": "speed.precision"}  # in files of earlier days
 
 
@@ -226,6 +228,11 @@ class SpeedConfig:
     )
     compile: bool = option(
         False, "torch.compile for the repeated blocks; the first steps take minutes instead.", free=True
+    )
+    device: str = option(
+        "auto",
+        "auto: a CUDA GPU if there is one, else Apple's (mps), else the CPU; or cpu, cuda, cuda:1 (one process alone), mps.",
+        free=True,
     )
 
 
@@ -532,6 +539,10 @@ def check(config: RunConfig) -> None:
         )
     if d.zero_snr and d.timestep_spacing not in (None, "trailing"):
         raise InputError("diffusion.zero_snr needs diffusion.timestep_spacing trailing: sampling must start at T-1.")
+    if not re.fullmatch(DEVICE, config.speed.device):
+        raise InputError(
+            f"speed.device: there is no device {said(config.speed.device)}; expected auto, cpu, cuda, cuda:1 or mps."
+        )
     if not m.channel_mult:
         raise InputError("model.channel_mult is empty; expected one width multiplier per level, such as 1,2,2.")
     if config.labels is not None:

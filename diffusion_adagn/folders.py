@@ -3,6 +3,7 @@
 import contextlib
 import os
 import shutil
+import sys
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -68,6 +69,31 @@ def locked(folder: Path, wait: bool = False) -> Iterator[bool | None]:
         yield got
     finally:
         os.close(held)
+
+
+@contextlib.contextmanager
+def one_at_a_time(folder: Path, what: str = "") -> Iterator[None]:
+    """Held while a process makes `folder`. Another that wants to make it waits, and should look again once it is in.
+
+    The lock is a hidden folder beside, removed at the end. As with `locked`, it does nothing where there are no locks.
+
+    Args:
+        folder: what is made; it need not be there.
+        what: in words, for a line on stderr where there is a wait; "" for none.
+    """
+    lock = folder.with_name(f".{folder.name}.lock")
+    with contextlib.suppress(OSError):
+        lock.mkdir(parents=True, exist_ok=True)
+    with contextlib.ExitStack() as held:
+        if held.enter_context(locked(lock)) is False:
+            if what:
+                print(f"waiting for another process: {what}", file=sys.stderr)
+            held.enter_context(locked(lock, wait=True))
+        try:
+            yield
+        finally:  # who waits for it has it open, and finds what was made
+            with contextlib.suppress(OSError):
+                lock.rmdir()
 
 
 @contextlib.contextmanager

@@ -86,7 +86,7 @@ def sample_to_folder(
 
     Returns `out`. Raises InputError before anything is written.
     """
-    state = all_processes()
+    state = all_processes(request.speed.device)
     main = state.is_main_process
     pipe, what = open_pipeline(source, weights)
     pipe.use_sampler(request.sampler, request.spacing)

@@ -53,7 +53,7 @@ def describe(chosen: SpeedConfig, asked: SpeedConfig, device: torch.device | Non
 
     device: where it is given, and `auto` means the eager operator on it, the reason follows.
     """
-    own = [f.name for f in dataclasses.fields(asked) if getattr(asked, f.name) == "auto"]
+    own = [f.name for f in dataclasses.fields(asked) if getattr(asked, f.name) == "auto" and f.name != "device"]
     told = f"{chosen.precision}, {chosen.layout}, {chosen.operator} operator" + ", compiled" * chosen.compile
     if device is not None and chosen.operator == "eager" and asked.operator == "auto":
         why = _no_kernel(device, chosen.precision, chosen.layout, note=False)

@@ -7,7 +7,7 @@ from .. import recipes
 from ..commands import command, quoted, then
 from ..config import read_config
 from ..errors import UsageError
-from .options import Parser, add_config_file, add_config_options, config_file, config_overrides
+from .options import Parser, add_config_file, add_config_options, add_device_option, config_file, config_overrides
 
 
 def parser() -> Parser:
@@ -21,6 +21,7 @@ def parser() -> Parser:
     p.add_argument("--kinds", default="all", help="conditioning kinds with commas between, or all [all]")
     p.add_argument("--seeds", default="0,1", help="whole numbers with commas between [0,1]")
     p.add_argument("--dry_run", action="store_true", help="print the runs and their costs, and stop")
+    add_device_option(p, config=True)
     add_config_options(p)
     return p
 

@@ -180,6 +180,7 @@ def _request(args: argparse.Namespace, argv: Sequence[str]):
         reference_count=args.reference_count,
         k=args.k,
         batch_size=args.batch_size,
+        device=args.device,
         neighbours=args.neighbours,
         keep=args.keep,
         overwrite=args.overwrite,

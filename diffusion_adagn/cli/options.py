@@ -138,9 +138,18 @@ def add_speed_options(parser: argparse.ArgumentParser) -> argparse._ArgumentGrou
     """The speed section of a config, without its name; `speed_of` reads it."""
     group = parser.add_argument_group("speed", "how it is computed; auto picks for this machine, and is told")
     for key, hint, f in fields_of(SpeedConfig):
-        how = {"action": "store_true"} if hint is bool else {"choices": get_args(hint), "default": f.default}
+        how = {"action": "store_true"} if hint is bool else {"default": f.default}
+        how |= {"choices": get_args(hint)} if get_args(hint) else {}
+        how |= {"metavar": "DEVICE"} if key == "device" else {}
         group.add_argument(f"--{key}", help=_help(f), **how)
     return group
+
+
+def add_device_option(parser: argparse.ArgumentParser | argparse._ArgumentGroup, config: bool = False) -> None:
+    """--device, with the documentation of speed.device. config: as another name of that config option."""
+    (f,) = (f for key, _, f in fields_of(SpeedConfig) if key == "device")
+    where = {"dest": "speed.device", "default": argparse.SUPPRESS} if config else {"default": f.default}
+    parser.add_argument("--device", metavar="DEVICE", help=_help(f), **where)
 
 
 def speed_of(args: argparse.Namespace) -> SpeedConfig:
@@ -226,6 +235,7 @@ def add_measure_options(parser: argparse.ArgumentParser) -> None:
         default="fp32",
         help="autocast type of the network; tf32: fp32 with its products and convolutions in TF32 (CUDA) [fp32]",
     )
+    add_device_option(group)
 
 
 def guidance_scales(args: argparse.Namespace) -> list[float]:

@@ -96,6 +96,7 @@ def run(argv: Sequence[str]) -> int:
         seed=args.seed,
         batch_size=args.batch_size,
         precision=args.precision,
+        device=args.device,
         weights=args.weights,
         measuring=measuring,
         keep=args.keep,

@@ -5,7 +5,14 @@ from pathlib import Path
 
 from ..config import RunConfig, apply, check
 from ..errors import UsageError
-from .options import Parser, add_config_options, add_model_options, config_overrides, name_of_run
+from .options import (
+    Parser,
+    add_config_options,
+    add_device_option,
+    add_model_options,
+    config_overrides,
+    name_of_run,
+)
 
 
 def parser() -> Parser:
@@ -39,6 +46,7 @@ def parser() -> Parser:
         "--timesteps", type=int, default=50, metavar="INT", help="timesteps of the atlas, evenly spread [50]"
     )
     p.add_argument("--pictures", type=int, default=32, metavar="INT", help="pictures that the probes look at [32]")
+    add_device_option(p)
     add_config_options(p, sections=["data"])
     return p
 
@@ -68,7 +76,7 @@ def run(argv: Sequence[str]) -> int:
         check(config)
         data = config.data
 
-    request = TraceRequest(args.timesteps, args.pictures, data, args.weights, args.compare, args.by)
+    request = TraceRequest(args.timesteps, args.pictures, data, args.weights, args.compare, args.by, args.device)
     if args.label_check:
         return check_label(args.run, request)
     out = Path(args.out or Path("traces") / name_of_run(args.run))

@@ -9,7 +9,7 @@ from ..commands import command, resume_command, then
 from ..config import RunConfig, read_config, to_yaml
 from ..errors import InputError, UsageError
 from ..run import RunFolder, runs_near
-from .options import Parser, add_config_file, add_config_options, config_file, config_overrides
+from .options import Parser, add_config_file, add_config_options, add_device_option, config_file, config_overrides
 
 
 def parser() -> Parser:
@@ -30,6 +30,7 @@ def parser() -> Parser:
     p.add_argument(
         "--dry_run", action="store_true", help="print the resolved config, parameters, FLOPs, memory, epochs, and stop"
     )
+    add_device_option(p, config=True)
     add_config_options(p)
     return p
 

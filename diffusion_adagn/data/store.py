@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Literal
 
 from ..config import DataConfig
 from ..errors import InputError
-from ..folders import cache_root, locked
+from ..folders import cache_root, locked, one_at_a_time
 from ..labels import LabelSpace
 from .classes import class_lines
 from .decode import STORE_FORMAT, decode
@@ -225,10 +225,14 @@ def _open_store(source: Source, split: str, head: str, config: DataConfig, root:
     if found is not None:
         return found
     try:
-        _clear_leftovers(root)
-        with _workplace(folder) as temporary:
-            decode(source, split, name, config, channels, temporary, progress)
-            return _place(temporary, folder, name)
+        with one_at_a_time(folder, f"it decodes {name}" if progress else ""):
+            found = _read_store(folder, name)  # by the process that was waited for
+            if found is not None:
+                return found
+            _clear_leftovers(root)
+            with _workplace(folder) as temporary:
+                decode(source, split, name, config, channels, temporary, progress)
+                return _place(temporary, folder, name)
     except OSError as error:
         raise InputError(f"decoded pictures cannot be kept in {root}: {error}. Set data.store_dir.") from None
 

@@ -1,16 +1,18 @@
 """What pictures are measured with: the extractor, the judge of their classes, and the reference of real pictures."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 from accelerate import PartialState
+from accelerate.utils import gather_object
 
 from ..config import DataConfig
 from ..diffusion.pipeline import ClassConditionalPipeline
 from ..errors import InputError
 from ..loading import recorded_data
+from ..processes import main_first
 from .extractors import Extractor, open_extractor
 from .points import Draw
 from .real import Real
@@ -76,7 +78,8 @@ def bench_of_model(
         return Bench(None, None, None, None, pipe.labels.names)
     check_against(measuring, recorded, str(source))
     size, channels, labels = pipe.unet.config.sample_size, pipe.unet.config.in_channels, pipe.labels
-    real = Real(measuring.against, measuring.data, recorded, size, channels)
+    with main_first(state):  # it may have to be decoded
+        real = Real(measuring.against, measuring.data, recorded, size, channels)
     real.check_shape(size, size, channels, "the model's pictures")
     if real.dataset is not None:
         real.dataset.check_classes(labels)
@@ -86,8 +89,31 @@ def bench_of_model(
             f"({', '.join(labels.names[:5])}, ...): make one of data with the model's classes."
         )
     told = draw.labels if labels.K else None
-    with state.main_process_first():
-        return open_bench(real, measuring, labels.names, told, channels, state)
+    with main_first(state):
+        bench = open_bench(real, measuring, labels.names, told, channels, state)
+    check_same_extractors(bench.extractors, state)
+    return bench
+
+
+def check_same_extractors(extractors: Sequence[Extractor], state: PartialState) -> None:
+    """Compare the extractors of all processes, whose features are put together.
+
+    Args:
+        extractors: this process's.
+        state: the processes.
+
+    Raises:
+        InputError: on every process, where one has other weights.
+    """
+    found = gather_object([[(e.name, e.hash) for e in extractors]])
+    for rank, theirs in enumerate(found):
+        for (name, first), (_, other) in zip(found[0], theirs):
+            if first != other:
+                raise InputError(
+                    f"the {name} of process 0 has other weights than that of process {rank} ({first}, {other}), so their features do not "
+                    f"compare: each of {state.num_processes} processes must open the same. Share DIFFUSION_ADAGN_CACHE between the machines, "
+                    "or copy its folder judges from the first machine to the others."
+                )
 
 
 def check_against(measuring: Measuring, recorded: DataConfig | None, what: str) -> None:

@@ -34,11 +34,11 @@ class Meter:
 
     def guided(self, call: Call, cond: Tensor, against: Tensor) -> None:
         pull = (cond - against).float().square().flatten(1).mean(1).sqrt()
-        self.difference[call.index] += pull.double().sum().item()
+        self.difference[call.index] += pull.cpu().double().sum().item()
 
     def predicted(self, call: Call, x0: Tensor) -> None:
         beyond = (x0.abs() > 1).flatten(1).to(torch.float32).mean(1)
-        self.clipped[call.index] += beyond.double().sum().item()
+        self.clipped[call.index] += beyond.cpu().double().sum().item()
 
 
 def against_data(values: np.ndarray, reference: np.ndarray) -> dict[str, float | None]:

@@ -35,9 +35,10 @@ SHEET, NPZ = "neighbours.png", "samples.npz"
 
 @dataclass(frozen=True)
 class EvaluateRequest(Measuring):
-    """neighbours: rows of the sheet, 0 for none. keep: the sampled pictures as samples.npz."""
+    """device: as `choose_device` takes it. neighbours: rows of the sheet, 0 for none. keep: the sampled pictures as samples.npz."""
 
     batch_size: int = 64
+    device: str = "auto"
     neighbours: int = 8
     keep: bool = False
     overwrite: bool = False
@@ -71,7 +72,7 @@ def evaluate_model(source: str, sampling: Sampling, request: EvaluateRequest, ou
     Under torchrun each process samples its share. What was sampled before a stop is taken up again if all is as it was.
     Raises InputError before anything is sampled for whatever would fail later.
     """
-    state = all_processes()
+    state = all_processes(request.device)
     main = state.is_main_process
     if main:
         check_out(out, request.overwrite)
@@ -152,7 +153,7 @@ def evaluate_pictures(what: str, guidance: float | None, request: EvaluateReques
 
     guidance: which scale, for a folder of `adagn sample` that holds several. Raises InputError for pictures that cannot be measured.
     """
-    state = all_processes()
+    state = all_processes(request.device)
     if state.num_processes > 1:
         raise InputError("pictures that are there already are measured by one process: leave torchrun out.")
     check_out(out, request.overwrite)
@@ -192,7 +193,8 @@ def store_reference(request: EvaluateRequest, file: Path) -> Reference:
     if real.dataset is None and real.found is None:
         raise InputError(f"{real.name} holds no pictures, but what was made of some: expected a data set or pictures.")
     names, channels = real.class_names, real.shape_of_pictures[2]
-    reference = open_bench(real, replace(request, judge=False), names, None, channels, all_processes()).reference
+    state = all_processes(request.device)
+    reference = open_bench(real, replace(request, judge=False), names, None, channels, state).reference
     reference.save(file)
     about = reference.about
     print(
@@ -280,7 +282,15 @@ def _measure(
     """Measure, and write it all; returns the record. shape: [N, H, W, C] of the pictures. about: source, model, settings."""
     e, reference, names = bench.extractor, bench.reference, bench.class_names
     found = results(
-        sampled, reference, e, bench.judge, names, calls, request.k, metrics_device(all_processes()), progress=True
+        sampled,
+        reference,
+        e,
+        bench.judge,
+        names,
+        calls,
+        request.k,
+        metrics_device(all_processes(request.device)),
+        progress=True,
     )
     memory, sheet = None, None
     if request.neighbours and reference.features is not None:

@@ -80,12 +80,16 @@ def label_use(
     batch_size: int = 128,
     autocast: Callable = nullcontext,
     progress: bool = False,
+    most_rows: int | None = None,
 ) -> LabelUse:
     """Measure it on about that many (picture, timestep, noise); each is shared by the three labels.
 
     dataset: held-out pictures, of which that many at most are taken, evenly spread. The draws depend on nothing but the data set,
     so two networks meet the same ones: noise and wrong labels of seed 0, and in each round over the pictures the timesteps
     evenly spread over 0..T-1, otherwise paired in each round.
+
+    batch_size: evaluations at a time, each of up to three rows. most_rows: of a call of the network, where memory is scarce;
+    None: three times batch_size.
     """
     device, n, k = unet.device, min(len(dataset), evaluations), unet.config.num_classes
     rounds = max(1, round(evaluations / n))
@@ -101,6 +105,8 @@ def label_use(
     if unet.config.null_class:
         told["null"] = torch.full_like(true, k)
     losses: dict[str, list[Tensor]] = {label: [] for label in told}
+    if most_rows is not None:
+        batch_size = min(batch_size, max(1, most_rows // len(told)))
     batches = positions.split(batch_size)
     for places in tqdm(batches, desc="label use", unit="batch", disable=not progress, leave=False):
         pixels, _ = dataset.gather(picture[places].numpy())
@@ -109,10 +115,12 @@ def label_use(
         x0, at = x0.to(device), t[places].to(device)
         x_t = objective.noisy(x0, noise, at)
         labels = torch.cat([some[places] for some in told.values()]).to(device)
+        rows = x_t.repeat(len(told), 1, 1, 1), at.repeat(len(told)), labels
+        calls = zip(*(some.split(most_rows or len(labels)) for some in rows))
         with autocast():
-            output = unet(x_t.repeat(len(told), 1, 1, 1), at.repeat(len(told)), labels).sample
+            output = torch.cat([unet(*some).sample for some in calls])
         for label, answer in zip(told, output.chunk(len(told))):
-            losses[label].append(objective.simple(answer, x0, noise, at).double().cpu())
+            losses[label].append(objective.simple(answer, x0, noise, at).cpu().double())
     joined = {label: torch.cat(parts) for label, parts in losses.items()}
     if "wrong" in joined:
         joined["wrong"][wrong == true] = math.nan

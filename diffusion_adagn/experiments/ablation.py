@@ -227,7 +227,7 @@ def _check(config: RunConfig, kinds: list[str]) -> tuple[RunConfig, ImageDataset
             )
         costs[kind] = count_cost(network)
     speed = choose(
-        config.speed, all_processes().device, max(cost.flops for cost in costs.values())
+        config.speed, all_processes(config.speed.device).device, max(cost.flops for cost in costs.values())
     )  # one for all kinds
     config = dataclasses.replace(config, speed=dataclasses.replace(config.speed, precision=speed.precision))
     return config, dataset, costs
@@ -265,13 +265,14 @@ def _train(member: Member, config: RunConfig) -> int:
 def _measure(member: Member, config: RunConfig, heldout: ImageDataset, cost: Cost) -> None:
     """samples.npy (uint8 [classes, H, W, C]) and then result.json, which says that the member is finished."""
     pipe, _ = open_pipeline(member.run.path)
-    pipe.to("cuda" if torch.cuda.is_available() else "cpu")
+    pipe.to(all_processes(config.speed.device).device)
     pipe.set_progress_bar_config(disable=True)
     d, training, labels = config.diffusion, config.training, pipe.labels
     objective = Objective(make_scheduler(d).alphas_cumprod, d.prediction, d.loss_weight, d.min_snr_gamma).to(
         pipe.device
     )
-    use = label_use(pipe.unet, heldout, objective, EVALUATIONS, training.batch_size, progress=True)
+    batch = max(1, training.batch_size // training.gradient_accumulation)
+    use = label_use(pipe.unet, heldout, objective, EVALUATIONS, batch, progress=True)
     edges = np.linspace(0, 1, BINS + 1)
     bins = list(zip(edges[:-1].tolist(), edges[1:].tolist()))
 
@@ -295,10 +296,14 @@ def _measure(member: Member, config: RunConfig, heldout: ImageDataset, cost: Cos
         "null_gap": use.gap("null"),
         "wrong_gap_by_t": [use.gap("wrong", *b) for b in bins],
         "null_gap_by_t": [use.gap("null", *b) for b in bins],
-        "device": torch.cuda.get_device_name()
-        if torch.cuda.is_available()
-        else f"{torch.get_num_threads()} CPU threads",
+        "device": _device_name(pipe.device),
         "date": datetime.date.today().isoformat(),
     }
     text = json.dumps(result, indent=1) + "\n"
     file_into_place(member.run.path / "result.json", lambda beside: beside.write_text(text, encoding="utf-8"))
+
+
+def _device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{torch.get_num_threads()} CPU threads" if device.type == "cpu" else "an Apple GPU"

@@ -58,6 +58,7 @@ class SweepRequest:
     seed: int = 0
     batch_size: int = 64
     precision: str = "fp32"
+    device: str = "auto"
     weights: str = "ema"
     measuring: Measuring = Measuring()
     shown: int = 4
@@ -71,7 +72,7 @@ def sweep(source: str, request: SweepRequest, out: Path, command: str = "") -> l
     Under torchrun the processes share the work. Returns the files (of the main process). Raises InputError before anything is
     sampled for whatever would fail later.
     """
-    state = all_processes()
+    state = all_processes(request.device)
     pipe, what = open_pipeline(source, request.weights)
     guide, guide_what = (None, "") if request.guide is None else open_pipeline(request.guide, request.weights)
     check_tf32(request.precision, state.device, "--precision")

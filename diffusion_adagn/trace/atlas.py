@@ -118,7 +118,7 @@ class Atlas:
         for site in unet.sites():
             norm = unet.get_submodule(site.name)
             own = [getattr(norm, name, None) for name in ("weight", "bias")]
-            own = [None if p is None else p.detach().double().cpu().numpy() for p in own]
+            own = [None if p is None else p.detach().cpu().double().numpy() for p in own]
             sites[site.name] = SiteAtlas(site, *own, told.fields(site.name))
         return cls(
             timesteps=grid,

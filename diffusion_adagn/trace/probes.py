@@ -18,6 +18,7 @@ from ..data.order import normal, uniform
 from ..diffusion.objective import Objective
 from ..errors import InputError
 from ..models.unet import AdaGNUNet, Modulation
+from ..processes import float64
 
 Intervention = Literal["swap", "null", "zero", "freeze"]
 INTERVENTIONS = {
@@ -170,4 +171,4 @@ def _x0(unet: AdaGNUNet, objective: Objective, x_t: Tensor, m: Modulation, t: Te
 
 
 def _rms(difference: Tensor) -> float:
-    return difference.double().square().mean().sqrt().item()
+    return float64(difference).square().mean().sqrt().item()

@@ -16,6 +16,7 @@ from ..diffusion.objective import Objective, to_unit
 from ..diffusion.pipeline import KIND_OF, ClassConditionalPipeline, to_pixels
 from ..errors import InputError
 from ..loading import model_hash, open_pipeline, recorded_data
+from ..processes import all_processes
 from ..run import name_of_run
 from ..speed import tf32
 from ..training.finish import sample_command
@@ -37,7 +38,7 @@ STEPS = 20  # of the sampler, for it
 class TraceRequest:
     """timesteps: of the atlas, evenly spread. pictures: that the probes look at. data: where held-out pictures are; None: the
     run's own. weights: "ema" or "raw". compare: another run or checkpoint, for the drift. by: what is probed at a time; None: each
-    site, where there are at most 60."""
+    site, where there are at most 60. device: as `choose_device` takes it."""
 
     timesteps: int = 50
     pictures: int = 32
@@ -45,6 +46,7 @@ class TraceRequest:
     weights: str = "ema"
     compare: str | None = None
     by: Literal["site", "resolution"] | None = None
+    device: str = "auto"
 
 
 @tf32(False)
@@ -52,12 +54,12 @@ def trace(source: str | Path, out: Path, request: TraceRequest) -> list[Path]:
     """Write out/atlas.npz, out/report.html and its pictures. Returns the files.
 
     Raises InputError for what is no model, pictures of other classes, and a folder that holds something else."""
-    pipe, what = _open(source, request.weights)
+    pipe, what = _open(source, request)
     total = pipe.scheduler.config.num_train_timesteps
     if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not (out / "atlas.npz").is_file())):
         raise InputError(f"{out} exists and is not a trace (no atlas.npz in it): give another --out.")
     heldout = heldout_pictures(source, pipe, request.data)
-    other = _open(request.compare, request.weights)[0] if request.compare else None
+    other = _open(request.compare, request)[0] if request.compare else None
     print(f"{what}\n{_pictures_sentence(heldout, source)}")
 
     def atlas_of(pipe: ClassConditionalPipeline) -> Atlas:
@@ -92,7 +94,7 @@ def trace(source: str | Path, out: Path, request: TraceRequest) -> list[Path]:
 @tf32(False)
 def check(source: str | Path, request: TraceRequest) -> int:
     """Print the verdict alone. Returns 0 if the label is used, 3 if it is not seen to be, 4 if it cannot be said."""
-    pipe, what = _open(source, request.weights)
+    pipe, what = _open(source, request)
     verdict: Verdict = label_check(
         pipe.unet, objective_of(pipe), heldout_pictures(source, pipe, request.data), progress=True
     )
@@ -135,9 +137,10 @@ def heldout_pictures(
     return dataset
 
 
-def _open(source: str | Path, weights: str) -> tuple[ClassConditionalPipeline, str]:
-    pipe, what = open_pipeline(source, weights)
-    pipe.to("cuda" if torch.cuda.is_available() else "cpu")
+def _open(source: str | Path, request: TraceRequest) -> tuple[ClassConditionalPipeline, str]:
+    device = all_processes(request.device).device
+    pipe, what = open_pipeline(source, request.weights)
+    pipe.to(device)
     pipe.set_progress_bar_config(disable=True)
     return pipe, what
 

@@ -27,7 +27,7 @@ from ..labels import LabelSpace
 from ..loading import make_pipeline
 from ..models.cost import Cost, count_cost
 from ..models.unet import AdaGNUNet
-from ..processes import all_processes
+from ..processes import all_processes, main_first
 from ..run import RunFolder, label_space, network_config
 from ..speed import AUTOCAST, choose, compile_blocks, has_bf16, matmul_peak, prepare, tf32
 from ..speed import describe as told
@@ -65,9 +65,9 @@ def _train(config: RunConfig, resume: bool, held: ExitStack) -> int:
     """`train`, holding the run folder's lock in `held`."""
     run = _check_run(config)
     training = config.training
-    processes = all_processes()
+    processes = all_processes(config.speed.device)
     main, device = processes.is_main_process, processes.device
-    with processes.main_process_first():
+    with main_first(processes):
         config, dataset = resolve(config, progress=main)
     heldout = _heldout(config, main)
     per_pass = _pictures_per_pass(training, processes.num_processes)
@@ -146,7 +146,7 @@ def _train(config: RunConfig, resume: bool, held: ExitStack) -> int:
         return torch.arange(first, first + per_pass)
 
     # where it says how it goes
-    signals = Signals(unet, ema.model, objective, label_space(config), training, heldout)
+    signals = Signals(unet, ema.model, objective, label_space(config), training, heldout, per_pass)
     if step:
         signals.restore(state.get("signals", []), accelerator)
     health = Health(training.most_faults, state.get("faults", 0))
@@ -276,10 +276,15 @@ def _train(config: RunConfig, resume: bool, held: ExitStack) -> int:
                 if "label_gap_wrong" in seen:
                     label_gap = f", label gap {seen['label_gap_wrong']:+.4f}"
             if main and training.heldout_every and step % training.heldout_every == 0:
-                log(heldout_loss=heldout_loss(ema.model, heldout, objective, training, accelerator.autocast, device))
+                log(
+                    heldout_loss=heldout_loss(
+                        ema.model, heldout, objective, training, accelerator.autocast, device, per_pass
+                    )
+                )
             if main and training.preview_every and (step % training.preview_every == 0 or step == training.max_steps):
                 with accelerator.autocast():
-                    file = draw_preview(run, make_pipeline(config, ema.model, training.ema_decay, step), training, step)
+                    pipe = make_pipeline(config, ema.model, training.ema_decay, step)
+                    file = draw_preview(run, pipe, training, step, per_pass)
                 bar.write(f"preview {file}")
             if saving:  # last: what a killed run had not yet shown of a step, it shows again
                 save()
@@ -358,7 +363,7 @@ def describe(
 ) -> str:
     """What will be trained, on what, at what cost: the head of a run and of --dry-run. device: this process's, unless given."""
     training, cost = config.training, cost or count_cost(network_config(config))
-    device = device or all_processes().device
+    device = device or all_processes(config.speed.device).device
     speed = choose(config.speed, device, cost.flops)
     pictures = _pictures_per_pass(training, processes)
     memory = (

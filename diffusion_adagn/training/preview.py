@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from ..config import RunConfig, TrainingConfig
@@ -28,15 +29,31 @@ def check_preview(config: RunConfig) -> None:
     set_steps(make_scheduler(config.diffusion), training.preview_steps)
 
 
-def draw_preview(run: RunFolder, pipe: ClassConditionalPipeline, training: TrainingConfig, step: int) -> Path:
-    """previews/step-XXXXXXXX.png: a row a class, the same seeds at every step. Returns the file."""
+def draw_preview(
+    run: RunFolder, pipe: ClassConditionalPipeline, training: TrainingConfig, step: int, most_rows: int | None = None
+) -> Path:
+    """previews/step-XXXXXXXX.png: a row a class, the same seeds at every step. Returns the file.
+
+    most_rows: of a call of the network (two are the least under guidance); None: all pictures at once.
+    """
     labels, count = pipe.labels, training.preview_count
     classes = labels.parse(training.preview_classes if labels.K else "null")[:MOST_CLASSES]
     pipe.set_progress_bar_config(disable=True)
     scale = training.preview_guidance if labels.K and labels.has_null else 1.0
     ids = [c for c in classes for _ in range(count)]
     steps = training.preview_steps
-    images = pipe(ids, guidance_scale=scale, num_inference_steps=steps, seeds=0, output_type="np").images
+    cut = len(ids) if most_rows is None else max(1, most_rows // (1 if scale == 1 else 2))
+    parts = [
+        pipe(
+            ids[i : i + cut],
+            guidance_scale=scale,
+            num_inference_steps=steps,
+            seeds=list(range(i, min(i + cut, len(ids)))),
+            output_type="np",
+        ).images
+        for i in range(0, len(ids), cut)
+    ]
+    images = np.concatenate(parts)
     pixels = to_pixels(images).reshape(len(classes), count, *images.shape[1:])
     title = f"step {step}, EMA weights, guidance {scale:g}, {steps} steps"
     run.previews.mkdir(exist_ok=True)
@@ -53,13 +70,16 @@ def heldout_loss(
     training: TrainingConfig,
     autocast: Callable,
     device: torch.device,
+    most_rows: int | None = None,
 ) -> float:
-    """Mean loss on the first held-out pictures with their true labels: always the same noise, t spread evenly over 0..T-1."""
+    """Mean loss on held-out pictures, evenly spread, with their true labels: always the same noise, t spread evenly over 0..T-1.
+
+    most_rows: of a call of the network; None: training.batch_size.
+    """
     n = min(len(dataset), MOST_HELDOUT)
     total = 0.0
-    for start in range(0, n, training.batch_size):
-        positions = torch.arange(start, min(start + training.batch_size, n))
-        pixels, labels = dataset.gather(positions.numpy())
+    for positions in torch.arange(n).split(most_rows or training.batch_size):
+        pixels, labels = dataset.gather((positions * len(dataset) // n).numpy())
         x0 = to_unit(torch.from_numpy(pixels)).to(device)
         t = (positions * objective.num_timesteps // n).to(device)
         noise = normal(training.seed, "heldout", positions, tuple(x0.shape[1:])).to(device)

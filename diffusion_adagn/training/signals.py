@@ -16,6 +16,7 @@ from ..diffusion.objective import Objective
 from ..evaluation.label_use import judge, label_use
 from ..labels import LabelSpace
 from ..models.unet import AdaGNUNet
+from ..processes import float64, has_float64
 
 BINS = 5  # of the timestep, evenly wide
 MOST_CLASSES = 100  # with more, losses by class are left out
@@ -27,7 +28,8 @@ DEAD = 0.01  # of the median gain of its site
 class Signals:
     """Collects losses as the run goes, and looks at the network when asked.
 
-    heldout: held-out pictures for the label's use, on the main process alone; None: it is not measured.
+    heldout: held-out pictures for the label's use, on the main process alone; None: it is not measured. most_rows: of a call of
+    the network there; None: training.batch_size. One process trains on a part of that, and its memory is sized for the part.
     """
 
     def __init__(
@@ -38,12 +40,15 @@ class Signals:
         labels: LabelSpace,
         training: TrainingConfig,
         heldout: ImageDataset | None,
+        most_rows: int | None = None,
     ):
         self.unet, self.ema, self.objective, self.labels = unet, ema, objective, labels
         self.training, self.heldout = training, heldout
+        self.most_rows = training.batch_size if most_rows is None else most_rows
         self.every = training.signals_every
         rows = labels.K + 1 if 0 < labels.K <= MOST_CLASSES else 0
-        self._sums = torch.zeros(BINS + rows, 2, dtype=torch.float64, device=unet.device)  # loss, how many
+        where = unet.device if has_float64(unet.device) else "cpu"
+        self._sums = torch.zeros(BINS + rows, 2, dtype=torch.float64, device=where)  # loss, how many
         seen = self.every * training.batch_size
         self.evaluations = max(LEAST_EVALUATIONS, min(MOST_EVALUATIONS, seen // 100))
         self.warned = False
@@ -56,10 +61,11 @@ class Signals:
         """Losses of samples [B] at timesteps [B] under labels [B] (K: null), to be told at the next look."""
         if not self.every:
             return
-        both = torch.stack([losses.double(), torch.ones_like(losses, dtype=torch.float64)], dim=1)
+        losses, t = float64(losses), t.to(self._sums.device)
+        both = torch.stack([losses, torch.ones_like(losses)], dim=1)
         self._sums.index_add_(0, t * BINS // self.objective.num_timesteps, both)
         if labels is not None and len(self._sums) > BINS:
-            self._sums.index_add_(0, BINS + labels, both)
+            self._sums.index_add_(0, BINS + labels.to(self._sums.device), both)
 
     def gradient_norms(self, norm: float) -> dict[str, float]:
         """Of the gradient's norm (before clipping) the parts of the condition's path (embedding, projections) and of the rest."""
@@ -67,7 +73,7 @@ class Signals:
         for name, p in self.unet.named_parameters():
             if p.grad is not None:
                 path = "condition" if name.startswith(("embedding.", "projection.", "token_projection.")) else "trunk"
-                parts[path] = parts[path] + p.grad.double().square().sum()
+                parts[path] = parts[path] + float64(p.grad).square().sum()
         clipped = math.sqrt(float(sum(parts.values()))) or 1.0
         return {f"grad_norm_{path}": math.sqrt(float(square)) * norm / clipped for path, square in parts.items()}
 
@@ -104,7 +110,7 @@ class Signals:
         dead = channels = 0
         for name, told in m.items():
             for field, part in told._asdict().items():
-                squares.setdefault(field, []).append(part.double().square().mean())
+                squares.setdefault(field, []).append(float64(part).square().mean())
             if "gamma" in told._fields:
                 weight = getattr(self.ema.get_submodule(name), "weight", None)
                 gain = ((1 + told.gamma) * (1 if weight is None else weight)).abs()
@@ -116,7 +122,10 @@ class Signals:
     def _label_use(self, autocast: Callable) -> dict[str, float]:
         if self.heldout is None or not self.labels.K:
             return {}
-        use = label_use(self.ema, self.heldout, self.objective, self.evaluations, self.training.batch_size, autocast)
+        size = self.training.batch_size
+        use = label_use(
+            self.ema, self.heldout, self.objective, self.evaluations, size, autocast, most_rows=self.most_rows
+        )
         signals = {"heldout_loss_true": use.true.mean().item()}
         for against in ("wrong", "null"):
             gap = use.gap(against)

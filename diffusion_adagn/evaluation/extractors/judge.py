@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from ...errors import InputError
+from ...folders import one_at_a_time
 from ...speed import computed_in
 from . import kept
 from .base import ANTIALIASED, NetworkExtractor, resized, to_planes
@@ -100,10 +101,14 @@ def open_judge(dataset: ImageDataset, device: str | torch.device = "cpu", progre
     found = _opened(folder, device)
     if found is not None:
         return found
-    network, facts = train_judge(dataset, device, progress)
-    judge = Judge(network, facts, device)
-    weights = {name: tensor.detach().cpu().contiguous().numpy() for name, tensor in network.state_dict().items()}
-    kept.keep(folder, weights, facts | {"hash": judge.hash})
+    with one_at_a_time(folder, f"it trains the judge of {dataset.name}" if progress else ""):
+        found = _opened(folder, device)  # by the process that was waited for
+        if found is not None:
+            return found
+        network, facts = train_judge(dataset, device, progress)
+        judge = Judge(network, facts, device)
+        weights = {name: tensor.detach().cpu().contiguous().numpy() for name, tensor in network.state_dict().items()}
+        kept.keep(folder, weights, facts | {"hash": judge.hash})
     if progress:
         seen = (
             f"{facts['heldout_accuracy']:.1%} of {facts['heldout_pictures']:,} pictures held out from it are told right"

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ...errors import InputError
+from ...folders import one_at_a_time
 from . import kept
 from .base import Features, check_pixels, described, weights_hash
 
@@ -70,9 +71,12 @@ def open_sklearn(dataset: ImageDataset) -> SklearnExtractor:
     found = kept.read(folder)
     if found is not None and set(found[0]) == {"w0", "b0", "w1", "b1"}:
         return SklearnExtractor(*found)
-    weights, facts = _trained(dataset)
-    kept.keep(folder, weights, facts)
-    return SklearnExtractor(weights, facts)
+    with one_at_a_time(folder):
+        found = kept.read(folder)  # by the process that was waited for
+        if found is None or set(found[0]) != {"w0", "b0", "w1", "b1"}:
+            found = _trained(dataset)
+            kept.keep(folder, *found)
+    return SklearnExtractor(*found)
 
 
 def _trained(dataset: ImageDataset) -> tuple[dict[str, np.ndarray], dict]:

@@ -16,7 +16,7 @@ from ..diffusion.objective import Objective, to_unit
 from ..diffusion.pipeline import KIND_OF, ClassConditionalPipeline, to_pixels
 from ..errors import InputError
 from ..loading import model_hash, open_pipeline, recorded_data
-from ..speed import tf32
+from ..number_type import tf32
 from .analysis import class_geometry, drift
 from .atlas import Atlas
 from .label_check import OPEN, UNUSED, Verdict, label_check

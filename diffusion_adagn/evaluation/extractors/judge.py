@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from ...errors import InputError
-from ...speed import computed_in
+from ...number_type import computed_in
 from . import kept
 from .base import ANTIALIASED, NetworkExtractor, resized, to_planes
 

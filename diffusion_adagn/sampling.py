@@ -30,8 +30,9 @@ from .loading import model_hash, open_pipeline
 from .models.conditioning import KINDS
 from .models.cost import count_cost, machine_memory
 from .models.unet import AdaGNUNet
+from .number_type import computed_in
 from .processes import all_processes
-from .speed import Graphed, choose, compile_blocks, computed_in, describe, prepare
+from .speed import Graphed, choose, compile_blocks, describe, prepare
 
 NPZ = "samples.npz"
 UNGUIDED = Guidance()

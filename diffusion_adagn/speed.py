@@ -2,9 +2,6 @@
 
 import dataclasses
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -13,13 +10,12 @@ from .config import SpeedConfig
 from .errors import InputError
 from .models.blocks import ResBlock, SelfAttention
 from .models.unet import AdaGNUNet, Modulation, best_layout
+from .number_type import AUTOCAST, check_tf32
 from .ops import why_not
 from .ops.cpu import compiler
 
-AUTOCAST = {"fp32": None, "tf32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 WORTH_HALF = 5e8  # FLOPs of a picture: below, a CPU loses more by converting to bf16 than it gains
 COMPILER = "inductor"  # torch.compile's backend
-Value = TypeVar("Value")
 
 
 def choose(asked: SpeedConfig, device: torch.device, flops: int) -> SpeedConfig:
@@ -70,74 +66,6 @@ def prepare(unet: AdaGNUNet, speed: SpeedConfig) -> None:
     """Set layout and operator. `speed` is one that `choose` returned."""
     unet.set_layout(speed.layout)
     unet.set_operator(speed.operator)
-
-
-def has_tf32(device: torch.device) -> bool:
-    """Whether the device multiplies float32 numbers in TF32."""
-    if device.type != "cuda" or not torch.cuda.is_available():
-        return False
-    with torch.cuda.device(device):
-        return torch.cuda.is_tf32_supported()
-
-
-def check_tf32(precision: str, device: torch.device, option: str) -> None:
-    """Raises InputError where `precision` is tf32 and the device has none. option: what was given, for the message."""
-    if precision == "tf32" and not has_tf32(device):
-        raise InputError(f"{option} tf32 needs a CUDA GPU that has TF32 (Ampere or later); use fp32 here.")
-
-
-@contextmanager
-def computed_in(precision: str, device: torch.device) -> Iterator[None]:
-    """The number type of what is computed in here: autocast, and TF32 in "tf32" alone. Both are as before afterwards."""
-    dtype = AUTOCAST[precision]
-    with tf32(precision == "tf32"), torch.autocast(device.type, dtype, enabled=dtype is not None):
-        yield
-
-
-@contextmanager
-def tf32(on: bool) -> Iterator[None]:
-    """CUDA's convolutions and matrix products of float32 in TF32, or none of them; as before afterwards.
-
-    torch's default is TF32 in convolutions alone, which is good to about 1e-3. It holds for the whole process, not for a thread.
-    Both of torch's settings, `allow_tf32` and `fp32_precision`, get the value: reading one raises where they differ.
-    """
-    before = _tf32_state()
-    _set_tf32(("highest", "high")[on], on, *[("ieee", "tf32")[on]] * 3)
-    try:
-        yield
-    finally:
-        _set_tf32(*before)
-
-
-def _tf32_state() -> tuple[str | None, bool | None, str, str, str]:
-    backends = torch.backends
-    return (
-        _legible(torch.get_float32_matmul_precision),
-        _legible(lambda: backends.cudnn.allow_tf32),
-        backends.cuda.matmul.fp32_precision,
-        backends.cudnn.conv.fp32_precision,
-        backends.cudnn.rnn.fp32_precision,
-    )
-
-
-def _set_tf32(products: str | None, convolutions: bool | None, matmul: str, conv: str, rnn: str) -> None:
-    """`_tf32_state`'s values. None: as it is."""
-    if products == "medium":  # not one of ours; it is the CPU's too
-        torch.set_float32_matmul_precision(products)
-    elif products is not None:
-        torch.backends.cuda.matmul.allow_tf32 = products == "high"
-    if convolutions is not None:
-        torch.backends.cudnn.allow_tf32 = convolutions
-    torch.backends.cuda.matmul.fp32_precision = matmul
-    torch.backends.cudnn.conv.fp32_precision = conv
-    torch.backends.cudnn.rnn.fp32_precision = rnn
-
-
-def _legible(flag: Callable[[], Value]) -> Value | None:
-    try:
-        return flag()
-    except RuntimeError:  # the caller has set TF32 in both of torch's ways, differently
-        return None
 
 
 def compile_blocks(unet: AdaGNUNet) -> None:

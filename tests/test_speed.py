@@ -153,7 +153,7 @@ def test_the_peak_is_a_rate():
 
 def test_a_graph_is_captured_once_a_shape_and_told_what_is_new(monkeypatch):
     """The bookkeeping, with a graph that is run again where CUDA would replay it; a real one needs a GPU."""
-    captured, pools, streams = [], [], set()
+    captured, pools, streams, guarded = [], [], set(), []
 
     class Graph:
         def replay(self):
@@ -173,6 +173,8 @@ def test_a_graph_is_captured_once_a_shape_and_told_what_is_new(monkeypatch):
     class Stream:
         wait_stream = lambda *_: None  # noqa: E731
 
+    guard = torch.cuda.device_of
+    monkeypatch.setattr(torch.cuda, "device_of", lambda x: guarded.append(x) or guard(x))
     monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
     monkeypatch.setattr(torch.cuda, "graph", Capture)
     monkeypatch.setattr(torch.cuda, "Stream", Stream)
@@ -195,5 +197,7 @@ def test_a_graph_is_captured_once_a_shape_and_told_what_is_new(monkeypatch):
         for t in (900.0, 10.0):
             x, m = torch.randn(rows, 1, 8, 8), unet.modulation(t, torch.arange(rows))
             torch.testing.assert_close(graphed(x, m), plain(x, m))
+            assert guarded[0] is x and {id(some) for some in guarded} == {id(x)}
+            guarded.clear()
     assert len(captured) == 2 and seen == [2] * 4 + [3] * 4  # three to warm up and one to capture, a shape
     assert pools == [None, (0, 1)] and len(streams) == 1  # one memory and one stream for all of them

@@ -8,7 +8,7 @@ import pytest
 import torch
 from conftest import tiny_unet
 
-from diffusion_adagn import ClassConditionalPipeline, LabelSpace, speed
+from diffusion_adagn import ClassConditionalPipeline, LabelSpace, number_type, speed
 from diffusion_adagn.cli.main import main
 from diffusion_adagn.config import DiffusionConfig, SpeedConfig
 from diffusion_adagn.diffusion.schedule import make_scheduler
@@ -37,11 +37,11 @@ def flags():
 @pytest.fixture
 def as_before():
     """What the test sets, and what it must find again."""
-    before = speed._tf32_state()
+    before = number_type._tf32_state()
     yield before
     torch.set_float32_matmul_precision("highest")
     torch.backends.mkldnn.matmul.fp32_precision = torch.backends.cudnn.fp32_precision = "none"
-    speed._set_tf32(*before)
+    number_type._set_tf32(*before)
 
 
 @pytest.fixture(scope="module")
@@ -74,21 +74,21 @@ def seen(monkeypatch):
 @pytest.fixture
 def pretended(monkeypatch):
     """This CPU has TF32, so that the word is taken."""
-    monkeypatch.setattr(speed, "has_tf32", lambda device: True)
+    monkeypatch.setattr(number_type, "has_tf32", lambda device: True)
 
 
 def test_precision_sets_both_flags_and_restores_them(as_before):
     for precision, wanted in {"fp32": FULL, "bf16": FULL, "fp16": FULL, "tf32": FAST}.items():
-        with speed.computed_in(precision, CPU):
+        with number_type.computed_in(precision, CPU):
             assert flags() == wanted
             assert torch.is_autocast_enabled("cpu") == (precision in ("bf16", "fp16"))
-            with speed.computed_in("tf32", CPU):
+            with number_type.computed_in("tf32", CPU):
                 assert flags() == FAST
             assert flags() == wanted
-        assert speed._tf32_state() == as_before
-    with pytest.raises(ZeroDivisionError), speed.tf32(True):
+        assert number_type._tf32_state() == as_before
+    with pytest.raises(ZeroDivisionError), number_type.tf32(True):
         1 / 0  # noqa: B018
-    assert speed._tf32_state() == as_before
+    assert number_type._tf32_state() == as_before
 
 
 @pytest.mark.parametrize("told", ["old", "new", "both", "parent", "medium"])
@@ -102,12 +102,12 @@ def test_settings_of_the_caller_come_back(as_before, told):
         cudnn.fp32_precision = "tf32"
     if told == "medium":
         torch.set_float32_matmul_precision("medium")
-    before, products = speed._tf32_state(), torch.backends.mkldnn.matmul.fp32_precision
+    before, products = number_type._tf32_state(), torch.backends.mkldnn.matmul.fp32_precision
     for on in (False, True):
-        with speed.tf32(on):
+        with number_type.tf32(on):
             assert torch.backends.cudnn.allow_tf32 == torch.backends.cuda.matmul.allow_tf32 == on
             assert cudnn.conv.fp32_precision == matmul.fp32_precision == ("tf32" if on else "ieee")
-        after = speed._tf32_state()
+        after = number_type._tf32_state()
         assert all(b in (None, a) for a, b in zip(after, before))  # None: torch raised
         assert torch.backends.mkldnn.matmul.fp32_precision == products  # the CPU's
 
@@ -115,10 +115,10 @@ def test_settings_of_the_caller_come_back(as_before, told):
 def test_tf32_is_chosen_only_where_it_is(monkeypatch):
     asked = SpeedConfig(precision="tf32", operator="eager")
     for device in (CPU, CUDA, torch.device("mps")):
-        if not speed.has_tf32(device):
+        if not number_type.has_tf32(device):
             with pytest.raises(InputError, match=r"speed.precision tf32 needs a CUDA GPU .*Ampere.*use fp32"):
                 speed.choose(asked, device, 1)
-    monkeypatch.setattr(speed, "has_tf32", lambda device: device.type == "cuda")
+    monkeypatch.setattr(number_type, "has_tf32", lambda device: device.type == "cuda")
     chosen = speed.choose(asked, CUDA, 1)
     assert (chosen.precision, chosen.layout) == ("tf32", "channels_last")
     assert speed.describe(chosen, asked).startswith("tf32, channels_last, eager operator")
@@ -127,7 +127,7 @@ def test_tf32_is_chosen_only_where_it_is(monkeypatch):
 
 @pytest.mark.parametrize("command", ["sample", "evaluate", "sweep"])
 def test_commands_reject_it_before_anything_is_written(model, tmp_path, command, monkeypatch):
-    monkeypatch.setattr(speed, "has_tf32", lambda device: False)
+    monkeypatch.setattr(number_type, "has_tf32", lambda device: False)
     with pytest.raises(InputError, match="precision tf32 needs a CUDA GPU"):
         main([command, str(model), "--precision", "tf32", "--out", str(tmp_path / "out"), "--debug"])
     assert not (tmp_path / "out").exists()
@@ -138,7 +138,7 @@ def test_samples_are_computed_and_recorded_in_it(model, tmp_path, seen, pretende
     out = tmp_path / "out"
     words = "--classes", "cat", "--count", "1", "--steps", "2", "--batch_size", "auto", "--precision", precision
     assert main(["sample", str(model), "--out", str(out), *words, "--debug"]) == 0
-    assert seen == {wanted} and speed._tf32_state() == as_before
+    assert seen == {wanted} and number_type._tf32_state() == as_before
     assert {i["precision"] for i in json.loads((out / "samples.json").read_text())["images"]} == {precision}
 
 
@@ -156,17 +156,17 @@ class Recording(NetworkExtractor):
 
 def test_extractors_keep_cudnn_and_float32(as_before):
     extractor = Recording()
-    with torch.autocast("cpu", torch.bfloat16), speed.tf32(True):
+    with torch.autocast("cpu", torch.bfloat16), number_type.tf32(True):
         assert extractor(np.zeros((2, 8, 8, 1), np.uint8)).pooled.dtype == np.float32
         assert flags() == FAST and torch.is_autocast_enabled("cpu")
-    assert extractor.seen == [(*FULL, False)] and speed._tf32_state() == as_before
+    assert extractor.seen == [(*FULL, False)] and number_type._tf32_state() == as_before
 
 
 @pytest.mark.parametrize("precision, wanted", [("fp32", FULL), ("tf32", FAST)])
 def test_evaluation_samples_in_it_and_measures_in_float32(seen, as_before, precision, wanted):
     extractor, draw = Recording(), Draw((0, 1), count=2, precision=precision)
     _batch(pipe_of(), Point(2.0, steps=2), draw, range(2), [extractor], None, 2, False)
-    assert seen == {wanted} and extractor.seen == [(*FULL, False)] and speed._tf32_state() == as_before
+    assert seen == {wanted} and extractor.seen == [(*FULL, False)] and number_type._tf32_state() == as_before
     assert draw.record()["precision"] == precision
 
 
@@ -183,9 +183,9 @@ def test_what_is_measured_in_fp32_is_full_fp32(monkeypatch, as_before):
         lambda: tracing.check("m", tracing.TraceRequest()),
         lambda: ablation._measure(member, None, None, None),
     ):
-        with pytest.raises(InputError, match="opened"), speed.tf32(True):
+        with pytest.raises(InputError, match="opened"), number_type.tf32(True):
             entry()
-    assert speed._tf32_state() == as_before
+    assert number_type._tf32_state() == as_before
 
 
 @pytest.mark.parametrize("precision, wanted", [("tf32", FAST), pytest.param("fp32", FULL, marks=pytest.mark.slow)])
@@ -203,5 +203,5 @@ def test_training_is_in_it_and_accelerate_knows_none(
         main(["train", "--output_dir", str(tmp_path / "run"), *(f"--{k}={v}" for k, v in words.items()), "--debug"])
         == 0
     )
-    assert seen == {wanted} and mixed == ["no"] and speed._tf32_state() == as_before
+    assert seen == {wanted} and mixed == ["no"] and number_type._tf32_state() == as_before
     assert f"precision: {precision}" in (tmp_path / "run/config.yaml").read_text()

@@ -15,8 +15,8 @@ from ..diffusion.schedule import Call
 from ..errors import InputError
 from ..folders import alone_in
 from ..loading import model_hash, open_pipeline, recorded_data
+from ..number_type import check_tf32
 from ..processes import all_processes
-from ..speed import check_tf32
 from .adm_npz import write_npz
 from .bench import Bench, Measuring, bench_of_model, check_against, open_bench
 from .diagnostics import picture_values

@@ -19,7 +19,7 @@ from ..diffusion.pipeline import MOST_SEED, ClassConditionalPipeline, to_pixels
 from ..diffusion.schedule import Call, network_calls, sampler_name, set_steps
 from ..errors import InputError
 from ..folders import file_into_place
-from ..speed import computed_in
+from ..number_type import computed_in
 from .diagnostics import Meter, picture_values
 from .extractors import Extractor, Features
 

@@ -32,9 +32,10 @@ from ..loading import open_pipeline
 from ..models.conditioning import KINDS
 from ..models.cost import Cost, count_cost
 from ..models.unet import AdaGNUNet
+from ..number_type import tf32
 from ..processes import all_processes
 from ..run import RunFolder, label_space, network_config
-from ..speed import choose, tf32
+from ..speed import choose
 from ..training.finish import sample_command
 from ..training.loop import STOPPED, resolve, train
 from .ablation_report import write_report

@@ -29,8 +29,8 @@ from ..evaluation.points import Draw, Point, Sampled, classes_of, forget, metric
 from ..evaluation.results import Results, results, versions
 from ..folders import alone_in, file_into_place, into_place
 from ..loading import model_hash, open_pipeline
+from ..number_type import check_tf32
 from ..processes import all_processes
-from ..speed import check_tf32
 from .choice import Finished, best_sets
 from .sweep_plots import INSTALL
 from .sweep_plots import available as plots_available

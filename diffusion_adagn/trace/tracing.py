@@ -16,9 +16,9 @@ from ..diffusion.objective import Objective, to_unit
 from ..diffusion.pipeline import KIND_OF, ClassConditionalPipeline, to_pixels
 from ..errors import InputError
 from ..loading import model_hash, open_pipeline, recorded_data
+from ..number_type import tf32
 from ..processes import all_processes
 from ..run import name_of_run
-from ..speed import tf32
 from ..training.finish import sample_command
 from .analysis import class_geometry, drift
 from .atlas import Atlas

@@ -27,9 +27,10 @@ from ..labels import LabelSpace
 from ..loading import make_pipeline
 from ..models.cost import Cost, count_cost
 from ..models.unet import AdaGNUNet
+from ..number_type import AUTOCAST, tf32
 from ..processes import all_processes, main_first
 from ..run import RunFolder, label_space, network_config
-from ..speed import AUTOCAST, choose, compile_blocks, has_bf16, matmul_peak, prepare, tf32
+from ..speed import choose, compile_blocks, has_bf16, matmul_peak, prepare
 from ..speed import describe as told
 from .batches import Batch, Batches
 from .checkpoint import clear_leftovers, load_checkpoint, newest_good, read_state, save_checkpoint

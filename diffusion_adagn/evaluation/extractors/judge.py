@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from ...errors import InputError
 from ...folders import one_at_a_time
-from ...speed import computed_in
+from ...number_type import computed_in
 from . import kept
 from .base import ANTIALIASED, NetworkExtractor, resized, to_planes
 

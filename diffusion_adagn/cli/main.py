@@ -10,9 +10,13 @@ import threading
 import time
 from collections.abc import Sequence
 
-from .. import __version__, recipes
+from .. import __version__, recipes, stopping
 from ..commands import INDENT, command, then
 from ..errors import InputError, UsageError
+
+POLL = 2  # seconds between two looks at the launcher
+PATIENCE = 600  # seconds that a save may take after the launcher has ended
+STATUS_FILE = "DIFFUSION_ADAGN_STATUS"  # names a file for the exit status, which torchrun reports as 1
 
 COMMANDS = {
     "init": "print a recipe, to make it your own",
@@ -73,23 +77,43 @@ def console() -> None:
 
 def _end_with_the_launcher() -> None:
     """One of several processes would wait for the others for hours where torchrun was killed and could not end them."""
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        launcher = os.getppid()
+    if _several():
+        threading.Thread(target=_watch, args=(os.getppid(),), daemon=True).start()
 
-        def watch() -> None:
-            while os.getppid() == launcher:
-                time.sleep(2)
-            os._exit(143)
 
-        threading.Thread(target=watch, daemon=True).start()
+def _watch(launcher: int) -> None:
+    """End this process when its launcher has ended. If a signal has asked it to save, it has some minutes, and leaves by itself."""
+    while os.getppid() == launcher:
+        time.sleep(POLL)
+    time.sleep(POLL)  # the signal that ended the launcher may come here a moment later
+    until = time.monotonic() + PATIENCE
+    while stopping.asked() and time.monotonic() < until:
+        time.sleep(POLL)
+    os._exit(143)
 
 
 def leave(status: int) -> None:
+    """End the interpreter. The main process leaves the status in the file that $DIFFUSION_ADAGN_STATUS names, if it is set."""
     sys.stdout.flush()
     sys.stderr.flush()
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    file, main_process = os.environ.get(STATUS_FILE), os.environ.get("RANK", "0") == "0"
+    if file and main_process:
+        try:
+            with open(file, "w", encoding="utf-8") as handle:
+                handle.write(f"{status}\n")
+        except OSError as error:
+            print(f"the status {status} could not be written to {file} ({error})", file=sys.stderr, flush=True)
+    if _several():
+        if status and not main_process:
+            time.sleep(
+                1
+            )  # torchrun ends all when one leaves with an error: the main process has more to do, and goes first
         os._exit(status)  # gloo's threads now and then abort a normal exit, after all is done
     sys.exit(status)
+
+
+def _several() -> bool:
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
 def _paragraph(error: object) -> str:

@@ -32,6 +32,7 @@ from ..processes import all_processes, main_first
 from ..run import RunFolder, label_space, network_config
 from ..speed import choose, compile_blocks, has_bf16, matmul_peak, prepare
 from ..speed import describe as told
+from ..stopping import SIGNALS, listening
 from .batches import Batch, Batches
 from .checkpoint import clear_leftovers, load_checkpoint, newest_good, read_state, save_checkpoint
 from .ema import EMA
@@ -526,16 +527,15 @@ def _effort(cost: Cost, speed: SpeedConfig, device: torch.device, processes: int
 class StopSignal:
     """SIGTERM, SIGUSR1 and Ctrl-C set a flag; the loop saves and leaves at the end of the step. A second Ctrl-C is at once."""
 
-    SIGNALS = tuple(
-        getattr(signal, n) for n in ("SIGTERM", "SIGINT", "SIGUSR1") if hasattr(signal, n)
-    )  # Windows lacks one
-
     def __enter__(self) -> "StopSignal":
         self.name: str | None = None
-        self._before = {s: signal.signal(s, self._handle) for s in self.SIGNALS}
+        self._before = {s: signal.signal(s, self._handle) for s in SIGNALS}
+        self._noted = ExitStack()
+        self._noted.enter_context(listening())
         return self
 
     def __exit__(self, *_) -> None:
+        self._noted.close()
         for s, handler in self._before.items():
             signal.signal(s, handler)
 

@@ -33,7 +33,7 @@ def common_folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def made_once(common_folder):
+def made_once(common_folder, _own_store):
     """made_once(name, make): the folder `name`, which make(folder) filled in the first process that asked for it."""
 
     def made(name, make):
@@ -56,6 +56,28 @@ def _own_store(common_folder):
 
     torch.set_num_threads(1)
     os.environ["DIFFUSION_ADAGN_CACHE"] = str(common_folder / "store")
+
+
+@pytest.fixture(scope="session")
+def digits_judge(made_once):
+    """The judge of the digits' train part, and whether training it moved torch's random state."""
+    import torch
+
+    from diffusion_adagn import open_dataset
+    from diffusion_adagn.config import DataConfig
+    from diffusion_adagn.evaluation.extractors import open_extractor
+
+    def opened():
+        return open_extractor("judge", open_dataset(DataConfig(), "train"), progress=False)
+
+    def train(folder):
+        before = torch.get_rng_state()
+        opened()
+        if not torch.equal(before, torch.get_rng_state()):
+            (folder / "moved").touch()
+
+    moved = (made_once("digits judge", train) / "moved").exists()
+    return opened(), moved
 
 
 @pytest.fixture

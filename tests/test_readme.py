@@ -105,6 +105,6 @@ def test_what_the_readme_shows_and_names_is_there():
     text = (ROOT / "README.md").read_text()
     for image in re.findall(r"!\[.*?\]\((.*?)\)", text):
         assert (ROOT / image).is_file(), image
-    for target in ("demo", "test", "test-slow", "lint"):
+    for target in ("demo", "test", "test-slow", "coverage", "lint"):
         assert f"\n{target}:" in (ROOT / "Makefile").read_text()
     assert "RESULTS" not in text

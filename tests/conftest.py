@@ -3,6 +3,7 @@
 import atexit
 import os
 import shutil
+import sys
 import tempfile
 from pathlib import Path
 
@@ -32,7 +33,7 @@ def common_folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def made_once(common_folder):
+def made_once(common_folder, _own_store):
     """made_once(name, make): the folder `name`, which make(folder) filled in the first process that asked for it."""
 
     def made(name, make):
@@ -57,6 +58,28 @@ def _own_store(common_folder):
     os.environ["DIFFUSION_ADAGN_CACHE"] = str(common_folder / "store")
 
 
+@pytest.fixture(scope="session")
+def digits_judge(made_once):
+    """The judge of the digits' train part, and whether training it moved torch's random state."""
+    import torch
+
+    from diffusion_adagn import open_dataset
+    from diffusion_adagn.config import DataConfig
+    from diffusion_adagn.evaluation.extractors import open_extractor
+
+    def opened():
+        return open_extractor("judge", open_dataset(DataConfig(), "train"), progress=False)
+
+    def train(folder):
+        before = torch.get_rng_state()
+        opened()
+        if not torch.equal(before, torch.get_rng_state()):
+            (folder / "moved").touch()
+
+    moved = (made_once("digits judge", train) / "moved").exists()
+    return opened(), moved
+
+
 @pytest.fixture
 def shared():
     """Folder of real pictures beside the project; tests that use it are skipped without it."""
@@ -68,6 +91,27 @@ def shared():
 def one_line(text):
     """Text with each run of white space as one space: where a printed message is broken depends on the paths in it."""
     return " ".join(text.split())
+
+
+class TooMuchWork(BaseException):
+    """Not an Exception, which would be caught on the way."""
+
+
+def within_calls(most, function, *args):
+    """function(*args), ended by TooMuchWork after `most` calls of functions: a limit that knows no busy machine."""
+    count, before = 0, sys.getprofile()
+
+    def profile(frame, event, arg):
+        nonlocal count
+        count += event in ("call", "c_call")
+        if count > most:
+            raise TooMuchWork(f"more than {most:,} calls")
+
+    sys.setprofile(profile)
+    try:
+        return function(*args)
+    finally:
+        sys.setprofile(before)
 
 
 def tiny_unet(**changes):

@@ -1,6 +1,7 @@
 """What the tests share. No network, a store of decoded pictures of their own, tiny networks."""
 
 import atexit
+import functools
 import os
 import shutil
 import sys
@@ -19,6 +20,12 @@ atexit.register(shutil.rmtree, os.environ["HF_MODULES_CACHE"], ignore_errors=Tru
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared" / "data"
+
+
+def pytest_collection_finish(session):
+    """Each of a hundred tiny runs would measure for 0.2 s what this machine's matrix products reach: once is enough."""
+    if loop := sys.modules.get("diffusion_adagn.training.loop"):
+        loop.matmul_peak = functools.cache(loop.matmul_peak)
 
 
 @pytest.fixture(scope="session")

@@ -701,7 +701,7 @@ LAUGHS = "a: &a [x]\n" + "".join(
         "training: {lr: 1, lr: 2}",
         "? [a]\n: b",
         "? {a: b}\n: c",
-        "\n".join(f"a{i}: 1" for i in range(20_000)),
+        "\n".join(f"a{i}: 1" for i in range(3_000)),
         "training: {lr: 1" + ":59" * 300_000 + "}",
         "training: {lr: 0x" + "f" * 300_000 + "}",
         "a: 2001-99-99",
@@ -725,7 +725,7 @@ LAUGHS = "a: &a [x]\n" + "".join(
 )
 def test_yaml_that_explodes_or_means_nothing(tmp_path, text):
     (tmp_path / "c.yaml").write_text(text)
-    assert within_calls(10_000_000, refused, read_config, tmp_path / "c.yaml")
+    assert within_calls(2_000_000, refused, read_config, tmp_path / "c.yaml")
 
 
 def test_a_config_of_a_hundred_megabytes(tmp_path):

@@ -88,7 +88,10 @@ def test_the_verdict_alone_has_its_status(run, tmp_path, capsys):
     assert "the model has 2 (cat, dog" in one_line(capsys.readouterr().err)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "kind",  # test_probes.py and test_report.py have the parts of all kinds
+    [k if k in ("adagn", "cross_attention", "none") else pytest.param(k, marks=pytest.mark.slow) for k in KINDS],
+)
 def test_every_kind_is_traced_without_pictures(tmp_path, kind, capsys):
     folder = saved(tmp_path / "net", conditioning=kind)
     assert (

@@ -1,0 +1,135 @@
+"""What several processes of a machine need is made by one of them, and the others wait for it and find it."""
+
+import contextlib
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from accelerate import PartialState
+
+from diffusion_adagn.config import DataConfig
+from diffusion_adagn.data import open_dataset, store
+from diffusion_adagn.errors import InputError
+from diffusion_adagn.evaluation import bench
+from diffusion_adagn.evaluation.extractors import judge
+from diffusion_adagn.folders import one_at_a_time
+from diffusion_adagn.processes import main_first
+
+
+def both(make):
+    """make() in two threads that begin together."""
+    begin = threading.Barrier(2)
+
+    def one(_):
+        begin.wait()
+        return make()
+
+    with ThreadPoolExecutor(2) as threads:
+        return list(threads.map(one, range(2)))
+
+
+def slowed(monkeypatch, module, name):
+    """The list of calls of module.name, each of which takes a moment."""
+    calls, real = [], getattr(module, name)
+
+    def slow(*args, **kwargs):
+        calls.append(name)
+        time.sleep(0.1)
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(module, name, slow)
+    return calls
+
+
+def test_two_openings_decode_a_store_once(tmp_path, monkeypatch):
+    calls = slowed(monkeypatch, store, "decode")
+    first, second = both(lambda: open_dataset(DataConfig(store_dir=str(tmp_path)), progress=False))
+    assert calls == ["decode"]
+    assert first.folder == second.folder and first.fingerprint == second.fingerprint
+    assert [p.name for p in tmp_path.iterdir()] == [first.folder.name]  # no lock is left
+
+
+def test_two_openings_train_a_judge_once(tmp_path, monkeypatch):
+    monkeypatch.setenv("DIFFUSION_ADAGN_CACHE", str(tmp_path))
+    for name in ("FEWEST_PASSES", "MOST_PASSES"):
+        monkeypatch.setattr(judge, name, 64)
+    calls = slowed(monkeypatch, judge, "train_judge")
+    data = open_dataset(DataConfig(), progress=False)
+    first, second = both(lambda: judge.open_judge(data, progress=False))
+    assert calls == ["train_judge"] and first.hash == second.hash
+
+
+def test_waiting_is_announced_and_ends_with_an_error_too(tmp_path, capsys):
+    began, order = threading.Event(), []
+
+    def failing():
+        with one_at_a_time(tmp_path / "made"):
+            began.set()
+            time.sleep(0.1)
+            order.append("failed")
+            raise ValueError
+
+    with ThreadPoolExecutor(1) as thread:
+        failed = thread.submit(failing)
+        began.wait()
+        with one_at_a_time(tmp_path / "made", "it decodes some"):
+            order.append("then")
+        assert isinstance(failed.exception(), ValueError)
+    assert order == ["failed", "then"] and not list(tmp_path.iterdir())
+    assert capsys.readouterr().err == "waiting for another process: it decodes some\n"
+
+
+class Rank:
+    """A process of accelerate's, which meets the others at real barriers."""
+
+    def __init__(self, rank, local, barrier):
+        self.is_main_process, self.is_local_main_process, self.barrier = rank == 0, local == 0, barrier
+
+    def main_process_first(self):
+        return _context(self, self.is_main_process)
+
+    def local_main_process_first(self):
+        return _context(self, self.is_local_main_process)
+
+    def wait_for_everyone(self):
+        self.barrier.wait(timeout=10)
+
+
+def _context(rank, first):
+    return contextlib.contextmanager(PartialState._goes_first)(rank, first)
+
+
+def test_first_process_of_each_machine_goes_before_the_others():
+    barrier, done = threading.Barrier(6), []
+    ranks = [Rank(r, r % 3, barrier) for r in range(6)]  # two machines of three
+
+    def enter(rank):
+        with main_first(ranks[rank]):
+            time.sleep(0.02)
+            done.append(rank)
+
+    with ThreadPoolExecutor(6) as threads:
+        list(threads.map(enter, range(6)))
+    assert done[:2] == [0, 3] and sorted(done[2:]) == [1, 2, 4, 5]
+
+
+class Named:
+    def __init__(self, name, hash):
+        self.name, self.hash = name, hash
+
+
+def test_extractors_that_differ_between_processes_are_rejected(monkeypatch):
+    class State:
+        num_processes = 2
+
+    mine = [Named("inception", "aa"), Named("judge", "bb")]
+    for other, rejected in (("bb", False), ("cc", True)):
+        monkeypatch.setattr(
+            bench, "gather_object", lambda own, other=other: [*own, [("inception", "aa"), ("judge", other)]]
+        )
+        if not rejected:
+            bench.check_same_extractors(mine, State())
+            continue
+        with pytest.raises(InputError, match=r"judge of process 0 .* process 1 \(bb, cc\).*DIFFUSION_ADAGN_CACHE"):
+            bench.check_same_extractors(mine, State())

@@ -1,8 +1,10 @@
 """What the tests share. No network, a store of decoded pictures of their own, tiny networks."""
 
 import atexit
+import functools
 import os
 import shutil
+import sys
 import tempfile
 from pathlib import Path
 
@@ -20,6 +22,12 @@ ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared" / "data"
 
 
+def pytest_collection_finish(session):
+    """Each of a hundred tiny runs would measure for 0.2 s what this machine's matrix products reach: once is enough."""
+    if loop := sys.modules.get("diffusion_adagn.training.loop"):
+        loop.matmul_peak = functools.cache(loop.matmul_peak)
+
+
 @pytest.fixture(scope="session")
 def common_folder(tmp_path_factory):
     """A folder of this test session, the same one in all of its processes."""
@@ -32,7 +40,7 @@ def common_folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def made_once(common_folder):
+def made_once(common_folder, _own_store):
     """made_once(name, make): the folder `name`, which make(folder) filled in the first process that asked for it."""
 
     def made(name, make):
@@ -57,6 +65,28 @@ def _own_store(common_folder):
     os.environ["DIFFUSION_ADAGN_CACHE"] = str(common_folder / "store")
 
 
+@pytest.fixture(scope="session")
+def digits_judge(made_once):
+    """The judge of the digits' train part, and whether training it moved torch's random state."""
+    import torch
+
+    from diffusion_adagn import open_dataset
+    from diffusion_adagn.config import DataConfig
+    from diffusion_adagn.evaluation.extractors import open_extractor
+
+    def opened():
+        return open_extractor("judge", open_dataset(DataConfig(), "train"), progress=False)
+
+    def train(folder):
+        before = torch.get_rng_state()
+        opened()
+        if not torch.equal(before, torch.get_rng_state()):
+            (folder / "moved").touch()
+
+    moved = (made_once("digits judge", train) / "moved").exists()
+    return opened(), moved
+
+
 @pytest.fixture
 def shared():
     """Folder of real pictures beside the project; tests that use it are skipped without it."""
@@ -68,6 +98,27 @@ def shared():
 def one_line(text):
     """Text with each run of white space as one space: where a printed message is broken depends on the paths in it."""
     return " ".join(text.split())
+
+
+class TooMuchWork(BaseException):
+    """Not an Exception, which would be caught on the way."""
+
+
+def within_calls(most, function, *args):
+    """function(*args), ended by TooMuchWork after `most` calls of functions: a limit that knows no busy machine."""
+    count, before = 0, sys.getprofile()
+
+    def profile(frame, event, arg):
+        nonlocal count
+        count += event in ("call", "c_call")
+        if count > most:
+            raise TooMuchWork(f"more than {most:,} calls")
+
+    sys.setprofile(profile)
+    try:
+        return function(*args)
+    finally:
+        sys.setprofile(before)
 
 
 def tiny_unet(**changes):

@@ -10,14 +10,13 @@ import pickle
 import resource
 import signal
 import struct
-import time
 import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from conftest import tiny_unet
+from conftest import tiny_unet, within_calls
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -74,16 +73,23 @@ def refused(call, *args) -> str | None:
     def late(*_):
         raise Hang
 
-    before = signal.signal(signal.SIGALRM, late)
-    signal.alarm(MOST_SECONDS)
+    # seconds of work, which a busy machine does not use up; and ten times as many for what waits without working
+    timers = (
+        (signal.ITIMER_PROF, signal.SIGPROF, MOST_SECONDS),
+        (signal.ITIMER_REAL, signal.SIGALRM, 10 * MOST_SECONDS),
+    )
+    before = [signal.signal(number, late) for _, number, _ in timers]
+    for timer, _, seconds in timers:
+        signal.setitimer(timer, seconds)
     try:
         call(*args)
     except InputError as error:
         assert 10 < len(str(error)) < 5000
         return str(error)
     finally:
-        signal.alarm(0)
-        signal.signal(signal.SIGALRM, before)
+        for (timer, number, _), handler in zip(timers, before):
+            signal.setitimer(timer, 0)
+            signal.signal(number, handler)
     return None
 
 
@@ -169,7 +175,7 @@ ODD = [
     "", "null", "true", "nan", "1e400", "9" * 5000, "\0", "../../../etc/passwd", "/dev/zero", "\ud800", "\x1b[2J", "x" * 3000, "a,b",
     [], {}, [1], [[]], ["a", "a"], {"a": 1}, [0.0] * 1000, [1] * 20, [math.nan] * 1000, "[" * 3000,
 ]  # fmt: skip
-DEEP = "[" * 3000 + "]" * 3000
+DEEP = "[" * 1500 + "]" * 1500  # deeper than the interpreter goes; YAML takes the square of it
 values = (
     st.sampled_from(ODD).map(copy.deepcopy)
     | st.text(max_size=12)
@@ -695,7 +701,7 @@ LAUGHS = "a: &a [x]\n" + "".join(
         "training: {lr: 1, lr: 2}",
         "? [a]\n: b",
         "? {a: b}\n: c",
-        "\n".join(f"a{i}: 1" for i in range(20_000)),
+        "\n".join(f"a{i}: 1" for i in range(3_000)),
         "training: {lr: 1" + ":59" * 300_000 + "}",
         "training: {lr: 0x" + "f" * 300_000 + "}",
         "a: 2001-99-99",
@@ -719,9 +725,7 @@ LAUGHS = "a: &a [x]\n" + "".join(
 )
 def test_yaml_that_explodes_or_means_nothing(tmp_path, text):
     (tmp_path / "c.yaml").write_text(text)
-    start = time.perf_counter()
-    assert refused(read_config, tmp_path / "c.yaml")
-    assert time.perf_counter() - start < 15
+    assert within_calls(2_000_000, refused, read_config, tmp_path / "c.yaml")
 
 
 def test_a_config_of_a_hundred_megabytes(tmp_path):
@@ -788,8 +792,7 @@ def test_names_can_be_printed_and_written():
 
 def test_long_requests_are_answered_at_once():
     many = LabelSpace(tuple(f"class {i}" for i in range(1000)))
-    start = time.perf_counter()
-    assert len(many.parse("class 7," * 3000)) == 3000
+    assert len(within_calls(200_000, many.parse, "class 7," * 3000)) == 3000
     for asked in (
         "9" * 5000,
         "id:" + "9" * 5000,
@@ -802,8 +805,7 @@ def test_long_requests_are_answered_at_once():
         [[1]],
         [math.nan],
     ):
-        assert refused(many.parse, asked)
-    assert time.perf_counter() - start < 10
+        assert within_calls(1_000_000, refused, many.parse, asked)
 
 
 def test_classes_and_network_must_agree(pipe, out, run):

@@ -23,6 +23,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from ..commands import command, then
 from ..config import DiffusionConfig, NetworkConfig, apply, read_json, said
 from ..errors import InputError, reading
 from ..labels import ClassSpec, LabelSpace
@@ -152,8 +153,7 @@ class ClassConditionalPipeline(DiffusionPipeline):
         elif not guidance.off and (self.labels.null_id is None or not self.labels.K):
             raise InputError(
                 "this model has no null class to be guided against: sample at guidance scale 1, guide it against another network "
-                "(--guide RUN: an earlier checkpoint, or one without classes), or fine-tune it with a null row: adagn train "
-                "--init_from RUN --config FILE."
+                "(--guide RUN: an earlier checkpoint, or one without classes), or fine-tune it with a null row (adagn train with --init_from)."
             )
 
     def _check_guide(self, guide: "ClassConditionalPipeline") -> None:
@@ -405,7 +405,9 @@ class ClassConditionalPipeline(DiffusionPipeline):
         known = {s.__name__: s for s in SAMPLERS.values()}
         scheduler_class = known.get((index.get("scheduler") or ["", ""])[1])
         if index.get("unet") == ["diffusers", "UNet2DModel"]:
-            raise InputError(f"{folder} holds a stock UNet2DModel: first  adagn import-diffusers {folder}  .")
+            raise InputError(
+                then(f"{folder} holds a stock UNet2DModel. Import it first:", command("import-diffusers", folder))
+            )
         if "labels" not in index or scheduler_class is None:
             raise InputError(
                 f"{folder} was not written by this package (labels or scheduler are missing in model_index.json)."

@@ -138,3 +138,28 @@ def test_step_callback_tensor_inputs_are_checked(pipe):
     assert keys == [set()]
     with pytest.raises(InputError, match="may hold 'latents' alone, not 'prompt_embeds'"):
         sample(pipe, callback_on_step_end_tensor_inputs=["latents", "prompt_embeds"])
+
+
+def test_exported_pipeline_calls_equal_serial_calls():
+    """The pipeline of exported folders, which shares no code with ours."""
+    from diffusers import DPMSolverMultistepScheduler, UNet2DModel
+
+    from diffusion_adagn.interop.adagn_label_pipeline import LabelPipeline
+
+    torch.manual_seed(0)
+    unet = UNet2DModel(
+        8, 1, 1, block_out_channels=(16,), down_block_types=("DownBlock2D",), up_block_types=("UpBlock2D",),
+        layers_per_block=1, norm_num_groups=4, num_class_embeds=4,
+    ).eval()  # fmt: skip
+    scheduler = DPMSolverMultistepScheduler(beta_schedule="squaredcos_cap_v2", timestep_spacing="trailing")
+    pipe = LabelPipeline(unet, scheduler, {"0": "cat", "1": "dog", "2": "tench"}, null_id=3)
+    pipe.set_progress_bar_config(disable=True)
+
+    def call(steps):
+        return pipe(None, guidance_scale=2.0, num_inference_steps=steps, seeds=0, output_type="np").images
+
+    counts = [4, 5, 6, 7, 8, 9] * 2
+    serial = [call(steps) for steps in counts]
+    with ThreadPoolExecutor(len(counts)) as threads:
+        for one, other in zip(serial, threads.map(call, counts)):
+            assert np.array_equal(one, other)

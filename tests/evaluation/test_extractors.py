@@ -62,14 +62,6 @@ def check(extractor: Extractor, pixels: np.ndarray) -> None:
 # ---------------------------------------------------------------------- the judge
 
 
-@pytest.fixture(scope="session")
-def digits_judge(_own_store):
-    """The judge of the digits' train part, and whether training it moved torch's random state."""
-    before = torch.get_rng_state()
-    opened = open_extractor("judge", open_dataset(DataConfig(), "train"), progress=False)
-    return opened, not torch.equal(before, torch.get_rng_state())
-
-
 @pytest.fixture
 def no_training(monkeypatch):
     def refuse(*_):

@@ -19,6 +19,7 @@ from diffusion_adagn.diffusion.schedule import make_scheduler
 from diffusion_adagn.errors import InputError
 from diffusion_adagn.evaluation.adm_npz import read_npz
 from diffusion_adagn.experiments import sweep as sweeping
+from diffusion_adagn.experiments import sweep_plots
 
 SETTINGS = [
     "--against",
@@ -38,6 +39,14 @@ SETTINGS = [
     "--batch_size",
     "8",
 ]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _no_figures():
+    """They are most of a small sweep's time, and tests/experiments/test_sweep_report.py has them."""
+    with pytest.MonkeyPatch.context() as m:
+        m.setattr(sweep_plots, "available", lambda: False)
+        yield
 
 
 @pytest.fixture(scope="module")

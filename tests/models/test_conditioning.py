@@ -328,7 +328,7 @@ def test_save_and_load(tmp_path, kind, join):
 
 @pytest.mark.parametrize(
     "kind",
-    [kind if kind in ("adagn", "cross_attention") else pytest.param(kind, marks=pytest.mark.slow) for kind in KINDS],
+    [kind if kind == "adagn" else pytest.param(kind, marks=pytest.mark.slow) for kind in KINDS],
 )
 def test_compiled_whole_it_gives_the_same(kind):
     torch.compiler.reset()

@@ -1,5 +1,6 @@
 """adagn trace, from the command line: whole, on runs, checkpoints, pipelines and imported nets."""
 
+import functools
 import re
 
 import numpy as np
@@ -16,6 +17,7 @@ from diffusion_adagn.models.conditioning import KINDS
 from diffusion_adagn.trace import tracing
 from diffusion_adagn.trace.analysis import shares
 from diffusion_adagn.trace.atlas import Atlas
+from diffusion_adagn.trace.label_check import label_check
 from diffusion_adagn.trace.tracing import probed_timesteps
 
 DIGITS = LabelSpace(tuple("0123456789"))
@@ -44,6 +46,7 @@ def _few(monkeypatch):
     monkeypatch.setattr(tracing, "MIXED", 1)
     monkeypatch.setattr(tracing, "STEPS", 3)
     monkeypatch.setattr(tracing, "PROBED", 3)
+    monkeypatch.setattr(tracing, "label_check", functools.partial(label_check, evaluations=360))
 
 
 def text_of(report):
@@ -85,7 +88,10 @@ def test_the_verdict_alone_has_its_status(run, tmp_path, capsys):
     assert "the model has 2 (cat, dog" in one_line(capsys.readouterr().err)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "kind",  # test_probes.py and test_report.py have the parts of all kinds
+    [k if k in ("adagn", "cross_attention", "none") else pytest.param(k, marks=pytest.mark.slow) for k in KINDS],
+)
 def test_every_kind_is_traced_without_pictures(tmp_path, kind, capsys):
     folder = saved(tmp_path / "net", conditioning=kind)
     assert (

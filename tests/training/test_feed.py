@@ -21,6 +21,7 @@ from test_loop import assert_same_run, environment, launch, losses, run
 from diffusion_adagn.config import DataConfig
 from diffusion_adagn.data import open_dataset
 from diffusion_adagn.data.store import ImageDataset
+from diffusion_adagn.training import feed as feed_module
 from diffusion_adagn.training import loop
 from diffusion_adagn.training.batches import Batches
 from diffusion_adagn.training.feed import Feed
@@ -172,19 +173,21 @@ def test_what_fits_goes_to_the_device(digits):
     assert store.dtype == torch.uint8 and np.array_equal(store.numpy(), digits.gather(range(len(digits)))[0])
 
 
-def test_the_waiting_is_measured_and_what_is_made_ahead_is_not_waited_for(digits):
+def test_the_waiting_is_measured_and_what_is_made_ahead_is_not_waited_for(digits, monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr(feed_module, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
+
     def slow(positions):
-        time.sleep(0.05)
+        clock[0] += 5
         return positions
 
     batches = SimpleNamespace(at=slow, device=CPU, order=lambda p: p, pixels=Pixels(digits, CPU))
     feed = Feed(batches, early=True)
     feed.at(torch.arange(2))
-    assert 0.05 <= feed.waited < 0.1
+    assert feed.waited == 5
     feed.ahead(torch.arange(2, 4))
-    before = feed.waited
-    assert feed.at(torch.arange(2, 4)).tolist() == [2, 3]
-    assert feed.waited - before < 0.02
+    assert clock == [10] and feed.at(torch.arange(2, 4)).tolist() == [2, 3]
+    assert feed.waited == 5
 
 
 def test_a_run_says_how_long_it_waited(tmp_path, capsys):

@@ -105,9 +105,8 @@ def leave(status: int) -> None:
             print(f"the status {status} could not be written to {file} ({error})", file=sys.stderr, flush=True)
     if _several():
         if status and not main_process:
-            time.sleep(
-                1
-            )  # torchrun ends all when one leaves with an error: the main process has more to do, and goes first
+            # torchrun ends all when one leaves with an error: the main process has more to do, and goes first
+            time.sleep(1)
         os._exit(status)  # gloo's threads now and then abort a normal exit, after all is done
     sys.exit(status)
 

@@ -6,6 +6,7 @@ config.yaml  metrics.jsonl  previews/  checkpoints/step-00000500/  pipeline/
 from __future__ import annotations
 
 import re
+import shlex
 from dataclasses import asdict, dataclass
 from difflib import SequenceMatcher
 from pathlib import Path
@@ -94,7 +95,7 @@ def runs_near(path: str | Path) -> str:
     path = Path(path)
     found = {p.parent for folder in (path.parent, Path("runs")) for p in folder.glob("*/config.yaml")}
     found = sorted(found, key=lambda p: (-SequenceMatcher(None, p.name, path.name).ratio(), str(p)))[:6]
-    return f" Runs here: {', '.join(map(str, found))}." if found else ""
+    return f" Runs here: {', '.join(shlex.quote(str(p)) for p in found)}." if found else ""
 
 
 def check_model_path(path: str | Path) -> None:

@@ -17,6 +17,7 @@ import platform
 import subprocess
 import sys
 import tempfile
+import unittest.mock
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
@@ -53,7 +54,6 @@ def compute(folder: Path) -> dict:
         [N, H, W, C]; atlas values; numbers of a sweep's rows float64.
     """
     import numpy as np
-    import pytest
     import torch
     from safetensors.torch import load_file
 
@@ -98,8 +98,8 @@ def compute(folder: Path) -> dict:
         with np.load(atlas.save(folder / f"{name}.npz"), allow_pickle=False) as arrays:
             numbers |= {f"atlas/{name}/{key}": arrays[key] for key in arrays.files if arrays[key].dtype.kind == "f"}
 
-    with pytest.MonkeyPatch.context() as patch, contextlib.suppress(_Measured):
-        patch.setattr(sweep, "write_report", _measured)  # plots would take longer than all the rest
+    # plots would take longer than all the rest
+    with unittest.mock.patch.object(sweep, "write_report", _measured), contextlib.suppress(_Measured):
         main(["sweep", str(folder / "digits"), "--out", str(folder / "sweep"), "--debug", *SWEEP])
     for file in sorted((folder / "sweep" / "points").glob("*/row.json")):
         row = json.loads(file.read_text(encoding="utf-8"))
@@ -210,8 +210,9 @@ def compare(old: Path) -> int:
     """Run both trees and compare bit for bit. Returns 0 if all is equal, 1 if not."""
     import numpy as np
 
-    new = HERE.parent
-    old = old.resolve()
+    new, old = HERE.parent, old.resolve()
+    if not (old / "diffusion_adagn").is_dir():
+        sys.exit(f"golden.py: {old} is no checkout: expected a folder with diffusion_adagn/ in it.")
     with tempfile.TemporaryDirectory() as folder:
         found = []
         for tree in (old, new):

@@ -53,6 +53,9 @@ def test_comparison_sees_one_changed_bit(computed, record, tmp_path, capsys, mon
         np.savez(argv[-1], **next(written))
 
     monkeypatch.setattr(golden.subprocess, "run", run)
+    with pytest.raises(SystemExit, match="is no checkout"):
+        golden.compare(tmp_path)
+    (tmp_path / "diffusion_adagn").mkdir()
     assert golden.compare(tmp_path) == 1
     assert f"{key}: {computed[key].size} of {computed[key].size} numbers differ" in capsys.readouterr().out
     assert golden.compare(tmp_path) == 0

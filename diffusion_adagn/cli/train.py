@@ -76,9 +76,10 @@ def _resumed_config(resume: str, file: str | None, overrides: dict[str, str]) ->
     if not run.config_file.is_file():
         if file is not None:
             return config  # the run starts
-        if (run.path / "state.json").is_file():
-            text = f"{run.path} is a checkpoint, and a run is resumed from its newest one:"
-            raise InputError(then(text, resume_command(run.path.parent.parent)))
+        whole = next((p for p in list(run.path.parents)[:2] if RunFolder(p).config_file.is_file()), None)
+        if whole is not None:
+            text = f"{run.path} is a part of the run {whole}, and a run is resumed from its newest checkpoint:"
+            raise InputError(then(text, resume_command(whole)))
         raise InputError(
             f"there is no run to resume in {run.path} (no config.yaml in it).{runs_near(run.path)} To start a run, give --config."
         )

@@ -224,7 +224,8 @@ class ClassConditionalPipeline(DiffusionPipeline):
         watch: looks on (see `Watch`).
         sampler, spacing: for this call alone, as `use_sampler` takes them; None: the pipeline's own.
         callback_on_step_end: called as diffusers does, `callback(pipe, index, timestep, {"latents": x})`, after each network call of
-          the sampler (heun makes two a step); x: the noisy images, [N, C, H, W] float32. A dict that it returns may hold other latents to go on from.
+          the sampler (heun makes two a step); x: the noisy images, [N, C, H, W] float32. A dict that it returns may hold other latents to go on from. To stop early, raise an
+          exception: `pipe._interrupt` is not looked at, since calls may run side by side.
         callback_on_step_end_tensor_inputs: which tensors it receives: ("latents",) or ().
         Raises InputError for unknown classes, guidance without a null class, and grids that cannot be walked.
         """
@@ -239,8 +240,14 @@ class ClassConditionalPipeline(DiffusionPipeline):
         self.check_guidance(guidance)
         if output_type not in ("pil", "pt", "np"):
             raise InputError(f"output_type is pil, pt or np, not {output_type!r}.")
-        if unknown := set(callback_on_step_end_tensor_inputs) - {"latents"}:
-            raise InputError(f"callback_on_step_end_tensor_inputs may hold 'latents' alone, not {said(min(unknown))}.")
+        if callback_on_step_end is not None and not callable(callback_on_step_end):
+            raise InputError(
+                f"callback_on_step_end is called at each step; {said(callback_on_step_end)} cannot be called."
+            )
+        # a PipelineCallback of diffusers names its tensors itself
+        inputs = getattr(callback_on_step_end, "tensor_inputs", callback_on_step_end_tensor_inputs)
+        if unknown := set(inputs) - {"latents"}:
+            raise InputError(f"a callback may receive 'latents' alone, not {said(min(unknown))}.")
         scheduler = self._scheduler(sampler, spacing)
         self.check_eta(eta, sampler_name(scheduler))
 
@@ -264,8 +271,8 @@ class ClassConditionalPipeline(DiffusionPipeline):
                 )
                 x = scheduler.step(prediction, t, x, return_dict=False, **extra)[0]
                 if callback_on_step_end is not None:
-                    tensors = {"latents": x} if callback_on_step_end_tensor_inputs else {}
-                    x = (callback_on_step_end(self, call.index, t, tensors) or {}).get("latents", x)
+                    result = callback_on_step_end(self, call.index, t, {"latents": x} if inputs else {})
+                    x = _latents(result, x)
                 bar.update()
 
         images = (x / 2 + 0.5).clamp(0, 1)
@@ -527,6 +534,17 @@ def to_pixels(images: np.ndarray) -> np.ndarray:
 def to_pil(images: np.ndarray) -> list[Image.Image]:
     """[N, H, W, C] in 0..1 -> N pictures, gray for C = 1."""
     return [Image.fromarray(p[..., 0] if p.shape[-1] == 1 else p) for p in to_pixels(images)]
+
+
+def _latents(result: object, x: Tensor) -> Tensor:
+    """The latents in what a callback returned, in the shape and type of x; x itself if there are none."""
+    if result is None:
+        return x
+    latents = result.get("latents", x) if isinstance(result, dict) else None
+    if not isinstance(latents, Tensor) or latents.shape != x.shape:
+        found = list(latents.shape) if isinstance(latents, Tensor) else said(result)
+        raise InputError(f"callback_on_step_end returns None or a dict with latents {list(x.shape)}, not {found}.")
+    return latents.to(x)
 
 
 def _pair(plans: list[ClassPlan], seeds: int | Sequence[int] | None) -> tuple[list[ClassPlan], list[int]]:

@@ -65,7 +65,7 @@ def train(config: RunConfig, resume: bool = False) -> int:
 
 def _train(config: RunConfig, resume: bool, held: ExitStack) -> int:
     """`train`, holding the run folder's lock in `held`."""
-    run = _check_run(config)
+    run = _check_run(config, resume)
     training = config.training
     processes = all_processes(config.speed.device)
     main, device = processes.is_main_process, processes.device
@@ -412,10 +412,13 @@ def _extras(config: RunConfig) -> str:
     return f"schedule {d.schedule}, prediction {d.prediction}" + "".join(f", {e}" for e in on)
 
 
-def _check_run(config: RunConfig) -> RunFolder:
+def _check_run(config: RunConfig, resume: bool) -> RunFolder:
     training = config.training
     if config.output_dir is None:
         raise InputError("where should the run go? Give --output_dir, such as runs/my-run.")
+    run = RunFolder(Path(config.output_dir))
+    if not resume and run.config_file.is_file():
+        raise _occupied(run)
     if training.max_steps is None:
         raise InputError("how long should it train? Give training.max_steps, such as --training.max_steps 10000.")
     check_tracker(training.tracker)
@@ -425,7 +428,13 @@ def _check_run(config: RunConfig) -> RunFolder:
                 f"accelerate was told to shard the network ({name}), which training here does not do: every process holds the whole network. "
                 "Launch it with --multi_gpu, or by torchrun."
             )
-    return RunFolder(Path(config.output_dir))
+    return run
+
+
+def _occupied(run: RunFolder) -> InputError:
+    at = run.newest_checkpoint()
+    text = f"{run.path} already holds a run ({f'at {at.name}' if at else 'without a checkpoint yet'}). Give another --output_dir, or resume it:"
+    return InputError(then(text, resume_command(run.path)))
 
 
 def _as_before(run: RunFolder, config: RunConfig) -> SpeedConfig:
@@ -459,11 +468,15 @@ def _claim(run: RunFolder, config: RunConfig, resume: bool, at: Path | None, hel
                 "leave it out."
             )
         if not resume:
-            text = f"{run.path} already holds a run ({f'at {at.name}' if at else 'without a checkpoint yet'}). Give another --output_dir, or resume it:"
-            raise InputError(then(text, resume_command(run.path)))
+            raise _occupied(run)  # by a process that started meanwhile
         recorded = read_config(run.config_file)
         same_lr = dataclasses.replace(config.training, lr=recorded.training.lr)  # the learning rate may change
         changed = differences(recorded, dataclasses.replace(config, training=same_lr))
+        if same_lr != config.training and at is not None and read_state(at)["step"] == config.training.max_steps:
+            raise InputError(
+                f"{run.path} is at its last step, {config.training.max_steps}, and no step remains for training.lr {config.training.lr:g}: "
+                "give a larger training.max_steps too."
+            )
         if changed and at is not None:
             raise InputError(
                 f"{run.path} was started with other settings, and going on would change its result: {'; '.join(changed)}. "

@@ -136,8 +136,32 @@ def test_step_callback_tensor_inputs_are_checked(pipe):
         callback_on_step_end_tensor_inputs=(),
     )
     assert keys == [set()]
-    with pytest.raises(InputError, match="may hold 'latents' alone, not 'prompt_embeds'"):
+    with pytest.raises(InputError, match="may receive 'latents' alone, not 'prompt_embeds'"):
         sample(pipe, callback_on_step_end_tensor_inputs=["latents", "prompt_embeds"])
+
+
+@pytest.mark.parametrize("result", [{"latents": torch.zeros(7, 1, 8, 8)}, {"latents": 3}, 3])
+def test_step_callback_result_is_checked(pipe, result):
+    with pytest.raises(InputError, match=r"returns None or a dict with latents \[3, 1, 8, 8\]"):
+        sample(pipe, callback_on_step_end=lambda *_: result)
+
+
+def test_step_callback_must_be_callable(pipe):
+    with pytest.raises(InputError, match="5 cannot be called"):
+        sample(pipe, callback_on_step_end=5)
+
+
+def test_pipeline_callback_names_its_tensors(pipe):
+    from diffusers.callbacks import PipelineCallback
+
+    class Look(PipelineCallback):
+        tensor_inputs = ("prompt_embeds",)
+
+        def callback_fn(self, pipeline, step_index, timestep, callback_kwargs):
+            return callback_kwargs
+
+    with pytest.raises(InputError, match="may receive 'latents' alone, not 'prompt_embeds'"):
+        sample(pipe, callback_on_step_end=Look(cutoff_step_ratio=0.5))
 
 
 def test_exported_pipeline_calls_equal_serial_calls():

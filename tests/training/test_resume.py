@@ -64,6 +64,12 @@ def test_resume_rejects_folder_without_run(config, words):
     assert not Path("runs/tpyo").exists()
 
 
+def test_run_in_the_way_is_named(config):
+    train("--config", config, "--output_dir", "a")
+    with pytest.raises(InputError, match=r"(?s)already holds a run.*  adagn train --resume a$"):
+        train("--output_dir", "a")
+
+
 def test_dry_run_rejects_folder_without_run():
     with pytest.raises(InputError, match="no run to resume in runs/mine"):
         train("--resume", "auto", "--output_dir", "runs/mine", "--dry_run")
@@ -80,8 +86,12 @@ def test_resume_takes_run_folder(config):
     assert train("--resume", "--output_dir", "a", "--training.max_steps", 6) == 0
     assert train("--config", config, "--resume", "auto", "--output_dir", "b", "--training.max_steps", 6) == 0
     assert_same_run("a", "b")
-    with pytest.raises(InputError, match=r"(?s)is a checkpoint.*  adagn train --resume a$"):
-        train("--resume", "a/checkpoints/step-00000006")
+    for part in ("checkpoints/step-00000006", "checkpoints/step-00000001", "pipeline", "config.yaml"):
+        with pytest.raises(InputError, match=r"(?s)is a part of the run a, .*  adagn train --resume a$"):
+            train("--resume", f"a/{part}")
+    with pytest.raises(InputError, match=r"(?s)no step remains for training.lr 0.0005.*max_steps"):
+        train("--resume", "a", "--training.lr", 5e-4)
+    assert read_config("a/config.yaml").training.lr == 1e-3
     with pytest.raises(UsageError, match="--resume a and --output_dir b name two runs"):
         train("--resume", "a", "--output_dir", "b")
     with pytest.raises(InputError, match=r"training.batch_size: 16 -> 8.*Only training.lr may be changed"):

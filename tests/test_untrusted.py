@@ -326,7 +326,7 @@ OTHERS = ("overrides", "labels", "classes", "weights")
 
 @pytest.mark.parametrize("what", FILES)
 def test_a_damaged_file_is_refused_or_read(place, what):
-    hurt(place, what, 8 if what in ("run", "state") else 15)
+    hurt(place, what, 8 if what in ("config", "run", "state") else 15)
 
 
 @pytest.mark.parametrize("what", OTHERS)

@@ -58,6 +58,7 @@ def test_the_report_names_the_machine_and_what_was_not_measured(results):
     assert "- CUDA: this run is on the CPU" in text
 
 
+@pytest.mark.slow
 def test_growth_is_drawn_and_its_exponents_told(tmp_path, monkeypatch):
     pytest.importorskip("matplotlib")
     axes = compare.grow.axes

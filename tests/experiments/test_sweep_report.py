@@ -316,7 +316,9 @@ def forty():
             {"diagnostics.png"},
         ),
         ([point(1)], {"swept": {}, "trained_steps": None, "ema_decay": None}, "cannot be said", set()),
-        (forty(), {"class_names": ()}, "scale 1.5 (20 steps, interval t:0-500)", set(FIGURES)),
+        pytest.param(
+            forty(), {"class_names": ()}, "scale 1.5 (20 steps, interval t:0-500)", set(FIGURES), marks=pytest.mark.slow
+        ),
     ],
     ids=["one point, one class", "diagnostics only", "nothing", "forty points"],
 )

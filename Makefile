@@ -12,6 +12,7 @@ export HF_HUB_OFFLINE ?= 1
 # Two processes, a test file in one of them; then, alone, the tests that start processes, send signals or measure memory.
 # The second runs although the first failed. OMP_NUM_THREADS: the processes share the cores.
 PARALLEL := -n 2 --dist loadfile
+SERIAL = $(shell grep -rl "mark.serial" tests --include='test_*.py')
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --durations=10
 
 .PHONY: demo test test-slow coverage lint clean
@@ -31,13 +32,13 @@ demo: $(VENV)/.installed
 test: $(VENV)/.installed
 	status=0; \
 	$(PYTEST) $(PARALLEL) -m "not slow and not serial" || status=1; \
-	$(PYTEST) -m "not slow and serial" || status=1; \
+	$(PYTEST) -m "not slow and serial" $(SERIAL) || status=1; \
 	exit $$status
 
 test-slow: $(VENV)/.installed
 	status=0; \
 	$(PYTEST) $(PARALLEL) -m "slow and not serial" || status=1; \
-	$(PYTEST) -m "slow and serial" || status=1; \
+	$(PYTEST) -m "slow and serial" $(SERIAL) || status=1; \
 	exit $$status
 
 coverage: $(VENV)/.installed

@@ -258,6 +258,7 @@ def pictures(file, column, label="label"):
     return np.stack(rows), np.array(table[label])
 
 
+@pytest.mark.slow
 def test_lite0_knows_imagenet(shared):
     """The weights come from TensorFlow: "SAME" padding, 0.001 in the norms. With another padding or epsilon, or another way of
     resizing, the mean log probability of the true class of these pictures is off by 0.1 or more."""

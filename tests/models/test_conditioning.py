@@ -326,10 +326,8 @@ def test_save_and_load(tmp_path, kind, join):
     assert torch.equal(AdaGNUNet.from_pretrained(tmp_path)(X, T, Y).sample, unet(X, T, Y).sample)
 
 
-@pytest.mark.parametrize(
-    "kind",
-    [kind if kind == "adagn" else pytest.param(kind, marks=pytest.mark.slow) for kind in KINDS],
-)
+@pytest.mark.slow  # by default blocks are compiled (test_speed) and the whole network is exported (test_unet)
+@EVERY_KIND
 def test_compiled_whole_it_gives_the_same(kind):
     torch.compiler.reset()
     unet = tiny_unet(conditioning=kind)

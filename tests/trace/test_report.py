@@ -170,6 +170,7 @@ def test_networks_without_classes_and_with_one_are_reported(tmp_path):
         assert any("to compare" in s for s in sentences_of(found))
 
 
+@pytest.mark.slow
 def test_a_large_network_makes_a_page_below_2_megabytes(tmp_path):
     labels = LabelSpace(tuple(f"a class with a long name, number {i}" for i in range(64)))
     unet = tiny_unet(num_classes=64, num_res_blocks=23, modulate_both_norms=True, model_channels=8, num_head_channels=8)

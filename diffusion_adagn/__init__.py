@@ -4,8 +4,21 @@ Names are imported when first used, so that `adagn --help` does not wait for tor
 """
 
 import importlib
+from typing import TYPE_CHECKING
 
-__version__ = "0.1.0"
+from .version import __version__
+
+if TYPE_CHECKING:  # what editors and type checkers see; `_HOME` says the same to Python
+    from .config import RunConfig, read_config
+    from .data import open_dataset
+    from .diffusion.guidance import Guidance, Interval
+    from .diffusion.mixing import Between, Mix
+    from .diffusion.pipeline import ClassConditionalPipeline
+    from .errors import InputError
+    from .labels import LabelSpace
+    from .models.unet import AdaGNUNet
+    from .trace.atlas import Atlas
+    from .training.loop import train
 
 _HOME = {
     "AdaGNUNet": ".models.unet",
@@ -22,7 +35,22 @@ _HOME = {
     "train": ".training.loop",
     "InputError": ".errors",
 }
-__all__ = ["__version__", *_HOME]
+__all__ = [
+    "AdaGNUNet",
+    "Atlas",
+    "Between",
+    "ClassConditionalPipeline",
+    "Guidance",
+    "InputError",
+    "Interval",
+    "LabelSpace",
+    "Mix",
+    "RunConfig",
+    "__version__",
+    "open_dataset",
+    "read_config",
+    "train",
+]
 
 
 def __getattr__(name: str):
@@ -32,4 +60,4 @@ def __getattr__(name: str):
 
 
 def __dir__() -> list[str]:
-    return __all__
+    return list(__all__)

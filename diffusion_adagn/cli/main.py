@@ -10,9 +10,10 @@ import threading
 import time
 from collections.abc import Sequence
 
-from .. import __version__, recipes, stopping
+from .. import recipes, stopping
 from ..commands import INDENT, command, then
 from ..errors import InputError, UsageError
+from ..version import __version__
 
 POLL = 2  # seconds between two looks at the launcher
 PATIENCE = 600  # seconds that a save may take after the launcher has ended

@@ -7,8 +7,8 @@ from importlib.metadata import version
 
 import numpy as np
 
-from .. import __version__
 from ..diffusion.schedule import Call
+from ..version import __version__
 from .diagnostics import VALUES, against_data
 from .extractors import Extractor
 from .metrics import Measured

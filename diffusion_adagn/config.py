@@ -122,6 +122,10 @@ class ModelConfig:
     null_class: bool = option(True, "Keep a null row in the class table; guidance needs it.")
 
 
+# Grids of a sampler: over the timesteps; and over the noise levels, for samplers that step between timesteps.
+SPACINGS = ("leading", "trailing", "linspace", "karras", "exponential", "lu")
+
+
 @dataclass
 class DiffusionConfig:
     """The noising process, the prediction and the loss."""

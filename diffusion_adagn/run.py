@@ -107,6 +107,12 @@ def check_model_path(path: str | Path) -> None:
         raise InputError(f"there is no folder {path} (and a hub id looks like owner/name).{there}")
 
 
+def is_checkpoint(path: str | Path) -> bool:
+    """Whether the model of a path must be built from a checkpoint: it is one, or a run that has no pipeline folder yet."""
+    run = RunFolder(Path(path))
+    return (run.path / STATE).is_file() or (run.config_file.is_file() and not run.pipeline.is_dir())
+
+
 def pipeline_folder(path: str | Path, revision: str | None = None) -> Path:
     """The folder with model_index.json that a path or hub id means. Raises InputError if there is none."""
     for folder in (Path(path), Path(path) / "pipeline"):

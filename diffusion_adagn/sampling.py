@@ -13,13 +13,13 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import find_executable_batch_size, gather_object
 from PIL import Image
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from .config import SpeedConfig, read_json, said
 from .diffusion.guidance import Guidance
 from .diffusion.mixing import Between, ClassPlan, Mix, teller
 from .diffusion.pipeline import MOST_SEED, ClassConditionalPipeline, to_pil
-from .diffusion.schedule import network_calls, sampler_name, set_steps
+from .diffusion.schedule import network_calls, sampler_name, set_steps, spacing_name
 from .errors import InputError
 from .evaluation.adm_npz import write_npz
 from .evaluation.pictures import MOST_INDEX
@@ -91,7 +91,7 @@ def sample_to_folder(
     main = state.is_main_process
     pipe, what = open_pipeline(source, weights)
     pipe.use_sampler(request.sampler, request.spacing)
-    request = replace(request, sampler=sampler_name(pipe.scheduler), spacing=pipe.scheduler.config.timestep_spacing)
+    request = replace(request, sampler=sampler_name(pipe.scheduler), spacing=spacing_name(pipe.scheduler))
     labels = pipe.labels
     told = _told(request, pipe)
     request = replace(request, scales=list(dict.fromkeys(request.scales)))  # one said twice is one

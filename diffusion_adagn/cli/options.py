@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from decimal import Decimal
 from typing import Any, NoReturn, get_args
 
-from ..config import RunConfig, SpeedConfig, fields_of, type_name
+from ..config import SPACINGS, RunConfig, SpeedConfig, fields_of, type_name
 from ..errors import UsageError
 from ..run import name_of_run as name_of_run  # for the commands
 
@@ -130,7 +130,9 @@ def add_sampler_options(parser: argparse.ArgumentParser) -> None:
         "--eta", type=float, default=0.0, metavar="NUMBER", help="ddim's noise: 0 none, 1 as much as ddpm [0]"
     )
     parser.add_argument(
-        "--spacing", choices=["leading", "trailing", "linspace"], help="timestep spacing [the model's own]"
+        "--spacing",
+        choices=SPACINGS,
+        help="timestep spacing; karras, exponential and lu (the same) need dpm++, unipc, euler or heun [the model's own]",
     )
 
 

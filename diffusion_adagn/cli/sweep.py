@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..commands import quoted
+from ..config import SPACINGS
 from ..errors import UsageError
 from .options import (
     Parser,
@@ -33,7 +34,11 @@ def parser() -> Parser:
     )
     p.add_argument("--steps", default="25", metavar="INT,...", help="sampler steps [25]")
     p.add_argument("--eta", default="0", metavar="NUMBER,...", help="ddim's noise: 0 none, 1 as much as ddpm [0]")
-    p.add_argument("--spacing", choices=["leading", "trailing", "linspace"], help="timestep spacing [the model's own]")
+    p.add_argument(
+        "--spacing",
+        choices=SPACINGS,
+        help="timestep spacing; karras, exponential and lu (the same) need dpm++, unipc, euler or heun [the model's own]",
+    )
     p.add_argument("--classes", help="names, ids or 'all', with commas between [all]")
     p.add_argument(
         "--count", type=int, default=1000, metavar="INT", help="pictures a point, over all classes together [1000]"

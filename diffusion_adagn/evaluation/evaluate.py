@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 from accelerate import PartialState
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from ..commands import command, go_on, out_beside, quoted, then
 from ..diffusion.pipeline import ClassConditionalPipeline

@@ -16,7 +16,7 @@ from accelerate import PartialState
 
 from ..diffusion.guidance import Guidance, Interval
 from ..diffusion.pipeline import MOST_SEED, ClassConditionalPipeline, to_pixels
-from ..diffusion.schedule import Call, network_calls, sampler_name, set_steps
+from ..diffusion.schedule import Call, network_calls, sampler_name, set_steps, spacing_name
 from ..errors import InputError
 from ..folders import file_into_place
 from ..number_type import computed_in
@@ -53,7 +53,7 @@ class Point:
     @classmethod
     def of(cls, pipe: ClassConditionalPipeline) -> "Point":
         """The model's own sampler and spacing, unguided."""
-        return cls(1.0, sampler=sampler_name(pipe.scheduler), spacing=pipe.scheduler.config.timestep_spacing)
+        return cls(1.0, sampler=sampler_name(pipe.scheduler), spacing=spacing_name(pipe.scheduler))
 
     @property
     def name(self) -> str:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 from accelerate import PartialState
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from ..commands import go_on, then
 from ..diffusion.guidance import Guidance

@@ -53,6 +53,7 @@ class AdaGNUNet(ModelMixin, ConfigMixin):
 
     _supports_gradient_checkpointing = True
     _repeated_blocks = ["ResBlock", "SelfAttention"]  # noqa: RUF012 - the name and type that diffusers reads
+    compiled_denoise = None  # `denoise(unet, x, m)` after `compile()`
 
     @register_to_config
     def __init__(
@@ -271,6 +272,25 @@ class AdaGNUNet(ModelMixin, ConfigMixin):
         """The rows of `projection` that belong to each site."""
         ends = list(itertools.accumulate(self._widths))
         return {s.name: slice(end - width, end) for s, width, end in zip(self._sites, self._widths, ends)}
+
+    def to(self, *args, **kwargs) -> "AdaGNUNet":
+        """As `nn.Module.to`. diffusers' own warns at every dtype about modules that stay float32, of which there are none."""
+        return nn.Module.to(self, *args, **kwargs)
+
+    def compile(self, *args, **kwargs) -> None:
+        """Compile forward, as `nn.Module.compile`, and `denoise`, which pipelines call.
+
+        Args:
+            args: of torch.compile.
+            kwargs: of torch.compile.
+        """
+        super().compile(*args, **kwargs)
+        self.compiled_denoise = torch.compile(type(self).denoise, *args, **kwargs)  # unbound: copies call their own
+
+    def __getstate__(self) -> dict:
+        return {
+            k: v for k, v in super().__getstate__().items() if k != "compiled_denoise"
+        }  # as nn.Module drops its own
 
     def set_operator(self, operator: str) -> None:
         """How norm, modulation and SiLU are computed: "fused", "eager" or "auto" (fused where it can be). See `ops.adagn_silu`."""

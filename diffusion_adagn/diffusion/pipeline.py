@@ -7,6 +7,7 @@ import json
 import math
 import operator
 import os
+import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -473,13 +474,56 @@ class ClassConditionalPipeline(DiffusionPipeline):
 
     # ------------------------------------------------------------------ files
 
-    def save_pretrained(self, save_directory: str | os.PathLike, **kwargs) -> None:
-        """A folder of safetensors and json: model_index.json, unet/, scheduler/."""
+    def save_pretrained(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs) -> None:
+        """Write a folder of safetensors and json: model_index.json, unet/, scheduler/.
+
+        Args:
+            save_directory: the folder.
+            push_to_hub: upload it too, as `push_to_hub` does; repo_id (the folder's name by default), private, token,
+                commit_message and create_pr are its arguments.
+            kwargs: of diffusers' `save_pretrained`.
+        """
+        hub = {k: kwargs.pop(k) for k in ("repo_id", "private", "token", "commit_message", "create_pr") if k in kwargs}
         super().save_pretrained(save_directory, **kwargs)
         index = Path(save_directory, "model_index.json")
         values = json.loads(index.read_text(encoding="utf-8"))
         values["unet"] = ["diffusion_adagn", "AdaGNUNet"]  # the public name, wherever the file may move
         index.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        if push_to_hub:
+            self.push_to_hub(**({"repo_id": Path(save_directory).name} | hub))
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        private: bool | None = None,
+        token: str | None = None,
+        commit_message: str = "Upload a diffusion_adagn pipeline",
+        create_pr: bool = False,
+    ) -> str:
+        """Upload the pipeline and its model card to the Hugging Face hub.
+
+        Args:
+            repo_id: "owner/name"; made if it is not there.
+            private: whether a new repository is private. None: the owner's default.
+            token: access token. None: the one of `hf auth login`.
+            commit_message: of the upload.
+            create_pr: open a pull request instead of a commit.
+
+        Returns:
+            The commit's address.
+        """
+        from huggingface_hub import create_repo, upload_folder
+
+        from ..card import model_card
+
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(folder)
+            Path(folder, "README.md").write_text(model_card(self, repo_id.split("/")[-1]), encoding="utf-8")
+            repo = create_repo(repo_id, private=private, token=token, exist_ok=True).repo_id
+            return upload_folder(
+                repo_id=repo, folder_path=folder, token=token, commit_message=commit_message, create_pr=create_pr
+            )
 
     @classmethod
     def from_pretrained(

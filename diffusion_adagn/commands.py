@@ -50,12 +50,13 @@ def go_on(text: str, typed: str) -> str:
 
 
 def instead(text: str, typed: str, out: str | Path) -> str:
-    """The text, that something is in `out` already, and the typed command with --overwrite and with another --out."""
+    """The text, that something is in `out` already, and the typed command with --overwrite, or with another --out."""
     if not typed:
         return f"{text}: give another --out, or --overwrite to replace it."
-    return then(
-        f"{text}. Replace it, or write elsewhere:", f"{typed} --overwrite", with_options(typed, out=free(str(out)))
-    )
+    overwrite = f"{typed} --overwrite"
+    if " --out" in typed:
+        return then(f"{text}: give another --out, or replace it:", overwrite)
+    return then(f"{text}. Replace it, or write elsewhere:", overwrite, with_options(typed, out=free(str(out))))
 
 
 def resume_command(run: str | Path) -> str:

@@ -144,7 +144,7 @@ def sample_to_folder(
         if main:
             _claim(out, overwrite, held, command)
             rows = (
-                "steps from class to class"
+                "columns from class to class"
                 if request.interpolate
                 else "classes and mixes"
                 if request.mixes
@@ -381,7 +381,7 @@ def _draw_grid(out: Path, pictures: list[Picture], request: SampleRequest, told:
     labelled_grid(rows, labels, columns, title).save(out / "grid.png")
     if len(places) == len(told) and samples == request.count:
         return ""
-    shown = f"{len(places)} of {len(told)} steps" if between else f"the first {len(places)} classes"
+    shown = f"{len(places)} of {len(told)} columns" if between else f"the first {len(places)} classes"
     return f"  ({shown}, {samples} pictures each)"
 
 
@@ -399,7 +399,7 @@ def _clear(out: Path, overwrite: bool, command: str) -> None:
     for begun in out.iterdir():  # a write that was broken off, see file_into_place
         if begun.is_file() and re.fullmatch(rf"\.[0-9a-f]{{8}}\.{Path(NPZ).stem}.*\.(json|npz)", begun.name):
             begun.unlink()
-    if not any(out.iterdir()):
+    if all(p.is_dir() and re.fullmatch(r"step-\d{8}.*", p.name) for p in out.iterdir()):  # the default folders of a run
         return
     index = out / "samples.json"
     if not index.is_file():

@@ -34,7 +34,7 @@ from ..processes import all_processes
 from .choice import Finished, best_sets
 from .sweep_plots import INSTALL
 from .sweep_plots import available as plots_available
-from .sweep_report import Sweep, write_report
+from .sweep_report import Sweep, summary, write_report
 
 VERSION = 1  # of what a point is; points of another are not taken over
 
@@ -107,7 +107,7 @@ def sweep(source: str, request: SweepRequest, out: Path, command: str = "") -> l
             raise InputError(
                 go_on(f"{out} cannot be written to ({error}). What is finished is safe: make room.", command)
             ) from error
-    print("\n" + files[0].read_text(encoding="utf-8").partition("\n## Best by class")[0].strip())
+    print("\n" + "\n".join(summary(files)))
     print(f"\nLook at  {files[0]}\nBeside   {', '.join(f.name for f in files[1:])}")
     if not plots_available():
         print(then("Curves need matplotlib; with it, the same command draws them:", INSTALL))

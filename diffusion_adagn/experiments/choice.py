@@ -449,33 +449,41 @@ def advice_said(
 
     titles: what to call a metric, where not by METRICS. again: points measured with fresh seeds, by id.
     """
-    name, row, settings = names(titles), {p.id: p.row for p in points}, differing(points)
+    name, row, settings = names(titles), {p.id: p.row for p in points}, differing(points) or ["scale"]
     end = lambda m: "lowest" if METRICS[m].better == "lower" else "highest"  # noqa: E731
     value = lambda m, i: rounded(*measured(row[i], m)[:2])  # noqa: E731
+    where = lambda i: ", ".join(setting_called(s, row[i].get(s)) for s in settings)  # noqa: E731
     at, first, best = advice.point, advice.by[0], choices[advice.by[0]].best
-    calls = f" ({counted(row[at]['nfe'], 'network evaluation')} per image)" if row[at].get("nfe") else ""
-    chosen = f"{name[first]} {_with_error(*measured(row[at], first)[:2])}"
+    said = [f"{name[first]} {_with_error(*measured(row[at], first)[:2])}"]
     if at == best:
-        chosen += f", the {end(first)}"
+        said[0] += f", the {end(first)}"
     else:
-        chosen += f", not distinguishable from the {end(first)} ({value(first, best)} at {called(row[best], settings)})"
+        said[0] += f", not distinguishable from the {end(first)} ({value(first, best)} at {where(best)})"
     if again and at in again and measured(again[at].row, first)[0] is not None:
-        chosen += f"; with fresh seeds {_with_error(*measured(again[at].row, first)[:2])}"
+        said.append(f"with fresh seeds {_with_error(*measured(again[at].row, first)[:2])}")
     if len(advice.by) > 1:
-        chosen += f"; accuracy {value('accuracy', at)}, not distinguishable from the highest of those"
+        said.append(f"accuracy {value('accuracy', at)}, not distinguishable from the highest of those")
+    calls = f" ({counted(row[at]['nfe'], 'network evaluation')} per image)" if row[at].get("nfe") else ""
     if len(advice.equal) == len(points) > 1:
-        chosen += f"; the cheapest of all {len(points)}, which this many images do not distinguish"
+        said.append(f"the cheapest of all {len(points)} settings{calls}, which this many images do not distinguish")
     elif len(advice.equal) > 1:
-        chosen += f"; the cheapest of {len(advice.equal)} such settings"
+        said.append(f"the cheapest of {len(advice.equal)} such settings{calls}")
     lost = [
-        f"{name[m]} {value(m, at)} (best {value(m, i)} at {called(row[i], settings)})" for m, i in advice.costs.items()
+        f"{name[m]} {_apart(value(m, at), value(m, i))} ({value(m, at)}; {value(m, i)} at {where(i)})"
+        for m, i in advice.costs.items()
     ]
     costs = f" It costs {listed(lost, 8)}." if lost else " No other metric is distinguishably better elsewhere."
     costs = costs if len(choices) > len(advice.by) else ""
     scales = [r["scale"] for r in row.values()]
     edge = row[at]["scale"] == max(scales) > max(1, min(scales))
     further = " It is the largest scale of this sweep: sweep further." if edge else ""
-    return f"Use {called(row[at], settings)}{calls}: {chosen}.{costs}{further}"
+    return f"Use {where(at)}: {'; '.join(said)}.{costs}{further}"
+
+
+def _apart(one: str, other: str) -> str:
+    """How far apart two rounded values are, with the decimals of the one with fewer."""
+    decimals = min(len(v.partition(".")[2]) for v in (one, other))
+    return f"{abs(float(one) - float(other)):.{decimals}f}"
 
 
 def worse_by(before: Finished, after: Finished, metric: str) -> float | None:

@@ -275,7 +275,7 @@ class Reading:
         title = "one row, one noise"
         title += "; * use this: see sweep.md" if best else ""
         title += f"; {counted(left_out, 'point')} {'is' if left_out == 1 else 'are'} not shown" if left_out else ""
-        return labelled_grid(rows, labels, heads, title, min_side=64 if max(map(len, heads)) <= 16 else 128)
+        return labelled_grid(rows, labels, heads, title, min_side=64 if max(map(len, heads)) <= 24 else 128)
 
     def _class_name(self, index: int) -> str:
         known = self.sweep.class_names
@@ -640,15 +640,15 @@ def _some(points: Sequence[Finished], best: set[str]) -> list[Finished]:
 
 
 def _head(row: Mapping, settings: Sequence[str]) -> str:
-    """A point over its column: the scale, and in few letters what else differs."""
-    return " ".join(_brief_setting(s, row.get(s)) for s in (settings or ["scale"]))
+    """A point over its column: the scale, and briefly what else differs."""
+    return " / ".join(_brief_setting(s, row.get(s)) for s in (settings or ["scale"]))
 
 
 def _brief_setting(setting: str, value: object) -> str:
     if isinstance(value, (int, float)):
-        return {"scale": f"{value:g}", "steps": f"{value}st"}.get(setting, f"{setting}={value:g}")
+        return f"{value} steps" if setting == "steps" else f"{setting} {value:g}"
     return (
-        {"interval": "all-t", "guide": "null"}.get(setting, f"{setting}=no") if value in (None, "none") else str(value)
+        {"interval": "all t", "guide": "null"}.get(setting, f"no {setting}") if value in (None, "none") else str(value)
     )
 
 

@@ -456,16 +456,7 @@ def _beside(ax: Axes, labels: Sequence[tuple[tuple[float, float], str]]) -> None
         places = [
             (dx * (r + wide - 7), dy * r)
             for r in (13, 22, 33, 46, 62, 80)
-            for dx, dy in (
-                (0.8, 0.8),
-                (0.8, -0.8),
-                (-0.8, 0.8),
-                (-0.8, -0.8),
-                (0, 1),
-                (1, 0),
-                (0, -1),
-                (-1, 0),
-            )  # bars go up and across
+            for dx, dy in ((1, 1), (1, -1), (-1, 1), (-1, -1), (0, 1), (1, 0), (0, -1), (-1, 0))  # bars: up and across
         ]
         boxes = [(px + a - wide, py + b - high, px + a + wide, py + b + high) for a, b in places]
         free = [i for i, b in enumerate(boxes) if _inside(b, frame) and not any(_meet(b, t) for t in taken)]

@@ -1,7 +1,5 @@
 """Which setting a sweep recommends: the cheapest of those that are not distinguishable from the best, and what it costs."""
 
-import json
-
 import pytest
 from test_choice import at, point
 from test_sweep_report import SWEEP, measured_points

@@ -84,12 +84,6 @@ def label_space(config: RunConfig) -> LabelSpace:
     return LabelSpace.from_dict(config.labels | {"has_null": config.model.null_class})
 
 
-def name_of_run(run: str) -> str:
-    """A folder's name, for what is made of it: of a pipeline folder in a run, the run's."""
-    path = Path(run).resolve()
-    return path.name if path.name != "pipeline" else path.parent.name
-
-
 def runs_near(path: str | Path) -> str:
     """ " Runs here: runs/a, runs/b.": the runs beside a path and in runs/, the most similar names first; "" if there are none."""
     path = Path(path)

@@ -26,8 +26,6 @@ def choose(asked: SpeedConfig, device: torch.device, flops: int) -> SpeedConfig:
     precision, layout, operator = asked.precision, asked.layout, asked.operator
     if precision == "auto":
         precision = _precision(device, flops)
-    if precision == "fp16" and device.type != "cuda":
-        raise InputError("speed.precision fp16 needs a CUDA GPU; use bf16 or fp32 here.")
     check_tf32(precision, device, "speed.precision")
     if layout == "auto":
         layout = best_layout(device.type, precision != "fp32")

@@ -18,7 +18,7 @@ import numpy as np
 from accelerate import PartialState
 from tqdm.auto import tqdm
 
-from ..commands import go_on, then
+from ..commands import free, go_on, then, with_options
 from ..diffusion.guidance import Guidance
 from ..diffusion.pipeline import ClassConditionalPipeline
 from ..errors import InputError
@@ -34,7 +34,7 @@ from ..processes import all_processes
 from .choice import Finished, best_sets
 from .sweep_plots import INSTALL
 from .sweep_plots import available as plots_available
-from .sweep_report import Sweep, write_report
+from .sweep_report import Sweep, summary, write_report
 
 VERSION = 1  # of what a point is; points of another are not taken over
 
@@ -89,7 +89,7 @@ def sweep(source: str, request: SweepRequest, out: Path, command: str = "") -> l
         out.mkdir(parents=True, exist_ok=True)
     with alone_in(out) if state.is_main_process else contextlib.nullcontext():
         if state.is_main_process:
-            _claim(out, _plan(table, draw))
+            _claim(out, _plan(table, draw), command)
             _say(what, guide_what, points, draw, table, out)
         state.wait_for_everyone()
         try:
@@ -107,7 +107,7 @@ def sweep(source: str, request: SweepRequest, out: Path, command: str = "") -> l
             raise InputError(
                 go_on(f"{out} cannot be written to ({error}). What is finished is safe: make room.", command)
             ) from error
-    print("\n" + files[0].read_text(encoding="utf-8").partition("\n## Best by class")[0].strip())
+    print("\n" + "\n".join(summary(files)))
     print(f"\nLook at  {files[0]}\nBeside   {', '.join(f.name for f in files[1:])}")
     if not plots_available():
         print(then("Curves need matplotlib; with it, the same command draws them:", INSTALL))
@@ -197,7 +197,7 @@ def _plan(table: "Table", draw: Draw) -> dict:
     }
 
 
-def _claim(out: Path, plan: dict) -> None:
+def _claim(out: Path, plan: dict, command: str) -> None:
     """Make `out` this sweep's, or check that it is; points may be added to it later."""
     file = out / "plan.json"
     plan = json.loads(json.dumps(plan))
@@ -209,10 +209,10 @@ def _claim(out: Path, plan: dict) -> None:
                 f"{file}, which says what the points of this sweep have in common, is damaged ({error}): give another --out."
             ) from None
         if changed := _changed(old, plan):
-            raise InputError(
-                f"{out} holds a sweep of something else ({'; '.join(changed)}), and its points would not compare: put it back, or give "
-                "another --out."
-            )
+            text = f"{out} holds a sweep of something else ({'; '.join(changed)}), and its points would not compare: put it back, or give another --out"
+            if command and " --out" not in command:
+                raise InputError(then(f"{text}:", with_options(command, out=free(str(out)))))
+            raise InputError(f"{text}.")
     elif any(not p.name.startswith(".") for p in out.iterdir()):
         raise InputError(f"{out} holds files that are not a sweep: give another --out.")
     else:

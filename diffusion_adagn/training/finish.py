@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from ..card import model_card
-from ..commands import command, out_beside
+from ..commands import command
 from ..config import RunConfig
 from ..data import ImageDataset
 from ..folders import into_place
@@ -28,7 +28,7 @@ def sample_command(path: str, labels: LabelSpace) -> str:
     """What to type to sample a model with these classes."""
     guidance = "1,2,4" if labels.K and labels.has_null else None
     classes = "all" if labels.K else "null"
-    return command("sample", path, classes=classes, guidance=guidance, count=8, out=out_beside("samples", path))
+    return command("sample", path, classes=classes, guidance=guidance, count=8)
 
 
 def _card(config: RunConfig, pipe, dataset: ImageDataset, step: int) -> str:

@@ -21,7 +21,7 @@ from ..config import RunConfig, SpeedConfig, TrainingConfig, check, differences,
 from ..data import ImageDataset, open_dataset
 from ..diffusion.objective import Objective
 from ..diffusion.schedule import make_scheduler
-from ..errors import InputError
+from ..errors import InputError, writing
 from ..folders import alone_in, file_into_place
 from ..labels import LabelSpace
 from ..loading import make_pipeline
@@ -484,7 +484,8 @@ def _claim(run: RunFolder, config: RunConfig, resume: bool, at: Path | None, hel
             )
     elif run.path.exists() and (not run.path.is_dir() or any(run.path.iterdir())):
         raise InputError(f"{run.path} exists and is not a run (no config.yaml in it): give another --output_dir.")
-    run.path.mkdir(parents=True, exist_ok=True)
+    with writing(run.path):
+        run.path.mkdir(parents=True, exist_ok=True)
     held.enter_context(alone_in(run.path))
     clear_leftovers(run.checkpoints)
     file_into_place(run.config_file, lambda beside: beside.write_text(to_yaml(config), encoding="utf-8"))

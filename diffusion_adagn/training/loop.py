@@ -180,7 +180,7 @@ def _train(config: RunConfig, resume: bool, held: ExitStack) -> int:
                 "faults": health.in_a_row,
             }
             keep = training.keep_checkpoints, training.keep_every
-            path = save_checkpoint(run.checkpoints, state, unet, ema, optimizer.optimizer, *keep)
+            path = save_checkpoint(run.checkpoints, state, unet, ema, optimizer.optimizer, *keep, prune=not stopping)
             bar.write(f"saved {path}")
         accelerator.wait_for_everyone()
 

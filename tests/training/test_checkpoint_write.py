@@ -9,11 +9,11 @@ import time
 
 import pytest
 import torch
+from conftest import tiny_unet
 
 from diffusion_adagn.training import checkpoint
 from diffusion_adagn.training.checkpoint import checkpoints, damage, save_checkpoint
 from diffusion_adagn.training.ema import EMA
-from tests.conftest import tiny_unet
 
 
 @pytest.fixture(scope="module")

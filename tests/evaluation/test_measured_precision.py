@@ -15,7 +15,6 @@ from diffusion_adagn.errors import InputError
 from diffusion_adagn.evaluation import points
 from diffusion_adagn.experiments import sweep_plots
 
-
 CUDA, CPU, MPS = torch.device("cuda"), torch.device("cpu"), torch.device("mps")
 
 

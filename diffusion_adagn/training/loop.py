@@ -38,9 +38,9 @@ from .checkpoint import clear_leftovers, load_checkpoint, newest_good, read_stat
 from .ema import EMA
 from .feed import Feed
 from .finish import sample_command, write_pipeline
-from .health import Health, first_bad_value
+from .health import Health, first_bad_value, gradient_fault
 from .metrics import LR_CHANGE, Metrics, check_tracker
-from .pixels import choose_pixels
+from .pixels import choose_pixels, on_device
 from .preview import check_preview, draw_preview, heldout_loss
 from .signals import Signals
 from .transfer import transfer
@@ -136,7 +136,7 @@ def _train(config: RunConfig, resume: bool, held: ExitStack) -> int:
         conditional=config.model.class_conditional,
         label_dropout=training.label_dropout if config.model.class_conditional else 0.0,
         flip=config.data.flip,
-        pixels=choose_pixels(dataset, device),
+        pixels=choose_pixels(dataset, device, training.images_on),
     )
     feed = held.enter_context(Feed(batches))
     count = training.gradient_accumulation
@@ -215,8 +215,7 @@ def _train(config: RunConfig, resume: bool, held: ExitStack) -> int:
             norm = accelerator.clip_grad_norm_(model.parameters(), training.clip_norm or math.inf)
             loss = torch.stack([each.mean() for each, _, _ in seen]).mean()
             stopping, fault = agree(accelerator, stop.name is not None, not math.isfinite(loss.item()))
-            # gradients are the same everywhere by now; fp16's own scaler leaves out infinite ones, which is no fault
-            fault = fault or (speed.precision != "fp16" and not math.isfinite(float(norm)))
+            fault = fault or gradient_fault(float(norm), accelerator.scaler)  # gradients are the same everywhere by now
             health.saw(fault)
             if speed.compile and step == since_start:
                 bar.write(f"compiled: the first step took {time.perf_counter() - began:.0f} s")
@@ -371,6 +370,7 @@ def describe(
     memory = (
         cost.training_bytes(pictures, AUTOCAST[speed.precision] is not None, training.gradient_checkpointing) / 2**30
     )
+    images = dataset.images[0].nbytes * len(dataset) / 2**30 if on_device(dataset, device, training.images_on) else 0
     steps = training.max_steps
     seen = (steps or 0) * training.batch_size
     length = (
@@ -386,7 +386,13 @@ def describe(
         f"batch     {training.batch_size} = {processes} process(es) x {training.gradient_accumulation} pass(es) x {pictures} pictures, "
         f"on {device}",
         f"speed     {told(speed, config.speed, device)}",
-        f"memory    about {memory:.2f} GiB a process (weights, gradients, AdamW, EMA, activations; an estimate)",
+        f"memory    about {memory + images:.2f} GiB a process (weights, gradients, AdamW, EMA, activations"
+        + (
+            f", {images:.2f} for the images, which lie on the device; training.images_on host leaves them out"
+            if images
+            else ""
+        )
+        + "; an estimate)",
         f"length    {length}",
         f"extras    {_extras(config)}",
     ]

@@ -49,6 +49,7 @@ from .transfer import transfer
 # is done would hang for ever. It goes with the process instead.
 _never_destroyed: list[torch.nn.Module] = []
 
+FUSED = ("cpu", "cuda", "mps")  # devices that AdamW has one kernel for
 STOPPED = 75  # exit status: saved and left on a signal (EX_TEMPFAIL: try again)
 
 
@@ -109,7 +110,7 @@ def _train(config: RunConfig, resume: bool, held: ExitStack) -> int:
         lr=training.lr,
         betas=(0.9, training.adam_beta2),
         weight_decay=training.weight_decay,
-        fused=device.type in ("cpu", "cuda"),
+        fused=device.type in FUSED,
     )
     state = _restore(run, at, accelerator, dataset, unet, ema, optimizer)
     step = state["step"]

@@ -4,7 +4,10 @@ import json
 import math
 from types import SimpleNamespace
 
+import torch
+
 from diffusion_adagn.training.health import gradient_fault
+from diffusion_adagn.training.loop import FUSED
 from diffusion_adagn.training.metrics import Metrics
 
 
@@ -32,3 +35,8 @@ def test_metrics_write_null_for_what_is_not_finite(tmp_path):
         "grad_norm": None,
         "lr": None,
     }
+
+
+def test_adamw_is_fused_where_torch_has_it():
+    supported = set(torch.utils._foreach_utils._get_fused_kernels_supported_devices())
+    assert set(FUSED) == {"cpu", "cuda", "mps"} and set(FUSED) <= supported

@@ -256,7 +256,7 @@ class ClassConditionalPipeline(DiffusionPipeline):
         extra = {"generator": generators} if sampler_name(scheduler) in ("ddpm", "ddim") else {}
         extra |= {"eta": eta} if eta else {}
 
-        timesteps = set_steps(scheduler, num_inference_steps, device)
+        timesteps = set_steps(scheduler, num_inference_steps)
         predict = self._predictor(plans, scheduler, guidance, watch)
         config = self.unet.config
         shape = (config.in_channels, config.sample_size, config.sample_size)

@@ -189,6 +189,11 @@ class TrainingConfig:
         minimum=1,
         free=True,
     )
+    images_on: Literal["auto", "device", "host"] = option(
+        "auto",
+        "Where the training images lie on CUDA. auto: on the device if they take a quarter of its free memory or less, else on the host.",
+        free=True,
+    )
     heldout_every: int = option(0, "Steps between held-out losses; 0: never.", minimum=0, free=True)
     signals_every: int = option(
         500,

@@ -38,6 +38,7 @@ from .speed import Graphed, choose, compile_blocks, describe, prepare
 
 NPZ = "samples.npz"
 UNGUIDED = Guidance()
+LEAST_SHARE = 16  # sampling takes this part of the memory that training's activations take, or more
 GRID_ROWS, GRID_COLUMNS = 40, 24  # at most, in the grid; every picture is kept as a file
 
 
@@ -211,24 +212,26 @@ def _batch_then_wrap(networks: list[tuple[AdaGNUNet, int]], request: SampleReque
 
 
 def batch_that_fits(networks: list[tuple[AdaGNUNet, int]], most: int, precision: str = "fp32") -> int:
-    """Pictures, at most `most`, that the device's memory holds at once. On CUDA it is tried out, a tenth less each time, before
-    the networks are compiled or captured, and what that allocated is freed; elsewhere reckoned to take a quarter of the machine's memory, and at most 64, since more are no faster there.
+    """Pictures, at most `most`, that the device's memory holds at once. On CUDA it is tried out, from an estimate down by halves
+    and with a tenth of room, before the networks are compiled or captured, and what that allocated is freed; elsewhere reckoned to take a quarter of the machine's memory, and at most 64, since more are no faster there.
 
     networks: those called one after the other, and the rows that each computes of a picture: 2 with its null.
     """
     device = networks[0][0].device
+    one = max(rows * count_cost(unet.config).activation_bytes for unet, rows in networks)  # sampling keeps a part
     if device.type != "cuda":
-        one = max(rows * count_cost(unet.config).activation_bytes for unet, rows in networks)  # sampling keeps a part
         return max(1, min(most, 64, machine_memory() // 4 // one))
+    start = max(1, min(most, 4096, LEAST_SHARE * torch.cuda.mem_get_info(device)[0] // one))
+    sizes = iter([start >> i for i in range(1, start.bit_length() + 1)])
 
-    @find_executable_batch_size(starting_batch_size=min(most, 4096))
+    @find_executable_batch_size(starting_batch_size=start, reduce_batch_size_fn=lambda: next(sizes))
     def tried(batch_size: int) -> int:
         for unet, rows in networks:
-            config = unet.config
-            x = torch.zeros(rows * batch_size, config.in_channels, *[config.sample_size] * 2, device=device)
-            label = torch.zeros(1, dtype=torch.long, device=device) if config.num_classes else None
+            config, count = unet.config, rows * (batch_size + batch_size // 10)
+            x = torch.zeros(count, config.in_channels, *[config.sample_size] * 2, device=device)
+            labels = torch.zeros(count, dtype=torch.long, device=device) if config.num_classes else None
             with torch.no_grad(), computed_in(precision, device):
-                unet.denoise(x.to(unet.dtype), unet.modulation(0.0, label))
+                unet.denoise(x.to(unet.dtype), unet.modulation(torch.zeros(count, device=device), labels))
         return batch_size
 
     found = tried()

@@ -28,6 +28,7 @@ COMMANDS = {
     "sweep": "guidance, intervals, steps and samplers, side by side with numbers",
     "trace": "see what the condition does, and whether the label is used",
     "data": "look at labelled images (adagn data inspect)",
+    "doctor": "look at this installation, and say what is wrong with it",
     "ablate": "train the same run under several conditioning kinds, and compare",
     "import-adm": "turn an OpenAI ADM checkpoint into a pipeline folder",
     "import-diffusers": "turn a diffusers folder with a UNet2DModel into a pipeline folder",

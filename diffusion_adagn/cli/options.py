@@ -264,9 +264,10 @@ def add_measure_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--batch_size", type=int, default=64, metavar="INT", help="pictures at a time [64]")
     group.add_argument(
         "--precision",
-        choices=["fp32", "bf16", "fp16", "tf32"],
-        default="fp32",
-        help="autocast type of the network; tf32: fp32 with its products and convolutions in TF32 (CUDA) [fp32]",
+        choices=["auto", "fp32", "bf16", "fp16", "tf32"],
+        default="auto",
+        help="autocast type of the network; auto: bf16 on a CUDA GPU that has it, else fp32, and what an existing sweep began with; tf32: fp32 "
+        "with its products and convolutions in TF32 (CUDA) [auto]",
     )
     add_device_option(group)
 

@@ -291,8 +291,8 @@ def _clear_leftovers(root: Path) -> None:
 
 def _place(temporary: Path, folder: Path, name: str) -> ImageDataset:
     """Move a finished store into place whole. If another process got there first, use its store."""
-    made = _read_store(temporary, name)  # before the move: after it, another process may take it away as damaged
-    if made is None:
+    # before the move: after it, another process may take it away as damaged. Not kept: Windows moves no folder with an open file
+    if _read_store(temporary, name) is None:
         raise OSError("what has just been written cannot be read back")
     while True:
         try:
@@ -311,4 +311,7 @@ def _place(temporary: Path, folder: Path, name: str) -> ImageDataset:
             finally:
                 shutil.rmtree(damaged, ignore_errors=True)
         else:
-            return dataclasses.replace(made, folder=folder)
+            made = _read_store(folder, name)
+            if made is None:
+                raise OSError("what has just been moved into place cannot be read back")
+            return made

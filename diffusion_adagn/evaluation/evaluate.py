@@ -15,7 +15,6 @@ from ..diffusion.schedule import Call
 from ..errors import InputError, writing
 from ..folders import alone_in
 from ..loading import model_hash, open_pipeline, recorded_data
-from ..number_type import check_tf32
 from ..processes import all_processes
 from ..recorded import unused_beside
 from .adm_npz import write_npz
@@ -25,7 +24,7 @@ from .extractors import features_of
 from .memorisation import draw_neighbours, memorisation
 from .output import BATCHES, check_out, take_up
 from .pictures import Found, is_data, read_data, read_pictures, sampled_from
-from .points import Draw, Point, Sampled, classes_of, forget, metrics_device, sample_point
+from .points import Draw, Point, Sampled, choose_precision, classes_of, forget, metrics_device, sample_point, set_up
 from .real import Real
 from .reference import Reference
 from .report import CLASSES, JSON, MARKDOWN, full_record, overall_table, write_report
@@ -48,7 +47,8 @@ class EvaluateRequest(Measuring):
 
 @dataclass(frozen=True)
 class Sampling:
-    """How a model is sampled; None: the model's own. Words as in `points.Point` and `points.Draw`. count: over all classes together."""
+    """How a model is sampled; None: the model's own. Words as in `points.Point` and `points.Draw`. count: over all classes together.
+    precision: as `points.choose_precision` takes it."""
 
     scale: float = 1.0
     interval: str = "none"
@@ -63,7 +63,7 @@ class Sampling:
     classes: str | None = None
     count: int = 1000
     seed: int = 0
-    precision: str = "fp32"
+    precision: str = "auto"
     weights: str = "ema"
 
 
@@ -79,10 +79,9 @@ def evaluate_model(source: str, sampling: Sampling, request: EvaluateRequest, ou
         check_out(out, request.overwrite, request.command)
     pipe, what = open_pipeline(source, sampling.weights)
     guide = None if sampling.guide is None else open_pipeline(sampling.guide, sampling.weights)[0]
-    check_tf32(sampling.precision, state.device, "--precision")
-    pipe.to(state.device)
-    pipe.set_progress_bar_config(disable=True)
-    point, draw = _point(sampling, pipe, guide), _draw(sampling, request, pipe)
+    precision = choose_precision(sampling.precision, state)
+    set_up([pipe, guide], precision, state.device)
+    point, draw = _point(sampling, pipe, guide), _draw(replace(sampling, precision=precision), request, pipe)
     calls = point.calls(pipe)
     evaluations = point.guidance(guide).evaluations(calls)
     bench = bench_of_model(source, pipe, draw, request, state)
@@ -97,7 +96,7 @@ def evaluate_model(source: str, sampling: Sampling, request: EvaluateRequest, ou
     if main:
         print(
             f"{what}\n{draw.count:,} pictures, guidance {point.scale:g}, {point.sampler}, {point.steps} steps, {evaluations} network "
-            f"evaluations each, on {state.num_processes} process(es), {state.device}\nagainst {bench.against}"
+            f"evaluations each, on {state.num_processes} process(es), {state.device}, {draw.precision}\nagainst {bench.against}"
         )
         if note := point.unheard(calls):
             print(note)
@@ -145,6 +144,7 @@ def _next(source: str, sampling: Sampling, request: EvaluateRequest) -> str:
         "extractor": None if request.extractor == "judge" else request.extractor,
         "steps": s.steps,
         "count": s.count,
+        "precision": None if s.precision == "auto" else s.precision,
     }
     given |= {"weights": "raw" if s.weights == "raw" else None, "spacing": s.spacing} | request.data
     return command("sweep", source, guidance="1:4:0.5", **given, out=unused_beside("sweeps", source))

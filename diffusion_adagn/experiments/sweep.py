@@ -25,11 +25,21 @@ from ..errors import InputError
 from ..evaluation.adm_npz import write_npz
 from ..evaluation.bench import Bench, Measuring, bench_of_model
 from ..evaluation.extractors.base import described
-from ..evaluation.points import Draw, Point, Sampled, classes_of, forget, metrics_device, sample_point
+from ..evaluation.points import (
+    Draw,
+    Point,
+    Sampled,
+    choose_precision,
+    classes_of,
+    forget,
+    metrics_device,
+    sample_point,
+    set_up,
+)
 from ..evaluation.results import Results, results, versions
 from ..folders import alone_in, file_into_place, into_place
 from ..loading import model_hash, open_pipeline
-from ..number_type import check_tf32
+from ..number_type import AUTOCAST
 from ..processes import all_processes
 from .choice import Finished, best_sets
 from .sweep_plots import INSTALL
@@ -57,7 +67,7 @@ class SweepRequest:
     count: int = 1000  # over all classes together
     seed: int = 0
     batch_size: int = 64
-    precision: str = "fp32"
+    precision: str = "auto"  # as `points.choose_precision` takes it
     device: str = "auto"
     weights: str = "ema"
     measuring: Measuring = Measuring()
@@ -75,9 +85,9 @@ def sweep(source: str, request: SweepRequest, out: Path, command: str = "") -> l
     state = all_processes(request.device)
     pipe, what = open_pipeline(source, request.weights)
     guide, guide_what = (None, "") if request.guide is None else open_pipeline(request.guide, request.weights)
-    check_tf32(request.precision, state.device, "--precision")
-    pipe.to(state.device)
-    pipe.set_progress_bar_config(disable=True)
+    recorded = _recorded_precision(out) if state.is_main_process else None
+    request = dataclasses.replace(request, precision=choose_precision(request.precision, state, recorded))
+    set_up([pipe, guide], request.precision, state.device)
     points = make_points(request, pipe)
     cost = _check(points, pipe, guide)
     draw = _draw(request, pipe)
@@ -221,6 +231,15 @@ def _claim(out: Path, plan: dict, command: str) -> None:
         leftover.unlink(missing_ok=True)
 
 
+def _recorded_precision(out: Path) -> str | None:
+    """What the sweep in `out` was begun in; None where there is none. `_claim` says what is wrong with a plan."""
+    try:
+        found = json.loads((out / "plan.json").read_text(encoding="utf-8"))["draw"]["precision"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return found if found in AUTOCAST else None
+
+
 def _changed(old: object, new: object, key: str = "") -> list[str]:
     """What differs between two plans, in words."""
     if isinstance(old, dict) and isinstance(new, dict):
@@ -238,7 +257,7 @@ def _say(what: str, guide_what: str, points: Sequence[Point], draw: Draw, table:
     state = table.state
     print(
         f"{what}\n{len(points)} points of {draw.count:,} pictures ({len(draw.classes)} classes), {finished} finished, on "
-        f"{state.num_processes} process(es), {state.device}, in {out}"
+        f"{state.num_processes} process(es), {state.device}, {draw.precision}, in {out}"
     )
     if guide_what:
         print(f"guided against {guide_what}")

@@ -38,9 +38,9 @@ from .checkpoint import clear_leftovers, load_checkpoint, newest_good, read_stat
 from .ema import EMA
 from .feed import Feed
 from .finish import sample_command, write_pipeline
-from .health import Health, first_bad_value
+from .health import Health, first_bad_value, gradient_fault
 from .metrics import LR_CHANGE, Metrics, check_tracker
-from .pixels import choose_pixels
+from .pixels import choose_pixels, on_device
 from .preview import check_preview, draw_preview, heldout_loss
 from .signals import Signals
 from .transfer import transfer
@@ -49,6 +49,7 @@ from .transfer import transfer
 # is done would hang for ever. It goes with the process instead.
 _never_destroyed: list[torch.nn.Module] = []
 
+FUSED = ("cpu", "cuda", "mps")  # devices that AdamW has one kernel for
 STOPPED = 75  # exit status: saved and left on a signal (EX_TEMPFAIL: try again)
 
 
@@ -109,7 +110,7 @@ def _train(config: RunConfig, resume: bool, held: ExitStack) -> int:
         lr=training.lr,
         betas=(0.9, training.adam_beta2),
         weight_decay=training.weight_decay,
-        fused=device.type in ("cpu", "cuda"),
+        fused=device.type in FUSED,
     )
     state = _restore(run, at, accelerator, dataset, unet, ema, optimizer)
     step = state["step"]
@@ -136,7 +137,7 @@ def _train(config: RunConfig, resume: bool, held: ExitStack) -> int:
         conditional=config.model.class_conditional,
         label_dropout=training.label_dropout if config.model.class_conditional else 0.0,
         flip=config.data.flip,
-        pixels=choose_pixels(dataset, device),
+        pixels=choose_pixels(dataset, device, training.images_on),
     )
     feed = held.enter_context(Feed(batches))
     count = training.gradient_accumulation
@@ -180,7 +181,7 @@ def _train(config: RunConfig, resume: bool, held: ExitStack) -> int:
                 "faults": health.in_a_row,
             }
             keep = training.keep_checkpoints, training.keep_every
-            path = save_checkpoint(run.checkpoints, state, unet, ema, optimizer.optimizer, *keep)
+            path = save_checkpoint(run.checkpoints, state, unet, ema, optimizer.optimizer, *keep, prune=not stopping)
             bar.write(f"saved {path}")
         accelerator.wait_for_everyone()
 
@@ -215,8 +216,7 @@ def _train(config: RunConfig, resume: bool, held: ExitStack) -> int:
             norm = accelerator.clip_grad_norm_(model.parameters(), training.clip_norm or math.inf)
             loss = torch.stack([each.mean() for each, _, _ in seen]).mean()
             stopping, fault = agree(accelerator, stop.name is not None, not math.isfinite(loss.item()))
-            # gradients are the same everywhere by now; fp16's own scaler leaves out infinite ones, which is no fault
-            fault = fault or (speed.precision != "fp16" and not math.isfinite(float(norm)))
+            fault = fault or gradient_fault(float(norm), accelerator.scaler)  # gradients are the same everywhere by now
             health.saw(fault)
             if speed.compile and step == since_start:
                 bar.write(f"compiled: the first step took {time.perf_counter() - began:.0f} s")
@@ -371,6 +371,7 @@ def describe(
     memory = (
         cost.training_bytes(pictures, AUTOCAST[speed.precision] is not None, training.gradient_checkpointing) / 2**30
     )
+    images = dataset.images[0].nbytes * len(dataset) / 2**30 if on_device(dataset, device, training.images_on) else 0
     steps = training.max_steps
     seen = (steps or 0) * training.batch_size
     length = (
@@ -386,7 +387,13 @@ def describe(
         f"batch     {training.batch_size} = {processes} process(es) x {training.gradient_accumulation} pass(es) x {pictures} pictures, "
         f"on {device}",
         f"speed     {told(speed, config.speed, device)}",
-        f"memory    about {memory:.2f} GiB a process (weights, gradients, AdamW, EMA, activations; an estimate)",
+        f"memory    about {memory + images:.2f} GiB a process (weights, gradients, AdamW, EMA, activations"
+        + (
+            f", {images:.2f} for the images, which lie on the device; training.images_on host leaves them out"
+            if images
+            else ""
+        )
+        + "; an estimate)",
         f"length    {length}",
         f"extras    {_extras(config)}",
     ]

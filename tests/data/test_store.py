@@ -357,3 +357,17 @@ def test_a_workplace_waits_for_its_lock(tmp_path):
     with locked(tmp_path, wait=True) as got:
         assert got
     clearing.join()
+
+
+def test_no_map_is_open_while_a_store_is_moved(tmp_path, monkeypatch):
+    """Windows renames no folder that has a mapped file in it."""
+    maps, rename = Path("/proc/self/maps"), Path.rename
+    if not maps.exists():
+        pytest.skip("only Linux lists what is mapped")
+
+    def checked(self, to):
+        assert f"{self}/images.npy" not in maps.read_text()
+        return rename(self, to)
+
+    monkeypatch.setattr(Path, "rename", checked)
+    assert opened(make_folders(tmp_path / "d")).folder.is_dir()

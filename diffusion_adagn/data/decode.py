@@ -28,15 +28,27 @@ STORE_FORMAT = 1  # a change of it decodes everything anew
 
 
 def decode(
-    source: Source, split: str, name: str, config: DataConfig, channels: int, folder: Path, progress: bool
+    source: Source,
+    split: str,
+    name: str,
+    config: DataConfig,
+    channels: int,
+    folder: Path,
+    progress: bool,
+    empty_classes: bool = True,
 ) -> None:
-    """Write images.npy, labels.npy and meta.json into `folder`; memory holds some dozen pictures at a time."""
+    """Write images.npy, labels.npy and meta.json into `folder`; memory holds some dozen pictures at a time.
+
+    empty_classes: whether classes without a picture are allowed.
+    """
     import numpy as np
 
     loaded = source.load(split)
     rows, labels, space = _chosen(loaded, config)
     if not len(rows):
         raise InputError(f"{name} holds no picture of the classes '{config.classes}'.")
+    if not empty_classes:
+        check_classes(name, np.bincount(labels, minlength=space.K), space)
     first, shape, skipped, kept, sizes, row = "", (), [], [], Counter(), -1
     pictures = _pictures(loaded.read(rows), config, channels, total=len(rows), label=name if progress else None)
     with open(folder / "images.npy", "wb") as file:  # a memory map would die by a signal when the disk is full
@@ -86,6 +98,17 @@ def _broken(name: str, broken: list[tuple[str, BrokenPicture]], seen: int, total
         f"{what} {picture} of {name}: {str(reason).rstrip('.')}.{more} {remedy}, or set data.skip_broken to true to leave such "
         "pictures out."
     )
+
+
+def check_classes(name: str, counts: np.ndarray, space: LabelSpace) -> None:
+    """Raises InputError if a class has no picture. counts: int64 [K]."""
+    empty = [space.names[i] for i in (counts == 0).nonzero()[0]]
+    if empty:
+        raise InputError(
+            f"{name} has no picture of {len(empty)} of its {space.K} classes: {', '.join(empty[:8])}"
+            f"{', ...' if len(empty) > 8 else ''}. Add pictures (.png, .jpg, ...), remove the class folder, or name the classes "
+            "to keep in data.classes."
+        )
 
 
 def _chosen(loaded: Split, config: DataConfig) -> tuple[np.ndarray, np.ndarray, LabelSpace]:

@@ -23,7 +23,7 @@ from ..errors import InputError
 from ..folders import cache_root, locked, one_at_a_time
 from ..labels import LabelSpace
 from .classes import class_lines
-from .decode import STORE_FORMAT, decode
+from .decode import STORE_FORMAT, check_classes, decode
 from .find import Found, choose_part, find_source, reading
 from .sources import Source
 from .tables import HubTable, Unlabelled
@@ -164,22 +164,22 @@ def open_dataset(
         source.known = source.known or _known_splits(root, source.name)
     with reading(head):
         splits, role, shared = choose_part(source, word, part)
+    empty_classes = empty_classes or role == "heldout"
     for split in splits:
         try:
-            whole = _open_store(source, split, head, config, root, progress)
+            whole = _open_store(source, split, head, config, root, progress, empty_classes)
             break
         except Unlabelled:
             if split == splits[-1]:
                 raise
-    if role == "train":
-        if not empty_classes:
-            _check_classes(whole)
-        if progress and whole.skipped:
-            print(
-                f"{whole.name}: {len(whole.skipped)} of {len(whole) + len(whole.skipped)} pictures are broken and left out "
-                f"(data.skip_broken), such as {whole.skipped[0]}",
-                file=sys.stderr,
-            )
+    if not empty_classes:
+        check_classes(whole.name, whole.counts(), whole.label_space)
+    if role == "train" and progress and whole.skipped:
+        print(
+            f"{whole.name}: {len(whole.skipped)} of {len(whole) + len(whole.skipped)} pictures are broken and left out "
+            f"(data.skip_broken), such as {whole.skipped[0]}",
+            file=sys.stderr,
+        )
     if not shared:
         return whole
     stratified = config.heldout_split == "stratified"
@@ -234,16 +234,6 @@ def split_off(
     return np.setdiff1d(np.arange(n), heldout), np.sort(heldout)
 
 
-def _check_classes(dataset: ImageDataset) -> None:
-    empty = [dataset.label_space.names[i] for i in (dataset.counts() == 0).nonzero()[0]]
-    if empty:
-        raise InputError(
-            f"{dataset.name} has no picture of {len(empty)} of its {len(dataset.label_space.names)} classes: {', '.join(empty[:8])}"
-            f"{', ...' if len(empty) > 8 else ''}. Add pictures (.png, .jpg, ...), remove the class folder, or name the classes "
-            "to keep in data.classes."
-        )
-
-
 # ---------------------------------------------------------------------- the folder
 
 
@@ -278,7 +268,9 @@ def _readable(name: str) -> str:
     return re.sub(r"[^\w.-]+", "_", Path(name).name, flags=re.ASCII).strip("._")[:60] or "data"
 
 
-def _open_store(source: Source, split: str, head: str, config: DataConfig, root: Path, progress: bool) -> ImageDataset:
+def _open_store(
+    source: Source, split: str, head: str, config: DataConfig, root: Path, progress: bool, empty_classes: bool
+) -> ImageDataset:
     channels = config.channels or source.channels
     with reading(head):
         files = source.facts(split)
@@ -307,7 +299,7 @@ def _open_store(source: Source, split: str, head: str, config: DataConfig, root:
                 return found
             _clear_leftovers(root)
             with _workplace(folder) as temporary:
-                decode(source, split, name, config, channels, temporary, progress)
+                decode(source, split, name, config, channels, temporary, progress, empty_classes)
                 return _place(temporary, folder, name)
     except OSError as error:
         raise InputError(f"decoded pictures cannot be kept in {root}: {error}. Set data.store_dir.") from None

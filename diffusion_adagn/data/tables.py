@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import functools
 import os
 import re
 from collections.abc import Iterator, Sequence
@@ -377,12 +378,18 @@ class HubTable(Table):
             raise InputError(f"{self.name} has no split '{split}'. It has: {', '.join(self.splits())}.")
         if split not in self._splits:
             with self._fetching() as datasets:
-                self._splits[split] = datasets.load_dataset(self.name, split=split, **self._files_of(split, datasets))
+                self._splits[split] = datasets.load_dataset(self.name, split=split, **self._files_of(split))
         return self._splits[split]
 
-    def _files_of(self, split: str, datasets: Any) -> dict[str, Any]:
+    @functools.cached_property
+    def _builder(self) -> Any:
+        """What the data set says of itself; nothing is fetched but that."""
+        with self._fetching() as datasets:
+            return datasets.load_dataset_builder(self.name)
+
+    def _files_of(self, split: str) -> dict[str, Any]:
         """Arguments that make `load_dataset` fetch the files of this split alone; it fetches all splits' otherwise."""
-        builder = datasets.load_dataset_builder(self.name)
+        builder = self._builder
         files = builder.config.data_files or {}
         if set(files) <= {split} or split not in files or Path(builder.cache_dir).is_dir():
             return {}
@@ -394,6 +401,8 @@ class HubTable(Table):
         }
 
     def features(self, split: str) -> dict[str, Any]:
+        if split not in self._splits and split in self.splits() and self._builder.info.features:
+            return dict(self._builder.info.features)
         return dict(self._split(split).features)
 
     def column(self, split: str, name: str) -> pa.ChunkedArray:
@@ -414,7 +423,7 @@ def _check_hub(name: str) -> None:
     """
     import threading
 
-    import huggingface_hub
+    import huggingface_hub.constants
     from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
 
     if huggingface_hub.constants.HF_HUB_OFFLINE:

@@ -105,8 +105,10 @@ def _files(path: Path) -> dict[str, str]:
                 found = {Path(m.name).name: m.name for m in archive if m.isfile()}
         except (tarfile.TarError, OSError, EOFError) as error:
             raise InputError(f"{path} cannot be read as a tar archive: {error}. Download it again.") from None
-    else:
+    elif any((path / meta).is_file() for meta in ("batches.meta", "meta")):
         found = {p.name: p.name for p in path.iterdir() if p.is_file()}
+    else:
+        return {}
     ten = "batches.meta" in found and any(map(_BATCH.fullmatch, found))
     return found if ten or {"meta", "train"} <= set(found) else {}
 

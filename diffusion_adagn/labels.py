@@ -280,8 +280,10 @@ class LabelSpace:
         }
 
     @classmethod
-    def from_dict(cls, values: dict) -> LabelSpace:
-        """Raises InputError for what `to_dict` does not write."""
+    def from_dict(cls, values: dict | Sequence[str]) -> LabelSpace:
+        """Raises InputError for what `to_dict` does not write; a plain list of names is taken as well."""
+        if isinstance(values, list | tuple) and values:
+            values = {"names": values}
         kinds = {"names": str | int, "original_ids": int, "wnids": str}
         if isinstance(values, Mapping) and "names" in values:
             lists = {key: values.get(key) or () for key in kinds}

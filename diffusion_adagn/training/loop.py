@@ -5,7 +5,7 @@ import math
 import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack, nullcontext
 from functools import partial
 from pathlib import Path
@@ -17,8 +17,21 @@ from accelerate.utils import broadcast_object_list, gather_object
 from tqdm import tqdm
 
 from ..commands import command, quoted, resume_command, then
-from ..config import RunConfig, SpeedConfig, TrainingConfig, check, differences, flatten, read_config, to_dict, to_yaml
+from ..config import (
+    RunConfig,
+    SpeedConfig,
+    TrainingConfig,
+    as_config,
+    check,
+    differences,
+    flatten,
+    read_config,
+    to_dict,
+    to_yaml,
+)
 from ..data import ImageDataset, open_dataset
+from ..data.find import Found, find_source
+from ..data.store import NothingHeldOut
 from ..diffusion.objective import Objective
 from ..diffusion.schedule import make_scheduler
 from ..errors import InputError, writing
@@ -53,15 +66,16 @@ FUSED = ("cpu", "cuda", "mps")  # devices that AdamW has one kernel for
 STOPPED = 75  # exit status: saved and left on a signal (EX_TEMPFAIL: try again)
 
 
-def train(config: RunConfig, resume: bool = False) -> int:
+def train(config: RunConfig | Mapping | str | Path, resume: bool = False) -> int:
     """Train to training.max_steps. Returns 0 when done, 75 when a signal came and everything was saved.
 
+    config: a config; or what `config.as_config` makes one of: a YAML file, a recipe's name, or a dict of settings.
     resume: go on from output_dir's newest checkpoint, or start if there is none.
     A step whose loss or gradient is not finite is left out, and told. Raises InputError for input that cannot be used, before the
     first step and with nothing lost; and for too many steps left out in a row, with the checkpoints from before them in place.
     """
     with ExitStack() as held:  # the run folder's lock
-        return _train(config, resume, held)
+        return _train(as_config(config), resume, held)
 
 
 def _train(config: RunConfig, resume: bool, held: ExitStack) -> int:
@@ -71,8 +85,9 @@ def _train(config: RunConfig, resume: bool, held: ExitStack) -> int:
     processes = all_processes(config.speed.device)
     main, device = processes.is_main_process, processes.device
     with main_first(processes):
-        config, dataset = resolve(config, progress=main)
-    heldout = _heldout(config, main)
+        found = find_source(config.data)  # its files are looked at once for both parts
+        config, dataset = resolve(config, progress=main, found=found)
+    heldout = _heldout(config, main, found)
     per_pass = _pictures_per_pass(training, processes.num_processes)
     cost = count_cost(network_config(config))
     asked = _as_before(run, config) if resume else config.speed
@@ -91,8 +106,8 @@ def _train(config: RunConfig, resume: bool, held: ExitStack) -> int:
     # the network; whatever does not fit is found before anything is written
     torch.manual_seed(training.seed)
     unet = AdaGNUNet(**network_config(config))
-    found = [newest_good(run.checkpoints) if main and resume else None]  # every byte is looked at once
-    at = broadcast_object_list(found)[0]
+    newest = [newest_good(run.checkpoints) if main and resume else None]  # every byte is looked at once
+    at = broadcast_object_list(newest)[0]
     if config.init_from and at is None:
         plan += f"\n{transfer(config.init_from, unet, label_space(config))}"
     recorded_lr = None
@@ -138,6 +153,7 @@ def _train(config: RunConfig, resume: bool, held: ExitStack) -> int:
         label_dropout=training.label_dropout if config.model.class_conditional else 0.0,
         flip=config.data.flip,
         pixels=choose_pixels(dataset, device, training.images_on),
+        balance=config.data.balance,
     )
     feed = held.enter_context(Feed(batches))
     count = training.gradient_accumulation
@@ -277,7 +293,7 @@ def _train(config: RunConfig, resume: bool, held: ExitStack) -> int:
                     bar.write(then(warning, command("trace", run.path, **{"label-check": True})))
                 if "label_gap_wrong" in seen:
                     label_gap = f", label gap {seen['label_gap_wrong']:+.4f}"
-            if main and training.heldout_every and step % training.heldout_every == 0:
+            if heldout is not None and training.heldout_every and step % training.heldout_every == 0:
                 log(
                     heldout_loss=heldout_loss(
                         ema.model, heldout, objective, training, accelerator.autocast, device, per_pass
@@ -321,35 +337,38 @@ def _train(config: RunConfig, resume: bool, held: ExitStack) -> int:
 # ---------------------------------------------------------------------- before the first step
 
 
-def resolve(config: RunConfig, progress: bool = True) -> tuple[RunConfig, ImageDataset]:
+def resolve(config: RunConfig, progress: bool = True, found: Found | None = None) -> tuple[RunConfig, ImageDataset]:
     """Open the data and write what it decides (image size, channels, classes) into the config.
 
     Raises InputError if the config records other classes than the data has.
     """
-    dataset = open_dataset(config.data, "train", progress)
-    found = dataset.label_space
-    if config.labels is not None and LabelSpace.from_dict(config.labels) != found:
+    dataset = open_dataset(config.data, "train", progress, found)
+    space = dataset.label_space
+    if config.labels is not None and LabelSpace.from_dict(config.labels) != space:
         recorded = LabelSpace.from_dict(config.labels)
         raise InputError(
-            f"the config records {recorded.K} classes ({', '.join(recorded.names[:5])}, ...), the data {dataset.name} has {found.K} "
-            f"({', '.join(found.names[:5])}, ...): they must be the same classes in the same order. To train on other classes "
+            f"the config records {recorded.K} classes ({', '.join(recorded.names[:5])}, ...), the data {dataset.name} has {space.K} "
+            f"({', '.join(space.names[:5])}, ...): they must be the same classes in the same order. To train on other classes "
             "start another run, with --init_from to keep the weights."
         )
     data = dataclasses.replace(config.data, image_size=dataset.image_size, channels=dataset.channels)
-    config = dataclasses.replace(config, data=data, labels=found.to_dict())
+    config = dataclasses.replace(config, data=data, labels=space.to_dict())
     check(config)
     if config.training.preview_every:
         check_preview(config)
     return config, dataset
 
 
-def _heldout(config: RunConfig, main: bool) -> ImageDataset | None:
-    """The held-out pictures, on the main process, if anything looks at them; the signals alone do without if there are none."""
+def _heldout(config: RunConfig, main: bool, found: Found) -> ImageDataset | None:
+    """The held-out pictures, on the main process, if anything looks at them; the signals alone do without if there are none,
+    and so does everything where every class needs its images for training (`open_dataset` has said so)."""
     asked = config.training.heldout_every > 0
     if not main or not (asked or (config.training.signals_every and config.model.class_conditional)):
         return None
     try:
-        return open_dataset(config.data, "heldout", progress=main)
+        return open_dataset(config.data, "heldout", main, found)
+    except NothingHeldOut:
+        return None
     except InputError:
         if asked:
             raise

@@ -87,7 +87,7 @@ def _pictures(
     """(name, pixels or why it is broken, size in the source), in order. Pillow decodes outside the GIL."""
     from concurrent.futures import ThreadPoolExecutor
 
-    from tqdm import tqdm
+    from tqdm.auto import tqdm
 
     from .images import BrokenPicture, open_picture, to_array
 

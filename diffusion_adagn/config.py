@@ -31,7 +31,7 @@ MOST_VALUES = 250_000  # of a YAML file; PyYAML takes 30 us for each
 MOST_JSON = 16 * 2**20
 MOST_DEEP = 40  # lists and sections in one another
 MOST_WHOLE = 2**63 - 1
-DEVICE = r"auto|cpu|cuda(:\d{1,3})?|mps"  # the words of speed.device and --device
+DEVICE = r"(?i:auto|cpu|cuda(:\d{1,3})?|mps)"  # the words of speed.device and --device
 RENAMED = {"training.precision": "speed.precision"}  # in files of earlier days
 
 
@@ -614,8 +614,10 @@ def check(config: RunConfig) -> None:
         raise InputError("diffusion.zero_snr needs diffusion.timestep_spacing trailing: sampling must start at T-1.")
     if not re.fullmatch(DEVICE, config.speed.device):
         raise InputError(
-            f"speed.device: there is no device {said(config.speed.device)}; expected auto, cpu, cuda, cuda:1 or mps."
+            f"--device (speed.device): there is no device {said(config.speed.device)}; expected auto, cpu, cuda, cuda:1 or mps."
         )
+    if t.lr == 0:
+        raise InputError("training.lr 0 trains nothing: give a rate above 0, such as 1e-4.")
     if not m.channel_mult:
         raise InputError("model.channel_mult is empty; expected one width multiplier per level, such as 1,2,2.")
     if config.labels is not None:

@@ -1,5 +1,6 @@
 """The two errors that a user is meant to read, and how a stranger's folder ends in one."""
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +15,14 @@ class InputError(ValueError):
 
 class UsageError(InputError):
     """The command line itself is wrong (an unknown option, a value of the wrong type): status 2."""
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory is exhausted: Python's, NumPy's, or that of any of torch's allocators."""
+    texts = r"out of memory|can't allocate memory|not enough memory|ALLOC_FAILED"
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and re.search(texts, str(error)) is not None
+    )
 
 
 @contextmanager

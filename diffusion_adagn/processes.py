@@ -30,6 +30,7 @@ def all_processes(device: str = "auto") -> PartialState:
     Raises:
         InputError: for a device that is not there, or that several processes cannot share.
     """
+    device = device.lower()
     chosen = choose_device(device)
     state = PartialState(cpu=chosen.type == "cpu", timeout=timedelta(hours=12))
     if state.distributed_type == DistributedType.NO:
@@ -55,24 +56,29 @@ def choose_device(asked: str = "auto") -> torch.device:
     Raises:
         InputError: for a device that is not there, or that several processes cannot share.
     """
+    asked = asked.lower()
     if not re.fullmatch(DEVICE, asked):
-        raise InputError(f"there is no device '{asked}': expected auto, cpu, cuda, cuda:1 or mps.")
+        raise InputError(
+            f"--device (speed.device): there is no device '{asked}': expected auto, cpu, cuda, cuda:1 or mps."
+        )
     if asked == "auto":
         return _best()
     device = torch.device(asked)
     if device.type == "cuda":
         if not torch.cuda.is_available():
-            raise InputError(f"there is no CUDA GPU for --device {asked}: {_why_no_cuda()}. {_available()}")
+            raise InputError(
+                f"there is no CUDA GPU for --device {asked} (speed.device): {_why_no_cuda()}. {_available()}"
+            )
         if device.index is not None and "LOCAL_RANK" in os.environ:
             raise InputError(
-                f"--device {asked} is for one process: torchrun and accelerate launch give each process a GPU of its own. Type --device cuda, "
+                f"--device {asked} (speed.device) is for one process: torchrun and accelerate launch give each process a GPU of its own. Type --device cuda, "
                 "and choose the GPUs by CUDA_VISIBLE_DEVICES."
             )
         if device.index is not None and device.index >= torch.cuda.device_count():
-            raise InputError(f"there is no GPU {asked}. {_available()}")
+            raise InputError(f"there is no GPU for --device {asked} (speed.device). {_available()}")
     if device.type == "mps":
         if not torch.backends.mps.is_available():
-            raise InputError(f"there is no Apple GPU for --device mps. {_available()}")
+            raise InputError(f"there is no Apple GPU for --device mps (speed.device). {_available()}")
         if _launched() > 1:
             raise InputError("several processes cannot share Apple's GPU: start one, or type --device cpu.")
     return device

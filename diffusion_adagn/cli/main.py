@@ -6,6 +6,7 @@ Status: 0 done, 1 an error of the input, 2 usage, 75 saved and left on a signal.
 import difflib
 import importlib
 import os
+import re
 import sys
 import threading
 import time
@@ -13,12 +14,20 @@ from collections.abc import Sequence
 
 from .. import recipes, stopping
 from ..commands import INDENT, command, then
-from ..errors import InputError, UsageError
+from ..errors import InputError, UsageError, out_of_memory
 from ..version import __version__
 
 POLL = 2  # seconds between two looks at the launcher
 PATIENCE = 600  # seconds that a save may take after the launcher has ended
 STATUS_FILE = "DIFFUSION_ADAGN_STATUS"  # names a file for the exit status, which torchrun reports as 1
+
+REMEDY = "Close other programs, or use a machine with more memory."  # where memory is exhausted
+REMEDIES = dict.fromkeys(
+    ("train", "ablate"),
+    "To need less: raise training.gradient_accumulation (2 halves the images in memory at once), set training.gradient_checkpointing "
+    "true (slower), lower training.batch_size, set speed.precision bf16 where the device computes in it, or take a smaller model "
+    "(model.model_channels, data.image_size). A resumed run may change the first two.",
+) | dict.fromkeys(("sample", "evaluate", "sweep"), f"Lower --batch_size. {REMEDY}")
 
 COMMANDS = {
     "init": "print a recipe, to make it your own",
@@ -55,20 +64,42 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise UsageError(f"there is no command '{argv[0]}'.{hint} Commands: {', '.join(COMMANDS)}.")
         return importlib.import_module(f".{name.replace('-', '_')}", __package__).run(argv[1:]) or 0
     except InputError as error:
+        _close_bars()
         if "--debug" in argv:
             raise
         print(_paragraph(error), file=sys.stderr)
         return 2 if isinstance(error, UsageError) else 1
     except KeyboardInterrupt:
+        _close_bars()
         print("\ninterrupted", file=sys.stderr)
         return 130
     except Exception as error:
+        _close_bars()
         if "--debug" in argv:
             raise
         if os.environ.get("RANK", "0") != "0" and "onnection" in str(error):
             return 1  # another process left, and has said why
-        print(_paragraph(f"{type(error).__name__}: {error} (--debug shows where)"), file=sys.stderr)
+        text = f"{type(error).__name__}: {error}"
+        if out_of_memory(error):
+            text = f"out of memory{_asked_for(error)}. {REMEDIES.get(argv[0], REMEDY)}"
+        print(_paragraph(f"{text} (--debug shows where)"), file=sys.stderr)
         return 1
+
+
+def _close_bars() -> None:
+    """An error is not printed on the line of a progress bar."""
+    if "tqdm" in sys.modules:
+        for bar in list(sys.modules["tqdm"].tqdm._instances):
+            bar.close()
+
+
+def _asked_for(error: BaseException) -> str:
+    """ " (64 MiB were asked for)", where the allocator says so."""
+    found = re.search(r"allocate ([\d.]+) ?(bytes|[KMGT]iB)", str(error))
+    if not found:
+        return ""
+    amount, unit = found.groups()
+    return f" ({f'{int(amount) / 2**20:,.4g} MiB' if unit == 'bytes' else f'{amount} {unit}'} could not be allocated)"
 
 
 def script(command: str) -> None:

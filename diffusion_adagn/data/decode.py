@@ -133,7 +133,7 @@ def _pictures(
     """(name, pixels or why it is broken, size in the source), in order. Pillow decodes outside the GIL."""
     from concurrent.futures import Future, ThreadPoolExecutor
 
-    from tqdm import tqdm
+    from tqdm.auto import tqdm
 
     from .images import open_picture, to_array
 

@@ -4,20 +4,24 @@ import dataclasses
 import math
 import os
 import signal
+import sys
 import time
+from _thread import interrupt_main
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack, nullcontext
 from functools import partial
 from pathlib import Path
+from typing import TextIO
 
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import broadcast_object_list, gather_object
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from ..commands import command, quoted, resume_command, then
 from ..config import (
+    DiffusionConfig,
     RunConfig,
     SpeedConfig,
     TrainingConfig,
@@ -34,7 +38,7 @@ from ..data.find import Found, find_source
 from ..data.store import NothingHeldOut
 from ..diffusion.objective import Objective
 from ..diffusion.schedule import make_scheduler
-from ..errors import InputError, writing
+from ..errors import InputError
 from ..folders import alone_in, file_into_place
 from ..labels import LabelSpace
 from ..loading import make_pipeline
@@ -120,13 +124,7 @@ def _train(config: RunConfig, resume: bool, held: ExitStack) -> int:
     if training.gradient_checkpointing:
         unet.enable_gradient_checkpointing()
     ema = EMA(unet, training.ema_decay)
-    optimizer = torch.optim.AdamW(
-        unet.parameters(),
-        lr=training.lr,
-        betas=(0.9, training.adam_beta2),
-        weight_decay=training.weight_decay,
-        fused=device.type in FUSED,
-    )
+    optimizer = make_optimizer(unet, training)
     state = _restore(run, at, accelerator, dataset, unet, ema, optimizer)
     step = state["step"]
     if speed.compile:  # after the EMA was made: previews are few
@@ -136,26 +134,8 @@ def _train(config: RunConfig, resume: bool, held: ExitStack) -> int:
         _never_destroyed.append(model)
 
     # what it learns from
-    scheduler = make_scheduler(config.diffusion)
-    objective = Objective(
-        scheduler.alphas_cumprod,
-        config.diffusion.prediction,
-        config.diffusion.loss_weight,
-        config.diffusion.min_snr_gamma,
-        config.diffusion.vlb_weight if config.diffusion.learned_variance else None,
-    ).to(device)
-    batches = Batches(
-        dataset,
-        training.seed,
-        config.diffusion.num_train_timesteps,
-        device,
-        conditional=config.model.class_conditional,
-        label_dropout=training.label_dropout if config.model.class_conditional else 0.0,
-        flip=config.data.flip,
-        pixels=choose_pixels(dataset, device, training.images_on),
-        balance=config.data.balance,
-    )
-    feed = held.enter_context(Feed(batches))
+    objective = make_objective(config.diffusion).to(device)
+    feed = held.enter_context(Feed(make_batches(config, dataset, device)))
     count = training.gradient_accumulation
 
     def positions_of(number: int) -> torch.Tensor:
@@ -198,7 +178,7 @@ def _train(config: RunConfig, resume: bool, held: ExitStack) -> int:
             }
             keep = training.keep_checkpoints, training.keep_every
             path = save_checkpoint(run.checkpoints, state, unet, ema, optimizer.optimizer, *keep, prune=not stopping)
-            bar.write(f"saved {path}")
+            say(f"saved {path}")
         accelerator.wait_for_everyone()
 
     def losses_at(network: torch.nn.Module, positions: torch.Tensor) -> tuple[torch.Tensor, Batch]:
@@ -208,13 +188,27 @@ def _train(config: RunConfig, resume: bool, held: ExitStack) -> int:
         return objective.loss(output, batch.x0, batch.noise, batch.t), batch
 
     effort = _effort(cost, speed, device, accelerator.num_processes) if main else lambda rate: ""
+    on_screen = sys.stderr.isatty() or any("notebook" in c.__module__ for c in tqdm.__mro__)
     bar = tqdm(
-        total=training.max_steps, initial=step, unit="step", disable=not main, desc=run.path.name, smoothing=0.05
+        total=training.max_steps,
+        initial=step,
+        unit="step",
+        disable=not (main and on_screen),
+        desc=run.path.name,
+        smoothing=0.05,
     )
-    shown, label_gap, fault = None, "", False
+    held.callback(bar.close)  # an error is not printed on the bar's line
+
+    def say(text: str, file: TextIO | None = None) -> None:
+        """Print above the bar, at once; of the main process."""
+        if main:
+            bar.write(text, file=file)
+            (file or sys.stdout).flush()
+
+    shown, done, label_gap, fault = None, "", "", False
     since, since_step = time.perf_counter(), step
     began, since_start, waited = since, step, 0.0
-    with StopSignal() as stop:
+    with StopSignal(run, lambda text: say(text, sys.stderr)) as stop:
         while step < training.max_steps:
             lr = learning_rate(training, step)
             for group in optimizer.param_groups:
@@ -231,11 +225,12 @@ def _train(config: RunConfig, resume: bool, held: ExitStack) -> int:
                 feed.ahead(*(positions_of(n) for n in (number + 1, number + 2) if n < training.max_steps * count))
             norm = accelerator.clip_grad_norm_(model.parameters(), training.clip_norm or math.inf)
             loss = torch.stack([each.mean() for each, _, _ in seen]).mean()
-            stopping, fault = agree(accelerator, stop.name is not None, not math.isfinite(loss.item()))
+            own = loss.item()
+            stopping, fault = agree(accelerator, stop.name is not None, not math.isfinite(own))
             fault = fault or gradient_fault(float(norm), accelerator.scaler)  # gradients are the same everywhere by now
             health.saw(fault)
             if speed.compile and step == since_start:
-                bar.write(f"compiled: the first step took {time.perf_counter() - began:.0f} s")
+                say(f"compiled: the first step took {time.perf_counter() - began:.0f} s")
             norms = {}
             if not fault:
                 for each in seen:
@@ -251,10 +246,8 @@ def _train(config: RunConfig, resume: bool, held: ExitStack) -> int:
                 ema.update(unet, step)
             else:
                 where = _where(accelerator, unet, [partial(losses_at, unet, positions) for positions in passes])
-                told = (
-                    f"step {step} left out: its loss is {loss.item():g}, its gradient's norm {float(norm):g}; {where}"
-                )
-                bar.write(told)
+                told = f"step {step} left out: its loss is {own:g}, its gradient's norm {float(norm):g}; {where}"
+                say(told)
                 log(left_out=health.in_a_row)
                 if health.hopeless:
                     raise InputError(
@@ -280,17 +273,22 @@ def _train(config: RunConfig, resume: bool, held: ExitStack) -> int:
                     images_per_s=round(rate, 1),
                     data_wait=round(waiting, 4),
                 )
-                shown = mean if shown is None else 0.9 * shown + 0.1 * mean
-                done = f"{rate:.0f} images/s, {effort(rate)}"
-                bar.set_postfix_str(f"loss {shown:.4f}, {done}{label_gap}", refresh=False)
+                done = f", {rate:.0f} images/s, {effort(rate)}"
+            if not fault:
+                shown = own if shown is None else 0.95 * shown + 0.05 * own
+                progress = f"loss {shown:.4f}{done}{label_gap}"
+                bar.set_postfix_str(progress, refresh=False)
             bar.update()
+            if logging and not on_screen:
+                left = (training.max_steps - step) * training.batch_size / rate
+                say(f"step {step:,}/{training.max_steps:,}, {progress}, {tqdm.format_interval(left)} left")
 
             if signals.due(step):
                 seen = norms | signals.read(accelerator, accelerator.autocast)
                 log(**seen)
                 warning = signals.warning(step, seen)
                 if main and warning is not None:
-                    bar.write(then(warning, command("trace", run.path, **{"label-check": True})))
+                    say(then(warning, command("trace", run.path, **{"label-check": True})))
                 if "label_gap_wrong" in seen:
                     label_gap = f", label gap {seen['label_gap_wrong']:+.4f}"
             if heldout is not None and training.heldout_every and step % training.heldout_every == 0:
@@ -303,7 +301,7 @@ def _train(config: RunConfig, resume: bool, held: ExitStack) -> int:
                 with accelerator.autocast():
                     pipe = make_pipeline(config, ema.model, training.ema_decay, step)
                     file = draw_preview(run, pipe, training, step, per_pass)
-                bar.write(f"preview {file}")
+                say(f"preview {file}")
             if saving:  # last: what a killed run had not yet shown of a step, it shows again
                 save()
             if stopping:
@@ -510,8 +508,12 @@ def _claim(run: RunFolder, config: RunConfig, resume: bool, at: Path | None, hel
             )
     elif run.path.exists() and (not run.path.is_dir() or any(run.path.iterdir())):
         raise InputError(f"{run.path} exists and is not a run (no config.yaml in it): give another --output_dir.")
-    with writing(run.path):
+    try:
         run.path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(
+            f"the run folder {run.path} cannot be made ({error.strerror}): give another --output_dir."
+        ) from error
     held.enter_context(alone_in(run.path))
     clear_leftovers(run.checkpoints)
     file_into_place(run.config_file, lambda beside: beside.write_text(to_yaml(config), encoding="utf-8"))
@@ -540,6 +542,43 @@ def _restore(
 # ---------------------------------------------------------------------- inside the loop
 
 
+def make_optimizer(unet: AdaGNUNet, training: TrainingConfig) -> torch.optim.AdamW:
+    """AdamW with the run's settings. The network is on its device already."""
+    return torch.optim.AdamW(
+        unet.parameters(),
+        lr=training.lr,
+        betas=(0.9, training.adam_beta2),
+        weight_decay=training.weight_decay,
+        fused=unet.device.type in FUSED,
+    )
+
+
+def make_objective(diffusion: DiffusionConfig) -> Objective:
+    """The loss, on the CPU."""
+    return Objective(
+        make_scheduler(diffusion).alphas_cumprod,
+        diffusion.prediction,
+        diffusion.loss_weight,
+        diffusion.min_snr_gamma,
+        diffusion.vlb_weight if diffusion.learned_variance else None,
+    )
+
+
+def make_batches(config: RunConfig, dataset: ImageDataset, device: torch.device) -> Batches:
+    """What the network is trained on at each position of the run."""
+    return Batches(
+        dataset,
+        config.training.seed,
+        config.diffusion.num_train_timesteps,
+        device,
+        conditional=config.model.class_conditional,
+        label_dropout=config.training.label_dropout if config.model.class_conditional else 0.0,
+        flip=config.data.flip,
+        pixels=choose_pixels(dataset, device, config.training.images_on),
+        balance=config.data.balance,
+    )
+
+
 def learning_rate(training: TrainingConfig, step: int) -> float:
     """The rate of step 0, 1, ...: linear warm-up over warmup_steps, then constant or decayed to 0 at max_steps."""
     if step < training.warmup_steps:
@@ -561,28 +600,60 @@ def _effort(cost: Cost, speed: SpeedConfig, device: torch.device, processes: int
     if device.type == "cpu" and not has_bf16(device):  # a product in imitated bf16 takes seconds, and is no peak
         dtype = torch.float32
     peak = processes * matmul_peak(device, dtype, seconds=0.1)
-    return lambda rate: f"{3 * cost.flops * rate / 1e9:.3g} GFLOP/s ({300 * cost.flops * rate / peak:.0f} % of peak)"
+
+    def told(rate: float) -> str:
+        share = 300 * cost.flops * rate / peak
+        # the peak is what a few products reached just now; what is above it is no percentage
+        return f"{3 * cost.flops * rate / 1e9:.3g} GFLOP/s ({f'{share:.0f} % of' if share <= 100 else 'at'} peak)"
+
+    return told
 
 
 class StopSignal:
-    """SIGTERM, SIGUSR1 and Ctrl-C set a flag; the loop saves and leaves at the end of the step. A second Ctrl-C is at once."""
+    """SIGTERM, SIGUSR1 and Ctrl-C set a flag; the loop saves and leaves at the end of the step. A second Ctrl-C leaves without saving.
+
+    Args:
+        run: The run, for the message of a second Ctrl-C.
+        say: Prints a message at once, from another thread: the main one may compute for seconds before it notices a signal.
+    """
+
+    def __init__(self, run: RunFolder, say: Callable[[str], None]):
+        self.run, self.say = run, say
+        self.name: str | None = None
+        self._came = self._again = False
 
     def __enter__(self) -> "StopSignal":
-        self.name: str | None = None
         self._before = {s: signal.signal(s, self._handle) for s in SIGNALS}
         self._noted = ExitStack()
-        self._noted.enter_context(listening())
+        self._noted.enter_context(listening(self._tell))
         return self
 
     def __exit__(self, *_) -> None:
-        self._noted.close()
-        for s, handler in self._before.items():
-            signal.signal(s, handler)
+        try:
+            self._noted.close()
+        finally:
+            for s, handler in self._before.items():
+                signal.signal(s, handler)
+
+    def _tell(self, number: int) -> None:
+        """In the thread that hears of every signal; the main one runs one handler for two that come within one call."""
+        if not self._came:
+            self._came = True
+            again = " Ctrl-C again exits without saving." if number == signal.SIGINT else ""
+            self.say(f"{signal.Signals(number).name}: stopping after this step and saving a checkpoint.{again}")
+        elif number == signal.SIGINT and not self._again:
+            at = self.run.newest_checkpoint()
+            text = f"exiting without saving; {f'a resumed run continues from {at}' if at else 'there is no checkpoint yet: a resumed run starts at step 0'}."
+            self.say(then(text, resume_command(self.run.path)))
+            self._again = True
+            interrupt_main()
 
     def _handle(self, number: int, _) -> None:
-        if self.name is not None and number == signal.SIGINT:
+        if self._again:
+            for s in SIGNALS:  # what follows must not be interrupted
+                signal.signal(s, signal.SIG_IGN)
             raise KeyboardInterrupt
-        self.name = signal.Signals(number).name
+        self.name = self.name or signal.Signals(number).name
 
 
 def agree(accelerator: Accelerator, *told: bool) -> list[bool]:

@@ -39,5 +39,7 @@ def transfer(source: str, unet: AdaGNUNet, labels: LabelSpace) -> str:
     fresh = [k for k in new if k != table and k not in kept]
     sentence = f"started from {what}: {len(kept)} of {len(new) - (table in new)} tensors kept"
     if table in new:
-        sentence += f", {rows} of {len(new[table])} rows of the class table (same class name), the others are new"
+        total = len(new[table])
+        others = "" if rows == total else ", the others are new"
+        sentence += f", {rows} of {total} rows of the class table kept (same class name){others}"
     return sentence + (f"; new: {', '.join(fresh[:6])}{', ...' if len(fresh) > 6 else ''}" if fresh else "")

@@ -1,6 +1,7 @@
 """AdaGNUNet: ADM's U-Net, cut into modulation(t, y) and denoise(x, m)."""
 
 import itertools
+import math
 from typing import NamedTuple
 
 import torch
@@ -466,7 +467,7 @@ def _heads(channels: int, num_heads: int, num_head_channels: int | None) -> int:
         raise InputError(
             f"attention over {channels} channels cannot be split into "
             + (
-                f"heads of {num_head_channels} (model.num_head_channels)."
+                f"heads of {num_head_channels}: give model.num_head_channels {math.gcd(channels, num_head_channels)}."
                 if num_head_channels
                 else f"{num_heads} heads."
             )

@@ -10,6 +10,8 @@ from pathlib import Path
 
 from .errors import InputError
 
+WINDOWS = os.name == "nt"  # which syncs what is open for writing alone, and moves no folder with an open file
+
 
 def cache_root() -> Path:
     """Where what can be made again is kept: $DIFFUSION_ADAGN_CACHE or ~/.cache/diffusion_adagn."""

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from ..config import DataConfig, RunConfig, as_data_config
 from ..errors import InputError
-from ..folders import cache_root, locked, one_at_a_time
+from ..folders import WINDOWS, cache_root, locked, one_at_a_time
 from ..labels import LabelSpace
 from .classes import class_lines
 from .decode import STORE_FORMAT, check_classes, decode
@@ -359,9 +359,11 @@ def _clear_leftovers(root: Path) -> None:
 
 def _place(temporary: Path, folder: Path, name: str) -> ImageDataset:
     """Move a finished store into place whole. If another process got there first, use its store."""
-    # before the move: after it, another process may take it away as damaged. Not kept: Windows moves no folder with an open file
-    if _read_store(temporary, name) is None:
+    made = _read_store(temporary, name)  # before the move: after it, another process may take it away as damaged
+    if made is None:
         raise OSError("what has just been written cannot be read back")
+    if WINDOWS:  # which moves no folder with an open file
+        made = None
     while True:
         try:
             temporary.rename(folder)
@@ -379,7 +381,8 @@ def _place(temporary: Path, folder: Path, name: str) -> ImageDataset:
             finally:
                 shutil.rmtree(damaged, ignore_errors=True)
         else:
-            made = _read_store(folder, name)
-            if made is None:
+            if made is not None:
+                return dataclasses.replace(made, folder=folder)
+            if (found := _read_store(folder, name)) is None:
                 raise OSError("what has just been moved into place cannot be read back")
-            return made
+            return found

@@ -16,14 +16,13 @@ from torch import nn
 from ..commands import resume_command, then
 from ..config import read_json, said
 from ..errors import InputError
-from ..folders import into_place
+from ..folders import WINDOWS, into_place
 from ..run import STATE, checkpoints
 from .ema import EMA
 
 MANIFEST = "manifest.json"  # {file: {bytes, sha256}} of all the others
 PLAIN = re.compile(r"\w[\w.-]{0,99}")  # a file of the folder itself; a stranger's may name any
 BESIDE = ".step-"  # how names of unfinished and of removed checkpoints begin
-WINDOWS = os.name == "nt"
 
 
 def save_checkpoint(

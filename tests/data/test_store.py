@@ -371,4 +371,5 @@ def test_no_map_is_open_while_a_store_is_moved(tmp_path, monkeypatch):
         return rename(self, to)
 
     monkeypatch.setattr(Path, "rename", checked)
+    monkeypatch.setattr("diffusion_adagn.data.store.WINDOWS", True)
     assert opened(make_folders(tmp_path / "d")).folder.is_dir()

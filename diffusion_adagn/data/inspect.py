@@ -13,6 +13,8 @@ from ..config import DataConfig
 from ..errors import InputError
 from ..grids import labelled_grid
 from .find import Found, find_source
+from .label_files import SUFFIXES
+from .sources import ClassFolders
 from .store import ImageDataset, NothingHeldOut, open_dataset
 
 if TYPE_CHECKING:
@@ -57,6 +59,7 @@ def inspect_dataset(config: DataConfig, out: Path, per_class: int = 8, following
         "resizing": dataset.resized,
         "classes": f"{space.K}; {_balance(dataset.counts(), config.balance)}",
         "skipped": _skipped(dataset),
+        **_tables(found),
         "fingerprint": dataset.fingerprint,
         "kept in": str(dataset.folder),
     }
@@ -91,6 +94,14 @@ def _heldout(config: DataConfig, dataset: ImageDataset, found: Found) -> tuple[I
     if heldout.folder == dataset.folder and np.array_equal(*rows):
         return None, ITSELF
     return heldout, ""
+
+
+def _tables(found: Found) -> dict[str, str]:
+    """Tables beside class folders, which may hold other labels."""
+    if not isinstance(found[0], ClassFolders):
+        return {}
+    beside = sorted(p for p in found[0].root.iterdir() if p.suffix in SUFFIXES and p.is_file())
+    return {"not used": f"{beside[0]}; as --data.source its columns file_name and label count"} if beside else {}
 
 
 def _gray(dataset: ImageDataset) -> str:

@@ -124,7 +124,7 @@ class BalancedOrder:
         seed: The run's.
     """
 
-    BLOCK = 2**16  # positions whose draws are counted at a time
+    BLOCK = 2**16  # positions whose draws are counted at a time; a multiple of 4
 
     def __init__(self, labels: np.ndarray, seed: int):
         labels = torch.from_numpy(np.asarray(labels))
@@ -132,7 +132,7 @@ class BalancedOrder:
         self._members = torch.argsort(labels, stable=True).split(self.sizes.tolist())
         self._before = {0: torch.zeros_like(self.sizes)}  # block -> draws of each class before it
         self._blocks: dict[int, tuple[Tensor, Tensor]] = {}
-        self._orders: dict[int, tuple[int, Tensor]] = {}  # class -> (number, its images in that permutation)
+        self._orders: dict[int, tuple[int, np.ndarray]] = {}  # class -> (number, its images in that permutation)
 
     def __call__(self, positions: Tensor) -> Tensor:
         """positions [B] int64 -> sample indices [B] int64."""
@@ -144,8 +144,9 @@ class BalancedOrder:
         return indices
 
     def _classes(self, block: int) -> Tensor:
-        at = torch.arange(block * self.BLOCK, (block + 1) * self.BLOCK)
-        return (uniform(self.seed, "balance", at) * len(self.sizes)).long()
+        """The class that each position of a block draws: position p has word p % 4 of counter p // 4."""
+        at = torch.arange(block * self.BLOCK // 4, (block + 1) * self.BLOCK // 4)
+        return words(self.seed, "balance", at, 4).flatten() * len(self.sizes) >> 32
 
     def _block(self, block: int) -> tuple[Tensor, Tensor]:
         """(class, how many draws of that class stand before) of each position of a block."""
@@ -166,11 +167,9 @@ class BalancedOrder:
         return self._blocks[block]
 
     def _image(self, class_id: int, rank: int) -> int:
-        number, place = divmod(rank, int(self.sizes[class_id]))
+        members = self._members[class_id]
+        number, place = divmod(rank, len(members))
         if self._orders.get(class_id, (None,))[0] != number:
-            members = self._members[class_id]
-            self._orders[class_id] = (
-                number,
-                members[_permutation(len(members), self.seed, number, class_id, "balance_order")],
-            )
+            order = _permutation(len(members), self.seed, number, class_id, "balance_order")
+            self._orders[class_id] = number, members[order].numpy()
         return int(self._orders[class_id][1][place])

@@ -101,7 +101,8 @@ class ClassFolders:
             loose = "it holds pictures, but no class folders" if _pictures(root, nested=False) else "no pictures in it"
             raise InputError(
                 f"{root} is not a folder of class folders: {loose}. Expected {self.root}/CLASS/picture.png, "
-                f"or {self.root}/train/CLASS/picture.png (and test/CLASS/...), or *.parquet files."
+                f"or {self.root}/train/CLASS/picture.png (and test/CLASS/...), or {self.root}/metadata.csv with the columns "
+                "file_name and label, or *.parquet files."
             )
         below = f"{split}{os.sep}" if self.parted else ""
         return {f: [f"{below}{f}{os.sep}{p}" for p in pictures] for f, pictures in folders.items()}

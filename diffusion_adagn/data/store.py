@@ -75,9 +75,9 @@ class ImageDataset:
         from ..diffusion.objective import to_unit
 
         at = operator.index(index)
-        pixels, labels = self.gather([at + len(self) if at < 0 else at])
-        if at < -len(self):
+        if not -len(self) <= at < len(self):
             raise IndexError(f"index {at} is out of range for {len(self)} pictures")
+        pixels, labels = self.gather([at % len(self)])
         return to_unit(torch.from_numpy(pixels))[0], int(labels[0])
 
     def __getstate__(self) -> dict[str, Any]:

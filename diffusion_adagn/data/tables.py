@@ -352,6 +352,8 @@ class HubTable(Table):
             import datasets
 
             yield datasets
+        except InputError:
+            raise
         except Exception as error:  # of huggingface_hub, httpx, pyarrow, datasets: whatever stands in the way
             reason = (" ".join(str(error).split())[:300] or type(error).__name__).rstrip(".")
             if self.local:
@@ -413,7 +415,8 @@ class HubTable(Table):
             yield f"{self.name}:{split}", batch.column(0)
 
 
-HUB_SECONDS = 2.0  # for the hub's first answer
+HUB_SECONDS = 10.0  # for the hub's first answer
+BARE_SECONDS = 2.0  # for a name without its owner, which is most likely a mistyped folder
 
 
 def _check_hub(name: str) -> None:
@@ -424,27 +427,28 @@ def _check_hub(name: str) -> None:
     import threading
 
     import huggingface_hub.constants
-    from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
+    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
 
     if huggingface_hub.constants.HF_HUB_OFFLINE:
         return  # `datasets` looks at what is cached, and nowhere else
     outcome: list[Exception | None] = []
+    limit = HUB_SECONDS if "/" in name else BARE_SECONDS
 
     def ask() -> None:
         try:
-            huggingface_hub.HfApi().dataset_info(name, timeout=HUB_SECONDS)
+            huggingface_hub.HfApi().dataset_info(name, timeout=limit)
             outcome.append(None)
         except Exception as error:
             outcome.append(error)
 
     thread = threading.Thread(target=ask, daemon=True)  # looking up the hub's address has no time limit
     thread.start()
-    thread.join(HUB_SECONDS)
-    error = outcome[0] if outcome else TimeoutError(f"no answer in {HUB_SECONDS:g} s")
+    thread.join(limit)
+    error = outcome[0] if outcome else TimeoutError(f"no answer in {limit:g} s")
     if error is None or _is_cached(name):
         return
-    if isinstance(error, RepositoryNotFoundError):
-        raise LookupError(f"it has no {name}")
+    if isinstance(error, RepositoryNotFoundError) and not isinstance(error, GatedRepoError):
+        raise LookupError(f"it has no {name}, or none that you may see")
     if not isinstance(error, HfHubHTTPError):  # with those, `datasets` says what is wrong at once
         raise ConnectionError(f"it cannot be reached ({' '.join(str(error).split())[:100] or type(error).__name__})")
 

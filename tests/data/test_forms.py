@@ -396,6 +396,7 @@ def test_a_missing_name_is_answered_at_once(name, monkeypatch):
     folders("own", {"ant": 1})
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(tables, "HUB_SECONDS", 0.2)
+    monkeypatch.setattr(tables, "BARE_SECONDS", 0.2)
     monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", lambda *_, **__: time.sleep(30))
     start = time.monotonic()
     with pytest.raises(InputError, match=f"^there is no folder {name} here.*no answer in 0.2 s") as error:
@@ -504,6 +505,7 @@ def test_all_broken_pictures_are_counted():
     assert "ant/003.png, bee/004.png. Replace" in said and ".." not in said
 
 
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 def test_a_large_picture_is_not_called_broken(monkeypatch):
     folders("own", {"ant": 2})
     for limit in (40, 20):  # Pillow warns beyond its limit, and raises beyond twice that
@@ -529,6 +531,10 @@ def test_inspect_hints_at_gray_and_unbalanced_data(monkeypatch):
     assert "all are gray: --data.channels 1" in said and "--data.balance true" in said
     assert titles == ["own:train: 14 pictures"]
     folders("colour", {"ant": 2})
+    Path("colour/labels.csv").write_text("file_name,label\n")
+    assert "not used     colour/labels.csv; as --data.source" in inspect_dataset(
+        DataConfig("colour"), Path("sheet.png")
+    )
     assert "are gray" not in inspect_dataset(DataConfig("colour"), Path("sheet.png"))
 
 

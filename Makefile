@@ -1,4 +1,5 @@
 # make demo       train and sample real handwritten digits on the CPU, from nothing (a few minutes, most of it the install)
+#                 TORCH=cpu takes the CPU build of torch, TORCH=auto the build for this machine's GPU (uv installs it)
 # make test       the whole default test suite;  make test-slow  the rest
 # make coverage   the default test suite, and which lines of the package it runs
 # make lint       ruff, version and rules pinned
@@ -15,11 +16,31 @@ PARALLEL := -n 2 --dist loadfile
 SERIAL = $(shell grep -rl "mark.serial" tests --include='test_*.py')
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --durations=10
 
+# uv can choose the build of torch (TORCH: cpu, auto, or a CUDA version such as cu130); pip takes what its index has.
+# If TORCH is given and uv is not there, uv is installed first.
+UV := $(shell command -v uv)
+ifeq ($(UV)$(TORCH),)
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+DOWNLOAD := pip downloads about 3 GB if its torch is the CUDA build (usual on Linux). CPU build, about 0.4 GB: make demo TORCH=cpu
+else
+INSTALL := $(or $(UV),$(BIN)/uv) pip install --quiet --python $(BIN)/python --torch-backend=$(or $(TORCH),cpu)
+DOWNLOAD := uv downloads the build "$(or $(TORCH),cpu)" of torch and the rest (cpu: about 0.4 GB; with CUDA about 3 GB)
+endif
+
 .PHONY: demo test test-slow coverage lint clean
 
-$(VENV)/.installed: pyproject.toml constraints.txt
+$(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test]'
+
+# what the package needs; and what its tests need besides
+$(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/python
+	@echo 'Installing into $(VENV): $(DOWNLOAD)'
+	$(if $(UV),,$(if $(TORCH),$(BIN)/python -m pip install --quiet --disable-pip-version-check uv))
+	$(INSTALL) -c constraints.txt -e .
+	touch $@
+
+$(VENV)/.test-installed: $(VENV)/.installed
+	$(INSTALL) -c constraints.txt -e '.[test]'
 	touch $@
 
 demo: $(VENV)/.installed
@@ -29,23 +50,23 @@ demo: $(VENV)/.installed
 	@echo "What the condition does:"
 	@echo "  $(BIN)/adagn trace runs/digits"
 
-test: $(VENV)/.installed
+test: $(VENV)/.test-installed
 	status=0; \
 	$(PYTEST) $(PARALLEL) -m "not slow and not serial" || status=1; \
 	$(PYTEST) -m "not slow and serial" $(SERIAL) || status=1; \
 	exit $$status
 
-test-slow: $(VENV)/.installed
+test-slow: $(VENV)/.test-installed
 	status=0; \
 	$(PYTEST) $(PARALLEL) -m "slow and not serial" || status=1; \
 	$(PYTEST) -m "slow and serial" $(SERIAL) || status=1; \
 	exit $$status
 
-coverage: $(VENV)/.installed
+coverage: $(VENV)/.test-installed
 	$(PYTEST) $(PARALLEL) -m "not slow and not serial" --cov=diffusion_adagn --cov-report=
 	$(PYTEST) -m "not slow and serial" --cov=diffusion_adagn --cov-append --cov-report=term --cov-report=html:coverage
 
-lint: $(VENV)/.installed
+lint: $(VENV)/.test-installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 

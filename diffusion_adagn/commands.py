@@ -5,8 +5,6 @@ import shlex
 from collections.abc import Iterable
 from pathlib import Path
 
-from .run import name_of_run
-
 INDENT = "  "
 
 
@@ -51,15 +49,19 @@ def go_on(text: str, typed: str) -> str:
     return then(f"{text}:", typed) if typed else f"{text}."
 
 
+def instead(text: str, typed: str, out: str | Path) -> str:
+    """The text, that something is in `out` already, and the typed command with --overwrite, or with another --out."""
+    if not typed:
+        return f"{text}: give another --out, or --overwrite to replace it."
+    overwrite = f"{typed} --overwrite"
+    if " --out" in typed:
+        return then(f"{text}: give another --out, or replace it:", overwrite)
+    return then(f"{text}. Replace it, or write elsewhere:", overwrite, with_options(typed, out=free(str(out))))
+
+
 def resume_command(run: str | Path) -> str:
     """What to type to go on with a run."""
     return command("train", resume=run)
-
-
-def out_beside(folder: str, run: str | Path) -> str | None:
-    """What --out must be where a command's own folder, FOLDER/NAME_OF_RUN, is taken; None: it is not."""
-    own = f"{folder}/{name_of_run(str(run))}"
-    return free(own) if Path(own).exists() else None
 
 
 def free(path: str) -> str:

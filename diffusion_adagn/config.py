@@ -47,10 +47,15 @@ class DataConfig:
     source: str = option(
         "digits",
         "NAME_OR_PATH[:split], split 'train' unless said. digits, cifar10, cifar100, any data set name on the Hugging "
-        "Face hub, a folder of class folders, or a folder of (or one) parquet file.",
+        "Face hub, a folder of class folders, a folder with metadata.csv or metadata.jsonl (or one such table: columns "
+        "file_name and label), a folder of (or one) parquet file, or cifar-10-batches-py (or cifar-10-python.tar.gz). "
+        "What exists here wins over the hub.",
     )
     classes: str = option(
-        "all", "The classes to keep: names, ids or WordNet ids with commas between, or a .txt file with one a line."
+        "all",
+        "The classes to keep: names, ids or WordNet ids with commas between, or a .txt file with one a line, or a list of "
+        "ImageNet classes by its name: imagenette, imagewoof, imagenet100 (of Contrastive Multiview Coding), "
+        "imagenet_first100, imagenet_cifar10 (nine of CIFAR-10's ten; ImageNet has no deer).",
     )
     image_size: int | None = option(
         None,
@@ -68,9 +73,24 @@ class DataConfig:
         minimum=0,
         maximum=0.5,
     )
+    heldout_split: Literal["random", "stratified"] = option(
+        "random",
+        "How that share is drawn. random: from all images at once. stratified: from each class alike, round(heldout_fraction "
+        "x its images); a class of fewer than 0.5 / heldout_fraction images (10 at 0.05) holds out none. Either way each "
+        "class keeps an image for training.",
+    )
+    balance: bool = option(
+        False,
+        "Draw each class equally often in training: a class at random, then its next image. For unbalanced classes. An epoch "
+        "is still as many draws as there are images.",
+    )
     skip_broken: bool = option(False, "Leave out pictures that cannot be decoded, counting them, instead of stopping.")
-    image_column: str | None = option(None, "Column that holds the pictures. Unset: the first image column.")
-    label_column: str | None = option(None, "Column that holds the labels. Unset: the first class-label column.")
+    image_column: str | None = option(
+        None, "Column that holds the pictures, or their file names. Unset: the first image column; file_name."
+    )
+    label_column: str | None = option(
+        None, "Column that holds the labels. Unset: the first class-label column; label or class."
+    )
     store_dir: str | None = option(
         None, "Where decoded pictures are kept. Unset: $DIFFUSION_ADAGN_CACHE or ~/.cache/diffusion_adagn.", free=True
     )
@@ -120,6 +140,10 @@ class ModelConfig:
     )
     class_conditional: bool = option(True, "False: train without labels.")
     null_class: bool = option(True, "Keep a null row in the class table; guidance needs it.")
+
+
+# Grids of a sampler: over the timesteps; and over the noise levels, for samplers that step between timesteps.
+SPACINGS = ("leading", "trailing", "linspace", "karras", "exponential", "lu")
 
 
 @dataclass
@@ -183,6 +207,11 @@ class TrainingConfig:
         10,
         "Steps in a row with a loss or gradient that is not finite, after which the run stops; each is left out.",
         minimum=1,
+        free=True,
+    )
+    images_on: Literal["auto", "device", "host"] = option(
+        "auto",
+        "Where the training images lie on CUDA. auto: on the device if they take a quarter of its free memory or less, else on the host.",
         free=True,
     )
     heldout_every: int = option(0, "Steps between held-out losses; 0: never.", minimum=0, free=True)
@@ -291,6 +320,48 @@ def read_config(file: str | Path | None = None, overrides: Mapping[str, str] | N
     apply(config, overrides or {}, where="on the command line", error=UsageError)
     check(config)
     return config
+
+
+def as_config(given: RunConfig | Mapping | str | Path) -> RunConfig:
+    """The config that a caller from Python means.
+
+    Args:
+        given: A config; a YAML file or a recipe's name; or settings, in sections or by dotted key, such as
+            {"data": {"source": "digits"}, "training.max_steps": 100}.
+
+    Raises:
+        InputError: There is no such file, no such setting, or a setting cannot have this value.
+    """
+    if isinstance(given, RunConfig):
+        return given
+    if not isinstance(given, Mapping):
+        return read_config(given)
+    config = RunConfig()
+    apply(config, flatten(given), where="in the settings given")
+    check(config)
+    return config
+
+
+def as_data_config(given: DataConfig | RunConfig | Mapping | str | Path) -> DataConfig:
+    """The data settings that a caller from Python means.
+
+    Args:
+        given: Data settings or a whole config; a YAML file; the source alone (NAME_OR_PATH[:split], as in data.source);
+            or settings, such as {"source": "my_images", "image_size": 32} or {"data": {...}}.
+
+    Raises:
+        InputError: There is no such setting, or it cannot have this value.
+    """
+    if isinstance(given, DataConfig):
+        return given
+    if isinstance(given, RunConfig):
+        return given.data
+    if isinstance(given, Mapping):
+        whole = any(str(key).partition(".")[0] == "data" for key in given)
+        return as_config(given if whole else {"data": given}).data
+    if str(given).endswith((".yaml", ".yml")):
+        return read_config(given).data
+    return as_config({"data": {"source": given}}).data
 
 
 class _Loader(yaml.SafeLoader):
@@ -483,8 +554,10 @@ def _convert(value: Any, hint: Any) -> Any:
             raise ValueError(
                 f"expected a word, got {value!r}: YAML reads a bare yes/no/on/off as true/false, so quote it"
             )
-        if isinstance(value, list):
+        if isinstance(value, list | tuple):
             value = ",".join(map(str, value))
+        if isinstance(value, os.PathLike):
+            value = os.fspath(value)
         if not isinstance(value, str | int | float):
             raise ValueError(f"expected a word, got {said(value)}")
         if b"\0" in os.fsencode(str(value)):

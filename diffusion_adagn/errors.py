@@ -36,3 +36,14 @@ def reading(folder: Path) -> Iterator[None]:
         raise InputError(
             f"{folder} is damaged ({type(error).__name__}: {' '.join(str(error).split())[:300]}): make or copy it again, or name another."
         ) from error
+
+
+@contextmanager
+def writing(folder: Path) -> Iterator[None]:
+    """Raises InputError, that the folder cannot be written to, for an OSError in here."""
+    try:
+        yield
+    except OSError as error:
+        raise InputError(
+            f"{folder} cannot be written to ({error.strerror or error}): make room, or name another folder."
+        ) from error

@@ -67,6 +67,25 @@ def labelled_grid(
     return sheet
 
 
+def captioned_grid(cells: Sequence[np.ndarray], captions: Sequence[str], columns: int = 8) -> Image.Image:
+    """Images in reading order, with a caption above each row's cells.
+
+    cells: uint8 [H, W, C], all of one shape, C 1 or 3. Raises InputError as `labelled_grid` does.
+    """
+    from PIL import Image
+
+    sheets = [
+        labelled_grid([cells[i : i + columns]], [""], captions[i : i + columns], min_side=96)
+        for i in range(0, len(cells), columns)
+    ]
+    sheet = Image.new("RGB", (max(s.width for s in sheets), sum(s.height for s in sheets)), PAPER)
+    top = 0
+    for part in sheets:
+        sheet.paste(part, (0, top))
+        top += part.height
+    return sheet
+
+
 def _shape_of(rows: Sequence, row_labels: Sequence, column_labels: Sequence) -> tuple[int, int, int]:
     if len(rows) != len(row_labels):
         raise InputError(f"a grid of {len(rows)} rows was given {len(row_labels)} row labels.")

@@ -11,7 +11,7 @@ import re
 import reprlib
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from .errors import InputError
@@ -222,6 +222,38 @@ class LabelSpace:
         null = f"; {self.K} or 'null' is the null label" if self.has_null else ""
         return f"Classes are 0..{self.K - 1}{null}, or by name: {shown}."
 
+    def parts_of_mix(self, text: str) -> Iterator[tuple[str, int, str | None]]:
+        """Each part of "cat@coarse,dog", its class and its WHERE (None: everywhere). A name may hold commas and @: the longest
+        run that is a class wins.
+
+        Raises InputError for a part that is not one class.
+        """
+        words = [w.strip() for w in text.split(",") if w.strip()]
+        if not words:
+            raise InputError("it has no part. Expected something like cat@coarse,dog@fine.")
+        while words:
+            for end in range(len(words), 0, -1):
+                part = ", ".join(words[:end])
+                what, at, where = part.rpartition("@")
+                if (class_id := self._one_class(part)) is not None:
+                    yield part, class_id, None
+                elif at and "," not in where and (class_id := self._one_class(what)) is not None:
+                    yield part, class_id, where
+                else:
+                    continue
+                words = words[end:]
+                break
+            else:
+                ids = self.parse(what if at else part)  # says what is wrong with it
+                raise InputError(f"'{part}' names {len(ids)} classes: expected one.")
+
+    def _one_class(self, text: str) -> int | None:
+        try:
+            ids = self.parse(text)
+        except InputError:
+            return None
+        return ids[0] if len(ids) == 1 else None
+
     # ------------------------------------------------------------------ subsets, storage
 
     def subset(self, ids: Sequence[int]) -> LabelSpace:
@@ -248,8 +280,10 @@ class LabelSpace:
         }
 
     @classmethod
-    def from_dict(cls, values: dict) -> LabelSpace:
-        """Raises InputError for what `to_dict` does not write."""
+    def from_dict(cls, values: dict | Sequence[str]) -> LabelSpace:
+        """Raises InputError for what `to_dict` does not write; a plain list of names is taken as well."""
+        if isinstance(values, list | tuple) and values:
+            values = {"names": values}
         kinds = {"names": str | int, "original_ids": int, "wnids": str}
         if isinstance(values, Mapping) and "names" in values:
             lists = {key: values.get(key) or () for key in kinds}

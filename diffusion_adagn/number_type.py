@@ -21,7 +21,9 @@ def has_tf32(device: torch.device) -> bool:
 
 
 def check_tf32(precision: str, device: torch.device, option: str) -> None:
-    """Raises InputError where `precision` is tf32 and the device has none. option: what was given, for the message."""
+    """Raises InputError where the device does not have `precision`, tf32 or fp16. option: what was given, for the message."""
+    if precision == "fp16" and device.type != "cuda":
+        raise InputError(f"{option} fp16 needs a CUDA GPU; use bf16 or fp32 here.")
     if precision == "tf32" and not has_tf32(device):
         raise InputError(f"{option} tf32 needs a CUDA GPU that has TF32 (Ampere or later); use fp32 here.")
 

@@ -84,12 +84,6 @@ def label_space(config: RunConfig) -> LabelSpace:
     return LabelSpace.from_dict(config.labels | {"has_null": config.model.null_class})
 
 
-def name_of_run(run: str) -> str:
-    """A folder's name, for what is made of it: of a pipeline folder in a run, the run's."""
-    path = Path(run).resolve()
-    return path.name if path.name != "pipeline" else path.parent.name
-
-
 def runs_near(path: str | Path) -> str:
     """ " Runs here: runs/a, runs/b.": the runs beside a path and in runs/, the most similar names first; "" if there are none."""
     path = Path(path)
@@ -105,6 +99,12 @@ def check_model_path(path: str | Path) -> None:
         beside = checkpoints(Path(path).parent)
         there = f" Checkpoints here: {', '.join(map(str, beside))}." if beside else runs_near(path)
         raise InputError(f"there is no folder {path} (and a hub id looks like owner/name).{there}")
+
+
+def is_checkpoint(path: str | Path) -> bool:
+    """Whether the model of a path must be built from a checkpoint: it is one, or a run that has no pipeline folder yet."""
+    run = RunFolder(Path(path))
+    return (run.path / STATE).is_file() or (run.config_file.is_file() and not run.pipeline.is_dir())
 
 
 def pipeline_folder(path: str | Path, revision: str | None = None) -> Path:

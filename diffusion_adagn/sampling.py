@@ -13,14 +13,15 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import find_executable_batch_size, gather_object
 from PIL import Image
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
+from .commands import free, instead
 from .config import SpeedConfig, read_json, said
 from .diffusion.guidance import Guidance
 from .diffusion.mixing import Between, ClassPlan, Mix, teller
 from .diffusion.pipeline import MOST_SEED, ClassConditionalPipeline, to_pil
-from .diffusion.schedule import network_calls, sampler_name, set_steps
-from .errors import InputError
+from .diffusion.schedule import network_calls, sampler_name, set_steps, spacing_name
+from .errors import InputError, writing
 from .evaluation.adm_npz import write_npz
 from .evaluation.pictures import MOST_INDEX
 from .folders import alone_in, file_into_place
@@ -32,10 +33,12 @@ from .models.cost import count_cost, machine_memory
 from .models.unet import AdaGNUNet
 from .number_type import computed_in
 from .processes import all_processes
+from .recorded import default_folder
 from .speed import Graphed, choose, compile_blocks, describe, prepare
 
 NPZ = "samples.npz"
 UNGUIDED = Guidance()
+LEAST_SHARE = 16  # sampling takes this part of the memory that training's activations take, or more
 GRID_ROWS, GRID_COLUMNS = 40, 24  # at most, in the grid; every picture is kept as a file
 
 
@@ -81,17 +84,37 @@ class Picture:
 
 
 def sample_to_folder(
-    source: str, request: SampleRequest, out: Path, weights: str = "ema", overwrite: bool = False
+    source: str,
+    request: SampleRequest,
+    out: Path | None = None,
+    weights: str = "ema",
+    overwrite: bool = False,
+    command: str = "",
 ) -> Path:
-    """Sample, write PNGs, grid.png and samples.json into `out`; under torchrun each process makes its batches.
+    """Sample, write PNGs, grid.png and samples.json into a folder; under torchrun each process makes its batches.
 
-    Returns `out`. Raises InputError before anything is written.
+    Args:
+        source: The model, as `open_pipeline` takes it.
+        request: What to sample.
+        out: The folder; None: the default one, or one beside it with a number if it exists and `overwrite` is False.
+        weights: "ema" or "raw".
+        overwrite: Whether samples that are in the folder are replaced.
+        command: What was typed, for messages.
+
+    Returns:
+        The folder.
+
+    Raises:
+        InputError: Before anything is written.
     """
     state = all_processes(request.speed.device)
     main = state.is_main_process
     pipe, what = open_pipeline(source, weights)
+    if out is None:
+        out = default_folder("samples", source, weights)
+        out = out if overwrite else Path(gather_object([free(str(out))])[0])  # the main process chooses
     pipe.use_sampler(request.sampler, request.spacing)
-    request = replace(request, sampler=sampler_name(pipe.scheduler), spacing=pipe.scheduler.config.timestep_spacing)
+    request = replace(request, sampler=sampler_name(pipe.scheduler), spacing=spacing_name(pipe.scheduler))
     labels = pipe.labels
     told = _told(request, pipe)
     request = replace(request, scales=list(dict.fromkeys(request.scales)))  # one said twice is one
@@ -118,11 +141,11 @@ def sample_to_folder(
         teller(guide.unet, pipe.told_to(guide, told), torch.zeros(1))(0)
     if request.seed + (1 if request.same_seeds else len(told)) * request.count > MOST_SEED:
         raise InputError(f"the seeds go beyond {MOST_SEED}: give a smaller --seed.")
-    with ExitStack() as held:
+    with writing(out), ExitStack() as held:
         if main:
-            _claim(out, overwrite, held)
+            _claim(out, overwrite, held, command)
             rows = (
-                "steps from class to class"
+                "columns from class to class"
                 if request.interpolate
                 else "classes and mixes"
                 if request.mixes
@@ -189,24 +212,26 @@ def _batch_then_wrap(networks: list[tuple[AdaGNUNet, int]], request: SampleReque
 
 
 def batch_that_fits(networks: list[tuple[AdaGNUNet, int]], most: int, precision: str = "fp32") -> int:
-    """Pictures, at most `most`, that the device's memory holds at once. On CUDA it is tried out, a tenth less each time, before
-    the networks are compiled or captured, and what that allocated is freed; elsewhere reckoned to take a quarter of the machine's memory, and at most 64, since more are no faster there.
+    """Pictures, at most `most`, that the device's memory holds at once. On CUDA it is tried out, from an estimate down by halves
+    and with a tenth of room, before the networks are compiled or captured, and what that allocated is freed; elsewhere reckoned to take a quarter of the machine's memory, and at most 64, since more are no faster there.
 
     networks: those called one after the other, and the rows that each computes of a picture: 2 with its null.
     """
     device = networks[0][0].device
+    one = max(rows * count_cost(unet.config).activation_bytes for unet, rows in networks)  # sampling keeps a part
     if device.type != "cuda":
-        one = max(rows * count_cost(unet.config).activation_bytes for unet, rows in networks)  # sampling keeps a part
         return max(1, min(most, 64, machine_memory() // 4 // one))
+    start = max(1, min(most, 4096, LEAST_SHARE * torch.cuda.mem_get_info(device)[0] // one))
+    sizes = iter([start >> i for i in range(1, start.bit_length() + 1)])
 
-    @find_executable_batch_size(starting_batch_size=min(most, 4096))
+    @find_executable_batch_size(starting_batch_size=start, reduce_batch_size_fn=lambda: next(sizes))
     def tried(batch_size: int) -> int:
         for unet, rows in networks:
-            config = unet.config
-            x = torch.zeros(rows * batch_size, config.in_channels, *[config.sample_size] * 2, device=device)
-            label = torch.zeros(1, dtype=torch.long, device=device) if config.num_classes else None
+            config, count = unet.config, rows * (batch_size + batch_size // 10)
+            x = torch.zeros(count, config.in_channels, *[config.sample_size] * 2, device=device)
+            labels = torch.zeros(count, dtype=torch.long, device=device) if config.num_classes else None
             with torch.no_grad(), computed_in(precision, device):
-                unet.denoise(x.to(unet.dtype), unet.modulation(0.0, label))
+                unet.denoise(x.to(unet.dtype), unet.modulation(torch.zeros(count, device=device), labels))
         return batch_size
 
     found = tried()
@@ -359,31 +384,31 @@ def _draw_grid(out: Path, pictures: list[Picture], request: SampleRequest, told:
     labelled_grid(rows, labels, columns, title).save(out / "grid.png")
     if len(places) == len(told) and samples == request.count:
         return ""
-    shown = f"{len(places)} of {len(told)} steps" if between else f"the first {len(places)} classes"
+    shown = f"{len(places)} of {len(told)} columns" if between else f"the first {len(places)} classes"
     return f"  ({shown}, {samples} pictures each)"
 
 
-def _claim(out: Path, overwrite: bool, held: ExitStack) -> None:
+def _claim(out: Path, overwrite: bool, held: ExitStack, command: str) -> None:
     """Make `out`, or empty it of earlier samples if asked; for this process alone."""
     if out.exists() and not out.is_dir():
         raise InputError(f"{out} is a file: give another --out.")
     out.mkdir(parents=True, exist_ok=True)
     held.enter_context(alone_in(out))
-    _clear(out, overwrite)
+    _clear(out, overwrite, command)
 
 
-def _clear(out: Path, overwrite: bool) -> None:
+def _clear(out: Path, overwrite: bool, command: str) -> None:
     """Remove earlier samples if asked; files that are not samples are never touched."""
     for begun in out.iterdir():  # a write that was broken off, see file_into_place
         if begun.is_file() and re.fullmatch(rf"\.[0-9a-f]{{8}}\.{Path(NPZ).stem}.*\.(json|npz)", begun.name):
             begun.unlink()
-    if not any(out.iterdir()):
+    if all(p.is_dir() and re.fullmatch(r"step-\d{8}.*", p.name) for p in out.iterdir()):  # the default folders of a run
         return
     index = out / "samples.json"
     if not index.is_file():
         raise InputError(f"{out} holds files that are not samples of this program: give another --out.")
     if not overwrite:
-        raise InputError(f"{out} already holds samples: give another --out, or --overwrite to replace them.")
+        raise InputError(instead(f"{out} already holds samples", command, out))
     try:
         old = [i["file"] for i in read_json(index, MOST_INDEX)["images"]]
         for name in old:

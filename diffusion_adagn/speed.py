@@ -26,8 +26,6 @@ def choose(asked: SpeedConfig, device: torch.device, flops: int) -> SpeedConfig:
     precision, layout, operator = asked.precision, asked.layout, asked.operator
     if precision == "auto":
         precision = _precision(device, flops)
-    if precision == "fp16" and device.type != "cuda":
-        raise InputError("speed.precision fp16 needs a CUDA GPU; use bf16 or fp32 here.")
     check_tf32(precision, device, "speed.precision")
     if layout == "auto":
         layout = best_layout(device.type, precision != "fp32")
@@ -147,9 +145,9 @@ def _precision(device: torch.device, flops: int) -> str:
 def matmul_peak(device: torch.device | str, dtype: torch.dtype = torch.float32, seconds: float = 0.2) -> float:
     """FLOP/s of the fastest square matrix product that was tried, on as many threads as torch uses now."""
     device, best = torch.device(device), 0.0
-    wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
+    wait = {"cuda": torch.cuda.synchronize, "mps": torch.mps.synchronize}.get(device.type, lambda: None)
     end = time.perf_counter() + seconds
-    for side in (512, 1024) if device.type == "cpu" else (4096, 8192):
+    for side in {"cpu": (512, 1024), "mps": (1024, 2048)}.get(device.type, (4096, 8192)):
         a, b = torch.randn(2, side, side, device=device).to(dtype)
         a @ b
         tries = 0

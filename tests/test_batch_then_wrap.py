@@ -57,9 +57,20 @@ def test_search_shrinks_and_frees_what_it_used(order, monkeypatch):
     monkeypatch.setattr(torch, "zeros", lambda *size, device, **how: zeros(*size, **how))
     monkeypatch.setattr(sampling, "computed_in", lambda precision, device: torch.no_grad())
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: order.append("freed"))
-    assert sampling._batch_then_wrap([(Network(), 2)], request(), 7).batch_size == 2
-    tries = [rows for rows in order if isinstance(rows, int)]
-    assert tries == [14, 12, 10] and order[-3:] == ["freed", "compile", "capture"]
+    monkeypatch.setattr(sampling, "count_cost", lambda config: SimpleNamespace(activation_bytes=1600))
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free, free))
+
+    def tries(most, graph=True):
+        order.clear()
+        found = sampling._batch_then_wrap([(Network(), 2)], request(graph=graph), most).batch_size
+        return found, [rows for rows in order if isinstance(rows, int)]
+
+    free = 2**40
+    assert tries(8) == (2, [16, 8]) and order[-3:] == ["freed", "compile", "capture"]
+    assert tries(7, graph=False) == (3, [14, 6])
+    assert tries(40, graph=False) == (5, [88, 44, 20 + 2, 10])  # a tenth of room
+    free = 4000  # twenty images by the estimate
+    assert tries(4096, graph=False) == (5, [44, 22, 10])
 
 
 def test_real_network_samples_alike_whatever_was_searched(order):

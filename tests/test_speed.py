@@ -151,6 +151,20 @@ def test_the_peak_is_a_rate():
     assert 1e8 < speed.matmul_peak("cpu", seconds=0.02) < 1e14
 
 
+def test_products_on_an_apple_gpu_are_waited_for(monkeypatch):
+    """They are queued; and they are smaller there than a CUDA card's."""
+    waits, sides, randn = [], [], torch.randn
+
+    def small(*shape, device):
+        sides.append(shape[-1])
+        return randn(2, 4, 4)
+
+    monkeypatch.setattr(torch.mps, "synchronize", lambda: waits.append(1))
+    monkeypatch.setattr(torch, "randn", small)
+    assert speed.matmul_peak("mps", seconds=0) > 0
+    assert sides == [1024, 2048] and len(waits) == 8
+
+
 def test_a_graph_is_captured_once_a_shape_and_told_what_is_new(monkeypatch):
     """The bookkeeping, with a graph that is run again where CUDA would replay it; a real one needs a GPU."""
     captured, pools, streams, guarded = [], [], set(), []

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from .. import recipes
 from ..commands import then
 from ..config import read_config
 from ..errors import UsageError
@@ -16,18 +17,31 @@ def parser() -> Parser:
     )
     p.add_argument("action", choices=["inspect"])
     p.add_argument(
-        "source", nargs="?", metavar="NAME_OR_PATH[:split]", help="the data; or give --config or --data.source"
+        "source",
+        nargs="?",
+        metavar="NAME_OR_PATH[:split]|CONFIG",
+        help="the data; or a YAML file or a recipe, whose data settings are taken (a data set of that name comes first)",
     )
-    p.add_argument("--config", metavar="CONFIG", help="take the data settings of this YAML file, or of this recipe")
+    p.add_argument("--config", metavar="CONFIG", help="the YAML file or the recipe")
     p.add_argument("--count", type=int, default=8, metavar="INT", help="examples per class [8]")
     p.add_argument("--out", metavar="FILE.png", help="the sheet [samples/data-NAME.png]")
     add_config_options(p, sections=["data"])
     return p
 
 
+def _is_config(given: str) -> bool:
+    from ..data.sources import BUILT_IN
+
+    return given.endswith((".yaml", ".yml")) or (
+        given in recipes.names() and given not in BUILT_IN and not Path(given).exists()
+    )
+
+
 def run(argv: Sequence[str]) -> int:
     args = parser().parse(argv)
     overrides = config_overrides(args)
+    if args.source is not None and args.config is None and _is_config(args.source):
+        args.source, args.config = None, args.source
     if args.source is not None:
         overrides["data.source"] = args.source
     if not overrides and args.config is None:

@@ -14,7 +14,6 @@ from .options import (
     add_sampler_options,
     config_overrides,
     guidance_scales,
-    name_of_run,
     number,
 )
 
@@ -58,7 +57,9 @@ def parser() -> Parser:
         help="rows of the sheet of real pictures that lie nearest to sampled ones; 0: do not look for them [8]",
     )
     p.add_argument("--keep", action="store_true", help="keep the sampled pictures, as samples.npz of the ADM evaluator")
-    p.add_argument("--out", metavar="DIR", help="where the numbers go [evaluations/NAME]; of reference: FILE.npz")
+    p.add_argument(
+        "--out", metavar="DIR", help="where the numbers go [evaluations/RUN/step-STEP]; of reference: FILE.npz"
+    )
     p.add_argument("--overwrite", action="store_true", help="replace the evaluation in DIR, or FILE.npz")
     add_config_options(p, sections=["data"])
     return p
@@ -102,14 +103,15 @@ def _is_model(what: str) -> bool:
 
 def _model(args: argparse.Namespace, argv: Sequence[str], scale: float) -> int:
     rescale, threshold = number(args.rescale, "--rescale"), number(args.threshold, "--threshold", none=True)
-    if args.out is None:
-        args.out = Path("evaluations") / name_of_run(args.what)
 
     from ..run import check_model_path
 
     check_model_path(args.what)
     if args.guide is not None:
         check_model_path(args.guide)
+    from ..recorded import check_classes, default_folder
+
+    check_classes(args.what, args.weights, args.classes)
     from ..evaluation.evaluate import Sampling, evaluate_model
 
     sampling = Sampling(
@@ -129,7 +131,8 @@ def _model(args: argparse.Namespace, argv: Sequence[str], scale: float) -> int:
         precision=args.precision,
         weights=args.weights,
     )
-    evaluate_model(args.what, sampling, _request(args, argv), Path(args.out))
+    out = Path(args.out or default_folder("evaluations", args.what, args.weights))
+    evaluate_model(args.what, sampling, _request(args, argv), out)
     return 0
 
 
@@ -139,14 +142,15 @@ def _pictures(p: Parser, args: argparse.Namespace, argv: Sequence[str]) -> int:
 
     from ..evaluation.evaluate import evaluate_pictures
     from ..evaluation.pictures import is_data
+    from ..recorded import name_of
 
     path = Path(args.what).expanduser()
     if not path.exists() and not is_data(args.what):
         raise UsageError(f"there is no file {path}.")
     if guidance is not None and is_data(args.what):
         raise UsageError("--guidance chooses among the scales of adagn sample's folders: leave it out.")
-    name = path.resolve().stem.replace(":", "-")
-    evaluate_pictures(args.what, guidance, _request(args, argv), Path(args.out or Path("evaluations") / name))
+    name = [path.resolve().stem.replace(":", "-")] if is_data(args.what) else name_of(path.resolve().with_suffix(""))
+    evaluate_pictures(args.what, guidance, _request(args, argv), Path(args.out or Path("evaluations", *name)))
     return 0
 
 

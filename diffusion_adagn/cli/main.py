@@ -3,6 +3,7 @@
 Status: 0 done, 1 an error of the input, 2 usage, 75 saved and left on a signal.
 """
 
+import difflib
 import importlib
 import os
 import re
@@ -36,6 +37,7 @@ COMMANDS = {
     "sweep": "guidance, intervals, steps and samplers, side by side with numbers",
     "trace": "see what the condition does, and whether the label is used",
     "data": "look at labelled images (adagn data inspect)",
+    "doctor": "look at this installation, and say what is wrong with it",
     "ablate": "train the same run under several conditioning kinds, and compare",
     "import-adm": "turn an OpenAI ADM checkpoint into a pipeline folder",
     "import-diffusers": "turn a diffusers folder with a UNet2DModel into a pipeline folder",
@@ -46,16 +48,21 @@ COMMANDS = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line; argv without the program's name. Returns the exit status."""
     argv = list(sys.argv[1:] if argv is None else argv)
-    if not argv or argv[0] in ("-h", "--help"):
+    if argv[:1] == ["help"] and len(argv) > 1:
+        argv = [argv[1], "--help"]
+    if not argv or argv[0] in ("-h", "--help", "help"):
         print(_overview())
         return 0 if argv else 2
-    if argv[0] == "--version":
+    if argv[0] in ("-V", "--version", "version"):
         print(f"diffusion-adagn {__version__}")
         return 0
     try:
-        if argv[0] not in COMMANDS:
-            raise UsageError(f"there is no command '{argv[0]}'. Commands: {', '.join(COMMANDS)}.")
-        return importlib.import_module(f".{argv[0].replace('-', '_')}", __package__).run(argv[1:]) or 0
+        name = argv[0].replace("_", "-")
+        if name not in COMMANDS:
+            near = difflib.get_close_matches(name, COMMANDS, n=1)
+            hint = f" Did you mean {near[0]}?" if near else ""
+            raise UsageError(f"there is no command '{argv[0]}'.{hint} Commands: {', '.join(COMMANDS)}.")
+        return importlib.import_module(f".{name.replace('-', '_')}", __package__).run(argv[1:]) or 0
     except InputError as error:
         _close_bars()
         if "--debug" in argv:

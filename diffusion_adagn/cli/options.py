@@ -3,13 +3,24 @@
 import argparse
 import dataclasses
 import difflib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from decimal import Decimal
 from typing import Any, NoReturn, get_args
 
-from ..config import RunConfig, SpeedConfig, fields_of, type_name
+from ..config import SPACINGS, RunConfig, SpeedConfig, fields_of, type_name
 from ..errors import UsageError
-from ..run import name_of_run as name_of_run  # for the commands
+
+SAMPLERS = ("ddpm", "ddim", "dpm++", "unipc", "euler", "heun")
+ELSEWHERE = {  # options of other software -> ours, the first that the command has
+    **dict.fromkeys(("cfg", "cfg_scale", "cfg_weight", "guidance_scale"), ("guidance", "training.preview_guidance")),
+    **dict.fromkeys(("num_inference_steps", "num_steps", "sampling_steps"), ("steps", "training.preview_steps")),
+    **dict.fromkeys(
+        ("num_images", "num_samples", "n_samples", "num_images_per_class", "num_images_per_prompt"), ("count",)
+    ),
+    **dict.fromkeys(("class", "class_labels", "label", "labels"), ("classes",)),
+    **dict.fromkeys(("output", "output_dir", "outdir"), ("out",)),
+    "scheduler": ("sampler",),
+}
 
 
 class Parser(argparse.ArgumentParser):
@@ -26,14 +37,33 @@ class Parser(argparse.ArgumentParser):
             if late and not action.option_strings and action.nargs == "?" and getattr(args, action.dest) is None:
                 setattr(args, action.dest, unknown.pop(0))
         if unknown:
-            known = [o for action in self._actions for o in action.option_strings]
-            near = difflib.get_close_matches(unknown[0].split("=")[0], known, n=2)
-            hint = f" Did you mean {' or '.join(near)}?" if near else f" `{self.prog} --help` lists the options."
+            hint = self._hint(unknown[0].partition("=")[0]) or f" `{self.prog} --help` lists the options."
             raise UsageError(f"{self.prog} does not know '{unknown[0]}'.{hint}")
         return args
 
+    def _hint(self, option: str) -> str:
+        known = [o for action in self._actions for o in action.option_strings]
+        same = [f"--{o}" for o in ELSEWHERE.get(option.lstrip("-"), ()) if f"--{o}" in known][:1]
+        same = same or [o for o in known if o.rpartition(".")[2] == option.lstrip("-")]  # without its section
+        near = same or difflib.get_close_matches(option, known, n=2)
+        return f" Did you mean {' or '.join(near)}?" if near else ""
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        """argparse's own check, and the nearest choice."""
+        if action.choices is not None and value not in action.choices:
+            raise argparse.ArgumentError(action, unknown_choice(str(value), action.choices))
+
     def error(self, message: str) -> NoReturn:
         raise UsageError(f"{self.prog}: {message}. `{self.prog} --help` lists the options.")
+
+
+def unknown_choice(word: str, choices: Iterable[str]) -> str:
+    """What is wrong with a word that is none of the choices, and the nearest one."""
+    choices = list(map(str, choices))
+    begin = [c for c in choices if c[:3] == word.lower()[:3]]  # dpm, dpmpp, dpmsolver: dpm++
+    near = begin[:1] or difflib.get_close_matches(word.lower(), choices, n=1)
+    hint = f"Did you mean {near[0]}? " if near else ""
+    return f"there is no '{word}'. {hint}Choices: {', '.join(choices)}"
 
 
 class _Formatter(argparse.HelpFormatter):
@@ -122,15 +152,17 @@ def _help(f: dataclasses.Field) -> str:
 
 def add_sampler_options(parser: argparse.ArgumentParser) -> None:
     """One sampler; a sweep takes lists."""
-    parser.add_argument("--steps", type=int, default=50, metavar="INT", help="sampler steps [50]")
     parser.add_argument(
-        "--sampler", choices=["ddpm", "ddim", "dpm++", "unipc", "euler", "heun"], help="[the model's own: ddim]"
+        "--steps", "--num_inference_steps", type=int, default=50, metavar="INT", help="sampler steps [50]"
     )
+    parser.add_argument("--sampler", choices=SAMPLERS, help="[the model's own: ddim]")
     parser.add_argument(
         "--eta", type=float, default=0.0, metavar="NUMBER", help="ddim's noise: 0 none, 1 as much as ddpm [0]"
     )
     parser.add_argument(
-        "--spacing", choices=["leading", "trailing", "linspace"], help="timestep spacing [the model's own]"
+        "--spacing",
+        choices=SPACINGS,
+        help="timestep spacing; karras, exponential and lu (the same) need dpm++, unipc, euler or heun [the model's own]",
     )
 
 
@@ -162,6 +194,7 @@ def add_guidance_options(parser: argparse.ArgumentParser, several: bool = False)
     group = parser.add_argument_group("guidance", "pred = null + scale * (cond - null); what is not said is neutral")
     group.add_argument(
         "--guidance",
+        "--guidance_scale",
         metavar="NUMBER,...",
         help="guidance scales: 1,2,4 or from:to:step such as 1:4:0.5; 1 is no guidance [1]",
     )
@@ -231,9 +264,10 @@ def add_measure_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--batch_size", type=int, default=64, metavar="INT", help="pictures at a time [64]")
     group.add_argument(
         "--precision",
-        choices=["fp32", "bf16", "fp16", "tf32"],
-        default="fp32",
-        help="autocast type of the network; tf32: fp32 with its products and convolutions in TF32 (CUDA) [fp32]",
+        choices=["auto", "fp32", "bf16", "fp16", "tf32"],
+        default="auto",
+        help="autocast type of the network; auto: bf16 on a CUDA GPU that has it, else fp32, and what an existing sweep began with; tf32: fp32 "
+        "with its products and convolutions in TF32 (CUDA) [auto]",
     )
     add_device_option(group)
 

@@ -4,6 +4,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from ..commands import quoted
 from ..errors import UsageError
 from .options import (
     Parser,
@@ -12,7 +13,6 @@ from .options import (
     add_sampler_options,
     add_speed_options,
     guidance_scales,
-    name_of_run,
     number,
     speed_of,
 )
@@ -63,7 +63,9 @@ def parser() -> Parser:
         "--graph", action="store_true", help="CUDA only: the network's calls as CUDA graphs; for small batches [no]"
     )
     add_guidance_options(p)
-    p.add_argument("--out", metavar="DIR", help="where the pictures go [samples/NAME]")
+    p.add_argument(
+        "--out", metavar="DIR", help="where the pictures go [samples/RUN/step-STEP; if that exists, step-STEP-2, ...]"
+    )
     p.add_argument("--npz", action="store_true", help="also as samples.npz, which OpenAI's ADM evaluator reads")
     p.add_argument("--overwrite", action="store_true", help="replace the samples in DIR")
     return p
@@ -100,6 +102,9 @@ def run(argv: Sequence[str]) -> int:
     check_model_path(args.run)
     if args.guide is not None:
         check_model_path(args.guide)
+    from ..recorded import check_classes
+
+    check_classes(args.run, args.weights, args.interpolate or args.classes, args.mix)
     from ..diffusion.guidance import Guidance
     from ..sampling import SampleRequest, sample_to_folder
 
@@ -122,6 +127,7 @@ def run(argv: Sequence[str]) -> int:
         steps_between=7 if args.steps_between is None else args.steps_between,
         npz=args.npz,
     )
-    out = Path(args.out or Path("samples") / name_of_run(args.run))
-    sample_to_folder(args.run, request, out, weights=args.weights, overwrite=args.overwrite)
+    out = None if args.out is None else Path(args.out)
+    typed = quoted(["adagn", "sample", *argv])
+    sample_to_folder(args.run, request, out, weights=args.weights, overwrite=args.overwrite, command=typed)
     return 0

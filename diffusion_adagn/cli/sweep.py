@@ -4,8 +4,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..commands import quoted
+from ..config import SPACINGS
 from ..errors import UsageError
 from .options import (
+    SAMPLERS,
     Parser,
     add_config_options,
     add_guidance_options,
@@ -13,8 +15,8 @@ from .options import (
     add_model_options,
     config_overrides,
     guidance_scales,
-    name_of_run,
     numbers,
+    unknown_choice,
     words,
 )
 
@@ -28,12 +30,14 @@ def parser() -> Parser:
     )
     add_model_options(p)
     add_guidance_options(p, several=True)
-    p.add_argument(
-        "--sampler", default="own", metavar="NAME,...", help="ddpm, ddim, dpm++, unipc, euler, heun [the model's own]"
-    )
-    p.add_argument("--steps", default="25", metavar="INT,...", help="sampler steps [25]")
+    p.add_argument("--sampler", default="own", metavar="NAME,...", help=f"{', '.join(SAMPLERS)} [the model's own]")
+    p.add_argument("--steps", "--num_inference_steps", default="25", metavar="INT,...", help="sampler steps [25]")
     p.add_argument("--eta", default="0", metavar="NUMBER,...", help="ddim's noise: 0 none, 1 as much as ddpm [0]")
-    p.add_argument("--spacing", choices=["leading", "trailing", "linspace"], help="timestep spacing [the model's own]")
+    p.add_argument(
+        "--spacing",
+        choices=SPACINGS,
+        help="timestep spacing; karras, exponential and lu (the same) need dpm++, unipc, euler or heun [the model's own]",
+    )
     p.add_argument("--classes", help="names, ids or 'all', with commas between [all]")
     p.add_argument(
         "--count", type=int, default=1000, metavar="INT", help="pictures a point, over all classes together [1000]"
@@ -52,7 +56,7 @@ def parser() -> Parser:
         help="keep each new point's pictures, as samples.npz of the ADM evaluator in its folder",
     )
     add_measure_options(p)
-    p.add_argument("--out", metavar="DIR", help="where the report goes [sweeps/NAME]")
+    p.add_argument("--out", metavar="DIR", help="where the report goes [sweeps/RUN/step-STEP]")
     add_config_options(p, sections=["data"])
     return p
 
@@ -76,12 +80,18 @@ def run(argv: Sequence[str]) -> int:
         "steps": numbers(args.steps, "--steps", int),
         "etas": numbers(args.eta, "--eta"),
     }
+    for sampler in settings["samplers"]:
+        if sampler not in (None, *SAMPLERS):
+            raise UsageError(f"--sampler: {unknown_choice(sampler, SAMPLERS)}.")
 
     from ..run import check_model_path
 
     check_model_path(args.run)
     if args.guide is not None:
         check_model_path(args.guide)
+    from ..recorded import check_classes, default_folder
+
+    check_classes(args.run, args.weights, args.classes)
     from ..experiments.sweep import Measuring, SweepRequest, sweep
 
     measuring = Measuring(
@@ -102,6 +112,6 @@ def run(argv: Sequence[str]) -> int:
         keep=args.keep,
         confirm=args.confirm,
     )
-    out = Path(args.out or Path("sweeps") / name_of_run(args.run))
+    out = Path(args.out or default_folder("sweeps", args.run, args.weights))
     sweep(args.run, request, out, command=quoted(["adagn", "sweep", *argv]))
     return 0

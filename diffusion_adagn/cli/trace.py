@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from ..commands import free
 from ..config import RunConfig, apply, check
 from ..errors import UsageError
 from .options import (
@@ -11,19 +12,20 @@ from .options import (
     add_device_option,
     add_model_options,
     config_overrides,
-    name_of_run,
 )
 
 
 def parser() -> Parser:
     p = Parser(
         prog="adagn trace",
-        usage="adagn trace RUN [--out DIR] [--label-check] [--against DATA] [--compare OTHER] [options]",
+        usage="adagn trace RUN [--out DIR] [--label_check] [--against DATA] [--compare OTHER] [options]",
         description="See what the condition does: what every site is told, over timesteps and classes, what changes when it is told "
         "something else, and whether the label is used. Writes report.html, its pictures and atlas.npz.",
     )
     add_model_options(p)
-    p.add_argument("--out", metavar="DIR", help="where the report goes [traces/NAME]")
+    p.add_argument(
+        "--out", metavar="DIR", help="where the report goes [traces/RUN/step-STEP; if that exists, step-STEP-2, ...]"
+    )
     p.add_argument(
         "--label_check",
         action="store_true",
@@ -62,6 +64,7 @@ def run(argv: Sequence[str]) -> int:
 
     check_model_path(args.run)
     from ..loading import recorded_data
+    from ..recorded import default_folder
     from ..trace.tracing import TraceRequest, trace
     from ..trace.tracing import check as check_label
 
@@ -79,6 +82,6 @@ def run(argv: Sequence[str]) -> int:
     request = TraceRequest(args.timesteps, args.pictures, data, args.weights, args.compare, args.by, args.device)
     if args.label_check:
         return check_label(args.run, request)
-    out = Path(args.out or Path("traces") / name_of_run(args.run))
+    out = Path(args.out or free(str(default_folder("traces", args.run, args.weights))))
     trace(args.run, out, request)
     return 0

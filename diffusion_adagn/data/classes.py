@@ -48,7 +48,20 @@ def _told_apart(names: Sequence[str], table: dict[str, str]) -> list[str]:
 
 
 def class_ids(space: LabelSpace, classes: str) -> list[int]:
-    """Ids of `config.classes`: what LabelSpace.parse reads, or a .txt file with one class a line (# for comments)."""
+    """Ids of `config.classes`: what LabelSpace.parse reads, the name of a list in class_lists.py (unless a class is called
+    so), or a .txt file with one class a line (# for comments)."""
+    from .class_lists import NAMES, class_list
+
+    if classes in NAMES and classes not in space.names:
+        missing = [wnid for wnid in class_list(classes) if wnid not in space.wnids]
+        if missing:
+            names = imagenet_classes()
+            raise InputError(
+                f"data.classes {classes} is a list of {len(class_list(classes))} ImageNet classes, and the data lacks {len(missing)} "
+                f"of them: {', '.join(f'{wnid} ({names[wnid]})' for wnid in missing[:3])}{', ...' if len(missing) > 3 else ''}. "
+                "Its class folders are to be called by WordNet ids."
+            )
+        return [space.wnids.index(wnid) for wnid in class_list(classes)]
     if not classes.endswith(".txt"):
         return space.parse(classes)
     ids = []

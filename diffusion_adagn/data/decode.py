@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-import itertools
 import json
 import os
 import shutil
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -16,35 +15,52 @@ from ..config import DataConfig
 from ..errors import InputError
 from ..labels import LabelSpace
 from .classes import class_ids
+from .images import BrokenPicture, TooLarge
 from .sources import Source, Split, printable
 
 if TYPE_CHECKING:
     import numpy as np
 
+MOST_THREADS = 32
+MOST_AHEAD = 64  # pictures that are decoded and not yet written
+MOST_BROKEN = 1000  # broken pictures, after which no more are counted
 STORE_FORMAT = 1  # a change of it decodes everything anew
 
 
 def decode(
-    source: Source, split: str, name: str, config: DataConfig, channels: int, folder: Path, progress: bool
+    source: Source,
+    split: str,
+    name: str,
+    config: DataConfig,
+    channels: int,
+    folder: Path,
+    progress: bool,
+    empty_classes: bool = True,
 ) -> None:
-    """Write images.npy, labels.npy and meta.json into `folder`; memory holds some dozen pictures at a time."""
+    """Write images.npy, labels.npy and meta.json into `folder`; memory holds some dozen pictures at a time.
+
+    empty_classes: whether classes without a picture are allowed.
+    """
     import numpy as np
 
     loaded = source.load(split)
     rows, labels, space = _chosen(loaded, config)
     if not len(rows):
         raise InputError(f"{name} holds no picture of the classes '{config.classes}'.")
-    first, shape, skipped, kept, sizes = "", (), [], [], Counter()
+    if not empty_classes:
+        check_classes(name, np.bincount(labels, minlength=space.K), space)
+    first, shape, skipped, kept, sizes, row = "", (), [], [], Counter(), -1
     pictures = _pictures(loaded.read(rows), config, channels, total=len(rows), label=name if progress else None)
     with open(folder / "images.npy", "wb") as file:  # a memory map would die by a signal when the disk is full
         for row, (picture, outcome, size) in enumerate(pictures):
-            if isinstance(outcome, Exception):
-                if not config.skip_broken:
-                    raise InputError(
-                        f"broken picture {picture} of {name}: {outcome}. Replace it, or set data.skip_broken to true to "
-                        "leave such pictures out."
-                    )
-                skipped.append(f"{picture}: {outcome}")
+            if isinstance(outcome, BrokenPicture):
+                skipped.append((picture, outcome))
+                if not config.skip_broken and len(skipped) == MOST_BROKEN:
+                    break
+                continue
+            if (
+                skipped and not config.skip_broken
+            ):  # nothing more is stored; the others are looked at to count the broken
                 continue
             if not kept:
                 first, shape = picture, outcome.shape
@@ -56,13 +72,43 @@ def decode(
             file.write(outcome.tobytes())
             sizes[min(size), size[0] != size[1]] += 1
             kept.append(row)
+        if skipped and not config.skip_broken:
+            raise InputError(_broken(name, skipped, row + 1, len(rows)))
         if not kept:
-            raise InputError(f"every picture of {name} is broken; the first: {skipped[0]}.")
+            raise InputError(f"every picture of {name} is broken; the first: {skipped[0][0]}: {skipped[0][1]}.")
         _write_header(file, (len(kept), *shape))
     images = np.load(folder / "images.npy", mmap_mode="r")
     labels = labels[kept]
     np.save(folder / "labels.npy", labels)
-    _write_meta(folder, source, split, images, labels, space, skipped, sizes)
+    left_out = [f"{picture}: {reason}" for picture, reason in skipped]
+    _write_meta(folder, source, split, images, labels, space, left_out, sizes)
+
+
+def _broken(name: str, broken: list[tuple[str, BrokenPicture]], seen: int, total: int) -> str:
+    """What is wrong with the first of these pictures, and how many more there are."""
+    picture, reason = broken[0]
+    what = "picture too large:" if isinstance(reason, TooLarge) else "broken picture"
+    more = ""
+    if len(broken) > 1:
+        among = f"{seen:,} looked at" if seen < total else f"{total:,}"
+        shown = ", ".join(p for p, _ in broken[1:4]) + (", ..." if len(broken) > 4 else "")
+        more = f" {len(broken) - 1:,} more of {among} cannot be read: {shown}."
+    remedy = "Make it smaller" if isinstance(reason, TooLarge) else "Replace it"
+    return (
+        f"{what} {picture} of {name}: {str(reason).rstrip('.')}.{more} {remedy}, or set data.skip_broken to true to leave such "
+        "pictures out."
+    )
+
+
+def check_classes(name: str, counts: np.ndarray, space: LabelSpace) -> None:
+    """Raises InputError if a class has no picture. counts: int64 [K]."""
+    empty = [space.names[i] for i in (counts == 0).nonzero()[0]]
+    if empty:
+        raise InputError(
+            f"{name} has no picture of {len(empty)} of its {space.K} classes: {', '.join(empty[:8])}"
+            f"{', ...' if len(empty) > 8 else ''}. Add pictures (.png, .jpg, ...), remove the class folder, or name the classes "
+            "to keep in data.classes."
+        )
 
 
 def _chosen(loaded: Split, config: DataConfig) -> tuple[np.ndarray, np.ndarray, LabelSpace]:
@@ -85,11 +131,11 @@ def _pictures(
     read: Iterable[tuple[str, Any]], config: DataConfig, channels: int, total: int, label: str | None
 ) -> Iterator[tuple[str, np.ndarray | Exception, tuple[int, int]]]:
     """(name, pixels or why it is broken, size in the source), in order. Pillow decodes outside the GIL."""
-    from concurrent.futures import ThreadPoolExecutor
+    from concurrent.futures import Future, ThreadPoolExecutor
 
     from tqdm.auto import tqdm
 
-    from .images import BrokenPicture, open_picture, to_array
+    from .images import open_picture, to_array
 
     def one(item: tuple[str, Any]) -> tuple[str, np.ndarray | Exception, tuple[int, int]]:
         name = printable(item[0])
@@ -100,12 +146,20 @@ def _pictures(
             return name, error, (0, 0)
 
     bar = tqdm(total=total, desc=f"decoding {label}", unit=" pictures", disable=label is None, delay=1.0)
-    with bar, ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
-        read = iter(read)
-        while chunk := list(itertools.islice(read, 64)):
-            for result in pool.map(one, chunk):
+    with bar, ThreadPoolExecutor(max_workers=min(MOST_THREADS, os.cpu_count() or 1)) as pool:
+        coming: deque[Future] = deque()
+        try:
+            for item in read:
+                coming.append(pool.submit(one, item))
+                if len(coming) == MOST_AHEAD:
+                    yield coming.popleft().result()
+                    bar.update()
+            while coming:
+                yield coming.popleft().result()
                 bar.update()
-                yield result
+        finally:
+            for future in coming:
+                future.cancel()
 
 
 def _check_size(picture: str, shape: tuple[int, ...], first: str, expected: tuple[int, ...]) -> None:

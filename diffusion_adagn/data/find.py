@@ -10,8 +10,13 @@ from pathlib import Path
 
 from ..config import DataConfig
 from ..errors import InputError
-from .sources import BUILT_IN, TEST, VALIDATION, ClassFolders, Digits, Source, is_text, printable, subfolders
-from .tables import HubTable, ParquetTable, parquet_files
+from .cifar_pickles import ARCHIVES, CifarPickles, is_cifar
+from .label_files import SUFFIXES, LabelFile, has_labels
+from .sources import BUILT_IN, TEST, VALIDATION, ClassFolders, Digits, Source, is_text, printable
+from .tables import HubTable, ParquetTable, folders_near, parquet_files
+
+_LOCAL = "Give files that are here: --data.source PATH_TO_PARQUET (one file, or a folder of them), or --data.source {}"
+_FILES = (".parquet", *SUFFIXES, *ARCHIVES)
 
 
 @contextlib.contextmanager
@@ -23,7 +28,10 @@ def reading(source: str) -> Iterator[None]:
         raise InputError(f"data.source {printable(source)} cannot be read: {error}.") from None
 
 
-def find_source(config: DataConfig) -> tuple[Source, str, str | None]:
+Found = tuple[Source, str, str | None]
+
+
+def find_source(config: DataConfig) -> Found:
     """(source, NAME_OR_PATH as written, split as written or None) of `config.source`. Nothing is loaded yet."""
     with reading(config.source):
         return _find_source(config)
@@ -49,26 +57,31 @@ def _open(head: str, config: DataConfig) -> Source:
     if head == "digits":
         return Digits()
     if head == "cifar10":
-        return HubTable("uoft-cs/cifar10", *columns, known=("train", "test"))
+        return HubTable(
+            "uoft-cs/cifar10", *columns, known=("train", "test"), local=_LOCAL.format("cifar-10-batches-py")
+        )
     if head == "cifar100":
-        return HubTable("uoft-cs/cifar100", *columns, known=("train", "test"))
-    if path.exists() and not path.is_dir() and not (path.is_file() and path.suffix == ".parquet"):
-        raise InputError(f"data.source {path} is a file; expected a .parquet file, or a folder of class folders.")
+        return HubTable("uoft-cs/cifar100", *columns, known=("train", "test"), local=_LOCAL.format("cifar-100-python"))
+    if path.exists() and not path.is_dir() and not (path.is_file() and path.name.endswith(_FILES)):
+        raise InputError(
+            f"data.source {path} is a file; expected a folder of class folders, or a file {', '.join(_FILES[:-1])}."
+        )
     if path.exists():
+        if path.suffix in SUFFIXES or (path.is_dir() and has_labels(path, *columns)):
+            return LabelFile(path, *columns)
+        if is_cifar(path):
+            return CifarPickles(path)
         return ParquetTable(path, *columns) if parquet_files(path) else ClassFolders(path)
     if path.is_absolute() or head.startswith((".", "~")) or head.count("/") > 1 or re.search(r"\\|\s|\.parquet$", head):
-        beside = subfolders(path.parent)[:8] if path.parent.is_dir() else []
-        near = difflib.get_close_matches(path.name, beside, n=1, cutoff=0.6)
-        hint = f" Did you mean {path.parent / near[0]}?" if near else ""
         raise InputError(
-            f"there is no such path: {head}.{hint} Expected {', '.join(BUILT_IN)}, a data set's name on the hub, a folder "
+            f"there is no such path: {head}.{folders_near(path)} Expected {', '.join(BUILT_IN)}, a data set's name on the hub, a folder "
             "of class folders, or parquet files."
         )
     near = difflib.get_close_matches(head.lower(), BUILT_IN, n=1, cutoff=0.75)
-    if near and "/" not in head:  # not worth asking the hub, whose answer may take half a minute without a network
+    if near and "/" not in head:
         raise InputError(
-            f"there is no data set '{head}'. Did you mean {near[0]}? Expected {', '.join(BUILT_IN)}, OWNER/NAME on the hub, "
-            "or the path of a folder of class folders or of parquet files."
+            f"there is no folder {head} here, nor a data set of that name. Did you mean {near[0]}? Expected "
+            f"{', '.join(BUILT_IN)}, OWNER/NAME on the hub, or the path of a folder of class folders or of parquet files."
         )
     return HubTable(head, *columns)
 

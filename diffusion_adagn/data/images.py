@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import io
+import re
 import stat
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,6 +29,15 @@ class BrokenPicture(InputError):
     """A picture that cannot be decoded; the message is the reason, without the picture's name."""
 
 
+class TooLarge(BrokenPicture):
+    """A picture with more pixels than are decoded: a sound one, or a decompression bomb."""
+
+    def __init__(self, pixels: int, limit: int):
+        super().__init__(
+            f"it has {pixels:,} pixels, more than the limit of {limit:,} (Pillow's guard against decompression bombs)"
+        )
+
+
 @functools.cache
 def _formats() -> list[str]:
     from PIL import Image
@@ -39,7 +49,7 @@ def _formats() -> list[str]:
 @contextlib.contextmanager
 def _told_broken() -> Iterator[None]:
     """Pillow's errors as BrokenPicture: it raises OSError, SyntaxError, ValueError, struct.error, zlib.error ..."""
-    from PIL import UnidentifiedImageError
+    from PIL import Image, UnidentifiedImageError
 
     try:
         yield
@@ -47,6 +57,10 @@ def _told_broken() -> Iterator[None]:
         raise
     except UnidentifiedImageError:
         raise BrokenPicture("it is not a picture that Pillow knows") from None
+    except Image.DecompressionBombError as error:  # beyond twice the limit
+        limit = Image.MAX_IMAGE_PIXELS or 0
+        pixels = re.search(r"\d+", str(error))
+        raise TooLarge(int(pixels[0]) if pixels else 2 * limit, limit) from None
     except Exception as error:
         raise BrokenPicture(" ".join(str(error).split()) or type(error).__name__) from None
 
@@ -73,7 +87,7 @@ def open_picture(raw: Raw) -> Image.Image:
         image = raw if isinstance(raw, Image.Image) else Image.fromarray(raw)
     limit = Image.MAX_IMAGE_PIXELS  # Pillow itself only warns up to twice its limit
     if limit and image.width * image.height > limit:
-        raise BrokenPicture(f"{image.width}x{image.height} pixels is beyond Pillow's limit of {limit} (a bomb?)")
+        raise TooLarge(image.width * image.height, limit)
     if not image.width * image.height:
         raise BrokenPicture(f"it is {image.width}x{image.height} pixels: none")
     image.load()

@@ -12,13 +12,17 @@ from ..commands import command, then
 from ..config import DataConfig
 from ..errors import InputError
 from ..grids import labelled_grid
-from .store import ImageDataset, open_dataset
+from .find import Found, find_source
+from .store import ImageDataset, NothingHeldOut, open_dataset
 
 if TYPE_CHECKING:
     import numpy as np
 
 MOST_ROWS = 50  # of the sheet
 RECIPES = {"digits": "digits", "cifar10": "cifar10_small"}  # of each source; for others: own_images
+ITSELF = "these pictures themselves"
+MOST_LOOKED_AT = 500  # for colour
+UNBALANCED = 3  # times the smallest class, from which balancing is suggested
 MOST_SKIPPED = 20  # broken pictures listed
 
 
@@ -30,8 +34,9 @@ def inspect_dataset(config: DataConfig, out: Path, per_class: int = 8, following
     """
     if per_class < 1:
         raise InputError(f"a row of the sheet needs at least 1 example a class, not {per_class}.")
-    dataset = open_dataset(config)
-    heldout = _heldout(config, dataset)
+    found = find_source(config)
+    dataset = open_dataset(config, found=found, empty_classes=True)
+    heldout, why_none = _heldout(config, dataset, found)
     space, drawn = dataset.label_space, min(dataset.label_space.K, MOST_ROWS)
     sheet = _sheet(dataset, drawn, per_class)
     out = Path(out)
@@ -43,14 +48,14 @@ def inspect_dataset(config: DataConfig, out: Path, per_class: int = 8, following
             f"the sheet cannot be written to {out}: {error.strerror or error}. Name another file."
         ) from None
 
-    other = f"{heldout.name}, {len(heldout):,} pictures" if heldout is not None else "none"
+    other = f"{heldout.name}, {len(heldout):,} pictures" if heldout is not None else why_none
     facts = {
         "source": f"{dataset.name}, {len(dataset):,} pictures",
         "held out": other,
         "pictures": f"{dataset.image_size}x{dataset.image_size}, {'gray' if dataset.channels == 1 else 'colour'} "
-        f"({dataset.channels} channel{'s' if dataset.channels > 1 else ''})",
+        f"({dataset.channels} channel{'s' if dataset.channels > 1 else ''}){_gray(dataset)}",
         "resizing": dataset.resized,
-        "classes": f"{space.K}; {_balance(dataset.counts())}",
+        "classes": f"{space.K}; {_balance(dataset.counts(), config.balance)}",
         "skipped": _skipped(dataset),
         "fingerprint": dataset.fingerprint,
         "kept in": str(dataset.folder),
@@ -59,28 +64,58 @@ def inspect_dataset(config: DataConfig, out: Path, per_class: int = 8, following
     lines += ["", *_table(dataset, heldout), ""]
     only = f" (the first {drawn} of {space.K} classes)" if drawn < space.K else ""
     lines.append(f"Examples: {out}{only}")
-    if heldout is not None or config.heldout_fraction == 0:
+    empty = [name for name, count in zip(space.names, dataset.counts()) if not count]
+    if empty:
+        lines.append(
+            f"A training needs pictures of every class, and there are none of: {', '.join(empty[:8])}"
+            f"{', ...' if len(empty) > 8 else ''}. Add some, or name the classes to keep in data.classes."
+        )
+    elif why_none != ITSELF:
         lines.append(then("Next, see what a run would cost:", following or train_command(config)))
     return "\n".join(lines)
 
 
-def _heldout(config: DataConfig, dataset: ImageDataset) -> ImageDataset | None:
-    """The held-out part; None if nothing is held out, or if it is what is being looked at."""
-    if config.heldout_fraction == 0 or len(dataset) == 1:
-        try:
-            found = open_dataset(config, "heldout")
-        except InputError:
-            return None
-    else:
-        found = open_dataset(config, "heldout")
-    return None if found.fingerprint == dataset.fingerprint else found
+def _heldout(config: DataConfig, dataset: ImageDataset, found: Found) -> tuple[ImageDataset | None, str]:
+    """(the held-out part, ""); (None, why) if nothing is held out, or if it is what is being looked at."""
+    import numpy as np
+
+    try:
+        heldout = open_dataset(config, "heldout", found=found)
+    except NothingHeldOut:
+        return None, "none, since every class needs its pictures for training"
+    except InputError:
+        if config.heldout_fraction:
+            raise
+        return None, "none (data.heldout_fraction is 0)"
+    rows = [np.arange(len(part)) if part.indices is None else part.indices for part in (dataset, heldout)]
+    if heldout.folder == dataset.folder and np.array_equal(*rows):
+        return None, ITSELF
+    return heldout, ""
 
 
-def _balance(counts: np.ndarray) -> str:
+def _gray(dataset: ImageDataset) -> str:
+    """A hint where colour pictures have no colour."""
+    import numpy as np
+
+    if dataset.channels == 1 or not len(dataset):
+        return ""
+    some = np.unique(np.linspace(0, len(dataset) - 1, MOST_LOOKED_AT).round().astype(int))
+    pixels, _ = dataset.gather(some)
+    if (pixels != pixels[..., :1]).any():
+        return ""
+    seen = "all are gray" if len(some) == len(dataset) else f"all of {len(some)} looked at are gray"
+    return f"; {seen}: --data.channels 1 stores and trains them as such"
+
+
+def _balance(counts: np.ndarray, balanced: bool) -> str:
     low, high = int(counts.min()), int(counts.max())
     if low == high:
         return f"{low:,} pictures each"
     ratio = f"the largest is {high / low:.3g} times the smallest" if low else "some are empty"
+    if balanced:
+        ratio += "; drawn equally often (data.balance)"
+    elif low and high >= UNBALANCED * low:
+        ratio += "; --data.balance true draws each equally often"
     return f"{low:,} to {high:,} pictures each, {ratio}"
 
 
@@ -122,7 +157,8 @@ def _sheet(dataset: ImageDataset, drawn: int, per_class: int):
         name = dataset.label_space.names[class_id].split(", ")[0]
         labels.append(name if name == str(class_id) else f"{class_id}: {name}")
     shown = f", classes 0 to {drawn - 1} of {len(counts)}" if drawn < len(counts) else ""
-    title = f"{dataset.name.rsplit('/', 1)[-1]}: {len(dataset):,} pictures{shown}"
+    head, _, split = dataset.name.rpartition(":")
+    title = f"{Path(head).name or head}:{split}: {len(dataset):,} pictures{shown}"
     return labelled_grid(rows, labels, title=title)
 
 

@@ -32,7 +32,10 @@ def philox(counter: Sequence, key: tuple[int, int]) -> tuple:
 
 # what the draws are for; a stream each
 STREAMS = {
-    name: i for i, name in enumerate(("order", "noise", "timestep", "label_drop", "flip", "heldout", "wrong_label"))
+    name: i
+    for i, name in enumerate(
+        ("order", "noise", "timestep", "label_drop", "flip", "heldout", "wrong_label", "balance", "balance_order")
+    )
 }
 
 
@@ -97,8 +100,77 @@ class SampleOrder:
         if epoch not in self._epochs:
             while len(self._epochs) > 1:
                 self._epochs.pop(min(self._epochs))
-            # word i of counter (i, epoch): n places, two words each to make ties rare; stable where they happen
-            rest = [torch.tensor([word]) for word in (epoch, 0, STREAMS["order"])]
-            high, low, *_ = _philox(self.seed, torch.arange(self.n), *rest)
-            self._epochs[epoch] = torch.argsort((high << 31) | (low >> 1), stable=True)
+            self._epochs[epoch] = _permutation(self.n, self.seed, epoch, 0, "order")
         return self._epochs[epoch]
+
+
+def _permutation(n: int, seed: int, number: int, of: int, stream: str) -> Tensor:
+    """A permutation of 0..n-1, the `number`-th of `of`."""
+    # word i of counter (i, number): n places, two words each to make ties rare; stable where they happen
+    rest = [torch.tensor([word]) for word in (number, of, STREAMS[stream])]
+    high, low, *_ = _philox(seed, torch.arange(n), *rest)
+    return torch.argsort((high << 31) | (low >> 1), stable=True)
+
+
+class BalancedOrder:
+    """Which sample stands at a position when classes are drawn equally often (`data.balance`).
+
+    Position p draws one of the K classes uniformly, then the next image of that class: its m-th draw in the run takes place
+    m % n_c of the class's permutation m // n_c, n_c being its number of images. A function of (seed, p) alone: how many
+    draws of a class stand before a block of positions is counted once, from the start of the run.
+
+    Args:
+        labels: int64 [N], 0..K-1. Each class has an image.
+        seed: The run's.
+    """
+
+    BLOCK = 2**16  # positions whose draws are counted at a time
+
+    def __init__(self, labels: np.ndarray, seed: int):
+        labels = torch.from_numpy(np.asarray(labels))
+        self.seed, self.sizes = seed, torch.bincount(labels)
+        self._members = torch.argsort(labels, stable=True).split(self.sizes.tolist())
+        self._before = {0: torch.zeros_like(self.sizes)}  # block -> draws of each class before it
+        self._blocks: dict[int, tuple[Tensor, Tensor]] = {}
+        self._orders: dict[int, tuple[int, Tensor]] = {}  # class -> (number, its images in that permutation)
+
+    def __call__(self, positions: Tensor) -> Tensor:
+        """positions [B] int64 -> sample indices [B] int64."""
+        indices = torch.empty_like(positions)
+        for block in (positions // self.BLOCK).unique().tolist():
+            mine = positions // self.BLOCK == block
+            classes, ranks = (some[positions[mine] % self.BLOCK] for some in self._block(block))
+            indices[mine] = torch.tensor([self._image(*pair) for pair in zip(classes.tolist(), ranks.tolist())])
+        return indices
+
+    def _classes(self, block: int) -> Tensor:
+        at = torch.arange(block * self.BLOCK, (block + 1) * self.BLOCK)
+        return (uniform(self.seed, "balance", at) * len(self.sizes)).long()
+
+    def _block(self, block: int) -> tuple[Tensor, Tensor]:
+        """(class, how many draws of that class stand before) of each position of a block."""
+        if block not in self._blocks:
+            while len(self._blocks) > 1:
+                self._blocks.pop(min(self._blocks))
+            near = max(b for b in self._before if b <= block)
+            before = self._before[near]
+            for earlier in range(near, block):
+                before = before + torch.bincount(self._classes(earlier), minlength=len(self.sizes))
+            self._before = {0: self._before[0], block: before}
+            classes = self._classes(block)
+            grouped = torch.argsort(classes, stable=True)
+            counts = torch.bincount(classes, minlength=len(self.sizes))
+            ranks = torch.empty_like(classes)
+            ranks[grouped] = torch.arange(self.BLOCK) - (counts.cumsum(0) - counts)[classes[grouped]]
+            self._blocks[block] = classes, ranks + before[classes]
+        return self._blocks[block]
+
+    def _image(self, class_id: int, rank: int) -> int:
+        number, place = divmod(rank, int(self.sizes[class_id]))
+        if self._orders.get(class_id, (None,))[0] != number:
+            members = self._members[class_id]
+            self._orders[class_id] = (
+                number,
+                members[_permutation(len(members), self.seed, number, class_id, "balance_order")],
+            )
+        return int(self._orders[class_id][1][place])

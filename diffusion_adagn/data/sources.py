@@ -78,6 +78,7 @@ class ClassFolders:
     def __init__(self, root: Path):
         self.root, self.name = root, root.resolve().as_posix()
         self._found: dict[str, dict[str, list[str]]] = {}
+        self._facts: dict[str, dict] = {}
         train = root / "train"
         self.parted = train.is_dir() and not _pictures(train, nested=False) and bool(subfolders(train))
 
@@ -102,17 +103,15 @@ class ClassFolders:
                 f"{root} is not a folder of class folders: {loose}. Expected {self.root}/CLASS/picture.png, "
                 f"or {self.root}/train/CLASS/picture.png (and test/CLASS/...), or *.parquet files."
             )
-        for folder, pictures in folders.items():
-            if not pictures:
-                raise InputError(
-                    f"class folder {root / folder} holds no picture ({', '.join(sorted(_SUFFIXES))}). "
-                    "Put pictures into it, or remove it."
-                )
-        return {f: [str(p.relative_to(self.root)) for p in pictures] for f, pictures in folders.items()}
+        below = f"{split}{os.sep}" if self.parted else ""
+        return {f: [f"{below}{f}{os.sep}{p}" for p in pictures] for f, pictures in folders.items()}
 
     def facts(self, split: str) -> dict:
-        paths = [p for some in self._files(split).values() for p in some]
-        return {"files": [(p, *_stamp(self.root / p)) for p in paths], "classes": sorted(self._files("train"))}
+        if split not in self._facts:  # a million files are looked at once, however many parts are opened
+            root, paths = str(self.root), [p for some in self._files(split).values() for p in some]
+            files = [(p, *stamp(os.path.join(root, p))) for p in paths]
+            self._facts[split] = {"files": files, "classes": sorted(self._files("train"))}
+        return self._facts[split]
 
     def load(self, split: str) -> Split:
         import numpy as np
@@ -125,7 +124,8 @@ class ClassFolders:
                 f"{', '.join(classes[:12])}{', ...' if len(classes) > 12 else ''}. Rename or remove them."
             )
         paths = [p for f in files for p in files[f]]
-        labels = np.array([classes.index(f) for f in files for _ in files[f]], dtype=np.int64)
+        ids = {f: i for i, f in enumerate(classes)}
+        labels = np.array([ids[f] for f in files for _ in files[f]], dtype=np.int64)
         return Split(
             named(classes, str(self.root)), labels, lambda rows: ((paths[i], self.root / paths[i]) for i in rows)
         )
@@ -144,12 +144,14 @@ def subfolders(root: Path) -> list[str]:
     return sorted(p.name for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
 
 
-def _pictures(folder: Path, nested: bool = True) -> list[Path]:
+def _pictures(folder: Path, nested: bool = True) -> list[str]:
+    """The paths of the pictures below a folder, sorted name by name."""
     found = []
     for at, folders, files in os.walk(folder, onerror=_raise):
         folders[:] = sorted(f for f in folders if nested and not f.startswith("."))
-        found += [Path(at, f) for f in files if Path(f).suffix.lower() in _SUFFIXES and not f.startswith(".")]
-    return sorted(found)
+        below = "" if at == os.fspath(folder) else os.path.relpath(at, folder) + os.sep
+        found += [below + f for f in files if os.path.splitext(f)[1].lower() in _SUFFIXES and not f.startswith(".")]
+    return sorted(found, key=lambda path: os.path.normcase(path).split(os.sep))
 
 
 def _raise(error: OSError) -> None:
@@ -157,7 +159,7 @@ def _raise(error: OSError) -> None:
     raise error
 
 
-def _stamp(path: Path) -> tuple[int, int]:
+def stamp(path: Path | str) -> tuple[int, int]:
     """(bytes, time of the last change); zeros for what cannot be looked at, such as a link that leads nowhere: that is
     told as a broken picture when it is read."""
     try:

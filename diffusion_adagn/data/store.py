@@ -7,33 +7,42 @@ import dataclasses
 import errno
 import hashlib
 import json
+import operator
 import re
 import shutil
 import sys
 import time
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from ..config import DataConfig
+from ..config import DataConfig, RunConfig, as_data_config
 from ..errors import InputError
 from ..folders import cache_root, locked, one_at_a_time
 from ..labels import LabelSpace
 from .classes import class_lines
-from .decode import STORE_FORMAT, decode
-from .find import choose_part, find_source, reading
+from .decode import STORE_FORMAT, check_classes, decode
+from .find import Found, choose_part, find_source, reading
 from .sources import Source
 from .tables import HubTable, Unlabelled
 
 if TYPE_CHECKING:
     import numpy as np
+    from torch import Tensor
+
+
+class NothingHeldOut(InputError):
+    """A source without a held-out part, in which every class needs its images for training."""
 
 
 @dataclass(frozen=True)
 class ImageDataset:
-    """One part of a data set.
+    """One part of a data set: a map-style dataset for torch, which a DataLoader takes, with any num_workers.
+
+    dataset[i] is (image, label): float32 [C, H, W] in [-1, 1], as the network takes it, and an int. Nothing is mirrored
+    or shuffled. `gather` gives many images at once, as uint8. A pickled data set holds the store's path, not its pixels.
 
     images: uint8 [M, H, W, C], the memory-mapped store; labels: int64 [N], ids of `label_space`.
     indices: int64 [N], the part's rows of the store; None if it is the whole store.
@@ -53,6 +62,33 @@ class ImageDataset:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        """Image float32 [C, H, W] in [-1, 1] and label of picture `index`, 0..N-1; negative ones count from the end.
+
+        Raises:
+            IndexError: There is no such picture.
+            TypeError: The index is no whole number.
+        """
+        import torch
+
+        from ..diffusion.objective import to_unit
+
+        at = operator.index(index)
+        pixels, labels = self.gather([at + len(self) if at < 0 else at])
+        if at < -len(self):
+            raise IndexError(f"index {at} is out of range for {len(self)} pictures")
+        return to_unit(torch.from_numpy(pixels))[0], int(labels[0])
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "images": None if self.folder is not None else self.images}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        import numpy as np
+
+        if state["images"] is None:
+            state["images"] = np.load(state["folder"] / "images.npy", mmap_mode="r").view(np.ndarray)
+        self.__dict__.update(state)
 
     @property
     def image_size(self) -> int:
@@ -99,73 +135,103 @@ class ImageDataset:
 
 
 def open_dataset(
-    config: DataConfig, part: Literal["train", "heldout"] | None = None, progress: bool = True
+    config: DataConfig | RunConfig | Mapping | str | Path,
+    part: Literal["train", "heldout"] | None = None,
+    progress: bool = True,
+    found: Found | None = None,
+    empty_classes: bool = False,
 ) -> ImageDataset:
     """The pictures that `config` names, decoded now if they have not been before.
 
-    part None: the split written in `config.source` (train unless said). "train": the same, for training. "heldout": the
-    source's own test split, else its validation split, else a share of the split (`heldout_fraction`), drawn with a fixed
-    seed and left out of "train" and None alike. Raises InputError for anything wrong with the source or its pictures.
+    Args:
+        config: Data settings; or what `config.as_data_config` makes them of: a source, such as "digits" or "my_images"; a
+            YAML file; or a dict, such as {"source": "my_images", "image_size": 32}.
+        part: None: the split written in `config.source` (train unless said). "train": the same, for training. "heldout":
+            the source's own test split, else its validation split, else a share of the split (`heldout_fraction`), drawn
+            with a fixed seed and left out of "train" and None alike.
+        progress: Show a bar while decoding, and say on stderr what was left out.
+        found: What `find_source` found for this config, so that a second part does not look at all files again.
+        empty_classes: Allow classes without a picture.
+
+    Raises:
+        InputError: Something is wrong with the source or its pictures. NothingHeldOut: there is no held-out part, since
+            every class needs its images for training.
     """
-    source, head, word = find_source(config)
+    config = as_data_config(config)
+    source, head, word = found or find_source(config)
     root = _root(config)
     if isinstance(source, HubTable):
         source.known = source.known or _known_splits(root, source.name)
     with reading(head):
         splits, role, shared = choose_part(source, word, part)
+    empty_classes = empty_classes or role == "heldout"
     for split in splits:
         try:
-            whole = _open_store(source, split, head, config, root, progress)
+            whole = _open_store(source, split, head, config, root, progress, empty_classes)
             break
         except Unlabelled:
             if split == splits[-1]:
                 raise
-    if role == "train":
-        _check_classes(whole)
-        if progress and whole.skipped:
-            print(
-                f"{whole.name}: {len(whole.skipped)} of {len(whole) + len(whole.skipped)} pictures are broken and left out "
-                f"(data.skip_broken), such as {whole.skipped[0]}",
-                file=sys.stderr,
-            )
+    if not empty_classes:
+        check_classes(whole.name, whole.counts(), whole.label_space)
+    if role == "train" and progress and whole.skipped:
+        print(
+            f"{whole.name}: {len(whole.skipped)} of {len(whole) + len(whole.skipped)} pictures are broken and left out "
+            f"(data.skip_broken), such as {whole.skipped[0]}",
+            file=sys.stderr,
+        )
     if not shared:
         return whole
-    kept, heldout = split_off(whole.labels, config.heldout_fraction)
+    stratified = config.heldout_split == "stratified"
+    kept, heldout = split_off(whole.labels, config.heldout_fraction, stratified=stratified)
     if role == "train":
+        if progress and not len(heldout) and config.heldout_fraction:
+            print(f"note: {whole.name}: {_why_none(whole, config)}, so nothing is held out", file=sys.stderr)
         return whole.part(kept, whole.name) if len(heldout) else whole
     if not len(heldout):
-        why = "has one picture" if len(whole) == 1 else f"data.heldout_fraction is {config.heldout_fraction:g}"
-        raise InputError(
-            f"{head} has no test or validation part, and {why}, so nothing is held out. Set data.heldout_fraction to 0.05 and have "
-            "two pictures or more, or set training.heldout_every to 0."
+        raise (NothingHeldOut if config.heldout_fraction else InputError)(
+            f"{head} has no test or validation part, and {_why_none(whole, config)}, so nothing is held out. Set data.heldout_fraction "
+            "to 0.05 or more and have two pictures or more of a class, or set training.heldout_every to 0."
         )
     return whole.part(heldout, f"{head}:heldout")
 
 
-def split_off(labels: np.ndarray, fraction: float, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """(kept, held out): ascending indices, disjoint, together all. labels: int64 [N].
+def _why_none(whole: ImageDataset, config: DataConfig) -> str:
+    if not config.heldout_fraction:
+        return "data.heldout_fraction is 0"
+    most = whole.counts().max()
+    if most > 1:
+        return f"its largest class has {most} pictures, too few for {config.heldout_fraction:g} of each class"
+    return "it has one picture" if len(whole) == 1 else "it has one picture of each class"
 
-    A class loses its last picture only if there is no other way to hold out one.
+
+def split_off(
+    labels: np.ndarray, fraction: float, seed: int = 0, stratified: bool = False
+) -> tuple[np.ndarray, np.ndarray]:
+    """(kept, held out): ascending indices, disjoint, together all. At least one image of each class is kept.
+
+    Args:
+        labels: int64 [N].
+        fraction: The share to hold out.
+        seed: Of the order in which images are looked at.
+        stratified: Hold out the first floor(fraction * n + 1/2) of each class's n images in that order, instead of the first
+            round(fraction * N) (at least 1) of all.
     """
     import numpy as np
 
     n = len(labels)
-    count = max(1, round(fraction * n)) if n >= 2 and fraction > 0 else 0
     order = np.random.RandomState(seed).permutation(n)  # RandomState: its stream is frozen for good
-    first = np.zeros(n, dtype=bool)
-    first[np.unique(labels[order], return_index=True)[1]] = True
-    spare = order[~first]
-    heldout = spare[:count] if len(spare) else order[:count]
+    _, first, inverse, sizes = np.unique(labels[order], return_index=True, return_inverse=True, return_counts=True)
+    if stratified:
+        grouped = np.argsort(inverse, kind="stable")
+        rank = np.empty(n, dtype=np.int64)  # of an image in its class
+        rank[grouped] = np.arange(n) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+        counts = np.minimum(np.floor(fraction * sizes + 0.5), sizes - 1)
+        heldout = order[rank < counts[inverse]]
+    else:
+        count = max(1, round(fraction * n)) if fraction > 0 else 0
+        heldout = np.delete(order, first)[:count]
     return np.setdiff1d(np.arange(n), heldout), np.sort(heldout)
-
-
-def _check_classes(dataset: ImageDataset) -> None:
-    empty = [dataset.label_space.names[i] for i in (dataset.counts() == 0).nonzero()[0]]
-    if empty:
-        raise InputError(
-            f"{dataset.name} has no picture of {len(empty)} of its classes: {', '.join(empty[:8])}"
-            f"{', ...' if len(empty) > 8 else ''}. Name the classes to keep in data.classes, or add pictures."
-        )
 
 
 # ---------------------------------------------------------------------- the folder
@@ -202,7 +268,9 @@ def _readable(name: str) -> str:
     return re.sub(r"[^\w.-]+", "_", Path(name).name, flags=re.ASCII).strip("._")[:60] or "data"
 
 
-def _open_store(source: Source, split: str, head: str, config: DataConfig, root: Path, progress: bool) -> ImageDataset:
+def _open_store(
+    source: Source, split: str, head: str, config: DataConfig, root: Path, progress: bool, empty_classes: bool
+) -> ImageDataset:
     channels = config.channels or source.channels
     with reading(head):
         files = source.facts(split)
@@ -231,7 +299,7 @@ def _open_store(source: Source, split: str, head: str, config: DataConfig, root:
                 return found
             _clear_leftovers(root)
             with _workplace(folder) as temporary:
-                decode(source, split, name, config, channels, temporary, progress)
+                decode(source, split, name, config, channels, temporary, progress, empty_classes)
                 return _place(temporary, folder, name)
     except OSError as error:
         raise InputError(f"decoded pictures cannot be kept in {root}: {error}. Set data.store_dir.") from None
@@ -291,8 +359,8 @@ def _clear_leftovers(root: Path) -> None:
 
 def _place(temporary: Path, folder: Path, name: str) -> ImageDataset:
     """Move a finished store into place whole. If another process got there first, use its store."""
-    made = _read_store(temporary, name)  # before the move: after it, another process may take it away as damaged
-    if made is None:
+    # before the move: after it, another process may take it away as damaged. Not kept: Windows moves no folder with an open file
+    if _read_store(temporary, name) is None:
         raise OSError("what has just been written cannot be read back")
     while True:
         try:
@@ -311,4 +379,7 @@ def _place(temporary: Path, folder: Path, name: str) -> ImageDataset:
             finally:
                 shutil.rmtree(damaged, ignore_errors=True)
         else:
-            return dataclasses.replace(made, folder=folder)
+            made = _read_store(folder, name)
+            if made is None:
+                raise OSError("what has just been moved into place cannot be read back")
+            return made

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import difflib
 import functools
+import os
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import InputError
 from .classes import named
 from .images import BrokenPicture
-from .sources import BUILT_IN, TEST, VALIDATION, Split
+from .sources import BUILT_IN, TEST, VALIDATION, Split, subfolders
 
 if TYPE_CHECKING:
     import numpy as np
@@ -191,11 +192,11 @@ def _raw(value: pa.Scalar, folders: list[Path]) -> Raw:
     if isinstance(value, dict):
         value = value.get("bytes") or value.get("path")
     if isinstance(value, str) and value:
-        return _inside(value, folders)
+        return inside(value, folders)
     return value if isinstance(value, bytes) else None
 
 
-def _inside(path: str, folders: list[Path]) -> Path | BrokenPicture:
+def inside(path: str, folders: list[Path]) -> Path | BrokenPicture:
     """The file that a row names, if it lies below one of these folders: a table may be anyone's, and name any file."""
     try:
         found = next((p for f in folders if (p := (f / path).resolve()).is_relative_to(f)), None)
@@ -321,30 +322,46 @@ def parquet_files(path: Path) -> dict[str, list[Path]]:
 
 
 class HubTable(Table):
-    """A data set of the Hugging Face hub. What was decoded of it is kept by name: delete the store to fetch it anew."""
+    """A data set of the Hugging Face hub. What was decoded of it is kept by name: delete the store to fetch it anew.
 
-    def __init__(self, name: str, *columns: str | None, known: Sequence[str] = ()):
+    local: what to do where it cannot be fetched, for the error.
+    """
+
+    def __init__(self, name: str, *columns: str | None, known: Sequence[str] = (), local: str = ""):
         super().__init__(*columns)
-        self.name, self.known = name, known
+        self.name, self.known, self.local = name, known, local
+        self._splits: dict[str, Any] = {}
+        self._asked = False
 
     def splits(self) -> Sequence[str]:
-        return self.known or list(self._loaded)
+        if not self.known:
+            with self._fetching() as datasets:
+                self.known = datasets.get_dataset_split_names(self.name)
+        return self.known
 
     def facts(self, split: str) -> dict:
         return {}
 
-    @functools.cached_property
-    def _loaded(self):
+    @contextlib.contextmanager
+    def _fetching(self) -> Iterator[Any]:
+        """The module `datasets`, if the hub has this data set; its errors as InputError."""
         try:
+            if not self._asked:
+                _check_hub(self.name)  # before the import, which takes a second
+                self._asked = True
             import datasets
 
-            return datasets.load_dataset(self.name)
+            yield datasets
         except Exception as error:  # of huggingface_hub, httpx, pyarrow, datasets: whatever stands in the way
-            reason = " ".join(str(error).split())[:300] or type(error).__name__
+            reason = (" ".join(str(error).split())[:300] or type(error).__name__).rstrip(".")
+            if self.local:
+                raise InputError(
+                    f"{self.name} cannot be fetched from the Hugging Face hub: {reason}. {self.local}"
+                ) from None
             raise InputError(
-                f"the data set '{self.name}' cannot be had from the Hugging Face hub: {reason.rstrip('.')}. Built in: "
-                f"{', '.join(BUILT_IN)} (digits needs no download). A local folder of class folders or of parquet files "
-                "works too: give its path."
+                f"there is no folder {self.name} here, and no data set of that name can be fetched from the Hugging Face hub: "
+                f"{reason}.{folders_near(Path(self.name))} Expected the path of a folder of class folders or of parquet files, "
+                f"OWNER/NAME on the hub, or {', '.join(BUILT_IN)}."
             ) from None
 
     def folders(self) -> list[Path]:
@@ -357,11 +374,35 @@ class HubTable(Table):
         return [Path(huggingface_hub.constants.HF_HUB_CACHE), *map(Path, kept)]
 
     def _split(self, split: str):
-        if split not in self._loaded:
-            raise InputError(f"{self.name} has no split '{split}'. It has: {', '.join(self._loaded)}.")
-        return self._loaded[split]
+        if split not in self.splits():
+            raise InputError(f"{self.name} has no split '{split}'. It has: {', '.join(self.splits())}.")
+        if split not in self._splits:
+            with self._fetching() as datasets:
+                self._splits[split] = datasets.load_dataset(self.name, split=split, **self._files_of(split))
+        return self._splits[split]
+
+    @functools.cached_property
+    def _builder(self) -> Any:
+        """What the data set says of itself; nothing is fetched but that."""
+        with self._fetching() as datasets:
+            return datasets.load_dataset_builder(self.name)
+
+    def _files_of(self, split: str) -> dict[str, Any]:
+        """Arguments that make `load_dataset` fetch the files of this split alone; it fetches all splits' otherwise."""
+        builder = self._builder
+        files = builder.config.data_files or {}
+        if set(files) <= {split} or split not in files or Path(builder.cache_dir).is_dir():
+            return {}
+        # the numbers of the other splits are missed, and what the data set's card says of columns is not looked up, else
+        return {
+            "data_files": {split: list(files[split])},
+            "features": builder.info.features,
+            "verification_mode": "no_checks",
+        }
 
     def features(self, split: str) -> dict[str, Any]:
+        if split not in self._splits and split in self.splits() and self._builder.info.features:
+            return dict(self._builder.info.features)
         return dict(self._split(split).features)
 
     def column(self, split: str, name: str) -> pa.ChunkedArray:
@@ -370,3 +411,53 @@ class HubTable(Table):
     def batches(self, split: str, name: str) -> Iterator[tuple[str, pa.Array]]:
         for batch in self._split(split).data.select([name]).to_batches(max_chunksize=64):
             yield f"{self.name}:{split}", batch.column(0)
+
+
+HUB_SECONDS = 2.0  # for the hub's first answer
+
+
+def _check_hub(name: str) -> None:
+    """Raises an error at once where the hub cannot answer or has no such data set: `datasets` tries for half a minute.
+
+    A data set that an earlier run fetched is opened without an answer.
+    """
+    import threading
+
+    import huggingface_hub.constants
+    from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
+
+    if huggingface_hub.constants.HF_HUB_OFFLINE:
+        return  # `datasets` looks at what is cached, and nowhere else
+    outcome: list[Exception | None] = []
+
+    def ask() -> None:
+        try:
+            huggingface_hub.HfApi().dataset_info(name, timeout=HUB_SECONDS)
+            outcome.append(None)
+        except Exception as error:
+            outcome.append(error)
+
+    thread = threading.Thread(target=ask, daemon=True)  # looking up the hub's address has no time limit
+    thread.start()
+    thread.join(HUB_SECONDS)
+    error = outcome[0] if outcome else TimeoutError(f"no answer in {HUB_SECONDS:g} s")
+    if error is None or _is_cached(name):
+        return
+    if isinstance(error, RepositoryNotFoundError):
+        raise LookupError(f"it has no {name}")
+    if not isinstance(error, HfHubHTTPError):  # with those, `datasets` says what is wrong at once
+        raise ConnectionError(f"it cannot be reached ({' '.join(str(error).split())[:100] or type(error).__name__})")
+
+
+def _is_cached(name: str) -> bool:
+    from huggingface_hub.constants import HF_HOME
+
+    cache = os.environ.get("HF_DATASETS_CACHE") or os.path.join(HF_HOME, "datasets")  # as `datasets` has it
+    return Path(cache, name.replace("/", "___")).is_dir()
+
+
+def folders_near(path: Path) -> str:
+    """ " Did you mean ...?" with the folders beside a path that are called like it."""
+    beside = subfolders(path.parent) if path.parent.is_dir() else []
+    near = difflib.get_close_matches(path.name, beside, n=3, cutoff=0.6)
+    return f" Did you mean {' or '.join(str(path.parent / n) for n in near)}?" if near else ""

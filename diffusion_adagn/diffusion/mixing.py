@@ -9,7 +9,7 @@ It needs no picture: what is mixed is what modulation(t, y) says, site by site a
 import itertools
 import operator
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Protocol, runtime_checkable
@@ -94,7 +94,7 @@ class Mix:
         timesteps that no part names.
         """
         try:
-            parts = [_part(*cut, sites) for cut in _cut(text, labels)]
+            parts = [_part(*cut, sites) for cut in labels.parts_of_mix(text)]
             base = [p for p in parts if p.sites is None]
             if len(base) > 1:
                 raise InputError(
@@ -257,36 +257,6 @@ def teller(
 
 
 # ---------------------------------------------------------------------- grammar
-
-
-def _cut(text: str, labels: LabelSpace) -> Iterator[tuple[str, int, str | None]]:
-    """Each part, its class and its WHERE (None: everywhere). A name may hold commas and @: the longest run that is a class wins."""
-    words = [w.strip() for w in text.split(",") if w.strip()]
-    if not words:
-        raise InputError("it has no part. Expected something like cat@coarse,dog@fine.")
-    while words:
-        for end in range(len(words), 0, -1):
-            part = ", ".join(words[:end])
-            what, at, where = part.rpartition("@")
-            if (class_id := _one_class(part, labels)) is not None:
-                yield part, class_id, None
-            elif at and "," not in where and (class_id := _one_class(what, labels)) is not None:
-                yield part, class_id, where
-            else:
-                continue
-            words = words[end:]
-            break
-        else:
-            ids = labels.parse(what if at else part)  # says what is wrong with it
-            raise InputError(f"'{part}' names {len(ids)} classes: expected one.")
-
-
-def _one_class(text: str, labels: LabelSpace) -> int | None:
-    try:
-        ids = labels.parse(text)
-    except InputError:
-        return None
-    return ids[0] if len(ids) == 1 else None
 
 
 def _part(text: str, class_id: int, where: str | None, sites: Sequence[Site]) -> Part:

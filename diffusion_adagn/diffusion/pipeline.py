@@ -2,10 +2,12 @@
 
 import copy
 import inspect
+import io
 import json
 import math
 import operator
 import os
+import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -26,10 +28,11 @@ from torch import Tensor, nn
 from ..commands import command, then
 from ..config import DiffusionConfig, NetworkConfig, apply, read_json, said
 from ..errors import InputError, reading
+from ..grids import captioned_grid
 from ..labels import ClassSpec, LabelSpace
 from ..models.cost import check_size
 from ..models.unet import AdaGNUNet
-from ..run import pipeline_folder
+from ..run import is_checkpoint, pipeline_folder
 from .guidance import Guidance
 from .mixing import ClassPlan, Mix, teller
 from .objective import from_x0, to_x0
@@ -47,20 +50,44 @@ from .schedule import (
 MOST_SEED = 2**63 - 1
 UNGUIDED = Guidance()
 KIND_OF = {theirs: ours for ours, theirs in PREDICTIONS.items()}
-SPACINGS = ("leading", "trailing", "linspace")
 
 
 @dataclass
 class ImagesOutput(BaseOutput):
-    """images: N PIL pictures, a float tensor [N, C, H, W] or an array [N, H, W, C], in 0..1; the others: one a picture.
+    """What a pipeline returns; a notebook shows it as a grid.
 
-    class_ids: None for a picture that is not of one plain class; class_names then say what it was told.
+    Attributes:
+        images: N PIL images, a float tensor [N, C, H, W] or an array [N, H, W, C], in 0..1.
+        class_ids: one per image; None for an image that is not of one plain class, which class_names then describes.
+        seeds: one per image, which samples it again; None where a generator was not at its seed's beginning.
+        class_names: one per image.
     """
 
     images: list[Image.Image] | Tensor | np.ndarray
     class_ids: list[int | None]
-    seeds: list[int]
+    seeds: list[int | None]
     class_names: list[str]
+
+    def grid(self, columns: int = 8) -> Image.Image:
+        """All images on one sheet, with class and seed above each.
+
+        Args:
+            columns: images per row.
+
+        Returns:
+            An RGB image; small images are enlarged.
+        """
+        images = self.images
+        if isinstance(images, Tensor):
+            images = images.permute(0, 2, 3, 1).cpu().float().numpy()
+        cells = list(to_pixels(images)) if isinstance(images, np.ndarray) else [np.atleast_3d(i) for i in images]
+        seeds = ["" if seed is None else f" #{seed}" for seed in self.seeds]
+        return captioned_grid(cells, [f"{n}{s}" for n, s in zip(self.class_names, seeds)], columns)
+
+    def _repr_png_(self) -> bytes:
+        file = io.BytesIO()
+        self.grid().save(file, "png")
+        return file.getvalue()
 
 
 class Watch(Protocol):
@@ -86,7 +113,13 @@ class ClassConditionalPipeline(DiffusionPipeline):
 
     labels: the classes (a LabelSpace or its dict; None: named by their ids). clip_x0: clip the predicted x0 to [-1, 1], after guidance.
     ema_decay (None for raw weights), trained_steps and guidance_convention are kept for the record.
+
+    `torch.compile(pipe.unet)`, `pipe.unet.compile()` and `pipe.unet.compile_repeated_blocks()` compile what a call runs;
+    `enable_model_cpu_offload()` keeps the network on the CPU between calls.
     """
+
+    model_cpu_offload_seq = "unet"
+    _interrupt = False
 
     def __init__(
         self,
@@ -120,14 +153,34 @@ class ClassConditionalPipeline(DiffusionPipeline):
 
     @property
     def labels(self) -> LabelSpace:
-        return LabelSpace.from_dict(self.config.labels)
+        """The classes. Made once: cleaning a thousand names takes milliseconds."""
+        source, labels = self.__dict__.get("_labels", (None, None))
+        if source is not self.config.labels:
+            source, labels = self.config.labels, LabelSpace.from_dict(self.config.labels)
+            self.__dict__["_labels"] = source, labels
+        return labels
+
+    @property
+    def interrupt(self) -> bool:
+        """Whether the call ends after its present step: what `callback_on_step_end` sets as `pipe._interrupt`."""
+        return self._interrupt
+
+    @property
+    def num_timesteps(self) -> int | None:
+        """Network calls of this call's sampler; in a callback."""
+        return self.__dict__.get("_num_timesteps")
+
+    def enable_sequential_cpu_offload(self, *args, **kwargs) -> None:
+        """Not supported: it moves layer by layer, and the modulation of all layers is one product."""
+        raise InputError("enable_sequential_cpu_offload is not supported: use enable_model_cpu_offload().")
 
     def use_sampler(self, sampler: str | None = None, spacing: str | None = None) -> "ClassConditionalPipeline":
         """Make another sampler or timestep spacing the default of later calls; the process stays the same.
 
         Args:
             sampler: "ddpm", "ddim", "dpm++", "unipc", "euler" or "heun". None: the present one.
-            spacing: "leading", "trailing" or "linspace". None: the present one.
+            spacing: "leading", "trailing" or "linspace", over the timesteps; "karras", "exponential" or "lu" (the same as
+                exponential), over the noise levels, for dpm++, unipc, euler and heun. None: the present one.
 
         Returns:
             This pipeline.
@@ -210,26 +263,56 @@ class ClassConditionalPipeline(DiffusionPipeline):
         spacing: str | None = None,
         callback_on_step_end: StepCallback | None = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
+        generator: torch.Generator | Sequence[torch.Generator] | None = None,
+        latents: Tensor | None = None,
+        num_images_per_class: int = 1,
+        class_labels: ClassSpec | None = None,
+        num_images_per_prompt: int | None = None,
     ) -> ImagesOutput | tuple:
-        """Sample one picture for each class given (or one class for each seed given).
+        """Sample images: one for each class given, or of one class for each seed, generator or latent given.
 
-        classes: as LabelSpace.parse takes them: "cat", 3, ["cat", 3], "all", "null"; None: all (null without classes).
-        guidance_scale: one, or one a picture; 1 (the default) is no guidance, and then there is no second pass.
-        seeds: one a picture, or one number s for s, s + 1, ...; None draws fresh ones, which the output tells.
-          A picture depends on (model, class, its own seed, settings), not on its batch, within 1e-5 in fp32.
-        eta: ddim's noise, 0 none, 1 as much as ddpm. output_type: "pil" | "pt" | "np".
-        told: in place of classes, pictures of several classes: "cat@coarse,dog@fine" (see `mixing.Mix`), a ClassPlan such as
-          `mixing.Between`, or one a picture. Guidance is against null as ever.
-        guidance: in place of guidance_scale, with an interval, a schedule, another network to guide against: see `Guidance`.
-        watch: looks on (see `Watch`).
-        sampler, spacing: for this call alone, as `use_sampler` takes them; None: the pipeline's own.
-        callback_on_step_end: called as diffusers does, `callback(pipe, index, timestep, {"latents": x})`, after each network call of
-          the sampler (heun makes two a step); x: the noisy images, [N, C, H, W] float32. A dict that it returns may hold other latents to go on from. To stop early, raise an
-          exception: `pipe._interrupt` is not looked at, since calls may run side by side.
-        callback_on_step_end_tensor_inputs: which tensors it receives: ("latents",) or ().
-        Raises InputError for unknown classes, guidance without a null class, and grids that cannot be walked.
+        An image depends on (model, class, its own seed, settings), not on its batch, within 1e-5 in fp32.
+
+        Args:
+            classes: as LabelSpace.parse takes them: "cat", 3, ["cat", 3], "all", "null". None: all (null without classes).
+            guidance_scale: one, or one per image; 1 (the default) is no guidance, and then there is no second pass.
+            num_inference_steps: steps of the sampler, from 1 to T.
+            seeds: one per image, or one number s for s, s + 1, ... None: fresh ones, which the output lists.
+            eta: ddim's noise, 0 none, 1 as much as ddpm.
+            output_type: "pil", "pt" or "np" (also "numpy").
+            return_dict: False: the tuple (images,).
+            told: in place of classes, images of several classes: "cat@coarse,dog@fine" (see `mixing.Mix`), a ClassPlan such as
+                `mixing.Between`, or one per image. Guidance is against null as ever.
+            guidance: in place of guidance_scale, with an interval, a schedule, another network to guide against: see `Guidance`.
+            watch: receives the predictions of each step (see `Watch`).
+            sampler: for this call alone, as `use_sampler` takes it. None: the pipeline's own.
+            spacing: for this call alone, as `use_sampler` takes it. None: the pipeline's own.
+            callback_on_step_end: called as diffusers does, `callback(pipe, index, timestep, {"latents": x})`, after each network
+                call of the sampler (heun makes two a step); x: the noisy images, [N, C, H, W] float32. A dict that it returns may hold
+                other latents to go on from. `pipe` is this call's own view: `pipe._interrupt = True` ends the call after
+                this step, with the noisy images as they are. Set on the pipeline itself, it ends all of its calls.
+            callback_on_step_end_tensor_inputs: which tensors it receives: ("latents",) or ().
+            generator: in place of seeds. A list: image i draws its noise from generator i; with `manual_seed(s)` it is the image
+                of seed s, bit for bit. One generator draws one seed per image.
+            latents: initial noise of unit variance, [N, C, H, W], one per image. Seeds then decide the noise of ddpm alone.
+            num_images_per_class: images of each class, one after another.
+            class_labels: the same as classes.
+            num_images_per_prompt: the same as num_images_per_class.
+
+        Returns:
+            ImagesOutput, in the order of the classes.
+
+        Raises:
+            InputError: for unknown classes, guidance without a null class, grids that a sampler would not follow exactly, and
+                numbers of classes, seeds, generators and latents that differ.
         """
-        plans, seeds = _pair(self._plans(classes, told), seeds)
+        if class_labels is not None and classes is not None:
+            raise InputError("classes and class_labels are the same argument: give one of them.")
+        plans = self._plans(class_labels if classes is None else classes, told)
+        plans = _each(plans, num_images_per_class if num_images_per_prompt is None else num_images_per_prompt)
+        config = self.unet.config
+        shape = (config.in_channels, config.sample_size, config.sample_size)
+        plans, seeds, generators = _pair(plans, seeds, generator, _check_latents(latents, shape))
         count = len(plans)
         if guidance is not None and guidance_scale is not None:
             raise InputError("guidance_scale and guidance were given: give one of them.")
@@ -238,7 +321,7 @@ class ClassConditionalPipeline(DiffusionPipeline):
         guidance = guidance or (UNGUIDED if guidance_scale is None else Guidance(guidance_scale))
         guidance.scales(count)
         self.check_guidance(guidance)
-        if output_type not in ("pil", "pt", "np"):
+        if output_type not in ("pil", "pt", "np", "numpy"):
             raise InputError(f"output_type is pil, pt or np, not {output_type!r}.")
         if callback_on_step_end is not None and not callable(callback_on_step_end):
             raise InputError(
@@ -251,17 +334,19 @@ class ClassConditionalPipeline(DiffusionPipeline):
         scheduler = self._scheduler(sampler, spacing)
         self.check_eta(eta, sampler_name(scheduler))
 
+        if (hook := getattr(self.unet, "_hf_hook", None)) is not None:  # enable_model_cpu_offload: to its device now
+            hook.pre_forward(self.unet)
         device = self._execution_device
-        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         extra = {"generator": generators} if sampler_name(scheduler) in ("ddpm", "ddim") else {}
         extra |= {"eta": eta} if eta else {}
 
-        timesteps = set_steps(scheduler, num_inference_steps, device)
+        timesteps = set_steps(scheduler, num_inference_steps)  # on the CPU, where the schedulers' tables are
         predict = self._predictor(plans, scheduler, guidance, watch)
-        config = self.unet.config
-        shape = (config.in_channels, config.sample_size, config.sample_size)
-        x = torch.stack([torch.randn(shape, generator=g) for g in generators]).to(device)
+        x = (_noise(shape, generators) if latents is None else latents.float()).to(device)
         x = x * scheduler.init_noise_sigma
+        self._interrupt = False
+        view = copy.copy(self)  # calls run side by side: a callback reads and interrupts its own
+        view.__dict__ |= {"scheduler": scheduler, "_num_timesteps": len(timesteps)}
         with self.progress_bar(total=len(timesteps)) as bar:
             for t, call in zip(timesteps, network_calls(scheduler)):
                 x_t = scheduler.scale_model_input(x, t)
@@ -271,9 +356,12 @@ class ClassConditionalPipeline(DiffusionPipeline):
                 )
                 x = scheduler.step(prediction, t, x, return_dict=False, **extra)[0]
                 if callback_on_step_end is not None:
-                    result = callback_on_step_end(self, call.index, t, {"latents": x} if inputs else {})
+                    result = callback_on_step_end(view, call.index, t, {"latents": x} if inputs else {})
                     x = _latents(result, x)
                 bar.update()
+                if view._interrupt or self._interrupt:
+                    break
+        self.maybe_free_model_hooks()
 
         images = (x / 2 + 0.5).clamp(0, 1)
         if output_type != "pt":
@@ -326,8 +414,8 @@ class ClassConditionalPipeline(DiffusionPipeline):
 
     def _one_pass(self, plans: list[ClassPlan], timesteps: Tensor) -> Callable[[Tensor, Call], Tensor]:
         """(x_t [N, C, H, W], the call) -> the network's answer, float32."""
-        tell, dtype = teller(self.unet, plans, timesteps), self.unet.dtype
-        return lambda x, call: self.unet.denoise(x.to(dtype), tell(call.index)).float()
+        tell, dtype, denoise = teller(self.unet, plans, timesteps), self.unet.dtype, _denoise(self.unet)
+        return lambda x, call: denoise(x.to(dtype), tell(call.index)).float()
 
     def _two_passes(
         self, plans: list[ClassPlan], scheduler: SchedulerMixin, guide: "ClassConditionalPipeline | None"
@@ -386,25 +474,86 @@ class ClassConditionalPipeline(DiffusionPipeline):
 
     # ------------------------------------------------------------------ files
 
-    def save_pretrained(self, save_directory: str | os.PathLike, **kwargs) -> None:
-        """A folder of safetensors and json: model_index.json, unet/, scheduler/."""
+    def save_pretrained(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs) -> None:
+        """Write a folder of safetensors and json: model_index.json, unet/, scheduler/.
+
+        Args:
+            save_directory: the folder.
+            push_to_hub: upload it too, as `push_to_hub` does; repo_id (the folder's name by default), private, token,
+                commit_message and create_pr are its arguments.
+            kwargs: of diffusers' `save_pretrained`.
+        """
+        hub = {k: kwargs.pop(k) for k in ("repo_id", "private", "token", "commit_message", "create_pr") if k in kwargs}
         super().save_pretrained(save_directory, **kwargs)
         index = Path(save_directory, "model_index.json")
         values = json.loads(index.read_text(encoding="utf-8"))
         values["unet"] = ["diffusion_adagn", "AdaGNUNet"]  # the public name, wherever the file may move
         index.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        if push_to_hub:
+            self.push_to_hub(**({"repo_id": Path(save_directory).name} | hub))
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        private: bool | None = None,
+        token: str | None = None,
+        commit_message: str = "Upload a diffusion_adagn pipeline",
+        create_pr: bool = False,
+    ) -> str:
+        """Upload the pipeline and its model card to the Hugging Face hub.
+
+        Args:
+            repo_id: "owner/name"; made if it is not there.
+            private: whether a new repository is private. None: the owner's default.
+            token: access token. None: the one of `hf auth login`.
+            commit_message: of the upload.
+            create_pr: open a pull request instead of a commit.
+
+        Returns:
+            The commit's address.
+        """
+        from huggingface_hub import create_repo, upload_folder
+
+        from ..card import model_card
+
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(folder)
+            Path(folder, "README.md").write_text(model_card(self, repo_id.split("/")[-1]), encoding="utf-8")
+            repo = create_repo(repo_id, private=private, token=token, exist_ok=True).repo_id
+            return upload_folder(
+                repo_id=repo, folder_path=folder, token=token, commit_message=commit_message, create_pr=create_pr
+            )
 
     @classmethod
     def from_pretrained(
-        cls, path: str | os.PathLike, *, revision: str | None = None, torch_dtype: torch.dtype | None = None
+        cls,
+        path: str | os.PathLike,
+        *,
+        revision: str | None = None,
+        torch_dtype: torch.dtype | None = None,
+        dtype: torch.dtype | None = None,
     ) -> "ClassConditionalPipeline":
-        """Load a pipeline folder, a run folder or a hub id "owner/name".
+        """Load a model.
 
-        Raises InputError for a folder that is none, a missing or surplus weight, and a scheduler that is not ours.
+        Args:
+            path: a run folder, one of its checkpoints (the EMA weights), a pipeline folder, or a hub id "owner/name".
+            revision: of the hub's repository.
+            torch_dtype: the weights' dtype. None: as saved.
+            dtype: the same as torch_dtype.
+
+        Raises:
+            InputError: for a folder that is none, a missing or surplus weight, and a scheduler that is not ours.
         """
+        dtype = torch_dtype if dtype is None else dtype
+        if is_checkpoint(path):
+            from ..loading import open_pipeline  # which builds a pipeline from a run's config
+
+            pipe, _ = open_pipeline(path)
+            return pipe if dtype is None else pipe.to(dtype)
         folder = pipeline_folder(path, revision)
         with reading(folder):
-            return cls._load(folder, torch_dtype)
+            return cls._load(folder, dtype)
 
     @classmethod
     def _load(cls, folder: Path, torch_dtype: torch.dtype | None) -> "ClassConditionalPipeline":
@@ -508,7 +657,10 @@ def load_scheduler(folder: Path, kind: type[SchedulerMixin]) -> SchedulerMixin:
         vast = type(value) is int and abs(value) > 10**6
         if default is not None and value is not None and (vast or type(value) not in kinds):
             raise InputError(f"{name}: {said(value)} cannot be, where {default!r} is usual (in {file}).")
-    for name, expected in (("prediction_type", PREDICTIONS.values()), ("timestep_spacing", SPACINGS)):
+    for name, expected in (
+        ("prediction_type", PREDICTIONS.values()),
+        ("timestep_spacing", ("leading", "trailing", "linspace")),
+    ):
         if config.get(name, defaults[name]) not in expected:
             raise InputError(f"{name} {said(config[name])} is not one of {', '.join(expected)} (in {file}).")
     try:
@@ -547,10 +699,71 @@ def _latents(result: object, x: Tensor) -> Tensor:
     return latents.to(x)
 
 
-def _pair(plans: list[ClassPlan], seeds: int | Sequence[int] | None) -> tuple[list[ClassPlan], list[int]]:
-    """One class (or plan) and one seed a picture."""
+def _denoise(unet: AdaGNUNet) -> Callable[[Tensor, Any], Tensor]:
+    """`unet.denoise`, compiled where the network is: torch.compile reaches forward alone, and a call does not run forward."""
+    if hasattr(unet, "dynamo_ctx"):  # what torch.compile(unet) returns, with its options
+        return unet.dynamo_ctx(unet._orig_mod.denoise)
+    return unet.denoise if unet.compiled_denoise is None else partial(unet.compiled_denoise, unet)
+
+
+def _check_latents(latents: Tensor | None, shape: tuple[int, int, int]) -> Tensor | None:
+    """Latents as they were given. Raises InputError unless they are finite numbers [N, *shape]."""
+    if latents is None:
+        return None
+    expected = f"latents are initial noise of unit variance, a float tensor [N, {', '.join(map(str, shape))}]"
+    if not isinstance(latents, Tensor) or latents.shape[1:] != shape or not len(latents):
+        raise InputError(f"{expected}, not {list(latents.shape) if isinstance(latents, Tensor) else said(latents)}.")
+    if not latents.is_floating_point() or not latents.isfinite().all():
+        raise InputError(
+            f"{expected}: found {latents.dtype}{'' if latents.isfinite().all() else ' with NaN or infinity'}."
+        )
+    return latents
+
+
+def _noise(shape: tuple[int, int, int], generators: Sequence[torch.Generator]) -> Tensor:
+    """Unit normal noise, [N, C, H, W], image i from generator i, on the generators' device."""
+    return torch.stack([torch.randn(shape, generator=g, device=g.device) for g in generators])
+
+
+def _each(plans: list[ClassPlan], count: int) -> list[ClassPlan]:
+    """Every plan `count` times in a row."""
+    if isinstance(count, bool) or not isinstance(count, Integral) or count < 1:
+        raise InputError(f"num_images_per_class is a whole number of at least 1, not {said(count)}.")
+    return [plan for plan in plans for _ in range(count)]
+
+
+def _seed_of(generator: torch.Generator) -> int | None:
+    """The seed that a generator was set to, if nothing was drawn from it since."""
+    seed = generator.initial_seed()
+    fresh = torch.Generator(generator.device).manual_seed(seed)
+    return seed if torch.equal(fresh.get_state(), generator.get_state()) else None
+
+
+def _pair(
+    plans: list[ClassPlan],
+    seeds: int | Sequence[int] | None,
+    generator: torch.Generator | Sequence[torch.Generator] | None = None,
+    latents: Tensor | None = None,
+) -> tuple[list[ClassPlan], list[int | None], list[torch.Generator]]:
+    """One class (or plan), one seed and one generator per image."""
+    if generator is not None and seeds is not None:
+        raise InputError("seeds and generator were given: give one of them.")
+    plans = plans * len(latents) if latents is not None and len(plans) == 1 else plans
+    if latents is not None and len(latents) != len(plans):
+        raise InputError(f"{len(latents)} latents for {len(plans)} images were given: give one per image.")
+    if generator is not None and not isinstance(generator, torch.Generator):
+        generators = list(generator) if isinstance(generator, Sequence) else [generator]
+        if not all(isinstance(g, torch.Generator) for g in generators):
+            raise InputError(f"generator is a torch.Generator, or one per image, not {said(generator)}.")
+        plans = plans * len(generators) if len(plans) == 1 else plans
+        if len(plans) != len(generators):
+            raise InputError(
+                f"{len(generators)} generators for {len(plans)} images: give one per image, or one in all."
+            )
+        return plans, [_seed_of(g) for g in generators], generators
     if seeds is None:
-        seeds = torch.randint(0, 2**31, (len(plans),)).tolist()
+        device = "cpu" if generator is None else generator.device
+        seeds = torch.randint(0, 2**31, (len(plans),), generator=generator, device=device).tolist()
     elif isinstance(seeds, Integral):
         seeds = [int(seeds) + i for i in range(len(plans))]
     else:
@@ -568,4 +781,4 @@ def _pair(plans: list[ClassPlan], seeds: int | Sequence[int] | None) -> tuple[li
         raise InputError(
             f"a seed is a whole number from 0 to {MOST_SEED}, not {min(seeds) if min(seeds) < 0 else max(seeds)}."
         )
-    return plans, seeds
+    return plans, seeds, [torch.Generator().manual_seed(seed) for seed in seeds]

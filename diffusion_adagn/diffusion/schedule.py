@@ -6,6 +6,7 @@ The schedulers' own clipping is always off: x0 is clipped after guidance, in the
 from dataclasses import dataclass
 from numbers import Integral
 
+import numpy as np
 import torch
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
@@ -16,7 +17,7 @@ from diffusers.schedulers.scheduling_unipc_multistep import UniPCMultistepSchedu
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from torch import Tensor
 
-from ..config import DiffusionConfig
+from ..config import SPACINGS, DiffusionConfig
 from ..errors import InputError
 
 SAMPLERS: dict[str, type[SchedulerMixin]] = {
@@ -27,6 +28,9 @@ SAMPLERS: dict[str, type[SchedulerMixin]] = {
     "euler": EulerDiscreteScheduler,  # Karras et al. 2022, order 1
     "heun": HeunDiscreteScheduler,  # Karras et al. 2022, order 2: 2 N - 1 network calls
 }
+# Of diffusers' configs, and the spacing that each means. Lu et al. 2022's grid is uniform in log sigma: the exponential one.
+NOISE_GRIDS = {"use_karras_sigmas": "karras", "use_exponential_sigmas": "exponential", "use_lu_lambdas": "exponential"}
+MAX_SIGMA = 80.0  # Karras et al. 2022, table 1; where the cosine schedule ends, noise is 20,000 times the signal
 PREDICTIONS = {"eps": "epsilon", "x0": "sample", "v": "v_prediction"}  # ours -> diffusers'
 
 
@@ -70,10 +74,21 @@ def with_sampler(
     betas = (
         ("trained_betas",) if config.get("trained_betas") is not None else ("beta_schedule", "beta_start", "beta_end")
     )
-    common = {k: config[k] for k in ("num_train_timesteps", "prediction_type", *betas)}
-    common |= {"timestep_spacing": spacing or config.timestep_spacing, "steps_offset": 0}
-    zero_snr = bool(config.get("rescale_betas_zero_snr"))
-    return _build(sampler or sampler_name(scheduler), common, zero_snr, learned_variance)
+    common = {k: config[k] for k in ("num_train_timesteps", "prediction_type", "timestep_spacing", *betas)}
+    common |= {"steps_offset": 0}
+    sampler, spacing = sampler or sampler_name(scheduler), spacing or spacing_name(scheduler)
+    if spacing in ("karras", "exponential", "lu"):
+        common["use_karras_sigmas" if spacing == "karras" else "use_exponential_sigmas"] = True
+    else:
+        common["timestep_spacing"] = spacing
+    return _build(sampler, common, bool(config.get("rescale_betas_zero_snr")), learned_variance)
+
+
+def spacing_name(scheduler: SchedulerMixin) -> str:
+    """The grid that a scheduler steps over, as `with_sampler` takes it."""
+    return next((name for flag, name in NOISE_GRIDS.items() if scheduler.config.get(flag)), None) or str(
+        scheduler.config.timestep_spacing
+    )
 
 
 def sampler_name(scheduler: SchedulerMixin) -> str:
@@ -86,9 +101,20 @@ def sampler_name(scheduler: SchedulerMixin) -> str:
 
 def _build(sampler: str, common: dict, zero_snr: bool, learned_variance: bool) -> SchedulerMixin:
     if sampler not in SAMPLERS:
-        raise InputError(f"there is no sampler '{sampler}'. Samplers: {', '.join(SAMPLERS)}.")
+        near = next((f" Did you mean {n}?" for n in SAMPLERS if str(sampler).lower().rstrip("+") == n.rstrip("+")), "")
+        raise InputError(f"there is no sampler {sampler!r}.{near} Samplers: {', '.join(SAMPLERS)}.")
     if common["timestep_spacing"] not in ("leading", "trailing", "linspace"):
-        raise InputError(f"timestep spacing is leading, trailing or linspace, not {common['timestep_spacing']!r}.")
+        raise InputError(f"timestep spacing is one of {', '.join(SPACINGS)}, not {common['timestep_spacing']!r}.")
+    noise_grid = next((name for flag, name in NOISE_GRIDS.items() if common.get(flag)), None)
+    if noise_grid and sampler in ("ddpm", "ddim"):
+        raise InputError(
+            f"{sampler} steps over whole timesteps, and spacing {noise_grid} lies between them: use dpm++, unipc, euler or heun."
+        )
+    if noise_grid and zero_snr:
+        raise InputError(
+            f"a zero-SNR schedule must be sampled from pure noise at t = T-1, and spacing {noise_grid} starts at a noise "
+            "level: use timestep spacing trailing."
+        )
     if zero_snr and common["prediction_type"] == "epsilon":
         raise InputError(
             "a zero-SNR schedule with eps-prediction divides by zero at its first step. Train with prediction v or x0."
@@ -118,11 +144,15 @@ def set_steps(scheduler: SchedulerMixin, steps: int, device: torch.device | str 
     Raises InputError where diffusers would walk a grid that is not the scheduled one.
     """
     total = scheduler.config.num_train_timesteps
-    name, spacing = sampler_name(scheduler), scheduler.config.timestep_spacing
+    name, spacing = sampler_name(scheduler), spacing_name(scheduler)
     if isinstance(steps, bool) or not isinstance(steps, Integral) or not 1 <= steps <= total:
         raise InputError(f"the number of steps is a whole number from 1 to {total}, not {steps!r}.")
     steps = int(steps)
     scheduler.set_timesteps(steps, device=device)
+    if spacing in NOISE_GRIDS.values():
+        _use_noise_grid(scheduler, spacing, steps)
+    elif scheduler.config.get("use_beta_sigmas"):
+        raise InputError("use_beta_sigmas is not supported: use spacing karras or exponential.")
     grid = scheduler.timesteps.cpu().double()
     grid = grid if name != "heun" else torch.cat([grid[:1], grid[1::2]])
     if len(grid) != steps or (grid.diff() >= 0).any() or grid.min() < 0 or grid.max() > total - 1:
@@ -161,6 +191,28 @@ def set_steps(scheduler: SchedulerMixin, steps: int, device: torch.device | str 
                 f"{wrong} times: {remedy}, or another sampler."
             )
     return scheduler.timesteps
+
+
+def _use_noise_grid(scheduler: SchedulerMixin, spacing: str, steps: int) -> None:
+    """Replace the grid by one over noise levels sigma = sigma_t / alpha_t, from at most MAX_SIGMA to the schedule's lowest.
+
+    karras: sigma^(1/7) in equal steps (Karras et al. 2022, equation 5). exponential: log sigma in equal steps. The network is
+    called at the fractional timestep of each level, interpolated in log sigma. diffusers rounds these timesteps in dpm++ and
+    unipc, so that under a cosine schedule most of them are the same one; and begins at the schedule's last level.
+    """
+    alpha_bar = scheduler.alphas_cumprod.cpu().double().numpy()
+    levels = np.sqrt((1 - alpha_bar) / alpha_bar)
+    ends = np.array([min(levels[-1], MAX_SIGMA), levels[0]])
+    if spacing == "karras":
+        sigmas = np.linspace(*ends ** (1 / 7), steps) ** 7
+    else:
+        sigmas = np.exp(np.linspace(*np.log(ends), steps))
+    times = np.interp(np.log(sigmas), np.log(levels), np.arange(len(levels)))
+    sigmas, times = (torch.from_numpy(a).float() for a in (np.append(sigmas, 0.0), times))
+    if sampler_name(scheduler) == "heun":  # two calls a step: at its start, and at its end, where the next one starts
+        sigmas = torch.cat([sigmas[:1], sigmas[1:-1].repeat_interleave(2), sigmas[-1:]])
+        times = torch.cat([times[:1], times[1:].repeat_interleave(2)])
+    scheduler.sigmas, scheduler.timesteps = sigmas, times.to(scheduler.timesteps.device)
 
 
 def signal_and_noise(scheduler: SchedulerMixin, timestep: Tensor) -> tuple[float, float]:

@@ -7,16 +7,16 @@ from pathlib import Path
 
 import numpy as np
 from accelerate import PartialState
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
-from ..commands import command, go_on, out_beside, quoted, then
+from ..commands import command, go_on, instead, quoted, then
 from ..diffusion.pipeline import ClassConditionalPipeline
 from ..diffusion.schedule import Call
-from ..errors import InputError
+from ..errors import InputError, writing
 from ..folders import alone_in
 from ..loading import model_hash, open_pipeline, recorded_data
-from ..number_type import check_tf32
 from ..processes import all_processes
+from ..recorded import unused_beside
 from .adm_npz import write_npz
 from .bench import Bench, Measuring, bench_of_model, check_against, open_bench
 from .diagnostics import picture_values
@@ -24,7 +24,7 @@ from .extractors import features_of
 from .memorisation import draw_neighbours, memorisation
 from .output import BATCHES, check_out, take_up
 from .pictures import Found, is_data, read_data, read_pictures, sampled_from
-from .points import Draw, Point, Sampled, classes_of, forget, metrics_device, sample_point
+from .points import Draw, Point, Sampled, choose_precision, classes_of, forget, metrics_device, sample_point, set_up
 from .real import Real
 from .reference import Reference
 from .report import CLASSES, JSON, MARKDOWN, full_record, overall_table, write_report
@@ -47,7 +47,8 @@ class EvaluateRequest(Measuring):
 
 @dataclass(frozen=True)
 class Sampling:
-    """How a model is sampled; None: the model's own. Words as in `points.Point` and `points.Draw`. count: over all classes together."""
+    """How a model is sampled; None: the model's own. Words as in `points.Point` and `points.Draw`. count: over all classes together.
+    precision: as `points.choose_precision` takes it."""
 
     scale: float = 1.0
     interval: str = "none"
@@ -62,7 +63,7 @@ class Sampling:
     classes: str | None = None
     count: int = 1000
     seed: int = 0
-    precision: str = "fp32"
+    precision: str = "auto"
     weights: str = "ema"
 
 
@@ -75,13 +76,12 @@ def evaluate_model(source: str, sampling: Sampling, request: EvaluateRequest, ou
     state = all_processes(request.device)
     main = state.is_main_process
     if main:
-        check_out(out, request.overwrite)
+        check_out(out, request.overwrite, request.command)
     pipe, what = open_pipeline(source, sampling.weights)
     guide = None if sampling.guide is None else open_pipeline(sampling.guide, sampling.weights)[0]
-    check_tf32(sampling.precision, state.device, "--precision")
-    pipe.to(state.device)
-    pipe.set_progress_bar_config(disable=True)
-    point, draw = _point(sampling, pipe, guide), _draw(sampling, request, pipe)
+    precision = choose_precision(sampling.precision, state)
+    set_up([pipe, guide], precision, state.device)
+    point, draw = _point(sampling, pipe, guide), _draw(replace(sampling, precision=precision), request, pipe)
     calls = point.calls(pipe)
     evaluations = point.guidance(guide).evaluations(calls)
     bench = bench_of_model(source, pipe, draw, request, state)
@@ -96,12 +96,13 @@ def evaluate_model(source: str, sampling: Sampling, request: EvaluateRequest, ou
     if main:
         print(
             f"{what}\n{draw.count:,} pictures, guidance {point.scale:g}, {point.sampler}, {point.steps} steps, {evaluations} network "
-            f"evaluations each, on {state.num_processes} process(es), {state.device}\nagainst {bench.against}"
+            f"evaluations each, on {state.num_processes} process(es), {state.device}, {draw.precision}\nagainst {bench.against}"
         )
         if note := point.unheard(calls):
             print(note)
-        out.mkdir(parents=True, exist_ok=True)
-    with alone_in(out) if main else contextlib.nullcontext():
+        with writing(out):
+            out.mkdir(parents=True, exist_ok=True)
+    with writing(out), alone_in(out) if main else contextlib.nullcontext():
         if main:
             take_up(out / BATCHES, plan)
         state.wait_for_everyone()
@@ -143,9 +144,10 @@ def _next(source: str, sampling: Sampling, request: EvaluateRequest) -> str:
         "extractor": None if request.extractor == "judge" else request.extractor,
         "steps": s.steps,
         "count": s.count,
+        "precision": None if s.precision == "auto" else s.precision,
     }
     given |= {"weights": "raw" if s.weights == "raw" else None, "spacing": s.spacing} | request.data
-    return command("sweep", source, guidance="1:4:0.5", **given, out=out_beside("sweeps", source))
+    return command("sweep", source, guidance="1:4:0.5", **given, out=unused_beside("sweeps", source))
 
 
 def evaluate_pictures(what: str, guidance: float | None, request: EvaluateRequest, out: Path) -> dict:
@@ -156,7 +158,7 @@ def evaluate_pictures(what: str, guidance: float | None, request: EvaluateReques
     state = all_processes(request.device)
     if state.num_processes > 1:
         raise InputError("pictures that are there already are measured by one process: leave torchrun out.")
-    check_out(out, request.overwrite)
+    check_out(out, request.overwrite, request.command)
     path, data = Path(what).expanduser(), is_data(what)
     source = None if data else sampled_from(path)
     recorded = None if source is None else recorded_data(source)
@@ -172,8 +174,9 @@ def evaluate_pictures(what: str, guidance: float | None, request: EvaluateReques
     names = names if labels is not None else ()
     bench = open_bench(real, request, names, labels, pixels.shape[3], state)
     print(f"{len(pixels):,} pictures of {what}\nagainst {bench.against}")
-    out.mkdir(parents=True, exist_ok=True)
-    with alone_in(out):
+    with writing(out):
+        out.mkdir(parents=True, exist_ok=True)
+    with writing(out), alone_in(out):
         sampled = _features(pixels, labels, bench, request.batch_size)
         settings = found.about.get("settings", {}) | {"seeds": found.about.get("seeds")}
         about = {"source": what, "model": found.about.get("made_by"), "settings": settings}
@@ -188,7 +191,7 @@ def store_reference(request: EvaluateRequest, file: Path) -> Reference:
     if file.suffix != ".npz":
         raise InputError(f"a reference is kept as .npz: type --out {file}.npz.")
     if file.exists() and not request.overwrite:
-        raise InputError(f"{file} is there already: give another --out, or --overwrite to replace it.")
+        raise InputError(instead(f"{file} is there already", request.command, file))
     real = Real(request.against, request.data)
     if real.dataset is None and real.found is None:
         raise InputError(f"{real.name} holds no pictures, but what was made of some: expected a data set or pictures.")

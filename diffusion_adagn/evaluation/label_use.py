@@ -12,7 +12,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from ..data import ImageDataset
 from ..data.order import normal, uniform

@@ -85,7 +85,8 @@ def draw_neighbours(
     if names is not None:
         labels = [f"{_short(names[i])}: {label}" for i, label in zip(shown, labels)]
     columns = ["sampled", *(f"real {n + 1}" for n in range(found.places.shape[1]))]
-    title = f"Sampled pictures nearest to a real one of {reference.about['name']}; beside each, its nearest real pictures and their distances"
+    label = "the class, then the distances" if names is not None else "the distances"
+    title = f"Sampled pictures nearest to a real one of {reference.about['name']}, and beside each its nearest real ones. Row labels: {label} to real 1, 2, ..."
     return file_into_place(file, labelled_grid(cells, labels, columns, title).save)
 
 

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+from ..commands import instead
 from ..errors import InputError
 from ..folders import file_into_place
 from .points import forget
@@ -11,8 +12,8 @@ from .report import JSON
 BATCHES, PLAN = "batches", "plan.json"
 
 
-def check_out(out: Path, overwrite: bool) -> None:
-    """Raises InputError unless an evaluation may go here: where nothing is, a stopped one, or one that may be replaced."""
+def check_out(out: Path, overwrite: bool, command: str = "") -> None:
+    """command: what was typed. Raises InputError unless an evaluation may go here: where nothing is, a stopped one, or one that may be replaced."""
     if out.exists() and not out.is_dir():
         raise InputError(f"{out} is a file: give another --out.")
     if not out.is_dir() or not any(out.iterdir()):
@@ -21,7 +22,7 @@ def check_out(out: Path, overwrite: bool) -> None:
     if not finished and not (out / BATCHES / PLAN).is_file():
         raise InputError(f"{out} holds files that are not an evaluation: give another --out.")
     if finished and not overwrite:
-        raise InputError(f"{out} already holds an evaluation: give another --out, or --overwrite to replace it.")
+        raise InputError(instead(f"{out} already holds an evaluation", command, out))
 
 
 def take_up(folder: Path, plan: dict) -> None:

@@ -12,14 +12,18 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
+import torch
 from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
 
+from ..config import SpeedConfig
 from ..diffusion.guidance import Guidance, Interval
 from ..diffusion.pipeline import MOST_SEED, ClassConditionalPipeline, to_pixels
-from ..diffusion.schedule import Call, network_calls, sampler_name, set_steps
+from ..diffusion.schedule import Call, network_calls, sampler_name, set_steps, spacing_name
 from ..errors import InputError
 from ..folders import file_into_place
-from ..number_type import computed_in
+from ..number_type import check_tf32, computed_in
+from ..speed import choose, has_bf16, prepare
 from .diagnostics import Meter, picture_values
 from .extractors import Extractor, Features
 
@@ -29,6 +33,34 @@ MOST_ROWS = 40  # classes in a grid
 def metrics_device(state: PartialState) -> str:
     """Where metrics are computed: they need float64, which not every accelerator has."""
     return str(state.device) if state.device.type == "cuda" else "cpu"
+
+
+def choose_precision(asked: str, state: PartialState, recorded: str | None = None) -> str:
+    """The number type that pictures are sampled in to be measured; the main process's choice on all.
+
+    Args:
+        asked: "auto", or one of `number_type.AUTOCAST`. auto: bf16 on a CUDA GPU that computes in it, fp32 elsewhere.
+        recorded: on the main process, what earlier pictures that are to be compared were sampled in; it decides what auto is.
+
+    Raises:
+        InputError: for tf32 on a device that has none.
+    """
+    if asked == "auto":
+        best = "bf16" if state.device.type == "cuda" and has_bf16(state.device) else "fp32"
+        (asked,) = broadcast_object_list([recorded or best])
+    check_tf32(asked, state.device, "--precision")
+    return asked
+
+
+def set_up(pipes: Sequence[ClassConditionalPipeline | None], precision: str, device: torch.device) -> None:
+    """Move pipelines to the device, and on CUDA set layout and operator as `adagn sample` does. A guide may be missing (None)."""
+    for pipe in pipes:
+        if pipe is None:
+            continue
+        pipe.to(device)
+        pipe.set_progress_bar_config(disable=True)
+        if device.type == "cuda":
+            prepare(pipe.unet, choose(SpeedConfig(precision), device, flops=0))
 
 
 @dataclass(frozen=True)
@@ -53,7 +85,7 @@ class Point:
     @classmethod
     def of(cls, pipe: ClassConditionalPipeline) -> "Point":
         """The model's own sampler and spacing, unguided."""
-        return cls(1.0, sampler=sampler_name(pipe.scheduler), spacing=pipe.scheduler.config.timestep_spacing)
+        return cls(1.0, sampler=sampler_name(pipe.scheduler), spacing=spacing_name(pipe.scheduler))
 
     @property
     def name(self) -> str:

@@ -25,6 +25,7 @@ MOST_SAID = 4  # sentences on too much guidance
 CHANCE = 2.0  # standard errors of a difference that chance explains
 FEW = 50  # pictures a point, below which no agreement is claimed
 ROUNDING = 1e-9  # of what is compared: a difference below is none
+CHOOSES = ("frechet", "kid", "accuracy", "coverage", "density", "precision", "recall", "inception_score")
 HEARD = ("sampler", "steps", "eta", "spacing", "threshold")  # settings that change pictures at scale 1 too
 
 
@@ -386,6 +387,103 @@ def _what_it_costs(telling: Mapping[str, Choice], points: Sequence[Finished], na
         f"What gains {name[gain]} costs {name[cost]}{tail}: from {called(start, settings)} to {called(end, settings)} "
         f"{name[gain]} goes from {went(gain)} and {name[cost]} from {went(cost)}."
     )
+
+
+@dataclass(frozen=True)
+class Advice:
+    """Which point to use.
+
+    point: its id. equal: ids of the points among which it is the cheapest, itself included. by: the metrics that chose them,
+    the first over all points, a second among those that the first leaves. costs: of every other metric by which the point is
+    distinguishable from the best, the best point.
+    """
+
+    point: str
+    equal: tuple[str, ...]
+    by: tuple[str, ...]
+    costs: dict[str, str]
+
+
+def advised(points: Sequence[Finished], choices: Mapping[str, Choice], **how) -> Advice | None:
+    """The cheapest point among those that are not distinguishable from the best; None where there is nothing to choose.
+
+    The rule is that of the one-standard-error rule (Breiman et al. 1984): of models that the data do not distinguish, the
+    simplest. 1. The best set by the Frechet distance, else the kernel distance, else the next metric of CHOOSES. 2. Of
+    these, the best set by accuracy, which the distance hardly sees. 3. Of these, the point with the fewest network
+    evaluations per image, then the scale nearest to 1, then the fewest settings that are not neutral.
+
+    Args:
+        points: All points.
+        choices: `best_sets` of them.
+        **how: As `best_set` takes it.
+    """
+    first = next((m for m in CHOOSES if m in choices and choices[m].intervals), None)
+    if first is None:
+        return None
+    equal, by = choices[first].members, (first,)
+    if first != "accuracy" and "accuracy" in choices and len(equal) > 1:
+        among = best_set([p for p in points if p.id in equal], "accuracy", **how)
+        if among is not None and among.telling:
+            equal, by = among.members, (first, "accuracy")
+    chosen = min((p for p in in_order(points) if p.id in equal), key=_cost).id
+    costs = {m: c.best for m, c in choices.items() if m not in by and chosen in c.intervals and chosen not in c.members}
+    return Advice(chosen, equal, by, costs)
+
+
+def _cost(point: Finished) -> tuple[float, float, int]:
+    """Evaluations per image, distance from scale 1, settings that are not neutral."""
+    row = point.row
+    extra = [row.get("guide"), row.get("interval"), row.get("threshold")]
+    count = sum(v not in (None, "none") for v in extra) + (row.get("schedule") not in (None, "constant"))
+    return row.get("nfe") or 0, abs(row.get("scale", 1) - 1), count + bool(row.get("rescale"))
+
+
+def advice_said(
+    advice: Advice,
+    points: Sequence[Finished],
+    choices: Mapping[str, Choice],
+    titles: Mapping[str, str] | None = None,
+    again: Mapping[str, Finished] | None = None,
+) -> str:
+    """The advice as a line: what to use, by which metric, what it costs in the others.
+
+    titles: what to call a metric, where not by METRICS. again: points measured with fresh seeds, by id.
+    """
+    name, row, settings = names(titles), {p.id: p.row for p in points}, differing(points) or ["scale"]
+    end = lambda m: "lowest" if METRICS[m].better == "lower" else "highest"  # noqa: E731
+    value = lambda m, i: rounded(*measured(row[i], m)[:2])  # noqa: E731
+    where = lambda i: ", ".join(setting_called(s, row[i].get(s)) for s in settings)  # noqa: E731
+    at, first, best = advice.point, advice.by[0], choices[advice.by[0]].best
+    said = [f"{name[first]} {_with_error(*measured(row[at], first)[:2])}"]
+    if at == best:
+        said[0] += f", the {end(first)}"
+    else:
+        said[0] += f", not distinguishable from the {end(first)} ({value(first, best)} at {where(best)})"
+    if again and at in again and measured(again[at].row, first)[0] is not None:
+        said.append(f"with fresh seeds {_with_error(*measured(again[at].row, first)[:2])}")
+    if len(advice.by) > 1:
+        said.append(f"accuracy {value('accuracy', at)}, not distinguishable from the highest of those")
+    calls = f" ({counted(row[at]['nfe'], 'network evaluation')} per image)" if row[at].get("nfe") else ""
+    if len(advice.equal) == len(points) > 1:
+        said.append(f"the cheapest of all {len(points)} settings{calls}, which this many images do not distinguish")
+    elif len(advice.equal) > 1:
+        said.append(f"the cheapest of {len(advice.equal)} such settings{calls}")
+    lost = [
+        f"{name[m]} {_apart(value(m, at), value(m, i))} ({value(m, at)}; {value(m, i)} at {where(i)})"
+        for m, i in advice.costs.items()
+    ]
+    costs = f" It costs {listed(lost, 8)}." if lost else " No other metric is distinguishably better elsewhere."
+    costs = costs if len(choices) > len(advice.by) else ""
+    scales = [r["scale"] for r in row.values()]
+    edge = row[at]["scale"] == max(scales) > max(1, min(scales))
+    further = " It is the largest scale of this sweep: sweep further." if edge else ""
+    return f"Use {where(at)}: {'; '.join(said)}.{costs}{further}"
+
+
+def _apart(one: str, other: str) -> str:
+    """How far apart two rounded values are, with the decimals of the one with fewer."""
+    decimals = min(len(v.partition(".")[2]) for v in (one, other))
+    return f"{abs(float(one) - float(other)):.{decimals}f}"
 
 
 def worse_by(before: Finished, after: Finished, metric: str) -> float | None:

@@ -16,25 +16,35 @@ from pathlib import Path
 
 import numpy as np
 from accelerate import PartialState
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
-from ..commands import go_on, then
+from ..commands import free, go_on, then, with_options
 from ..diffusion.guidance import Guidance
 from ..diffusion.pipeline import ClassConditionalPipeline
 from ..errors import InputError
 from ..evaluation.adm_npz import write_npz
 from ..evaluation.bench import Bench, Measuring, bench_of_model
 from ..evaluation.extractors.base import described
-from ..evaluation.points import Draw, Point, Sampled, classes_of, forget, metrics_device, sample_point
+from ..evaluation.points import (
+    Draw,
+    Point,
+    Sampled,
+    choose_precision,
+    classes_of,
+    forget,
+    metrics_device,
+    sample_point,
+    set_up,
+)
 from ..evaluation.results import Results, results, versions
 from ..folders import alone_in, file_into_place, into_place
 from ..loading import model_hash, open_pipeline
-from ..number_type import check_tf32
+from ..number_type import AUTOCAST
 from ..processes import all_processes
 from .choice import Finished, best_sets
 from .sweep_plots import INSTALL
 from .sweep_plots import available as plots_available
-from .sweep_report import Sweep, write_report
+from .sweep_report import Sweep, summary, write_report
 
 VERSION = 1  # of what a point is; points of another are not taken over
 
@@ -57,7 +67,7 @@ class SweepRequest:
     count: int = 1000  # over all classes together
     seed: int = 0
     batch_size: int = 64
-    precision: str = "fp32"
+    precision: str = "auto"  # as `points.choose_precision` takes it
     device: str = "auto"
     weights: str = "ema"
     measuring: Measuring = Measuring()
@@ -75,9 +85,9 @@ def sweep(source: str, request: SweepRequest, out: Path, command: str = "") -> l
     state = all_processes(request.device)
     pipe, what = open_pipeline(source, request.weights)
     guide, guide_what = (None, "") if request.guide is None else open_pipeline(request.guide, request.weights)
-    check_tf32(request.precision, state.device, "--precision")
-    pipe.to(state.device)
-    pipe.set_progress_bar_config(disable=True)
+    recorded = _recorded_precision(out) if state.is_main_process else None
+    request = dataclasses.replace(request, precision=choose_precision(request.precision, state, recorded))
+    set_up([pipe, guide], request.precision, state.device)
     points = make_points(request, pipe)
     cost = _check(points, pipe, guide)
     draw = _draw(request, pipe)
@@ -89,7 +99,7 @@ def sweep(source: str, request: SweepRequest, out: Path, command: str = "") -> l
         out.mkdir(parents=True, exist_ok=True)
     with alone_in(out) if state.is_main_process else contextlib.nullcontext():
         if state.is_main_process:
-            _claim(out, _plan(table, draw))
+            _claim(out, _plan(table, draw), command)
             _say(what, guide_what, points, draw, table, out)
         state.wait_for_everyone()
         try:
@@ -107,7 +117,7 @@ def sweep(source: str, request: SweepRequest, out: Path, command: str = "") -> l
             raise InputError(
                 go_on(f"{out} cannot be written to ({error}). What is finished is safe: make room.", command)
             ) from error
-    print("\n" + files[0].read_text(encoding="utf-8").partition("\n## Best by class")[0].strip())
+    print("\n" + "\n".join(summary(files)))
     print(f"\nLook at  {files[0]}\nBeside   {', '.join(f.name for f in files[1:])}")
     if not plots_available():
         print(then("Curves need matplotlib; with it, the same command draws them:", INSTALL))
@@ -197,7 +207,7 @@ def _plan(table: "Table", draw: Draw) -> dict:
     }
 
 
-def _claim(out: Path, plan: dict) -> None:
+def _claim(out: Path, plan: dict, command: str) -> None:
     """Make `out` this sweep's, or check that it is; points may be added to it later."""
     file = out / "plan.json"
     plan = json.loads(json.dumps(plan))
@@ -209,16 +219,25 @@ def _claim(out: Path, plan: dict) -> None:
                 f"{file}, which says what the points of this sweep have in common, is damaged ({error}): give another --out."
             ) from None
         if changed := _changed(old, plan):
-            raise InputError(
-                f"{out} holds a sweep of something else ({'; '.join(changed)}), and its points would not compare: put it back, or give "
-                "another --out."
-            )
+            text = f"{out} holds a sweep of something else ({'; '.join(changed)}), and its points would not compare: put it back, or give another --out"
+            if command and " --out" not in command:
+                raise InputError(then(f"{text}:", with_options(command, out=free(str(out)))))
+            raise InputError(f"{text}.")
     elif any(not p.name.startswith(".") for p in out.iterdir()):
         raise InputError(f"{out} holds files that are not a sweep: give another --out.")
     else:
         file_into_place(file, lambda beside: beside.write_text(json.dumps(plan, indent=1), encoding="utf-8"))
     for leftover in [*out.glob("batches*/*/.*.npz"), *out.glob(".*.*")]:  # broken off while they were written
         leftover.unlink(missing_ok=True)
+
+
+def _recorded_precision(out: Path) -> str | None:
+    """What the sweep in `out` was begun in; None where there is none. `_claim` says what is wrong with a plan."""
+    try:
+        found = json.loads((out / "plan.json").read_text(encoding="utf-8"))["draw"]["precision"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return found if found in AUTOCAST else None
 
 
 def _changed(old: object, new: object, key: str = "") -> list[str]:
@@ -238,7 +257,7 @@ def _say(what: str, guide_what: str, points: Sequence[Point], draw: Draw, table:
     state = table.state
     print(
         f"{what}\n{len(points)} points of {draw.count:,} pictures ({len(draw.classes)} classes), {finished} finished, on "
-        f"{state.num_processes} process(es), {state.device}, in {out}"
+        f"{state.num_processes} process(es), {state.device}, {draw.precision}, in {out}"
     )
     if guide_what:
         print(f"guided against {guide_what}")

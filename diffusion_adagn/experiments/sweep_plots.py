@@ -99,7 +99,10 @@ def curves(
 def tradeoff(
     points: Sequence[Finished], fidelity: str, diversity: str, titles: Mapping[str, str] | None = None
 ) -> Figure:
-    """The two metrics against each other, each point labelled by its scale (or what else was swept); the Pareto front joined."""
+    """The two metrics against each other, each point labelled by its scale (or what else was swept), with the Pareto front.
+
+    Points that differ in that alone are joined by a thin line. The front is a step: between two of its points nothing is reached.
+    """
     points, title = in_order(points), {m: METRICS[m].title for m in METRICS} | dict(titles or {})
     front, over = pareto(points, fidelity, diversity), Over(points)
     lines = _lines(points, over, front, join=False)
@@ -107,16 +110,20 @@ def tradeoff(
     at = {i: xy for i, xy in at.items() if None not in xy}
     names = [(name, c, m, "none") for (name, _), c, m in zip(lines, COLOURS, MARKERS)]
     shown = {p.id for _, line in lines for p in line}
-    joined = [at[i] for i in front if i in shown]
-    if len(set(joined)) > 1:
+    steps = sorted({at[i] for i in front if i in shown})
+    if len(steps) > 1:
         names.append(("Pareto front: not beaten in both", "line"))
-    figure, (ax,) = _sheet(1, _left_out(lines, points), names, f"labels: {over.name}", 1.9)
-    ax.plot(*zip(*joined) if joined else ([], []), color=INK, linewidth=1.2, linestyle="--", zorder=1)
+    hint = f"labels: {over.name}; bars: one standard error"
+    figure, (ax,) = _sheet(1, _left_out(lines, points), names, hint, 1.9)
+    # the level of a point holds on the side where the diversity is worse
+    corner = "steps-pre" if METRICS[diversity].better == "higher" else "steps-post"
+    ax.plot(*zip(*steps) if steps else ([], []), color=INK, linewidth=1.2, linestyle="--", drawstyle=corner, zorder=1)
     for (_, line), colour, marker in zip(lines, COLOURS, MARKERS):
-        some = [at[p.id] for p in line if p.id in at]
-        ax.plot(
-            *zip(*some) if some else ([], []), color=colour, marker=marker, markersize=7, linestyle="none", zorder=2
-        )
+        some = [p for p in line if p.id in at]
+        x, y = zip(*(at[p.id] for p in some)) if some else ((), ())
+        bars = ([measured(p.row, m)[1] or 0 for p in some] for m in (diversity, fidelity))
+        style = {"color": colour, "marker": marker, "markersize": 7, "linewidth": 0.7, "zorder": 2}
+        ax.errorbar(x, y, *reversed(list(bars)), elinewidth=0.6, linestyle="-" if over.numeric else "none", **style)
     ax.margins(0.08)
     ax.set_xlabel(f"{title[diversity]} ({METRICS[diversity].better} is better)", fontsize=10)
     ax.set_ylabel(f"{title[fidelity]} ({METRICS[fidelity].better} is better)", fontsize=10)
@@ -449,7 +456,7 @@ def _beside(ax: Axes, labels: Sequence[tuple[tuple[float, float], str]]) -> None
         places = [
             (dx * (r + wide - 7), dy * r)
             for r in (13, 22, 33, 46, 62, 80)
-            for dx, dy in ((0, 1), (1, 0), (0, -1), (-1, 0), (0.8, 0.8), (0.8, -0.8), (-0.8, 0.8), (-0.8, -0.8))
+            for dx, dy in ((1, 1), (1, -1), (-1, 1), (-1, -1), (0, 1), (1, 0), (0, -1), (-1, 0))  # bars: up and across
         ]
         boxes = [(px + a - wide, py + b - high, px + a + wide, py + b + high) for a, b in places]
         free = [i for i, b in enumerate(boxes) if _inside(b, frame) and not any(_meet(b, t) for t in taken)]

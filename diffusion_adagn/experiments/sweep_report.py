@@ -36,6 +36,8 @@ from .choice import (
     TRADES,
     Choice,
     Finished,
+    advice_said,
+    advised,
     at_the_edge,
     best_sets,
     called,
@@ -134,6 +136,13 @@ def write_report(
     return [out / name for name in ("sweep.md", "sweep.csv", "sweep.json", *pictures)]
 
 
+def summary(files: Sequence[Path]) -> list[str]:
+    """What a written report says in a few lines, the advice first."""
+    found = json.loads(next(f for f in files if f.suffix == ".json").read_text(encoding="utf-8"))
+    verdict, *looks = found["sentences"]
+    return [found["advice"]["sentence"] if found["advice"] else verdict, *looks]
+
+
 class Reading:
     """The points with what is read out of them once."""
 
@@ -161,7 +170,10 @@ class Reading:
         said = disagreement(self.choices, self.points, self.words), at_the_edge(self.choices, self.points, self.words)
         self.verdict = " ".join(filter(None, said))
         self.looks = too_much(self.points)
+        self.advice = advised(self.points, self.choices)
         self.again = {b.id: (b, p) for p in self.confirmed if (b := self._before(p))}
+        again = {i: p for i, (_, p) in self.again.items()}
+        self.use = advice_said(self.advice, self.points, self.choices, self.words, again) if self.advice else ""
         self.choices_again = best_sets([replace(p, row=p.row | {"id": i}) for i, (_, p) in self.again.items()])
 
     def _before(self, point: Finished) -> Finished | None:
@@ -219,6 +231,7 @@ class Reading:
             "choices": {m: asdict(c) for m, c in self.choices.items()},
             "class_choices": {m: [c and asdict(c) for c in some] for m, some in self.by_class.items()},
             "pareto": {f"{a} and {b}": pareto(self.points, a, b) for a, b in self.trades},
+            "advice": self.advice and asdict(self.advice) | {"sentence": self.use},
             "sentences": [self.verdict, *self.looks],
             "confirmed": self.rows_again,
             "confirmed_choices": {m: asdict(c) for m, c in self.choices_again.items()},
@@ -248,8 +261,7 @@ class Reading:
 
     def _sheet(self):
         """Classes in rows, points in columns, a column's pictures from the same noise as those of the others; None without pictures."""
-        by = next((m for m in ("kid", "frechet", *self.choices) if m in self.choices), None)
-        best = {self.choices[by].best} if by else set()
+        best = {self.advice.point} if self.advice else set()
         points = [p for p in self.points if p.shown is not None and p.shown.size]
         if not points:
             return None
@@ -261,9 +273,9 @@ class Reading:
         labels = [self._class_name(c) if i == 0 else "" for c in range(classes) for i in range(each)]
         heads = [("* " if p.id in best else "") + _head(p.row, self.settings) for p in points]
         title = "one row, one noise"
-        title += f"; * best by {self.titles[by]}" if by else ""
+        title += "; * use this: see sweep.md" if best else ""
         title += f"; {counted(left_out, 'point')} {'is' if left_out == 1 else 'are'} not shown" if left_out else ""
-        return labelled_grid(rows, labels, heads, title, min_side=64 if max(map(len, heads)) <= 16 else 128)
+        return labelled_grid(rows, labels, heads, title, min_side=64 if max(map(len, heads)) <= 24 else 128)
 
     def _class_name(self, index: int) -> str:
         known = self.sweep.class_names
@@ -276,7 +288,8 @@ class Reading:
     def page(self, pictures: Sequence[str], earlier: Sequence[str] = (), left_out: int = 0) -> bytes:
         """earlier: figures of an earlier report that lie there and could not be drawn anew."""
         parts = [
-            [f"# Guidance sweep of {_plain(self.sweep.source)}", "", *self._made_of(left_out)],
+            [f"# Guidance sweep of {_plain(self.sweep.source)}", *(["", _plain(self.use)] if self.use else [])],
+            self._made_of(left_out),
             ["## What it says", "", _plain(self.verdict), *[f"\n{_plain(s)}" for s in self.looks]],
             ["## Points", "", *self._points()],
             self._best(),
@@ -627,15 +640,15 @@ def _some(points: Sequence[Finished], best: set[str]) -> list[Finished]:
 
 
 def _head(row: Mapping, settings: Sequence[str]) -> str:
-    """A point over its column: the scale, and in few letters what else differs."""
-    return " ".join(_brief_setting(s, row.get(s)) for s in (settings or ["scale"]))
+    """A point over its column: the scale, and briefly what else differs."""
+    return " / ".join(_brief_setting(s, row.get(s)) for s in (settings or ["scale"]))
 
 
 def _brief_setting(setting: str, value: object) -> str:
     if isinstance(value, (int, float)):
-        return {"scale": f"{value:g}", "steps": f"{value}st"}.get(setting, f"{setting}={value:g}")
+        return f"{value} steps" if setting == "steps" else f"{setting} {value:g}"
     return (
-        {"interval": "all-t", "guide": "null"}.get(setting, f"{setting}=no") if value in (None, "none") else str(value)
+        {"interval": "all t", "guide": "null"}.get(setting, f"no {setting}") if value in (None, "none") else str(value)
     )
 
 

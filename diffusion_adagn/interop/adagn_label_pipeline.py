@@ -7,7 +7,8 @@
     pipe(["cat", 3, "null"], guidance_scale=2.0, seeds=0).images
 
 This file travels with the weights: it imports torch, numpy, PIL and diffusers alone, and `save_pretrained` copies it along.
-Other stock schedulers may be put in:  pipe.scheduler = DPMSolverMultistepScheduler.from_config(pipe.scheduler.config)
+Another sampler for one call: pipe("cat", sampler="dpm++", spacing="karras", num_inference_steps=10). Other stock schedulers may
+be put in:  pipe.scheduler = DPMSolverMultistepScheduler.from_config(pipe.scheduler.config)
 """
 
 import copy
@@ -17,7 +18,8 @@ import itertools
 import json
 import math
 import operator
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -26,12 +28,34 @@ from diffusers import (
     DDIMScheduler,
     DDPMScheduler,
     DiffusionPipeline,
+    DPMSolverMultistepScheduler,
+    EulerDiscreteScheduler,
     HeunDiscreteScheduler,
     ImagePipelineOutput,
     SchedulerMixin,
     UNet2DModel,
+    UniPCMultistepScheduler,
 )
 from PIL import Image
+
+SAMPLERS = {
+    "ddpm": DDPMScheduler,
+    "ddim": DDIMScheduler,
+    "dpm++": DPMSolverMultistepScheduler,
+    "unipc": UniPCMultistepScheduler,
+    "euler": EulerDiscreteScheduler,
+    "heun": HeunDiscreteScheduler,
+}
+NOISE_GRIDS = {"karras": "use_karras_sigmas", "exponential": "use_exponential_sigmas", "lu": "use_exponential_sigmas"}
+SPACINGS = ("leading", "trailing", "linspace", *NOISE_GRIDS)
+MAX_SIGMA = 80.0  # of a grid over noise levels; where the cosine schedule ends, noise is 20,000 times the signal
+
+
+@dataclass
+class LabelPipelineOutput(ImagePipelineOutput):
+    """images as ImagePipelineOutput has them; seeds: one per image (None for a generator that was not at its seed's beginning)."""
+
+    seeds: list[int | None] | None = None
 
 
 class LabelPipeline(DiffusionPipeline):
@@ -44,6 +68,9 @@ class LabelPipeline(DiffusionPipeline):
     `save_pretrained` and a reload keep all of it. What diffusers does not keep: it copies this file to one flat folder for
     all models at every load, so that after another version of it was loaded, saving writes that version.
     """
+
+    model_cpu_offload_seq = "unet"
+    _interrupt = False
 
     def __init__(
         self,
@@ -126,48 +153,92 @@ class LabelPipeline(DiffusionPipeline):
         eta: float = 0.0,
         output_type: str = "pil",
         return_dict: bool = True,
-    ) -> ImagePipelineOutput | tuple:
-        """One picture for each class (or of one class for each seed).
+        sampler: str | None = None,
+        spacing: str | None = None,
+        callback_on_step_end: Callable | None = None,
+        callback_on_step_end_tensor_inputs: Iterable[str] = ("latents",),
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        latents: torch.Tensor | None = None,
+        num_images_per_class: int = 1,
+        class_labels=None,
+        num_images_per_prompt: int | None = None,
+    ) -> LabelPipelineOutput | tuple:
+        """One image for each class (or of one class for each seed, generator or latent).
 
-        classes: see `get_label_ids`. guidance_scale: one, or one a picture; 1 is no guidance and makes no second pass.
-        seeds: one a picture, or one number s for s, s + 1, ...; None: fresh ones. The noise is drawn on the CPU.
-        eta: DDIM's noise, 0..1. output_type: "pil", "pt" [N, C, H, W] or "np" [N, H, W, C], the latter in 0..1.
+        classes: see `get_label_ids`; also class_labels. guidance_scale: one, or one per image; 1 is no guidance and makes no second pass.
+        seeds: one per image, or one number s for s, s + 1, ...; None: fresh ones. The noise is drawn on the CPU.
+        eta: DDIM's noise, 0..1. output_type: "pil", "pt" [N, C, H, W] or "np" (also "numpy") [N, H, W, C], the latter in 0..1.
+        sampler: ddpm, ddim, dpm++, unipc, euler or heun; None: `scheduler`. spacing: leading, trailing, linspace; for samplers that step
+          between timesteps also karras, exponential, lu (the same as exponential); None: the scheduler's.
+        callback_on_step_end: `callback(pipe, index, timestep, {"latents": x})` after each network call; pipe is this call's own view, and
+          `pipe._interrupt = True` ends the call. A returned dict may hold other latents.
+        generator: in place of seeds: a list of one per image, or one that draws one seed per image.
+        latents: initial noise of unit variance, [N, C, H, W]. num_images_per_class: images of each class, also num_images_per_prompt.
         """
-        ids, seeds = _pair(self.get_label_ids(classes), seeds)
+        if classes is not None and class_labels is not None:
+            raise ValueError("classes and class_labels are the same argument: give one of them.")
+        each = num_images_per_class if num_images_per_prompt is None else num_images_per_prompt
+        if isinstance(each, bool) or not isinstance(each, int) or each < 1:
+            raise ValueError(f"num_images_per_class is a whole number of at least 1, not {each!r}.")
+        ids = [i for i in self.get_label_ids(class_labels if classes is None else classes) for _ in range(each)]
+        config = self.unet.config
+        shape = (config.in_channels, config.sample_size, config.sample_size)
+        if latents is not None:
+            if (
+                not isinstance(latents, torch.Tensor)
+                or tuple(latents.shape[1:]) != shape
+                or not latents.isfinite().all()
+            ):
+                raise ValueError(f"latents are a tensor [N, {', '.join(map(str, shape))}] of finite numbers.")
+            ids = ids * len(latents) if len(ids) == 1 else ids
+        ids, seeds, generators = _pair(ids, seeds, generator)
+        if latents is not None and len(latents) != len(ids):
+            raise ValueError(f"{len(latents)} latents for {len(ids)} images: give one per image.")
         defaults = self.config.sample_defaults
         scales = _scales(defaults["guidance_scale"] if guidance_scale is None else guidance_scale, len(ids))
         guided = bool((scales != 1).any())
         if guided and self.config.null_id is None:
             raise ValueError("this model has no null class to guide against: only guidance_scale=1 is possible.")
-        scheduler = copy.deepcopy(self.scheduler)  # schedulers count their steps, and calls may run side by side
+        scheduler = self._own_scheduler(sampler, spacing)
         if hasattr(scheduler, "state_in_first_order") and not isinstance(scheduler, HeunDiscreteScheduler):
             raise ValueError(f"{type(scheduler).__name__} calls the network between its timesteps: use another one.")
-        if output_type not in ("pil", "pt", "np"):
+        if output_type not in ("pil", "pt", "np", "numpy"):
             raise ValueError(f"output_type is pil, pt or np, not {output_type!r}.")
-        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        inputs = getattr(callback_on_step_end, "tensor_inputs", callback_on_step_end_tensor_inputs)
+        if set(inputs) - {"latents"}:
+            raise ValueError(f"a callback may receive 'latents' alone, not {', '.join(map(repr, inputs))}.")
         takes = inspect.signature(scheduler.step).parameters
         if eta and "eta" not in takes:
             raise ValueError(f"{type(scheduler).__name__} has no eta; DDIMScheduler has.")
         extra = {k: v for k, v in {"generator": generators, "eta": eta}.items() if k in takes}
 
-        device, config = self._execution_device, self.unet.config
+        device = self._execution_device
         y = torch.tensor(ids, device=device) if self.config.id2label else None
         if guided:
             y = torch.cat([y, torch.full_like(y, self.config.null_id)])
             scales = scales.to(device)[:, None, None, None]
         steps = defaults["num_inference_steps"] if num_inference_steps is None else num_inference_steps
         timesteps = self._timesteps(scheduler, steps, device)
-        shape = (config.in_channels, config.sample_size, config.sample_size)
-        x = torch.stack([torch.randn(shape, generator=g) for g in generators]).to(device)
-        x = x * getattr(scheduler, "init_noise_sigma", 1.0)
-        for t in self.progress_bar(timesteps):
+        if latents is None:
+            latents = torch.stack([torch.randn(shape, generator=g, device=g.device) for g in generators])
+        x = latents.float().to(device) * getattr(scheduler, "init_noise_sigma", 1.0)
+        self._interrupt = False
+        view = copy.copy(self)  # calls may run side by side: a callback reads and interrupts its own
+        view.__dict__ |= {"scheduler": scheduler, "_num_timesteps": len(timesteps)}
+        for index, t in enumerate(self.progress_bar(timesteps)):
             x_t = scheduler.scale_model_input(x, t)
-            inputs = torch.cat([x_t, x_t]) if guided else x_t
-            out = self.unet(inputs.to(self.unet.dtype), t.expand(len(inputs)), class_labels=y).sample.float()
+            inputs_ = torch.cat([x_t, x_t]) if guided else x_t
+            out = self.unet(inputs_.to(self.unet.dtype), t.expand(len(inputs_)), class_labels=y).sample.float()
             if guided:  # the mean channels; a learned variance behind them is the conditional pass's
                 (cond, variance), (null, _) = (_split(part, x_t) for part in out.chunk(2))
                 out = torch.cat([torch.lerp(null, cond, scales), variance], dim=1)  # lerp: at scale 1 exactly cond
             x = scheduler.step(self._clip(scheduler, out, x_t, t), t, x, return_dict=False, **extra)[0]
+            if callback_on_step_end is not None:
+                result = callback_on_step_end(view, index, t, {"latents": x} if inputs else {})
+                x = (result or {}).get("latents", x).to(x)
+            if view._interrupt or self._interrupt:
+                break
+        self.maybe_free_model_hooks()
 
         images = (x / 2 + 0.5).clamp(0, 1)
         if output_type != "pt":
@@ -175,13 +246,49 @@ class LabelPipeline(DiffusionPipeline):
         if output_type == "pil":
             pixels = (images * 255).round().astype(np.uint8)
             images = [Image.fromarray(p[..., 0] if p.shape[-1] == 1 else p) for p in pixels]
-        return ImagePipelineOutput(images=images) if return_dict else (images,)
+        return LabelPipelineOutput(images=images, seeds=seeds) if return_dict else (images,)
+
+    @property
+    def interrupt(self) -> bool:
+        """Whether the call ends after its present step."""
+        return self._interrupt
+
+    @property
+    def num_timesteps(self) -> int | None:
+        """Network calls of this call's sampler; in a callback."""
+        return self.__dict__.get("_num_timesteps")
+
+    def _own_scheduler(self, sampler: str | None, spacing: str | None) -> SchedulerMixin:
+        """A scheduler for one call alone: schedulers count their steps, and calls may run side by side."""
+        if sampler is None and spacing is None:
+            return copy.deepcopy(self.scheduler)
+        for what, value, known in (("sampler", sampler, SAMPLERS), ("spacing", spacing, SPACINGS)):
+            if value is not None and value not in known:
+                raise ValueError(f"{what} is one of {', '.join(known)}, not {value!r}.")
+        kind = SAMPLERS[sampler] if sampler else type(self.scheduler)
+        config, takes = dict(self.scheduler.config), inspect.signature(kind.__init__).parameters
+        if spacing is not None:
+            config |= dict.fromkeys(("use_karras_sigmas", "use_exponential_sigmas", "use_lu_lambdas"), False)
+            config |= {NOISE_GRIDS[spacing]: True} if spacing in NOISE_GRIDS else {"timestep_spacing": spacing}
+        grid, zero_snr = _noise_grid(config), bool(config.get("rescale_betas_zero_snr"))
+        if grid and "use_karras_sigmas" not in takes:
+            raise ValueError(
+                f"{kind.__name__} steps over whole timesteps: spacing {grid} needs dpm++, unipc, euler or heun."
+            )
+        if zero_snr and (grid or config.get("timestep_spacing") != "trailing" or "rescale_betas_zero_snr" not in takes):
+            raise ValueError("a zero-SNR schedule needs spacing trailing, and a sampler other than heun.")
+        learned = self.unet.config.out_channels == 2 * self.unet.config.in_channels
+        config |= {"clip_sample": False, "steps_offset": 0}
+        config |= {"variance_type": "learned_range" if learned else "fixed_small"}
+        return kind(**{k: v for k, v in config.items() if k in takes})
 
     def _timesteps(self, scheduler: SchedulerMixin, steps: int, device: torch.device) -> torch.Tensor:
         total = scheduler.config.num_train_timesteps
         if not isinstance(steps, int) or not 1 <= steps <= total:
             raise ValueError(f"num_inference_steps is a whole number from 1 to {total}, not {steps!r}.")
         scheduler.set_timesteps(steps, device=device)
+        if grid := _noise_grid(scheduler.config):
+            _use_noise_grid(scheduler, grid, steps)
         if isinstance(scheduler, DDIMScheduler):
             # DDIM steps to t - T // steps, whatever is scheduled next
             times, stride = scheduler.timesteps.tolist(), total // steps
@@ -238,9 +345,52 @@ def _scales(scale, count: int) -> torch.Tensor:
     return scales.expand(count)
 
 
-def _pair(ids: list, seeds) -> tuple[list, list[int]]:
-    """One class and one seed a picture."""
-    seeds = torch.randint(0, 2**31, (len(ids),)) if seeds is None else seeds
+def _noise_grid(config: dict) -> str | None:
+    """The spacing over noise levels that a scheduler's config asks for."""
+    if config.get("use_karras_sigmas"):
+        return "karras"
+    return "exponential" if config.get("use_exponential_sigmas") or config.get("use_lu_lambdas") else None
+
+
+def _use_noise_grid(scheduler: SchedulerMixin, spacing: str, steps: int) -> None:
+    """Noise levels from at most MAX_SIGMA down, in equal steps of sigma^(1/7) (Karras et al. 2022) or of log sigma.
+
+    The network is called at the fractional timestep of each. diffusers rounds these timesteps in dpm++ and unipc, so that under a
+    cosine schedule most of them are the same one.
+    """
+    alpha_bar = scheduler.alphas_cumprod.cpu().double().numpy()
+    levels = np.sqrt((1 - alpha_bar) / alpha_bar)
+    ends = np.array([min(levels[-1], MAX_SIGMA), levels[0]])
+    if spacing == "karras":
+        sigmas = np.linspace(*ends ** (1 / 7), steps) ** 7
+    else:
+        sigmas = np.exp(np.linspace(*np.log(ends), steps))
+    times = np.interp(np.log(sigmas), np.log(levels), np.arange(len(levels)))
+    sigmas, times = (torch.from_numpy(a).float() for a in (np.append(sigmas, 0.0), times))
+    if isinstance(scheduler, HeunDiscreteScheduler):  # two calls a step
+        sigmas = torch.cat([sigmas[:1], sigmas[1:-1].repeat_interleave(2), sigmas[-1:]])
+        times = torch.cat([times[:1], times[1:].repeat_interleave(2)])
+    scheduler.sigmas, scheduler.timesteps = sigmas, times.to(scheduler.timesteps.device)
+
+
+def _seed_of(generator: torch.Generator) -> int | None:
+    """The seed that a generator was set to, if nothing was drawn from it since."""
+    fresh = torch.Generator(generator.device).manual_seed(generator.initial_seed())
+    return generator.initial_seed() if torch.equal(fresh.get_state(), generator.get_state()) else None
+
+
+def _pair(ids: list, seeds, generator) -> tuple[list, list, list[torch.Generator]]:
+    """One class, one seed and one generator per image."""
+    if generator is not None and seeds is not None:
+        raise ValueError("seeds and generator were given: give one of them.")
+    if isinstance(generator, list | tuple):
+        ids = ids * len(generator) if len(ids) == 1 else ids
+        if len(ids) != len(generator) or not all(isinstance(g, torch.Generator) for g in generator):
+            raise ValueError(f"generator is one torch.Generator, or a list of one for each of {len(ids)} images.")
+        return ids, [_seed_of(g) for g in generator], list(generator)
+    if seeds is None:
+        device = "cpu" if generator is None else generator.device
+        seeds = torch.randint(0, 2**31, (len(ids),), generator=generator, device=device)
     seeds = seeds.tolist() if hasattr(seeds, "tolist") else seeds
     seeds = [seeds + i for i in range(len(ids))] if isinstance(seeds, int) else seeds
     if not isinstance(seeds, Iterable) or not all(isinstance(seed, int) and 0 <= seed < 2**63 for seed in seeds):
@@ -248,4 +398,4 @@ def _pair(ids: list, seeds) -> tuple[list, list[int]]:
     ids = ids * len(seeds) if len(ids) == 1 else ids
     if len(ids) != len(seeds) or not seeds:
         raise ValueError(f"{len(ids)} classes and {len(seeds)} seeds: give one seed a picture, or one in all.")
-    return ids, list(seeds)
+    return ids, list(seeds), [torch.Generator().manual_seed(seed) for seed in seeds]

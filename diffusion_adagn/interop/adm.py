@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..commands import command, out_beside
+from ..commands import command
 from ..config import said
 from ..errors import InputError
 from ..folders import into_place
@@ -387,5 +387,4 @@ def next_command(folder: str | Path, labels: LabelSpace) -> str:
         classes = classes if not labels.K or labels.parse(classes) == [0] else "id:0"
     except InputError:  # a name that could mean two classes
         classes = "id:0"
-    out = out_beside("samples", folder)
-    return command("sample", folder, classes=classes, sampler="ddpm", steps=250, out=out)
+    return command("sample", folder, classes=classes, sampler="ddpm", steps=250)

@@ -1,6 +1,7 @@
 """AdaGNUNet: ADM's U-Net, cut into modulation(t, y) and denoise(x, m)."""
 
 import itertools
+import math
 from typing import NamedTuple
 
 import torch
@@ -53,6 +54,7 @@ class AdaGNUNet(ModelMixin, ConfigMixin):
 
     _supports_gradient_checkpointing = True
     _repeated_blocks = ["ResBlock", "SelfAttention"]  # noqa: RUF012 - the name and type that diffusers reads
+    compiled_denoise = None  # `denoise(unet, x, m)` after `compile()`
 
     @register_to_config
     def __init__(
@@ -272,6 +274,25 @@ class AdaGNUNet(ModelMixin, ConfigMixin):
         ends = list(itertools.accumulate(self._widths))
         return {s.name: slice(end - width, end) for s, width, end in zip(self._sites, self._widths, ends)}
 
+    def to(self, *args, **kwargs) -> "AdaGNUNet":
+        """As `nn.Module.to`. diffusers' own warns at every dtype about modules that stay float32, of which there are none."""
+        return nn.Module.to(self, *args, **kwargs)
+
+    def compile(self, *args, **kwargs) -> None:
+        """Compile forward, as `nn.Module.compile`, and `denoise`, which pipelines call.
+
+        Args:
+            args: of torch.compile.
+            kwargs: of torch.compile.
+        """
+        super().compile(*args, **kwargs)
+        self.compiled_denoise = torch.compile(type(self).denoise, *args, **kwargs)  # unbound: copies call their own
+
+    def __getstate__(self) -> dict:
+        return {
+            k: v for k, v in super().__getstate__().items() if k != "compiled_denoise"
+        }  # as nn.Module drops its own
+
     def set_operator(self, operator: str) -> None:
         """How norm, modulation and SiLU are computed: "fused", "eager" or "auto" (fused where it can be). See `ops.adagn_silu`."""
         if operator not in OPERATORS:
@@ -446,7 +467,7 @@ def _heads(channels: int, num_heads: int, num_head_channels: int | None) -> int:
         raise InputError(
             f"attention over {channels} channels cannot be split into "
             + (
-                f"heads of {num_head_channels} (model.num_head_channels)."
+                f"heads of {num_head_channels}: give model.num_head_channels {math.gcd(channels, num_head_channels)}."
                 if num_head_channels
                 else f"{num_heads} heads."
             )

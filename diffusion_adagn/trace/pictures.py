@@ -222,7 +222,8 @@ def heat_maps(
     wide = (WIDTH - left - between * (len(panels) - 1) - 8) / len(panels)
     head = 70 + (78 if lined else 0)
     d = Drawing(WIDTH, head + tall * len(rows) + 40)
-    d.text(left, 14, f"colour: {unit}", 11.5, FAINT)
+    ranges = "" if one_scale or len(panels) == 1 else "; every panel has a range of its own"
+    d.text(left, 14, f"colour: {unit}{ranges}", 11.5, FAINT)
     largest = max(float(p.values.max()) for p in panels)
     for i, row in enumerate(rows):
         d.text(left - 8, head + (i + 0.5) * tall + size * 0.36, shorten(row, size, left - 10), size, INK, "end")

@@ -12,7 +12,7 @@ from typing import Literal
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from ..data.order import normal, uniform
 from ..diffusion.objective import Objective

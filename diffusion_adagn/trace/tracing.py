@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..commands import command, free, out_beside
+from ..commands import command
 from ..config import DataConfig
 from ..data import ImageDataset, open_dataset
 from ..diffusion.objective import Objective, to_unit
@@ -18,7 +18,7 @@ from ..errors import InputError
 from ..loading import model_hash, open_pipeline, recorded_data
 from ..number_type import tf32
 from ..processes import all_processes
-from ..run import name_of_run
+from ..recorded import unused_beside
 from ..training.finish import sample_command
 from .analysis import class_geometry, drift
 from .atlas import Atlas
@@ -212,13 +212,12 @@ def _next_commands(
 ) -> list[str]:
     commands = [sample_command(str(source), pipe.labels)]
     if pipe.labels.K > 1:
-        mixed = free(f"samples/{name_of_run(str(source))}-mixed")  # beside those of the first command
-        commands.append(command("sample", source, mix="id:0@coarse,id:1@fine", count=8, out=mixed))
+        commands.append(command("sample", source, mix="id:0@coarse,id:1@fine", count=8))
     if pipe.labels.K and pipe.labels.has_null and pictures:
         interval = None
         if sensitivity is not None and has_band(sensitivity):
             interval = "none,t:{}-{}".format(*sensitivity.band(BAND))
         commands.append(
-            command("sweep", source, guidance="1:4:0.5", interval=interval, out=out_beside("sweeps", source))
+            command("sweep", source, guidance="1:4:0.5", interval=interval, out=unused_beside("sweeps", source))
         )
-    return [*commands, command("trace", source, **{"label-check": True})]
+    return [*commands, command("trace", source, label_check=True)]

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ..data import ImageDataset
-from ..data.order import SampleOrder, normal, uniforms
+from ..data.order import BalancedOrder, SampleOrder, normal, uniforms
 from ..diffusion.objective import to_unit
 from .pixels import Pixels, to_device
 
@@ -27,7 +27,7 @@ class Batches:
     """Batches by position; every draw is a function of (seed, position).
 
     conditional: whether labels are given. flip and label_dropout are drawn once a sample, here and nowhere else.
-    pixels: where the pictures come from; None: gathered when asked.
+    pixels: where the pictures come from; None: gathered when asked. balance: draw each class equally often.
     """
 
     def __init__(
@@ -40,11 +40,12 @@ class Batches:
         label_dropout: float = 0.0,
         flip: bool = False,
         pixels: Pixels | None = None,
+        balance: bool = False,
     ):
         self.dataset, self.seed, self.device = dataset, seed, device
         self.num_timesteps, self.conditional = num_timesteps, conditional
         self.label_dropout, self.flip = label_dropout, flip
-        self.order = SampleOrder(len(dataset), seed)
+        self.order = BalancedOrder(dataset.labels, seed) if balance else SampleOrder(len(dataset), seed)
         self.pixels = pixels or Pixels(dataset, device)
         self.drawn_on = torch.device("cpu") if device.type == "mps" else device  # mps has no float64
 

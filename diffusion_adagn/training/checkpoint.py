@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
@@ -22,6 +23,7 @@ from .ema import EMA
 MANIFEST = "manifest.json"  # {file: {bytes, sha256}} of all the others
 PLAIN = re.compile(r"\w[\w.-]{0,99}")  # a file of the folder itself; a stranger's may name any
 BESIDE = ".step-"  # how names of unfinished and of removed checkpoints begin
+WINDOWS = os.name == "nt"
 
 
 def save_checkpoint(
@@ -32,23 +34,31 @@ def save_checkpoint(
     optimizer: torch.optim.Optimizer,
     keep: int,
     keep_every: int = 0,
+    prune: bool = True,
 ) -> Path:
     """Write folder/step-XXXXXXXX, then prune all but the newest `keep` and multiples of `keep_every` steps. Returns the path.
 
-    state: JSON, with "step". Raises InputError if it cannot be written; the earlier ones are then as they were.
+    state: JSON, with "step". prune False: leave that to the next save, where a launcher may soon end the process. Raises InputError if it cannot be written; the earlier ones are then as they were.
     """
     path = folder / f"step-{state['step']:08d}"
 
     def write(beside: Path) -> None:
         beside.mkdir(parents=True)
-        save_file(_tensors(model), beside / "model.safetensors")
-        save_file(_tensors(ema.model), beside / "ema.safetensors")
-        save_file(_optimizer_tensors(model, optimizer), beside / "optimizer.safetensors")
-        (beside / STATE).write_text(json.dumps(state, indent=2) + "\n", encoding="utf-8")
-        manifest = {file.name: _facts(file) for file in sorted(beside.iterdir())}
+        facts = {}
+        with ThreadPoolExecutor(1) as thread:  # hashes a file and syncs it while the next one is written
+            for name, tensors in (
+                ("optimizer.safetensors", lambda: _optimizer_tensors(model, optimizer)),  # the largest
+                ("model.safetensors", lambda: _tensors(model)),
+                ("ema.safetensors", lambda: _tensors(ema.model)),
+            ):
+                save_file(tensors(), beside / name)
+                facts[name] = thread.submit(_finished, beside / name)
+            (beside / STATE).write_text(json.dumps(state, indent=2) + "\n", encoding="utf-8")
+            facts[STATE] = thread.submit(_finished, beside / STATE)
+            manifest = {name: facts[name].result() for name in sorted(facts)}
         (beside / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
-        for file in [*beside.iterdir(), beside]:
-            _sync(file)
+        for path in (beside / MANIFEST, beside):
+            _sync(path)
 
     try:
         into_place(path, write)
@@ -63,7 +73,7 @@ def save_checkpoint(
                 resume_command(folder.parent),
             )
         ) from error
-    for old in checkpoints(folder)[:-keep]:
+    for old in checkpoints(folder)[:-keep] if prune else []:
         if not keep_every or int(old.name.split("-")[1]) % keep_every:
             _remove(old)
     return path
@@ -121,9 +131,18 @@ def _facts(file: Path) -> dict:
         return {"bytes": file.stat().st_size, "sha256": hashlib.file_digest(handle, "sha256").hexdigest()}
 
 
+def _finished(file: Path) -> dict:
+    """Put a file that has been written onto the disk; its facts."""
+    facts = _facts(file)
+    _sync(file)
+    return facts
+
+
 def _sync(path: Path) -> None:
     """Onto the disk, a folder's names too."""
-    handle = os.open(path, os.O_RDONLY)
+    if WINDOWS and path.is_dir():  # Windows opens no folder
+        return
+    handle = os.open(path, os.O_RDWR if WINDOWS else os.O_RDONLY)  # Windows syncs what is open for writing
     try:
         os.fsync(handle)
     finally:

@@ -19,6 +19,7 @@ from ..run import network_config
 from ..speed import choose, matmul_peak, prepare
 from .ema import EMA
 from .loop import facts, make_batches, make_objective, make_optimizer, pictures_per_pass, resolve, shown_number
+from .pixels import on_device
 
 BUDGET = 10  # seconds that a measured step may take; a longer one is measured on a part of its images
 HOUR, DAY = 3600, 24 * 3600
@@ -45,7 +46,8 @@ def dry_run(config: RunConfig, verbose: bool = False) -> None:
     speed = choose(config.speed, device, cost.flops)
     images = pictures_per_pass(training, state.num_processes)
     known = facts(config, dataset, state.num_processes, device, cost)
-    known["memory"], fits = _memory(cost, training, speed, images, device)
+    resident = dataset.images[0].nbytes * len(dataset) if on_device(dataset, device, training.images_on) else 0
+    known["memory"], fits = _memory(cost, training, speed, images, device, resident)
     del known["length"]
     if verbose:
         print(to_yaml(config))
@@ -56,12 +58,16 @@ def dry_run(config: RunConfig, verbose: bool = False) -> None:
         part = "" if measured == images else f" (from {measured} of the {images} images of a pass)"
         rate = training.batch_size / seconds
         compiled = ", without speed.compile" * speed.compile
-        _print({"step": f"{shown_number(seconds)} s{part}, {shown_number(rate)} images/s; measured in two steps here{compiled}"})
+        _print(
+            {
+                "step": f"{shown_number(seconds)} s{part}, {shown_number(rate)} images/s; measured in two steps here{compiled}"
+            }
+        )
     _print(
         {
             "time": _time(training, seconds, device),
             "epochs": _epochs(training, len(dataset)),
-            "classes": _classes(dataset, config.model.class_conditional),
+            "classes": _classes(dataset, config),
         }
     )
     print("No run was written." + ("" if verbose else " --verbose prints every setting."))
@@ -128,14 +134,14 @@ def device_memory(device: torch.device) -> int:
 
 
 def _memory(
-    cost: Cost, training: TrainingConfig, speed: SpeedConfig, images: int, device: torch.device
+    cost: Cost, training: TrainingConfig, speed: SpeedConfig, images: int, device: torch.device, resident: int
 ) -> tuple[str, bool]:
-    """The line, and whether it fits."""
+    """The line, and whether it fits. resident: bytes of the images that lie on the device."""
     half, there = AUTOCAST[speed.precision] is not None, device_memory(device)
     local = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if device.type == "cpu" else 1  # they share the machine's
 
     def needed(count: int, checkpointing: bool) -> int:
-        return local * cost.training_bytes(count, half, checkpointing)
+        return local * cost.training_bytes(count, half, checkpointing) + resident
 
     need, checkpointing = needed(images, training.gradient_checkpointing), training.gradient_checkpointing
     text = f"about {_gib(need)} of the {_gib(there)} of {device}"
@@ -147,6 +153,8 @@ def _memory(
         remedies.append("training.gradient_checkpointing true")
     if needed(1, checkpointing) <= 0.8 * there:
         remedies.append("a lower training.batch_size")
+    if resident:
+        remedies.append("training.images_on host")
     remedies.append("a smaller model (model.model_channels, data.image_size)")
     verdict = "tight, and may fail" if need <= there else "WILL NOT FIT"
     return f"{text}: {verdict} -> {', or '.join(remedies)}", need <= there
@@ -181,8 +189,8 @@ def _epochs(training: TrainingConfig, count: int) -> str:
     return f"{text}: FEW -> {steps(50)}" if epochs < 10 else f"{text}: fine"
 
 
-def _classes(dataset: ImageDataset, conditional: bool) -> str:
-    if not conditional:
+def _classes(dataset: ImageDataset, config: RunConfig) -> str:
+    if not config.model.class_conditional:
         return "labels are not used (model.class_conditional false)"
     counts = np.bincount(np.asarray(dataset.labels), minlength=dataset.label_space.K)
     least, most = int(counts.min()), int(counts.max())
@@ -190,8 +198,8 @@ def _classes(dataset: ImageDataset, conditional: bool) -> str:
     text = f"{least:,} to {most:,} images per class" if least != most else f"{least:,} images per class"
     if least < 20:
         return f"{text}: FEW, samples may be copies ({name} has {least}) -> more images, or data.classes without it"
-    if most > 5 * least:
-        return f"{text}: UNBALANCED ({name} has {least:,}), rare classes are learned late -> more images of it"
+    if most > 5 * least and not config.data.balance:
+        return f"{text}: UNBALANCED ({name} has {least:,}), rare classes are learned late -> data.balance true, or more images of it"
     return f"{text}: fine"
 
 

@@ -2,12 +2,13 @@
 
 from pathlib import Path
 
-from ..commands import command, out_beside
+from ..card import model_card
+from ..commands import command
 from ..config import RunConfig
 from ..data import ImageDataset
 from ..folders import into_place
 from ..labels import LabelSpace
-from ..loading import make_pipeline, model_hash
+from ..loading import make_pipeline
 from ..models.unet import AdaGNUNet
 from ..run import RunFolder
 
@@ -27,44 +28,20 @@ def sample_command(path: str, labels: LabelSpace) -> str:
     """What to type to sample a model with these classes."""
     guidance = "1,2,4" if labels.K and labels.has_null else None
     classes = "all" if labels.K else "null"
-    return command("sample", path, classes=classes, guidance=guidance, count=8, out=out_beside("samples", path))
+    return command("sample", path, classes=classes, guidance=guidance, count=8)
 
 
 def _card(config: RunConfig, pipe, dataset: ImageDataset, step: int) -> str:
-    labels, d, t = pipe.labels, config.diffusion, config.training
-    names = ", ".join(labels.names[:50]) + (f", ... ({labels.K} in all)" if labels.K > 50 else "")
-    call = '"all", guidance_scale=2.0' if labels.K and labels.has_null else '"all"' if labels.K else '"null"'
-    return f"""---
-library_name: diffusion_adagn
-tags: [diffusion, class-conditional, image-generation]
----
-
-# {run_name(config)}
-
-A class-conditional diffusion model ({config.model.conditioning}) of {dataset.image_size}x{dataset.image_size} pictures, trained with diffusion_adagn.
-
-| | |
-|---|---|
-| classes | {names or "none (unconditional)"} |
-| null label | {labels.null_id if labels.has_null and labels.K else "none"} |
-| data | {dataset.name}, {len(dataset)} pictures, fingerprint `{dataset.fingerprint[:16]}` |
-| trained | {step} steps of {t.batch_size} pictures, {config.speed.precision}, label dropout {t.label_dropout:g}, seed {t.seed} |
-| weights | EMA, rate {t.ema_decay:g}; hash `{model_hash(pipe.unet)}` |
-| process | {d.schedule} schedule, T = {d.num_train_timesteps}, prediction {d.prediction}{", zero terminal SNR" if d.zero_snr else ""} |
-| guidance | {pipe.config.guidance_convention} |
-
-```bash
-{sample_command("THIS_FOLDER", labels)}
-```
-
-```python
-from diffusion_adagn import ClassConditionalPipeline
-pipe = ClassConditionalPipeline.from_pretrained("THIS_FOLDER")
-images = pipe({call}, seeds=0).images
-```
-
-No quality figure was measured when this card was written.
-"""
+    t = config.training
+    return model_card(
+        pipe,
+        run_name(config),
+        {
+            "data": f"{dataset.name}, {len(dataset)} images, fingerprint `{dataset.fingerprint[:16]}`",
+            "trained": f"{step} steps of {t.batch_size} images, {config.speed.precision}, label dropout "
+            f"{t.label_dropout:g}, seed {t.seed}",
+        },
+    )
 
 
 def run_name(config: RunConfig) -> str:

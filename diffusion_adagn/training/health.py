@@ -1,5 +1,6 @@
 """A loss or gradient that is not finite: the step is left out, the first layer with a bad value is named, and too many in a row stop the run."""
 
+import math
 from collections.abc import Callable, Iterable
 
 import torch
@@ -18,6 +19,12 @@ class Health:
     @property
     def hopeless(self) -> bool:
         return self.in_a_row >= self.most
+
+
+def gradient_fault(norm: float, scaler: "torch.amp.GradScaler | None") -> bool:
+    """Whether a gradient's norm is a fault. fp16's scaler leaves out a step that is not finite, and halves its factor, which is
+    no fault until the factor is below 1: then the gradients themselves are too large."""
+    return not math.isfinite(norm) and (scaler is None or scaler.get_scale() < 1)
 
 
 def first_bad_value(network: nn.Module, losses: Iterable[Callable[[], Tensor]]) -> str | None:

@@ -7,7 +7,7 @@ import signal
 import sys
 import time
 from _thread import interrupt_main
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack, nullcontext
 from functools import partial
 from pathlib import Path
@@ -25,6 +25,7 @@ from ..config import (
     RunConfig,
     SpeedConfig,
     TrainingConfig,
+    as_config,
     check,
     differences,
     flatten,
@@ -33,6 +34,8 @@ from ..config import (
     to_yaml,
 )
 from ..data import ImageDataset, open_dataset
+from ..data.find import Found, find_source
+from ..data.store import NothingHeldOut
 from ..diffusion.objective import Objective
 from ..diffusion.schedule import make_scheduler
 from ..errors import InputError
@@ -52,9 +55,9 @@ from .checkpoint import clear_leftovers, load_checkpoint, newest_good, read_stat
 from .ema import EMA
 from .feed import Feed
 from .finish import sample_command, write_pipeline
-from .health import Health, first_bad_value
+from .health import Health, first_bad_value, gradient_fault
 from .metrics import LR_CHANGE, Metrics, check_tracker
-from .pixels import choose_pixels
+from .pixels import choose_pixels, on_device
 from .preview import check_preview, draw_preview, heldout_loss
 from .signals import Signals
 from .transfer import transfer
@@ -63,18 +66,20 @@ from .transfer import transfer
 # is done would hang for ever. It goes with the process instead.
 _never_destroyed: list[torch.nn.Module] = []
 
+FUSED = ("cpu", "cuda", "mps")  # devices that AdamW has one kernel for
 STOPPED = 75  # exit status: saved and left on a signal (EX_TEMPFAIL: try again)
 
 
-def train(config: RunConfig, resume: bool = False) -> int:
+def train(config: RunConfig | Mapping | str | Path, resume: bool = False) -> int:
     """Train to training.max_steps. Returns 0 when done, 75 when a signal came and everything was saved.
 
+    config: a config; or what `config.as_config` makes one of: a YAML file, a recipe's name, or a dict of settings.
     resume: go on from output_dir's newest checkpoint, or start if there is none.
     A step whose loss or gradient is not finite is left out, and told. Raises InputError for input that cannot be used, before the
     first step and with nothing lost; and for too many steps left out in a row, with the checkpoints from before them in place.
     """
     with ExitStack() as held:  # the run folder's lock
-        return _train(config, resume, held)
+        return _train(as_config(config), resume, held)
 
 
 def _train(config: RunConfig, resume: bool, held: ExitStack) -> int:
@@ -84,8 +89,9 @@ def _train(config: RunConfig, resume: bool, held: ExitStack) -> int:
     processes = all_processes(config.speed.device)
     main, device = processes.is_main_process, processes.device
     with main_first(processes):
-        config, dataset = resolve(config, progress=main)
-    heldout = _heldout(config, main)
+        found = find_source(config.data)  # its files are looked at once for both parts
+        config, dataset = resolve(config, progress=main, found=found)
+    heldout = _heldout(config, main, found)
     per_pass = pictures_per_pass(training, processes.num_processes)
     cost = count_cost(network_config(config))
     asked = _as_before(run, config) if resume else config.speed
@@ -104,8 +110,8 @@ def _train(config: RunConfig, resume: bool, held: ExitStack) -> int:
     # the network; whatever does not fit is found before anything is written
     torch.manual_seed(training.seed)
     unet = AdaGNUNet(**network_config(config))
-    found = [newest_good(run.checkpoints) if main and resume else None]  # every byte is looked at once
-    at = broadcast_object_list(found)[0]
+    newest = [newest_good(run.checkpoints) if main and resume else None]  # every byte is looked at once
+    at = broadcast_object_list(newest)[0]
     if config.init_from and at is None:
         plan += f"\n{transfer(config.init_from, unet, label_space(config))}"
     recorded_lr = None
@@ -171,7 +177,7 @@ def _train(config: RunConfig, resume: bool, held: ExitStack) -> int:
                 "faults": health.in_a_row,
             }
             keep = training.keep_checkpoints, training.keep_every
-            path = save_checkpoint(run.checkpoints, state, unet, ema, optimizer.optimizer, *keep)
+            path = save_checkpoint(run.checkpoints, state, unet, ema, optimizer.optimizer, *keep, prune=not stopping)
             say(f"saved {path}")
         accelerator.wait_for_everyone()
 
@@ -221,8 +227,7 @@ def _train(config: RunConfig, resume: bool, held: ExitStack) -> int:
             loss = torch.stack([each.mean() for each, _, _ in seen]).mean()
             own = loss.item()
             stopping, fault = agree(accelerator, stop.name is not None, not math.isfinite(own))
-            # gradients are the same everywhere by now; fp16's own scaler leaves out infinite ones, which is no fault
-            fault = fault or (speed.precision != "fp16" and not math.isfinite(float(norm)))
+            fault = fault or gradient_fault(float(norm), accelerator.scaler)  # gradients are the same everywhere by now
             health.saw(fault)
             if speed.compile and step == since_start:
                 say(f"compiled: the first step took {time.perf_counter() - began:.0f} s")
@@ -286,7 +291,7 @@ def _train(config: RunConfig, resume: bool, held: ExitStack) -> int:
                     say(then(warning, command("trace", run.path, **{"label-check": True})))
                 if "label_gap_wrong" in seen:
                     label_gap = f", label gap {seen['label_gap_wrong']:+.4f}"
-            if main and training.heldout_every and step % training.heldout_every == 0:
+            if heldout is not None and training.heldout_every and step % training.heldout_every == 0:
                 log(
                     heldout_loss=heldout_loss(
                         ema.model, heldout, objective, training, accelerator.autocast, device, per_pass
@@ -330,35 +335,38 @@ def _train(config: RunConfig, resume: bool, held: ExitStack) -> int:
 # ---------------------------------------------------------------------- before the first step
 
 
-def resolve(config: RunConfig, progress: bool = True) -> tuple[RunConfig, ImageDataset]:
+def resolve(config: RunConfig, progress: bool = True, found: Found | None = None) -> tuple[RunConfig, ImageDataset]:
     """Open the data and write what it decides (image size, channels, classes) into the config.
 
     Raises InputError if the config records other classes than the data has.
     """
-    dataset = open_dataset(config.data, "train", progress)
-    found = dataset.label_space
-    if config.labels is not None and LabelSpace.from_dict(config.labels) != found:
+    dataset = open_dataset(config.data, "train", progress, found)
+    space = dataset.label_space
+    if config.labels is not None and LabelSpace.from_dict(config.labels) != space:
         recorded = LabelSpace.from_dict(config.labels)
         raise InputError(
-            f"the config records {recorded.K} classes ({', '.join(recorded.names[:5])}, ...), the data {dataset.name} has {found.K} "
-            f"({', '.join(found.names[:5])}, ...): they must be the same classes in the same order. To train on other classes "
+            f"the config records {recorded.K} classes ({', '.join(recorded.names[:5])}, ...), the data {dataset.name} has {space.K} "
+            f"({', '.join(space.names[:5])}, ...): they must be the same classes in the same order. To train on other classes "
             "start another run, with --init_from to keep the weights."
         )
     data = dataclasses.replace(config.data, image_size=dataset.image_size, channels=dataset.channels)
-    config = dataclasses.replace(config, data=data, labels=found.to_dict())
+    config = dataclasses.replace(config, data=data, labels=space.to_dict())
     check(config)
     if config.training.preview_every:
         check_preview(config)
     return config, dataset
 
 
-def _heldout(config: RunConfig, main: bool) -> ImageDataset | None:
-    """The held-out pictures, on the main process, if anything looks at them; the signals alone do without if there are none."""
+def _heldout(config: RunConfig, main: bool, found: Found) -> ImageDataset | None:
+    """The held-out pictures, on the main process, if anything looks at them; the signals alone do without if there are none,
+    and so does everything where every class needs its images for training (`open_dataset` has said so)."""
     asked = config.training.heldout_every > 0
     if not main or not (asked or (config.training.signals_every and config.model.class_conditional)):
         return None
     try:
-        return open_dataset(config.data, "heldout", progress=main)
+        return open_dataset(config.data, "heldout", main, found)
+    except NothingHeldOut:
+        return None
     except InputError:
         if asked:
             raise
@@ -391,6 +399,7 @@ def facts(
     memory = (
         cost.training_bytes(pictures, AUTOCAST[speed.precision] is not None, training.gradient_checkpointing) / 2**30
     )
+    images = dataset.images[0].nbytes * len(dataset) / 2**30 if on_device(dataset, device, training.images_on) else 0
     steps = training.max_steps
     seen = (steps or 0) * training.batch_size
     length = (
@@ -406,7 +415,13 @@ def facts(
         "batch": f"{training.batch_size} = {processes} process(es) x {training.gradient_accumulation} pass(es) x {pictures} pictures, "
         f"on {device}",
         "speed": told(speed, config.speed, device),
-        "memory": f"about {memory:.2f} GiB a process (weights, gradients, AdamW, EMA, activations; an estimate)",
+        "memory": f"about {memory + images:.2f} GiB a process (weights, gradients, AdamW, EMA, activations"
+        + (
+            f", {images:.2f} for the images, which lie on the device; training.images_on host leaves them out"
+            if images
+            else ""
+        )
+        + "; an estimate)",
         "length": length,
         "extras": _extras(config),
     }
@@ -551,7 +566,7 @@ def make_optimizer(unet: AdaGNUNet, training: TrainingConfig) -> torch.optim.Ada
         lr=training.lr,
         betas=(0.9, training.adam_beta2),
         weight_decay=training.weight_decay,
-        fused=unet.device.type in ("cpu", "cuda"),
+        fused=unet.device.type in FUSED,
     )
 
 
@@ -576,7 +591,8 @@ def make_batches(config: RunConfig, dataset: ImageDataset, device: torch.device)
         conditional=config.model.class_conditional,
         label_dropout=config.training.label_dropout if config.model.class_conditional else 0.0,
         flip=config.data.flip,
-        pixels=choose_pixels(dataset, device),
+        pixels=choose_pixels(dataset, device, config.training.images_on),
+        balance=config.data.balance,
     )
 
 

@@ -33,9 +33,11 @@ class Metrics:
                 beside.replace(path)
 
     def write(self, **values: float) -> None:
+        """What is not finite is null: JSON has no Infinity and no NaN."""
         if self.path is not None:
+            known = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
             with open(self.path, "a", encoding="utf-8") as file:
-                file.write(json.dumps(values) + "\n")
+                file.write(json.dumps(known, allow_nan=False) + "\n")
 
 
 def _step(line: str) -> float:

@@ -97,12 +97,18 @@ class PrefetchedPixels(Pixels):
         return next((f for i, f in self._coming if torch.equal(i, indices)), None)
 
 
-def choose_pixels(dataset: ImageDataset, device: torch.device) -> Pixels:
-    """On CUDA the data set goes to the device if it fits, and is gathered ahead if not."""
+def choose_pixels(dataset: ImageDataset, device: torch.device, where: str = "auto") -> Pixels:
+    """On CUDA the data set lies on the device if `on_device` says so, and is gathered ahead if not."""
     if device.type != "cuda":
         return Pixels(dataset, device)
-    free, _ = torch.cuda.mem_get_info(device)
-    return (DevicePixels if fits(dataset, free) else PrefetchedPixels)(dataset, device)
+    return (DevicePixels if on_device(dataset, device, where) else PrefetchedPixels)(dataset, device)
+
+
+def on_device(dataset: ImageDataset, device: torch.device, where: str = "auto") -> bool:
+    """Whether all images lie on the device. where: training.images_on; auto: if they fit into a part of its free memory."""
+    if device.type != "cuda" or where != "auto":
+        return device.type == "cuda" and where == "device"
+    return fits(dataset, torch.cuda.mem_get_info(device)[0])
 
 
 def fits(dataset: ImageDataset, free: int) -> bool:

@@ -11,12 +11,13 @@ from PIL import Image
 
 from diffusion_adagn import ClassConditionalPipeline, LabelSpace
 from diffusion_adagn.cli.main import COMMANDS, main
-from diffusion_adagn.commands import command, free, out_beside, quoted, then, with_options
+from diffusion_adagn.commands import command, free, quoted, then, with_options
 from diffusion_adagn.config import DiffusionConfig
 from diffusion_adagn.diffusion.schedule import make_scheduler
 from diffusion_adagn.errors import InputError
 from diffusion_adagn.interop.adm import next_command
 from diffusion_adagn.labels import LabelSpace as Labels
+from diffusion_adagn.recorded import unused_beside
 from diffusion_adagn.training import loop
 from diffusion_adagn.training.finish import sample_command
 
@@ -92,7 +93,7 @@ def test_any_path_stays_one_word(path):
 
 
 def test_flags_and_unset_options():
-    assert command("trace", "r", **{"label-check": True}, out=None) == "adagn trace r --label-check"
+    assert command("trace", "r", label_check=True, out=None) == "adagn trace r --label_check"
     assert with_options("torchrun -m x", **{"training.seed": 0}) == "torchrun -m x --training.seed 0"
 
 
@@ -114,11 +115,11 @@ def test_errors_leave_commands_unbroken(monkeypatch, capsys):
 
 
 def test_free_names_are_free(tmp_path):
-    assert out_beside("samples", "runs/x") is None
-    (tmp_path / "samples/x").mkdir(parents=True)
-    (tmp_path / "samples/x-2").mkdir()
-    assert out_beside("samples", "runs/x") == "samples/x-3" == free("samples/x")
-    assert sample_command("runs/x", LabelSpace(("a",))).endswith("--out samples/x-3")
+    assert unused_beside("sweeps", "runs/x") is None
+    (tmp_path / "sweeps/runs/x").mkdir(parents=True)
+    (tmp_path / "sweeps/runs/x-2").mkdir()
+    assert unused_beside("sweeps", "runs/x") == "sweeps/runs/x-3" == free("sweeps/runs/x")
+    assert "--out" not in sample_command("runs/x", LabelSpace(("a",)))  # a second one gets a number
 
 
 # ---------------------------------------------------------------------- where they are printed
@@ -187,14 +188,13 @@ def test_usage_says_what_to_type(argv, capsys):
 @pytest.mark.slow
 def test_imports_and_exports_say_how_to_sample(tmp_path, capsys):
     pipeline_in(tmp_path / "a model")
-    (tmp_path / "samples" / "the import").mkdir(parents=True)
     assert main(["export", "a model", "an export"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [shlex.split(line)[:2] for line in lines if line.startswith("  ")] == [["python", "-c"]]
     assert lines[-1].startswith("  python -c ")
     assert main(["import-diffusers", "an export", "--out", "imported/the import"]) == 0
     [line] = commands_in(capsys.readouterr().out)
-    assert parsed(line).run == "imported/the import" and parsed(line).out == "samples/the import-2"
+    assert parsed(line).run == "imported/the import"
 
 
 def test_an_imported_class_is_named_safely():
@@ -244,7 +244,8 @@ def test_measurements_say_what_to_do_next(tmp_path, monkeypatch, capsys):
         )
         == 0
     )
-    report = (tmp_path / "traces/it's a model/report.html").read_text()
+    [report] = (tmp_path / "traces/it's a model").rglob("report.html")
+    report = report.read_text()
     block = re.search(r"<pre>(adagn .*?)</pre>", report, re.DOTALL)[1].replace("&#x27;", "'").replace("&quot;", '"')
     names = [typed(line)[0] for line in block.splitlines() if parsed(line).run == "it's a model"]
     assert names == ["sample", "sample", "sweep", "trace"]

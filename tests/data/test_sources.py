@@ -3,6 +3,7 @@ import itertools
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -167,7 +168,7 @@ def test_wordnet_folders_get_names(tmp_path):
 def test_empty_class_folder_is_named(tmp_path):
     root = make_folders(tmp_path / "d")
     (root / "dog").mkdir()
-    with pytest.raises(InputError, match=r"class folder .*dog holds no picture"):
+    with pytest.raises(InputError, match=r"no picture of 1 of its 4 classes: dog\. Add pictures"):
         opened(root)
 
 
@@ -328,7 +329,7 @@ def test_labels_out_of_range_name_the_row(tmp_path, bad):
 def test_a_class_without_pictures_is_an_error_in_training_only(tmp_path):
     for name in ("train", "test"):
         make_parquet(tmp_path / "p" / f"{name}.parquet", [png(pixels(i)) for i in range(2)], [0, 2])
-    with pytest.raises(InputError, match=r"no picture of 1 of its classes: bee.*data\.classes"):
+    with pytest.raises(InputError, match=r"no picture of 1 of its 3 classes: bee.*data\.classes"):
         opened(tmp_path / "p")
     assert opened(tmp_path / "p", classes="cow,ant").labels.tolist() == [1, 0]
     assert opened(tmp_path / "p", "heldout").counts().tolist() == [1, 0, 1]
@@ -352,22 +353,27 @@ def test_hub_data_sets_through_datasets(tmp_path, monkeypatch):
     features = datasets.Features({"img": datasets.Image(), "fine_label": datasets.ClassLabel(names=list(CLASSES))})
     seen = []
 
-    def load_dataset(name):
-        seen.append(name)
+    def load_dataset(name, split):
+        seen.append(f"{name}:{split}")
         rows = {"img": [{"bytes": png(pixels(i)), "path": None} for i in range(6)], "fine_label": [0, 1, 2] * 2}
-        table = datasets.Dataset.from_dict(rows, features=features)
-        return datasets.DatasetDict({"train": table, "test": table})
+        return datasets.Dataset.from_dict(rows, features=features)
+
+    def builder(name):
+        return SimpleNamespace(config=SimpleNamespace(data_files=None), info=SimpleNamespace(features=features))
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    monkeypatch.setattr(datasets, "load_dataset_builder", builder)
+    monkeypatch.setattr(datasets, "get_dataset_split_names", lambda name: ["train", "test"])
     for source, hub in (
-        ("cifar10", "uoft-cs/cifar10"),
-        ("cifar100:test", "uoft-cs/cifar100"),
-        ("someone/pets", "someone/pets"),
+        ("cifar10", "uoft-cs/cifar10:train"),
+        ("cifar100:test", "uoft-cs/cifar100:test"),
+        ("someone/pets", "someone/pets:train"),
     ):
         data = opened(source)
         assert data.labels.tolist() == [0, 1, 2] * 2
         assert np.array_equal(data.gather([4])[0][0], pixels(4))
         assert seen[-1] == hub
+    assert len(seen) == 3  # the split that was asked for, and no other
     count = len(seen)
     assert len(opened("someone/pets")) == 6 and len(opened("cifar10")) == 6
     assert len(seen) == count  # stored: the hub is not asked again, not even which splits there are
@@ -380,7 +386,7 @@ def test_hub_data_sets_through_datasets(tmp_path, monkeypatch):
     [
         ("cifra10", "Did you mean cifar10"),
         ("digit", "Did you mean digits"),
-        ("no-one/none", "'no-one/none' cannot be had from the Hugging Face hub.*path"),
+        ("no-one/none", "^there is no folder no-one/none here, .* the Hugging Face hub.*path"),
         ("/no/such/folder", "no such path"),
         ("./here", "no such path"),
         ("a.parquet", "no such path"),
@@ -396,9 +402,9 @@ def test_a_misspelt_path_and_a_plain_file(tmp_path):
     make_folders(tmp_path / "pictures")
     with pytest.raises(InputError, match=r"Did you mean .*/pictures\?"):
         opened(tmp_path / "picture")
-    (tmp_path / "a.csv").write_text("-")
-    with pytest.raises(InputError, match=r"a\.csv is a file"):
-        opened(tmp_path / "a.csv")
+    (tmp_path / "a.txt").write_text("-")
+    with pytest.raises(InputError, match=r"a\.txt is a file"):
+        opened(tmp_path / "a.txt")
 
 
 # ---------------------------------------------------------------------- names

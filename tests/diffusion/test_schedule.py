@@ -216,7 +216,7 @@ def test_ddim_with_eta_1_has_ddpms_variance():
         ("dpm++", "leading", 1000, "fewer steps"),
         ("ddim", "leading", 501, "500 or 250 steps"),
         ("ddpm", "leading", 700, "500 or 1000 steps"),
-        ("ddim", "foo", 10, "leading, trailing or linspace"),
+        ("ddim", "foo", 10, "leading, trailing, linspace"),
         ("unipc", "leading", 1000, "fewer steps"),
     ],
 )

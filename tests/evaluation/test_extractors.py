@@ -361,7 +361,7 @@ def test_without_their_packages_they_say_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "transformers", None)
     with pytest.raises(InputError, match=r"pip install 'diffusion-adagn\[eval\]'"):
         open_extractor("inception")
-    with pytest.raises(InputError, match="pip install transformers"):
+    with pytest.raises(InputError, match=r"pip install 'diffusion-adagn\[eval\]'"):
         open_extractor("dinov2:anything")
 
 

@@ -8,6 +8,7 @@ from test_loop import TINY, words
 
 from diffusion_adagn import LabelSpace
 from diffusion_adagn.cli.main import main
+from diffusion_adagn.config import RunConfig
 from diffusion_adagn.training import dry_run
 from diffusion_adagn.training.loop import shown_number
 
@@ -73,7 +74,7 @@ def test_run_beyond_memory_is_not_measured(said, monkeypatch):
 @pytest.mark.parametrize(("counts", "verdict"), [((3, 200), "FEW"), ((30, 200), "UNBALANCED"), ((30, 31), "fine")])
 def test_classes_get_a_verdict(counts, verdict):
     labels = np.repeat([0, 1], counts)
-    line = dry_run._classes(SimpleNamespace(labels=labels, label_space=LabelSpace(("cat", "dog"))), True)
+    line = dry_run._classes(SimpleNamespace(labels=labels, label_space=LabelSpace(("cat", "dog"))), RunConfig())
     assert verdict in line and (verdict == "fine" or "cat" in line)
 
 

@@ -41,7 +41,7 @@ def forced(monkeypatch):
     """Runs as on CUDA: pixels of this kind, batches made ahead."""
 
     def force(kind):
-        monkeypatch.setattr(loop, "choose_pixels", kind)
+        monkeypatch.setattr(loop, "choose_pixels", lambda dataset, device, where: kind(dataset, device))
         monkeypatch.setattr(loop, "Feed", partial(Feed, early=True))
 
     return force
@@ -201,7 +201,7 @@ def test_a_run_says_how_long_it_waited(tmp_path, capsys):
 FORCED = """
 from functools import partial
 from diffusion_adagn.training import feed, loop, pixels
-loop.choose_pixels, loop.Feed = pixels.PrefetchedPixels, partial(feed.Feed, early=True)
+loop.choose_pixels, loop.Feed = lambda d, device, where: pixels.PrefetchedPixels(d, device), partial(feed.Feed, early=True)
 from diffusion_adagn.cli.main import script
 script("train")
 """

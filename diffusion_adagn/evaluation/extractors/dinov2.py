@@ -44,7 +44,10 @@ def open_dinov2(source: str, device: str | torch.device = "cpu") -> Dinov2Extrac
         from transformers import AutoConfig, AutoModel
     except ImportError as error:
         raise InputError(
-            then(f"the extractor dinov2 needs transformers ({error}):", "pip install transformers")
+            then(
+                f"the extractor dinov2 needs transformers, which the extra eval brings ({error}):",
+                "pip install 'diffusion-adagn[eval]'",
+            )
         ) from None
     try:
         config = AutoConfig.from_pretrained(source)

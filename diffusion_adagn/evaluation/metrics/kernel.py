@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from .measured import BLOCK, Measured, blocks, checked, same_extractor
 

@@ -6,7 +6,7 @@ Distances are Euclidean and float64, |a|^2 + |b|^2 - 2 a.b of centred features; 
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from ...errors import InputError
 from .measured import BLOCK, Measured, blocks, checked, same_extractor

@@ -1,0 +1,538 @@
+"""The forms in which labelled pictures come: a torch DataLoader, tables of labels, CIFAR's own files, lists of classes."""
+
+import collections
+import io
+import json
+import os
+import pickle
+import sys
+import tarfile
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader
+
+from diffusion_adagn import open_dataset
+from diffusion_adagn.cli.main import main
+from diffusion_adagn.config import DataConfig, RunConfig, as_config
+from diffusion_adagn.data import decode, sources, store, tables
+from diffusion_adagn.data.cifar_pickles import load_plain
+from diffusion_adagn.data.class_lists import NAMES, class_list
+from diffusion_adagn.data.classes import class_ids, imagenet_classes
+from diffusion_adagn.data.find import find_source
+from diffusion_adagn.data.inspect import inspect_dataset
+from diffusion_adagn.data.order import BalancedOrder
+from diffusion_adagn.data.store import NothingHeldOut, split_off
+from diffusion_adagn.errors import InputError
+from diffusion_adagn.labels import LabelSpace
+from diffusion_adagn.training.loop import train
+
+
+@pytest.fixture(autouse=True)
+def _own_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("DIFFUSION_ADAGN_CACHE", str(tmp_path / "store"))
+    monkeypatch.chdir(tmp_path)
+
+
+def png(seed: int, size: int = 8, gray: bool = False) -> bytes:
+    pixels = np.random.default_rng(seed).integers(0, 256, (size, size, 3), dtype=np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(pixels[..., :1].repeat(3, 2) if gray else pixels).save(file, "PNG")
+    return file.getvalue()
+
+
+def folders(root: str, counts: dict[str, int], **how) -> Path:
+    for at, (name, count) in enumerate(counts.items()):
+        Path(root, name).mkdir(parents=True, exist_ok=True)
+        for i in range(count):
+            Path(root, name, f"{i:03}.png").write_bytes(png(100 * at + i, **how))
+    return Path(root)
+
+
+def opened(source, part=None, **settings):
+    return open_dataset({"source": source, **settings}, part, progress=False)
+
+
+# ---------------------------------------------------------------------- torch
+
+
+def test_items_are_network_inputs_and_labels():
+    data = opened("digits")
+    image, label = data[5]
+    pixels, labels = data.gather([5])
+    assert (image.dtype, image.shape, type(label)) == (torch.float32, (1, 8, 8), int)
+    assert torch.equal(image[0], torch.from_numpy(pixels[0, :, :, 0]).float() / 127.5 - 1) and label == labels[0]
+    assert torch.equal(data[-1][0], data[len(data) - 1][0]) and torch.equal(data[torch.tensor(5)][0], image)
+    for wrong in (len(data), -len(data) - 1):
+        with pytest.raises(IndexError):
+            data[wrong]
+    with pytest.raises(TypeError):
+        data[0:3]
+
+
+def test_a_pickled_data_set_holds_no_pixels(tmp_path):
+    data = opened(folders("own", {"ant": 30, "bee": 10}, size=64))
+    content = pickle.dumps(data)
+    assert len(content) < 4000 < data.images.nbytes
+    again = pickle.loads(content)
+    assert isinstance(again.images.base, np.memmap)
+    assert torch.equal(again[7][0], data[7][0]) and again.counts().tolist() == data.counts().tolist()
+
+
+@pytest.mark.slow
+@pytest.mark.serial
+@pytest.mark.parametrize("start", ["fork", "spawn"])
+def test_data_loader_with_two_workers(start):
+    data = opened("digits")
+    batches = list(DataLoader(data, batch_size=100, num_workers=2, multiprocessing_context=start))
+    assert sum(len(labels) for _, labels in batches) == len(data)
+    images, labels = batches[3]
+    assert (images.shape, images.dtype, labels.dtype) == ((100, 1, 8, 8), torch.float32, torch.int64)
+    assert torch.equal(images[2], data[302][0]) and labels[2] == data.labels[302]
+
+
+def test_data_loader_without_workers():
+    images, labels = next(iter(DataLoader(opened("digits"), batch_size=7, shuffle=True)))
+    assert images.shape == (7, 1, 8, 8) and labels.shape == (7,)
+
+
+# ---------------------------------------------------------------------- what people type
+
+
+def test_what_open_dataset_takes(tmp_path):
+    root = folders("own", {"ant": 4, "bee": 4})
+    Path("my.yaml").write_text("data:\n  source: own\n  classes: bee\n")
+    run = RunConfig(data=DataConfig(source="own"))
+    for given in ("own", root, {"source": root}, {"data": {"source": "own"}}, {"data.source": "own"}, run, run.data):
+        assert open_dataset(given, progress=False).label_space.names == ("ant", "bee")
+    assert open_dataset("my.yaml", progress=False).label_space.names == ("bee",)
+    assert len(open_dataset("digits", progress=False)) == 1707
+    with pytest.raises(InputError, match=r"there is no setting 'data.sauce' .*data.source"):
+        open_dataset({"sauce": "own"})
+    with pytest.raises(InputError, match=r"data.image_size: expected a whole number, got 'big'"):
+        open_dataset({"source": "own", "image_size": "big"})
+
+
+def test_what_train_takes(tmp_path):
+    assert as_config("digits").output_dir == as_config(Path("digits")).output_dir == "runs/digits"
+    given = {"data": {"source": "x"}, "training.max_steps": 3, "model": {"channel_mult": (1, 2)}}
+    config = as_config(given)
+    assert (config.data.source, config.training.max_steps, config.model.channel_mult) == ("x", 3, (1, 2))
+    assert as_config(config) is config
+    with pytest.raises(InputError, match="where should the run go"):
+        train({"data": {"source": "digits"}})
+    with pytest.raises(InputError, match="no recipe of that name"):
+        train("digitz")
+
+
+def test_a_plain_list_is_a_label_space():
+    assert LabelSpace.from_dict(["cat", "dog"]) == LabelSpace(("cat", "dog"))
+    with pytest.raises(InputError, match="must be unique"):
+        LabelSpace.from_dict(["a"] * 10)
+
+
+# ---------------------------------------------------------------------- held out
+
+
+def test_random_hold_out_is_what_it_was():
+    """A recorded run must resume: the images held out before `heldout_split` came, as that code chose them."""
+    assert split_off(np.arange(40) % 7, 0.1)[1].tolist() == [4, 11, 15, 18]
+
+
+def test_a_class_of_one_keeps_its_picture(capsys):
+    pair = folders("pair", {"a": 1, "b": 1})
+    data = open_dataset(pair, "train")
+    assert data.counts().tolist() == [1, 1] and "nothing is held out" in capsys.readouterr().err
+    with pytest.raises(NothingHeldOut, match="one picture of each class"):
+        open_dataset(pair, "heldout")
+    assert "held out     none, since every class" in inspect_dataset(DataConfig("pair"), Path("sheet.png"))
+
+
+def test_stratified_takes_the_same_share_of_each_class():
+    labels = np.repeat([0, 1, 2, 3, 4], [100, 40, 10, 9, 1])
+    kept, heldout = split_off(labels, 0.05, stratified=True)
+    assert np.bincount(labels[heldout], minlength=5).tolist() == [5, 2, 1, 0, 0]
+    assert sorted([*kept, *heldout]) == list(range(160))
+    assert np.array_equal(heldout, split_off(labels, 0.05, stratified=True)[1])
+    half = split_off(np.array([0, 0, 1]), 0.5, stratified=True)[1]
+    assert len(half) == 1 and half[0] < 2  # one image of each class stays
+    assert opened(folders("own", {"a": 60, "b": 10}), "heldout", heldout_split="stratified").counts().tolist() == [3, 1]
+
+
+def test_an_empty_class_stops_training_and_is_inspected(capsys):
+    folders("own", {"ant": 4, "bee": 0})
+    with pytest.raises(InputError, match=r"no picture of 1 of its 2 classes: bee\. Add pictures .*data\.classes"):
+        open_dataset("own", "train", progress=False)
+    assert not list(Path("store").iterdir())  # nothing was decoded for it
+    assert main(["data", "inspect", "own"]) == 0
+    said = capsys.readouterr().out
+    assert "some are empty" in said and "there are none of: bee" in said and "--dry_run" not in said
+    assert opened("own", classes="ant").label_space.names == ("ant",)
+
+
+def test_a_validation_part_that_is_a_copy_is_held_out():
+    for part in ("train", "val"):
+        folders(f"own/{part}", {"ant": 3})
+    assert "held out     own:val, 3 pictures" in inspect_dataset(DataConfig("own"), Path("sheet.png"))
+
+
+# ---------------------------------------------------------------------- balanced drawing
+
+
+def test_balanced_order_draws_classes_equally_often():
+    labels = np.repeat([0, 1, 2], [900, 90, 10])
+    order = BalancedOrder(labels, seed=3)
+    drawn = order(torch.arange(9000))
+    counts = np.bincount(labels[drawn], minlength=3)
+    assert np.abs(counts - 3000).max() < 200
+    for k, size in enumerate((900, 90, 10)):  # each class goes through permutations of its images
+        mine = drawn[torch.from_numpy(labels[drawn] == k)]
+        whole = mine[: len(mine) // size * size].reshape(-1, size)
+        assert all(len(set(row.tolist())) == size for row in whole) and not torch.equal(whole[0], whole[1])
+
+
+def test_balanced_order_is_a_function_of_position(monkeypatch):
+    labels = np.random.default_rng(0).permutation(np.repeat([0, 1, 2], [50, 9, 1]))
+    monkeypatch.setattr(BalancedOrder, "BLOCK", 64)
+    straight = BalancedOrder(labels, seed=1)(torch.arange(1000))
+    monkeypatch.setattr(BalancedOrder, "BLOCK", 128)  # only how it is counted
+    for positions in (torch.arange(700, 760), torch.tensor([900, 3, 513, 3]), torch.arange(999, -1, -1)):
+        assert torch.equal(BalancedOrder(labels, seed=1)(positions), straight[positions])
+    both = BalancedOrder(labels, seed=1)
+    assert torch.equal(
+        torch.cat([both(torch.arange(p, 1000, 2)) for p in (0, 1)]), torch.cat([straight[::2], straight[1::2]])
+    )
+    assert not torch.equal(BalancedOrder(labels, seed=2)(torch.arange(1000)), straight)
+
+
+def test_a_balanced_run_resumes_only_as_such(tmp_path):
+    folders("own", {"ant": 12, "bee": 2})
+    settings = {
+        "data": {"source": "own", "balance": True}, "output_dir": "run",
+        "model": {"model_channels": 8, "channel_mult": [1], "num_res_blocks": 1, "num_head_channels": 8, "norm_groups": 4},
+        "training": {"max_steps": 2, "batch_size": 4, "log_every": 1, "preview_every": 0, "signals_every": 0},
+    }  # fmt: skip
+    assert train(settings) == 0
+    lines = [json.loads(line) for line in Path("run/metrics.jsonl").read_text().splitlines()]
+    assert lines[-1]["epoch"] == 8 / 13
+    settings["data"]["balance"] = False
+    settings["training"]["max_steps"] = 3
+    with pytest.raises(InputError, match=r"data\.balance: True -> False"):
+        train(settings, resume=True)
+
+
+# ---------------------------------------------------------------------- tables of labels
+
+
+@pytest.mark.parametrize("kind", ["metadata.csv", "metadata.jsonl", "labels.csv"])
+def test_labels_in_a_table(kind):
+    rows = [("images/0.png", "cow"), ("images/1.png", "ant"), ("images/2.png", "cow")]
+    Path("own/images").mkdir(parents=True)
+    for at, (name, _) in enumerate(rows):
+        Path("own", name).write_bytes(png(at))
+    Path("own/images/unlisted.png").write_bytes(png(9))
+    if kind.endswith(".csv"):
+        Path("own", kind).write_text("file_name,label\n" + "".join(f"{n},{c}\n" for n, c in rows))
+    else:
+        Path("own", kind).write_text("".join(json.dumps({"file_name": n, "class": c}) + "\n" for n, c in rows))
+    data = opened("own" if kind.startswith("metadata") else f"own/{kind}", heldout_fraction=0)
+    assert data.label_space.names == ("ant", "cow") and data.labels.tolist() == [1, 0, 1]
+    with Image.open("own/images/1.png") as image:
+        assert np.array_equal(data.gather([1])[0][0], np.asarray(image))
+
+
+def test_tables_of_labels_in_parts_and_by_number():
+    for part, rows in (("train", [("a", 10), ("b", 9), ("c", 10)]), ("test", [("a", 9)])):
+        Path("own", part).mkdir(parents=True)
+        for at, (name, _) in enumerate(rows):
+            Path("own", part, f"{name}.png").write_bytes(png(at))
+        Path("own", part, "metadata.csv").write_text("file_name,label\n" + "".join(f"{n}.png,{c}\n" for n, c in rows))
+    assert opened("own").label_space.names == ("9", "10") and opened("own").labels.tolist() == [1, 0, 1]
+    assert opened("own", "heldout").labels.tolist() == [0]
+    Path("own/test/metadata.csv").write_text("file_name,label\na.png,11\n")
+    with pytest.raises(InputError, match=r"the class '11' is none of train's: 9, 10"):
+        opened("own", "heldout")
+
+
+@pytest.mark.parametrize(
+    ("table", "said"),
+    [
+        ("0.png,ant\n1.png,bee\n", r"no file name column .*Its columns: 0\.png, ant"),
+        ("file_name,kind\n0.png,ant\n", r"no label column \(expected one of label, labels, .*Set data\.label_column"),
+        ("file_name,label,class\n0.png,ant,1\n", r"several columns that may be the label"),
+        ("file_name,label\n0.png,\n", r"line 2: 0\.png has no class"),
+        ("file_name,label\n0.png\n", r"line 2: expected 2 values"),
+        ("file_name,label\n0.png,ant\n0.png,bee\n", r"line 3: 0\.png is listed a second time"),
+        ("file_name,label\n../0.png,ant\n", r"broken picture \.\./0\.png .*outside"),
+        ("file_name,label\nno.png,ant\n", r"broken picture no\.png .*No such file"),
+        ("file_name,label\n", "lists no picture"),
+    ],
+)
+def test_tables_that_cannot_be_used(table, said):
+    Path("own").mkdir()
+    Path("own/0.png").write_bytes(png(0))
+    Path("own/labels.csv").write_text(table)
+    with pytest.raises(InputError, match=said):
+        opened("own/labels.csv")
+
+
+def test_columns_may_be_named_and_other_metadata_is_ignored():
+    folders("own", {"ant": 2, "bee": 2})
+    Path("own/metadata.csv").write_text("file_name,kind\nant/000.png,red\nbee/001.png,blue\n")
+    assert opened("own", heldout_fraction=0).label_space.names == ("ant", "bee")  # it has no label column
+    assert opened("own", label_column="kind", heldout_fraction=0).label_space.names == ("blue", "red")
+
+
+# ---------------------------------------------------------------------- CIFAR's own files
+
+
+def cifar(root: Path, protocol: int) -> list[np.ndarray]:
+    root.mkdir()
+    batches = [np.random.default_rng(i).integers(0, 256, (4, 3072), dtype=np.uint8) for i in range(3)]
+    for name, data in zip(("data_batch_1", "data_batch_2", "test_batch"), batches):
+        held = {b"data": data, b"labels": [3, 1, 0, 2], b"batch_label": b"x", b"filenames": [b"a.png"] * 4}
+        Path(root, name).write_bytes(pickle.dumps(held, protocol))
+    meta = {b"label_names": [b"plane", b"car", b"bird", b"cat"], b"num_vis": 3072}
+    Path(root, "batches.meta").write_bytes(pickle.dumps(meta, protocol))
+    return batches
+
+
+@pytest.mark.parametrize("protocol", [0, 2, 4, 5])
+def test_cifar_in_its_own_files(protocol):
+    batches = cifar(Path("cifar-10-batches-py"), protocol)
+    with tarfile.open("cifar.tar.gz", "w:gz") as archive:
+        archive.add("cifar-10-batches-py")
+    for source in ("cifar-10-batches-py", "cifar.tar.gz"):
+        data = opened(source)
+        assert data.label_space.names == ("plane", "car", "bird", "cat") and data.labels.tolist() == [3, 1, 0, 2] * 2
+        assert np.array_equal(data.gather([5])[0][0], batches[1][1].reshape(3, 32, 32).transpose(1, 2, 0))
+        assert np.array_equal(opened(source, "heldout").images[0, 0, 0], batches[2][0][[0, 1024, 2048]])
+
+
+def test_cifar_100_has_its_fine_labels():
+    Path("c").mkdir()
+    data = np.zeros((2, 3072), np.uint8)
+    for part in ("train", "test"):
+        held = {b"data": data, b"fine_labels": [1, 0], b"coarse_labels": [0, 0]}
+        Path("c", part).write_bytes(pickle.dumps(held, 2))
+    Path("c/meta").write_bytes(
+        pickle.dumps({b"fine_label_names": [b"apple", b"bear"], b"coarse_label_names": [b"x"]}, 2)
+    )
+    assert opened("c").label_space.names == ("apple", "bear") and opened("c", "heldout").labels.tolist() == [1, 0]
+
+
+class _Runs:
+    def __reduce__(self):
+        return os.mkdir, ("was-run",)
+
+
+@pytest.mark.parametrize(
+    ("held", "said"),
+    [
+        ({"data": _Runs()}, "mkdir, and only plain values"),
+        ({"data": collections.OrderedDict()}, "OrderedDict, and only plain"),
+        ({"data": np.zeros(3)}, "only uint8"),
+        ({"data": np.array([{}], dtype=object)}, "only uint8"),
+        ([1], "expected a dict"),
+        (None, "expected a dict"),
+    ],
+)
+@pytest.mark.parametrize("protocol", [0, 2, 5])
+def test_pickles_of_anything_else_are_rejected(held, said, protocol):
+    with pytest.raises(InputError, match=said):
+        load_plain(pickle.dumps(held, protocol), "x")
+    assert not Path("was-run").exists()
+
+
+def test_damaged_cifar_is_named():
+    cifar(Path("c"), 2)
+    whole = Path("c/data_batch_2").read_bytes()
+    other = pickle.dumps({b"data": np.zeros((4, 3), np.uint8), b"labels": [0] * 4}, 2)
+    for content in (
+        whole[:-9000],
+        b"",
+        other,
+        pickle.dumps({b"data": np.zeros((1, 3072), np.uint8), b"labels": [4]}, 2),
+    ):
+        Path("c/data_batch_2").write_bytes(content)
+        with pytest.raises(InputError, match=r"data_batch_2 .*CIFAR"):
+            opened("c")
+    Path("x.tar.gz").write_bytes(b"-")
+    with pytest.raises(InputError, match="cannot be read as a tar archive"):
+        opened("x.tar.gz")
+
+
+# ---------------------------------------------------------------------- lists of classes
+
+
+def test_named_lists_are_imagenet_classes():
+    table = imagenet_classes()
+    space = LabelSpace(tuple(table.values()), wnids=tuple(table))
+    sizes = {name: len(set(class_list(name)) & set(table)) for name in NAMES}
+    assert list(sizes.values()) == [10, 10, 100, 100, 9]
+    assert class_ids(space, "imagenette") == [0, 217, 482, 491, 497, 566, 569, 571, 574, 701]
+    assert class_ids(space, "imagenet_first100") == list(range(100))
+    assert [space.names[i].split(",")[0] for i in class_ids(space, "imagewoof")][:2] == [
+        "Shih-Tzu",
+        "Rhodesian ridgeback",
+    ]
+    with pytest.raises(InputError, match=r"list of 10 ImageNet classes, and the data lacks 10"):
+        class_ids(LabelSpace(("a", "b")), "imagewoof")
+    assert class_ids(LabelSpace(("imagewoof", "b")), "imagewoof") == [0]  # a class of that name wins
+
+
+# ---------------------------------------------------------------------- names
+
+
+@pytest.mark.parametrize("name", ["owm", "no-one/none"])
+def test_a_missing_name_is_answered_at_once(name, monkeypatch):
+    """Without a network and with one that does not answer: no retries, the local folder first."""
+    import huggingface_hub.constants
+
+    folders("own", {"ant": 1})
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(tables, "HUB_SECONDS", 0.2)
+    monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", lambda *_, **__: time.sleep(30))
+    start = time.monotonic()
+    with pytest.raises(InputError, match=f"^there is no folder {name} here.*no answer in 0.2 s") as error:
+        opened(name)
+    assert time.monotonic() - start < 3
+    assert ("Did you mean own?" in str(error.value)) == (name == "owm")
+
+
+def test_cifar10_that_cannot_be_fetched_names_local_files(monkeypatch):
+    import huggingface_hub.constants
+
+    def unreachable(*_, **__):
+        raise OSError("Name or service not known")
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", unreachable)
+    with pytest.raises(InputError) as error:
+        opened("cifar10")
+    said = str(error.value)
+    assert "--data.source PATH_TO_PARQUET" in said and "cifar-10-batches-py" in said and "Built in" not in said
+
+
+def test_one_split_of_a_hub_data_set_is_fetched(monkeypatch):
+    """A folder stands for the hub: `datasets` treats both alike."""
+    import datasets
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", Path("cache").absolute())
+    Path("pets").mkdir()
+    for split, count in (("train", 6), ("test", 4)):
+        columns = {
+            "image": [{"bytes": png(i), "path": None} for i in range(count)],
+            "label": [i % 2 for i in range(count)],
+        }
+        pq.write_table(pa.table(columns), f"pets/{split}.parquet")
+    names = "{class_label: {names: {'0': cat, '1': dog}}}"
+    features = f"[{{name: image, dtype: image}}, {{name: label, dtype: {names}}}]"
+    splits = "[{name: train, num_examples: 6}, {name: test, num_examples: 4}]"
+    Path("pets/README.md").write_text(f"---\ndataset_info: {{features: {features}, splits: {splits}}}\n---\n")
+    hub = tables.HubTable("./pets", None, None)
+    found = hub.load("train")
+    assert found.label_space.names == ("cat", "dog") and len(found.labels) == 6
+    prepared = {p.name for p in Path("cache").rglob("*.arrow")}
+    assert len(prepared) == 1 and "train" in prepared.pop()
+    assert len(hub.load("test").labels) == 4
+
+
+# ---------------------------------------------------------------------- many files, broken ones
+
+
+def test_files_are_looked_at_once_for_both_parts(monkeypatch):
+    folders("own", {"ant": 30, "bee": 30})
+    looked, walked = [], []
+    stamp, pictures = sources.stamp, sources._pictures
+    monkeypatch.setattr(sources, "stamp", lambda path: looked.append(path) or stamp(path))
+    monkeypatch.setattr(sources, "_pictures", lambda *a, **k: walked.append(a) or pictures(*a, **k))
+    config = DataConfig("own")
+    found = find_source(config)
+    data, heldout = (open_dataset(config, part, progress=False, found=found) for part in ("train", "heldout"))
+    assert len(looked) == 60 and len(walked) == 2
+    assert len(data) + len(heldout) == 60
+
+
+def test_no_path_object_per_file():
+    """A million files: neither a Path nor a search among the classes for each."""
+    folders("own", {f"c{i:02}": 100 for i in range(10)})
+    source = find_source(DataConfig("own"))[0]
+    calls = collections.Counter()
+    sys.setprofile(lambda frame, event, _: calls.update([event == "call" and "pathlib" in frame.f_code.co_filename]))
+    try:
+        source.facts("train"), source.load("train")
+    finally:
+        sys.setprofile(None)
+    assert calls[True] < 600  # some for each of 10 folders; four for each of 1,000 files would be 4,000
+
+
+def test_files_come_in_the_order_of_their_path_parts():
+    for name in ("a/b.png", "a-b.png", "a.png", "B.png", "a/.x/h.png", "ab/c/d.png"):
+        Path("own/ant", name).parent.mkdir(parents=True, exist_ok=True)
+        Path("own/ant", name).write_bytes(png(0))
+    expected = sorted(p for p in Path("own/ant").rglob("*.png") if ".x" not in p.parts)
+    found = find_source(DataConfig("./own/"))[0]._files("train")["ant"]
+    assert found == [str(p.relative_to("own")) for p in expected]
+
+
+def test_decoding_ahead_does_not_change_the_store(monkeypatch):
+    folders("own", {"ant": 9, "bee": 8})
+    many = opened("own")
+    monkeypatch.setattr(decode, "MOST_AHEAD", 3)
+    monkeypatch.setattr(decode, "MOST_THREADS", 2)
+    few = opened("own", store_dir="other")
+    assert few.folder != many.folder and few.fingerprint == many.fingerprint
+
+
+def test_all_broken_pictures_are_counted():
+    root = folders("own", {"ant": 5, "bee": 5})
+    for name in ("ant/001.png", "ant/003.png", "bee/004.png"):
+        (root / name).write_bytes(b"?")
+    with pytest.raises(InputError) as error:
+        opened("own")
+    said = str(error.value)
+    assert said.startswith(
+        "broken picture ant/001.png of own:train: it is not a picture that Pillow knows. 2 more of 10"
+    )
+    assert "ant/003.png, bee/004.png. Replace" in said and ".." not in said
+
+
+def test_a_large_picture_is_not_called_broken(monkeypatch):
+    folders("own", {"ant": 2})
+    for limit in (40, 20):  # Pillow warns beyond its limit, and raises beyond twice that
+        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
+        with pytest.raises(InputError) as error:
+            opened("own")
+        said = str(error.value)
+        assert said.startswith("picture too large: ant/000.png of own:train: it has 64 pixels, more than the limit of")
+        assert "Make it smaller" in said and ".." not in said
+
+
+# ---------------------------------------------------------------------- inspect
+
+
+def test_inspect_hints_at_gray_and_unbalanced_data(monkeypatch):
+    folders("own", {"ant": 12, "bee": 2}, gray=True)
+    titles = []
+    from diffusion_adagn.data import inspect
+
+    grid = inspect.labelled_grid
+    monkeypatch.setattr(inspect, "labelled_grid", lambda *a, title: titles.append(title) or grid(*a, title=title))
+    said = inspect_dataset(DataConfig("./own/", heldout_fraction=0), Path("sheet.png"))
+    assert "all are gray: --data.channels 1" in said and "--data.balance true" in said
+    assert titles == ["own:train: 14 pictures"]
+    folders("colour", {"ant": 2})
+    assert "are gray" not in inspect_dataset(DataConfig("colour"), Path("sheet.png"))
+
+
+def test_a_data_set_without_a_folder_is_pickled_whole():
+    images = np.zeros((2, 4, 4, 1), np.uint8)
+    data = store.ImageDataset("x", images, np.array([0, 0]), LabelSpace(("a",)), "f")
+    assert np.array_equal(pickle.loads(pickle.dumps(data)).images, images)

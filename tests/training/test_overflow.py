@@ -1,0 +1,42 @@
+"""fp16's scaler that has nothing left to shrink, and numbers that JSON does not have."""
+
+import json
+import math
+from types import SimpleNamespace
+
+import torch
+
+from diffusion_adagn.training.health import gradient_fault
+from diffusion_adagn.training.loop import FUSED
+from diffusion_adagn.training.metrics import Metrics
+
+
+def scaler(factor):
+    return SimpleNamespace(get_scale=lambda: factor)
+
+
+def test_overflow_is_a_fault_once_the_scale_is_below_one():
+    for norm in (math.inf, math.nan):
+        assert gradient_fault(norm, None) and gradient_fault(norm, scaler(0.5))
+        assert not gradient_fault(norm, scaler(65536.0)) and not gradient_fault(norm, scaler(1.0))
+    assert not gradient_fault(3.0, None) and not gradient_fault(3.0, scaler(0.5))
+
+
+def test_metrics_write_null_for_what_is_not_finite(tmp_path):
+    file = tmp_path / "metrics.jsonl"
+    Metrics(file).write(step=1, loss=0.5, grad_norm=math.inf, lr=math.nan)
+
+    def reject(word):
+        raise AssertionError(word)
+
+    assert json.loads(file.read_text(), parse_constant=reject) == {
+        "step": 1,
+        "loss": 0.5,
+        "grad_norm": None,
+        "lr": None,
+    }
+
+
+def test_adamw_is_fused_where_torch_has_it():
+    supported = set(torch.utils._foreach_utils._get_fused_kernels_supported_devices())
+    assert set(FUSED) == {"cpu", "cuda", "mps"} and set(FUSED) <= supported

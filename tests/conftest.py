@@ -88,6 +88,17 @@ def digits_judge(made_once):
 
 
 @pytest.fixture
+def step_time(monkeypatch):
+    """step_time(seconds): a dry run takes this for the time of a step, and measures none."""
+
+    def pretend(seconds):
+        monkeypatch.setattr("diffusion_adagn.training.dry_run.seconds_per_step", lambda *args: (seconds, args[-1]))
+
+    pretend(0.5)
+    return pretend
+
+
+@pytest.fixture
 def shared():
     """Folder of real pictures beside the project; tests that use it are skipped without it."""
     if not SHARED.is_dir():

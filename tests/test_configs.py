@@ -34,13 +34,13 @@ def test_the_recipes_are_there():
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda c: c.stem)
-def test_every_recipe_dry_runs(config, pictures, capsys):
+def test_every_recipe_dry_runs(config, pictures, step_time, capsys):
     source = (
         []
         if config.stem == "digits"
         else ["--data.source", str(pictures), "--data.image_size", "64" if "64" in config.stem else "32"]
     )
-    assert main(["train", "--config", str(config), "--dry_run", "--debug", *source]) == 0
+    assert main(["train", "--config", str(config), "--dry_run", "--verbose", "--debug", *source]) == 0
     printed = capsys.readouterr().out
     for word in ("GFLOPs", "GiB", "epochs", "max_steps:", "10 classes"):
         assert word in printed

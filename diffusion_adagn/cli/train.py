@@ -6,7 +6,7 @@ from pathlib import Path
 
 from .. import recipes
 from ..commands import command, resume_command, then
-from ..config import RunConfig, read_config, to_yaml
+from ..config import RunConfig, read_config
 from ..errors import InputError, UsageError
 from ..run import RunFolder, runs_near
 from .options import Parser, add_config_file, add_config_options, add_device_option, config_file, config_overrides
@@ -28,8 +28,11 @@ def parser() -> Parser:
         "is started. Of the settings that change the result, --training.lr alone may be changed",
     )
     p.add_argument(
-        "--dry_run", action="store_true", help="print the resolved config, parameters, FLOPs, memory, epochs, and stop"
+        "--dry_run",
+        action="store_true",
+        help="print what the run takes (two steps are measured): time, memory, epochs, images per class, and stop",
     )
+    p.add_argument("--verbose", action="store_true", help="--dry_run prints every setting too, as YAML")
     add_device_option(p, config=True)
     add_config_options(p)
     return p
@@ -52,13 +55,14 @@ def run(argv: Sequence[str]) -> int:
     else:
         config = read_config(file, overrides)
 
-    from ..training.loop import describe, resolve, train
-
     if args.dry_run:
-        config, dataset = resolve(config)
-        told = describe(config, dataset)
-        print(to_yaml(config), told, sep="\n")
+        from ..training.dry_run import dry_run
+
+        dry_run(config, args.verbose)
         return 0
+
+    from ..training.loop import train
+
     return train(config, resume=args.resume is not None)
 
 

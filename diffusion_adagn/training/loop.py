@@ -92,7 +92,7 @@ def _train(config: RunConfig, resume: bool, held: ExitStack) -> int:
         found = find_source(config.data)  # its files are looked at once for both parts
         config, dataset = resolve(config, progress=main, found=found)
     heldout = _heldout(config, main, found)
-    per_pass = _pictures_per_pass(training, processes.num_processes)
+    per_pass = pictures_per_pass(training, processes.num_processes)
     cost = count_cost(network_config(config))
     asked = _as_before(run, config) if resume else config.speed
     speed = choose(asked, device, cost.flops)
@@ -380,11 +380,22 @@ def describe(
     device: torch.device | None = None,
     cost: Cost | None = None,
 ) -> str:
-    """What will be trained, on what, at what cost: the head of a run and of --dry-run. device: this process's, unless given."""
+    """`facts`, a line each: the head of a run."""
+    return "\n".join(f"{name:10}{text}" for name, text in facts(config, dataset, processes, device, cost).items())
+
+
+def facts(
+    config: RunConfig,
+    dataset: ImageDataset,
+    processes: int = 1,
+    device: torch.device | None = None,
+    cost: Cost | None = None,
+) -> dict[str, str]:
+    """What will be trained, on what, at what cost, by name. device: this process's, unless given."""
     training, cost = config.training, cost or count_cost(network_config(config))
     device = device or all_processes(config.speed.device).device
     speed = choose(config.speed, device, cost.flops)
-    pictures = _pictures_per_pass(training, processes)
+    pictures = pictures_per_pass(training, processes)
     memory = (
         cost.training_bytes(pictures, AUTOCAST[speed.precision] is not None, training.gradient_checkpointing) / 2**30
     )
@@ -392,33 +403,38 @@ def describe(
     steps = training.max_steps
     seen = (steps or 0) * training.batch_size
     length = (
-        f"{steps:,} steps = {seen:,} pictures = {seen / len(dataset):.1f} epochs"
+        f"{steps:,} steps = {seen:,} pictures = {shown_number(seen / len(dataset))} epochs"
         if steps
         else "training.max_steps is not set"
     )
-    lines = [
-        f"data      {dataset.name}: {len(dataset):,} pictures of {dataset.image_size}x{dataset.image_size}x{dataset.channels}, "
+    found = {
+        "data": f"{dataset.name}: {len(dataset):,} pictures of {dataset.image_size}x{dataset.image_size}x{dataset.channels}, "
         f"{dataset.label_space.K} classes" + ("" if config.model.class_conditional else " (labels not used)"),
-        f"network   {config.model.conditioning}, {cost.parameters / 1e6:.2f} M parameters, {cost.flops / 1e9:.3f} GFLOPs a picture "
+        "network": f"{config.model.conditioning}, {cost.parameters / 1e6:.2f} M parameters, {cost.flops / 1e9:.3f} GFLOPs a picture "
         f"(forward; training about {3 * cost.flops / 1e9:.3f})",
-        f"batch     {training.batch_size} = {processes} process(es) x {training.gradient_accumulation} pass(es) x {pictures} pictures, "
+        "batch": f"{training.batch_size} = {processes} process(es) x {training.gradient_accumulation} pass(es) x {pictures} pictures, "
         f"on {device}",
-        f"speed     {told(speed, config.speed, device)}",
-        f"memory    about {memory + images:.2f} GiB a process (weights, gradients, AdamW, EMA, activations"
+        "speed": told(speed, config.speed, device),
+        "memory": f"about {memory + images:.2f} GiB a process (weights, gradients, AdamW, EMA, activations"
         + (
             f", {images:.2f} for the images, which lie on the device; training.images_on host leaves them out"
             if images
             else ""
         )
         + "; an estimate)",
-        f"length    {length}",
-        f"extras    {_extras(config)}",
-    ]
+        "length": length,
+        "extras": _extras(config),
+    }
     if speed.precision == "bf16" and device.type == "cpu" and not has_bf16(device):
-        lines.append(
-            "note      this CPU has no bf16 instructions and imitates them, many times slower than fp32: --speed.precision fp32"
+        found["note"] = (
+            "this CPU has no bf16 instructions and imitates them, many times slower than fp32: --speed.precision fp32"
         )
-    return "\n".join(lines)
+    return found
+
+
+def shown_number(x: float) -> str:
+    """With the digits that say something: 0.019, 3.4, 1,536."""
+    return f"{x:.2g}" if x < 10 else f"{x:,.0f}"
 
 
 def _extras(config: RunConfig) -> str:
@@ -468,7 +484,8 @@ def _as_before(run: RunFolder, config: RunConfig) -> SpeedConfig:
     return config.speed
 
 
-def _pictures_per_pass(training: TrainingConfig, processes: int) -> int:
+def pictures_per_pass(training: TrainingConfig, processes: int) -> int:
+    """How many images one process holds at once. Raises InputError if the batch cannot be split evenly."""
     parts = processes * training.gradient_accumulation
     if training.batch_size % parts:
         raise InputError(

@@ -78,16 +78,16 @@ def test_bad_arguments_answer_before_torch_is_imported():
         assert result.returncode == 0, result.stderr
 
 
-def test_dashes_and_underscores_are_alike(capsys):
+def test_dashes_and_underscores_are_alike(step_time, capsys):
     for spelling in ("--dry-run", "--dry_run"):
         for key in ("--training.max-steps", "--training.max_steps"):
-            assert main(["train", spelling, f"{key}=7", "--data.source", "digits"]) == 0
+            assert main(["train", spelling, "--verbose", f"{key}=7", "--data.source", "digits"]) == 0
             printed = capsys.readouterr().out
             assert "max_steps: 7" in printed
             assert "M parameters" in printed
 
 
-def test_a_dry_run_needs_no_length(capsys):
+def test_a_dry_run_needs_no_length(step_time, capsys):
     assert main(["train", "--dry_run", "--data.source", "digits"]) == 0
     assert "max_steps is not set" in capsys.readouterr().out
 

@@ -125,7 +125,7 @@ def test_free_names_are_free(tmp_path):
 # ---------------------------------------------------------------------- where they are printed
 
 
-def test_what_inspect_prints_dry_runs(tmp_path, capsys):
+def test_what_inspect_prints_dry_runs(tmp_path, step_time, capsys):
     folder_of_pictures(tmp_path / "my own")
     main(["init", "own_images"])
     (tmp_path / "my.yaml").write_text(capsys.readouterr().out.replace("my_images", "my own"))
@@ -139,7 +139,7 @@ def test_what_inspect_prints_dry_runs(tmp_path, capsys):
         assert main(["data", "inspect", *argv, "--count", "1"]) == 0
         [line] = commands_in(capsys.readouterr().out)
         assert typed(line)[-1] == "--dry_run"
-        assert main(typed(line)) == 0
+        assert main([*typed(line), "--verbose"]) == 0
         shown = capsys.readouterr().out
         assert "M parameters" in shown
         if "1,7" in argv:

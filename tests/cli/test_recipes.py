@@ -38,8 +38,8 @@ def test_recipes_are_found_from_anywhere():
 @pytest.mark.parametrize(
     "given", [["digits"], ["--config", "digits"], ["--config=digits"], ["digits", "--config", "digits"]]
 )
-def test_train_takes_a_recipes_name(given, capsys):
-    assert main(["train", "--dry_run", "--training.max_steps", "7", *given]) == 0
+def test_train_takes_a_recipes_name(given, step_time, capsys):
+    assert main(["train", "--dry_run", "--verbose", "--training.max_steps", "7", *given]) == 0
     printed = capsys.readouterr().out
     assert "max_steps: 7" in printed and "output_dir: runs/digits" in printed
 
@@ -113,7 +113,7 @@ def test_init_answers_without_torch():
     assert done.returncode == 0 and done.stdout.startswith("# scikit-learn's"), done.stderr
 
 
-def test_a_config_may_follow_options(capsys):
+def test_a_config_may_follow_options(step_time, capsys):
     assert main(["train", "--dry_run", "--output_dir", "runs/x", "digits"]) == 0
     assert main(["data", "inspect", "--count", "1", "digits"]) == 0
     assert main(["train", "digits", "cifar10"]) == 2
@@ -195,7 +195,7 @@ def test_the_wheel_trains_by_name(tmp_path):
     assert adagn("init", "digits") == (ROOT / "configs/digits.yaml").read_text()
     assert "adagn train digits" in adagn("--help")
     for argv in (["--config", "digits"], ["digits"]):
-        assert "output_dir: runs/digits" in adagn("train", *argv, "--dry_run")
+        assert "output_dir: runs/digits" in adagn("train", *argv, "--dry_run", "--verbose")
     assert adagn("data", "inspect", "digits").endswith("  adagn train --config digits --dry_run\n")
 
 

@@ -15,6 +15,7 @@ from conftest import ROOT
 
 from diffusion_adagn import stopping
 from diffusion_adagn.cli import main
+from diffusion_adagn.run import RunFolder
 from diffusion_adagn.training.loop import StopSignal
 
 pytestmark = pytest.mark.serial
@@ -165,7 +166,7 @@ def test_watch_does_not_wait_for_ever(launcher_gone, monkeypatch):
     assert exits == [143]
 
 
-def test_signal_is_known_while_the_main_thread_computes():
+def test_signal_is_known_while_the_main_thread_computes(tmp_path):
     seen = []
 
     def ask():
@@ -174,7 +175,7 @@ def test_signal_is_known_while_the_main_thread_computes():
         time.sleep(0.05)
         seen.append((stopping.asked(), stop.name))
 
-    with StopSignal() as stop:
+    with StopSignal(RunFolder(tmp_path), lambda text: None) as stop:
         assert not stopping.asked()
         other = threading.Thread(target=ask)
         other.start()
@@ -182,7 +183,7 @@ def test_signal_is_known_while_the_main_thread_computes():
             hashlib.pbkdf2_hmac("sha256", b"", b"", 400_000)
         other.join()
     assert seen[0][0] and stop.name == "SIGUSR1"
-    with StopSignal():
+    with StopSignal(RunFolder(tmp_path), lambda text: None):
         assert not stopping.asked()  # a new run
 
 

@@ -1,0 +1,230 @@
+"""`adagn train --dry_run`: what a run takes on this machine, on one screen, with a verdict on each number."""
+
+import os
+import shutil
+import sys
+import textwrap
+import time
+
+import numpy as np
+import torch
+
+from ..config import RunConfig, SpeedConfig, TrainingConfig, to_yaml
+from ..data import ImageDataset
+from ..models.cost import Cost, count_cost, machine_memory
+from ..models.unet import AdaGNUNet
+from ..number_type import AUTOCAST, computed_in
+from ..processes import all_processes, main_first
+from ..run import network_config
+from ..speed import choose, matmul_peak, prepare
+from .ema import EMA
+from .loop import facts, make_batches, make_objective, make_optimizer, pictures_per_pass, resolve, shown_number
+from .pixels import on_device
+
+BUDGET = 10  # seconds that a measured step may take; a longer one is measured on a part of its images
+HOUR, DAY = 3600, 24 * 3600
+MANY_EPOCHS = 2000  # CIFAR-10's published runs; the fewer the images, the sooner they are learned by heart
+
+
+def dry_run(config: RunConfig, verbose: bool = False) -> None:
+    """Print what the run would take. No run folder is made.
+
+    Args:
+        config: The run; training.max_steps and output_dir may be unset.
+        verbose: Print every setting first, as YAML.
+
+    Raises:
+        InputError: For what would stop the run before its first step.
+    """
+    state = all_processes(config.speed.device)
+    with main_first(state):
+        config, dataset = resolve(config, progress=state.is_main_process)
+    if not state.is_main_process:
+        return
+    training, device = config.training, state.device
+    cost = count_cost(network_config(config))
+    speed = choose(config.speed, device, cost.flops)
+    images = pictures_per_pass(training, state.num_processes)
+    known = facts(config, dataset, state.num_processes, device, cost)
+    resident = dataset.images[0].nbytes * len(dataset) if on_device(dataset, device, training.images_on) else 0
+    known["memory"], fits = _memory(cost, training, speed, images, device, resident)
+    del known["length"]
+    if verbose:
+        print(to_yaml(config))
+    _print(known)
+    seconds = None
+    if fits:
+        seconds, measured = seconds_per_step(config, dataset, speed, device, cost, images)
+        part = "" if measured == images else f" (from {measured} of the {images} images of a pass)"
+        rate = training.batch_size / seconds
+        compiled = ", without speed.compile" * speed.compile
+        _print(
+            {
+                "step": f"{shown_number(seconds)} s{part}, {shown_number(rate)} images/s; measured in two steps here{compiled}"
+            }
+        )
+    _print(
+        {
+            "time": _time(training, seconds, device),
+            "epochs": _epochs(training, len(dataset)),
+            "classes": _classes(dataset, config),
+        }
+    )
+    print("No run was written." + ("" if verbose else " --verbose prints every setting."))
+
+
+def seconds_per_step(
+    config: RunConfig, dataset: ImageDataset, speed: SpeedConfig, device: torch.device, cost: Cost, images: int
+) -> tuple[float, int]:
+    """The time of a step of this process: the second of two real ones.
+
+    Args:
+        config: The resolved run.
+        dataset: Its images.
+        speed: What `choose` returned.
+        device: Where it is computed.
+        cost: Of its network.
+        images: Per pass.
+
+    Returns:
+        Seconds, and how many of a pass's images they were measured with.
+    """
+    training = config.training
+    expected = 3 * cost.flops / (0.3 * matmul_peak(device, seconds=0.1))  # seconds an image
+    measured = max(1, min(images, int(BUDGET / expected)))
+    unet = AdaGNUNet(**network_config(config)).to(device)
+    prepare(unet, speed)
+    if training.gradient_checkpointing:
+        unet.enable_gradient_checkpointing()
+    ema, optimizer = EMA(unet, training.ema_decay), make_optimizer(unet, training)
+    objective, batches = make_objective(config.diffusion).to(device), make_batches(config, dataset, device)
+    try:
+        for step in range(2):
+            began = time.perf_counter()
+            batch = batches.at(torch.arange(measured) + step * measured)
+            with computed_in(speed.precision, device):
+                output = unet(objective.noisy(batch.x0, batch.noise, batch.t), batch.t, batch.labels).sample
+                loss = objective.loss(output, batch.x0, batch.noise, batch.t).mean()
+            loss.backward()
+            float(torch.nn.utils.clip_grad_norm_(unet.parameters(), training.clip_norm or torch.inf))  # waits
+            passed = time.perf_counter()
+            optimizer.step()
+            optimizer.zero_grad()
+            ema.update(unet, step + 1)
+            float(next(ema.model.parameters()).sum())  # waits
+            ended = time.perf_counter()
+            if ended - began > 3 * BUDGET:  # the first one includes what is done once, which is little then
+                break
+    finally:
+        batches.pixels.close()
+    one_pass = (passed - began) * images / measured
+    return one_pass * training.gradient_accumulation + ended - passed, measured
+
+
+def device_memory(device: torch.device) -> int:
+    """Bytes of memory that the device has in all."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    if device.type == "mps":
+        return torch.mps.recommended_max_memory()
+    return machine_memory()
+
+
+# ---------------------------------------------------------------------- verdicts
+
+
+def _memory(
+    cost: Cost, training: TrainingConfig, speed: SpeedConfig, images: int, device: torch.device, resident: int
+) -> tuple[str, bool]:
+    """The line, and whether it fits. resident: bytes of the images that lie on the device."""
+    half, there = AUTOCAST[speed.precision] is not None, device_memory(device)
+    local = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if device.type == "cpu" else 1  # they share the machine's
+
+    def needed(count: int, checkpointing: bool) -> int:
+        return local * cost.training_bytes(count, half, checkpointing) + resident
+
+    need, checkpointing = needed(images, training.gradient_checkpointing), training.gradient_checkpointing
+    text = f"about {_gib(need)} of the {_gib(there)} of {device}"
+    if need <= 0.8 * there:
+        return f"{text}: fits", True
+    parts = [n for n in range(2, images + 1) if images % n == 0 and needed(images // n, checkpointing) <= 0.8 * there]
+    remedies = [f"training.gradient_accumulation {parts[0] * training.gradient_accumulation}"] if parts else []
+    if not checkpointing and needed(images, True) <= 0.8 * there:
+        remedies.append("training.gradient_checkpointing true")
+    if needed(1, checkpointing) <= 0.8 * there:
+        remedies.append("a lower training.batch_size")
+    if resident:
+        remedies.append("training.images_on host")
+    remedies.append("a smaller model (model.model_channels, data.image_size)")
+    verdict = "tight, and may fail" if need <= there else "WILL NOT FIT"
+    return f"{text}: {verdict} -> {', or '.join(remedies)}", need <= there
+
+
+def _time(training: TrainingConfig, seconds: float | None, device: torch.device) -> str:
+    if seconds is None:
+        return "not measured, since it does not fit"
+    if training.max_steps is None:
+        return f"training.max_steps is not set: {HOUR / seconds:,.0f} steps take an hour"
+    total = training.max_steps * seconds
+    text = f"{training.max_steps:,} steps take about {_duration(total)}, previews not counted"
+    limit, name = (DAY, "a day") if device.type == "cpu" else (7 * DAY, "a week")
+    if total <= limit:
+        return f"{text}: fine"
+    less = max(1, int(limit / seconds))
+    on = "a GPU, or the recipe own_images_cpu" if device.type == "cpu" else "several GPUs (torchrun)"
+    return f"{text}: TOO LONG for most -> training.max_steps {less:,} takes {name}; or a smaller model or data.image_size, or {on}"
+
+
+def _epochs(training: TrainingConfig, count: int) -> str:
+    if training.max_steps is None:
+        return f"{count / training.batch_size:,.0f} steps are one: training.max_steps is not set"
+    epochs = training.max_steps * training.batch_size / count
+    text = f"{shown_number(epochs)}: each of the {count:,} images is seen {shown_number(epochs)} times"
+
+    def steps(of: int) -> str:
+        return f"training.max_steps {max(1, of * count // training.batch_size):,} are {of:,} epochs"
+
+    if epochs > MANY_EPOCHS:
+        return f"{text}: MANY, images may be learned by heart -> {steps(500)}; or more images"
+    return f"{text}: FEW -> {steps(50)}" if epochs < 10 else f"{text}: fine"
+
+
+def _classes(dataset: ImageDataset, config: RunConfig) -> str:
+    if not config.model.class_conditional:
+        return "labels are not used (model.class_conditional false)"
+    counts = np.bincount(np.asarray(dataset.labels), minlength=dataset.label_space.K)
+    least, most = int(counts.min()), int(counts.max())
+    name = dataset.label_space.name(int(counts.argmin()))
+    text = f"{least:,} to {most:,} images per class" if least != most else f"{least:,} images per class"
+    if least < 20:
+        return f"{text}: FEW, samples may be copies ({name} has {least}) -> more images, or data.classes without it"
+    if most > 5 * least and not config.data.balance:
+        return f"{text}: UNBALANCED ({name} has {least:,}), rare classes are learned late -> data.balance true, or more images of it"
+    return f"{text}: fine"
+
+
+# ---------------------------------------------------------------------- words
+
+
+def _print(lines: dict[str, str]) -> None:
+    """Each line wrapped to the terminal; as it is elsewhere."""
+    width = min(100, shutil.get_terminal_size().columns)
+    for name, text in lines.items():
+        line = f"{name:10}{text}"
+        if sys.stdout.isatty():
+            line = textwrap.fill(
+                line, width, subsequent_indent=10 * " ", break_long_words=False, break_on_hyphens=False
+            )
+        print(line, flush=True)
+
+
+def _gib(size: int) -> str:
+    return f"{size / 2**30:,.3g} GiB" if size < 1000 * 2**30 else f"{size / 2**30:,.0f} GiB"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    if seconds < 1.5 * HOUR:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / HOUR:.0f} h" if seconds < 4 * DAY else f"{seconds / DAY:,.0f} days"

@@ -1,0 +1,145 @@
+"""What training prints when it is stopped, when memory is exhausted, and into a file."""
+
+import hashlib
+import os
+import signal
+import threading
+import time
+from types import SimpleNamespace
+
+import pytest
+import torch
+from conftest import tiny_unet
+from test_loop import run
+from tqdm import tqdm
+
+from diffusion_adagn import LabelSpace
+from diffusion_adagn.cli.main import main
+from diffusion_adagn.config import SpeedConfig
+from diffusion_adagn.errors import InputError
+from diffusion_adagn.models.cost import Cost
+from diffusion_adagn.run import RunFolder
+from diffusion_adagn.training import loop, transfer
+
+
+@pytest.mark.serial
+def test_signals_are_answered_within_a_step(tmp_path):
+    for numbers, last in (((signal.SIGTERM,), "SIGTERM"), ((signal.SIGINT, signal.SIGINT), None)):
+        said, ready = [], threading.Event()
+
+        def send(numbers=numbers, said=said, ready=ready):
+            ready.wait()
+            for number in numbers:
+                time.sleep(0.05)
+                os.kill(os.getpid(), number)
+            time.sleep(0.05)
+            said.append("the call ends")
+
+        sender = threading.Thread(target=send)
+        sender.start()
+        before = signal.getsignal(signal.SIGINT)
+        (tmp_path / "checkpoints/step-00000200").mkdir(parents=True, exist_ok=True)
+        (tmp_path / "checkpoints/step-00000200/state.json").touch()
+        try:
+            with loop.StopSignal(RunFolder(tmp_path), said.append) as stop:
+                ready.set()
+                hashlib.pbkdf2_hmac("sha256", b"", b"", 1_500_000)  # no handler runs in this call
+                sender.join()
+            left = stop.name
+        except KeyboardInterrupt:
+            left = None
+        sender.join()
+        assert left == last and signal.getsignal(signal.SIGINT) is before
+        assert said.index("the call ends") == len(numbers)
+        assert "stopping after this step and saving" in said[0]
+        assert ("Ctrl-C again exits without saving" in said[0]) == (last is None)
+        if last is None:
+            assert "exiting without saving" in said[1] and "step-00000200" in said[1] and "--resume" in said[1]
+
+
+def test_file_gets_line_per_log_step(tmp_path, capsys):
+    assert run(tmp_path / "run", training__max_steps=8, training__log_every=4, training__signals_every=0) == 0
+    out, err = capsys.readouterr()
+    lines = [line for line in out.splitlines() if line.startswith("step ")]
+    assert [line.split(",")[0] for line in lines] == ["step 1/8", "step 4/8", "step 8/8"]
+    assert all(word in lines[1] for word in ("loss ", "images/s", " left")) and "step/s" not in err
+
+
+def test_bar_shows_loss_between_log_steps(tmp_path, monkeypatch):
+    shown = []
+
+    class Bar(tqdm):
+        def set_postfix_str(self, text, refresh=True):
+            shown.append(text.split(",")[0])
+
+    monkeypatch.setattr(loop, "tqdm", Bar)
+    run(tmp_path / "run", training__log_every=100, training__signals_every=0)
+    assert len(shown) == len(set(shown)) == 6
+
+
+CPU = "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to allocate 16777216 bytes."
+
+
+@pytest.mark.parametrize(
+    ("error", "size"),
+    [
+        (RuntimeError(CPU), "16 MiB"),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB. GPU 0 has"), "20.00 GiB"),
+        (RuntimeError("MPS backend out of memory (MPS allocated: 9 GB). Tried to allocate 256.00 MiB on"), "256.00 MiB"),
+        (MemoryError(), ""),
+    ],
+)  # fmt: skip
+def test_exhausted_memory_lists_remedies(error, size, monkeypatch, capsys):
+    def fail(*_, **__):
+        bar = tqdm(total=2, desc="training")
+        bar.update()
+        raise error
+
+    monkeypatch.setattr(loop, "train", fail)
+    assert main(["train", "digits"]) == 1
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line.startswith("adagn: out of memory") and size in line
+    for remedy in ("gradient_accumulation", "gradient_checkpointing", "training.batch_size", "model.model_channels"):
+        assert remedy in line
+    monkeypatch.setattr("diffusion_adagn.cli.sample.run", fail)
+    assert main(["sample", "x"]) == 1
+    assert "Lower --batch_size" in capsys.readouterr().err
+
+
+def test_other_errors_keep_their_text(monkeypatch, capsys):
+    monkeypatch.setattr(loop, "train", lambda *_, **__: (_ for _ in ()).throw(RuntimeError("shapes differ")))
+    assert main(["train", "digits"]) == 1
+    assert "RuntimeError: shapes differ" in capsys.readouterr().err
+
+
+def test_folder_that_cannot_be_made_is_named(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match=r"run folder .*file/run cannot be made .*--output_dir"):
+        run(tmp_path / "file" / "run")
+
+
+def test_learning_rate_of_zero_is_rejected(tmp_path):
+    with pytest.raises(InputError, match=r"training.lr 0 trains nothing"):
+        run(tmp_path / "run", training__lr=0)
+    assert not (tmp_path / "run").exists()
+
+
+def test_devices_are_accepted_in_capitals(tmp_path, capsys):
+    assert run(tmp_path / "run", training__max_steps=1, speed__device="CPU") == 0
+    for option in ("--device", "--speed.device"):
+        assert main(["train", "digits", option, "gpu"]) == 1
+        assert "--device (speed.device): there is no device 'gpu'" in capsys.readouterr().err
+
+
+def test_share_above_peak_is_no_percentage(monkeypatch):
+    monkeypatch.setattr(loop, "matmul_peak", lambda *_, **__: 3e9)
+    effort = loop._effort(Cost(1, 10**9, 1), SpeedConfig(precision="fp32"), torch.device("cpu"), 1)
+    assert effort(0.5).endswith("(50 % of peak)") and effort(2).endswith("(at peak)")
+
+
+def test_transfer_says_which_rows_are_new(monkeypatch):
+    old = SimpleNamespace(unet=tiny_unet(num_classes=2), labels=LabelSpace(("1", "7")))
+    monkeypatch.setattr(transfer, "open_pipeline", lambda source: (old, "a run"))
+    for names, said in ((("7", "1"), "3 of 3 rows"), (("7", "3"), "2 of 3 rows")):
+        sentence = transfer.transfer("a", tiny_unet(num_classes=2), LabelSpace(names))
+        assert said in sentence and ("the others are new" in sentence) == ("3" in names)

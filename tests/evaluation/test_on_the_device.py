@@ -13,7 +13,13 @@ from diffusion_adagn.evaluation.reference import Reference
 
 def reference():
     features = np.random.default_rng(0).normal(size=(12, 3)).astype(np.float32)
-    about = {"name": "some", "count": 12, "of": 12, "date": datetime.date.today().isoformat()}
+    about = {
+        "name": "some",
+        "count": 12,
+        "of": 12,
+        "extractor": {"name": "means"},
+        "date": datetime.date.today().isoformat(),
+    }
     return Reference(features, None, (), None, about)
 
 

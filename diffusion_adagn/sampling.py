@@ -4,6 +4,7 @@ import json
 import re
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -34,7 +35,7 @@ from .models.unet import AdaGNUNet
 from .number_type import computed_in
 from .processes import all_processes
 from .recorded import default_folder
-from .speed import Graphed, choose, compile_blocks, describe, prepare
+from .speed import Graphed, choose_together, compile_blocks, describe, prepare
 
 NPZ = "samples.npz"
 UNGUIDED = Guidance()
@@ -125,7 +126,7 @@ def sample_to_folder(
     for guidance in guidances.values():
         pipe.check_guidance(guidance)
     asked, asked_batch = request.speed, request.batch_size
-    request = replace(request, speed=choose(asked, state.device, count_cost(pipe.unet.config).flops))
+    request = replace(request, speed=choose_together(asked, state.device, count_cost(pipe.unet.config).flops))
     if request.graph and state.device.type != "cuda":
         raise InputError(f"CUDA graphs need a CUDA GPU, and this is {state.device.type}: leave out --graph.")
     if main and labels.K and KINDS[pipe.unet.config.conditioning].label_in is None:
@@ -273,7 +274,11 @@ def _sample(
     mine = batches[state.process_index :: state.num_processes]
     main = state.is_main_process
     pipe.set_progress_bar_config(disable=not main, leave=False, position=1, desc="steps")
-    with tqdm(total=sum(map(len, mine)), unit="picture", disable=not main, desc=out.name) as bar:
+    writing = None  # a batch's files, while the next one is sampled; one that fails ends the sampling
+    with (
+        tqdm(total=sum(map(len, mine)), unit="picture", disable=not main, desc=out.name) as bar,
+        ThreadPoolExecutor(1) as thread,
+    ):
         for batch in mine:
             began = time.perf_counter()
             with computed_in(request.speed.precision, state.device):
@@ -289,9 +294,17 @@ def _sample(
             if request.speed.compile and shape not in compiled:
                 compiled.add(shape)
                 bar.write(f"compiled for {shape}: the first batch took {time.perf_counter() - began:.0f} s")
-            for picture, image in zip(batch, to_pil(images)):
-                image.save(out / picture.file)
+            if writing is not None:
+                writing.result()
+            writing = thread.submit(_save, batch, images, out)
             bar.update(len(batch))
+        if writing is not None:
+            writing.result()
+
+
+def _save(batch: list[Picture], images: np.ndarray, out: Path) -> None:
+    for picture, image in zip(batch, to_pil(images)):
+        image.save(out / picture.file)
 
 
 def _record(

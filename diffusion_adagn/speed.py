@@ -4,6 +4,7 @@ import dataclasses
 import time
 
 import torch
+from accelerate.utils import broadcast_object_list
 from torch import Tensor
 
 from .config import SpeedConfig
@@ -40,6 +41,12 @@ def choose(asked: SpeedConfig, device: torch.device, flops: int) -> SpeedConfig:
         except RuntimeError as error:
             raise InputError(f"torch.compile cannot be: {error} Leave out speed.compile (--compile).") from None
     return dataclasses.replace(asked, precision=precision, layout=layout, operator=operator)
+
+
+def choose_together(asked: SpeedConfig, device: torch.device, flops: int) -> SpeedConfig:
+    """`choose`, with the main process's number type on every process: the cards of one job may differ."""
+    (precision,) = broadcast_object_list([choose(asked, device, flops).precision])
+    return choose(dataclasses.replace(asked, precision=precision), device, flops)
 
 
 def describe(chosen: SpeedConfig, asked: SpeedConfig, device: torch.device | None = None) -> str:

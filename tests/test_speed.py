@@ -151,6 +151,15 @@ def test_the_peak_is_a_rate():
     assert 1e8 < speed.matmul_peak("cpu", seconds=0.02) < 1e14
 
 
+def test_every_process_takes_the_main_ones_number_type(monkeypatch):
+    monkeypatch.setattr(
+        speed, "broadcast_object_list", lambda mine: ["bf16"]
+    )  # as a main process with another card has it
+    asked = speed.SpeedConfig(operator="eager")
+    assert speed.choose(asked, torch.device("cpu"), 1).precision == "fp32"
+    assert speed.choose_together(asked, torch.device("cpu"), 1).precision == "bf16"
+
+
 def test_products_on_an_apple_gpu_are_waited_for(monkeypatch):
     """They are queued; and they are smaller there than a CUDA card's."""
     waits, sides, randn = [], [], torch.randn

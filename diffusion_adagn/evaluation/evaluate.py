@@ -284,6 +284,7 @@ def _measure(
 ) -> dict:
     """Measure, and write it all; returns the record. shape: [N, H, W, C] of the pictures. about: source, model, settings."""
     e, reference, names = bench.extractor, bench.reference, bench.class_names
+    device = metrics_device(all_processes(request.device))
     found = results(
         sampled,
         reference,
@@ -292,13 +293,15 @@ def _measure(
         names,
         calls,
         request.k,
-        metrics_device(all_processes(request.device)),
+        device,
         progress=True,
     )
     memory, sheet = None, None
     if request.neighbours and reference.features is not None:
         gather = bench.real.gather(reference)
-        memory = memorisation(sampled.features[e.name].pooled, sampled.pixels, reference, gather, progress=True)
+        memory = memorisation(
+            sampled.features[e.name].pooled, sampled.pixels, reference, gather, progress=True, device=device
+        )
         if gather is not None:
             told = _names_of(sampled.labels, names)
             sheet = draw_neighbours(out / SHEET, memory, sampled.pixels, told, reference, gather, request.neighbours)

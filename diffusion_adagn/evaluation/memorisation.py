@@ -53,16 +53,21 @@ class Memorisation:
 
 
 def memorisation(
-    pooled: np.ndarray, pixels: np.ndarray, reference: Reference, gather: Gather | None, progress: bool = False
+    pooled: np.ndarray,
+    pixels: np.ndarray,
+    reference: Reference,
+    gather: Gather | None,
+    progress: bool = False,
+    device: str = "cpu",
 ) -> Memorisation:
     """Look for the nearest of the reference's pictures to each sampled one, in the extractor's features.
 
     pooled: float32 [N, D]; pixels: uint8 [N, H, W, C] of the same. gather: places in the reference -> its pixels, None if those are
-    not at hand. The reference needs features.
+    not at hand. The reference needs features. device: where distances are computed.
     """
     real = reference.features
-    places, distances = nearest(pooled, real, min(NEAREST, len(real)), progress=progress)
-    apart = reference.target().radii(1, progress) if len(real) > 1 else None
+    places, distances = nearest(pooled, real, min(NEAREST, len(real)), device, progress=progress)
+    apart = reference.target(device=device).radii(1, progress) if len(real) > 1 else None
     copies = None if gather is None else _copies(pixels, len(real), gather)
     sentence = " ".join([_how_near(distances[:, 0], apart, reference), _said(copies, len(real))]).strip()
     return Memorisation(places, distances, apart, copies, sentence)

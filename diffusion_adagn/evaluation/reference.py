@@ -53,11 +53,11 @@ class Reference:
     about: dict = field(repr=False)
     indices: np.ndarray | None = field(default=None, repr=False)
     statistics: Gaussian | None = field(default=None, repr=False)
-    _targets: dict[int, Target] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _targets: dict[tuple[int, str], Target] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def target(self, k: int = 5, device: str = "cpu") -> Target:
         """What pictures are measured against, with what is costly about it kept. k: neighbours. device: where it is computed."""
-        if k not in self._targets:
+        if (k, device) not in self._targets:
             if self.features is None:
                 if self.statistics is None:
                     raise InputError(
@@ -68,8 +68,8 @@ class Reference:
                 target = Target(self.features, self.labels, k, device)
                 if self.statistics is not None:
                     target.gaussian = self.statistics
-            self._targets[k] = target
-        return self._targets[k]
+            self._targets[k, device] = target
+        return self._targets[k, device]
 
     @property
     def gaussian(self) -> Gaussian:

@@ -7,6 +7,7 @@ never run again, a stopped one goes on, and kinds and seeds may be added later.
 import contextlib
 import dataclasses
 import datetime
+import gc
 import io
 import json
 import math
@@ -158,7 +159,9 @@ def _run(
         if _train(member, config) == STOPPED:
             print(go_on(f"Stopped in {member.name}; saved.", typed))
             return STOPPED
+        gc.collect()  # accelerate leaves a cycle round the network, which would stay on the device
         _measure(member, config, heldout, costs[member.kind])
+        gc.collect()
 
     shown = _finished(out, members)
     files = write_report(out, config, dataset, heldout, [m.result for m in shown], {m.name: m.pictures for m in shown})

@@ -304,6 +304,15 @@ extern "C" void adagn_silu_forward(int silu, const void *x, void *y, const float
         (const NUMBER *)x, (NUMBER *)y, gain, shift, mean, rstd, N, C, P, G, rows, eps, threads);
 }
 
+// Whether it was built with OpenMP.
+extern "C" int adagn_silu_has_threads() {
+#ifdef _OPENMP
+    return 1;
+#else
+    return 0;
+#endif
+}
+
 // dgain, dshift: N times C, a row a picture even where gain and shift have one.
 extern "C" void adagn_silu_backward(int silu, const void *dy, const void *x, const float *gain, const float *shift,
                                     const float *mean, const float *rstd, void *dx, float *dgain, float *dshift, long N,

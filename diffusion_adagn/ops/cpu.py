@@ -8,6 +8,7 @@ import platform
 import shlex
 import shutil
 import subprocess
+import sys
 import tempfile
 import threading
 from pathlib import Path
@@ -36,7 +37,11 @@ def _library(dtype: torch.dtype, last: bool) -> tuple[ctypes.CDLL | None, str]:
     with _lock:
         if (dtype, last) not in _found:
             try:
-                _found[dtype, last] = _load(_build(dtype, last)), ""
+                lib = _load(_build(dtype, last))
+                threads = torch.get_num_threads()
+                slow = threads > 2 and not lib.adagn_silu_has_threads()
+                why = f"this compiler builds it without threads (OpenMP), and PyTorch uses {threads}."
+                _found[dtype, last] = (None, why) if slow else (lib, "")
             except (OSError, RuntimeError, subprocess.SubprocessError) as error:
                 _found[dtype, last] = None, " ".join(str(error).split())[:300]
         return _found[dtype, last]
@@ -64,7 +69,6 @@ def _build(dtype: torch.dtype, last: bool) -> Path:
     command = compiler()
     flags = [
         "-O3",
-        "-march=native",
         "-fno-math-errno",
         "-fno-trapping-math",
         "-ffp-contract=off",
@@ -80,41 +84,69 @@ def _build(dtype: torch.dtype, last: bool) -> Path:
     name = f"adagn_silu-{number}-{hashlib.sha256(b'|'.join(made_of)).hexdigest()[:16]}.so"
     file = cache_root() / "ops" / name
     try:
-        return file if _whole(file) else file_into_place(file, lambda beside: _compile(command, flags, beside))
+        return file if _whole(file) else _placed(file, command, flags)
     except OSError:  # a home that cannot be written to: for this process alone
         folder = tempfile.mkdtemp(prefix="adagn_silu-")
         atexit.register(shutil.rmtree, folder, ignore_errors=True)
-        return file_into_place(Path(folder, name), lambda beside: _compile(command, flags, beside))
+        return _placed(Path(folder, name), command, flags)
 
 
 def _compile(command: list[str], flags: list[str], to: Path) -> None:
-    # torch's own OpenMP: a second one in the process would bring threads of its own
-    openmp = [f for f in (Path(torch.__file__).parent / "lib").glob("libgomp*") if f.is_file()]
-    tries = [["-fopenmp", *(["-nodefaultlibs", str(openmp[0]), "-lc"] if openmp else [])]]
-    tries.append([])  # one thread, rather than none of it
-    for extra in tries:
-        with tempfile.TemporaryDirectory() as folder:  # a compiler leaves what it began
-            out = Path(folder, "adagn_silu.so")
-            done = subprocess.run(
-                [*command, *flags, "-shared", "-fPIC", str(SOURCE), "-o", str(out), *extra],
-                capture_output=True,
-                text=True,
-                timeout=300,
-            )
-            if done.returncode == 0 and out.is_file():
-                made = out.read_bytes()
-                to.write_bytes(made + hashlib.sha256(made).digest())  # loaders do not look behind the end
+    """Build the library into `to` and its hash beside it. Raises RuntimeError with the reason of the last try."""
+    why = ""
+    for native in (["-march=native"], []):  # older compilers of Apple reject it
+        for openmp in _openmp():
+            with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:  # a compiler leaves what it began
+                out = Path(folder, "adagn_silu.so")
+                done = subprocess.run(
+                    [*command, *native, *flags, "-shared", "-fPIC", str(SOURCE), "-o", str(out), *openmp],
+                    capture_output=True,
+                    text=True,
+                    timeout=300,
+                )
+                if done.returncode or not out.is_file():
+                    ended = f"with status {done.returncode}" if done.returncode else "to make a library"
+                    why = f"{ended}: {done.stderr.strip() or 'it said nothing'}"
+                    continue
+                try:
+                    _load(out)
+                except OSError as error:  # clang links GCC's OpenMP, and asks it for functions of its own
+                    why = f"to make a library that loads: {error}"
+                    continue
+                to.write_bytes(out.read_bytes())
                 return
-    ended = f"with status {done.returncode}" if done.returncode else "to make a library"
-    raise RuntimeError(
-        f"the C++ compiler ({shlex.join(command)}) failed {ended}: {done.stderr.strip() or 'it said nothing'}"
-    )
+    raise RuntimeError(f"the C++ compiler ({shlex.join(command)}) failed {why}")
+
+
+def _openmp() -> list[list[str]]:
+    """Flags to try, one after the other: with torch's own OpenMP (a second one in the process would bring threads of its own); its
+    vector pragmas alone, which need no library; neither."""
+    lib = Path(torch.__file__).parent / "lib"
+    if sys.platform == "darwin":
+        own = [["-Xclang", "-fopenmp", str(f), f"-Wl,-rpath,{lib}"] for f in lib.glob("libomp.dylib")]
+    else:
+        found = [f for f in lib.glob("libgomp*") if f.is_file()][:1]
+        own = [["-fopenmp", *(["-nodefaultlibs", str(found[0]), "-lc"] if found else [])]]
+    return [*own, ["-fopenmp-simd"], []]
 
 
 def _whole(file: Path) -> bool:
     """Whether it is there and as it was made: to load a shortened one can kill the process."""
-    made = file.read_bytes() if file.is_file() else b""
-    return hashlib.sha256(made[:-32]).digest() == made[-32:]
+    try:
+        return _digest(file).encode() == file.with_suffix(".sha256").read_bytes()
+    except FileNotFoundError:
+        return False
+
+
+def _placed(file: Path, command: list[str], flags: list[str]) -> Path:
+    """Compile into `file`; its hash lies beside it, since nothing may follow the end of a signed library (macOS)."""
+    file_into_place(file, lambda beside: _compile(command, flags, beside))
+    file_into_place(file.with_suffix(".sha256"), lambda beside: beside.write_text(_digest(file)))
+    return file
+
+
+def _digest(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
 def _cpu() -> str:

@@ -47,7 +47,7 @@ from ..models.unet import AdaGNUNet
 from ..number_type import AUTOCAST, tf32
 from ..processes import all_processes, main_first
 from ..run import RunFolder, label_space, network_config
-from ..speed import choose, compile_blocks, has_bf16, matmul_peak, prepare
+from ..speed import choose, choose_together, compile_blocks, has_bf16, matmul_peak, prepare
 from ..speed import describe as told
 from ..stopping import SIGNALS, listening
 from .batches import Batch, Batches
@@ -95,7 +95,7 @@ def _train(config: RunConfig, resume: bool, held: ExitStack) -> int:
     per_pass = pictures_per_pass(training, processes.num_processes)
     cost = count_cost(network_config(config))
     asked = _as_before(run, config) if resume else config.speed
-    speed = choose(asked, device, cost.flops)
+    speed = choose_together(asked, device, cost.flops)
     plan = describe(dataclasses.replace(config, speed=asked), dataset, processes.num_processes, device, cost)
     config = dataclasses.replace(config, speed=dataclasses.replace(asked, precision=speed.precision))
     held.enter_context(tf32(speed.precision == "tf32"))
@@ -229,8 +229,8 @@ def _train(config: RunConfig, resume: bool, held: ExitStack) -> int:
             stopping, fault = agree(accelerator, stop.name is not None, not math.isfinite(own))
             fault = fault or gradient_fault(float(norm), accelerator.scaler)  # gradients are the same everywhere by now
             health.saw(fault)
-            if speed.compile and step == since_start:
-                say(f"compiled: the first step took {time.perf_counter() - began:.0f} s")
+            if step == since_start and (built := _built(speed, device)):
+                say(f"{built}: the first step took {time.perf_counter() - began:.0f} s")
             norms = {}
             if not fault:
                 for each in seen:
@@ -671,6 +671,13 @@ class StopSignal:
                 signal.signal(s, signal.SIG_IGN)
             raise KeyboardInterrupt
         self.name = self.name or signal.Signals(number).name
+
+
+def _built(speed: SpeedConfig, device: torch.device) -> str:
+    """What the first step compiles, in words; "" for nothing."""
+    if speed.compile:
+        return "compiled"
+    return "Triton kernels compiled, or loaded from its cache" * (device.type == "cuda" and speed.operator == "fused")
 
 
 def agree(accelerator: Accelerator, *told: bool) -> list[bool]:

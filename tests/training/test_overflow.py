@@ -6,8 +6,9 @@ from types import SimpleNamespace
 
 import torch
 
+from diffusion_adagn.config import SpeedConfig
 from diffusion_adagn.training.health import gradient_fault
-from diffusion_adagn.training.loop import FUSED
+from diffusion_adagn.training.loop import FUSED, _built
 from diffusion_adagn.training.metrics import Metrics
 
 
@@ -40,3 +41,11 @@ def test_metrics_write_null_for_what_is_not_finite(tmp_path):
 def test_adamw_is_fused_where_torch_has_it():
     supported = set(torch.utils._foreach_utils._get_fused_kernels_supported_devices())
     assert set(FUSED) == {"cpu", "cuda", "mps"} and set(FUSED) <= supported
+
+
+def test_what_the_first_step_compiles_is_said():
+    cuda, cpu = torch.device("cuda"), torch.device("cpu")
+    fused, eager = SpeedConfig(operator="fused"), SpeedConfig(operator="eager")
+    assert "Triton kernels compiled" in _built(fused, cuda)
+    assert _built(eager, cuda) == _built(fused, cpu) == ""
+    assert _built(SpeedConfig(operator="fused", compile=True), cuda) == "compiled"

@@ -137,7 +137,7 @@ def train_judge(
 ) -> tuple[JudgeNetwork, dict]:
     """(network, facts) after some minutes: 10 rounds over the pictures, but 16,000 to 160,000 passes; and 40 rounds at most.
 
-    Shifted by up to an eighth of their size, never mirrored: a mirrored digit is another. Deterministic on the same machine; the
+    Shifted by up to an eighth of their size, never mirrored: a mirrored digit is another. Deterministic on the same machine's CPU; the
     caller's random state stays as it is. Raises InputError if fewer than two classes have pictures.
     """
     from ...data.store import split_off
@@ -202,7 +202,7 @@ def _train(
     with tqdm(total=steps, desc="training the judge", unit="step", disable=not progress, leave=False) as bar:
         for places in _batches(n, size, steps, generator):
             pixels, labels = dataset.gather(learned[places])
-            x = _shifted(resized(to_planes(pixels).float(), resolution, "bilinear"), generator).to(device)
+            x = _shifted(resized(to_planes(pixels).to(device).float(), resolution, "bilinear"), generator)
             _, logits = network(x)
             loss = F.cross_entropy(logits, torch.from_numpy(labels).to(device), label_smoothing=0.05)
             optimizer.zero_grad(set_to_none=True)
@@ -231,8 +231,8 @@ def _shifted(x: Tensor, generator: torch.Generator) -> Tensor:
     n, _, side, _ = x.shape
     most = max(1, side // 8)
     move = torch.randint(-most, most + 1, (2, n, 1), generator=generator)
-    row, column = (torch.arange(side) + move).clamp(0, side - 1)
-    picture = torch.arange(n)[:, None, None]
+    row, column = (torch.arange(side) + move).clamp(0, side - 1).to(x.device)
+    picture = torch.arange(n, device=x.device)[:, None, None]
     return x.permute(0, 2, 3, 1)[picture, row[:, :, None], column[:, None, :]].permute(0, 3, 1, 2)
 
 
@@ -243,6 +243,6 @@ def _accuracy(
     right = 0
     for some in np.array_split(places, -(-len(places) // 250)):
         pixels, labels = dataset.gather(some)
-        _, logits = network(resized(to_planes(pixels).float(), resolution, "bilinear").to(device))
+        _, logits = network(resized(to_planes(pixels).to(device).float(), resolution, "bilinear"))
         right += int((logits.argmax(1).cpu().numpy() == labels).sum())
     return right / len(places)

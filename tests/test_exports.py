@@ -36,7 +36,12 @@ def test_no_module_imports_the_package_root():
         for node in ast.walk(ast.parse(file.read_text())):
             if isinstance(node, ast.Import):
                 assert all(alias.name != "diffusion_adagn" for alias in node.names), file
-            if isinstance(node, ast.ImportFrom) and node.level == depth and node.module is None and file.parent != PACKAGE:
+            if (
+                isinstance(node, ast.ImportFrom)
+                and node.level == depth
+                and node.module is None
+                and file.parent != PACKAGE
+            ):
                 # `from .. import recipes` names a module, which is no cycle
                 assert all((PACKAGE / f"{a.name}.py").exists() or (PACKAGE / a.name).is_dir() for a in node.names), file
             if isinstance(node, ast.ImportFrom):

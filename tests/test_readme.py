@@ -108,6 +108,7 @@ def test_what_the_readme_shows_and_names_is_there():
     for target in ("demo", "test", "test-slow", "coverage", "lint"):
         assert f"\n{target}:" in (ROOT / "Makefile").read_text()
     assert "RESULTS" not in text
+    assert [line for line in text.splitlines() if len(line) >= 160] == []
 
 
 def test_the_contents_name_every_section():

@@ -33,7 +33,7 @@ SHRINK = {
     "trace": "--timesteps 3 --pictures 2",
     "import-diffusers": "",
 }
-SETUP = ("make ", "python3 -m venv", "pip install")
+SETUP = ("make ", "python3 -m venv", "pip install", "uv pip install")
 
 
 def blocks(language):
@@ -108,3 +108,17 @@ def test_what_the_readme_shows_and_names_is_there():
     for target in ("demo", "test", "test-slow", "coverage", "lint"):
         assert f"\n{target}:" in (ROOT / "Makefile").read_text()
     assert "RESULTS" not in text
+    assert [line for line in text.splitlines() if len(line) >= 160] == []
+
+
+def test_the_contents_name_every_section():
+    text = (ROOT / "README.md").read_text()
+    headings = re.findall(r"^## (.*)$", text, re.MULTILINE)
+    anchors = [re.sub(r"[^\w -]", "", heading).lower().replace(" ", "-") for heading in headings]
+    assert re.findall(r"\]\(#(.*?)\)", text) == anchors
+
+
+def test_every_link_between_the_docs_resolves():
+    for page in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")):
+        for link in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text()):
+            assert link.startswith("https://") or (page.parent / link).exists(), (page.name, link)

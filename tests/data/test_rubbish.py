@@ -14,6 +14,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import PIL
 import pytest
 import torch
 from PIL import Image
@@ -177,7 +178,8 @@ def lab(image: Image.Image) -> Image.Image:
 def test_other_colour_spaces_become_the_same_colours(mode, off, channels):
     rgb = Image.fromarray(pixels())
     image = lab(rgb) if mode == "LAB" else rgb.convert("RGBA").convert(mode) if mode == "RGBa" else rgb.convert(mode)
-    if mode in ("LAB", "CMYK", "YCbCr"):
+    # Pillow before 13 cannot read back an uncompressed YCbCr TIFF that it wrote (python-pillow issue 9770)
+    if mode in ("LAB", "CMYK") or (mode == "YCbCr" and int(PIL.__version__.split(".")[0]) >= 13):
         image = open_picture(encoded(image, "TIFF"))
         assert image.mode == mode
     expected = np.asarray(rgb.convert("L" if channels == 1 else "RGB")).reshape(8, 8, channels)

@@ -1,0 +1,42 @@
+"""docs/python.md is one program: it runs, with fewer steps."""
+
+import re
+
+import pytest
+from conftest import ROOT
+
+from diffusion_adagn.training import loop
+
+
+def blocks() -> list[str]:
+    return re.findall(r"```python\n(.*?)```", (ROOT / "docs/python.md").read_text(), re.DOTALL)
+
+
+@pytest.fixture
+def shrunk(tmp_path, monkeypatch):
+    """An empty folder, in which `train` makes two steps."""
+    monkeypatch.chdir(tmp_path)
+    train = loop.train
+
+    def short(config, resume=False):
+        config = loop.as_config(config)
+        for key, value in {"max_steps": 2, "batch_size": 8, "preview_every": 0, "heldout_every": 0}.items():
+            setattr(config.training, key, value)
+        return train(config, resume)
+
+    monkeypatch.setattr(loop, "train", short)
+    return tmp_path
+
+
+def test_the_program_of_the_python_page_runs(shrunk):
+    names = {}
+    for block in blocks():
+        for setting, few in (
+            ("max_steps = 400", "max_steps = 2"),
+            (r"num_inference_steps=\d+", "num_inference_steps=6"),
+        ):
+            block = re.sub(setting, few, block)
+        exec(compile(block, "docs/python.md", "exec"), names)
+    assert {path.name for path in (shrunk / "runs").iterdir()} == {"digits", "digits_long"}
+    assert len(names["out"].images) == 8 and (shrunk / "three.png").exists()
+    assert len(names["images"]) == 2 and len(names["unfinished"]) == 1

@@ -410,7 +410,7 @@ def _claim(out: Path, overwrite: bool, held: ExitStack, command: str) -> None:
     _clear(out, overwrite, command)
 
 
-def _clear(out: Path, overwrite: bool, command: str) -> None:
+def _clear(out: Path, overwrite: bool, command: str = "") -> None:
     """Remove earlier samples if asked; files that are not samples are never touched."""
     for begun in out.iterdir():  # a write that was broken off, see file_into_place
         if begun.is_file() and re.fullmatch(rf"\.[0-9a-f]{{8}}\.{Path(NPZ).stem}.*\.(json|npz)", begun.name):

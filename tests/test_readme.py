@@ -92,7 +92,7 @@ def test_the_readmes_commands_and_programs_run(place, monkeypatch):
         shrink = "--training.max_steps 3" if "--resume" in argv and "--config" not in argv else SHRINK[name]
         if name == "evaluate" and argv[0].startswith("runs/"):
             shrink = "--steps 2 --count 20 --extractor sklearn"
-        status = 3 if "--label-check" in argv else 0  # two steps teach no label
+        status = 3 if "--label_check" in argv else 0  # two steps teach no label
         assert main([name, *argv, *shrink.split(), "--debug"]) == status, command
         ran += 1
     assert ran >= 6

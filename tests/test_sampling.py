@@ -248,7 +248,7 @@ def test_from_one_class_to_another(model, tmp_path, capsys):
         assert np.abs(pixels(tmp_path / "s", entry).astype(int) - pixels(tmp_path / "cat", other)).max() <= 1
     argv = ["--interpolate", "cat,2", "--steps-between", "30", "--count", "1", "--steps", "1"]
     assert sample(model, tmp_path / "many", *argv) == 0
-    assert "24 of 32 steps" in capsys.readouterr().out
+    assert "24 of 32 columns" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -227,7 +227,7 @@ def test_without_an_extractor_the_diagnostics_stand(model, tmp_path):
     ("change", "word"),
     [
         (["--count", "2"], "total over 3 classes"),
-        (["--sampler", "dpm"], "there is no sampler"),
+        (["--sampler", "dpm"], "there is no 'dpm'"),
         (["--sampler", "ddim", "--spacing", "trailing", "--steps", "30"], "g1_ddim30_trailing cannot be sampled"),
         (["--interval", "2-3"], "share from 0 to 1"),
         (["--guidance", "1:x:2"], "from:to:step"),

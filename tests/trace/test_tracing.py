@@ -63,7 +63,7 @@ def test_a_run_is_traced_and_read(run, tmp_path, capsys):
     assert len(atlas.timesteps) == 8 and atlas.classes == [*DIGITS.names, "null"]
     assert atlas.model["source"] == str(run)
     report = text_of(out / "report.html")
-    assert "--label-check" in report
+    assert "--label_check" in report
     for picture in ("map", "shares", "influence", "label_use"):
         assert (out / f"{picture}.png").is_file()
     assert main([*argv, "--by", "resolution"]) == 0  # again, in its place
@@ -74,7 +74,7 @@ def test_a_run_is_traced_and_read(run, tmp_path, capsys):
 
 
 def test_the_verdict_alone_has_its_status(run, tmp_path, capsys):
-    assert main(["trace", str(run), "--label-check"]) == 3  # six steps teach no label
+    assert main(["trace", str(run), "--label_check"]) == 3  # six steps teach no label
     assert "NOT" in capsys.readouterr().out
     alone = saved(tmp_path / "pipeline")
     assert main(["trace", str(alone), "--label_check"]) == 4

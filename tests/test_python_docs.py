@@ -20,8 +20,9 @@ def shrunk(tmp_path, monkeypatch):
 
     def short(config, resume=False):
         config = loop.as_config(config)
-        for key, value in {"max_steps": 2, "batch_size": 8, "preview_every": 0, "heldout_every": 0}.items():
-            setattr(config.training, key, value)
+        for key in ("preview_every", "heldout_every", "signals_every"):
+            setattr(config.training, key, 0)
+        config.training.max_steps, config.training.batch_size = 2, 8
         return train(config, resume)
 
     monkeypatch.setattr(loop, "train", short)

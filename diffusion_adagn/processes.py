@@ -75,7 +75,7 @@ def choose_device(asked: str = "auto") -> torch.device:
                 "and choose the GPUs by CUDA_VISIBLE_DEVICES."
             )
         if device.index is not None and device.index >= torch.cuda.device_count():
-            raise InputError(f"there is no GPU for --device {asked} (speed.device). {_available()}")
+            raise InputError(f"there is no GPU {asked} (--device, speed.device). {_available()}")
     if device.type == "mps":
         if not torch.backends.mps.is_available():
             raise InputError(f"there is no Apple GPU for --device mps (speed.device). {_available()}")

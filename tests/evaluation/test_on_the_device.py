@@ -1,11 +1,9 @@
-"""What is computed on a device is cached by device; the judge's images are resized there, the same on the CPU."""
+"""What is computed on a device is cached by device."""
 
 import datetime
 
 import numpy as np
-import torch
 
-from diffusion_adagn.evaluation.extractors.judge import _shifted
 from diffusion_adagn.evaluation.memorisation import memorisation
 from diffusion_adagn.evaluation.metrics import measure
 from diffusion_adagn.evaluation.reference import Reference
@@ -39,8 +37,3 @@ def test_memorisation_measures_on_its_device(monkeypatch):
     assert seen == ["cpu:0"]
     same = memorisation(np.zeros((2, 3), np.float32), pixels, reference(), None)
     assert np.array_equal(found.distances, same.distances)
-
-
-def test_shifts_follow_the_images_device():
-    images = torch.zeros(2, 1, 8, 8, device="meta")
-    assert _shifted(images, torch.Generator().manual_seed(0)).device.type == "meta"

@@ -218,7 +218,7 @@ class LabelPipeline(DiffusionPipeline):
             y = torch.cat([y, torch.full_like(y, self.config.null_id)])
             scales = scales.to(device)[:, None, None, None]
         steps = defaults["num_inference_steps"] if num_inference_steps is None else num_inference_steps
-        timesteps = self._timesteps(scheduler, steps, device)
+        timesteps = self._timesteps(scheduler, steps)
         if latents is None:
             latents = torch.stack([torch.randn(shape, generator=g, device=g.device) for g in generators])
         x = latents.float().to(device) * getattr(scheduler, "init_noise_sigma", 1.0)
@@ -228,7 +228,9 @@ class LabelPipeline(DiffusionPipeline):
         for index, t in enumerate(self.progress_bar(timesteps)):
             x_t = scheduler.scale_model_input(x, t)
             inputs_ = torch.cat([x_t, x_t]) if guided else x_t
-            out = self.unet(inputs_.to(self.unet.dtype), t.expand(len(inputs_)), class_labels=y).sample.float()
+            out = self.unet(
+                inputs_.to(self.unet.dtype), t.to(device).expand(len(inputs_)), class_labels=y
+            ).sample.float()
             if guided:  # the mean channels; a learned variance behind them is the conditional pass's
                 (cond, variance), (null, _) = (_split(part, x_t) for part in out.chunk(2))
                 out = torch.cat([torch.lerp(null, cond, scales), variance], dim=1)  # lerp: at scale 1 exactly cond
@@ -282,11 +284,11 @@ class LabelPipeline(DiffusionPipeline):
         config |= {"variance_type": "learned_range" if learned else "fixed_small"}
         return kind(**{k: v for k, v in config.items() if k in takes})
 
-    def _timesteps(self, scheduler: SchedulerMixin, steps: int, device: torch.device) -> torch.Tensor:
+    def _timesteps(self, scheduler: SchedulerMixin, steps: int) -> torch.Tensor:
         total = scheduler.config.num_train_timesteps
         if not isinstance(steps, int) or not 1 <= steps <= total:
             raise ValueError(f"num_inference_steps is a whole number from 1 to {total}, not {steps!r}.")
-        scheduler.set_timesteps(steps, device=device)
+        scheduler.set_timesteps(steps)  # on the CPU, where the tables are: reading them there waits for nothing
         if grid := _noise_grid(scheduler.config):
             _use_noise_grid(scheduler, grid, steps)
         if isinstance(scheduler, DDIMScheduler):

@@ -145,7 +145,7 @@ def train_judge(
     _check(dataset)
     device, n = torch.device(device), len(dataset)
     learned, heldout = split_off(dataset.labels, min(HELD_OUT, MOST_HELD_OUT / n), SEED)
-    if len(np.unique(dataset.labels[learned])) < 2:
+    if len(np.unique(dataset.labels[learned])) < 2 or not len(heldout):
         raise InputError(f"{dataset.name} has {n} pictures: too few for a judge to learn from and to be tested on.")
     if progress:
         print(f"A judge learns the classes of {dataset.name}, in minutes, and is kept.")

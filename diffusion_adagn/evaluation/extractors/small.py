@@ -91,6 +91,8 @@ def _trained(dataset: ImageDataset) -> tuple[dict[str, np.ndarray], dict]:
             f"{dataset.name} has pictures of {len(classes)} class to learn from; expected two or more. Use an "
             "extractor that needs no labels: efficientnet:PATH.safetensors, inception or dinov2:FOLDER."
         )
+    if not len(heldout):
+        raise InputError(f"{dataset.name} has {len(dataset)} images: too few to learn from and to be tested on.")
     facts = {
         "shape": list(pixels.shape[1:]),
         "classes": classes.tolist(),

@@ -57,7 +57,7 @@ def place(tmp_path, monkeypatch):
     return tmp_path
 
 
-def test_the_readmes_commands_and_programs_run(place, monkeypatch):
+def test_the_readmes_commands_and_programs_run(place, step_time, monkeypatch):
     monkeypatch.setattr(ablation, "EVALUATIONS", 32)  # no command says how many of these
     for name, number in (("MIXED", 1), ("STEPS", 3), ("PROBED", 2)):
         monkeypatch.setattr(tracing, name, number)

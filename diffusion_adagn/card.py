@@ -10,13 +10,16 @@ from .loading import model_hash
 SCHEDULES = {"squaredcos_cap_v2": "cosine"}  # diffusers' names that are not ours
 
 
-def model_card(pipe: ClassConditionalPipeline, name: str, rows: Mapping[str, str] | None = None) -> str:
+def model_card(
+    pipe: ClassConditionalPipeline, name: str, rows: Mapping[str, str] | None = None, where: str = "THIS_FOLDER"
+) -> str:
     """Markdown with the front matter that the Hugging Face hub reads.
 
     Args:
         pipe: the model.
         name: the title.
         rows: what else is known, such as the data: a line of the table each.
+        where: what opens the model: its folder or repository.
     """
     labels, c, s, side = pipe.labels, pipe.unet.config, pipe.scheduler.config, pipe.unet.config.sample_size
     names = ", ".join(labels.names[:50]) + (f", ... ({labels.K} in all)" if labels.K > 50 else "")
@@ -34,7 +37,7 @@ def model_card(pipe: ClassConditionalPipeline, name: str, rows: Mapping[str, str
         "guidance": pipe.config.guidance_convention,
     }
     guidance = "1,2,4" if labels.K and labels.has_null else None
-    sample = command("sample", "THIS_FOLDER", classes="all" if labels.K else "null", guidance=guidance, count=8)
+    sample = command("sample", where, classes="all" if labels.K else "null", guidance=guidance, count=8)
     lines = "\n".join(f"| {key} | {value} |" for key, value in table.items())
     return f"""---
 library_name: diffusion_adagn
@@ -56,7 +59,7 @@ A class-conditional diffusion model ({c.conditioning}) of {side}x{side} images, 
 
 ```python
 from diffusion_adagn import ClassConditionalPipeline
-pipe = ClassConditionalPipeline.from_pretrained("THIS_FOLDER")
+pipe = ClassConditionalPipeline.from_pretrained("{where}")
 images = pipe({call}, seeds=0).images
 ```
 

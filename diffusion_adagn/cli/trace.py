@@ -80,6 +80,8 @@ def run(argv: Sequence[str]) -> int:
         data = config.data
 
     request = TraceRequest(args.timesteps, args.pictures, data, args.weights, args.compare, args.by, args.device)
+    if args.label_check and args.out:
+        raise UsageError("--label_check writes no files: leave --out out, or --label_check for a report.")
     if args.label_check:
         return check_label(args.run, request)
     out = Path(args.out or free(str(default_folder("traces", args.run, args.weights))))

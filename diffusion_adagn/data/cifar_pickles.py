@@ -40,6 +40,9 @@ class CifarPickles:
                 "or of cifar-100-python (train, test, meta)."
             )
         self.hundred = "meta" in self.files
+        batches = sorted(int(name.split("_")[-1]) for name in self.files if _BATCH.fullmatch(name))
+        if missing := sorted(set(range(1, max(batches, default=0))) - set(batches)):
+            raise InputError(f"{path} lacks {', '.join(f'data_batch_{i}' for i in missing)}: copy or unpack it again.")
 
     def splits(self) -> Sequence[str]:
         return ("train", "test") if {"test", "test_batch"} & set(self.files) else ("train",)

@@ -18,6 +18,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from diffusers.utils import BaseOutput
 from PIL import Image
@@ -59,7 +60,7 @@ class ImagesOutput(BaseOutput):
     Attributes:
         images: N PIL images, a float tensor [N, C, H, W] or an array [N, H, W, C], in 0..1.
         class_ids: one per image; None for an image that is not of one plain class, which class_names then describes.
-        seeds: one per image, which samples it again; None where a generator was not at its seed's beginning.
+        seeds: one per image, which samples it again; None where a generator was not at its seed's beginning, or latents were given.
         class_names: one per image.
     """
 
@@ -294,7 +295,8 @@ class ClassConditionalPipeline(DiffusionPipeline):
             callback_on_step_end_tensor_inputs: which tensors it receives: ("latents",) or ().
             generator: in place of seeds. A list: image i draws its noise from generator i; with `manual_seed(s)` it is the image
                 of seed s, bit for bit. One generator draws one seed per image.
-            latents: initial noise of unit variance, [N, C, H, W], one per image. Seeds then decide the noise of ddpm alone.
+            latents: initial noise of unit variance, [N, C, H, W], one per image. Seeds then decide the noise of ddpm alone, and
+                the output lists none unless they were given.
             num_images_per_class: images of each class, one after another.
             class_labels: the same as classes.
             num_images_per_prompt: the same as num_images_per_class.
@@ -309,10 +311,14 @@ class ClassConditionalPipeline(DiffusionPipeline):
         if class_labels is not None and classes is not None:
             raise InputError("classes and class_labels are the same argument: give one of them.")
         plans = self._plans(class_labels if classes is None else classes, told)
+        if num_images_per_prompt is not None and num_images_per_class != 1:
+            raise InputError("num_images_per_class and num_images_per_prompt are the same argument: give one of them.")
         plans = _each(plans, num_images_per_class if num_images_per_prompt is None else num_images_per_prompt)
         config = self.unet.config
         shape = (config.in_channels, config.sample_size, config.sample_size)
+        given = seeds is not None or generator is not None
         plans, seeds, generators = _pair(plans, seeds, generator, _check_latents(latents, shape))
+        seeds = seeds if given or latents is None else [None] * len(seeds)
         count = len(plans)
         if guidance is not None and guidance_scale is not None:
             raise InputError("guidance_scale and guidance were given: give one of them.")
@@ -337,7 +343,7 @@ class ClassConditionalPipeline(DiffusionPipeline):
         if (hook := getattr(self.unet, "_hf_hook", None)) is not None:  # enable_model_cpu_offload: to its device now
             hook.pre_forward(self.unet)
         device = self._execution_device
-        extra = {"generator": generators} if sampler_name(scheduler) in ("ddpm", "ddim") else {}
+        extra = {"generator": generators} if "generator" in inspect.signature(scheduler.step).parameters else {}
         extra |= {"eta": eta} if eta else {}
 
         timesteps = set_steps(scheduler, num_inference_steps)  # on the CPU, where the schedulers' tables are
@@ -469,7 +475,7 @@ class ClassConditionalPipeline(DiffusionPipeline):
         if limited:
             x0 = x0.clamp(-1, 1) if guidance.threshold is None else guidance.limit(x0)
             prediction = from_x0(x0, x_t, alpha, sigma, kind)
-        learned = scheduler.config.get("variance_type") == "learned_range"
+        learned = isinstance(scheduler, DDPMScheduler) and scheduler.config.variance_type == "learned_range"
         return torch.cat([prediction, variance], dim=1) if learned else prediction
 
     # ------------------------------------------------------------------ files
@@ -484,6 +490,10 @@ class ClassConditionalPipeline(DiffusionPipeline):
             kwargs: of diffusers' `save_pretrained`.
         """
         hub = {k: kwargs.pop(k) for k in ("repo_id", "private", "token", "commit_message", "create_pr") if k in kwargs}
+        if kwargs.get("variant") is not None or kwargs.get("safe_serialization") is False:
+            raise InputError(
+                "a pipeline is saved as safetensors without a variant: leave variant and safe_serialization out."
+            )
         super().save_pretrained(save_directory, **kwargs)
         index = Path(save_directory, "model_index.json")
         values = json.loads(index.read_text(encoding="utf-8"))
@@ -519,7 +529,9 @@ class ClassConditionalPipeline(DiffusionPipeline):
 
         with tempfile.TemporaryDirectory() as folder:
             self.save_pretrained(folder)
-            Path(folder, "README.md").write_text(model_card(self, repo_id.split("/")[-1]), encoding="utf-8")
+            Path(folder, "README.md").write_text(
+                model_card(self, repo_id.split("/")[-1], where=repo_id), encoding="utf-8"
+            )
             repo = create_repo(repo_id, private=private, token=token, exist_ok=True).repo_id
             return upload_folder(
                 repo_id=repo, folder_path=folder, token=token, commit_message=commit_message, create_pr=create_pr
@@ -539,13 +551,15 @@ class ClassConditionalPipeline(DiffusionPipeline):
         Args:
             path: a run folder, one of its checkpoints (the EMA weights), a pipeline folder, or a hub id "owner/name".
             revision: of the hub's repository.
-            torch_dtype: the weights' dtype. None: as saved.
+            torch_dtype: the weights' dtype, such as torch.bfloat16. None: float32.
             dtype: the same as torch_dtype.
 
         Raises:
             InputError: for a folder that is none, a missing or surplus weight, and a scheduler that is not ours.
         """
         dtype = torch_dtype if dtype is None else dtype
+        if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+            raise InputError(f"torch_dtype is a floating type such as torch.bfloat16, not {said(dtype)}.")
         if is_checkpoint(path):
             from ..loading import open_pipeline  # which builds a pipeline from a run's config
 
@@ -753,14 +767,15 @@ def _pair(
         raise InputError(f"{len(latents)} latents for {len(plans)} images were given: give one per image.")
     if generator is not None and not isinstance(generator, torch.Generator):
         generators = list(generator) if isinstance(generator, Sequence) else [generator]
-        if not all(isinstance(g, torch.Generator) for g in generators):
+        if not generators or not all(isinstance(g, torch.Generator) for g in generators):
             raise InputError(f"generator is a torch.Generator, or one per image, not {said(generator)}.")
         plans = plans * len(generators) if len(plans) == 1 else plans
         if len(plans) != len(generators):
             raise InputError(
                 f"{len(generators)} generators for {len(plans)} images: give one per image, or one in all."
             )
-        return plans, [_seed_of(g) for g in generators], generators
+        first = [all(g is not earlier for earlier in generators[:i]) for i, g in enumerate(generators)]
+        return plans, [_seed_of(g) if alone else None for g, alone in zip(generators, first)], generators
     if seeds is None:
         device = "cpu" if generator is None else generator.device
         seeds = torch.randint(0, 2**31, (len(plans),), generator=generator, device=device).tolist()

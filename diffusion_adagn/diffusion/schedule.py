@@ -3,6 +3,7 @@
 The schedulers' own clipping is always off: x0 is clipped after guidance, in the pipeline (see there).
 """
 
+import inspect
 from dataclasses import dataclass
 from numbers import Integral
 
@@ -86,9 +87,11 @@ def with_sampler(
 
 def spacing_name(scheduler: SchedulerMixin) -> str:
     """The grid that a scheduler steps over, as `with_sampler` takes it."""
-    return next((name for flag, name in NOISE_GRIDS.items() if scheduler.config.get(flag)), None) or str(
-        scheduler.config.timestep_spacing
-    )
+    takes = inspect.signature(
+        type(scheduler).__init__
+    ).parameters  # `from_config` carries over what a class does not know
+    grids = (name for flag, name in NOISE_GRIDS.items() if flag in takes and scheduler.config.get(flag))
+    return next(grids, str(scheduler.config.timestep_spacing))
 
 
 def sampler_name(scheduler: SchedulerMixin) -> str:
@@ -148,6 +151,10 @@ def set_steps(scheduler: SchedulerMixin, steps: int, device: torch.device | str 
     if isinstance(steps, bool) or not isinstance(steps, Integral) or not 1 <= steps <= total:
         raise InputError(f"the number of steps is a whole number from 1 to {total}, not {steps!r}.")
     steps = int(steps)
+    if scheduler.config.get("rescale_betas_zero_snr") and scheduler.config.prediction_type == "epsilon":
+        raise InputError(
+            "a zero-SNR schedule with eps-prediction divides by zero at its first step: use prediction v or x0."
+        )
     scheduler.set_timesteps(steps, device=device)
     if spacing in NOISE_GRIDS.values():
         _use_noise_grid(scheduler, spacing, steps)
@@ -161,7 +168,7 @@ def set_steps(scheduler: SchedulerMixin, steps: int, device: torch.device | str 
         )
     if spacing == "leading" and steps > 1 and 2 * grid[0] - grid[1] < 0.75 * total:
         # whole strides from 0 do not reach the noisy end; measured on digits: 501 steps, 94% right for 100%
-        good = [n for n in range(1, total + 1) if total % n == 0]
+        good = [n for n in range(2, total + 1) if total % n == 0 and n != steps]
         raise InputError(
             f"{steps} leading steps over {total} timesteps would start at t = {int(grid[0])}, far from noise: use "
             f"{' or '.join(str(n) for n in sorted(good, key=lambda n: abs(n - steps))[:2])} steps."

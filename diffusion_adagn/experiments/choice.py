@@ -465,9 +465,11 @@ def advice_said(
         said.append(f"accuracy {value('accuracy', at)}, not distinguishable from the highest of those")
     calls = f" ({counted(row[at]['nfe'], 'network evaluation')} per image)" if row[at].get("nfe") else ""
     if len(advice.equal) == len(points) > 1:
-        said.append(f"the cheapest of all {len(points)} settings{calls}, which this many images do not distinguish")
+        said.append(
+            f"the cheapest of all {len(points)} settings{calls}, at equal cost the nearest to scale 1; this many images do not distinguish them"
+        )
     elif len(advice.equal) > 1:
-        said.append(f"the cheapest of {len(advice.equal)} such settings{calls}")
+        said.append(f"the cheapest of {len(advice.equal)} such settings{calls}, at equal cost the nearest to scale 1")
     lost = [
         f"{name[m]} {_apart(value(m, at), value(m, i))} ({value(m, at)}; {value(m, i)} at {where(i)})"
         for m, i in advice.costs.items()

@@ -191,7 +191,9 @@ class LabelPipeline(DiffusionPipeline):
             ):
                 raise ValueError(f"latents are a tensor [N, {', '.join(map(str, shape))}] of finite numbers.")
             ids = ids * len(latents) if len(ids) == 1 else ids
+        given = seeds is not None or generator is not None
         ids, seeds, generators = _pair(ids, seeds, generator)
+        seeds = seeds if given or latents is None else [None] * len(seeds)
         if latents is not None and len(latents) != len(ids):
             raise ValueError(f"{len(latents)} latents for {len(ids)} images: give one per image.")
         defaults = self.config.sample_defaults
@@ -237,7 +239,10 @@ class LabelPipeline(DiffusionPipeline):
             x = scheduler.step(self._clip(scheduler, out, x_t, t), t, x, return_dict=False, **extra)[0]
             if callback_on_step_end is not None:
                 result = callback_on_step_end(view, index, t, {"latents": x} if inputs else {})
-                x = (result or {}).get("latents", x).to(x)
+                latents = x if result is None else result.get("latents", x)
+                if latents.shape != x.shape:
+                    raise ValueError(f"a callback returns latents {list(x.shape)}, not {list(latents.shape)}.")
+                x = latents.to(x)
             if view._interrupt or self._interrupt:
                 break
         self.maybe_free_model_hooks()
@@ -272,11 +277,11 @@ class LabelPipeline(DiffusionPipeline):
         if spacing is not None:
             config |= dict.fromkeys(("use_karras_sigmas", "use_exponential_sigmas", "use_lu_lambdas"), False)
             config |= {NOISE_GRIDS[spacing]: True} if spacing in NOISE_GRIDS else {"timestep_spacing": spacing}
-        grid, zero_snr = _noise_grid(config), bool(config.get("rescale_betas_zero_snr"))
-        if grid and "use_karras_sigmas" not in takes:
+        if spacing in NOISE_GRIDS and "use_karras_sigmas" not in takes:
             raise ValueError(
-                f"{kind.__name__} steps over whole timesteps: spacing {grid} needs dpm++, unipc, euler or heun."
+                f"{kind.__name__} steps over whole timesteps: spacing {spacing} needs dpm++, unipc, euler or heun."
             )
+        grid, zero_snr = _noise_grid(config, kind), bool(config.get("rescale_betas_zero_snr"))
         if zero_snr and (grid or config.get("timestep_spacing") != "trailing" or "rescale_betas_zero_snr" not in takes):
             raise ValueError("a zero-SNR schedule needs spacing trailing, and a sampler other than heun.")
         learned = self.unet.config.out_channels == 2 * self.unet.config.in_channels
@@ -286,10 +291,12 @@ class LabelPipeline(DiffusionPipeline):
 
     def _timesteps(self, scheduler: SchedulerMixin, steps: int) -> torch.Tensor:
         total = scheduler.config.num_train_timesteps
+        if scheduler.config.get("rescale_betas_zero_snr") and scheduler.config.prediction_type == "epsilon":
+            raise ValueError("a zero-SNR schedule with eps-prediction divides by zero at its first step.")
         if not isinstance(steps, int) or not 1 <= steps <= total:
             raise ValueError(f"num_inference_steps is a whole number from 1 to {total}, not {steps!r}.")
         scheduler.set_timesteps(steps)  # on the CPU, where the tables are: reading them there waits for nothing
-        if grid := _noise_grid(scheduler.config):
+        if grid := _noise_grid(scheduler.config, type(scheduler)):
             _use_noise_grid(scheduler, grid, steps)
         if isinstance(scheduler, DDIMScheduler):
             # DDIM steps to t - T // steps, whatever is scheduled next
@@ -347,8 +354,10 @@ def _scales(scale, count: int) -> torch.Tensor:
     return scales.expand(count)
 
 
-def _noise_grid(config: dict) -> str | None:
-    """The spacing over noise levels that a scheduler's config asks for."""
+def _noise_grid(config: dict, kind: type[SchedulerMixin]) -> str | None:
+    """The spacing over noise levels that a config asks for; None for a class that has none, whatever its config carried over."""
+    if "use_karras_sigmas" not in inspect.signature(kind.__init__).parameters:
+        return None
     if config.get("use_karras_sigmas"):
         return "karras"
     return "exponential" if config.get("use_exponential_sigmas") or config.get("use_lu_lambdas") else None
@@ -385,11 +394,14 @@ def _pair(ids: list, seeds, generator) -> tuple[list, list, list[torch.Generator
     """One class, one seed and one generator per image."""
     if generator is not None and seeds is not None:
         raise ValueError("seeds and generator were given: give one of them.")
+    if generator is not None and not isinstance(generator, torch.Generator | list | tuple):
+        raise ValueError(f"generator is one torch.Generator, or a list of one per image, not {generator!r}.")
     if isinstance(generator, list | tuple):
         ids = ids * len(generator) if len(ids) == 1 else ids
-        if len(ids) != len(generator) or not all(isinstance(g, torch.Generator) for g in generator):
+        if not generator or len(ids) != len(generator) or not all(isinstance(g, torch.Generator) for g in generator):
             raise ValueError(f"generator is one torch.Generator, or a list of one for each of {len(ids)} images.")
-        return ids, [_seed_of(g) for g in generator], list(generator)
+        first = [all(g is not earlier for earlier in generator[:i]) for i, g in enumerate(generator)]
+        return ids, [_seed_of(g) if alone else None for g, alone in zip(generator, first)], list(generator)
     if seeds is None:
         device = "cpu" if generator is None else generator.device
         seeds = torch.randint(0, 2**31, (len(ids),), generator=generator, device=device)

@@ -5,6 +5,7 @@ import math
 import os
 import signal
 import sys
+import threading
 import time
 from _thread import interrupt_main
 from collections.abc import Callable, Mapping
@@ -640,9 +641,10 @@ class StopSignal:
         self._came = self._again = False
 
     def __enter__(self) -> "StopSignal":
-        self._before = {s: signal.signal(s, self._handle) for s in SIGNALS}
-        self._noted = ExitStack()
-        self._noted.enter_context(listening(self._tell))
+        self._before, self._noted = {}, ExitStack()
+        if threading.current_thread() is threading.main_thread():  # Python lets no other thread handle signals
+            self._before = {s: signal.signal(s, self._handle) for s in SIGNALS}
+            self._noted.enter_context(listening(self._tell))
         return self
 
     def __exit__(self, *_) -> None:

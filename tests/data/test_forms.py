@@ -471,7 +471,9 @@ def test_no_path_object_per_file():
         source.facts("train"), source.load("train")
     finally:
         sys.setprofile(None)
-    assert calls[True] < 600  # some for each of 10 folders; four for each of 1,000 files would be 4,000
+    assert (
+        calls[True] < 1000
+    )  # Python 3.12 makes more; some for each of 10 folders; four for each of 1,000 files would be 4,000
 
 
 def test_files_come_in_the_order_of_their_path_parts():

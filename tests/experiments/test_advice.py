@@ -56,7 +56,7 @@ def test_accuracy_decides_among_equal_distances():
 def test_indistinguishable_settings_are_said_to_be():
     found, said = advice(points_of({"kid": [1, 1, 1], "recall": [0.5, 0.5, 0.5]}, spread=1))
     assert found.point.startswith("scale1.0")
-    assert "the cheapest of all 3 settings" in said and "which this many images do not distinguish" in said
+    assert "the cheapest of all 3 settings" in said and "this many images do not distinguish" in said
     assert said.endswith("No other metric is distinguishably better elsewhere.")
 
 

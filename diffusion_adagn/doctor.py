@@ -74,12 +74,15 @@ def _versions() -> tuple[str, list[str]]:
         needed = [
             Requirement(name) for name in ("torch", "diffusers", "accelerate", "datasets", "safetensors", "numpy")
         ]
+    import torch
+
     names = []
     for one in needed:
         if one.marker is not None and not one.marker.evaluate({"extra": ""}):
             continue
         have = _version(one.name)
-        names.append(f"{one.name} {have or '(missing)'}")
+        shown = torch.__version__ if one.name == "torch" and have else have  # it names the build, +cpu or +cu130
+        names.append(f"{one.name} {shown or '(missing)'}")
         if have is None or not one.specifier.contains(have, prereleases=True):
             is_there = "is not installed" if have is None else f"{have} is installed, {one.specifier} is expected"
             wrong.append(f"{one.name} {is_there}: pip install '{one.name}{one.specifier}'.")

@@ -152,7 +152,7 @@ def load_plain(content: bytes, name: str) -> dict[str, Any]:
         values = _Plain(io.BytesIO(content), encoding="bytes").load()
     except pickle.UnpicklingError as error:
         raise InputError(f"{name} cannot be read as a pickle of CIFAR: {error}.") from None
-    except Exception as error:  # a damaged pickle makes the reader raise this and that
+    except Exception as error:  # a corrupted pickle makes the reader raise this and that
         raise InputError(f"{name} is not a pickle of CIFAR: {type(error).__name__}: {error}.") from None
     if not isinstance(values, dict):
         raise InputError(f"{name} holds a {type(values).__name__}; expected a dict, as CIFAR's files do.")

@@ -6,7 +6,7 @@ import functools
 
 from .classes import imagenet_classes
 
-# fastai's ten easily told classes (github.com/fastai/imagenette)
+# fastai's ten classes that are easy to distinguish (github.com/fastai/imagenette)
 _IMAGENETTE = """
 n01440764 n02102040 n02979186 n03000684 n03028079 n03394916 n03417042 n03425413 n03445777 n03888257
 """

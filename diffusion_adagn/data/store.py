@@ -208,7 +208,7 @@ def _why_none(whole: ImageDataset, config: DataConfig) -> str:
 def split_off(
     labels: np.ndarray, fraction: float, seed: int = 0, stratified: bool = False
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(kept, held out): ascending indices, disjoint, together all. At least one image of each class is kept.
+    """(training, held out): ascending indices, disjoint, together all. At least one image of each class stays in training.
 
     Args:
         labels: int64 [N].

@@ -322,7 +322,7 @@ def parquet_files(path: Path) -> dict[str, list[Path]]:
 
 
 class HubTable(Table):
-    """A data set of the Hugging Face hub. What was decoded of it is kept by name: delete the store to fetch it anew.
+    """A data set of the Hugging Face hub. What was decoded of it is cached by name: delete the store to fetch it again.
 
     local: what to do where it cannot be fetched, for the error.
     """

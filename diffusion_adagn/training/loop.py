@@ -655,7 +655,7 @@ class StopSignal:
                 signal.signal(s, handler)
 
     def _tell(self, number: int) -> None:
-        """In the thread that hears of every signal; the main one runs one handler for two that come within one call."""
+        """In the thread that receives every signal; the main one runs one handler for two that come within one call."""
         if not self._came:
             self._came = True
             again = " Ctrl-C again exits without saving." if number == signal.SIGINT else ""

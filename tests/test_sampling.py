@@ -192,7 +192,7 @@ def test_scales_that_look_alike_keep_their_own_files_and_one_said_twice_is_one(m
 
 def test_the_grid_is_bounded_however_many_pictures(model, tmp_path, capsys):
     assert (
-        main(["sample", str(model), "--out", str(tmp_path / "s"), "--steps", "1", "--count", "30", "--classes", "cat"])
+        main(["sample", str(model), "--out", str(tmp_path / "s"), "--steps", "2", "--count", "30", "--classes", "cat"])
         == 0
     )
     assert "24 pictures each" in capsys.readouterr().out
@@ -246,7 +246,7 @@ def test_from_one_class_to_another(model, tmp_path, capsys):
     assert sample(model, tmp_path / "cat", "--classes", "cat", "--guidance", "2") == 0
     for entry, other in zip(images, json.loads((tmp_path / "cat/samples.json").read_text())["images"]):
         assert np.abs(pixels(tmp_path / "s", entry).astype(int) - pixels(tmp_path / "cat", other)).max() <= 1
-    argv = ["--interpolate", "cat,2", "--steps-between", "30", "--count", "1", "--steps", "1"]
+    argv = ["--interpolate", "cat,2", "--steps-between", "30", "--count", "1", "--steps", "2"]
     assert sample(model, tmp_path / "many", *argv) == 0
     assert "24 of 32 columns" in capsys.readouterr().out
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from ..config import DataConfig
 from ..errors import InputError
 from .cifar_pickles import ARCHIVES, CifarPickles, is_cifar
-from .label_files import SUFFIXES, LabelFile, has_labels
+from .label_files import SUFFIXES, LabelFile, has_labels, tables
 from .sources import BUILT_IN, TEST, VALIDATION, ClassFolders, Digits, Source, is_text, printable
 from .tables import HubTable, ParquetTable, folders_near, parquet_files
 
@@ -71,7 +71,10 @@ def _open(head: str, config: DataConfig) -> Source:
             return LabelFile(path, *columns)
         if is_cifar(path):
             return CifarPickles(path)
-        return ParquetTable(path, *columns) if parquet_files(path) else ClassFolders(path)
+        if parquet_files(path):
+            return ParquetTable(path, *columns)
+        # a column was named: the table says which columns it has
+        return LabelFile(path, *columns) if config.label_column and tables(path) else ClassFolders(path)
     if path.is_absolute() or head.startswith((".", "~")) or head.count("/") > 1 or re.search(r"\\|\s|\.parquet$", head):
         raise InputError(
             f"there is no such path: {head}.{folders_near(path)} Expected {', '.join(BUILT_IN)}, a data set's name on the hub, a folder "

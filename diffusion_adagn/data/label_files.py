@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import difflib
 import hashlib
 import json
 from collections.abc import Sequence
@@ -111,13 +112,41 @@ def tables(path: Path) -> dict[str, Path]:
 
 
 def has_labels(path: Path, image_column: str | None, label_column: str | None) -> bool:
-    """Whether there is a table with class labels at that path: metadata.csv may describe pictures in other ways."""
+    """Whether there is a table with class labels at that path: metadata.csv may describe pictures in other ways.
+
+    Raises InputError for a table with a misspelt column: its classes would be taken from the folders, unnoticed.
+    """
     table = tables(path).get("train")
     if table is None:
         return False
-    columns, _ = read_table(table, most=1)
-    return bool({label_column or "", *LABEL_COLUMNS} & set(columns)) and bool(
-        {image_column or "", *FILE_COLUMNS} & set(columns)
+    wanted = [
+        ([label_column] if label_column else LABEL_COLUMNS, "data.label_column"),
+        ([image_column] if image_column else FILE_COLUMNS, "data.image_column"),
+    ]
+    for most in (1, None):  # an object of a .jsonl may lack what the others have
+        columns, _ = read_table(table, most)
+        missing = [(known, key) for known, key in wanted if not set(known) & set(columns)]
+        if not missing or table.suffix == ".csv":
+            break
+    for known, key in missing:
+        for column in columns:
+            if near := difflib.get_close_matches(column.strip().lower(), known, n=1, cutoff=0.75):
+                raise InputError(
+                    f"{table} has a column '{column}'. Did you mean '{near[0]}'? Rename the column, or set {key} to '{column}'. "
+                    "(A table that does not list classes may have any other name.)"
+                )
+    return not missing
+
+
+def unused_table(folder: Path) -> str:
+    """A note on the table in `folder` that lists no classes; empty if there is none."""
+    table = tables(folder).get("train")
+    if table is None:
+        return ""
+    columns = ", ".join(read_table(table, most=1)[0])[:200]
+    return (
+        f"{table} has no class column (its columns: {columns}), so the folders' names are the classes. To take them from "
+        "the table, set data.label_column."
     )
 
 

@@ -25,7 +25,8 @@ from ..labels import LabelSpace
 from .classes import class_lines
 from .decode import STORE_FORMAT, check_classes, decode
 from .find import Found, choose_part, find_source, reading
-from .sources import Source
+from .label_files import unused_table
+from .sources import ClassFolders, Source
 from .tables import HubTable, Unlabelled
 
 if TYPE_CHECKING:
@@ -180,6 +181,8 @@ def open_dataset(
             f"(data.skip_broken), such as {whole.skipped[0]}",
             file=sys.stderr,
         )
+    if role == "train" and progress and isinstance(source, ClassFolders) and (note := unused_table(source.root)):
+        print(f"note: {note}", file=sys.stderr)
     if not shared:
         return whole
     stratified = config.heldout_split == "stratified"

@@ -166,6 +166,11 @@ def set_steps(scheduler: SchedulerMixin, steps: int, device: torch.device | str 
         raise InputError(
             f"{name} cannot take {steps} steps over {total} timesteps with spacing {spacing}: use fewer steps."
         )
+    if steps == 1 and grid[0] < 0.75 * total:
+        raise InputError(
+            f"one {spacing} step would start at t = {int(grid[0])}, where there is no noise to remove, and return noise: use "
+            "spacing trailing, or 2 steps or more."
+        )
     if spacing == "leading" and steps > 1 and 2 * grid[0] - grid[1] < 0.75 * total:
         # whole strides from 0 do not reach the noisy end; measured on digits: 501 steps, 94% right for 100%
         good = [n for n in range(2, total + 1) if total % n == 0 and n != steps]

@@ -1,6 +1,7 @@
 """adagn evaluate, top to bottom: sampled pictures into features, their metrics against real ones, what lies near a real one."""
 
 import contextlib
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,12 +23,12 @@ from .bench import Bench, Measuring, bench_of_model, check_against, open_bench
 from .diagnostics import picture_values
 from .extractors import features_of
 from .memorisation import draw_neighbours, memorisation
-from .output import BATCHES, check_out, take_up
+from .output import BATCHES, check_out, finished_record, take_up
 from .pictures import Found, is_data, read_data, read_pictures, sampled_from
 from .points import Draw, Point, Sampled, choose_precision, classes_of, forget, metrics_device, sample_point, set_up
 from .real import Real
 from .reference import Reference
-from .report import CLASSES, JSON, MARKDOWN, full_record, overall_table, write_report
+from .report import CLASSES, JSON, MARKDOWN, described_by, full_record, overall_table, write_report
 from .results import results
 
 SHEET, NPZ = "neighbours.png", "samples.npz"
@@ -70,13 +71,14 @@ class Sampling:
 def evaluate_model(source: str, sampling: Sampling, request: EvaluateRequest, out: Path) -> dict | None:
     """Sample a model and measure the pictures; files into `out`. Returns what evaluation.json holds, on the main process.
 
-    Under torchrun each process samples its share. What was sampled before a stop is taken up again if all is as it was.
-    Raises InputError before anything is sampled for whatever would fail later.
+    Under torchrun each process samples its share. What was sampled before a stop is taken up again if all is as it was; of a
+    finished evaluation that would be the same again, the record is returned. Raises InputError before anything is sampled
+    for whatever would fail later.
     """
     state = all_processes(request.device)
     main = state.is_main_process
     if main:
-        check_out(out, request.overwrite, request.command)
+        check_out(out)
     pipe, what = open_pipeline(source, sampling.weights)
     guide = None if sampling.guide is None else open_pipeline(sampling.guide, sampling.weights)[0]
     precision = choose_precision(sampling.precision, state)
@@ -93,6 +95,32 @@ def evaluate_model(source: str, sampling: Sampling, request: EvaluateRequest, ou
         "extractors": [e.hash for e in bench.extractors],
         "pixels": request.keep or request.neighbours > 0,
     }
+    made_by = {
+        "source": str(source),
+        "weights": what,
+        "hash": plan["model"],
+        "guide_hash": plan["guide"],
+        "trained_steps": pipe.config.trained_steps,
+        "ema_decay": pipe.config.ema_decay,
+    }
+    settings = {
+        **point.record(),
+        "network_evaluations": evaluations,
+        "seeds": [draw.seed, draw.seed + draw.count - 1],
+        "classes": [pipe.labels.name(c) for c in draw.classes],
+        "batch_size": draw.batch_size,
+        "precision": draw.precision,
+    }
+    guided = guide is not None or (pipe.labels.K and pipe.labels.has_null)
+    following = _next(source, sampling, request) if guided else ""
+    finished = None if request.overwrite else finished_record(out)
+    if finished is not None:
+        if not _same(finished, made_by, settings, bench, request):
+            raise InputError(instead(f"{out} already holds an evaluation", request.command, out))
+        if main:
+            print(f"{out} holds this evaluation already, of {finished['date']}.")
+            _say(finished, out, following)
+        return finished
     if main:
         print(
             f"{what}\n{draw.count:,} pictures, guidance {point.scale:g}, {point.sampler}, {point.steps} steps, {evaluations} network "
@@ -109,31 +137,26 @@ def evaluate_model(source: str, sampling: Sampling, request: EvaluateRequest, ou
         sampled = _sample(pipe, guide, point, draw, bench, plan["pixels"], out, state, request.command)
         if sampled is None:
             return None
-        made_by = {
-            "source": str(source),
-            "weights": what,
-            "hash": plan["model"],
-            "guide_hash": plan["guide"],
-            "trained_steps": pipe.config.trained_steps,
-            "ema_decay": pipe.config.ema_decay,
-        }
-        settings = {
-            **point.record(),
-            "network_evaluations": evaluations,
-            "seeds": [draw.seed, draw.seed + draw.count - 1],
-            "classes": [pipe.labels.name(c) for c in draw.classes],
-            "batch_size": draw.batch_size,
-            "precision": draw.precision,
-        }
         config, own = pipe.unet.config, f"The real pictures are the run's own: {bench.against}."
         shape = (draw.count, config.sample_size, config.sample_size, config.in_channels)
         about = {"source": str(source), "model": made_by, "settings": settings}
         notes = [own] if request.own_data else []
         record = _measure(sampled, shape, about, bench, calls, request, out, notes)
         forget(out / BATCHES)
-    guided = guide is not None or (pipe.labels.K and pipe.labels.has_null)
-    _say(record, out, _next(source, sampling, request) if guided else "")
+    _say(record, out, following)
     return record
+
+
+def _same(record: dict, made_by: dict, settings: dict, bench: Bench, request: EvaluateRequest) -> bool:
+    """Whether a finished evaluation is what the typed command would make again."""
+    now = {
+        "command": request.command,
+        "model": made_by,
+        "settings": settings,
+        "k": request.k,
+        **described_by(bench),
+    }
+    return bool(request.command) and all(record.get(key) == value for key, value in json.loads(json.dumps(now)).items())
 
 
 def _next(source: str, sampling: Sampling, request: EvaluateRequest) -> str:
@@ -158,7 +181,9 @@ def evaluate_pictures(what: str, guidance: float | None, request: EvaluateReques
     state = all_processes(request.device)
     if state.num_processes > 1:
         raise InputError("pictures that are there already are measured by one process: leave torchrun out.")
-    check_out(out, request.overwrite, request.command)
+    check_out(out)
+    if not request.overwrite and finished_record(out) is not None:
+        raise InputError(instead(f"{out} already holds an evaluation", request.command, out))
     path, data = Path(what).expanduser(), is_data(what)
     source = None if data else sampled_from(path)
     recorded = None if source is None else recorded_data(source)

@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from ..commands import instead
+from ..config import read_json
 from ..errors import InputError
 from ..folders import file_into_place
 from .points import forget
@@ -12,17 +12,24 @@ from .report import JSON
 BATCHES, PLAN = "batches", "plan.json"
 
 
-def check_out(out: Path, overwrite: bool, command: str = "") -> None:
-    """command: what was typed. Raises InputError unless an evaluation may go here: where nothing is, a stopped one, or one that may be replaced."""
+def check_out(out: Path) -> None:
+    """Raises InputError unless an evaluation may go here: where nothing is, or an evaluation, finished or stopped."""
     if out.exists() and not out.is_dir():
         raise InputError(f"{out} is a file: give another --out.")
     if not out.is_dir() or not any(out.iterdir()):
         return
-    finished = (out / JSON).is_file()
-    if not finished and not (out / BATCHES / PLAN).is_file():
+    if not (out / JSON).is_file() and not (out / BATCHES / PLAN).is_file():
         raise InputError(f"{out} holds files that are not an evaluation: give another --out.")
-    if finished and not overwrite:
-        raise InputError(instead(f"{out} already holds an evaluation", command, out))
+
+
+def finished_record(out: Path) -> dict | None:
+    """What evaluation.json holds, empty if it cannot be read; None if no evaluation has finished here."""
+    if not (out / JSON).is_file():
+        return None
+    try:
+        return read_json(out / JSON)
+    except InputError:
+        return {}
 
 
 def take_up(folder: Path, plan: dict) -> None:

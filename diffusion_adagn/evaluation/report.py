@@ -99,7 +99,8 @@ def full_record(
 ) -> dict:
     """What evaluation.json holds: every number, and all that made it. shape: [N, H, W, C] of the pictures, labels theirs;
     scored: whether the extractor itself gives class probabilities; about: source, model and settings; memorisation: its record."""
-    extractor, judge = _record(bench.extractor), None if bench.judge is None else _record(bench.judge)
+    by = described_by(bench)
+    extractor, judge = by["extractor"], by["judge"]
     called = titles(extractor, judge, extractor if scored else judge)
     metrics = {
         name: {"title": called[name], "better": METRICS[name].better, **measured}
@@ -119,14 +120,21 @@ def full_record(
         "diagnostics": found.row["diagnostics"],
         "memorisation": memorisation,
         "notes": [*notes, *filter(None, [comparable(extractor, n)]), *found.notes, *_cautions(found.row, n, judge)],
-        "against": bench.against,
         "k": k,
-        "extractor": extractor,
-        "judge": judge,
-        "reference": bench.reference.about,
-        "versions": versions(),
+        **by,
         "date": datetime.now().astimezone().isoformat(timespec="seconds"),
         "command": command,
+    }
+
+
+def described_by(bench: Bench) -> dict:
+    """What the numbers are measured with and against, as evaluation.json holds it."""
+    return {
+        "against": bench.against,
+        "extractor": _record(bench.extractor),
+        "judge": None if bench.judge is None else _record(bench.judge),
+        "reference": bench.reference.about,
+        "versions": versions(),
     }
 
 

@@ -280,10 +280,43 @@ def test_tables_that_cannot_be_used(table, said):
         opened("own/labels.csv")
 
 
-def test_columns_may_be_named_and_other_metadata_is_ignored():
+@pytest.mark.parametrize(
+    ("name", "table", "column"),
+    [
+        ("metadata.csv", "file_name,lable\nant/000.png,red\n", "lable"),
+        ("metadata.csv", "file_nam,label\nant/000.png,red\n", "file_nam"),
+        ("metadata.jsonl", '{"file_name": "ant/000.png", "Labels": "red"}\n', "Labels"),
+    ],
+)
+def test_misspelt_columns_are_rejected(name, table, column):
+    folders("own", {"ant": 2, "bee": 2})
+    Path("own", name).write_text(table)
+    with pytest.raises(InputError, match=f"has a column '{column}'. Did you mean"):
+        opened("own")
+
+
+def test_first_line_without_label_is_an_error():
+    folders("own", {"ant": 2})
+    Path("own/metadata.jsonl").write_text(
+        '{"file_name": "ant/000.png", "caption": "a"}\n{"file_name": "ant/001.png", "label": "red"}\n'
+    )
+    with pytest.raises(InputError, match="line 1"):
+        opened("own")
+
+
+def test_named_column_that_is_missing_is_rejected():
+    folders("own", {"ant": 2})
+    Path("own/metadata.csv").write_text("file_name,kind\nant/000.png,red\n")
+    with pytest.raises(InputError, match="no label column .*Its columns: file_name, kind"):
+        opened("own", label_column="colour")
+
+
+def test_columns_may_be_named_and_other_metadata_is_ignored(capsys):
     folders("own", {"ant": 2, "bee": 2})
     Path("own/metadata.csv").write_text("file_name,kind\nant/000.png,red\nbee/001.png,blue\n")
     assert opened("own", heldout_fraction=0).label_space.names == ("ant", "bee")  # it has no label column
+    assert open_dataset({"source": "own", "heldout_fraction": 0}).label_space.names == ("ant", "bee")
+    assert "metadata.csv has no class column (its columns: file_name, kind)" in capsys.readouterr().err
     assert opened("own", label_column="kind", heldout_fraction=0).label_space.names == ("blue", "red")
 
 

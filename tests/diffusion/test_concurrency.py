@@ -131,11 +131,11 @@ def test_step_callback_tensor_inputs_are_checked(pipe):
     keys = []
     sample(
         pipe,
-        num_inference_steps=1,
+        num_inference_steps=2,
         callback_on_step_end=lambda of, index, timestep, tensors: keys.append(set(tensors)),
         callback_on_step_end_tensor_inputs=(),
     )
-    assert keys == [set()]
+    assert keys == [set(), set()]
     with pytest.raises(InputError, match="may receive 'latents' alone, not 'prompt_embeds'"):
         sample(pipe, callback_on_step_end_tensor_inputs=["latents", "prompt_embeds"])
 

@@ -215,6 +215,8 @@ def test_ddim_with_eta_1_has_ddpms_variance():
         ("ddim", "leading", 1001, "1 to 1000"),
         ("dpm++", "leading", 1000, "fewer steps"),
         ("ddim", "leading", 501, "500 or 250 steps"),
+        ("ddim", "leading", 1, "trailing, or 2 steps"),  # it would start at t = 0 and return noise
+        ("euler", "linspace", 1, "trailing, or 2 steps"),
         ("ddpm", "leading", 700, "500 or 1000 steps"),
         ("ddim", "foo", 10, "leading, trailing, linspace"),
         ("unipc", "leading", 1000, "fewer steps"),
@@ -233,7 +235,7 @@ def test_heun_is_not_started_where_its_step_overshoots():
 
 
 @pytest.mark.parametrize(
-    ("spacing", "steps"), [("leading", 30), ("leading", 7), ("trailing", 50), ("leading", 1000), ("leading", 1)]
+    ("spacing", "steps"), [("leading", 30), ("leading", 7), ("trailing", 50), ("leading", 1000), ("trailing", 1)]
 )
 def test_ddim_grids_that_are_right_are_taken(spacing, steps):
     scheduler = make_scheduler(DiffusionConfig(timestep_spacing=spacing), "ddim")

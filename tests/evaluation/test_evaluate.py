@@ -275,6 +275,23 @@ def test_a_stopped_evaluation_goes_on_only_with_the_same_settings(model, data, t
     assert values(tmp_path / "e2") != values(tmp_path / "whole")
 
 
+def test_finished_evaluation_is_shown_again(model, data, tmp_path, capsys, monkeypatch):
+    out, argv = tmp_path / "e", ["--against", data, *CHEAP, "--count", 12, "--steps", 2]
+    assert evaluate(model, out, *argv) == 0
+    first, made = (out / "evaluation.json").read_text(), []
+    capsys.readouterr()
+    monkeypatch.setattr(points, "_batch", lambda *args: made.append(args))
+    assert evaluate(model, out, *argv) == 0
+    text = capsys.readouterr().out
+    assert "holds this evaluation already" in text and "Accuracy" in text and not made
+    assert (out / "evaluation.json").read_text() == first
+    monkeypatch.undo()
+    assert evaluate(model, out, *argv, "--seed", 5, debug=False) == 1
+    assert "--overwrite" in said(capsys)
+    assert evaluate(model, out, *argv, "--seed", 5, "--overwrite") == 0
+    assert (out / "evaluation.json").read_text() != first
+
+
 def test_other_files_are_never_touched_and_an_evaluation_only_if_asked(real, data, tmp_path, capsys):
     out, argv = tmp_path / "e", ["--against", data, "--data.channels", 1, *CHEAP]
     assert evaluate(real, out, *argv) == 0

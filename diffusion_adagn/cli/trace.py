@@ -58,6 +58,8 @@ def run(argv: Sequence[str]) -> int:
     for name in ("timesteps", "pictures"):
         if getattr(args, name) < 1:
             raise UsageError(f"--{name} must be at least 1, not {getattr(args, name)}.")
+    if args.label_check and args.out:
+        raise UsageError("--label_check writes no files: leave --out out, or --label_check for a report.")
     overrides = config_overrides(args)
 
     from ..run import check_model_path
@@ -80,8 +82,6 @@ def run(argv: Sequence[str]) -> int:
         data = config.data
 
     request = TraceRequest(args.timesteps, args.pictures, data, args.weights, args.compare, args.by, args.device)
-    if args.label_check and args.out:
-        raise UsageError("--label_check writes no files: leave --out out, or --label_check for a report.")
     if args.label_check:
         return check_label(args.run, request)
     out = Path(args.out or free(str(default_folder("traces", args.run, args.weights))))

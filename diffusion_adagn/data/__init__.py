@@ -1,5 +1,18 @@
 """Labelled images: any source, decoded once into a memory-mapped store, gathered by batch."""
 
-from .store import ImageDataset, open_dataset
+from typing import TYPE_CHECKING
+
+from .store import open_dataset
+
+if TYPE_CHECKING:
+    from .dataset import ImageDataset
 
 __all__ = ["ImageDataset", "open_dataset"]
+
+
+def __getattr__(name: str):
+    if name == "ImageDataset":  # imports torch: what is wrong with a source is answered without
+        from .dataset import ImageDataset
+
+        return ImageDataset
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

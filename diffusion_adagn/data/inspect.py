@@ -15,10 +15,12 @@ from ..grids import labelled_grid
 from .find import Found, find_source
 from .label_files import SUFFIXES
 from .sources import ClassFolders
-from .store import ImageDataset, NothingHeldOut, open_dataset
+from .store import NothingHeldOut, open_dataset
 
 if TYPE_CHECKING:
     import numpy as np
+
+    from .dataset import ImageDataset
 
 MOST_ROWS = 50  # of the sheet
 RECIPES = {"digits": "digits", "cifar10": "cifar10_small"}  # of each source; for others: own_images

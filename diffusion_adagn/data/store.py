@@ -7,16 +7,14 @@ import dataclasses
 import errno
 import hashlib
 import json
-import operator
 import re
 import shutil
 import sys
 import time
 import uuid
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from ..config import DataConfig, RunConfig, as_data_config
 from ..errors import InputError
@@ -31,108 +29,12 @@ from .tables import HubTable, Unlabelled
 
 if TYPE_CHECKING:
     import numpy as np
-    from torch import Tensor
+
+    from .dataset import ImageDataset
 
 
 class NothingHeldOut(InputError):
     """A source without a held-out part, in which every class needs its images for training."""
-
-
-@dataclass(frozen=True)
-class ImageDataset:
-    """One part of a data set: a map-style dataset for torch, which a DataLoader takes, with any num_workers.
-
-    dataset[i] is (image, label): float32 [C, H, W] in [-1, 1], as the network takes it, and an int. Nothing is mirrored
-    or shuffled. `gather` gives many images at once, as uint8. A pickled data set holds the store's path, not its pixels.
-
-    images: uint8 [M, H, W, C], the memory-mapped store; labels: int64 [N], ids of `label_space`.
-    indices: int64 [N], the part's rows of the store; None if it is the whole store.
-    fingerprint: sha256 over pixels, labels and class names: what the part holds, not where it lies.
-    skipped: "name: reason" of the broken pictures left out of the store.
-    """
-
-    name: str
-    images: np.ndarray = field(repr=False)
-    labels: np.ndarray = field(repr=False)
-    label_space: LabelSpace = field(repr=False)
-    fingerprint: str
-    indices: np.ndarray | None = field(default=None, repr=False)
-    skipped: tuple[str, ...] = field(default=(), repr=False)
-    resized: str = ""
-    folder: Path | None = None
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        """Image float32 [C, H, W] in [-1, 1] and label of picture `index`, 0..N-1; negative ones count from the end.
-
-        Raises:
-            IndexError: There is no such picture.
-            TypeError: The index is no whole number.
-        """
-        import torch
-
-        from ..diffusion.objective import to_unit
-
-        at = operator.index(index)
-        if not -len(self) <= at < len(self):
-            raise IndexError(f"index {at} is out of range for {len(self)} pictures")
-        pixels, labels = self.gather([at % len(self)])
-        return to_unit(torch.from_numpy(pixels))[0], int(labels[0])
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "images": None if self.folder is not None else self.images}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        import numpy as np
-
-        if state["images"] is None:
-            state["images"] = np.load(state["folder"] / "images.npy", mmap_mode="r").view(np.ndarray)
-        self.__dict__.update(state)
-
-    @property
-    def image_size(self) -> int:
-        return self.images.shape[1]
-
-    @property
-    def channels(self) -> int:
-        return self.images.shape[3]
-
-    def gather(self, indices: Iterable[int], out: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
-        """(uint8 [B, H, W, C], int64 [B]) of these pictures (0..N-1), in the order given; copies.
-
-        out: uint8 [B, H, W, C], C-contiguous; the pixels are written there and nowhere else. Raises IndexError for a picture
-        that there is not.
-        """
-        import numpy as np
-
-        at = np.asarray(indices, dtype=np.int64)
-        labels = self.labels.take(at)  # looks whether they are in range
-        rows = at if self.indices is None else self.indices.take(at)
-        # "wrap" never comes to it; with "raise" NumPy fills a buffer of its own before `out`
-        return self.images.take(rows, axis=0, out=out, mode="wrap"), labels
-
-    def counts(self) -> np.ndarray:
-        """int64 [K]: how many pictures each class has."""
-        import numpy as np
-
-        return np.bincount(self.labels, minlength=self.label_space.K)
-
-    def check_classes(self, labels: LabelSpace) -> None:
-        """Raises InputError unless these pictures' classes are a model's, in the same order (a model without classes takes any)."""
-        found = self.label_space.names
-        if labels.K and found != labels.names:
-            raise InputError(
-                f"the pictures of {self.name} have {len(found)} classes ({', '.join(found[:5])}, ...), the model has {labels.K} "
-                f"({', '.join(labels.names[:5])}, ...): give --data.classes, so that they are the same in the same order."
-            )
-
-    def part(self, indices: np.ndarray, name: str) -> ImageDataset:
-        """Some of these pictures (int64 [B]) as a data set of their own, on the same store."""
-        fingerprint = hashlib.sha256(self.fingerprint.encode() + indices.astype("<i8").tobytes()).hexdigest()
-        rows = indices if self.indices is None else self.indices[indices]
-        return dataclasses.replace(self, name=name, labels=self.labels[indices], indices=rows, fingerprint=fingerprint)
 
 
 def open_dataset(
@@ -311,6 +213,8 @@ def _open_store(
 def _read_store(folder: Path, name: str) -> ImageDataset | None:
     """The store in `folder`; None if there is none, or one that is damaged."""
     import numpy as np
+
+    from .dataset import ImageDataset  # with torch
 
     meta = _read_meta(folder / "meta.json")
     try:

@@ -77,8 +77,11 @@ def evaluate_model(source: str, sampling: Sampling, request: EvaluateRequest, ou
     """
     state = all_processes(request.device)
     main = state.is_main_process
+    finished = None if request.overwrite else finished_record(out)
     if main:
         check_out(out)
+        if finished is not None and (not request.command or finished.get("command") != request.command):
+            raise InputError(instead(f"{out} already holds an evaluation", request.command, out))
     pipe, what = open_pipeline(source, sampling.weights)
     guide = None if sampling.guide is None else open_pipeline(sampling.guide, sampling.weights)[0]
     precision = choose_precision(sampling.precision, state)
@@ -113,9 +116,8 @@ def evaluate_model(source: str, sampling: Sampling, request: EvaluateRequest, ou
     }
     guided = guide is not None or (pipe.labels.K and pipe.labels.has_null)
     following = _next(source, sampling, request) if guided else ""
-    finished = None if request.overwrite else finished_record(out)
     if finished is not None:
-        if not _same(finished, made_by, settings, bench, request):
+        if not _same(finished, made_by, settings, bench, request.k):
             raise InputError(instead(f"{out} already holds an evaluation", request.command, out))
         if main:
             print(f"{out} holds this evaluation already, of {finished['date']}.")
@@ -147,16 +149,10 @@ def evaluate_model(source: str, sampling: Sampling, request: EvaluateRequest, ou
     return record
 
 
-def _same(record: dict, made_by: dict, settings: dict, bench: Bench, request: EvaluateRequest) -> bool:
-    """Whether a finished evaluation is what the typed command would make again."""
-    now = {
-        "command": request.command,
-        "model": made_by,
-        "settings": settings,
-        "k": request.k,
-        **described_by(bench),
-    }
-    return bool(request.command) and all(record.get(key) == value for key, value in json.loads(json.dumps(now)).items())
+def _same(record: dict, made_by: dict, settings: dict, bench: Bench, k: int) -> bool:
+    """Whether the command of a finished evaluation would make the same again: the model and the data may have changed."""
+    now = {"model": made_by, "settings": settings, "k": k, **described_by(bench)}
+    return all(record.get(key) == value for key, value in json.loads(json.dumps(now)).items())
 
 
 def _next(source: str, sampling: Sampling, request: EvaluateRequest) -> str:

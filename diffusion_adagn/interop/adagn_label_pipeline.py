@@ -177,6 +177,10 @@ class LabelPipeline(DiffusionPipeline):
         """
         if classes is not None and class_labels is not None:
             raise ValueError("classes and class_labels are the same argument: give one of them.")
+        if callback_on_step_end is not None and not callable(callback_on_step_end):
+            raise ValueError(f"callback_on_step_end {callback_on_step_end!r} cannot be called.")
+        if num_images_per_prompt is not None and num_images_per_class != 1:
+            raise ValueError("num_images_per_class and num_images_per_prompt are the same argument: give one of them.")
         each = num_images_per_class if num_images_per_prompt is None else num_images_per_prompt
         if isinstance(each, bool) or not isinstance(each, int) or each < 1:
             raise ValueError(f"num_images_per_class is a whole number of at least 1, not {each!r}.")

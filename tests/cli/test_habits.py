@@ -122,7 +122,7 @@ def test_sampling_again_appends_a_number(tmp_path, model, capsys):
 def test_an_existing_evaluation_prints_commands(tmp_path, model, capsys):
     out = tmp_path / "evaluations/imported/digits/step-00000007"
     out.mkdir(parents=True)
-    (out / "evaluation.json").write_text("{}")
+    (out / "evaluation.json").write_text('{"command": "adagn evaluate imported/digits --count 4"}')
     assert main(["evaluate", model, "--count", "3"]) == 1
     overwrite, elsewhere = capsys.readouterr().err.splitlines()[1:]
     assert overwrite == "  adagn evaluate imported/digits --count 3 --overwrite"
@@ -173,3 +173,8 @@ def test_classes_of_runs_are_read_from_configs(tmp_path):
         with pytest.raises(InputError, match="Nearest: 'cat'"):
             check_classes(path, "ema", "catt")
     check_classes("owner/name", "ema", "catt")  # on the hub: not known before it is downloaded
+
+
+def test_label_check_takes_no_folder(model, capsys):
+    assert main(["trace", model, "--label_check", "--out", "there"]) != 0
+    assert "--label_check writes no files" in capsys.readouterr().err

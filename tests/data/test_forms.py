@@ -14,12 +14,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 from diffusion_adagn import open_dataset
 from diffusion_adagn.cli.main import main
 from diffusion_adagn.config import DataConfig, RunConfig, as_config
-from diffusion_adagn.data import decode, sources, store, tables
+from diffusion_adagn.data import ImageDataset, decode, sources, tables
 from diffusion_adagn.data.cifar_pickles import load_plain
 from diffusion_adagn.data.class_lists import NAMES, class_list
 from diffusion_adagn.data.classes import class_ids, imagenet_classes
@@ -93,6 +93,12 @@ def test_data_loader_with_two_workers(start):
     images, labels = batches[3]
     assert (images.shape, images.dtype, labels.dtype) == ((100, 1, 8, 8), torch.float32, torch.int64)
     assert torch.equal(images[2], data[302][0]) and labels[2] == data.labels[302]
+
+
+def test_data_sets_can_be_joined():
+    data = opened("digits")
+    assert isinstance(data, Dataset) and len(data + data) == 2 * len(data)
+    assert torch.equal((data + data)[len(data) + 3][0], data[3][0])
 
 
 def test_data_loader_without_workers():
@@ -307,7 +313,7 @@ def test_first_line_without_label_is_an_error():
 def test_named_column_that_is_missing_is_rejected():
     folders("own", {"ant": 2})
     Path("own/metadata.csv").write_text("file_name,kind\nant/000.png,red\n")
-    with pytest.raises(InputError, match="no label column .*Its columns: file_name, kind"):
+    with pytest.raises(InputError, match=r"no label column .*Its columns: file_name, kind"):
         opened("own", label_column="colour")
 
 
@@ -332,6 +338,13 @@ def cifar(root: Path, protocol: int) -> list[np.ndarray]:
     meta = {b"label_names": [b"plane", b"car", b"bird", b"cat"], b"num_vis": 3072}
     Path(root, "batches.meta").write_bytes(pickle.dumps(meta, protocol))
     return batches
+
+
+def test_missing_cifar_batch_is_named():
+    cifar(Path("cifar-10-batches-py"), 2)
+    Path("cifar-10-batches-py/data_batch_1").unlink()
+    with pytest.raises(InputError, match="lacks data_batch_1: copy or unpack it again"):
+        opened("cifar-10-batches-py")
 
 
 @pytest.mark.parametrize("protocol", [0, 2, 4, 5])
@@ -575,5 +588,5 @@ def test_inspect_hints_at_gray_and_unbalanced_data(monkeypatch):
 
 def test_a_data_set_without_a_folder_is_pickled_whole():
     images = np.zeros((2, 4, 4, 1), np.uint8)
-    data = store.ImageDataset("x", images, np.array([0, 0]), LabelSpace(("a",)), "f")
+    data = ImageDataset("x", images, np.array([0, 0]), LabelSpace(("a",)), "f")
     assert np.array_equal(pickle.loads(pickle.dumps(data)).images, images)

@@ -144,6 +144,7 @@ def test_interrupt_of_the_pipeline_ends_its_call(pipe):
         ({"latents": torch.zeros(2, *SHAPE, dtype=torch.long)}, "found torch.int64"),
         ({"num_images_per_class": 0}, "whole number of at least 1, not 0"),
         ({"class_labels": [0, 1]}, "classes and class_labels are the same"),
+        ({"num_images_per_class": 2, "num_images_per_prompt": 2}, "give one of them"),
     ],
 )
 def test_calls_that_contradict_are_rejected(pipe, call, message):
@@ -187,6 +188,20 @@ def test_compiled_pipelines_save(tmp_path):
     pipe.save_pretrained(tmp_path / "saved")
     again = ClassConditionalPipeline.from_pretrained(tmp_path / "saved", dtype=torch.float64)
     assert again.unet.dtype == torch.float64
+
+
+@pytest.mark.parametrize("name", ["torch_dtype", "dtype"])
+def test_dtype_must_be_a_dtype(name, tmp_path):
+    make_pipe().save_pretrained(tmp_path / "saved")
+    with pytest.raises(InputError, match=r"floating type such as torch.bfloat16, not .*float16"):
+        ClassConditionalPipeline.from_pretrained(tmp_path / "saved", **{name: "float16"})
+
+
+@pytest.mark.parametrize("kwargs", [{"variant": "fp16"}, {"safe_serialization": False}])
+def test_saving_what_cannot_be_loaded_is_rejected(kwargs, tmp_path):
+    with pytest.raises(InputError, match="leave variant and safe_serialization out"):
+        make_pipe().save_pretrained(tmp_path / "saved", **kwargs)
+    assert not (tmp_path / "saved").exists()
 
 
 def test_offloaded_network_is_on_its_device_in_the_call(monkeypatch):

@@ -143,3 +143,11 @@ def test_transfer_says_which_rows_are_new(monkeypatch):
     for names, said in ((("7", "1"), "3 of 3 rows"), (("7", "3"), "2 of 3 rows")):
         sentence = transfer.transfer("a", tiny_unet(num_classes=2), LabelSpace(names))
         assert said in sentence and ("the others are new" in sentence) == ("3" in names)
+
+
+def test_training_runs_in_any_thread(tmp_path):
+    results = []
+    thread = threading.Thread(target=lambda: results.append(run(tmp_path / "run", training__max_steps=2)))
+    thread.start()
+    thread.join()
+    assert results == [0]

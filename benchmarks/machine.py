@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from diffusion_adagn.speed import has_bf16
+from diffusion_adagn.runtime.speed import has_bf16
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 

@@ -5,7 +5,7 @@ from torch import nn
 
 from diffusion_adagn import AdaGNUNet
 from diffusion_adagn.ops import why_not
-from diffusion_adagn.speed import compile_blocks
+from diffusion_adagn.runtime.speed import compile_blocks
 
 SIDE = "ours"
 

@@ -11,28 +11,28 @@ from .version import __version__
 if TYPE_CHECKING:  # what editors and type checkers see; `_HOME` says the same to Python
     from .config import RunConfig, read_config
     from .data import open_dataset
-    from .diffusion.guidance import Guidance, Interval
-    from .diffusion.mixing import Between, Mix
-    from .diffusion.pipeline import ClassConditionalPipeline
     from .errors import InputError
     from .labels import LabelSpace
     from .models.unet import AdaGNUNet
+    from .sampling.class_mix import Between, Mix
+    from .sampling.guidance import Guidance, Interval
+    from .sampling.pipeline import ClassConditionalPipeline
     from .trace.atlas import Atlas
-    from .training.loop import train
+    from .training.train import train
 
 _HOME = {
     "AdaGNUNet": ".models.unet",
-    "ClassConditionalPipeline": ".diffusion.pipeline",
-    "Guidance": ".diffusion.guidance",
-    "Interval": ".diffusion.guidance",
+    "ClassConditionalPipeline": ".sampling.pipeline",
+    "Guidance": ".sampling.guidance",
+    "Interval": ".sampling.guidance",
     "LabelSpace": ".labels",
-    "Mix": ".diffusion.mixing",
-    "Between": ".diffusion.mixing",
+    "Mix": ".sampling.class_mix",
+    "Between": ".sampling.class_mix",
     "Atlas": ".trace.atlas",
     "RunConfig": ".config",
     "read_config": ".config",
     "open_dataset": ".data",
-    "train": ".training.loop",
+    "train": ".training.train",
     "InputError": ".errors",
 }
 __all__ = [

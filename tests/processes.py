@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parent.parent  # conftest is not imported: it ma
 _context = multiprocessing.get_context("forkserver")
 # what each process finds imported; none of it may start a thread or use autograd, which are lost in a fork
 _context.set_forkserver_preload(
-    ["diffusion_adagn.cli.main", "diffusion_adagn.training.loop", "diffusion_adagn.experiments.sweep"]
+    ["diffusion_adagn.cli.main", "diffusion_adagn.training.train", "diffusion_adagn.experiments.sweep"]
 )
 
 MAIN = "import sys; from diffusion_adagn.cli.main import main; sys.exit(main(sys.argv[1:]))"

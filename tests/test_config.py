@@ -3,8 +3,9 @@ import dataclasses
 import pytest
 import yaml
 
-from diffusion_adagn.config import RunConfig, differences, fields_of, read_config, to_dict, to_yaml
+from diffusion_adagn.config import RunConfig, differences, read_config, to_dict, to_yaml
 from diffusion_adagn.errors import InputError, UsageError
+from diffusion_adagn.schema import fields_of
 
 
 def write(tmp_path, text):

@@ -13,7 +13,7 @@ from diffusion_adagn.evaluation.extractors import judge
 from diffusion_adagn.experiments import sweep_plots
 from diffusion_adagn.models.unet import AdaGNUNet
 from diffusion_adagn.trace import tracing
-from diffusion_adagn.training import loop
+from diffusion_adagn.training import train as train_module
 
 SETTINGS = {
     "model.model_channels": 16, "model.channel_mult": "1", "model.num_res_blocks": 1, "model.attention_resolutions": 8,
@@ -37,7 +37,7 @@ def mac(monkeypatch):
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
     monkeypatch.setattr(torch.backends.mps, "is_built", lambda: True)
     monkeypatch.setattr(torch.mps, "manual_seed", lambda seed: None)
-    monkeypatch.setattr(loop, "matmul_peak", lambda *_, **__: 1e12)
+    monkeypatch.setattr(train_module, "matmul_peak", lambda *_, **__: 1e12)
     for name, value in (("FEWEST_PASSES", 64), ("MOST_PASSES", 64)):  # a judge of one step
         monkeypatch.setattr(judge, name, value)
     monkeypatch.setattr(tracing, "label_check", partial(tracing.label_check, evaluations=40))

@@ -5,7 +5,7 @@ import re
 import pytest
 from conftest import ROOT
 
-from diffusion_adagn.training import loop
+from diffusion_adagn.training import train as train_module
 
 
 def blocks() -> list[str]:
@@ -16,16 +16,16 @@ def blocks() -> list[str]:
 def shrunk(tmp_path, monkeypatch):
     """An empty folder, in which `train` makes two steps."""
     monkeypatch.chdir(tmp_path)
-    train = loop.train
+    train = train_module.train
 
     def short(config, resume=False):
-        config = loop.as_config(config)
+        config = train_module.as_config(config)
         for key in ("preview_every", "heldout_every", "signals_every"):
             setattr(config.training, key, 0)
         config.training.max_steps, config.training.batch_size = 2, 8
         return train(config, resume)
 
-    monkeypatch.setattr(loop, "train", short)
+    monkeypatch.setattr(train_module, "train", short)
     return tmp_path
 
 

@@ -11,7 +11,7 @@ from diffusion_adagn import ClassConditionalPipeline
 from diffusion_adagn.cli.main import main
 from diffusion_adagn.diffusion.schedule import SAMPLERS
 from diffusion_adagn.errors import InputError
-from diffusion_adagn.loading import open_pipeline
+from diffusion_adagn.sampling.load import open_pipeline
 
 pytestmark = pytest.mark.slow
 

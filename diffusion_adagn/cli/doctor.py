@@ -18,7 +18,7 @@ def parser() -> Parser:
 def run(argv: Sequence[str]) -> int:
     args = parser().parse(argv)
 
-    from ..doctor import examine
+    from ..runtime.doctor import examine
 
     wrong = examine(args.device)
     for problem in wrong:

@@ -92,7 +92,7 @@ def run(argv: Sequence[str]) -> int:
 
 def _is_model(what: str) -> bool:
     """Whether it is a model rather than pictures; of a path that is not there, whether it looks like one on the hub."""
-    from ..evaluation.pictures import is_data
+    from ..evaluation.image_set import is_data
 
     path = Path(what).expanduser()
     if path.suffix == ".npz" or path.is_file() or is_data(what):
@@ -104,12 +104,12 @@ def _is_model(what: str) -> bool:
 def _model(args: argparse.Namespace, argv: Sequence[str], scale: float) -> int:
     rescale, threshold = number(args.rescale, "--rescale"), number(args.threshold, "--threshold", none=True)
 
-    from ..run import check_model_path
+    from ..runs.layout import check_model_path
 
     check_model_path(args.what)
     if args.guide is not None:
         check_model_path(args.guide)
-    from ..recorded import check_classes, default_folder
+    from ..runs.recorded import check_classes, default_folder
 
     check_classes(args.what, args.weights, args.classes)
     from ..evaluation.evaluate import Sampling, evaluate_model
@@ -141,8 +141,8 @@ def _pictures(p: Parser, args: argparse.Namespace, argv: Sequence[str]) -> int:
     guidance = None if args.guidance is None else guidance_scales(args)[0]
 
     from ..evaluation.evaluate import evaluate_pictures
-    from ..evaluation.pictures import is_data
-    from ..recorded import name_of
+    from ..evaluation.image_set import is_data
+    from ..runs.recorded import name_of
 
     path = Path(args.what).expanduser()
     if not path.exists() and not is_data(args.what):

@@ -26,7 +26,7 @@ def parser() -> Parser:
 def run(argv: Sequence[str]) -> int:
     args = parser().parse(argv)
 
-    from ..run import check_model_path
+    from ..runs.layout import check_model_path
 
     check_model_path(args.run)
     from ..interop.export import export_diffusers, sample_line

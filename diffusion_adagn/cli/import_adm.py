@@ -41,7 +41,7 @@ def run(argv: Sequence[str]) -> int:
     given = {name: value for name, value in vars(args).items() if name in FLAGS}
     folder = import_adm(checkpoint, out, preset=args.preset, class_names=args.class_names, **given)
 
-    from ..diffusion.pipeline import ClassConditionalPipeline
+    from ..sampling.pipeline import ClassConditionalPipeline
 
     pipe = ClassConditionalPipeline.from_pretrained(folder)
     parameters = sum(p.numel() for p in pipe.unet.parameters())

@@ -35,12 +35,12 @@ def run(argv: Sequence[str]) -> int:
 
         names = [line for _, line in class_lines(args.class_names, "--class_names")]
 
-    from ..run import check_model_path
+    from ..runs.layout import check_model_path
 
     check_model_path(args.folder)
-    from ..diffusion.pipeline import ClassConditionalPipeline
     from ..interop.export import changed_settings, import_diffusers
-    from ..training.finish import sample_command
+    from ..sampling.pipeline import ClassConditionalPipeline
+    from ..training.export import sample_command
 
     out = Path(args.out or Path("imported") / Path(args.folder).resolve().name)
     import_diffusers(args.folder, out, args.null_class, names, args.overwrite)

@@ -12,9 +12,10 @@ import threading
 import time
 from collections.abc import Sequence
 
-from .. import recipes, stopping
+from .. import recipes
 from ..commands import INDENT, command, then
 from ..errors import InputError, UsageError, out_of_memory
+from ..runtime import stopping
 from ..version import __version__
 
 POLL = 2  # seconds between two looks at the launcher

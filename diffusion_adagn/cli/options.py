@@ -7,8 +7,9 @@ from collections.abc import Iterable, Sequence
 from decimal import Decimal
 from typing import Any, NoReturn, get_args
 
-from ..config import SPACINGS, RunConfig, SpeedConfig, fields_of, type_name
+from ..config import SPACINGS, RunConfig, SpeedConfig
 from ..errors import UsageError
+from ..schema import fields_of, type_name
 
 SAMPLERS = ("ddpm", "ddim", "dpm++", "unipc", "euler", "heun")
 ELSEWHERE = {  # options of other software -> ours, the first that the command has

@@ -97,16 +97,16 @@ def run(argv: Sequence[str]) -> int:
 
     rescale, threshold = number(args.rescale, "--rescale"), number(args.threshold, "--threshold", none=True)
 
-    from ..run import check_model_path
+    from ..runs.layout import check_model_path
 
     check_model_path(args.run)
     if args.guide is not None:
         check_model_path(args.guide)
-    from ..recorded import check_classes
+    from ..runs.recorded import check_classes
 
     check_classes(args.run, args.weights, args.interpolate or args.classes, args.mix)
-    from ..diffusion.guidance import Guidance
-    from ..sampling import SampleRequest, sample_to_folder
+    from ..sampling.generate import SampleRequest, sample_to_folder
+    from ..sampling.guidance import Guidance
 
     request = SampleRequest(
         classes=args.classes,

@@ -84,12 +84,12 @@ def run(argv: Sequence[str]) -> int:
         if sampler not in (None, *SAMPLERS):
             raise UsageError(f"--sampler: {unknown_choice(sampler, SAMPLERS)}.")
 
-    from ..run import check_model_path
+    from ..runs.layout import check_model_path
 
     check_model_path(args.run)
     if args.guide is not None:
         check_model_path(args.guide)
-    from ..recorded import check_classes, default_folder
+    from ..runs.recorded import check_classes, default_folder
 
     check_classes(args.run, args.weights, args.classes)
     from ..experiments.sweep import Measuring, SweepRequest, sweep

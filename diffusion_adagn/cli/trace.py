@@ -4,8 +4,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..commands import free
-from ..config import RunConfig, apply, check
+from ..config import RunConfig, check
 from ..errors import UsageError
+from ..schema import apply
 from .options import (
     Parser,
     add_config_options,
@@ -62,11 +63,10 @@ def run(argv: Sequence[str]) -> int:
         raise UsageError("--label_check writes no files: leave --out out, or --label_check for a report.")
     overrides = config_overrides(args)
 
-    from ..run import check_model_path
+    from ..runs.layout import check_model_path
 
     check_model_path(args.run)
-    from ..loading import recorded_data
-    from ..recorded import default_folder
+    from ..runs.recorded import default_folder, recorded_data
     from ..trace.tracing import TraceRequest, trace
     from ..trace.tracing import check as check_label
 

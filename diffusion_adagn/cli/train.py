@@ -8,7 +8,7 @@ from .. import recipes
 from ..commands import command, resume_command, then
 from ..config import RunConfig, read_config
 from ..errors import InputError, UsageError
-from ..run import RunFolder, runs_near
+from ..runs.layout import RunFolder, runs_near
 from .options import Parser, add_config_file, add_config_options, add_device_option, config_file, config_overrides
 
 
@@ -61,7 +61,7 @@ def run(argv: Sequence[str]) -> int:
         dry_run(config, args.verbose)
         return 0
 
-    from ..training.loop import train
+    from ..training.train import train
 
     return train(config, resume=args.resume is not None)
 

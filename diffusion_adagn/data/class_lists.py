@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import functools
-
-from .classes import imagenet_classes
+from pathlib import Path
 
 # fastai's ten classes that are easy to distinguish (github.com/fastai/imagenette)
 _IMAGENETTE = """
@@ -46,3 +45,10 @@ def class_list(name: str) -> tuple[str, ...]:
         return tuple(imagenet_classes())[:100]
     lists = (_IMAGENETTE, _IMAGEWOOF, _IMAGENET100, "", _CIFAR10)
     return tuple(sorted(dict(zip(NAMES, lists))[name].split()))
+
+
+@functools.cache
+def imagenet_classes() -> dict[str, str]:
+    """WordNet id -> names of the 1000 ImageNet classes, in the order of their ids."""
+    lines = (Path(__file__).parent / "imagenet_classes.tsv").read_text(encoding="utf-8").splitlines()
+    return dict(line.split("\t") for line in lines if not line.startswith("#"))

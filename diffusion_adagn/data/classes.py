@@ -2,20 +2,13 @@
 
 from __future__ import annotations
 
-import functools
 import re
 from collections.abc import Sequence
 from pathlib import Path
 
 from ..errors import InputError
 from ..labels import LabelSpace
-
-
-@functools.cache
-def imagenet_classes() -> dict[str, str]:
-    """WordNet id -> names of the 1000 ImageNet classes, in the order of their ids."""
-    lines = (Path(__file__).parent / "imagenet_classes.tsv").read_text(encoding="utf-8").splitlines()
-    return dict(line.split("\t") for line in lines if not line.startswith("#"))
+from .class_lists import NAMES, class_list, imagenet_classes
 
 
 def named(names: Sequence[str], said_by: str = "") -> LabelSpace:
@@ -50,8 +43,6 @@ def _told_apart(names: Sequence[str], table: dict[str, str]) -> list[str]:
 def class_ids(space: LabelSpace, classes: str) -> list[int]:
     """Ids of `config.classes`: what LabelSpace.parse reads, the name of a list in class_lists.py (unless a class is called
     so), or a .txt file with one class a line (# for comments)."""
-    from .class_lists import NAMES, class_list
-
     if classes in NAMES and classes not in space.names:
         missing = [wnid for wnid in class_list(classes) if wnid not in space.wnids]
         if missing:

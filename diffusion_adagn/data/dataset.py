@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from ..diffusion.objective import to_unit
+from ..diffusion.loss import to_unit
 from ..errors import InputError
 from ..labels import LabelSpace
 

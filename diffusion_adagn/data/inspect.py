@@ -11,7 +11,7 @@ from .. import recipes
 from ..commands import command, then
 from ..config import DataConfig
 from ..errors import InputError
-from ..grids import labelled_grid
+from ..render.grids import labelled_grid
 from .find import Found, find_source
 from .label_files import SUFFIXES
 from .sources import ClassFolders

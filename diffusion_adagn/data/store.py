@@ -16,9 +16,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from ..atomic import WINDOWS, cache_root, locked, one_at_a_time
 from ..config import DataConfig, RunConfig, as_data_config
 from ..errors import InputError
-from ..folders import WINDOWS, cache_root, locked, one_at_a_time
 from ..labels import LabelSpace
 from .classes import class_lines
 from .decode import STORE_FORMAT, check_classes, decode

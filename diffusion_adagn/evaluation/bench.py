@@ -9,10 +9,10 @@ from accelerate import PartialState
 from accelerate.utils import gather_object
 
 from ..config import DataConfig
-from ..diffusion.pipeline import ClassConditionalPipeline
 from ..errors import InputError
-from ..loading import recorded_data
-from ..processes import main_first
+from ..runs.recorded import recorded_data
+from ..runtime.distributed import main_first
+from ..sampling.pipeline import ClassConditionalPipeline
 from .extractors import Extractor, open_extractor
 from .points import Draw
 from .real import Real

@@ -10,21 +10,22 @@ import numpy as np
 from accelerate import PartialState
 from tqdm.auto import tqdm
 
+from ..atomic import alone_in
 from ..commands import command, go_on, instead, quoted, then
-from ..diffusion.pipeline import ClassConditionalPipeline
+from ..data.npz import write_npz
 from ..diffusion.schedule import Call
 from ..errors import InputError, writing
-from ..folders import alone_in
-from ..loading import model_hash, open_pipeline, recorded_data
-from ..processes import all_processes
-from ..recorded import unused_beside
-from .adm_npz import write_npz
+from ..runs.recorded import recorded_data, unused_beside
+from ..runtime.distributed import all_processes
+from ..sampling.load import open_pipeline
+from ..sampling.pipeline import ClassConditionalPipeline
+from ..sampling.pretrained import model_hash
 from .bench import Bench, Measuring, bench_of_model, check_against, open_bench
 from .diagnostics import picture_values
 from .extractors import features_of
+from .image_set import Found, is_data, read_data, read_pictures, sampled_from
 from .memorisation import draw_neighbours, memorisation
 from .output import BATCHES, check_out, finished_record, take_up
-from .pictures import Found, is_data, read_data, read_pictures, sampled_from
 from .points import Draw, Point, Sampled, choose_precision, classes_of, forget, metrics_device, sample_point, set_up
 from .real import Real
 from .reference import Reference

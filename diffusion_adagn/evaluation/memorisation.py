@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ..folders import file_into_place
-from ..grids import labelled_grid
+from ..atomic import file_into_place
+from ..render.grids import labelled_grid
 from .metrics import nearest
 from .reference import Reference
 

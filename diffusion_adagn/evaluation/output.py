@@ -3,9 +3,9 @@
 import json
 from pathlib import Path
 
-from ..config import read_json
+from ..atomic import file_into_place
 from ..errors import InputError
-from ..folders import file_into_place
+from ..schema import read_json
 from .points import forget
 from .report import JSON
 

@@ -16,14 +16,14 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 
+from ..atomic import file_into_place
 from ..config import SpeedConfig
-from ..diffusion.guidance import Guidance, Interval
-from ..diffusion.pipeline import MOST_SEED, ClassConditionalPipeline, to_pixels
 from ..diffusion.schedule import Call, network_calls, sampler_name, set_steps, spacing_name
 from ..errors import InputError
-from ..folders import file_into_place
-from ..number_type import check_tf32, computed_in
-from ..speed import choose, has_bf16, prepare
+from ..runtime.precision import check_tf32, computed_in
+from ..runtime.speed import choose, has_bf16, prepare
+from ..sampling.guidance import Guidance, Interval
+from ..sampling.pipeline import MOST_SEED, ClassConditionalPipeline, to_pixels
 from .diagnostics import Meter, picture_values
 from .extractors import Extractor, Features
 

@@ -7,13 +7,14 @@ from pathlib import Path
 
 import numpy as np
 
-from ..config import DataConfig, RunConfig, apply, check
+from ..config import DataConfig, RunConfig, check
 from ..data import ImageDataset, open_dataset
 from ..data.find import find_source
 from ..errors import InputError, UsageError
+from ..schema import apply
 from .extractors import Extractor
+from .image_set import Found, is_pictures, read_pictures
 from .memorisation import Gather
-from .pictures import Found, is_pictures, read_pictures
 from .reference import Reference, published, reference_of, reference_of_pictures
 
 

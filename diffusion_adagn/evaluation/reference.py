@@ -10,10 +10,10 @@ from pathlib import Path
 
 import numpy as np
 
+from ..atomic import cache_root, file_into_place
 from ..data import ImageDataset
+from ..data.npz import read_npz
 from ..errors import InputError
-from ..folders import cache_root, file_into_place
-from .adm_npz import read_npz
 from .diagnostics import VALUES, picture_values
 from .extractors import Extractor, features_of
 from .extractors.base import described

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..folders import file_into_place
+from ..atomic import file_into_place
 from .bench import Bench
 from .extractors import Extractor
 from .extractors.base import described

@@ -20,25 +20,25 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from ..atomic import alone_in, file_into_place
 from ..commands import go_on, then, with_options
 from ..config import RunConfig, differences, read_config, to_yaml
 from ..data import ImageDataset, open_dataset
-from ..diffusion.objective import Objective
-from ..diffusion.pipeline import to_pixels
+from ..diffusion.loss import Objective
 from ..diffusion.schedule import make_scheduler
 from ..errors import InputError
-from ..evaluation.label_use import label_use
-from ..folders import alone_in, file_into_place
-from ..loading import open_pipeline
+from ..evaluation.label_usage import label_use
 from ..models.conditioning import KINDS
 from ..models.cost import Cost, count_cost
 from ..models.unet import AdaGNUNet
-from ..number_type import tf32
-from ..processes import all_processes
-from ..run import RunFolder, label_space, network_config
-from ..speed import choose
-from ..training.finish import sample_command
-from ..training.loop import STOPPED, resolve, train
+from ..runs.layout import RunFolder, label_space, network_config
+from ..runtime.distributed import all_processes
+from ..runtime.precision import tf32
+from ..runtime.speed import choose
+from ..sampling.load import open_pipeline
+from ..sampling.pipeline import to_pixels
+from ..training.export import sample_command
+from ..training.train import STOPPED, resolve, train
 from .ablation_report import write_report
 
 RESULT = {

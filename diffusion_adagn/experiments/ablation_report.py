@@ -10,7 +10,7 @@ import torch
 
 from ..config import RunConfig
 from ..data import ImageDataset
-from ..grids import labelled_grid
+from ..render.grids import labelled_grid
 
 
 def write_report(

@@ -18,11 +18,10 @@ import numpy as np
 from accelerate import PartialState
 from tqdm.auto import tqdm
 
+from ..atomic import alone_in, file_into_place, into_place
 from ..commands import free, go_on, then, with_options
-from ..diffusion.guidance import Guidance
-from ..diffusion.pipeline import ClassConditionalPipeline
+from ..data.npz import write_npz
 from ..errors import InputError
-from ..evaluation.adm_npz import write_npz
 from ..evaluation.bench import Bench, Measuring, bench_of_model
 from ..evaluation.extractors.base import described
 from ..evaluation.points import (
@@ -37,11 +36,13 @@ from ..evaluation.points import (
     set_up,
 )
 from ..evaluation.results import Results, results, versions
-from ..folders import alone_in, file_into_place, into_place
-from ..loading import model_hash, open_pipeline
-from ..number_type import AUTOCAST
-from ..processes import all_processes
-from .choice import Finished, best_sets
+from ..runtime.distributed import all_processes
+from ..runtime.precision import AUTOCAST
+from ..sampling.guidance import Guidance
+from ..sampling.load import open_pipeline
+from ..sampling.pipeline import ClassConditionalPipeline
+from ..sampling.pretrained import model_hash
+from .selection import Finished, best_sets
 from .sweep_plots import INSTALL
 from .sweep_plots import available as plots_available
 from .sweep_report import Sweep, summary, write_report

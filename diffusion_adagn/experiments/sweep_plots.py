@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from ..evaluation.metrics import METRICS
 from ..trace.drawing import one_line
 from ..trace.sentences import listed
-from .choice import (
+from .selection import (
     Choice,
     Finished,
     class_count,

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
+from ..atomic import file_into_place
 from ..errors import InputError
 from ..evaluation.metrics import METRICS
 from ..evaluation.report import (
@@ -25,12 +26,11 @@ from ..evaluation.report import (
     titles,
     weak,
 )
-from ..folders import file_into_place
-from ..grids import labelled_grid
+from ..render.grids import labelled_grid
 from ..trace.drawing import one_line, shorten
 from ..trace.sentences import listed, percent, plus_minus
 from . import sweep_plots as plots
-from .choice import (
+from .selection import (
     CHANCE,
     SETTINGS,
     TRADES,

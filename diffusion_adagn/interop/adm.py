@@ -16,10 +16,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..atomic import into_place
 from ..commands import command
-from ..config import said
 from ..errors import InputError
-from ..folders import into_place
+from ..schema import said
 from .adm_flags import (
     CHANNEL_MULT,
     attending_levels,
@@ -72,7 +72,7 @@ def load_adm(state_dict_or_path: Mapping[str, Tensor] | str | Path, **adm_flags:
 
     import torch
 
-    from ..models.cost import check_size
+    from ..models.config import check_size
     from ..models.unet import AdaGNUNet
     from .layout import correspondence, gather
 
@@ -297,8 +297,8 @@ def import_adm(
     unet = load_adm(checkpoint, **chosen)
 
     from ..config import DiffusionConfig
-    from ..diffusion.pipeline import ClassConditionalPipeline
     from ..diffusion.schedule import make_scheduler
+    from ..sampling.pipeline import ClassConditionalPipeline
 
     labels = _labels(unet.config.num_classes or 0, class_names)
     scheduler = make_scheduler(DiffusionConfig(**process), learned_variance=unet.config.learned_variance)
@@ -332,7 +332,8 @@ def _process(flags: Mapping[str, Any]) -> dict[str, Any]:
 
 def _labels(classes: int, class_names: str | Path | None) -> LabelSpace | None:
     """The label space of a network with this many classes and no null class; None: named by their ids."""
-    from ..data.classes import class_lines, imagenet_classes
+    from ..data.class_lists import imagenet_classes
+    from ..data.classes import class_lines
     from ..labels import LabelSpace
 
     if class_names is not None:

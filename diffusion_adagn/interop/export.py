@@ -17,16 +17,17 @@ import torch
 from diffusers import UNet2DModel
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 
-from ..config import read_json, said
-from ..diffusion.pipeline import ClassConditionalPipeline, fill, load_scheduler
+from ..atomic import into_place
 from ..diffusion.schedule import PREDICTIONS, SAMPLERS, set_steps, with_sampler
 from ..errors import InputError, reading
-from ..folders import into_place
 from ..labels import LabelSpace
-from ..loading import model_hash, open_pipeline
-from ..models.cost import MOST_LEVELS
+from ..models.config import MOST_LEVELS
 from ..models.unet import AdaGNUNet
-from ..run import pipeline_folder
+from ..runs.layout import pipeline_folder
+from ..sampling.load import open_pipeline
+from ..sampling.pipeline import ClassConditionalPipeline
+from ..sampling.pretrained import fill, load_scheduler, model_hash
+from ..schema import read_json, said
 from .adagn_label_pipeline import LabelPipeline
 from .unet2d import from_unet2d, to_unet2d
 

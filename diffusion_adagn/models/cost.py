@@ -2,50 +2,13 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from ..config import NetworkConfig
-from ..errors import InputError
+from .config import check_size
 
 if TYPE_CHECKING:
     import torch
-
-MOST_LEVELS = 14
-
-
-def machine_memory() -> int:
-    """Bytes; a terabyte where the system does not say."""
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, ValueError, OSError):
-        return 2**40
-
-
-def check_size(network: Mapping[str, Any]) -> None:
-    """Raises InputError if this machine cannot hold AdaGNUNet(**network), or if counting its layers would take minutes.
-
-    What is told is a lower bound: weights of the residual blocks, class table and class tokens, and one feature map, in fp32.
-    """
-    network = vars(NetworkConfig()) | dict(network)
-    levels, width = len(network["channel_mult"]), network["model_channels"]
-    if levels > MOST_LEVELS:
-        raise InputError(
-            f"model.channel_mult has {levels:,} numbers, one a level: {MOST_LEVELS} at most are expected, such as 1,2,2."
-        )
-    widths = [float(width) * mult for mult in network["channel_mult"]]
-    table = 4.0 * width * (network["num_classes"] or 0)
-    tokens = 4.0 * width * width * network["class_tokens"] * (network["conditioning"] == "cross_attention")
-    weights = 18 * (2.0 * network["num_res_blocks"] + 1) * sum(w * w for w in widths) + table + tokens
-    pixels = float(network["sample_size"]) * network["sample_size"] * max([network["in_channels"], *widths[:1]])
-    if 4 * (weights + pixels) > machine_memory():
-        raise InputError(
-            f"the network takes {4 * (weights + pixels) / 2**30:,.0f} GiB or more ({weights:.3g} weights, and {pixels:.3g} numbers in a "
-            f"feature map of one picture), and this machine has {machine_memory() / 2**30:,.0f}: choose a smaller model.model_channels "
-            f"(now {width:,}), model.channel_mult, model.num_res_blocks, model.class_tokens, data.image_size, or fewer classes."
-        )
 
 
 @dataclass(frozen=True)

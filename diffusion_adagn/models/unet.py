@@ -11,11 +11,11 @@ from diffusers.models.unets.unet_2d import UNet2DOutput
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..config import ModelConfig
 from ..errors import InputError
 from ..ops import OPERATORS, transformed
 from .blocks import Conv3, Downsample, Level, ResBlock, SelfAttention, Stage, Upsample, down2, up2, zero_init
 from .conditioning import KINDS, Kind
+from .config import ModelConfig
 from .embeddings import ConditionEmbedding
 from .norm import Norm
 

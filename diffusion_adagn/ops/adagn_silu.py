@@ -5,10 +5,10 @@ from types import ModuleType
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from ..errors import InputError
 from . import cpu, self_check
+from .reference import adagn_silu_reference
 
 OPERATORS = ("auto", "fused", "eager")
 TRITON_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -41,36 +41,6 @@ def adagn_silu(
         return adagn_silu_reference(x, gamma, beta, groups, eps, weight, bias, silu)
     gain, shift = _gain_and_shift(x, gamma, beta, weight, bias)
     return _apply(x, gain, shift, groups, eps, silu)
-
-
-def adagn_silu_reference(
-    x: Tensor,
-    gamma: Tensor | None,
-    beta: Tensor | None,
-    groups: int,
-    eps: float = 1e-5,
-    weight: Tensor | None = None,
-    bias: Tensor | None = None,
-    silu: bool = True,
-) -> Tensor:
-    """`adagn_silu` in plain PyTorch. Half types are normalised in float32: in channels_last the CPU is slow at bfloat16."""
-    wide = _wide(x)
-    # its own weight and bias apart where there is but one, or where they are trained and x is not: torch's backward wants
-    # all or none, and kills the process if not
-    trained = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (weight, bias))
-    apart = (weight is None) != (bias is None) or (trained and not x.requires_grad)
-    own = (None, None) if apart else (_to(weight, wide), _to(bias, wide))
-    # not F.group_norm, which refuses groups of one number
-    h = torch.group_norm(x.to(wide), groups, *own, eps, torch.backends.cudnn.enabled)
-    if apart and weight is not None:
-        h = h * _map(weight[None].to(wide), h)
-    if apart and bias is not None:
-        h = h + _map(bias[None].to(wide), h)
-    if gamma is not None:
-        h = h * (1 + _map(gamma.to(wide), h))
-    if beta is not None:
-        h = h + _map(beta.to(wide), h)
-    return (F.silu(h) if silu else h).to(x.dtype)
 
 
 def available(device: torch.device | str) -> bool:
@@ -150,19 +120,6 @@ def _check(
     for name, own in (("weight", weight), ("bias", bias)):
         if own is not None and own.shape != (c,):
             raise InputError(f"{name} is [{c}] for x {list(x.shape)}, not {list(own.shape)}.")
-
-
-def _wide(x: Tensor) -> torch.dtype:
-    return torch.float32 if x.dtype in (torch.float16, torch.bfloat16) else x.dtype
-
-
-def _to(own: Tensor | None, dtype: torch.dtype) -> Tensor | None:
-    return None if own is None else own.to(dtype)
-
-
-def _map(rows: Tensor, h: Tensor) -> Tensor:
-    """[B, C] -> [B, C, 1, ...], to meet a feature map."""
-    return rows.reshape(*rows.shape, *[1] * (h.ndim - 2))
 
 
 # ---------------------------------------------------------------------- what torch is told

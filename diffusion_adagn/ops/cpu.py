@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..folders import cache_root, file_into_place
+from ..atomic import cache_root, file_into_place
 
 SOURCE = Path(__file__).with_name("adagn_silu.cpp")
 DTYPES = (torch.float32, torch.bfloat16)

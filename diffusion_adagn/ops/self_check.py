@@ -94,7 +94,7 @@ def _difference(
     y, mean, rstd = kernels.forward(*there[:3], groups, EPS, True)
     found = [y, *kernels.backward(there[3], *there[:3], mean, rstd, groups, True)]
 
-    from .adagn_silu import adagn_silu_reference
+    from .reference import adagn_silu_reference
 
     n, c = shape[:2]
     leaves = [t.double().requires_grad_() for t in (x, gain.expand(n, c), shift.expand(n, c))]

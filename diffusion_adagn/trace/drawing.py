@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from ..grids import INK, PAPER
+from ..render.grids import INK, PAPER
 
 Colour = tuple[int, int, int]
 PNG_SCALE = 2

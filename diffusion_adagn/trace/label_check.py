@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import torch
 
 from ..data import ImageDataset
-from ..diffusion.objective import Objective
-from ..evaluation.label_use import LabelUse, judge, label_use
+from ..diffusion.loss import Objective
+from ..evaluation.label_usage import LabelUse, judge, label_use
 from ..models.unet import AdaGNUNet
 
 UNUSED, OPEN = 3, 4  # exit statuses: not seen to be used; it cannot be said

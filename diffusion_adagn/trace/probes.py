@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ..data.order import normal, uniform
-from ..diffusion.objective import Objective
+from ..data.rng import normal, uniform
+from ..diffusion.loss import Objective
 from ..errors import InputError
 from ..models.unet import AdaGNUNet, Modulation
-from ..processes import float64
+from ..runtime.distributed import float64
 
 Intervention = Literal["swap", "null", "zero", "freeze"]
 INTERVENTIONS = {

@@ -12,13 +12,13 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from ..evaluation.label_use import LabelUse
-from ..grids import labelled_grid
+from ..evaluation.label_usage import LabelUse
+from ..render.grids import labelled_grid
 from . import sentences as say
 from .analysis import SILENT, STILL, Channels, ClassGeometry, channels, class_geometry
 from .atlas import Atlas
 from .drawing import BOTH, LABEL, TIME, Drawing, data_uri, one_line, shorten
-from .pictures import (
+from .plots import (
     SHARE_LEGEND,
     Panel,
     Place,

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from ..evaluation.label_use import LabelUse, judge
+from ..evaluation.label_usage import LabelUse, judge
 from ..models.unet import Site
 from .analysis import Channels, ClassGeometry
 from .drawing import shorten

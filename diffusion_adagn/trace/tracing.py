@@ -12,14 +12,15 @@ from torch import Tensor
 from ..commands import command
 from ..config import DataConfig
 from ..data import ImageDataset, open_dataset
-from ..diffusion.objective import Objective, to_unit
-from ..diffusion.pipeline import KIND_OF, ClassConditionalPipeline, to_pixels
+from ..diffusion.loss import Objective, to_unit
 from ..errors import InputError
-from ..loading import model_hash, open_pipeline, recorded_data
-from ..number_type import tf32
-from ..processes import all_processes
-from ..recorded import unused_beside
-from ..training.finish import sample_command
+from ..runs.recorded import recorded_data, unused_beside
+from ..runtime.distributed import all_processes
+from ..runtime.precision import tf32
+from ..sampling.load import open_pipeline
+from ..sampling.pipeline import KIND_OF, ClassConditionalPipeline, to_pixels
+from ..sampling.pretrained import model_hash
+from ..training.export import sample_command
 from .analysis import class_geometry, drift
 from .atlas import Atlas
 from .label_check import OPEN, UNUSED, Verdict, label_check

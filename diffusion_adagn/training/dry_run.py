@@ -11,15 +11,16 @@ import torch
 
 from ..config import RunConfig, SpeedConfig, TrainingConfig, to_yaml
 from ..data import ImageDataset
-from ..models.cost import Cost, count_cost, machine_memory
+from ..models.config import machine_memory
+from ..models.cost import Cost, count_cost
 from ..models.unet import AdaGNUNet
-from ..number_type import AUTOCAST, computed_in
-from ..processes import all_processes, main_first
-from ..run import network_config
-from ..speed import choose, matmul_peak, prepare
+from ..runs.layout import network_config
+from ..runtime.distributed import all_processes, main_first
+from ..runtime.precision import AUTOCAST, computed_in
+from ..runtime.speed import choose, matmul_peak, prepare
 from .ema import EMA
-from .loop import facts, make_batches, make_objective, make_optimizer, pictures_per_pass, resolve, shown_number
-from .pixels import on_device
+from .image_fetcher import on_device
+from .train import facts, make_batches, make_objective, make_optimizer, pictures_per_pass, resolve, shown_number
 
 BUDGET = 10  # seconds that a measured step may take; a longer one is measured on a part of its images
 HOUR, DAY = 3600, 24 * 3600

@@ -8,14 +8,14 @@ import torch
 
 from ..config import RunConfig, TrainingConfig
 from ..data import ImageDataset
-from ..data.order import normal
-from ..diffusion.guidance import Guidance
-from ..diffusion.objective import Objective, to_unit
-from ..diffusion.pipeline import ClassConditionalPipeline, to_pixels
+from ..data.rng import normal
+from ..diffusion.loss import Objective, to_unit
 from ..diffusion.schedule import make_scheduler, set_steps
-from ..grids import labelled_grid
 from ..models.unet import AdaGNUNet
-from ..run import RunFolder, label_space
+from ..render.grids import labelled_grid
+from ..runs.layout import RunFolder, label_space
+from ..sampling.guidance import Guidance
+from ..sampling.pipeline import ClassConditionalPipeline, to_pixels
 
 MOST_CLASSES = 10
 MOST_HELDOUT = 512

@@ -4,8 +4,8 @@ import torch
 
 from ..errors import InputError
 from ..labels import LabelSpace
-from ..loading import open_pipeline
 from ..models.unet import AdaGNUNet
+from ..sampling.load import open_pipeline
 
 
 def transfer(source: str, unet: AdaGNUNet, labels: LabelSpace) -> str:

@@ -7,7 +7,8 @@ import pytest
 from conftest import ROOT
 
 from diffusion_adagn.cli.main import COMMANDS, main
-from diffusion_adagn.config import RunConfig, fields_of
+from diffusion_adagn.config import RunConfig
+from diffusion_adagn.schema import fields_of
 
 
 def light(code):

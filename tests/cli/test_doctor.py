@@ -6,8 +6,9 @@ from collections import namedtuple
 import pytest
 import torch
 
-from diffusion_adagn import doctor, ops, processes
+from diffusion_adagn import ops
 from diffusion_adagn.cli.main import main
+from diffusion_adagn.runtime import distributed, doctor
 
 Disk = namedtuple("Disk", "total used free")
 
@@ -17,7 +18,7 @@ def sound(tmp_path, monkeypatch):
     """A machine without a GPU where all is well, whatever the one of the tests is."""
     monkeypatch.setenv("DIFFUSION_ADAGN_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("ACCELERATE_TORCH_DEVICE", "cpu")
-    monkeypatch.setattr(processes, "no_gpu_note", lambda: "")
+    monkeypatch.setattr(distributed, "no_gpu_note", lambda: "")
     monkeypatch.setattr(ops, "why_not", lambda *_, **__: "")
     monkeypatch.setattr(shutil, "disk_usage", lambda _: Disk(2**40, 0, 2**40))
     return tmp_path / "cache"
@@ -51,7 +52,7 @@ def test_a_driver_that_nothing_uses(sound, capsys, monkeypatch):
     monkeypatch.setattr(ops, "why_not", lambda *_, **__: "")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
-    monkeypatch.setattr(processes, "_driver", lambda: True)
+    monkeypatch.setattr(distributed, "_driver", lambda: True)
     status, out = run(capsys)
     assert status == 1 and "wrong     No GPU found" in out
     assert run(capsys, "--device", "cpu")[1].count("No GPU found") == 0

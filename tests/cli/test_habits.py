@@ -15,7 +15,7 @@ from diffusion_adagn.cli.sweep import parser as sweep_parser
 from diffusion_adagn.config import DiffusionConfig
 from diffusion_adagn.diffusion.schedule import make_scheduler
 from diffusion_adagn.errors import InputError
-from diffusion_adagn.recorded import check_classes, default_folder
+from diffusion_adagn.runs.recorded import check_classes, default_folder
 
 
 @pytest.fixture(autouse=True)

@@ -17,9 +17,9 @@ from diffusion_adagn.diffusion.schedule import make_scheduler
 from diffusion_adagn.errors import InputError
 from diffusion_adagn.interop.adm import next_command
 from diffusion_adagn.labels import LabelSpace as Labels
-from diffusion_adagn.recorded import unused_beside
-from diffusion_adagn.training import loop
-from diffusion_adagn.training.finish import sample_command
+from diffusion_adagn.runs.recorded import unused_beside
+from diffusion_adagn.training import train as train_module
+from diffusion_adagn.training.export import sample_command
 
 TINY = [
     "--training.max_steps=2", "--training.batch_size=8", "--training.preview_every=0", "--training.heldout_every=0",
@@ -150,17 +150,17 @@ def test_what_inspect_prints_dry_runs(tmp_path, step_time, capsys):
 
 
 def test_runs_say_how_to_go_on(monkeypatch, capsys):
-    class Stopped(loop.StopSignal):
+    class Stopped(train_module.StopSignal):
         def __enter__(self):
             super().__enter__()
             self.name = "SIGTERM"
             return self
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "StopSignal", Stopped)
-        patch.setattr(loop.Signals, "warning", lambda self, step, seen: "warning: the label is not used")
-        patch.setattr(loop.Signals, "due", lambda self, step: True)
-        patch.setattr(loop.Signals, "read", lambda self, *_: {})
+        patch.setattr(train_module, "StopSignal", Stopped)
+        patch.setattr(train_module.Signals, "warning", lambda self, step, seen: "warning: the label is not used")
+        patch.setattr(train_module.Signals, "due", lambda self, step: True)
+        patch.setattr(train_module.Signals, "read", lambda self, *_: {})
         assert main(["train", "digits", "--output_dir", AWKWARD, *TINY]) == 75
     trace, resume = commands_in(capsys.readouterr().out)
     assert parsed(trace).run == AWKWARD and parsed(trace).label_check

@@ -21,15 +21,15 @@ from diffusion_adagn.cli.main import main
 from diffusion_adagn.config import DataConfig, RunConfig, as_config
 from diffusion_adagn.data import ImageDataset, decode, sources, tables
 from diffusion_adagn.data.cifar_pickles import load_plain
-from diffusion_adagn.data.class_lists import NAMES, class_list
-from diffusion_adagn.data.classes import class_ids, imagenet_classes
+from diffusion_adagn.data.class_lists import NAMES, class_list, imagenet_classes
+from diffusion_adagn.data.classes import class_ids
 from diffusion_adagn.data.find import find_source
 from diffusion_adagn.data.inspect import inspect_dataset
-from diffusion_adagn.data.order import BalancedOrder
+from diffusion_adagn.data.rng import BalancedOrder
 from diffusion_adagn.data.store import NothingHeldOut, split_off
 from diffusion_adagn.errors import InputError
 from diffusion_adagn.labels import LabelSpace
-from diffusion_adagn.training.loop import train
+from diffusion_adagn.training.train import train
 
 
 @pytest.fixture(autouse=True)

@@ -8,13 +8,13 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from accelerate import PartialState
 
+from diffusion_adagn.atomic import one_at_a_time
 from diffusion_adagn.config import DataConfig
 from diffusion_adagn.data import open_dataset, store
 from diffusion_adagn.errors import InputError
 from diffusion_adagn.evaluation import bench
 from diffusion_adagn.evaluation.extractors import judge
-from diffusion_adagn.folders import one_at_a_time
-from diffusion_adagn.processes import main_first
+from diffusion_adagn.runtime.distributed import main_first
 
 
 def both(make):

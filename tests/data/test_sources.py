@@ -11,7 +11,8 @@ from PIL import Image
 
 from diffusion_adagn.config import DataConfig
 from diffusion_adagn.data import open_dataset
-from diffusion_adagn.data.classes import imagenet_classes, named
+from diffusion_adagn.data.class_lists import imagenet_classes
+from diffusion_adagn.data.classes import named
 from diffusion_adagn.errors import InputError
 from diffusion_adagn.labels import LabelSpace
 

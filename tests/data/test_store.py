@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from diffusion_adagn.atomic import locked
 from diffusion_adagn.config import DataConfig
 from diffusion_adagn.data import open_dataset
 from diffusion_adagn.data.store import split_off
 from diffusion_adagn.errors import InputError
-from diffusion_adagn.folders import locked
 
 REAL = Path(__file__).parents[3] / "shared" / "data"
 

@@ -14,9 +14,9 @@ from diffusion_adagn import ClassConditionalPipeline, InputError, LabelSpace
 from diffusion_adagn.cli.main import main
 from diffusion_adagn.config import DataConfig, DiffusionConfig
 from diffusion_adagn.data import open_dataset
+from diffusion_adagn.data.npz import read_npz, write_npz
 from diffusion_adagn.diffusion.schedule import make_scheduler
 from diffusion_adagn.evaluation import points
-from diffusion_adagn.evaluation.adm_npz import read_npz, write_npz
 from diffusion_adagn.evaluation.extractors import Features
 from diffusion_adagn.evaluation.metrics import METRICS
 from diffusion_adagn.evaluation.report import titles

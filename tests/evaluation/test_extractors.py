@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from diffusion_adagn import InputError, LabelSpace, open_dataset
 from diffusion_adagn.config import DataConfig
 from diffusion_adagn.data import ImageDataset
-from diffusion_adagn.data.classes import imagenet_classes
+from diffusion_adagn.data.class_lists import imagenet_classes
 from diffusion_adagn.evaluation.extractors import Extractor, features_of, judge, open_extractor, small
 from diffusion_adagn.evaluation.extractors.efficientnet import Convolution, EfficientNetExtractor, EfficientNetLite0
 from diffusion_adagn.evaluation.metrics import Gaussian, frechet_distance

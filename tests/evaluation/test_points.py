@@ -8,12 +8,12 @@ from conftest import tiny_unet
 
 from diffusion_adagn import ClassConditionalPipeline, LabelSpace
 from diffusion_adagn.config import DiffusionConfig
-from diffusion_adagn.diffusion.pipeline import to_pixels
 from diffusion_adagn.diffusion.schedule import Call, make_scheduler
 from diffusion_adagn.errors import InputError
 from diffusion_adagn.evaluation.diagnostics import Meter, against_data, picture_values
 from diffusion_adagn.evaluation.extractors import Features
 from diffusion_adagn.evaluation.points import Draw, Point, sample_point
+from diffusion_adagn.sampling.pipeline import to_pixels
 
 
 class Pixels:

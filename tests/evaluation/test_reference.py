@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from diffusion_adagn.data import ImageDataset
+from diffusion_adagn.data.npz import write_npz
 from diffusion_adagn.errors import InputError
-from diffusion_adagn.evaluation.adm_npz import write_npz
 from diffusion_adagn.evaluation.diagnostics import picture_values
 from diffusion_adagn.evaluation.extractors import Features
 from diffusion_adagn.evaluation.reference import (

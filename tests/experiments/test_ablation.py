@@ -13,7 +13,7 @@ from diffusion_adagn.config import read_config
 from diffusion_adagn.data import open_dataset
 from diffusion_adagn.experiments import ablation
 from diffusion_adagn.models.conditioning import KINDS
-from diffusion_adagn.training import loop
+from diffusion_adagn.training import train as train_module
 
 SMALL = ["--model.model_channels=16", "--model.num_head_channels=16", "--model.norm_groups=4", "--training.batch_size=8",
          "--training.max_steps=3", "--training.log_every=1", "--training.preview_steps=2"]  # fmt: skip
@@ -80,14 +80,14 @@ def test_finished_members_are_not_run_again_and_others_are_added(tmp_path, monke
 
 
 def test_a_stopped_ablation_goes_on_where_it_was(tmp_path, monkeypatch, capsys):
-    class Stop(loop.StopSignal):
+    class Stop(train_module.StopSignal):
         def __enter__(self):
             entered = super().__enter__()
             entered.name = "SIGTERM"
             return entered
 
     with monkeypatch.context() as m:
-        m.setattr(loop, "StopSignal", Stop)
+        m.setattr(train_module, "StopSignal", Stop)
         assert ablate(tmp_path / "a", "--kinds=adagn", "--seeds=0") == 75
     assert "The same command goes on" in capsys.readouterr().out
     assert not (tmp_path / "a/adagn-seed0/result.json").exists()

@@ -1,10 +1,10 @@
 """Which setting a sweep recommends: the cheapest of those that are not distinguishable from the best, and what it costs."""
 
 import pytest
-from test_choice import at, point
+from test_selection import at, point
 from test_sweep_report import SWEEP, measured_points
 
-from diffusion_adagn.experiments import choice, sweep_plots
+from diffusion_adagn.experiments import selection, sweep_plots
 from diffusion_adagn.experiments.sweep_report import Reading, summary
 
 
@@ -23,9 +23,9 @@ def points_of(means, nfe=(20, 40, 40, 40, 40), spread=0.1, **more):
 
 
 def advice(points):
-    choices = choice.best_sets(points)
-    found = choice.advised(points, choices)
-    return found, choice.advice_said(found, points, choices)
+    choices = selection.best_sets(points)
+    found = selection.advised(points, choices)
+    return found, selection.advice_said(found, points, choices)
 
 
 def test_the_frechet_distance_decides_first():
@@ -66,7 +66,7 @@ def test_the_largest_scale_asks_for_more():
 
 def test_one_point_gets_no_advice():
     points = points_of({"kid": [1]})
-    assert choice.advised(points, choice.best_sets(points)) is None
+    assert selection.advised(points, selection.best_sets(points)) is None
 
 
 def test_reports_begin_with_the_advice(tmp_path):

@@ -15,9 +15,9 @@ from processes import Process, ranks
 from diffusion_adagn import ClassConditionalPipeline, LabelSpace
 from diffusion_adagn.cli.main import main
 from diffusion_adagn.config import DiffusionConfig
+from diffusion_adagn.data.npz import read_npz
 from diffusion_adagn.diffusion.schedule import make_scheduler
 from diffusion_adagn.errors import InputError
-from diffusion_adagn.evaluation.adm_npz import read_npz
 from diffusion_adagn.experiments import sweep as sweeping
 from diffusion_adagn.experiments import sweep_plots
 
@@ -101,10 +101,10 @@ def test_every_combination_is_a_point_and_scale_1_is_one(once):
 def test_a_points_numbers_are_those_of_its_pictures_made_by_hand(model, once):
     from diffusion_adagn.config import DataConfig
     from diffusion_adagn.data import open_dataset
-    from diffusion_adagn.diffusion.guidance import Guidance
-    from diffusion_adagn.diffusion.pipeline import to_pixels
     from diffusion_adagn.evaluation.extractors import open_extractor
     from diffusion_adagn.evaluation.metrics import kid
+    from diffusion_adagn.sampling.guidance import Guidance
+    from diffusion_adagn.sampling.pipeline import to_pixels
 
     pipe = ClassConditionalPipeline.from_pretrained(model)
     pipe.set_progress_bar_config(disable=True)

@@ -7,13 +7,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from PIL import Image
-from test_choice import at, point
+from test_selection import at, point
 
 from diffusion_adagn.errors import InputError
 from diffusion_adagn.evaluation import report as evaluation_report
 from diffusion_adagn.evaluation.metrics import METRICS
 from diffusion_adagn.experiments import sweep_plots, sweep_report
-from diffusion_adagn.experiments.choice import best_sets
+from diffusion_adagn.experiments.selection import best_sets
 from diffusion_adagn.experiments.sweep_report import FIGURES, Reading, Sweep, write_report
 
 NAMES = ("cat", "dog, $5|`x`\n<b>", "a name that goes on and on, " * 9, "\udce6rn")

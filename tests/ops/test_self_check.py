@@ -11,11 +11,11 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from diffusion_adagn import speed
 from diffusion_adagn.config import SpeedConfig
 from diffusion_adagn.errors import InputError
 from diffusion_adagn.ops import adagn_silu, adagn_silu_reference, cpu, self_check, why_not
 from diffusion_adagn.ops.adagn_silu import _triton, _why_not
+from diffusion_adagn.runtime import speed
 
 needs_kernel = pytest.mark.skipif(bool(cpu.why_not()), reason=f"no fused operator here: {cpu.why_not()}")
 needs_triton = pytest.mark.skipif(not importlib.util.find_spec("triton"), reason="Triton is not installed")

@@ -9,7 +9,7 @@ from conftest import tiny_unet
 
 from diffusion_adagn import AdaGNUNet, open_dataset
 from diffusion_adagn.config import DataConfig, DiffusionConfig
-from diffusion_adagn.diffusion.objective import Objective
+from diffusion_adagn.diffusion.loss import Objective
 from diffusion_adagn.diffusion.schedule import make_scheduler
 from diffusion_adagn.errors import InputError
 from diffusion_adagn.models.conditioning import KINDS
@@ -45,7 +45,7 @@ def test_an_influence_is_the_change_of_x0_done_by_hand(kind, intervention):
     if intervention == "freeze":
         assert got.whole[1] == 0 and (got.change[:, 1] == 0).all()  # it is the middle of the grid
     if intervention == "null":
-        from diffusion_adagn.data.order import normal
+        from diffusion_adagn.data.rng import normal
 
         noise = normal(0, "heldout", torch.arange(4), (1, 8, 8))
         t = torch.tensor([500] * 4)

@@ -11,14 +11,14 @@ from conftest import tiny_unet
 from PIL import Image
 
 from diffusion_adagn import LabelSpace
-from diffusion_adagn.evaluation.label_use import LabelUse
+from diffusion_adagn.evaluation.label_usage import LabelUse
 from diffusion_adagn.models.conditioning import KINDS
 from diffusion_adagn.models.unet import Site
 from diffusion_adagn.trace import sentences as say
 from diffusion_adagn.trace.analysis import Channels, ClassGeometry, drift, shares
 from diffusion_adagn.trace.atlas import Atlas
 from diffusion_adagn.trace.drawing import Drawing, diverging, one_line, sequential, shorten, text_width
-from diffusion_adagn.trace.pictures import ticks
+from diffusion_adagn.trace.plots import ticks
 from diffusion_adagn.trace.probes import Influence, Sensitivity
 from diffusion_adagn.trace.readings import Variance, class_spread, short_names, time_move, variance
 from diffusion_adagn.trace.report import Findings, Reading, write_report

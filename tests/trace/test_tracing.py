@@ -10,7 +10,7 @@ from conftest import ROOT, one_line, tiny_unet
 from diffusion_adagn import ClassConditionalPipeline, LabelSpace
 from diffusion_adagn.cli.main import main
 from diffusion_adagn.config import DiffusionConfig
-from diffusion_adagn.diffusion.objective import Objective
+from diffusion_adagn.diffusion.loss import Objective
 from diffusion_adagn.diffusion.schedule import make_scheduler
 from diffusion_adagn.interop.unet2d import from_unet2d, to_unet2d
 from diffusion_adagn.models.conditioning import KINDS

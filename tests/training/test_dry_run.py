@@ -4,13 +4,13 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from test_loop import TINY, words
+from test_train import TINY, words
 
 from diffusion_adagn import LabelSpace
 from diffusion_adagn.cli.main import main
 from diffusion_adagn.config import RunConfig
 from diffusion_adagn.training import dry_run
-from diffusion_adagn.training.loop import shown_number
+from diffusion_adagn.training.train import shown_number
 
 
 @pytest.fixture

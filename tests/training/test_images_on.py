@@ -5,7 +5,8 @@ import torch
 
 from diffusion_adagn.config import DataConfig, RunConfig, TrainingConfig, read_config
 from diffusion_adagn.data import open_dataset
-from diffusion_adagn.training import loop, pixels
+from diffusion_adagn.training import image_fetcher
+from diffusion_adagn.training import train as train_module
 
 CUDA, CPU = torch.device("cuda"), torch.device("cpu")
 
@@ -18,7 +19,7 @@ def digits():
 @pytest.fixture
 def kinds(monkeypatch):
     for name in ("DevicePixels", "PrefetchedPixels"):
-        monkeypatch.setattr(pixels, name, lambda dataset, device, name=name: name)
+        monkeypatch.setattr(image_fetcher, name, lambda dataset, device, name=name: name)
 
 
 def free(monkeypatch, count):
@@ -28,9 +29,9 @@ def free(monkeypatch, count):
 def test_the_setting_decides_where_images_lie(digits, kinds, monkeypatch):
     for memory, auto in ((2**40, "DevicePixels"), (2**10, "PrefetchedPixels")):
         free(monkeypatch, memory)
-        found = [pixels.choose_pixels(digits, CUDA, where) for where in ("auto", "device", "host")]
+        found = [image_fetcher.choose_pixels(digits, CUDA, where) for where in ("auto", "device", "host")]
         assert found == [auto, "DevicePixels", "PrefetchedPixels"]
-    assert type(pixels.choose_pixels(digits, CPU, "device")) is pixels.Pixels
+    assert type(image_fetcher.choose_pixels(digits, CPU, "device")) is image_fetcher.Pixels
 
 
 def test_images_on_the_device_are_estimated(digits, monkeypatch):
@@ -38,17 +39,17 @@ def test_images_on_the_device_are_estimated(digits, monkeypatch):
 
     def head(where):
         config = RunConfig(training=TrainingConfig(max_steps=1, images_on=where))
-        text = loop.describe(config, digits, 1, CUDA, cost())
+        text = train_module.describe(config, digits, 1, CUDA, cost())
         line = next(line for line in text.splitlines() if line.startswith("memory"))
         return float(line.split()[2]), line
 
     def cost():
-        return loop.Cost(parameters=0, flops=0, activation_bytes=0)
+        return train_module.Cost(parameters=0, flops=0, activation_bytes=0)
 
     monkeypatch.setattr(
-        loop, "choose", lambda asked, device, flops: read_config(None, {"speed.precision": "fp32"}).speed
+        train_module, "choose", lambda asked, device, flops: read_config(None, {"speed.precision": "fp32"}).speed
     )
-    monkeypatch.setattr(loop, "told", lambda *_: "")
+    monkeypatch.setattr(train_module, "told", lambda *_: "")
     monkeypatch.setattr(type(digits), "__len__", lambda self: 2**24)
     gib = 2**24 * 64 / 2**30
     assert head("host")[0] == 0 and "images" not in head("host")[1]

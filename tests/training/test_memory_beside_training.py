@@ -10,9 +10,9 @@ from diffusion_adagn import LabelSpace
 from diffusion_adagn.cli.main import main
 from diffusion_adagn.config import DiffusionConfig, TrainingConfig
 from diffusion_adagn.data.store import ImageDataset
-from diffusion_adagn.diffusion.objective import Objective
+from diffusion_adagn.diffusion.loss import Objective
 from diffusion_adagn.diffusion.schedule import make_scheduler
-from diffusion_adagn.evaluation.label_use import label_use
+from diffusion_adagn.evaluation.label_usage import label_use
 from diffusion_adagn.models.unet import AdaGNUNet
 from diffusion_adagn.training.preview import heldout_loss
 

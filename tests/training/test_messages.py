@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from conftest import tiny_unet
-from test_loop import run
+from test_train import run
 from tqdm import tqdm
 
 from diffusion_adagn import LabelSpace
@@ -18,8 +18,9 @@ from diffusion_adagn.cli.main import main
 from diffusion_adagn.config import SpeedConfig
 from diffusion_adagn.errors import InputError
 from diffusion_adagn.models.cost import Cost
-from diffusion_adagn.run import RunFolder
-from diffusion_adagn.training import loop, transfer
+from diffusion_adagn.runs.layout import RunFolder
+from diffusion_adagn.training import train as train_module
+from diffusion_adagn.training import transfer
 
 
 @pytest.mark.serial
@@ -41,7 +42,7 @@ def test_signals_are_answered_within_a_step(tmp_path):
         (tmp_path / "checkpoints/step-00000200").mkdir(parents=True, exist_ok=True)
         (tmp_path / "checkpoints/step-00000200/state.json").touch()
         try:
-            with loop.StopSignal(RunFolder(tmp_path), said.append) as stop:
+            with train_module.StopSignal(RunFolder(tmp_path), said.append) as stop:
                 ready.set()
                 hashlib.pbkdf2_hmac("sha256", b"", b"", 1_500_000)  # no handler runs in this call
                 sender.join()
@@ -72,7 +73,7 @@ def test_bar_shows_loss_between_log_steps(tmp_path, monkeypatch):
         def set_postfix_str(self, text, refresh=True):
             shown.append(text.split(",")[0])
 
-    monkeypatch.setattr(loop, "tqdm", Bar)
+    monkeypatch.setattr(train_module, "tqdm", Bar)
     run(tmp_path / "run", training__log_every=100, training__signals_every=0)
     assert len(shown) == len(set(shown)) == 6
 
@@ -95,7 +96,7 @@ def test_exhausted_memory_lists_remedies(error, size, monkeypatch, capsys):
         bar.update()
         raise error
 
-    monkeypatch.setattr(loop, "train", fail)
+    monkeypatch.setattr(train_module, "train", fail)
     assert main(["train", "digits"]) == 1
     line = capsys.readouterr().err.splitlines()[-1]
     assert line.startswith("adagn: out of memory") and size in line
@@ -107,7 +108,7 @@ def test_exhausted_memory_lists_remedies(error, size, monkeypatch, capsys):
 
 
 def test_other_errors_keep_their_text(monkeypatch, capsys):
-    monkeypatch.setattr(loop, "train", lambda *_, **__: (_ for _ in ()).throw(RuntimeError("shapes differ")))
+    monkeypatch.setattr(train_module, "train", lambda *_, **__: (_ for _ in ()).throw(RuntimeError("shapes differ")))
     assert main(["train", "digits"]) == 1
     assert "RuntimeError: shapes differ" in capsys.readouterr().err
 
@@ -132,8 +133,8 @@ def test_devices_are_accepted_in_capitals(tmp_path, capsys):
 
 
 def test_share_above_peak_is_no_percentage(monkeypatch):
-    monkeypatch.setattr(loop, "matmul_peak", lambda *_, **__: 3e9)
-    effort = loop._effort(Cost(1, 10**9, 1), SpeedConfig(precision="fp32"), torch.device("cpu"), 1)
+    monkeypatch.setattr(train_module, "matmul_peak", lambda *_, **__: 3e9)
+    effort = train_module._effort(Cost(1, 10**9, 1), SpeedConfig(precision="fp32"), torch.device("cpu"), 1)
     assert effort(0.5).endswith("(50 % of peak)") and effort(2).endswith("(at peak)")
 
 

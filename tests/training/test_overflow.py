@@ -7,9 +7,9 @@ from types import SimpleNamespace
 import torch
 
 from diffusion_adagn.config import SpeedConfig
-from diffusion_adagn.training.health import gradient_fault
-from diffusion_adagn.training.loop import FUSED, _built
-from diffusion_adagn.training.metrics import Metrics
+from diffusion_adagn.training.metrics_log import Metrics
+from diffusion_adagn.training.nonfinite import gradient_fault
+from diffusion_adagn.training.train import FUSED, _built
 
 
 def scaler(factor):

@@ -9,12 +9,12 @@ from conftest import tiny_unet
 
 from diffusion_adagn.config import DataConfig, TrainingConfig
 from diffusion_adagn.data import open_dataset
-from diffusion_adagn.diffusion.objective import to_unit
-from diffusion_adagn.training.batches import Batches
-from diffusion_adagn.training.checkpoint import checkpoints, load_checkpoint, save_checkpoint
+from diffusion_adagn.diffusion.loss import to_unit
+from diffusion_adagn.runs.checkpoint import checkpoints, load_checkpoint, save_checkpoint
 from diffusion_adagn.training.ema import EMA
-from diffusion_adagn.training.loop import learning_rate
-from diffusion_adagn.training.metrics import Metrics, check_tracker
+from diffusion_adagn.training.loader import Batches
+from diffusion_adagn.training.metrics_log import Metrics, check_tracker
+from diffusion_adagn.training.train import learning_rate
 
 CPU = torch.device("cpu")
 
@@ -130,7 +130,7 @@ def test_checkpoints_bring_everything_back_and_are_pruned(tmp_path):
 
     for i in range(1, 5):
         step(unet, optimizer, ema, i)
-        save_checkpoint(tmp_path, {"step": i}, unet, ema, optimizer, keep=2)
+        save_checkpoint(tmp_path, {"step": i}, unet, ema.model, optimizer, keep=2)
     (tmp_path / "step-00000009").mkdir()  # no state.json: never finished
     (tmp_path / ".step-00000010.1").mkdir()
     assert [p.name for p in checkpoints(tmp_path)] == ["step-00000003", "step-00000004"]
@@ -141,7 +141,7 @@ def test_checkpoints_bring_everything_back_and_are_pruned(tmp_path):
     other = tiny_unet(dropout=0.0).train()
     torch.nn.init.zeros_(other.conv_in.weight)
     other_ema, other_optimizer = EMA(other, 0.9), torch.optim.AdamW(other.parameters(), lr=1e-3)
-    load_checkpoint(checkpoints(tmp_path)[-1], other, other_ema, other_optimizer)
+    load_checkpoint(checkpoints(tmp_path)[-1], other, other_ema.model, other_optimizer)
     step(unet, optimizer, ema, 5)
     step(other, other_optimizer, other_ema, 5)
     for a, b in ((unet, other), (ema.model, other_ema.model)):

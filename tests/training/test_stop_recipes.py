@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-from diffusion_adagn import stopping
 from diffusion_adagn.cli import main
-from diffusion_adagn.run import RunFolder
-from diffusion_adagn.training.loop import StopSignal
+from diffusion_adagn.runs.layout import RunFolder
+from diffusion_adagn.runtime import stopping
+from diffusion_adagn.training.train import StopSignal
 
 pytestmark = pytest.mark.serial
 BY_SRUN, BY_THE_SCRIPT = re.findall(r"^```bash\n(.*?)^```", (ROOT / "docs/scaling.md").read_text(), re.M | re.S)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ...errors import InputError
-from ...number_type import computed_in
+from ...runtime.precision import computed_in
 
 ANTIALIASED = {"bilinear": "bilinear with antialiasing", "bicubic": "bicubic with antialiasing"}
 

@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 
+from ...atomic import one_at_a_time
 from ...errors import InputError
-from ...folders import one_at_a_time
-from ...number_type import computed_in
-from . import kept
+from ...runtime.precision import computed_in
+from . import cache
 from .base import ANTIALIASED, NetworkExtractor, resized, to_planes
 
 if TYPE_CHECKING:
@@ -96,8 +96,8 @@ class Judge(NetworkExtractor):
 
 
 def open_judge(dataset: ImageDataset, device: str | torch.device = "cpu", progress: bool = True) -> Judge:
-    """The judge of these pictures, trained now if it has not been before. progress: a bar, and where it was kept."""
-    folder = kept.folder_for(dataset, "judge", VERSION)
+    """The judge of these pictures, trained now if it has not been before. progress: a bar, and where it was cached."""
+    folder = cache.folder_for(dataset, "judge", VERSION)
     found = _opened(folder, device)
     if found is not None:
         return found
@@ -108,7 +108,7 @@ def open_judge(dataset: ImageDataset, device: str | torch.device = "cpu", progre
         network, facts = train_judge(dataset, device, progress)
         judge = Judge(network, facts, device)
         weights = {name: tensor.detach().cpu().contiguous().numpy() for name, tensor in network.state_dict().items()}
-        kept.keep(folder, weights, facts | {"hash": judge.hash})
+        cache.keep(folder, weights, facts | {"hash": judge.hash})
     if progress:
         seen = (
             f"{facts['heldout_accuracy']:.1%} of {facts['heldout_pictures']:,} pictures held out from it are told right"
@@ -119,7 +119,7 @@ def open_judge(dataset: ImageDataset, device: str | torch.device = "cpu", progre
 
 def _opened(folder: Path, device: str | torch.device) -> Judge | None:
     """The judge kept in `folder`; None if there is none, or a damaged one."""
-    found = kept.read(folder)
+    found = cache.read(folder)
     if found is None:
         return None
     weights, facts = found
@@ -148,7 +148,7 @@ def train_judge(
     if len(np.unique(dataset.labels[learned])) < 2 or not len(heldout):
         raise InputError(f"{dataset.name} has {n} pictures: too few for a judge to learn from and to be tested on.")
     if progress:
-        print(f"A judge learns the classes of {dataset.name}, in minutes, and is kept.")
+        print(f"A judge learns the classes of {dataset.name}, in minutes, and is cached.")
     resolution = min(dataset.image_size, LARGEST)
     with torch.random.fork_rng(devices=[]):
         torch.random.default_generator.manual_seed(SEED)

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ...atomic import one_at_a_time
 from ...errors import InputError
-from ...folders import one_at_a_time
-from . import kept
+from . import cache
 from .base import Features, check_pixels, described, weights_hash
 
 if TYPE_CHECKING:
@@ -61,21 +61,21 @@ class SklearnExtractor:
 
 
 def open_sklearn(dataset: ImageDataset) -> SklearnExtractor:
-    """Trained on these pictures in seconds, if it has not been before, and kept. Raises InputError for large pictures."""
+    """Trained on these pictures in seconds, if it has not been before, and cached. Raises InputError for large pictures."""
     if dataset.image_size > LARGEST:
         raise InputError(
             f"the extractor sklearn is for pictures of at most {LARGEST} pixels, and those of {dataset.name} have "
             f"{dataset.image_size}: type judge."
         )
-    folder = kept.folder_for(dataset, "sklearn", VERSION)
-    found = kept.read(folder)
+    folder = cache.folder_for(dataset, "sklearn", VERSION)
+    found = cache.read(folder)
     if found is not None and set(found[0]) == {"w0", "b0", "w1", "b1"}:
         return SklearnExtractor(*found)
     with one_at_a_time(folder):
-        found = kept.read(folder)  # by the process that was waited for
+        found = cache.read(folder)  # by the process that was waited for
         if found is None or set(found[0]) != {"w0", "b0", "w1", "b1"}:
             found = _trained(dataset)
-            kept.keep(folder, *found)
+            cache.keep(folder, *found)
     return SklearnExtractor(*found)
 
 

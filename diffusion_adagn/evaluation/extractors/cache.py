@@ -1,0 +1,75 @@
+"""The folder where judges are kept: safetensors and json, written beside and renamed into place."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ...atomic import cache_root
+from ...errors import InputError
+
+if TYPE_CHECKING:
+    from ...data import ImageDataset
+
+
+def folder_for(dataset: ImageDataset, *recipe: str | int) -> Path:
+    """Where what was learned from these pictures by this recipe is kept: beside the decoded pictures, in
+    DIFFUSION_ADAGN_CACHE or ~/.cache/diffusion_adagn. The same pictures in another place have the same folder."""
+    told = [dataset.fingerprint, dataset.label_space.names, dataset.image_size, dataset.channels, *recipe]
+    key = hashlib.sha256(json.dumps(told).encode()).hexdigest()[:16]
+    return cache_root() / "judges" / key
+
+
+def keep(folder: Path, weights: Mapping[str, np.ndarray], facts: dict) -> None:
+    """Write both. Each process writes beside on its own: of two that finish at once, the last stays."""
+    from safetensors.numpy import save_file
+
+    beside = _beside(folder)
+    try:
+        beside.mkdir(parents=True)
+        save_file(dict(weights), beside / "weights.safetensors")
+        (beside / "judge.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+        _move(beside, folder)
+    except OSError as error:
+        raise InputError(f"the judge cannot be kept in {folder}: {error}. Set DIFFUSION_ADAGN_CACHE.") from None
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+
+
+def read(folder: Path) -> tuple[dict[str, np.ndarray], dict] | None:
+    """(weights, facts) of `folder`; None if there is nothing, or something damaged."""
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
+    try:
+        facts = json.loads((folder / "judge.json").read_text(encoding="utf-8"))
+        return (load_file(folder / "weights.safetensors"), facts) if isinstance(facts, dict) else None
+    except (OSError, ValueError, SafetensorError):
+        return None
+
+
+def _beside(folder: Path) -> Path:
+    return folder.with_name(f".{folder.name}-{uuid.uuid4().hex[:8]}")
+
+
+def _move(beside: Path, folder: Path) -> None:
+    while True:
+        try:
+            beside.rename(folder)
+            return
+        except OSError:
+            if not folder.is_dir():
+                raise
+        old = _beside(folder)
+        try:
+            folder.rename(old)
+        except FileNotFoundError:  # another process has just moved it away
+            continue
+        shutil.rmtree(old, ignore_errors=True)

@@ -1,0 +1,202 @@
+"""Pictures that are there already: a folder of `adagn sample`, any folder of pictures, an .npz of the ADM evaluator, a data set."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from ..config import DataConfig
+from ..data import open_dataset
+from ..data.classes import named
+from ..data.images import BrokenPicture, open_picture, to_array
+from ..data.npz import read_npz
+from ..data.sources import BUILT_IN, subfolders
+from ..data.tables import parquet_files
+from ..errors import InputError
+from ..labels import LabelSpace
+from ..models.config import machine_memory
+from ..runs.recorded import MOST_INDEX
+from ..schema import read_json, said
+
+ENDINGS = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
+GRAY = {"1", "L", "LA", "I", "I;16", "I;16B"}
+INDEX = "samples.json"  # of adagn sample
+
+
+@dataclass(frozen=True)
+class Found:
+    """pixels: uint8 [N, H, W, C]. labels: int64 [N], ids of class_names, len(class_names) for null and for mixes; None without.
+
+    class_names: () where there are labels alone (an .npz). about: JSON, what is known of how they were made.
+    """
+
+    pixels: np.ndarray = field(repr=False)
+    labels: np.ndarray | None = field(repr=False)
+    class_names: tuple[str, ...]
+    about: dict = field(repr=False)
+
+    def labels_among(self, class_names: Sequence[str]) -> np.ndarray | None:
+        """The labels as ids of these classes, int64 [N] (their number: of no class); None without labels or classes.
+
+        Raises InputError for a label that is none of them.
+        """
+        k = len(class_names)
+        if self.labels is None or not k:
+            return None
+        if not self.class_names:
+            outside = (self.labels < 0) | (self.labels >= k)
+            null = self.labels == k  # the file says so, or all are: sampled without a class
+            if outside.any() and not null.all() and not (self.about.get("null_id") == k and null[outside].all()):
+                raise InputError(
+                    f"{int(outside.sum())} of the labels (arr_1) are outside 0..{k - 1}, the ids of the reference's {k} classes, such as "
+                    f"{int(self.labels[outside][0])}. Expected the ids of {', '.join(class_names[:5])}{', ...' * (k > 5)}; or leave arr_1 out."
+                )
+            return self.labels
+        new = {name: i for i, name in enumerate(class_names)}
+        used = [n for i, n in enumerate(self.class_names) if (self.labels == i).any()]
+        unknown = [n for n in used if n not in new]
+        if unknown:
+            raise InputError(
+                f"the pictures are of classes that the reference does not have: {', '.join(unknown[:5])}{', ...' * (len(unknown) > 5)}. Its "
+                f"classes are {', '.join(class_names[:8])}{', ...' * (k > 8)}: give --against data with the same classes."
+            )
+        return np.array([new.get(name, k) for name in self.class_names] + [k], dtype=np.int64)[self.labels]
+
+    def with_channels(self, channels: int | None) -> np.ndarray:
+        """The pixels, gray ones that were written as colour made gray again if the reference is gray."""
+        p = self.pixels
+        gray = channels == 1 and p.shape[3] == 3 and (p[..., :1] == p[..., 1:]).all()
+        return p[..., :1] if gray else p
+
+
+def read_pictures(path: Path, guidance: float | None = None) -> Found:
+    """All pictures of a folder or .npz, as they are. guidance: which scale, where a folder of `adagn sample` holds several.
+
+    Raises InputError for an empty folder, a broken picture (named), pictures of unequal sizes, and a choice that is not there.
+    """
+    if path.is_file():
+        try:
+            found = read_npz(path)
+        except (MemoryError, RecursionError, OverflowError) as error:  # of headers that claim anything
+            raise InputError(f"{path} is no .npz of pictures: {type(error).__name__} {error}") from None
+        return Found(found.pixels, found.labels, (), {"source": str(path), "kind": "npz", "null_id": found.null_id})
+    if (path / INDEX).is_file():
+        return _sampled(path, guidance)
+    if guidance is not None:
+        raise InputError(f"--guidance chooses among the scales of adagn sample's folders; {path} has no {INDEX}.")
+    loose, folders = _files(path), [f for f in subfolders(path) if _files(path / f, deep=True)]
+    if loose and folders:
+        raise InputError(
+            f"{path} holds pictures and folders of pictures ({', '.join(folders[:3])}): expected pictures alone, or one folder a class."
+        )
+    if not loose and not folders:
+        raise InputError(
+            f"{path} holds no picture ({', '.join(sorted(ENDINGS))}): expected some, or a folder for each class."
+        )
+    about = {"source": str(path), "kind": "folder"}
+    if loose:
+        return Found(_read(loose), None, (), about)
+    files = [_files(path / f, deep=True) for f in folders]
+    labels = np.repeat(np.arange(len(folders)), [len(some) for some in files]).astype(np.int64)
+    return Found(_read([f for some in files for f in some]), labels, named(folders).names, about)
+
+
+def is_pictures(path: Path) -> bool:
+    """Whether it is an .npz, a folder of `adagn sample`, or a folder that holds pictures directly."""
+    return path.suffix == ".npz" or (path.is_dir() and ((path / INDEX).is_file() or bool(_files(path))))
+
+
+def is_data(what: str) -> bool:
+    """Whether it names a data set rather than a path of pictures: a built-in name, parquet files, or NAME_OR_PATH:split."""
+    path = Path(what).expanduser()
+    if path.exists():
+        return path.suffix == ".parquet" or (path.is_dir() and bool(parquet_files(path)))
+    return what in BUILT_IN or ":" in what
+
+
+def read_data(config: DataConfig) -> Found:
+    """All pictures of a data set's split, in memory."""
+    dataset = open_dataset(config)
+    about = {"source": dataset.name, "kind": "data", "fingerprint": dataset.fingerprint}
+    return Found(*dataset.gather(range(len(dataset))), dataset.label_space.names, about)
+
+
+def sampled_from(path: Path) -> str | None:
+    """The model that a folder of `adagn sample` was sampled from, as it was typed."""
+    try:
+        source = read_json(path / INDEX, MOST_INDEX)["model"]["source"]
+    except (InputError, KeyError, TypeError):
+        return None
+    return source if isinstance(source, str) else None
+
+
+def _sampled(folder: Path, guidance: float | None) -> Found:
+    try:
+        record = read_json(folder / INDEX, MOST_INDEX)
+        names, entries = LabelSpace.from_dict(record["labels"]).names, record["images"]
+        scales = sorted({float(e["guidance"]) for e in entries})
+        labels = [len(names) if e["class_id"] is None else e["class_id"] for e in entries]
+        files = [
+            folder / Path(e["file"]).name[:255] for e in entries
+        ]  # the name alone: a path would lead out of the folder
+        whole = [*labels, *(e["seed"] for e in entries if "seed" in e)]
+        wrong = next((n for n in whole if type(n) is not int), max(labels, default=0))
+        if type(wrong) is not int or wrong > len(names) or min(labels, default=0) < 0:
+            raise ValueError(f"{said(wrong)} in place of the id of one of {len(names)} classes, or of a seed")
+    except (InputError, ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
+        raise InputError(f"{folder / INDEX} is damaged ({repr(error)[:300]}): sample again by adagn sample.") from None
+    if record.get("unfinished"):
+        raise InputError(
+            f"{folder} is not finished, its sampling goes on or was stopped: sample again, with --overwrite."
+        )
+    if guidance is None and len(scales) > 1:
+        there = ", ".join(f"{s:g}" for s in scales)
+        raise InputError(
+            f"{folder} holds pictures at the guidance scales {there}: choose one, such as --guidance {scales[0]:g}."
+        )
+    if guidance is not None and guidance not in scales:
+        raise InputError(
+            f"{folder} holds no pictures at guidance {guidance:g}: it has {', '.join(f'{s:g}' for s in scales)}."
+        )
+    chosen = [i for i, e in enumerate(entries) if guidance is None or float(e["guidance"]) == guidance]
+    if not chosen:
+        raise InputError(f"{folder / INDEX} lists no picture.")
+    some = [entries[i] for i in chosen]
+    alike = {k: v for k, v in some[0].items() if all(e.get(k) == v for e in some)}
+    seeds = [e["seed"] for e in some if "seed" in e]
+    about = {"source": str(folder), "kind": "samples", "made_by": record.get("model"), "settings": alike}
+    about |= {"seeds": [min(seeds), max(seeds)]} if seeds else {}
+    return Found(_read([files[i] for i in chosen]), np.array(labels, dtype=np.int64)[chosen], names, about)
+
+
+def _files(folder: Path, deep: bool = False) -> list[Path]:
+    found = folder.rglob("*") if deep else folder.iterdir()
+    return sorted(p for p in found if p.suffix.lower() in ENDINGS and not p.name.startswith(".") and p.is_file())
+
+
+def _read(files: list[Path]) -> np.ndarray:
+    """uint8 [N, H, W, C], gray if all are; raises InputError naming the picture that cannot be used."""
+    pictures = []
+    for file in files:
+        try:
+            if not os.path.isfile(file):
+                raise BrokenPicture("it is missing, or no file")
+            image = open_picture(file)
+            pixels = to_array(image, None, 1 if image.mode in GRAY else 3)
+        except BrokenPicture as error:
+            raise InputError(f"broken picture {file}: {error}. Replace or remove it.") from None
+        if pictures and pixels.shape[:2] != pictures[0].shape[:2]:
+            (h, w), (first_h, first_w) = pixels.shape[:2], pictures[0].shape[:2]
+            raise InputError(
+                f"pictures must be of one size: {file} is {w}x{h}, {files[0]} is {first_w}x{first_h}. Resize them before they are measured."
+            )
+        pictures.append(pixels)
+        if len(files) * pixels.nbytes > machine_memory():
+            raise InputError(
+                f"{len(files):,} pictures like {file} ({pixels.shape[1]}x{pixels.shape[0]}) take {len(files) * pixels.nbytes / 2**30:,.0f} GiB, "
+                f"and this machine has {machine_memory() / 2**30:,.0f}: give fewer or smaller ones."
+            )
+    channels = max(p.shape[2] for p in pictures)
+    return np.stack([np.repeat(p, channels, axis=2) if p.shape[2] < channels else p for p in pictures])

@@ -1,0 +1,145 @@
+"""How much a network uses its label: its loss on held-out pictures told the true class, a wrong one, or none.
+
+An untrained net already answers differently to different labels; only a loss that is lower for the true label says that
+the label is used.
+"""
+
+import math
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from ..data import ImageDataset
+from ..data.rng import normal, uniform
+from ..diffusion.loss import Objective, to_unit
+from ..models.unet import AdaGNUNet
+
+GOLDEN = (math.sqrt(5) - 1) / 2
+
+
+def judge(mean: float, half: float) -> Literal["used", "misleads", "unused", "open"]:
+    """What a gap to a wrong label says: the 95% interval mean +- half lies above 0, below it, or holds it; "open" for nan."""
+    if not (math.isfinite(mean) and math.isfinite(half)):
+        return "open"
+    return "used" if mean - half > 0 else "misleads" if mean + half < 0 else "unused"
+
+
+@dataclass(frozen=True)
+class LabelUse:
+    """Losses (simple, [N], float64) of the same x_t under each label, and what they were measured at.
+
+    t: [N] timesteps of 0..num_timesteps-1. picture: [N], which held-out picture. true: told its class; wrong: told another
+    picture's, nan where that is the same class (None if it is for all); null: told the null label (None without one).
+    """
+
+    num_timesteps: int
+    t: Tensor
+    picture: Tensor
+    true: Tensor
+    wrong: Tensor | None
+    null: Tensor | None
+
+    def gap(self, against: Literal["wrong", "null"], low: float = 0.0, high: float = 1.0) -> tuple[float, float] | None:
+        """Mean of loss(against) - loss(true) over low <= t / T < high, and the half-width of its 95% interval.
+
+        Paired: same picture, timestep and noise. The interval is over pictures: what is measured several times on one counts as
+        one cluster. None where there is no such label; nan for an interval over fewer than two pictures. Only the gap to a *wrong*
+        label says that the label is used: the null row may simply be trained less.
+        """
+        other = getattr(self, against)
+        if other is None:
+            return None
+        inside = (self.t >= low * self.num_timesteps) & (self.t < high * self.num_timesteps) & ~other.isnan()
+        pictures, place = self.picture[inside].unique(return_inverse=True)
+        if not len(pictures):
+            return math.nan, math.nan
+        difference, groups = (other - self.true)[inside], len(pictures)
+        mean = difference.mean()
+        sums = torch.zeros(groups, dtype=torch.float64).index_add_(0, place, difference - mean)
+        variance = sums.square().sum() / len(difference) ** 2 * groups / max(groups - 1, 1)
+        return mean.item(), 1.96 * variance.sqrt().item() if groups > 1 else math.nan
+
+    def losses(self, against: Literal["wrong", "null"]) -> tuple[float, float, int]:
+        """Mean loss told the true label and told the other, where both were measured, and over how many pictures."""
+        other = getattr(self, against)
+        both = ~other.isnan()
+        return self.true[both].mean().item(), other[both].mean().item(), len(self.picture[both].unique())
+
+
+@torch.no_grad()
+def label_use(
+    unet: AdaGNUNet,
+    dataset: ImageDataset,
+    objective: Objective,
+    evaluations: int = 2048,
+    batch_size: int = 128,
+    autocast: Callable = nullcontext,
+    progress: bool = False,
+    most_rows: int | None = None,
+) -> LabelUse:
+    """Measure it on about that many (picture, timestep, noise); each is shared by the three labels.
+
+    dataset: held-out pictures, of which that many at most are taken, evenly spread. The draws depend on nothing but the data set,
+    so two networks meet the same ones: noise and wrong labels of seed 0, and in each round over the pictures the timesteps
+    evenly spread over 0..T-1, otherwise paired in each round.
+
+    batch_size: evaluations at a time, each of up to three rows. most_rows: of a call of the network, where memory is scarce;
+    None: three times batch_size.
+    """
+    device, n, k = unet.device, min(len(dataset), evaluations), unet.config.num_classes
+    rounds = max(1, round(evaluations / n))
+    positions = torch.arange(n * rounds)
+    picture = positions % n * len(dataset) // n
+    spread = (positions % n / n + positions // n * GOLDEN) % 1
+    t = (spread * objective.num_timesteps).long()
+    true = torch.from_numpy(dataset.labels[picture.numpy()])
+    told = {"true": true}
+    wrong = torch.cat([other_labels(true[:n], r) for r in range(rounds)])
+    if (wrong != true).any():
+        told["wrong"] = wrong
+    if unet.config.null_class:
+        told["null"] = torch.full_like(true, k)
+    losses: dict[str, list[Tensor]] = {label: [] for label in told}
+    if most_rows is not None:
+        batch_size = min(batch_size, max(1, most_rows // len(told)))
+    batches = positions.split(batch_size)
+    for places in tqdm(batches, desc="label use", unit="batch", disable=not progress, leave=False):
+        pixels, _ = dataset.gather(picture[places].numpy())
+        x0 = to_unit(torch.from_numpy(pixels))
+        noise = normal(0, "heldout", places, tuple(x0.shape[1:])).to(device)
+        x0, at = x0.to(device), t[places].to(device)
+        x_t = objective.noisy(x0, noise, at)
+        labels = torch.cat([some[places] for some in told.values()]).to(device)
+        rows = x_t.repeat(len(told), 1, 1, 1), at.repeat(len(told)), labels
+        calls = zip(*(some.split(most_rows or len(labels)) for some in rows))
+        with autocast():
+            output = torch.cat([unet(*some).sample for some in calls])
+        for label, answer in zip(told, output.chunk(len(told))):
+            losses[label].append(objective.simple(answer, x0, noise, at).cpu().double())
+    joined = {label: torch.cat(parts) for label, parts in losses.items()}
+    if "wrong" in joined:
+        joined["wrong"][wrong == true] = math.nan
+    return LabelUse(objective.num_timesteps, t, picture, *(joined.get(label) for label in ("true", "wrong", "null")))
+
+
+def other_labels(labels: Tensor, round: int) -> Tensor:
+    """These labels [n], dealt out again so that as few as can be fall to a picture of their own class.
+
+    Every label is told as often as it is true. So a label that says nothing of its picture, but is trained more or less than
+    another (uneven classes), moves the mean by nothing: what one picture gains by a well-trained wrong label, another loses.
+    """
+    n = len(labels)
+    order = torch.argsort(uniform(0, "wrong_label", torch.arange(n) + round * n))
+    dealt = labels[order]
+    same = (dealt == labels).nonzero().flatten()
+    if len(same):
+        # sorted and shifted by the largest class, each of these meets another class, if none is over half of them
+        by_class = same[torch.argsort(labels[same], stable=True)]
+        largest = int(torch.bincount(labels[same]).max())
+        dealt[by_class] = dealt[by_class].roll(largest)
+    return dealt

@@ -1,0 +1,103 @@
+"""The settings of a network, and whether this machine can hold it. Nothing heavy is imported."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from ..errors import InputError
+from ..labels import MOST_CLASSES
+from ..schema import option
+
+MOST_LEVELS = 14
+
+
+@dataclass
+class ModelConfig:
+    """The network, in the terms of OpenAI's ADM. These are AdaGNUNet's defaults too."""
+
+    model_channels: int = option(128, "Base width: level i has model_channels * channel_mult[i] channels.", minimum=1)
+    channel_mult: tuple[int | float, ...] = option(
+        (1, 2, 2, 2), "Width multiplier of each resolution level; each width must be whole.", minimum=0.125
+    )
+    num_res_blocks: int = option(2, "Residual blocks per level (one more on the way up).", minimum=1, maximum=64)
+    attention_resolutions: tuple[int, ...] = option(
+        (16, 8), "Sides, in pixels, at which blocks are followed by self-attention."
+    )
+    num_heads: int = option(4, "Attention heads, where num_head_channels is unset.", minimum=1)
+    num_heads_upsample: int | None = option(
+        None, "Heads on the way up, where num_head_channels is unset. Unset: num_heads.", minimum=1
+    )
+    num_head_channels: int | None = option(64, "Channels per attention head; unset: num_heads decides.", minimum=1)
+    resblock_updown: bool = option(
+        False, "Resample inside residual blocks (ADM's large nets) instead of plain convolutions."
+    )
+    dropout: float = option(0.0, "Dropout before the last convolution of each residual block.", minimum=0, maximum=0.99)
+    norm_groups: int = option(32, "Groups of every GroupNorm; must divide every width.", minimum=1)
+    norm_eps: float = option(1e-5, "Epsilon of every GroupNorm.", minimum=0)
+    conditioning: str = option(
+        "adagn",
+        "How a site is told about time and class: adagn, adagn_zero, adain, additive, gain, film, cross_attention, or none "
+        "(time only). See docs/conditioning.md.",
+    )
+    join: Literal["sum", "concat"] = option(
+        "sum", "How the vectors of time and class are joined before the sites are told (ADM: sum)."
+    )
+    class_tokens: int = option(
+        4,
+        "Tokens that a class becomes under cross_attention; 2 or more, since with one there is nothing to attend to.",
+        minimum=2,
+    )
+    modulate_both_norms: bool = option(
+        False, "Modulate the first norm of each residual block too (ADM: the second only)."
+    )
+    zero_init_modulation: bool = option(
+        False, "Start with gamma = beta = 0, so that a new net ignores time and class (ADM: no)."
+    )
+    class_conditional: bool = option(True, "False: train without labels.")
+    null_class: bool = option(True, "Keep a null row in the class table; guidance needs it.")
+
+
+@dataclass
+class NetworkConfig(ModelConfig):
+    """AdaGNUNet's arguments, as they stand in the config.json of a network."""
+
+    sample_size: int = option(32, "Side of the pictures in pixels.", minimum=1, maximum=2**13)
+    in_channels: int = option(3, "Channels of the pictures.", minimum=1, maximum=4096)
+    out_channels: int | None = option(None, "Unset: in_channels.", minimum=1, maximum=4096)
+    num_classes: int | None = option(None, "K; unset or 0: no labels.", minimum=0, maximum=MOST_CLASSES)
+    learned_variance: bool = option(False, "Twice the output channels, the second half for the variance.")
+
+
+def machine_memory() -> int:
+    """Bytes; a terabyte where the system does not say."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):
+        return 2**40
+
+
+def check_size(network: Mapping[str, Any]) -> None:
+    """Raises InputError if this machine cannot hold AdaGNUNet(**network), or if counting its layers would take minutes.
+
+    What is told is a lower bound: weights of the residual blocks, class table and class tokens, and one feature map, in fp32.
+    """
+    network = vars(NetworkConfig()) | dict(network)
+    levels, width = len(network["channel_mult"]), network["model_channels"]
+    if levels > MOST_LEVELS:
+        raise InputError(
+            f"model.channel_mult has {levels:,} numbers, one a level: {MOST_LEVELS} at most are expected, such as 1,2,2."
+        )
+    widths = [float(width) * mult for mult in network["channel_mult"]]
+    table = 4.0 * width * (network["num_classes"] or 0)
+    tokens = 4.0 * width * width * network["class_tokens"] * (network["conditioning"] == "cross_attention")
+    weights = 18 * (2.0 * network["num_res_blocks"] + 1) * sum(w * w for w in widths) + table + tokens
+    pixels = float(network["sample_size"]) * network["sample_size"] * max([network["in_channels"], *widths[:1]])
+    if 4 * (weights + pixels) > machine_memory():
+        raise InputError(
+            f"the network takes {4 * (weights + pixels) / 2**30:,.0f} GiB or more ({weights:.3g} weights, and {pixels:.3g} numbers in a "
+            f"feature map of one picture), and this machine has {machine_memory() / 2**30:,.0f}: choose a smaller model.model_channels "
+            f"(now {width:,}), model.channel_mult, model.num_res_blocks, model.class_tokens, data.image_size, or fewer classes."
+        )

@@ -1,0 +1,1 @@
+"""Grids of images; the only folder that draws."""

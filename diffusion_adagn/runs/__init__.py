@@ -1,0 +1,1 @@
+"""A run is a folder: its layout, its checkpoints, what is recorded there."""

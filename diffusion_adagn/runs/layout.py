@@ -1,0 +1,127 @@
+"""A run is a folder: where its things lie, and what its config means for the network. Nothing heavy is imported.
+
+config.yaml  metrics.jsonl  previews/  checkpoints/step-00000500/  pipeline/
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+from dataclasses import asdict, dataclass
+from difflib import SequenceMatcher
+from pathlib import Path
+
+from ..config import RunConfig
+from ..errors import InputError
+from ..labels import LabelSpace
+from ..models.config import check_size
+
+STATE = "state.json"  # of a checkpoint, written last
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """The complete checkpoints of a run, oldest first."""
+    found = (p.parent for p in folder.glob(f"step-*/{STATE}"))
+    return sorted(p for p in found if re.fullmatch(r"step-[0-9]{8,12}", p.name))
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """The layout of a run."""
+
+    path: Path
+
+    @property
+    def config_file(self) -> Path:
+        return self.path / "config.yaml"
+
+    @property
+    def metrics_file(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    @property
+    def previews(self) -> Path:
+        return self.path / "previews"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def pipeline(self) -> Path:
+        return self.path / "pipeline"
+
+    def newest_checkpoint(self) -> Path | None:
+        found = checkpoints(self.checkpoints)
+        return found[-1] if found else None
+
+
+def network_config(config: RunConfig) -> dict:
+    """AdaGNUNet's arguments for a resolved config (labels, image size and channels known).
+
+    Raises InputError for a config that is not, and for a network that this machine cannot hold.
+    """
+    model = asdict(config.model)
+    conditional = model.pop("class_conditional")
+    if config.data.image_size is None or config.data.channels is None:
+        raise InputError("the config does not say data.image_size and data.channels, as a run's own config.yaml does.")
+    network = model | {
+        "sample_size": config.data.image_size,
+        "in_channels": config.data.channels,
+        "num_classes": label_space(config).K if conditional else None,
+        "learned_variance": config.diffusion.learned_variance,
+    }
+    check_size(network)
+    return network
+
+
+def label_space(config: RunConfig) -> LabelSpace:
+    """The classes the network knows: the data's, without a null row if the config says so; none if unconditional."""
+    if not config.model.class_conditional:
+        return LabelSpace(())
+    if config.labels is None:
+        raise InputError("the config does not say its classes (labels), as a run's own config.yaml does.")
+    return LabelSpace.from_dict(config.labels | {"has_null": config.model.null_class})
+
+
+def runs_near(path: str | Path) -> str:
+    """ " Runs here: runs/a, runs/b.": the runs beside a path and in runs/, the most similar names first; "" if there are none."""
+    path = Path(path)
+    found = {p.parent for folder in (path.parent, Path("runs")) for p in folder.glob("*/config.yaml")}
+    found = sorted(found, key=lambda p: (-SequenceMatcher(None, p.name, path.name).ratio(), str(p)))[:6]
+    return f" Runs here: {', '.join(shlex.quote(str(p)) for p in found)}." if found else ""
+
+
+def check_model_path(path: str | Path) -> None:
+    """Raises InputError unless the path exists or looks like a hub id, owner/name."""
+    parts = str(path).split("/")
+    if not Path(path).exists() and (len(parts) != 2 or not all(parts) or parts[0] in (".", "..", "runs")):
+        beside = checkpoints(Path(path).parent)
+        there = f" Checkpoints here: {', '.join(map(str, beside))}." if beside else runs_near(path)
+        raise InputError(f"there is no folder {path} (and a hub id looks like owner/name).{there}")
+
+
+def is_checkpoint(path: str | Path) -> bool:
+    """Whether the model of a path must be built from a checkpoint: it is one, or a run that has no pipeline folder yet."""
+    run = RunFolder(Path(path))
+    return (run.path / STATE).is_file() or (run.config_file.is_file() and not run.pipeline.is_dir())
+
+
+def pipeline_folder(path: str | Path, revision: str | None = None) -> Path:
+    """The folder with model_index.json that a path or hub id means. Raises InputError if there is none."""
+    for folder in (Path(path), Path(path) / "pipeline"):
+        if (folder / "model_index.json").is_file():
+            return folder
+    check_model_path(path)
+    if Path(path).exists():
+        raise InputError(f"{path} is neither a run (config.yaml) nor a pipeline folder (model_index.json).")
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        wanted = ["model_index.json", "unet/*.json", "unet/*.safetensors", "scheduler/*.json"]
+        return Path(snapshot_download(str(path), revision=revision, allow_patterns=wanted))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
+        raise InputError(
+            f"there is no folder {path}, and the hub did not give it: {str(error).splitlines()[0]}"
+        ) from error

@@ -1,0 +1,112 @@
+"""What the folder of a model says without its weights: its classes, its step, and the default folders of the commands.
+
+Nothing heavy is imported, so that a wrong class name is answered at once.
+"""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from ..commands import free
+from ..config import DataConfig, read_config
+from ..errors import InputError
+from ..labels import LabelSpace
+from ..schema import read_json
+from .layout import STATE, RunFolder, label_space, pipeline_folder
+
+INDEX = "model_index.json"
+MOST_INDEX = 2**27  # bytes of a samples.json; 300,000 pictures or so
+
+
+def default_folder(kind: str, source: str | Path, weights: str = "ema") -> Path:
+    """Where a command writes without --out: KIND/RUN/step-00000400, after the run and the step of the weights.
+
+    RUN is the path from here, without what comes before and with runs/: runs/digits and imported/digits get folders of
+    their own. An unknown step is left out.
+    """
+    path = Path(source)
+    if not path.exists():
+        return Path(kind, *str(source).split("/"))
+    path = path.resolve()
+    step = _step(weights_folder(path, weights))
+    if path.parent.name == "checkpoints":
+        path = path.parent.parent
+    elif path.name == "pipeline":
+        path = path.parent
+    raw = "-raw" if weights == "raw" else ""
+    return Path(kind, *name_of(path), *([] if step is None else [f"step-{step:08d}{raw}"]))
+
+
+def name_of(path: Path) -> tuple[str, ...]:
+    """The parts of an absolute path that name it: from here, after runs/; of a path elsewhere the last two."""
+    here = Path.cwd()
+    inside = path != here and path.is_relative_to(here)
+    parts = path.relative_to(here).parts if inside else path.parts[1:]
+    if "runs" in parts[:-1]:
+        return parts[len(parts) - parts[::-1].index("runs", 1) :]
+    return parts if inside else parts[-2:]
+
+
+def unused_beside(kind: str, source: str | Path) -> str | None:
+    """What --out must be where the default folder is taken; None: it is not."""
+    own = default_folder(kind, source)
+    return free(str(own)) if own.exists() else None
+
+
+def weights_folder(source: str | Path, weights: str = "ema") -> Path | None:
+    """The checkpoint or pipeline folder that `loading.open_pipeline` loads; None: it is on the hub, or there is none yet.
+
+    Raises:
+        InputError: The folder is neither a run, nor a checkpoint, nor a pipeline.
+    """
+    run = RunFolder(Path(source))
+    if (run.path / STATE).is_file():
+        return run.path
+    if run.config_file.is_file() and (weights == "raw" or not run.pipeline.is_dir()):
+        return run.newest_checkpoint()
+    return pipeline_folder(source) if run.path.exists() else None
+
+
+def check_classes(source: str | Path, weights: str, classes: str | None, mixes: Sequence[str] = ()) -> None:
+    """Raises InputError for classes and mixes that name no class of the model; what is on the hub is not looked at."""
+    labels = _labels(weights_folder(source, weights))
+    if labels is None:
+        return
+    if classes is not None:
+        labels.parse(classes)
+    for mix in mixes:
+        try:
+            list(labels.parts_of_mix(mix))
+        except InputError as error:
+            raise InputError(f"the mix '{mix}': {error}") from None
+
+
+def _labels(folder: Path | None) -> LabelSpace | None:
+    if folder is None:
+        return None
+    if (folder / STATE).is_file():
+        config = folder.parent.parent / "config.yaml"
+        return label_space(read_config(config)) if config.is_file() else None
+    labels = read_json(folder / INDEX).get("labels")
+    return None if labels is None else LabelSpace.from_dict(labels)
+
+
+def _step(folder: Path | None) -> int | None:
+    if folder is None:
+        return None
+    if (folder / STATE).is_file():
+        step = read_json(folder / STATE).get("step")
+    else:
+        step = read_json(folder / INDEX).get("trained_steps")
+    return step if type(step) is int and step >= 0 else None
+
+
+def recorded_data(source: str | Path) -> DataConfig | None:
+    """The data settings of the run that a run folder, its checkpoint or its pipeline folder belongs to."""
+    try:
+        path = Path(source).resolve()
+    except (OSError, ValueError, RuntimeError):  # no path at all, such as a name with a NUL in it, or a loop of links
+        return None
+    run = path.parent.parent if path.parent.name == "checkpoints" else path.parent if path.name == "pipeline" else path
+    file = RunFolder(run).config_file
+    return read_config(file).data if os.path.isfile(file) else None

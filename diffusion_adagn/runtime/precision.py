@@ -1,0 +1,82 @@
+"""The number type that a network is computed in: autocast, and TF32, which is decided here alone."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TypeVar
+
+import torch
+
+from ..errors import InputError
+
+AUTOCAST = {"fp32": None, "tf32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+Value = TypeVar("Value")
+
+
+def has_tf32(device: torch.device) -> bool:
+    """Whether the device multiplies float32 numbers in TF32."""
+    if device.type != "cuda" or not torch.cuda.is_available():
+        return False
+    with torch.cuda.device(device):
+        return torch.cuda.is_tf32_supported()
+
+
+def check_tf32(precision: str, device: torch.device, option: str) -> None:
+    """Raises InputError where the device does not have `precision`, tf32 or fp16. option: what was given, for the message."""
+    if precision == "fp16" and device.type != "cuda":
+        raise InputError(f"{option} fp16 needs a CUDA GPU; use bf16 or fp32 here.")
+    if precision == "tf32" and not has_tf32(device):
+        raise InputError(f"{option} tf32 needs a CUDA GPU that has TF32 (Ampere or later); use fp32 here.")
+
+
+@contextmanager
+def computed_in(precision: str, device: torch.device) -> Iterator[None]:
+    """The number type of what is computed in here: autocast, and TF32 in "tf32" alone. Both are as before afterwards."""
+    dtype = AUTOCAST[precision]
+    with tf32(precision == "tf32"), torch.autocast(device.type, dtype, enabled=dtype is not None):
+        yield
+
+
+@contextmanager
+def tf32(on: bool) -> Iterator[None]:
+    """CUDA's convolutions and matrix products of float32 in TF32, or none of them; as before afterwards.
+
+    torch's default is TF32 in convolutions alone, which is good to about 1e-3. It holds for the whole process, not for a thread.
+    Both of torch's settings, `allow_tf32` and `fp32_precision`, get the value: reading one raises where they differ.
+    """
+    before = _tf32_state()
+    _set_tf32(("highest", "high")[on], on, *[("ieee", "tf32")[on]] * 3)
+    try:
+        yield
+    finally:
+        _set_tf32(*before)
+
+
+def _tf32_state() -> tuple[str | None, bool | None, str, str, str]:
+    backends = torch.backends
+    return (
+        _legible(torch.get_float32_matmul_precision),
+        _legible(lambda: backends.cudnn.allow_tf32),
+        backends.cuda.matmul.fp32_precision,
+        backends.cudnn.conv.fp32_precision,
+        backends.cudnn.rnn.fp32_precision,
+    )
+
+
+def _set_tf32(products: str | None, convolutions: bool | None, matmul: str, conv: str, rnn: str) -> None:
+    """`_tf32_state`'s values. None: as it is."""
+    if products == "medium":  # not one of ours; it is the CPU's too
+        torch.set_float32_matmul_precision(products)
+    elif products is not None:
+        torch.backends.cuda.matmul.allow_tf32 = products == "high"
+    if convolutions is not None:
+        torch.backends.cudnn.allow_tf32 = convolutions
+    torch.backends.cuda.matmul.fp32_precision = matmul
+    torch.backends.cudnn.conv.fp32_precision = conv
+    torch.backends.cudnn.rnn.fp32_precision = rnn
+
+
+def _legible(flag: Callable[[], Value]) -> Value | None:
+    try:
+        return flag()
+    except RuntimeError:  # the caller has set TF32 in both of torch's ways, differently
+        return None

@@ -1,0 +1,1 @@
+"""Samplers, guidance, class mixing, the pipeline, and images into a folder."""

@@ -1,0 +1,670 @@
+"""ClassConditionalPipeline: classes and seeds -> pictures."""
+
+import copy
+import inspect
+import io
+import json
+import math
+import operator
+import os
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from numbers import Integral
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
+from diffusers.schedulers.scheduling_utils import SchedulerMixin
+from diffusers.utils import BaseOutput
+from PIL import Image
+from torch import Tensor
+
+from ..diffusion.loss import from_x0, to_x0
+from ..diffusion.schedule import (
+    PREDICTIONS,
+    Call,
+    network_calls,
+    sampler_name,
+    set_steps,
+    signal_and_noise,
+    with_sampler,
+)
+from ..errors import InputError, reading
+from ..labels import ClassSpec, LabelSpace
+from ..models.unet import AdaGNUNet
+from ..render.grids import captioned_grid
+from ..runs.layout import is_checkpoint, pipeline_folder
+from ..schema import said
+from .card import model_card
+from .class_mix import ClassPlan, Mix, teller
+from .guidance import Guidance
+from .pretrained import checkpoint_of, checkpoint_parts, pipeline_parts
+
+MOST_SEED = 2**63 - 1
+UNGUIDED = Guidance()
+KIND_OF = {theirs: ours for ours, theirs in PREDICTIONS.items()}
+
+
+@dataclass
+class ImagesOutput(BaseOutput):
+    """What a pipeline returns; a notebook shows it as a grid.
+
+    Attributes:
+        images: N PIL images, a float tensor [N, C, H, W] or an array [N, H, W, C], in 0..1.
+        class_ids: one per image; None for an image that is not of one plain class, which class_names then describes.
+        seeds: one per image, which samples it again; None where a generator was not at its seed's beginning, or latents were given.
+        class_names: one per image.
+    """
+
+    images: list[Image.Image] | Tensor | np.ndarray
+    class_ids: list[int | None]
+    seeds: list[int | None]
+    class_names: list[str]
+
+    def grid(self, columns: int = 8) -> Image.Image:
+        """All images on one sheet, with class and seed above each.
+
+        Args:
+            columns: images per row.
+
+        Returns:
+            An RGB image; small images are enlarged.
+        """
+        images = self.images
+        if isinstance(images, Tensor):
+            images = images.permute(0, 2, 3, 1).cpu().float().numpy()
+        cells = list(to_pixels(images)) if isinstance(images, np.ndarray) else [np.atleast_3d(i) for i in images]
+        seeds = ["" if seed is None else f" #{seed}" for seed in self.seeds]
+        return captioned_grid(cells, [f"{n}{s}" for n, s in zip(self.class_names, seeds)], columns)
+
+    def _repr_png_(self) -> bytes:
+        file = io.BytesIO()
+        self.grid().save(file, "png")
+        return file.getvalue()
+
+
+class Watch(Protocol):
+    """Looks on while pictures are sampled."""
+
+    def guided(self, call: Call, cond: Tensor, against: Tensor) -> None:
+        """The two predictions that guidance combines, [N, C, H, W]; not called where guidance is off."""
+
+    def predicted(self, call: Call, x0: Tensor) -> None:
+        """The x0 that is meant, guided and not yet clipped, [N, C, H, W]."""
+
+
+StepCallback = Callable[["ClassConditionalPipeline", int, Tensor, dict[str, Any]], dict[str, Any] | None]
+
+
+class ClassConditionalPipeline(DiffusionPipeline):
+    """A trained network with its classes, its noise schedule and its sampler.
+
+        pipe = ClassConditionalPipeline.from_pretrained("runs/digits")
+        pipe(["cat", "dog"], guidance_scale=2.0, seeds=[0, 1]).images
+
+    Calls may run side by side in several threads: each steps a scheduler of its own, and the one in `scheduler` is not changed.
+
+    labels: the classes (a LabelSpace or its dict; None: named by their ids). clip_x0: clip the predicted x0 to [-1, 1], after guidance.
+    ema_decay (None for raw weights), trained_steps and guidance_convention are kept for the record.
+
+    `torch.compile(pipe.unet)`, `pipe.unet.compile()` and `pipe.unet.compile_repeated_blocks()` compile what a call runs;
+    `enable_model_cpu_offload()` keeps the network on the CPU between calls.
+    """
+
+    model_cpu_offload_seq = "unet"
+    _interrupt = False
+
+    def __init__(
+        self,
+        unet: AdaGNUNet,
+        scheduler: SchedulerMixin,
+        labels: LabelSpace | dict | None = None,
+        clip_x0: bool = True,
+        ema_decay: float | None = None,
+        trained_steps: int | None = None,
+        guidance_convention: str = "pred = null + scale * (cond - null); scale 1 is no guidance",
+    ):
+        super().__init__()
+        expected = unet.config.num_classes or 0
+        if labels is None:
+            labels = LabelSpace(tuple(map(str, range(expected))), has_null=unet.config.null_class or not expected)
+        labels = labels if isinstance(labels, LabelSpace) else LabelSpace.from_dict(labels)
+        if expected != labels.K:
+            raise InputError(f"the network has {expected} classes, the label space {labels.K}: they must be the same.")
+        if expected and labels.has_null != unet.config.null_class:
+            raise InputError(
+                f"the label space says has_null: {labels.has_null}, the network null_class: {unet.config.null_class}."
+            )
+        self.register_modules(unet=unet, scheduler=scheduler)
+        self.register_to_config(
+            labels=labels.to_dict(),
+            clip_x0=clip_x0,
+            ema_decay=ema_decay,
+            trained_steps=trained_steps,
+            guidance_convention=guidance_convention,
+        )
+
+    @property
+    def labels(self) -> LabelSpace:
+        """The classes. Made once: cleaning a thousand names takes milliseconds."""
+        source, labels = self.__dict__.get("_labels", (None, None))
+        if source is not self.config.labels:
+            source, labels = self.config.labels, LabelSpace.from_dict(self.config.labels)
+            self.__dict__["_labels"] = source, labels
+        return labels
+
+    @property
+    def interrupt(self) -> bool:
+        """Whether the call ends after its present step: what `callback_on_step_end` sets as `pipe._interrupt`."""
+        return self._interrupt
+
+    @property
+    def num_timesteps(self) -> int | None:
+        """Network calls of this call's sampler; in a callback."""
+        return self.__dict__.get("_num_timesteps")
+
+    def enable_sequential_cpu_offload(self, *args, **kwargs) -> None:
+        """Not supported: it moves layer by layer, and the modulation of all layers is one product."""
+        raise InputError("enable_sequential_cpu_offload is not supported: use enable_model_cpu_offload().")
+
+    def use_sampler(self, sampler: str | None = None, spacing: str | None = None) -> "ClassConditionalPipeline":
+        """Make another sampler or timestep spacing the default of later calls; the process stays the same.
+
+        Args:
+            sampler: "ddpm", "ddim", "dpm++", "unipc", "euler" or "heun". None: the present one.
+            spacing: "leading", "trailing" or "linspace", over the timesteps; "karras", "exponential" or "lu" (the same as
+                exponential), over the noise levels, for dpm++, unipc, euler and heun. None: the present one.
+
+        Returns:
+            This pipeline.
+
+        Raises:
+            InputError: for a name that is none of these, and a combination that does not work.
+        """
+        self.register_modules(
+            scheduler=with_sampler(self.scheduler, sampler, spacing, self.unet.config.learned_variance)
+        )
+        return self
+
+    def _scheduler(self, sampler: str | None, spacing: str | None) -> SchedulerMixin:
+        """A scheduler for one call alone: schedulers count their steps, and calls may run side by side."""
+        if sampler is None and spacing is None:
+            return copy.deepcopy(self.scheduler)  # whatever the user put there, such as Karras sigmas
+        return with_sampler(self.scheduler, sampler, spacing, self.unet.config.learned_variance)
+
+    def check_guidance(self, guidance: Guidance) -> None:
+        """Raises InputError, with the remedy, if there is nothing to guide against: no null class, or a guide that does not fit."""
+        if guidance.guide is not None:
+            self._check_guide(guidance.guide)
+        elif not guidance.off and (self.labels.null_id is None or not self.labels.K):
+            raise InputError(
+                "this model has no null class to be guided against: sample at guidance scale 1, guide it against another network "
+                "(--guide RUN: an earlier checkpoint, or one without classes), or fine-tune it with a null row (adagn train with --init_from)."
+            )
+
+    def _check_guide(self, guide: "ClassConditionalPipeline") -> None:
+        """Raises InputError unless `guide` answers the same question: same pictures, noise schedule, and classes (or none)."""
+        ours, theirs = self.unet.config, guide.unet.config
+        for name, what in (("in_channels", "channels"), ("sample_size", "pixels a side")):
+            if ours[name] != theirs[name]:
+                raise InputError(
+                    f"the guide's pictures have {theirs[name]} {what}, the model's {ours[name]}: give another."
+                )
+        a, b = self.scheduler.alphas_cumprod, guide.scheduler.alphas_cumprod
+        if a.shape != b.shape or not torch.allclose(a.cpu(), b.cpu(), atol=1e-5):
+            raise InputError("the guide was trained on another noise schedule: give one with the model's own.")
+        if guide.labels.K and guide.labels.names != self.labels.names:
+            raise InputError(
+                f"the guide knows other classes ({', '.join(guide.labels.names[:4])}, ...) than the model "
+                f"({', '.join(self.labels.names[:4])}, ...): give one with the same classes, or with none."
+            )
+
+    def told_to(self, guide: "ClassConditionalPipeline", plans: list[ClassPlan]) -> list[ClassPlan]:
+        """What a guide is told in place of the plans: the same; or any class, where it hears none, in place of mixes."""
+        if guide.unet.embedding.classes is not None:
+            return plans
+        return [p if p.class_id is not None else Mix.everywhere(0, self.labels) for p in plans]
+
+    def check_eta(self, eta: float, sampler: str | None = None) -> None:
+        """Raises InputError unless eta is a number of at least 0, and 0 for samplers other than ddim. sampler: None for the pipeline's."""
+        if not (math.isfinite(eta) and eta >= 0):
+            raise InputError(f"eta is a number of at least 0 (0: no noise, 1: as much as ddpm), not {eta}.")
+        sampler = sampler or sampler_name(self.scheduler)
+        if eta and sampler != "ddim":
+            raise InputError(f"eta is a setting of ddim; the sampler is {sampler}.")
+
+    def mix(self, text: str) -> Mix:
+        """Who is told which class where and when, as `diffusion.mixing.Mix` reads it: "cat@coarse,dog@fine"."""
+        return Mix.parse(text, self.labels, self.unet.sites(), self.scheduler.config.num_train_timesteps)
+
+    # ------------------------------------------------------------------ sampling
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        classes: ClassSpec | None = None,
+        guidance_scale: float | Sequence[float] | None = None,
+        num_inference_steps: int = 50,
+        seeds: int | Sequence[int] | None = None,
+        eta: float = 0.0,
+        output_type: str = "pil",
+        return_dict: bool = True,
+        told: "str | ClassPlan | Sequence[str | ClassPlan] | None" = None,
+        guidance: Guidance | None = None,
+        watch: Watch | None = None,
+        sampler: str | None = None,
+        spacing: str | None = None,
+        callback_on_step_end: StepCallback | None = None,
+        callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
+        generator: torch.Generator | Sequence[torch.Generator] | None = None,
+        latents: Tensor | None = None,
+        num_images_per_class: int = 1,
+        class_labels: ClassSpec | None = None,
+        num_images_per_prompt: int | None = None,
+    ) -> ImagesOutput | tuple:
+        """Sample images: one for each class given, or of one class for each seed, generator or latent given.
+
+        An image depends on (model, class, its own seed, settings), not on its batch, within 1e-5 in fp32.
+
+        Args:
+            classes: as LabelSpace.parse takes them: "cat", 3, ["cat", 3], "all", "null". None: all (null without classes).
+            guidance_scale: one, or one per image; 1 (the default) is no guidance, and then there is no second pass.
+            num_inference_steps: steps of the sampler, from 1 to T.
+            seeds: one per image, or one number s for s, s + 1, ... None: fresh ones, which the output lists.
+            eta: ddim's noise, 0 none, 1 as much as ddpm.
+            output_type: "pil", "pt" or "np" (also "numpy").
+            return_dict: False: the tuple (images,).
+            told: in place of classes, images of several classes: "cat@coarse,dog@fine" (see `mixing.Mix`), a ClassPlan such as
+                `mixing.Between`, or one per image. Guidance is against null as ever.
+            guidance: in place of guidance_scale, with an interval, a schedule, another network to guide against: see `Guidance`.
+            watch: receives the predictions of each step (see `Watch`).
+            sampler: for this call alone, as `use_sampler` takes it. None: the pipeline's own.
+            spacing: for this call alone, as `use_sampler` takes it. None: the pipeline's own.
+            callback_on_step_end: called as diffusers does, `callback(pipe, index, timestep, {"latents": x})`, after each network
+                call of the sampler (heun makes two a step); x: the noisy images, [N, C, H, W] float32. A dict that it returns may hold
+                other latents to go on from. `pipe` is this call's own view: `pipe._interrupt = True` ends the call after
+                this step, with the noisy images as they are. Set on the pipeline itself, it ends all of its calls.
+            callback_on_step_end_tensor_inputs: which tensors it receives: ("latents",) or ().
+            generator: in place of seeds. A list: image i draws its noise from generator i; with `manual_seed(s)` it is the image
+                of seed s, bit for bit. One generator draws one seed per image.
+            latents: initial noise of unit variance, [N, C, H, W], one per image. Seeds then decide the noise of ddpm alone, and
+                the output lists none unless they were given.
+            num_images_per_class: images of each class, one after another.
+            class_labels: the same as classes.
+            num_images_per_prompt: the same as num_images_per_class.
+
+        Returns:
+            ImagesOutput, in the order of the classes.
+
+        Raises:
+            InputError: for unknown classes, guidance without a null class, grids that a sampler would not follow exactly, and
+                numbers of classes, seeds, generators and latents that differ.
+        """
+        if class_labels is not None and classes is not None:
+            raise InputError("classes and class_labels are the same argument: give one of them.")
+        plans = self._plans(class_labels if classes is None else classes, told)
+        if num_images_per_prompt is not None and num_images_per_class != 1:
+            raise InputError("num_images_per_class and num_images_per_prompt are the same argument: give one of them.")
+        plans = _each(plans, num_images_per_class if num_images_per_prompt is None else num_images_per_prompt)
+        config = self.unet.config
+        shape = (config.in_channels, config.sample_size, config.sample_size)
+        given = seeds is not None or generator is not None
+        plans, seeds, generators = _pair(plans, seeds, generator, _check_latents(latents, shape))
+        seeds = seeds if given or latents is None else [None] * len(seeds)
+        count = len(plans)
+        if guidance is not None and guidance_scale is not None:
+            raise InputError("guidance_scale and guidance were given: give one of them.")
+        if not isinstance(guidance, Guidance | None):
+            raise InputError(f"guidance is a Guidance object, not {guidance!r}; guidance_scale takes numbers.")
+        guidance = guidance or (UNGUIDED if guidance_scale is None else Guidance(guidance_scale))
+        guidance.scales(count)
+        self.check_guidance(guidance)
+        if output_type not in ("pil", "pt", "np", "numpy"):
+            raise InputError(f"output_type is pil, pt or np, not {output_type!r}.")
+        if callback_on_step_end is not None and not callable(callback_on_step_end):
+            raise InputError(
+                f"callback_on_step_end is called at each step; {said(callback_on_step_end)} cannot be called."
+            )
+        # a PipelineCallback of diffusers names its tensors itself
+        inputs = getattr(callback_on_step_end, "tensor_inputs", callback_on_step_end_tensor_inputs)
+        if unknown := set(inputs) - {"latents"}:
+            raise InputError(f"a callback may receive 'latents' alone, not {said(min(unknown))}.")
+        scheduler = self._scheduler(sampler, spacing)
+        self.check_eta(eta, sampler_name(scheduler))
+
+        if (hook := getattr(self.unet, "_hf_hook", None)) is not None:  # enable_model_cpu_offload: to its device now
+            hook.pre_forward(self.unet)
+        device = self._execution_device
+        extra = {"generator": generators} if "generator" in inspect.signature(scheduler.step).parameters else {}
+        extra |= {"eta": eta} if eta else {}
+
+        timesteps = set_steps(scheduler, num_inference_steps)  # on the CPU, where the schedulers' tables are
+        predict = self._predictor(plans, scheduler, guidance, watch)
+        x = (_noise(shape, generators) if latents is None else latents.float()).to(device)
+        x = x * scheduler.init_noise_sigma
+        self._interrupt = False
+        view = copy.copy(self)  # calls run side by side: a callback reads and interrupts its own
+        view.__dict__ |= {"scheduler": scheduler, "_num_timesteps": len(timesteps)}
+        with self.progress_bar(total=len(timesteps)) as bar:
+            for t, call in zip(timesteps, network_calls(scheduler)):
+                x_t = scheduler.scale_model_input(x, t)
+                prediction = predict(x_t, call)
+                prediction = self._clip(
+                    prediction, x_t, t, scheduler, guidance, watch and partial(watch.predicted, call)
+                )
+                x = scheduler.step(prediction, t, x, return_dict=False, **extra)[0]
+                if callback_on_step_end is not None:
+                    result = callback_on_step_end(view, call.index, t, {"latents": x} if inputs else {})
+                    x = _latents(result, x)
+                bar.update()
+                if view._interrupt or self._interrupt:
+                    break
+        self.maybe_free_model_hooks()
+
+        images = (x / 2 + 0.5).clamp(0, 1)
+        if output_type != "pt":
+            images = images.permute(0, 2, 3, 1).cpu().float().numpy()
+        if output_type == "pil":
+            images = to_pil(images)
+        names, class_ids = [p.name for p in plans], [p.class_id for p in plans]
+        return ImagesOutput(images, class_ids, seeds, names) if return_dict else (images,)
+
+    def _plans(
+        self, classes: ClassSpec | None, told: "str | ClassPlan | Sequence[str | ClassPlan] | None"
+    ) -> list[ClassPlan]:
+        labels = self.labels
+        if told is None:
+            ids = labels.parse(("all" if labels.K else "null") if classes is None else classes)
+            return [Mix.everywhere(i, labels) for i in ids]
+        if classes is not None:
+            raise InputError("classes and told were given: give one of them.")
+        told = [told] if isinstance(told, str | ClassPlan) or not isinstance(told, Sequence) else told
+        for plan in told:
+            if not isinstance(plan, str | ClassPlan):
+                raise InputError(f"told is a text such as 'cat@coarse,dog@fine' or a ClassPlan, not {plan!r}.")
+        return [self.mix(plan) if isinstance(plan, str) else plan for plan in told]
+
+    def _predictor(
+        self, plans: list[ClassPlan], scheduler: SchedulerMixin, guidance: Guidance, watch: Watch | None = None
+    ) -> Callable[[Tensor, Call], Tensor]:
+        """(x_t [N, C, H, W], the call) -> the guided prediction, [N, C or 2C, H, W], float32; one pass where guidance is off.
+
+        scheduler: the call's own, its timesteps set.
+        """
+        one = self._one_pass(plans, scheduler.timesteps)
+        if guidance.off:
+            return one
+        both = self._two_passes(plans, scheduler, guidance.guide)
+        scales = guidance.scales(len(plans)).to(self._execution_device)
+
+        def predict(x: Tensor, call: Call) -> Tensor:
+            strength = guidance.strength(call)
+            if not strength:
+                return one(x, call)
+            # every mean channel is guided; a learned variance behind them is the conditional pass's
+            prediction, against = both(x, call)
+            cond, variance = prediction.split([x.shape[1], prediction.shape[1] - x.shape[1]], dim=1)
+            if watch is not None:
+                watch.guided(call, cond, against)
+            return torch.cat([guidance.combine(cond, against, scales, strength), variance], dim=1)
+
+        return predict
+
+    def _one_pass(self, plans: list[ClassPlan], timesteps: Tensor) -> Callable[[Tensor, Call], Tensor]:
+        """(x_t [N, C, H, W], the call) -> the network's answer, float32."""
+        tell, dtype, denoise = teller(self.unet, plans, timesteps), self.unet.dtype, _denoise(self.unet)
+        return lambda x, call: denoise(x.to(dtype), tell(call.index)).float()
+
+    def _two_passes(
+        self, plans: list[ClassPlan], scheduler: SchedulerMixin, guide: "ClassConditionalPipeline | None"
+    ) -> Callable[[Tensor, Call], tuple[Tensor, Tensor]]:
+        """(x_t, the call) -> the network's answer, and the one that is guided against, its C mean channels alone."""
+        timesteps = scheduler.timesteps
+        if guide is None:
+            nulls = [Mix.everywhere(self.labels.null_id, self.labels)] * len(plans)
+            together = self._one_pass([*plans, *nulls], timesteps)
+
+            def null_pass(x: Tensor, call: Call) -> tuple[Tensor, Tensor]:
+                cond, null = together(torch.cat([x, x]), call).chunk(2)
+                return cond, null[:, : x.shape[1]]
+
+            return null_pass
+
+        guide.unet.to(self._execution_device)
+        cond, weak = self._one_pass(plans, timesteps), guide._one_pass(self.told_to(guide, plans), timesteps)
+        ours, theirs = (KIND_OF[p.scheduler.config.prediction_type] for p in (self, guide))
+
+        def guide_pass(x: Tensor, call: Call) -> tuple[Tensor, Tensor]:
+            against = weak(x, call)[:, : x.shape[1]]
+            if ours != theirs:
+                alpha, sigma = signal_and_noise(scheduler, timesteps[call.index])
+                against = from_x0(to_x0(against, x, alpha, sigma, theirs), x, alpha, sigma, ours)
+            return cond(x, call), against
+
+        return guide_pass
+
+    def _clip(
+        self,
+        prediction: Tensor,
+        x_t: Tensor,
+        t: Tensor,
+        scheduler: SchedulerMixin,
+        guidance: Guidance = UNGUIDED,
+        see: Callable[[Tensor], None] | None = None,
+    ) -> Tensor:
+        """Clip the x0 that is meant, then say it again as eps or v, so that every sampler steps by what was clipped.
+
+        Only ddpm is handed a learned variance.
+        """
+        prediction, variance = prediction.split([x_t.shape[1], prediction.shape[1] - x_t.shape[1]], dim=1)
+        limited = self.config.clip_x0 or guidance.threshold is not None
+        if limited or see is not None:
+            kind = KIND_OF[scheduler.config.prediction_type]
+            alpha, sigma = signal_and_noise(scheduler, t)
+            x0 = to_x0(prediction, x_t, alpha, sigma, kind)
+            if see is not None:
+                see(x0)
+        if limited:
+            x0 = x0.clamp(-1, 1) if guidance.threshold is None else guidance.limit(x0)
+            prediction = from_x0(x0, x_t, alpha, sigma, kind)
+        learned = isinstance(scheduler, DDPMScheduler) and scheduler.config.variance_type == "learned_range"
+        return torch.cat([prediction, variance], dim=1) if learned else prediction
+
+    # ------------------------------------------------------------------ files
+
+    def save_pretrained(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs) -> None:
+        """Write a folder of safetensors and json: model_index.json, unet/, scheduler/.
+
+        Args:
+            save_directory: the folder.
+            push_to_hub: upload it too, as `push_to_hub` does; repo_id (the folder's name by default), private, token,
+                commit_message and create_pr are its arguments.
+            kwargs: of diffusers' `save_pretrained`.
+        """
+        hub = {k: kwargs.pop(k) for k in ("repo_id", "private", "token", "commit_message", "create_pr") if k in kwargs}
+        if kwargs.get("variant") is not None or kwargs.get("safe_serialization") is False:
+            raise InputError(
+                "a pipeline is saved as safetensors without a variant: leave variant and safe_serialization out."
+            )
+        super().save_pretrained(save_directory, **kwargs)
+        index = Path(save_directory, "model_index.json")
+        values = json.loads(index.read_text(encoding="utf-8"))
+        values["unet"] = ["diffusion_adagn", "AdaGNUNet"]  # the public name, wherever the file may move
+        index.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        if push_to_hub:
+            self.push_to_hub(**({"repo_id": Path(save_directory).name} | hub))
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        private: bool | None = None,
+        token: str | None = None,
+        commit_message: str = "Upload a diffusion_adagn pipeline",
+        create_pr: bool = False,
+    ) -> str:
+        """Upload the pipeline and its model card to the Hugging Face hub.
+
+        Args:
+            repo_id: "owner/name"; made if it is not there.
+            private: whether a new repository is private. None: the owner's default.
+            token: access token. None: the one of `hf auth login`.
+            commit_message: of the upload.
+            create_pr: open a pull request instead of a commit.
+
+        Returns:
+            The commit's address.
+        """
+        from huggingface_hub import create_repo, upload_folder
+
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(folder)
+            Path(folder, "README.md").write_text(
+                model_card(self, repo_id.split("/")[-1], where=repo_id), encoding="utf-8"
+            )
+            repo = create_repo(repo_id, private=private, token=token, exist_ok=True).repo_id
+            return upload_folder(
+                repo_id=repo, folder_path=folder, token=token, commit_message=commit_message, create_pr=create_pr
+            )
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        path: str | os.PathLike,
+        *,
+        revision: str | None = None,
+        torch_dtype: torch.dtype | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> "ClassConditionalPipeline":
+        """Load a model.
+
+        Args:
+            path: a run folder, one of its checkpoints (the EMA weights), a pipeline folder, or a hub id "owner/name".
+            revision: of the hub's repository.
+            torch_dtype: the weights' dtype, such as torch.bfloat16. None: float32.
+            dtype: the same as torch_dtype.
+
+        Raises:
+            InputError: for a folder that is none, a missing or surplus weight, and a scheduler that is not ours.
+        """
+        dtype = torch_dtype if dtype is None else dtype
+        if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+            raise InputError(f"torch_dtype is a floating type such as torch.bfloat16, not {said(dtype)}.")
+        if is_checkpoint(path):
+            pipe = cls(**checkpoint_parts(checkpoint_of(path)))
+            return pipe if dtype is None else pipe.to(dtype)
+        folder = pipeline_folder(path, revision)
+        with reading(folder):
+            return cls(**pipeline_parts(folder, dtype))
+
+
+def to_pixels(images: np.ndarray) -> np.ndarray:
+    """[N, H, W, C] in 0..1 -> uint8 of the same shape."""
+    return (images * 255).round().astype("uint8")
+
+
+def to_pil(images: np.ndarray) -> list[Image.Image]:
+    """[N, H, W, C] in 0..1 -> N pictures, gray for C = 1."""
+    return [Image.fromarray(p[..., 0] if p.shape[-1] == 1 else p) for p in to_pixels(images)]
+
+
+def _latents(result: object, x: Tensor) -> Tensor:
+    """The latents in what a callback returned, in the shape and type of x; x itself if there are none."""
+    if result is None:
+        return x
+    latents = result.get("latents", x) if isinstance(result, dict) else None
+    if not isinstance(latents, Tensor) or latents.shape != x.shape:
+        found = list(latents.shape) if isinstance(latents, Tensor) else said(result)
+        raise InputError(f"callback_on_step_end returns None or a dict with latents {list(x.shape)}, not {found}.")
+    return latents.to(x)
+
+
+def _denoise(unet: AdaGNUNet) -> Callable[[Tensor, Any], Tensor]:
+    """`unet.denoise`, compiled where the network is: torch.compile reaches forward alone, and a call does not run forward."""
+    if hasattr(unet, "dynamo_ctx"):  # what torch.compile(unet) returns, with its options
+        return unet.dynamo_ctx(unet._orig_mod.denoise)
+    return unet.denoise if unet.compiled_denoise is None else partial(unet.compiled_denoise, unet)
+
+
+def _check_latents(latents: Tensor | None, shape: tuple[int, int, int]) -> Tensor | None:
+    """Latents as they were given. Raises InputError unless they are finite numbers [N, *shape]."""
+    if latents is None:
+        return None
+    expected = f"latents are initial noise of unit variance, a float tensor [N, {', '.join(map(str, shape))}]"
+    if not isinstance(latents, Tensor) or latents.shape[1:] != shape or not len(latents):
+        raise InputError(f"{expected}, not {list(latents.shape) if isinstance(latents, Tensor) else said(latents)}.")
+    if not latents.is_floating_point() or not latents.isfinite().all():
+        raise InputError(
+            f"{expected}: found {latents.dtype}{'' if latents.isfinite().all() else ' with NaN or infinity'}."
+        )
+    return latents
+
+
+def _noise(shape: tuple[int, int, int], generators: Sequence[torch.Generator]) -> Tensor:
+    """Unit normal noise, [N, C, H, W], image i from generator i, on the generators' device."""
+    return torch.stack([torch.randn(shape, generator=g, device=g.device) for g in generators])
+
+
+def _each(plans: list[ClassPlan], count: int) -> list[ClassPlan]:
+    """Every plan `count` times in a row."""
+    if isinstance(count, bool) or not isinstance(count, Integral) or count < 1:
+        raise InputError(f"num_images_per_class is a whole number of at least 1, not {said(count)}.")
+    return [plan for plan in plans for _ in range(count)]
+
+
+def _seed_of(generator: torch.Generator) -> int | None:
+    """The seed that a generator was set to, if nothing was drawn from it since."""
+    seed = generator.initial_seed()
+    fresh = torch.Generator(generator.device).manual_seed(seed)
+    return seed if torch.equal(fresh.get_state(), generator.get_state()) else None
+
+
+def _pair(
+    plans: list[ClassPlan],
+    seeds: int | Sequence[int] | None,
+    generator: torch.Generator | Sequence[torch.Generator] | None = None,
+    latents: Tensor | None = None,
+) -> tuple[list[ClassPlan], list[int | None], list[torch.Generator]]:
+    """One class (or plan), one seed and one generator per image."""
+    if generator is not None and seeds is not None:
+        raise InputError("seeds and generator were given: give one of them.")
+    plans = plans * len(latents) if latents is not None and len(plans) == 1 else plans
+    if latents is not None and len(latents) != len(plans):
+        raise InputError(f"{len(latents)} latents for {len(plans)} images were given: give one per image.")
+    if generator is not None and not isinstance(generator, torch.Generator):
+        generators = list(generator) if isinstance(generator, Sequence) else [generator]
+        if not generators or not all(isinstance(g, torch.Generator) for g in generators):
+            raise InputError(f"generator is a torch.Generator, or one per image, not {said(generator)}.")
+        plans = plans * len(generators) if len(plans) == 1 else plans
+        if len(plans) != len(generators):
+            raise InputError(
+                f"{len(generators)} generators for {len(plans)} images: give one per image, or one in all."
+            )
+        first = [all(g is not earlier for earlier in generators[:i]) for i, g in enumerate(generators)]
+        return plans, [_seed_of(g) if alone else None for g, alone in zip(generators, first)], generators
+    if seeds is None:
+        device = "cpu" if generator is None else generator.device
+        seeds = torch.randint(0, 2**31, (len(plans),), generator=generator, device=device).tolist()
+    elif isinstance(seeds, Integral):
+        seeds = [int(seeds) + i for i in range(len(plans))]
+    else:
+        try:
+            seeds = [operator.index(s) for s in (seeds.reshape(-1).tolist() if hasattr(seeds, "reshape") else seeds)]
+        except TypeError:
+            raise InputError(f"seeds are whole numbers, not {seeds!r}.") from None
+    if len(plans) == 1:
+        plans = plans * len(seeds)
+    if len(plans) != len(seeds) or not seeds:
+        raise InputError(
+            f"{len(plans)} classes and {len(seeds)} seeds were given: give one seed for each picture, or one in all."
+        )
+    if min(seeds) < 0 or max(seeds) > MOST_SEED:
+        raise InputError(
+            f"a seed is a whole number from 0 to {MOST_SEED}, not {min(seeds) if min(seeds) < 0 else max(seeds)}."
+        )
+    return plans, seeds, [torch.Generator().manual_seed(seed) for seed in seeds]

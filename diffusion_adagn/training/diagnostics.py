@@ -1,0 +1,148 @@
+"""What a run says of its condition as it goes: who is trained well, whether the label is used, what the sites are told.
+
+Cheap on purpose: the losses are those of training anyway, the rest is looked at every `training.signals_every` steps.
+"""
+
+import math
+from collections.abc import Callable
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from ..config import TrainingConfig
+from ..data import ImageDataset
+from ..diffusion.loss import Objective
+from ..evaluation.label_usage import judge, label_use
+from ..labels import LabelSpace
+from ..models.unet import AdaGNUNet
+from ..runtime.distributed import float64, has_float64
+
+BINS = 5  # of the timestep, evenly wide
+MOST_CLASSES = 100  # with more, losses by class are left out
+# of the label's use; between them, about 1% of the training since the last look
+MOST_EVALUATIONS, LEAST_EVALUATIONS = 256, 32
+DEAD = 0.01  # of the median gain of its site
+
+
+class Signals:
+    """Collects losses as the run goes, and looks at the network when asked.
+
+    heldout: held-out pictures for the label's use, on the main process alone; None: it is not measured. most_rows: of a call of
+    the network there; None: training.batch_size. One process trains on a part of that, and its memory is sized for the part.
+    """
+
+    def __init__(
+        self,
+        unet: AdaGNUNet,
+        ema: AdaGNUNet,
+        objective: Objective,
+        labels: LabelSpace,
+        training: TrainingConfig,
+        heldout: ImageDataset | None,
+        most_rows: int | None = None,
+    ):
+        self.unet, self.ema, self.objective, self.labels = unet, ema, objective, labels
+        self.training, self.heldout = training, heldout
+        self.most_rows = training.batch_size if most_rows is None else most_rows
+        self.every = training.signals_every
+        rows = labels.K + 1 if 0 < labels.K <= MOST_CLASSES else 0
+        where = unet.device if has_float64(unet.device) else "cpu"
+        self._sums = torch.zeros(BINS + rows, 2, dtype=torch.float64, device=where)  # loss, how many
+        seen = self.every * training.batch_size
+        self.evaluations = max(LEAST_EVALUATIONS, min(MOST_EVALUATIONS, seen // 100))
+        self.warned = False
+
+    def due(self, step: int) -> bool:
+        return self.every > 0 and step % self.every == 0
+
+    @torch.no_grad()
+    def add(self, losses: Tensor, t: Tensor, labels: Tensor | None) -> None:
+        """Losses of samples [B] at timesteps [B] under labels [B] (K: null), to be told at the next look."""
+        if not self.every:
+            return
+        losses, t = float64(losses), t.to(self._sums.device)
+        both = torch.stack([losses, torch.ones_like(losses)], dim=1)
+        self._sums.index_add_(0, t * BINS // self.objective.num_timesteps, both)
+        if labels is not None and len(self._sums) > BINS:
+            self._sums.index_add_(0, BINS + labels.to(self._sums.device), both)
+
+    def gradient_norms(self, norm: float) -> dict[str, float]:
+        """Of the gradient's norm (before clipping) the parts of the condition's path (embedding, projections) and of the rest."""
+        parts = {"condition": 0.0, "trunk": 0.0}
+        for name, p in self.unet.named_parameters():
+            if p.grad is not None:
+                path = "condition" if name.startswith(("embedding.", "projection.", "token_projection.")) else "trunk"
+                parts[path] = parts[path] + float64(p.grad).square().sum()
+        clipped = math.sqrt(float(sum(parts.values()))) or 1.0
+        return {f"grad_norm_{path}": math.sqrt(float(square)) * norm / clipped for path, square in parts.items()}
+
+    def sums(self, accelerator: Accelerator) -> list[list[float]]:
+        """What was collected since the last look, of all processes, for the checkpoint."""
+        return accelerator.reduce(self._sums.clone(), "sum").tolist()
+
+    def restore(self, sums: list[list[float]], accelerator: Accelerator) -> None:
+        """Put it back (on the main process; the others start at 0)."""
+        if accelerator.is_main_process and len(sums) == len(self._sums):
+            self._sums.copy_(torch.tensor(sums, dtype=torch.float64))
+
+    def read(self, accelerator: Accelerator, autocast: Callable) -> dict[str, float]:
+        """The signals since the last look, on every process; the network's own and the label's use on the main one."""
+        sums = accelerator.reduce(self._sums.clone(), "sum").cpu()
+        self._sums.zero_()
+        means = (sums[:, 0] / sums[:, 1]).tolist()
+        names = [f"loss_t{i + 1}of{BINS}" for i in range(BINS)]
+        if len(means) > BINS:
+            names += [f"loss_class/{self.labels.name(i)}" for i in range(self.labels.K)] + ["loss_class/null"]
+        signals = {name: mean for name, mean in zip(names, means) if math.isfinite(mean)}
+        if accelerator.is_main_process:
+            signals |= self._told() | self._label_use(autocast)
+        return signals
+
+    @torch.no_grad()
+    def _told(self) -> dict[str, float]:
+        """RMS of each field over the sites, and the share of channels whose gain is nearly 0, on a small grid of (t, y)."""
+        k, total = self.labels.K, self.objective.num_timesteps
+        y = torch.arange(min(k, 8)).repeat(4).to(self.ema.device) if k else None
+        t = torch.linspace(0, total - 1, 4).repeat_interleave(min(k, 8) if k else 1).to(self.ema.device)
+        m = self.ema.modulation(t, y)
+        squares: dict[str, list[Tensor]] = {}
+        dead = channels = 0
+        for name, told in m.items():
+            for field, part in told._asdict().items():
+                squares.setdefault(field, []).append(float64(part).square().mean())
+            if "gamma" in told._fields:
+                weight = getattr(self.ema.get_submodule(name), "weight", None)
+                gain = ((1 + told.gamma) * (1 if weight is None else weight)).abs()
+                dead += int((gain.amax(0) < DEAD * gain.median()).sum())
+                channels += gain.shape[1]
+        signals = {f"rms_{field}": torch.stack(some).mean().sqrt().item() for field, some in squares.items()}
+        return signals | ({"dead_channels": dead / channels} if channels else {})
+
+    def _label_use(self, autocast: Callable) -> dict[str, float]:
+        if self.heldout is None or not self.labels.K:
+            return {}
+        size = self.training.batch_size
+        use = label_use(
+            self.ema, self.heldout, self.objective, self.evaluations, size, autocast, most_rows=self.most_rows
+        )
+        signals = {"heldout_loss_true": use.true.mean().item()}
+        for against in ("wrong", "null"):
+            gap = use.gap(against)
+            if gap is not None:
+                signals |= {f"label_gap_{against}": gap[0], f"label_gap_{against}_ci95": gap[1]}
+        return signals
+
+    def warning(self, step: int, signals: dict[str, float]) -> str | None:
+        """A sentence, once, if the label is still unused after `training.warn_unused_after` steps."""
+        gap, half = (signals.get(f"label_gap_wrong{end}", math.nan) for end in ("", "_ci95"))
+        late = 0 < self.training.warn_unused_after <= step
+        said = judge(gap, half)
+        if self.warned or not late or said in ("used", "open"):
+            return None
+        self.warned = True
+        return (
+            f"warning: after {step} steps the label {'misleads' if said == 'misleads' else 'is not seen to be used'}: told a wrong "
+            f"class the loss on held-out pictures is {gap:+.5f} against the true one's (95% interval +-{half:.5f}). Are the labels right (adagn data inspect)? Does "
+            "training.label_dropout leave enough of them? Does the label do anything?"
+        )

@@ -1,0 +1,48 @@
+"""What a finished run leaves for its users: the pipeline folder and its card."""
+
+from pathlib import Path
+
+from ..atomic import into_place
+from ..commands import command
+from ..config import RunConfig
+from ..data import ImageDataset
+from ..labels import LabelSpace
+from ..models.unet import AdaGNUNet
+from ..runs.layout import RunFolder
+from ..sampling.card import model_card
+from ..sampling.load import make_pipeline
+
+
+def write_pipeline(run: RunFolder, config: RunConfig, unet: AdaGNUNet, dataset: ImageDataset, step: int) -> None:
+    """pipeline/: safetensors, json and a model card."""
+    pipe = make_pipeline(config, unet, config.training.ema_decay, step)
+
+    def write(folder: Path) -> None:
+        pipe.save_pretrained(folder)
+        (folder / "README.md").write_text(_card(config, pipe, dataset, step), encoding="utf-8")
+
+    into_place(run.pipeline, write)
+
+
+def sample_command(path: str, labels: LabelSpace) -> str:
+    """What to type to sample a model with these classes."""
+    guidance = "1,2,4" if labels.K and labels.has_null else None
+    classes = "all" if labels.K else "null"
+    return command("sample", path, classes=classes, guidance=guidance, count=8)
+
+
+def _card(config: RunConfig, pipe, dataset: ImageDataset, step: int) -> str:
+    t = config.training
+    return model_card(
+        pipe,
+        run_name(config),
+        {
+            "data": f"{dataset.name}, {len(dataset)} images, fingerprint `{dataset.fingerprint[:16]}`",
+            "trained": f"{step} steps of {t.batch_size} images, {config.speed.precision}, label dropout "
+            f"{t.label_dropout:g}, seed {t.seed}",
+        },
+    )
+
+
+def run_name(config: RunConfig) -> str:
+    return config.output_dir.rstrip("/").split("/")[-1]

@@ -1,0 +1,66 @@
+"""What the network is shown at a position of the run: the sample there, its label or null, its timestep, its noise."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..data import ImageDataset
+from ..data.rng import BalancedOrder, SampleOrder, normal, uniforms
+from ..diffusion.loss import to_unit
+from .image_fetcher import Pixels, to_device
+
+
+@dataclass
+class Batch:
+    """x0 and noise [B, C, H, W] float32 (x0 in [-1, 1]); t [B] int64; labels [B] int64 (K where dropped), None without
+    classes; indices [B]: the samples' places in the data set."""
+
+    x0: Tensor
+    noise: Tensor
+    t: Tensor
+    labels: Tensor | None
+    indices: Tensor
+
+
+class Batches:
+    """Batches by position; every draw is a function of (seed, position).
+
+    conditional: whether labels are given. flip and label_dropout are drawn once a sample, here and nowhere else.
+    pixels: where the pictures come from; None: gathered when asked. balance: draw each class equally often.
+    """
+
+    def __init__(
+        self,
+        dataset: ImageDataset,
+        seed: int,
+        num_timesteps: int,
+        device: torch.device,
+        conditional: bool = True,
+        label_dropout: float = 0.0,
+        flip: bool = False,
+        pixels: Pixels | None = None,
+        balance: bool = False,
+    ):
+        self.dataset, self.seed, self.device = dataset, seed, device
+        self.num_timesteps, self.conditional = num_timesteps, conditional
+        self.label_dropout, self.flip = label_dropout, flip
+        self.order = BalancedOrder(dataset.labels, seed) if balance else SampleOrder(len(dataset), seed)
+        self.pixels = pixels or Pixels(dataset, device)
+        self.drawn_on = torch.device("cpu") if device.type == "mps" else device  # mps has no float64
+
+    def at(self, positions: Tensor) -> Batch:
+        """positions [B] int64 on the CPU."""
+        indices = self.order(positions)
+        pixels = self.pixels(indices)
+        # what is one number a sample is settled on the host, and copied at once
+        flip, drop, place = uniforms(self.seed, ("flip", "label_drop", "timestep"), positions)
+        labels = torch.from_numpy(self.dataset.labels.take(indices.numpy()))
+        labels = labels.masked_fill(drop < self.label_dropout, self.dataset.label_space.K)
+        small = torch.stack([(place * self.num_timesteps).long(), labels, (flip < 0.5).long(), positions])
+        t, labels, mirrored, there = to_device(small, self.device)
+        x0 = to_unit(pixels)
+        if self.flip:
+            x0 = torch.where(mirrored.bool()[:, None, None, None], x0.flip(-1), x0)
+        noise = normal(self.seed, "noise", there.to(self.drawn_on), tuple(x0.shape[1:])).to(self.device)
+        return Batch(x0, noise, t, labels if self.conditional else None, indices)

@@ -1,0 +1,97 @@
+import numpy as np
+import pytest
+
+from diffusion_adagn.errors import InputError
+from diffusion_adagn.render.grids import (
+    GAP,
+    HOLLOW,
+    MARGIN,
+    WIDEST_LABEL,
+    _font,
+    _shorten,
+    _width,
+    _wrap,
+    labelled_grid,
+)
+
+RNG = np.random.default_rng(0)
+
+
+def cell(height: int = 8, width: int = 8, channels: int = 3) -> np.ndarray:
+    return RNG.integers(0, 200, (height, width, channels), dtype=np.uint8)
+
+
+@pytest.mark.parametrize(("side", "shown"), [(8, 64), (28, 84), (64, 64), (100, 100)])
+def test_small_pictures_grow_by_a_whole_factor(side, shown):
+    a = cell(side, side)
+    sheet = np.asarray(labelled_grid([[a]], [""]))
+    assert sheet.shape == (2 * MARGIN + shown, 2 * MARGIN + shown, 3)
+    inner = sheet[MARGIN:-MARGIN, MARGIN:-MARGIN]
+    assert np.array_equal(inner, a.repeat(shown // side, 0).repeat(shown // side, 1))
+
+
+def test_cells_lie_where_their_row_and_column_say():
+    rows = [[cell(64, 64, 1) for _ in range(3)] for _ in range(2)]
+    rows[1][1] = None
+    sheet = np.asarray(labelled_grid(rows, ["a", "b"]))
+    left = sheet.shape[1] - MARGIN - 3 * 64 - 2 * GAP
+    for r, row in enumerate(rows):
+        for c, expected in enumerate(row):
+            y, x = MARGIN + r * (64 + GAP), left + c * (64 + GAP)
+            shown = sheet[y : y + 64, x : x + 64]
+            assert (shown == (HOLLOW if expected is None else expected)).all()
+
+
+def test_rows_may_differ_in_length():
+    sheet = labelled_grid([[cell()], [cell(), cell()]], ["", ""])
+    assert sheet.size == (2 * MARGIN + 2 * 64 + GAP, 2 * MARGIN + 2 * 64 + GAP)
+
+
+def test_long_row_labels_are_shortened():
+    font = _font(14)
+    short = _shorten("Carassius auratus, the goldfish of many a pond " * 3, font, WIDEST_LABEL)
+    assert short.endswith("…") and _width(short, font) <= WIDEST_LABEL
+    assert _shorten("cat", font, WIDEST_LABEL) == "cat"
+    sheet = labelled_grid([[cell()]], ["w" * 500])
+    assert sheet.width <= WIDEST_LABEL + 64 + 2 * MARGIN + 12
+
+
+def test_column_labels_never_leave_their_column():
+    font = _font(12)
+    for text in ("guidance scale 7.5 with a long tail", "w" * 60, "0", "a b c d e f g h i j k l m n"):
+        lines = _wrap(text, font, 62)
+        assert 1 <= len(lines) <= 2
+        assert all(_width(line, font) <= 62 for line in lines)
+    assert _wrap("scale 2", font, 62) == ["scale 2"]
+    wide = labelled_grid([[cell(), cell()]], [""], ["w" * 60, "w" * 60])
+    ink = (np.asarray(wide)[MARGIN : -MARGIN - 64] < 200).any((0, 2))
+    assert not ink[MARGIN + 64 : MARGIN + 64 + GAP].any()  # the gap between two columns stays free
+
+
+@pytest.mark.parametrize("name", ["猫", "кошка", "🐈 cat", "a\nb\tc", "\udce9", "", "null"])
+def test_any_name_can_be_drawn(name):
+    assert labelled_grid([[cell()]], [name], [name], title=name).mode == "RGB"
+
+
+def test_a_title_takes_room_above():
+    plain, titled = labelled_grid([[cell()]], [""]), labelled_grid([[cell()]], [""], title="t " * 400)
+    assert plain.height < titled.height < plain.height + 120
+    assert titled.width < 400
+
+
+@pytest.mark.parametrize(
+    ("rows", "labels", "columns", "wrong"),
+    [
+        ([[cell()]], ["a", "b"], (), "2 row labels"),
+        ([[cell()]], ["a"], ["1", "2"], "2 column labels"),
+        ([[cell(), cell(16, 16)]], ["a"], (), "one shape"),
+        ([[None]], ["a"], (), "no cell"),
+        ([], [], (), "no cell"),
+        ([[cell(8, 8, 4)]], ["a"], (), "C 1 or 3"),
+        ([[cell().astype(np.float32)]], ["a"], (), "uint8"),
+        ([[cell()[0]]], ["a"], (), r"\[H, W, C\]"),
+    ],
+)
+def test_wrong_grids(rows, labels, columns, wrong):
+    with pytest.raises(InputError, match=wrong):
+        labelled_grid(rows, labels, columns)

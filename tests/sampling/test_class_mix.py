@@ -1,0 +1,394 @@
+import itertools
+import math
+from fnmatch import fnmatch
+
+import numpy as np
+import pytest
+import torch
+from conftest import tiny_unet
+
+from diffusion_adagn import ClassConditionalPipeline, LabelSpace
+from diffusion_adagn.config import DiffusionConfig
+from diffusion_adagn.diffusion.schedule import make_scheduler
+from diffusion_adagn.errors import InputError
+from diffusion_adagn.models.conditioning import KINDS
+from diffusion_adagn.sampling.class_mix import Between, ClassPlan, Mix, teller
+
+LABELS = LabelSpace(("cat", "dog", "tench, Tinca tinca"))
+CAT, DOG, NULL = 0, 1, 3
+HEARING = [k for k, kind in KINDS.items() if kind.label_in is not None]
+
+
+@pytest.fixture(scope="module")
+def pipes():
+    """A pipeline of each kind. It predicts v, and calmly: rounding stays within 1e-5 from step to step."""
+    made = {}
+
+    def pipe(kind="adagn"):
+        if kind not in made:
+            scheduler = make_scheduler(DiffusionConfig(prediction="v"))
+            unet = tiny_unet(conditioning=kind)
+            unet.conv_out.weight.data *= 0.3
+            made[kind] = ClassConditionalPipeline(unet, scheduler, LABELS)
+            made[kind].set_progress_bar_config(disable=True)
+        return made[kind]
+
+    return pipe
+
+
+@pytest.fixture(scope="module")
+def deep():
+    """The sites of a network of four levels, whose blocks resample."""
+    return tiny_unet(sample_size=32, channel_mult=(1, 1, 2, 2), resblock_updown=True, modulate_both_norms=True).sites()
+
+
+def sample(pipe, classes=None, **kw):
+    return pipe(classes, **({"num_inference_steps": 5, "seeds": [0, 1], "output_type": "np"} | kw)).images
+
+
+@torch.no_grad()
+def by_hand(pipe, tell, steps=5, scale=1.0, seeds=(0, 1)):
+    """DDIM without noise, written out. tell: t -> a modulation of one row."""
+    bars = pipe.scheduler.alphas_cumprod
+    x = torch.stack([torch.randn(1, 8, 8, generator=torch.Generator().manual_seed(s)) for s in seeds])
+    for t in range(1000 - 1000 // steps, -1, -(1000 // steps)):
+        v = pipe.unet.denoise(x, tell(t))
+        if scale != 1:
+            null = pipe.unet.denoise(x, pipe.unet.modulation(t, torch.tensor([NULL])))
+            v = null + scale * (v - null)
+        bar = bars[t]
+        before = bars[t - 1000 // steps] if t else torch.tensor(1.0)
+        x0 = (bar.sqrt() * x - (1 - bar).sqrt() * v).clamp(-1, 1)
+        eps = (x - bar.sqrt() * x0) / (1 - bar).sqrt()
+        x = before.sqrt() * x0 + (1 - before).sqrt() * eps
+    return (x / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).numpy()
+
+
+def close(a, b):
+    return np.abs(a - b).max() <= 1e-5
+
+
+def same(a, b):
+    return a.keys() == b.keys() and all(type(a[n]) is type(b[n]) and all(map(torch.equal, a[n], b[n])) for n in a)
+
+
+# ---------------------------------------------------------------------- what is told
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_cat_everywhere_in_parts_is_cat(pipes, kind):
+    pipe = pipes(kind)
+    mix = pipe.mix("cat@coarse,cat@fine")
+    for t in (0, 600, 999):
+        assert same(mix.modulation(pipe.unet, t), pipe.unet.modulation(t, torch.tensor([CAT])))
+    assert close(sample(pipe, told=mix), sample(pipe, "cat"))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("scale", [1.0, 3.0])
+def test_a_mix_by_resolution_is_two_modulations_joined_by_hand(pipes, kind, scale):
+    pipe = pipes(kind)
+
+    def joined(t):
+        cat, dog = (pipe.unet.modulation(t, torch.tensor([c])) for c in (CAT, DOG))
+        return {s.name: (cat if s.resolution == 4 else dog)[s.name] for s in pipe.unet.sites()}
+
+    mixed = sample(pipe, told="cat@coarse,dog@8x8", guidance_scale=scale)
+    assert close(mixed, by_hand(pipe, joined, scale=scale))
+    if kind in HEARING:
+        for plain in ("cat", "dog"):
+            assert np.abs(mixed - sample(pipe, plain, guidance_scale=scale)).max() > 1e-3
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_mix_over_time_changes_the_class_at_its_timestep(pipes, kind):
+    pipe = pipes(kind)
+    mixed = sample(pipe, told="cat@t>600,dog@t<=600")
+    assert close(mixed, by_hand(pipe, lambda t: pipe.unet.modulation(t, torch.tensor([CAT if t > 600 else DOG]))))
+    if kind in HEARING:
+        other = sample(pipe, told="cat@t>=600,dog@t<600")  # 600 is one of the five steps
+        assert np.abs(mixed - other).max() > 1e-3
+
+
+@pytest.mark.parametrize("kind", HEARING)
+def test_between_two_classes(pipes, kind):
+    pipe = pipes(kind)
+    unet = pipe.unet
+    for share, label in ((0, CAT), (1, DOG)):
+        end = Between.parse("cat,dog", LABELS, share)
+        assert same(end.modulation(unet, 300), unet.modulation(300, torch.tensor([label])))
+        assert (end.name, end.class_id) == (LABELS.name(label), label)
+    quarter = Between.parse("cat,dog", LABELS, 0.25)
+    assert (quarter.name, quarter.class_id) == ("cat 0.75 dog 0.25", None)
+    weights = torch.tensor([[0.75, 0.25, 0.0]])
+    assert close(sample(pipe, told=quarter), by_hand(pipe, lambda t: unet.modulation(t, weights)))
+    ends = [Between.parse("cat,dog", LABELS, share) for share in (0, 0.25, 1)]
+    pictures = sample(pipe, told=ends, seeds=[0] * 3, num_inference_steps=2)
+    assert np.abs(pictures[0] - pictures[1]).max() > 1e-4
+    assert np.array_equal(
+        sample(pipe, told=ends[::2], num_inference_steps=2), sample(pipe, "cat,dog", num_inference_steps=2)
+    )
+
+
+def test_where_no_class_has_a_vector_nothing_is_between(pipes):
+    with pytest.raises(InputError, match="conditioning none hears none"):
+        sample(pipes("none"), told=Between.parse("cat,dog", LABELS, 0.5))
+    unconditional = ClassConditionalPipeline(tiny_unet(num_classes=None), make_scheduler(DiffusionConfig()), None)
+    with pytest.raises(InputError, match="unconditional"):
+        sample(unconditional, told="null@coarse,null@fine")
+    with pytest.raises(InputError, match="unconditional"):
+        Between.parse("cat,dog", unconditional.labels, 0.5)
+    with pytest.raises(InputError, match="it has none"):
+        Between(0, 1, 0.5, ("a", "b")).modulation(unconditional.unet, 3)
+
+
+@pytest.mark.parametrize(
+    ("text", "share", "message"),
+    [
+        ("cat", 0.5, "two different"),
+        ("cat,0", 0.5, "two different"),
+        ("all", 0.5, "two diff"),
+        ("cat,dog", 1.5, "share"),
+    ],
+)
+def test_ends_that_are_not_two_classes(text, share, message):
+    with pytest.raises(InputError, match=message):
+        Between.parse(text, LABELS, share)
+
+
+# ---------------------------------------------------------------------- the pipeline
+
+
+def test_pictures_of_one_batch_are_told_each_for_itself(pipes):
+    pipe = pipes()
+    plans = ["cat", "cat@8,dog@4", "null", Between.parse("cat,dog", LABELS, 0.5), "dog@up,2", "cat@8,dog@4"]
+    scales = [1.0, 2.0, 3.0, 0.5, 1.0, 4.0]
+    out = pipe(told=plans, guidance_scale=scales, seeds=7, num_inference_steps=5, output_type="np")
+    assert out.class_ids == [CAT, None, NULL, None, None, None]
+    assert out.class_names == ["cat", "cat@8,dog@4", "null", "cat 0.5 dog 0.5", "dog@up,2", "cat@8,dog@4"]
+    assert out.seeds == list(range(7, 13))
+    for i, (plan, scale) in enumerate(zip(plans, scales)):
+        assert close(sample(pipe, told=plan, guidance_scale=scale, seeds=[7 + i])[0], out.images[i])
+    assert len({image.tobytes() for image in out.images}) == len(plans)
+
+
+def test_plain_classes_go_the_plain_way(pipes):
+    pipe = pipes()
+    for scale in (1.0, [1.0, 3.0]):
+        told = sample(pipe, told=["cat", "tench, Tinca tinca"], guidance_scale=scale)
+        assert np.array_equal(told, sample(pipe, ["cat", 2], guidance_scale=scale))
+    out = pipe(["cat", "null"], seeds=0, num_inference_steps=2)
+    assert (out.class_ids, out.class_names) == ([CAT, NULL], ["cat", "null"])
+
+
+def test_scale_1_makes_one_pass_and_the_null_pass_is_told_null(pipes, monkeypatch):
+    pipe = pipes()
+    handed = []
+    real = pipe.unet.denoise
+    monkeypatch.setattr(pipe.unet, "denoise", lambda x, m: handed.append(m) or real(x, m))
+    sample(pipe, told="cat@coarse,dog@fine", guidance_scale=1.0)
+    assert [len(m["middle.0.block.norm2"].gamma) for m in handed] == [2] * 5
+    handed.clear()
+    sample(pipe, told="cat@coarse,dog@fine", guidance_scale=[1.0, 2.0])
+    assert len(handed) == 5
+    for t, m in zip((800, 600, 400, 200, 0), handed):
+        null = pipe.unet.modulation(t, torch.tensor([NULL]))
+        for name, (gamma, beta) in m.items():
+            assert torch.equal(gamma[2:], null[name].gamma.expand(2, -1))
+            assert torch.equal(beta[2:], null[name].beta.expand(2, -1))
+            assert not torch.equal(gamma[:2], gamma[2:])
+
+
+@pytest.mark.parametrize("sampler", ["ddpm", "dpm++", "euler", "heun"])
+def test_other_samplers_take_mixes(pipes, sampler):
+    pipe = pipes()
+    pipe = ClassConditionalPipeline(pipe.unet, pipe.scheduler, LABELS).use_sampler(sampler)
+    pipe.set_progress_bar_config(disable=True)
+    both = sample(pipe, told="cat@coarse&t>500,dog", seeds=[3, 4], guidance_scale=2.0)
+    assert close(sample(pipe, told="cat@coarse&t>500,dog", seeds=[4], guidance_scale=2.0)[0], both[1])
+
+
+def test_a_plan_of_your_own(pipes):
+    class Louder:
+        name, class_id = "cat twice", None
+
+        def modulation(self, unet, t):
+            m = unet.modulation(t, torch.tensor([CAT]))
+            return {n: type(told)(told.gamma * 2, told.beta) for n, told in m.items()}
+
+    pipe = pipes()
+    assert isinstance(Louder(), ClassPlan)
+    assert close(sample(pipe, told=Louder()), by_hand(pipe, lambda t: Louder().modulation(pipe.unet, t)))
+
+
+@pytest.mark.parametrize(
+    ("kw", "message"),
+    [
+        ({"classes": "cat", "told": "dog"}, "classes and told"),
+        ({"told": 3}, "ClassPlan, not 3"),
+        ({"told": ["cat", 3]}, "ClassPlan, not 3"),
+        ({"told": []}, "0 classes"),
+        ({"told": ["cat", "dog", "null"]}, "3 classes and 2 seeds"),
+    ],
+)
+def test_what_cannot_be_told(pipes, kw, message):
+    with pytest.raises(InputError, match=message):
+        sample(pipes(), **kw)
+
+
+def test_a_mix_of_another_network(pipes):
+    with pytest.raises(InputError, match=r"another network: it does not tell down\.0\.stages\.1"):
+        pipes().mix("cat@coarse,dog@fine").modulation(tiny_unet(num_res_blocks=2), 0)
+
+
+# ---------------------------------------------------------------------- grammar
+
+
+@pytest.mark.parametrize(
+    ("where", "holds"),
+    [
+        ("coarse", lambda s: s.resolution in (4, 8)),  # sqrt(4 * 32) = 11.3
+        ("fine", lambda s: s.resolution in (16, 32)),
+        ("8", lambda s: s.resolution == 8),
+        ("8x8", lambda s: s.resolution == 8),
+        ("=8", lambda s: s.resolution == 8),
+        ("<=8", lambda s: s.resolution <= 8),
+        ("<8x8", lambda s: s.resolution < 8),
+        ("> 8", lambda s: s.resolution > 8),
+        (">=16", lambda s: s.resolution >= 16),
+        ("depth<10", lambda s: s.depth < 10),
+        ("depth >= 10", lambda s: s.depth >= 10),
+        ("depth=3", lambda s: s.depth == 3),
+        ("down", lambda s: s.name.startswith("down.")),
+        ("middle", lambda s: s.name.startswith("middle.")),
+        ("up", lambda s: s.name.startswith("up.")),
+        ("up.*.stages.0*", lambda s: fnmatch(s.name, "up.?.stages.0.*")),
+        ("*norm1", lambda s: s.name.endswith("norm1")),
+        ("down.[01].*", lambda s: s.name[:6] in ("down.0", "down.1")),
+        ("middle.0.block.norm2", lambda s: s.name == "middle.0.block.norm2"),
+        ("up&coarse", lambda s: s.name.startswith("up.") and s.resolution <= 8),
+        ("depth>2&depth<5 & down", lambda s: s.depth in (3, 4)),
+    ],
+)
+def test_each_form_names_the_sites_it_says(deep, where, holds):
+    expected = tuple(s.name for s in deep if holds(s))
+    assert 0 < len(expected) < len(deep)
+    base, part = Mix.parse(f"dog,cat@{where}", LABELS, deep).parts
+    assert (base.class_id, base.sites, base.times) == (DOG, None, ())
+    assert (part.class_id, part.sites, part.times) == (CAT, expected, ())
+
+
+def test_coarse_is_at_most_the_geometric_middle():
+    for mult, coarse in (((1, 1), {4}), ((1, 1, 1), {2, 4}), ((1, 1, 1, 1), {1, 2})):
+        sites = tiny_unet(channel_mult=mult, norm_groups=4, attention_resolutions=()).sites()
+        told = Mix.parse("cat@coarse,dog@fine", LABELS, sites).heard(0, [s.name for s in sites])
+        assert {s.resolution for s in sites if told[s.name] == CAT} == coarse
+        sides = [s.resolution for s in sites]
+        assert max(coarse) <= math.sqrt(min(sides) * max(sides)) < min(set(sides) - coarse)
+
+
+def test_later_parts_win_and_the_base_is_weakest_wherever_it_stands(deep):
+    names = [s.name for s in deep]
+    for text in ("cat,dog@middle,2@middle.0*", "dog@middle,2@middle.0*,cat", "dog@middle,cat,2@middle.0*"):
+        told = Mix.parse(text, LABELS, deep).heard(5, names)
+        assert {n: c for n, c in told.items() if c != CAT} == {
+            n: 2 if n.startswith("middle.0") else DOG for n in names if n.startswith("middle")
+        }
+    assert set(Mix.parse("2@middle.0*,dog@middle,cat", LABELS, deep).heard(5, names).values()) == {CAT, DOG}
+
+
+def test_place_and_time_together(deep):
+    names = [s.name for s in deep]
+    mix = Mix.parse("dog,cat@coarse&t>600", LABELS, deep)
+    assert set(mix.heard(600, names).values()) == {DOG}
+    late = mix.heard(600.5, names)
+    assert {s.name for s in deep if late[s.name] == CAT} == {s.name for s in deep if s.resolution <= 8}
+
+
+@pytest.mark.parametrize(
+    ("text", "classes"),
+    [
+        ("tench, Tinca tinca@coarse,dog@fine", [2, 1]),
+        ("tench,Tinca tinca @ coarse , dog@ fine,", [2, 1]),
+        ("Tinca tinca,dog@fine", [2, 1]),  # a base, then a part
+        ("id:0@coarse,name:dog@fine", [0, 1]),
+        ("null@coarse,4@fine", [5, 4]),
+        ("you@home@coarse,a, b@c@fine", [3, 4]),
+        ("you@home,dog@fine", [3, 1]),
+    ],
+)
+def test_names_may_hold_commas_and_at_signs(deep, text, classes):
+    labels = LabelSpace((*LABELS.names, "you@home", "a, b@c"))
+    assert [p.class_id for p in Mix.parse(text, labels, deep).parts] == classes
+
+
+def test_one_class_without_a_place_is_that_class(deep):
+    mix = Mix.parse(" tinca tinca", LABELS, deep)
+    assert (mix.name, mix.class_id) == ("tench, Tinca tinca", 2)
+    assert Mix.parse("cat@depth>=0", LABELS, deep).class_id is None
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "no part"),
+        ("catt@coarse,dog@fine", "no class 'catt'.*'cat'"),
+        ("cat@coarse,dgo", "no class 'dgo'.*'dog'"),
+        ("@coarse,dog", "no class was given"),
+        ("all@coarse,dog", "'all@coarse' names 3 classes"),
+        ("cat@,dog", "'' is no place"),
+        ("cat@corse,dog", "'corse' is no place. Expected coarse, fine"),
+        ("cat@8x4,dog", "'8x4' is no place"),
+        ("cat@depth10,dog", "'depth10' is no place"),
+        ("cat@t=6x6,dog", "'t=6x6' is no place"),
+        ("cat@up.0,dog", "'up.0' is no place"),
+        ("cat@t,dog", "'t' is no place"),
+        ("cat@64,dog", "'cat@64' names no site. There are .* 4x4, 8x8, 16x16, 32x32 and depth 0.."),
+        ("cat@coarse&fine,dog", "names no site"),
+        ("cat@side.*,dog", "names no site.*named like down.0"),
+        ("cat@t>2000,dog", "names no timestep: they are 0..999"),
+        ("cat@t>5&t<5,dog", "names no timestep"),
+        ("cat,dog", "both told everywhere"),
+        ("cat@coarse", r"no part names \d+ of \d+ sites \(down.0.*, \.\.\.\): add a part"),
+        ("cat@t>600,dog@t<600", "sites at t = 600 "),
+        ("cat@t>=601,dog@t<=600", "sites at t = 600.5 "),
+        ("cat@t>600&coarse,dog@fine", "sites at t = 0 "),
+        ("cat@t<999", "sites at t = 999 "),
+    ],
+)
+def test_what_is_wrong_is_said(deep, text, message):
+    with pytest.raises(InputError, match=f"the mix '.*{message}"):
+        Mix.parse(text, LABELS, deep)
+
+
+@pytest.mark.parametrize("text", ["cat@t<1000", "cat@t>=0", "cat@t<=999", "cat@t>600,dog@t<=600", "cat@t<9,dog@t>=9"])
+def test_all_of_time_may_be_named(deep, text):
+    Mix.parse(text, LABELS, deep)
+
+
+def test_the_record_and_the_description_name_the_sites(pipes):
+    sites = pipes().unet.sites()
+    mix = pipes().mix("cat@coarse,dog@fine")
+    first, second = mix.record()
+    assert [first["part"], first["class_id"]] == ["cat@coarse", CAT]
+    assert first["sites"] == [s.name for s in sites if s.resolution == 4]
+    assert sorted(itertools.chain(first["sites"], second["sites"])) == sorted(s.name for s in sites)
+    coarse, fine = mix.describe(sites).splitlines()
+    assert f"cat@coarse: {len(first['sites'])} of {len(sites)} sites, at 4x4" in coarse
+    assert "at 8x8: down.0.stages.0.block.norm2 ... up.1.stages.1.block.norm2" in fine
+
+
+def test_what_is_kept_stays_within_its_bytes(pipes):
+    pipe = pipes("cross_attention")
+    unet, plans = pipe.unet, [Mix.everywhere(c, LABELS) for c in range(3)]
+    sizes = []
+    for timesteps in (torch.arange(40.0), torch.arange(400.0)):
+        made = []
+        projected = unet.projected
+        unet.projected = lambda *a, p=projected, m=made: m.append(p(*a)) or m[-1]
+        try:
+            teller(unet, plans, timesteps, most_bytes=2**18)(0)
+        finally:
+            del unet.projected
+        sizes.append(sum(t.numel() * 4 for t in made[0]))
+    assert 2**16 < sizes[1] <= 2**18 and sizes[0] <= 2**18

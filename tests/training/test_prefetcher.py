@@ -1,0 +1,239 @@
+"""Batches made ahead, pictures on the device or fetched by a thread: the same batches, the same runs, no thread left behind."""
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+import traceback
+from functools import partial
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT
+from test_train import assert_same_run, environment, launch, losses, run
+
+from diffusion_adagn.config import DataConfig
+from diffusion_adagn.data import open_dataset
+from diffusion_adagn.data.store import ImageDataset
+from diffusion_adagn.training import prefetcher as feed_module
+from diffusion_adagn.training import train as train_module
+from diffusion_adagn.training.image_fetcher import DevicePixels, Pixels, PrefetchedPixels, choose_pixels, fits
+from diffusion_adagn.training.loader import Batches
+from diffusion_adagn.training.prefetcher import Feed
+
+CPU = torch.device("cpu")
+KINDS = (Pixels, DevicePixels, PrefetchedPixels)
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return open_dataset(DataConfig(), "train", progress=False)  # a part of its store
+
+
+@pytest.fixture
+def forced(monkeypatch):
+    """Runs as on CUDA: pixels of this kind, batches made ahead."""
+
+    def force(kind):
+        monkeypatch.setattr(train_module, "choose_pixels", lambda dataset, device, where: kind(dataset, device))
+        monkeypatch.setattr(train_module, "Feed", partial(Feed, early=True))
+
+    return force
+
+
+def threads():
+    return [t for t in threading.enumerate() if t.name.startswith("pixels")]
+
+
+def assert_same_batch(one, other):
+    for name in ("x0", "noise", "t", "labels", "indices"):
+        assert torch.equal(getattr(one, name), getattr(other, name)), name
+
+
+@pytest.mark.parametrize("early", [True, False])
+@pytest.mark.parametrize("kind", KINDS)
+def test_batches_are_the_same_whatever_was_expected(digits, kind, early):
+    made = partial(Batches, digits, 3, 1000, CPU, label_dropout=0.3, flip=True)
+    plain, at = made(), [torch.arange(i, i + 24) for i in range(0, 12_000, 24)]
+    with Feed(made(pixels=kind(digits, CPU)), early) as feed:
+        for i in (0, 1, 2, 3, 3, 2, 4, 5, 70, 71, 72, 0, 499):  # in order, again, back, a jump; an epoch has 71 of them
+            assert_same_batch(feed.at(at[i]), plain.at(at[i]))
+            feed.ahead(*at[i + 1 : i + 3])
+            if i % 2:
+                time.sleep(0.002)  # long enough for the thread
+        assert_same_batch(feed.at(at[0][:5]), plain.at(at[0][:5]))
+    assert not threads()
+
+
+def test_what_was_made_ahead_is_not_lost_to_another_question(digits):
+    asked = []
+    batches = Batches(digits, 0, 1000, CPU)
+    real, batches.at = batches.at, lambda positions: asked.append(positions[0].item()) or real(positions)
+    feed = Feed(batches, early=True)
+    feed.ahead(torch.arange(4, 8), torch.arange(8, 12))
+    for first in (0, 4):
+        assert_same_batch(feed.at(torch.arange(first, first + 4)), real(torch.arange(first, first + 4)))
+    assert asked == [4, 0]
+
+
+@pytest.mark.serial
+@pytest.mark.parametrize("kind", [pytest.param(DevicePixels, marks=pytest.mark.slow), PrefetchedPixels])
+def test_stopped_anywhere_and_resumed_a_run_is_the_same(tmp_path, monkeypatch, forced, kind):
+    changes = {"training__gradient_accumulation": 2, "data__flip": "true"}
+    run(tmp_path / "plain", **changes)
+    forced(kind)
+    assert run(tmp_path / "whole", **changes) == 0
+    assert_same_run(tmp_path / "plain", tmp_path / "whole")
+
+    real, calls = Feed.at, []
+
+    def at(self, positions):
+        calls.append(positions)
+        if len(calls) in (3, 8):  # a signal in the second step, and in the third after it
+            os.kill(os.getpid(), signal.SIGTERM)
+        return real(self, positions)
+
+    monkeypatch.setattr(Feed, "at", at)
+    assert run(tmp_path / "parts", **changes) == 75 and not threads()
+    assert run(tmp_path / "parts", "--resume", "auto", **changes) == 75
+    assert run(tmp_path / "parts", "--resume", "auto", **changes) == 0 and not threads()
+    assert_same_run(tmp_path / "plain", tmp_path / "parts")
+    assert len(losses(tmp_path / "parts")) == 6
+
+
+@pytest.mark.parametrize("kind", [pytest.param(DevicePixels, marks=pytest.mark.slow), PrefetchedPixels])
+def test_a_faulty_step_is_looked_into_and_the_run_is_the_same(tmp_path, monkeypatch, capsys, forced, kind):
+    real = Batches.at
+
+    def at(self, positions):
+        batch = real(self, positions)
+        batch.noise[(positions == 40) | (positions == 65)] = math.nan
+        return batch
+
+    monkeypatch.setattr(Batches, "at", at)
+    for out in ("plain", "forced"):
+        assert run(tmp_path / out, training__gradient_accumulation=2) == 0
+        told = capsys.readouterr().out
+        assert "step 3 left out" in told and "step 5 left out" in told and "the output of conv_in" in told
+        forced(kind)
+    assert_same_run(tmp_path / "plain", tmp_path / "forced")
+
+
+def test_an_error_of_the_thread_is_raised_where_its_batch_is_asked_for(digits, monkeypatch):
+    batches = Batches(digits, 0, 1000, CPU, pixels=PrefetchedPixels(digits, CPU))
+    bad = batches.order(torch.arange(8, 12))
+    real = ImageDataset.gather
+
+    def gather(self, indices, out=None):
+        if np.array_equal(indices, bad):
+            raise OSError("the disk is gone")
+        return real(self, indices, out)
+
+    monkeypatch.setattr(ImageDataset, "gather", gather)
+    with Feed(batches, early=True) as feed:
+        for first in (0, 4):
+            feed.at(torch.arange(first, first + 4))
+            feed.ahead(torch.arange(first + 4, first + 8), torch.arange(first + 8, first + 12))
+            time.sleep(0.01)
+        with pytest.raises(OSError, match="the disk is gone") as told:
+            feed.at(torch.arange(8, 12))
+        assert {"gather", "_gathered"} <= {frame.name for frame in traceback.extract_tb(told.tb)}
+    assert not threads()
+
+
+def test_a_run_whose_pictures_cannot_be_read_ends(tmp_path, monkeypatch, forced):
+    forced(PrefetchedPixels)
+    monkeypatch.setattr(train_module, "heldout_loss", None)
+    real, calls = ImageDataset.gather, []
+
+    def gather(self, indices, out=None):
+        calls.append(len(calls))
+        if len(calls) == 5:
+            raise OSError("the disk is gone")
+        return real(self, indices, out)
+
+    monkeypatch.setattr(ImageDataset, "gather", gather)
+    with pytest.raises(OSError, match="the disk is gone"):
+        run(tmp_path / "run", training__signals_every=0)
+    assert not threads()
+    assert sorted(losses(tmp_path / "run")) == [1, 2, 3, 4]  # the steps before it are done
+
+
+def test_what_fits_goes_to_the_device(digits):
+    size = len(digits) * 64
+    assert fits(digits, 4 * size) and not fits(digits, 4 * size - 1)
+    assert type(choose_pixels(digits, CPU)) is Pixels
+    store = DevicePixels(digits, CPU).store
+    assert store.dtype == torch.uint8 and np.array_equal(store.numpy(), digits.gather(range(len(digits)))[0])
+
+
+def test_the_waiting_is_measured_and_what_is_made_ahead_is_not_waited_for(digits, monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr(feed_module, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
+
+    def slow(positions):
+        clock[0] += 5
+        return positions
+
+    batches = SimpleNamespace(at=slow, device=CPU, order=lambda p: p, pixels=Pixels(digits, CPU))
+    feed = Feed(batches, early=True)
+    feed.at(torch.arange(2))
+    assert feed.waited == 5
+    feed.ahead(torch.arange(2, 4))
+    assert clock == [10] and feed.at(torch.arange(2, 4)).tolist() == [2, 3]
+    assert feed.waited == 5
+
+
+def test_a_run_says_how_long_it_waited(tmp_path, capsys):
+    run(tmp_path / "run")
+    assert "data      the steps waited for their pictures " in capsys.readouterr().out
+    lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    waits = [line["data_wait"] for line in lines if "loss" in line]
+    assert len(waits) == 6 and all(0 < wait < 1 for wait in waits)
+
+
+FORCED = """
+from functools import partial
+from diffusion_adagn.training import image_fetcher, prefetcher
+from diffusion_adagn.training import train as train_module
+train_module.choose_pixels, train_module.Feed = lambda d, device, where: image_fetcher.PrefetchedPixels(d, device), partial(prefetcher.Feed, early=True)
+from diffusion_adagn.cli.main import script
+script("train")
+"""
+
+
+@pytest.mark.serial
+@pytest.mark.slow
+def test_two_processes_with_threads_train_as_one_without(tmp_path):
+    run(tmp_path / "1", training__gradient_accumulation=4)
+    program = tmp_path / "forced.py"
+    program.write_text(FORCED)
+    command = launch(tmp_path / "2", processes=2, training__gradient_accumulation=2)
+    command = [str(program) if w.endswith("train.py") else w for w in command]
+    result = subprocess.run(command, env=environment(), capture_output=True, text=True, check=False, timeout=300)
+    assert result.returncode == 0, result.stderr[-3000:]
+    one, two = losses(tmp_path / "1"), losses(tmp_path / "2")
+    assert list(one.values()) == pytest.approx(list(two.values()), rel=1e-4) and len(two) == 6
+
+
+LEFT = """
+import torch
+from diffusion_adagn.config import DataConfig
+from diffusion_adagn.data import open_dataset
+from diffusion_adagn.training.image_fetcher import PrefetchedPixels
+dataset = open_dataset(DataConfig(), "train", progress=False)
+pixels = PrefetchedPixels(dataset, torch.device("cpu"))
+pixels.expect(torch.arange(16))
+raise SystemExit(3)
+"""
+
+
+@pytest.mark.slow
+def test_a_thread_that_was_not_ended_does_not_keep_the_process(tmp_path):
+    assert subprocess.run([sys.executable, "-c", LEFT], cwd=ROOT, timeout=60, check=False).returncode == 3

@@ -1,0 +1,457 @@
+"""Whole runs, small: resume, stop, several processes, fine-tuning, refusals."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import ROOT, one_line
+from processes import Process
+from safetensors.torch import load_file
+
+from diffusion_adagn import ClassConditionalPipeline
+from diffusion_adagn.cli.main import main
+from diffusion_adagn.config import read_config
+from diffusion_adagn.errors import InputError
+from diffusion_adagn.models.conditioning import KINDS
+from diffusion_adagn.runtime import speed
+from diffusion_adagn.sampling.load import open_pipeline
+
+TINY = {
+    "model.model_channels": 16, "model.channel_mult": "1,2", "model.num_res_blocks": 1, "model.attention_resolutions": 4,
+    "model.num_head_channels": 16, "model.norm_groups": 4, "diffusion.schedule": "cosine",
+    "training.batch_size": 16, "training.lr": 1e-3, "training.log_every": 1, "training.preview_every": 0,
+}  # fmt: skip
+
+
+def words(settings):
+    return [f"--{k}={v}" for k, v in settings.items()]
+
+
+def run(out, *extra, **changes):
+    """adagn train in this process; the exit status."""
+    settings = TINY | {"training.max_steps": 6} | {k.replace("__", "."): v for k, v in changes.items()}
+    return main(["train", "--output_dir", str(out), *words(settings), *extra, "--debug"])
+
+
+def losses(out):
+    return {
+        line["step"]: line["loss"]
+        for line in map(json.loads, (Path(out) / "metrics.jsonl").read_text().splitlines())
+        if "loss" in line
+    }
+
+
+def signals(out):
+    lines = map(json.loads, (Path(out) / "metrics.jsonl").read_text().splitlines())
+    return [line for line in lines if "rms_gamma" in line]
+
+
+def weights(out, which="model"):
+    newest = sorted((Path(out) / "checkpoints").glob("step-*"))[-1]
+    return load_file(newest / f"{which}.safetensors")
+
+
+def assert_same_run(a, b):
+    assert losses(a) == losses(b)
+    for which in ("model", "ema", "optimizer"):
+        one, other = weights(a, which), weights(b, which)
+        assert one.keys() == other.keys()
+        assert all(torch.equal(one[k], other[k]) for k in one), which
+
+
+VARIANTS = {
+    "fp32": {},
+    "bf16, two passes, dropout, flips, decay": {
+        "speed__precision": "bf16", "training__gradient_accumulation": 2, "model__dropout": 0.2, "data__flip": "true",
+        "training__warmup_steps": 2,
+    },
+    "gated kind, concatenation, learned variance": {
+        "model__conditioning": "adagn_zero", "model__join": "concat", "diffusion__learned_variance": "true",
+    },
+    "cross-attention, both norms": {"model__conditioning": "cross_attention", "model__modulate_both_norms": "true"},
+}  # fmt: skip
+
+
+def test_a_resumed_run_keeps_its_number_type_and_may_change_how_it_is_computed(tmp_path, monkeypatch):
+    monkeypatch.setattr(speed, "COMPILER", "eager")
+    run(tmp_path / "run", training__max_steps=2, speed__compile="true")
+    assert read_config(tmp_path / "run/config.yaml").speed.precision == "fp32"  # what auto meant
+    monkeypatch.setattr(speed, "has_bf16", lambda device: True)  # another machine, where auto means bf16
+    monkeypatch.setattr(speed, "WORTH_HALF", 0)
+    more = {"speed__operator": "eager", "speed__layout": "contiguous", "training__max_steps": 4}
+    assert run(tmp_path / "run", "--resume", "auto", **more) == 0
+    assert read_config(tmp_path / "run/config.yaml").speed.precision == "fp32"
+    with pytest.raises(InputError, match=r"speed.precision: fp32 -> bf16"):
+        run(tmp_path / "run", "--resume", "auto", training__max_steps=5, speed__precision="bf16")
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_stopped_and_resumed_run_is_the_run_never_stopped(tmp_path, variant):
+    changes = VARIANTS[variant]
+    run(tmp_path / "whole", **changes)
+    run(tmp_path / "parts", **changes, training__max_steps=4, training__checkpoint_every=3)
+    # as a kill after step 4's checkpoint was lost: go back to step 3
+    newest = tmp_path / "parts/checkpoints/step-00000004"
+    (newest / "state.json").unlink()
+    assert (
+        run(tmp_path / "parts", "--resume", "auto", **changes, training__log_every=1, training__checkpoint_every=100)
+        == 0
+    )
+    assert_same_run(tmp_path / "whole", tmp_path / "parts")
+    assert len(losses(tmp_path / "parts")) == 6
+
+
+def test_the_loss_falls_and_the_run_folder_is_whole(tmp_path, capsys):
+    out = tmp_path / "run"
+    assert run(out, training__max_steps=40, training__batch_size=64, training__lr=3e-3, training__preview_every=40,
+               training__heldout_every=20, training__preview_classes="3,null,7", training__preview_steps=3) == 0  # fmt: skip
+    values = losses(out)
+    assert sum(values[s] for s in range(36, 41)) < 0.8 * sum(values[s] for s in range(1, 6))
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert {"step", "loss", "lr", "grad_norm", "epoch", "images_per_s"} <= set(lines[0])
+    assert [line["step"] for line in lines if "heldout_loss" in line] == [20, 40]
+    assert {p.name for p in out.iterdir()} == {"config.yaml", "metrics.jsonl", "previews", "checkpoints", "pipeline"}
+    assert (out / "previews/step-00000040.png").stat().st_size > 500
+    printed = capsys.readouterr().out
+    assert f"adagn sample {out}" in printed
+    pipe = ClassConditionalPipeline.from_pretrained(out)
+    assert pipe.labels.names == tuple("0123456789")
+    assert pipe.config.trained_steps == 40
+    assert (out / "pipeline/README.md").read_text().count("digits") >= 1
+    ema = weights(out, "ema")
+    assert all(torch.equal(v, ema[k]) for k, v in pipe.unet.state_dict().items())
+    # EMA by default, the raw weights when asked, and both are told apart
+    raw, what = open_pipeline(out, "raw")
+    assert "raw weights" in what
+    assert all(torch.equal(v, weights(out)[k]) for k, v in raw.unet.state_dict().items())
+    assert not torch.equal(raw.unet.conv_in.weight, pipe.unet.conv_in.weight)
+
+
+def test_what_would_change_the_result_is_refused_by_name_and_nothing_is_lost(tmp_path, capsys):
+    out = tmp_path / "run"
+    run(out)
+    before = {p: p.read_bytes() for p in out.rglob("*") if p.is_file()}
+    for changes, name in (
+        ({"training__warmup_steps": 3}, "training.warmup_steps: 0 -> 3"),
+        ({"model__model_channels": 32}, "model.model_channels: 16 -> 32"),
+        ({"data__classes": "1,2"}, "records 10 classes"),
+        ({"training__seed": 1}, "training.seed"),
+    ):
+        settings = {k.replace("__", "."): v for k, v in changes.items()}
+        status = main(
+            ["train", "--output_dir", str(out), "--resume", "auto", *words(TINY | {"training.max_steps": 9} | settings)]
+        )
+        assert status == 1
+        assert name in one_line(capsys.readouterr().err)
+    status = main(["train", "--output_dir", str(out), *words(TINY | {"training.max_steps": 9})])
+    assert status == 1
+    assert f"adagn train --resume {out}" in capsys.readouterr().err
+    assert before == {p: p.read_bytes() for p in out.rglob("*") if p.is_file()}
+    assert run(out, "--resume", "auto", training__max_steps=7, training__log_every=2, training__keep_checkpoints=1) == 0
+    # a run's own config is enough to go on with it
+    assert main(["train", "--resume", "auto", "--output_dir", str(out), "--training.max_steps", "8"]) == 0
+    assert sorted(losses(out)) == [1, 2, 3, 4, 5, 6, 7, 8]
+
+
+def test_a_run_that_breaks_keeps_its_last_good_checkpoint(tmp_path, capsys):
+    run(tmp_path / "run", training__max_steps=3)
+    good = weights(tmp_path / "run")
+    settings = {
+        "training.max_steps": 30,
+        "training.checkpoint_every": 1,
+        "training.lr": 1e25,
+        "training.clip_norm": 0,
+        "training.log_every": 20,
+    }
+    broken = tmp_path / "broken"
+    status = main(["train", "--output_dir", str(broken), "--init_from", str(tmp_path / "run"), *words(TINY | settings)])
+    assert status == 1
+    assert "--init_from" in one_line(capsys.readouterr().err)
+    newest = sorted((broken / "checkpoints").glob("step-*"))
+    assert len(newest) <= 1  # the steps after the one that broke it were not saved
+    assert all(torch.isfinite(v).all() for v in good.values())
+
+
+def test_a_smaller_max_steps_than_was_reached_is_refused(tmp_path, capsys):
+    run(tmp_path / "run")
+    assert main(["train", "--resume", "auto", "--output_dir", str(tmp_path / "run"), "--training.max_steps", "3"]) == 1
+    assert "beyond" in one_line(capsys.readouterr().err)
+
+
+def test_a_folder_that_is_no_run_is_left_alone(tmp_path, capsys):
+    (tmp_path / "thesis.txt").write_text("mine")
+    for out in (tmp_path, tmp_path / "thesis.txt"):
+        assert main(["train", "--output_dir", str(out), *words(TINY | {"training.max_steps": 1})]) == 1
+        assert "not a run" in one_line(capsys.readouterr().err)
+    assert [p.name for p in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+def test_changed_data_is_refused(tmp_path, capsys):
+    import numpy as np
+    from PIL import Image
+
+    for name in "ab":
+        (tmp_path / "data" / name).mkdir(parents=True)
+        for i in range(4):
+            Image.fromarray(np.full((8, 8), 60 * i, "uint8")).save(tmp_path / "data" / name / f"{i}.png")
+    data = {"data__source": tmp_path / "data", "data__channels": 1}
+    # 8 pictures, batches of 16: smaller than a batch, every batch spans epochs
+    assert run(tmp_path / "run", **data) == 0
+    Image.fromarray(np.full((8, 8), 255, "uint8")).save(tmp_path / "data" / "a" / "0.png")
+    settings = {k.replace("__", "."): v for k, v in data.items()}
+    status = main(
+        [
+            "train",
+            "--resume",
+            "auto",
+            "--output_dir",
+            str(tmp_path / "run"),
+            *words(TINY | {"training.max_steps": 9} | settings),
+        ]
+    )
+    assert status == 1
+    assert "changed since" in one_line(capsys.readouterr().err)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"training.batch_size": 15, "training.gradient_accumulation": 2}, "multiple of 2"),
+        ({"speed.precision": "fp16"}, "CUDA"),
+        ({"training.preview_classes": "cat", "training.preview_every": 1}, "no class 'cat'"),
+        ({"training.preview_guidance": -1, "training.preview_every": 1}, "guidance scale"),
+        ({"training.preview_steps": 1500, "training.preview_every": 1}, "1 to 1000"),
+        ({"data.heldout_fraction": 0, "training.heldout_every": 1}, "nothing is held out"),
+        ({"data.source": "no/such/folder"}, "no/such/folder"),
+        ({"model.norm_groups": 7}, "norm_groups"),
+        ({"model.channel_mult": "1,2,2,2,2"}, "halved"),
+        ({"init_from": "nowhere"}, "no folder nowhere"),
+    ],
+)
+def test_bad_settings_leave_nothing_behind(tmp_path, capsys, changes, message):
+    if changes.get("speed.precision") == "fp16" and torch.cuda.is_available():
+        pytest.skip("fp16 is fine on this machine")
+    status = main(["train", "--output_dir", str(tmp_path / "run"), *words(TINY | {"training.max_steps": 2} | changes)])
+    assert status == 1
+    assert message in one_line(capsys.readouterr().err)
+    assert not (tmp_path / "run/config.yaml").exists()
+
+
+def test_fine_tuning_keeps_what_fits_and_makes_the_class_table_anew(tmp_path, capsys):
+    run(tmp_path / "a", model__null_class="false", training__label_dropout=0)
+    source = ClassConditionalPipeline.from_pretrained(tmp_path / "a")
+    run(
+        tmp_path / "b",
+        "--init_from",
+        str(tmp_path / "a"),
+        data__classes="7,3",
+        training__max_steps=1,
+        training__lr=1e-30,
+    )
+    assert "2 of 3 rows" in capsys.readouterr().out
+    tuned = weights(tmp_path / "b")
+    old = source.unet.state_dict()
+    for key, value in tuned.items():
+        if key != "embedding.classes.weight":
+            assert torch.equal(value, old[key]), key
+    table = tuned["embedding.classes.weight"]
+    assert table.shape[0] == 3  # 7, 3 and a null row
+    assert torch.equal(table[:2], old["embedding.classes.weight"][[7, 3]])
+    pipe = ClassConditionalPipeline.from_pretrained(tmp_path / "b")
+    assert pipe.labels.names == ("7", "3")
+    assert pipe.labels.original_ids == (7, 3)
+    pipe.set_progress_bar_config(disable=True)
+    assert len(pipe("7,null", guidance_scale=2.0, num_inference_steps=2).images) == 2
+
+
+def test_an_unconditional_run(tmp_path):
+    assert (
+        run(
+            tmp_path / "u",
+            model__class_conditional="false",
+            training__max_steps=2,
+            training__preview_every=2,
+            training__preview_steps=2,
+        )
+        == 0
+    )
+    pipe = ClassConditionalPipeline.from_pretrained(tmp_path / "u")
+    pipe.set_progress_bar_config(disable=True)
+    assert pipe.labels.K == 0
+    assert len(pipe("null", seeds=[1, 2], num_inference_steps=2).images) == 2
+
+
+def environment(**more):
+    return os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"} | more
+
+
+def launch(out, *extra, processes=1, **changes):
+    settings = TINY | {"training.max_steps": 6} | {k.replace("__", "."): v for k, v in changes.items()}
+    command = (
+        [sys.executable]
+        if processes == 1
+        else [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(processes), "--standalone"]
+    )
+    return [*command, str(ROOT / "train.py"), "--output_dir", str(out), *words(settings), *extra]
+
+
+@pytest.mark.serial
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_signals_save_and_leave_with_75(tmp_path, number, capsys):
+    out = tmp_path / "run"
+    _, program, *argv = launch(out, training__max_steps=100000)
+    process = Process(
+        "import runpy, sys; runpy.run_path(sys.argv.pop(1), run_name='__main__')", [program, *argv], tmp_path / "log"
+    )
+    while not ((out / "metrics.jsonl").exists() and len((out / "metrics.jsonl").read_text().splitlines()) > 3):
+        assert process.running(), process.printed()
+        time.sleep(0.05)
+    # meanwhile nobody else may train there
+    assert main(["train", "--resume", "auto", "--output_dir", str(out)]) == 1
+    assert "another process is at work" in one_line(capsys.readouterr().err)
+    process.signal(number)
+    status, printed = process.wait(), process.printed()
+    assert status == 75, printed
+    stopped = sorted((out / "checkpoints").glob("step-*"))[-1]
+    assert f"adagn train --resume {out}\n" in printed
+    assert "Traceback" not in printed
+    # an unfinished run can be sampled from its checkpoint
+    assert "EMA weights" in open_pipeline(out)[1]
+    step = int(stopped.name.split("-")[1])
+    assert max(losses(out)) == step
+
+
+@pytest.mark.serial
+def test_two_processes_see_what_one_sees(tmp_path):
+    """Losses are the global mean: equal first steps mean equal pictures, labels, timesteps and noise. They tell the same signals."""
+    changes = {"data__flip": "true", "training__label_dropout": 0.3, "training__signals_every": 3}
+    run(tmp_path / "1", training__gradient_accumulation=2, **changes)
+    command = launch(tmp_path / "2", processes=2, **changes)
+    result = subprocess.run(command, env=environment(), capture_output=True, text=True, check=False)
+    assert (tmp_path / "2" / "pipeline").is_dir(), result.stderr[-3000:]
+    one, two = losses(tmp_path / "1"), losses(tmp_path / "2")
+    assert one.keys() == two.keys()
+    assert one[1] == pytest.approx(two[1], abs=1e-6)
+    assert list(one.values()) == pytest.approx(list(two.values()), abs=1e-4)
+    one, two = signals(tmp_path / "1"), signals(tmp_path / "2")
+    assert len(one) == 2
+    for a, b in zip(one, two, strict=True):
+        assert a == pytest.approx(b, rel=1e-3, abs=1e-4)
+    # and a run begun on two goes on on one
+    assert run(tmp_path / "2", "--resume", "auto", training__max_steps=8, **changes) == 0
+    assert max(losses(tmp_path / "2")) == 8
+
+
+@pytest.mark.parametrize("name", ["FSDP", "DEEPSPEED", "MEGATRON_LM"])
+def test_sharded_training_is_refused(tmp_path, monkeypatch, name):
+    monkeypatch.setenv(f"ACCELERATE_USE_{name}", "true")
+    with pytest.raises(InputError, match="shard"):
+        run(tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.serial
+@pytest.mark.slow
+def test_one_process_then_two_then_one_are_one_run(tmp_path):
+    """The same samples, labels, drops, timesteps and noise at every step; what rounds otherwise, Adam amplifies slowly."""
+    changes = {"data__flip": "true", "training__label_dropout": 0.3, "training__gradient_accumulation": 2}
+    run(tmp_path / "1", **changes, training__max_steps=100)
+    run(tmp_path / "2", **changes, training__max_steps=33)
+    two = launch(tmp_path / "2", "--resume", "auto", processes=2, **changes, training__max_steps=67)
+    two = [w.replace("gradient_accumulation=2", "gradient_accumulation=1") for w in two]
+    result = subprocess.run(two, env=environment(), capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr[-3000:]
+    run(tmp_path / "2", "--resume", "auto", **changes, training__max_steps=100)
+    one, mixed = losses(tmp_path / "1"), losses(tmp_path / "2")
+    assert one.keys() == mixed.keys() and len(one) == 100
+    assert one[34] == pytest.approx(mixed[34], abs=1e-6)
+    assert list(one.values()) == pytest.approx(list(mixed.values()), abs=1e-4)
+
+
+POISONED = """
+import math, sys
+import torch
+from diffusion_adagn.training.loader import Batches
+real = Batches.at
+def at(self, positions):
+    batch = real(self, positions)
+    batch.noise[(positions == 40) | (positions == 41)] = math.nan  # of step 3, and of the second process alone
+    return batch
+Batches.at = at
+from diffusion_adagn.cli.main import script
+script("train")
+"""
+
+
+@pytest.mark.serial
+@pytest.mark.slow
+def test_two_processes_leave_out_the_same_step(tmp_path):
+    program = tmp_path / "poisoned.py"
+    program.write_text(POISONED)
+    command = [str(program) if w.endswith("train.py") else w for w in launch(tmp_path / "2", processes=2)]
+    result = subprocess.run(command, env=environment(), capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr[-3000:]
+    told = result.stdout + result.stderr
+    assert "step 3 left out" in told and "the output of conv_in" in told
+    assert sorted(losses(tmp_path / "2")) == [1, 2, 4, 5, 6]
+    assert all(torch.isfinite(w).all() for w in weights(tmp_path / "2").values())
+
+
+@pytest.mark.serial
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_trains_on_two_processes_as_on_one(tmp_path, kind):
+    """A parameter that a kind leaves without a gradient would stop data-parallel training."""
+    changes = {"model__conditioning": kind, "diffusion__learned_variance": "true"}
+    run(tmp_path / "1", training__gradient_accumulation=2, **changes)
+    command = launch(tmp_path / "2", processes=2, **changes)
+    result = subprocess.run(command, env=environment(), capture_output=True, text=True, check=False)
+    assert (tmp_path / "2" / "pipeline").is_dir(), result.stderr[-3000:]
+    one, two = losses(tmp_path / "1"), losses(tmp_path / "2")
+    assert list(one.values()) == pytest.approx(list(two.values()), rel=1e-4)
+
+
+def test_a_run_with_a_learned_variance_is_trained_sampled_and_fine_tuned(tmp_path, capsys):
+    out = tmp_path / "run"
+    assert run(out, diffusion__learned_variance="true", training__heldout_every=6, training__preview_every=6) == 0
+    assert run(tmp_path / "fixed") == 0
+    both, simple = losses(out), losses(tmp_path / "fixed")
+    assert 0 < both[1] - simple[1] < 20  # the bound's weighed term, on the same pictures and noise
+    pipe = ClassConditionalPipeline.from_pretrained(out)
+    assert pipe.unet.conv_out.out_channels == 2
+    pipe.set_progress_bar_config(disable=True)
+    for sampler in ("ddim", "ddpm", "dpm++"):
+        pipe.use_sampler(sampler)
+        assert pipe("3", guidance_scale=2.0, seeds=0, num_inference_steps=4, output_type="pt").images.shape == (
+            1,
+            1,
+            8,
+            8,
+        )
+    assert pipe.use_sampler("ddpm").scheduler.config.variance_type == "learned_range"
+    assert run(tmp_path / "more", "--init_from", str(out), diffusion__learned_variance="true") == 0
+    assert "new:" not in capsys.readouterr().out
+
+
+def test_a_network_that_hears_no_class_says_so(tmp_path, capsys):
+    assert run(tmp_path / "run", model__conditioning="none") == 0
+    argv = [
+        "sample",
+        str(tmp_path / "run"),
+        "--count",
+        "1",
+        "--steps",
+        "2",
+        "--guidance",
+        "1,2",
+        "--out",
+        str(tmp_path / "s"),
+    ]
+    assert main(argv) == 0
+    assert "change nothing" in capsys.readouterr().out

@@ -52,7 +52,7 @@ def pipeline(unet: AdaGNUNet):
 
 def dataset(images, labels, classes: int):
     """An ImageDataset over uint8 [N, H, W, C] and int64 [N]."""
-    from diffusion_adagn.data.store import ImageDataset
+    from diffusion_adagn.data import ImageDataset
     from diffusion_adagn.labels import LabelSpace
 
     return ImageDataset("benchmark", images, labels, LabelSpace(tuple(map(str, range(classes)))), fingerprint="")

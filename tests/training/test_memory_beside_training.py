@@ -9,7 +9,7 @@ from conftest import tiny_unet
 from diffusion_adagn import LabelSpace
 from diffusion_adagn.cli.main import main
 from diffusion_adagn.config import DiffusionConfig, TrainingConfig
-from diffusion_adagn.data.store import ImageDataset
+from diffusion_adagn.data import ImageDataset
 from diffusion_adagn.diffusion.loss import Objective
 from diffusion_adagn.diffusion.schedule import make_scheduler
 from diffusion_adagn.evaluation.label_usage import label_use

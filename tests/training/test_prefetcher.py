@@ -19,8 +19,7 @@ from conftest import ROOT
 from test_train import assert_same_run, environment, launch, losses, run
 
 from diffusion_adagn.config import DataConfig
-from diffusion_adagn.data import open_dataset
-from diffusion_adagn.data.store import ImageDataset
+from diffusion_adagn.data import ImageDataset, open_dataset
 from diffusion_adagn.training import prefetcher as feed_module
 from diffusion_adagn.training import train as train_module
 from diffusion_adagn.training.image_fetcher import DevicePixels, Pixels, PrefetchedPixels, choose_pixels, fits

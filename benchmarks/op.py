@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from diffusion_adagn.ops import adagn_silu, why_not
+from diffusion_adagn.ops import adagn_silu, unsupported_reason
 
 from .limits import copy_bytes
 from .machine import DTYPES, full_fp32, unpinned
@@ -36,7 +36,7 @@ def shapes(size: Size, batch: int, dtype: str, device: torch.device) -> list[tup
             continue
         rows = batch
         if device.type == "cuda":
-            one = channels * side * side * torch.finfo(DTYPES[dtype]).bits // 8
+            one = channels * side * side * torch.finfo(DTYPES[dtype]).bits_per_dim // 8
             rows = max(batch, -(-copy_bytes(device) // one))
         found.append((rows, channels, side, side))
     return found
@@ -55,7 +55,7 @@ def measure(
     """{"rows", "ratios", "not_measured"} over every shape, layout, direction and implementation."""
     deadline = deadline or Deadline()
     result: dict = {"rows": [], "ratios": [], "not_measured": []}
-    why = why_not(clock.device)
+    why = unsupported_reason(clock.device)
     kinds: dict[str, Callable] = {"formula": formula}
     if why:
         result["not_measured"].append(f"fused operator: {why}")

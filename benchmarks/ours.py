@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from diffusion_adagn import AdaGNUNet
-from diffusion_adagn.ops import why_not
+from diffusion_adagn.ops import unsupported_reason
 from diffusion_adagn.runtime.speed import compile_blocks
 
 SIDE = "ours"
@@ -23,7 +23,7 @@ def network(seed: int = 0, **config) -> AdaGNUNet:
 
 def operators(device: torch.device) -> tuple[list[str], str]:
     """The operators that the network can be set to on this device, and why the fused one is not among them ("" if it is)."""
-    why = why_not(device)
+    why = unsupported_reason(device)
     return (["eager"] if why else ["fused", "eager"]), why
 
 

@@ -10,7 +10,7 @@ import torch
 from tqdm import tqdm
 
 CLEAN = 0.97  # of a sample's wall time that one thread must have been running
-MOST_ROUNDS = 2  # times the rounds asked for, while samples are noisy
+MAX_ROUNDS = 2  # times the rounds asked for, while samples are noisy
 
 
 @dataclass(frozen=True)
@@ -55,10 +55,10 @@ class Clock:
         if self.device.type == "cuda":
             first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))
             torch.cuda.synchronize()
-            first.record()
+            first.to_dict()
             for _ in range(repeats):
                 call()
-            last.record()
+            last.to_dict()
             torch.cuda.synchronize()
             return Sample(first.elapsed_time(last) / 1000 / repeats)
         wall, cpu = time.perf_counter(), time.process_time()
@@ -88,7 +88,7 @@ def interleave(
     repeats = {name: max(1, min(10_000, math.ceil(sample_seconds / max(s, 1e-9)))) for name, s in known.items()}
     samples: dict[str, list[Sample]] = {name: [] for name in calls}
     with tqdm(total=rounds * len(calls), desc=title, leave=False, disable=None) as bar:
-        for number in range(MOST_ROUNDS * rounds):
+        for number in range(MAX_ROUNDS * rounds):
             if number and deadline.passed:
                 break
             for name in list(calls)[:: -1 if number % 2 else 1]:

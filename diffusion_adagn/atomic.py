@@ -18,33 +18,33 @@ def cache_root() -> Path:
     return Path(os.environ.get("DIFFUSION_ADAGN_CACHE") or "~/.cache/diffusion_adagn").expanduser().absolute()
 
 
-def into_place(out: Path, write: Callable[[Path], None]) -> Path:
+def atomic_dir(out: Path, write: Callable[[Path], None]) -> Path:
     """Write a folder beside `out` and rename it, so that a broken-off write leaves `out` as it was. Returns `out`."""
-    beside, old = out.with_name(f".{out.name}.new"), out.with_name(f".{out.name}.old")
-    for leftover in (beside, old):
+    tmp, old = out.with_name(f".{out.name}.new"), out.with_name(f".{out.name}.old")
+    for leftover in (tmp, old):
         shutil.rmtree(leftover, ignore_errors=True)
     out.parent.mkdir(parents=True, exist_ok=True)
     try:
-        write(beside)
+        write(tmp)
     except BaseException:
-        shutil.rmtree(beside, ignore_errors=True)
+        shutil.rmtree(tmp, ignore_errors=True)
         raise
     if out.exists():
         out.rename(old)
-    beside.rename(out)
+    tmp.rename(out)
     shutil.rmtree(old, ignore_errors=True)
     return out
 
 
-def file_into_place(file: Path, write: Callable[[Path], None]) -> Path:
+def atomic_write(file: Path, write: Callable[[Path], None]) -> Path:
     """Write a file beside itself and rename it, so that a broken-off write leaves it as it was. The name's ending is kept. Returns it."""
-    beside = file.with_name(f".{uuid.uuid4().hex[:8]}.{file.name}")  # machines that share a disk share process numbers
+    tmp = file.with_name(f".{uuid.uuid4().hex[:8]}.{file.name}")  # machines that share a disk share process numbers
     file.parent.mkdir(parents=True, exist_ok=True)
     try:
-        write(beside)
-        beside.replace(file)
+        write(tmp)
+        tmp.replace(file)
     finally:
-        beside.unlink(missing_ok=True)
+        tmp.unlink(missing_ok=True)
     return file
 
 
@@ -99,7 +99,7 @@ def one_at_a_time(folder: Path, what: str = "") -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def alone_in(folder: Path) -> Iterator[None]:
+def exclusive_lock(folder: Path) -> Iterator[None]:
     """Held while a process works in a folder. Raises InputError if another does."""
     with locked(folder) as got:
         if got is False:

@@ -18,7 +18,7 @@ from . import recipes
 from .errors import InputError, UsageError
 from .labels import LabelSpace
 from .models.config import ModelConfig, check_size
-from .schema import apply, fields_of, flatten, option, read_yaml, said
+from .schema import apply, fields_of, flatten, read_yaml, setting, short_repr
 
 DEVICE = r"(?i:auto|cpu|cuda(:\d{1,3})?|mps)"  # the words of speed.device and --device
 
@@ -27,55 +27,57 @@ DEVICE = r"(?i:auto|cpu|cuda(:\d{1,3})?|mps)"  # the words of speed.device and -
 class DataConfig:
     """Labelled images."""
 
-    source: str = option(
+    source: str = setting(
         "digits",
         "NAME_OR_PATH[:split], split 'train' unless said. digits, cifar10, cifar100, any data set name on the Hugging "
         "Face hub, a folder of class folders, a folder with metadata.csv or metadata.jsonl (or one such table: columns "
         "file_name and label), a folder of (or one) parquet file, or cifar-10-batches-py (or cifar-10-python.tar.gz). "
         "What exists here wins over the hub.",
     )
-    classes: str = option(
+    classes: str = setting(
         "all",
         "The classes to keep: names, ids or WordNet ids with commas between, or a .txt file with one a line, or a list of "
         "ImageNet classes by its name: imagenette, imagewoof, imagenet100 (of Contrastive Multiview Coding), "
         "imagenet_first100, imagenet_cifar10 (nine of CIFAR-10's ten; ImageNet has no deer).",
     )
-    image_size: int | None = option(
+    image_size: int | None = setting(
         None,
         "Side in pixels: pictures are centre-cropped to a square and resized to it (area average when shrinking, "
         "bicubic when growing). Unset: the source's own size, if all its pictures are squares of one size.",
         minimum=2,
         maximum=2**13,
     )
-    channels: Literal[1, 3] | None = option(None, "1 for gray, 3 for colour. Unset: 1 for digits, else 3.")
-    background: Literal["white", "black"] = option("white", "What transparent pixels are laid over.")
-    flip: bool = option(False, "Mirror half of the training pictures left to right.")
-    heldout_fraction: float = option(
+    channels: Literal[1, 3] | None = setting(None, "1 for gray, 3 for colour. Unset: 1 for digits, else 3.")
+    background: Literal["white", "black"] = setting("white", "What transparent pixels are laid over.")
+    flip: bool = setting(False, "Mirror half of the training pictures left to right.")
+    heldout_fraction: float = setting(
         0.05,
         "Share of the pictures held out (seeded) where a source has no test or validation part.",
         minimum=0,
         maximum=0.5,
     )
-    heldout_split: Literal["random", "stratified"] = option(
+    heldout_split: Literal["random", "stratified"] = setting(
         "random",
         "How that share is drawn. random: from all images at once. stratified: from each class alike, round(heldout_fraction "
         "x its images); a class of fewer than 0.5 / heldout_fraction images (10 at 0.05) holds out none. Either way each "
         "class keeps an image for training.",
     )
-    balance: bool = option(
+    balance: bool = setting(
         False,
         "Draw each class equally often in training: a class at random, then its next image. For unbalanced classes. An epoch "
         "is still as many draws as there are images.",
     )
-    skip_broken: bool = option(False, "Leave out pictures that cannot be decoded, counting them, instead of stopping.")
-    image_column: str | None = option(
+    skip_broken: bool = setting(False, "Leave out pictures that cannot be decoded, counting them, instead of stopping.")
+    image_column: str | None = setting(
         None, "Column that holds the pictures, or their file names. Unset: the first image column; file_name."
     )
-    label_column: str | None = option(
+    label_column: str | None = setting(
         None, "Column that holds the labels. Unset: the first class-label column; label or class."
     )
-    store_dir: str | None = option(
-        None, "Where decoded pictures are kept. Unset: $DIFFUSION_ADAGN_CACHE or ~/.cache/diffusion_adagn.", free=True
+    store_dir: str | None = setting(
+        None,
+        "Where decoded pictures are kept. Unset: $DIFFUSION_ADAGN_CACHE or ~/.cache/diffusion_adagn.",
+        resumable=True,
     )
 
 
@@ -87,88 +89,90 @@ SPACINGS = ("leading", "trailing", "linspace", "karras", "exponential", "lu")
 class DiffusionConfig:
     """The noising process, the prediction and the loss."""
 
-    schedule: Literal["linear", "cosine", "sigmoid"] = option("linear", "Noise schedule.")
-    num_train_timesteps: int = option(1000, "T: timesteps are 0..T-1.", minimum=2, maximum=100_000)
-    zero_snr: bool = option(
+    schedule: Literal["linear", "cosine", "sigmoid"] = setting("linear", "Noise schedule.")
+    num_train_timesteps: int = setting(1000, "T: timesteps are 0..T-1.", minimum=2, maximum=100_000)
+    zero_snr: bool = setting(
         False, "Rescale the schedule so that the last timestep is pure noise (needs prediction x0 or v)."
     )
-    prediction: Literal["eps", "x0", "v"] = option("eps", "What the network predicts.")
-    loss_weight: Literal["uniform", "min_snr"] = option("uniform", "Weight of a sample's loss over t.")
-    min_snr_gamma: float = option(5.0, "Gamma of min-SNR-gamma weighting.", minimum=1e-6)
-    timestep_spacing: Literal["leading", "trailing", "linspace"] | None = option(
+    prediction: Literal["eps", "x0", "v"] = setting("eps", "What the network predicts.")
+    loss_weight: Literal["uniform", "min_snr"] = setting("uniform", "Weight of a sample's loss over t.")
+    min_snr_gamma: float = setting(5.0, "Gamma of min-SNR-gamma weighting.", minimum=1e-6)
+    timestep_spacing: Literal["leading", "trailing", "linspace"] | None = setting(
         None, "Which timesteps a sampler visits. Unset: leading; trailing under zero_snr, which must start at T-1."
     )
-    learned_variance: bool = option(
+    learned_variance: bool = setting(
         False,
         "Predict the variance too: twice the output channels, the hybrid loss, and the ddpm sampler uses it "
         "(Nichol & Dhariwal 2021).",
     )
-    vlb_weight: float = option(
+    vlb_weight: float = setting(
         0.001, "Weight of the variational bound beside the simple loss, under learned_variance.", minimum=0
     )
-    clip_x0: bool = option(True, "Clip the predicted x0 to [-1, 1] when sampling, after guidance.")
+    clip_x0: bool = setting(True, "Clip the predicted x0 to [-1, 1] when sampling, after guidance.")
 
 
 @dataclass
 class TrainingConfig:
     """The loop. batch_size is for all processes together, so that a run means the same on 1 GPU and on 8."""
 
-    max_steps: int | None = option(None, "Optimizer steps of the whole run.", minimum=1, free=True)
-    batch_size: int = option(128, "Pictures per optimizer step, over all processes.", minimum=1, maximum=1_000_000)
-    gradient_accumulation: int = option(
-        1, "Split each process's share of a batch into this many passes, to save memory.", minimum=1, free=True
+    max_steps: int | None = setting(None, "Optimizer steps of the whole run.", minimum=1, resumable=True)
+    batch_size: int = setting(128, "Pictures per optimizer step, over all processes.", minimum=1, maximum=1_000_000)
+    gradient_accumulation: int = setting(
+        1, "Split each process's share of a batch into this many passes, to save memory.", minimum=1, resumable=True
     )
-    seed: int = option(0, "Decides weights, order, noise, timesteps, label drops and flips.", minimum=0)
-    lr: float = option(
+    seed: int = setting(0, "Decides weights, order, noise, timesteps, label drops and flips.", minimum=0)
+    lr: float = setting(
         1e-4, "Peak learning rate of AdamW. A resumed run may change it; the change is logged.", minimum=0
     )
-    warmup_steps: int = option(0, "Steps of linear warm-up.", minimum=0)
-    lr_decay: Literal["none", "linear", "cosine"] = option("none", "Decay from warm-up's end to 0 at max_steps.")
-    weight_decay: float = option(0.0, "Weight decay of AdamW.", minimum=0)
-    adam_beta2: float = option(0.999, "Second-moment rate of AdamW.", minimum=0, maximum=0.99999)
-    clip_norm: float = option(1.0, "Gradients are scaled down to this norm; 0: never.", minimum=0)
-    ema_decay: float = option(
+    warmup_steps: int = setting(0, "Steps of linear warm-up.", minimum=0)
+    lr_decay: Literal["none", "linear", "cosine"] = setting("none", "Decay from warm-up's end to 0 at max_steps.")
+    weight_decay: float = setting(0.0, "Weight decay of AdamW.", minimum=0)
+    adam_beta2: float = setting(0.999, "Second-moment rate of AdamW.", minimum=0, maximum=0.99999)
+    clip_norm: float = setting(1.0, "Gradients are scaled down to this norm; 0: never.", minimum=0)
+    ema_decay: float = setting(
         0.9999, "EMA rate; step s uses min(ema_decay, (1 + s) / (10 + s)).", minimum=0, maximum=0.999999
     )
-    label_dropout: float = option(0.1, "Share of samples trained with the null label.", minimum=0, maximum=1)
-    gradient_checkpointing: bool = option(
-        False, "Recompute activations in the backward pass: slower, less memory.", free=True
+    label_dropout: float = setting(0.1, "Share of samples trained with the null label.", minimum=0, maximum=1)
+    gradient_checkpointing: bool = setting(
+        False, "Recompute activations in the backward pass: slower, less memory.", resumable=True
     )
-    log_every: int = option(10, "Steps between lines of metrics.jsonl.", minimum=1, free=True)
-    checkpoint_every: int = option(1000, "Steps between checkpoints.", minimum=1, free=True)
-    keep_checkpoints: int = option(2, "Newest checkpoints that are kept.", minimum=1, free=True)
-    keep_every: int = option(
-        0, "Checkpoints at multiples of this many steps are kept for good; 0: none.", minimum=0, free=True
+    log_every: int = setting(10, "Steps between lines of metrics.jsonl.", minimum=1, resumable=True)
+    checkpoint_every: int = setting(1000, "Steps between checkpoints.", minimum=1, resumable=True)
+    keep_checkpoints: int = setting(2, "Newest checkpoints that are kept.", minimum=1, resumable=True)
+    keep_every: int = setting(
+        0, "Checkpoints at multiples of this many steps are kept for good; 0: none.", minimum=0, resumable=True
     )
-    most_faults: int = option(
+    most_faults: int = setting(
         10,
         "Steps in a row with a loss or gradient that is not finite, after which the run stops; each is left out.",
         minimum=1,
-        free=True,
+        resumable=True,
     )
-    images_on: Literal["auto", "device", "host"] = option(
+    images_on: Literal["auto", "device", "host"] = setting(
         "auto",
         "Where the training images lie on CUDA. auto: on the device if they take a quarter of its free memory or less, else on the host.",
-        free=True,
+        resumable=True,
     )
-    heldout_every: int = option(0, "Steps between held-out losses; 0: never.", minimum=0, free=True)
-    signals_every: int = option(
+    heldout_every: int = setting(0, "Steps between held-out losses; 0: never.", minimum=0, resumable=True)
+    signals_every: int = setting(
         500,
         "Steps between training signals: loss by timestep and class, use of the label on held-out pictures, size of gamma and "
         "beta, gradients of the condition's path; 0: never.",
         minimum=0,
-        free=True,
+        resumable=True,
     )
-    warn_unused_after: int = option(
-        2000, "Warn if after so many steps the label is not seen to be used; 0: never.", minimum=0, free=True
+    warn_unused_after: int = setting(
+        2000, "Warn if after so many steps the label is not seen to be used; 0: never.", minimum=0, resumable=True
     )
-    preview_every: int = option(1000, "Steps between preview grids; 0: never.", minimum=0, free=True)
-    preview_classes: str = option("all", "Classes of the preview grid (its first 10 are drawn).", free=True)
-    preview_count: int = option(4, "Pictures per class in the preview grid.", minimum=1, maximum=1000, free=True)
-    preview_guidance: float = option(2.0, "Guidance scale of the previews (1 where there is no null class).", free=True)
-    preview_steps: int = option(20, "Sampler steps of the previews.", minimum=1, free=True)
-    tracker: Literal["none", "tensorboard", "wandb", "trackio"] = option(
-        "none", "Where else to log, besides metrics.jsonl.", free=True
+    preview_every: int = setting(1000, "Steps between preview grids; 0: never.", minimum=0, resumable=True)
+    preview_classes: str = setting("all", "Classes of the preview grid (its first 10 are drawn).", resumable=True)
+    preview_count: int = setting(4, "Pictures per class in the preview grid.", minimum=1, maximum=1000, resumable=True)
+    preview_guidance: float = setting(
+        2.0, "Guidance scale of the previews (1 where there is no null class).", resumable=True
+    )
+    preview_steps: int = setting(20, "Sampler steps of the previews.", minimum=1, resumable=True)
+    tracker: Literal["none", "tensorboard", "wandb", "trackio"] = setting(
+        "none", "Where else to log, besides metrics.jsonl.", resumable=True
     )
 
 
@@ -176,29 +180,29 @@ class TrainingConfig:
 class SpeedConfig:
     """How it is computed. auto (and `speed: auto`) picks for the machine at hand, and the run says what it picked."""
 
-    precision: Literal["auto", "fp32", "bf16", "fp16", "tf32"] = option(
+    precision: Literal["auto", "fp32", "bf16", "fp16", "tf32"] = setting(
         "auto",
         "Autocast type; weights stay in fp32. tf32: fp32 with its products and convolutions in TF32 (CUDA). auto: on a GPU bf16 (fp16 where it has none); on a CPU fp32, or bf16 where "
         "it computes in that and a picture takes half a GFLOP or more. A resumed run keeps what was picked.",
     )
-    layout: Literal["auto", "channels_last", "contiguous"] = option(
+    layout: Literal["auto", "channels_last", "contiguous"] = setting(
         "auto",
         "How feature maps lie in memory. auto: channels_last on a CPU, and in half types on a GPU.",
-        free=True,
+        resumable=True,
     )
-    operator: Literal["auto", "fused", "eager"] = option(
+    operator: Literal["auto", "fused", "eager"] = setting(
         "auto",
         "Norm, modulation and SiLU in one pass over memory (fused: C++ on a CPU, Triton on a GPU), or in plain PyTorch (eager). "
         "auto: fused where it can be.",
-        free=True,
+        resumable=True,
     )
-    compile: bool = option(
-        False, "torch.compile for the repeated blocks; the first steps take minutes instead.", free=True
+    compile: bool = setting(
+        False, "torch.compile for the repeated blocks; the first steps take minutes instead.", resumable=True
     )
-    device: str = option(
+    device: str = setting(
         "auto",
         "auto: a CUDA GPU if there is one, else Apple's (mps), else the CPU; or cpu, cuda, cuda:1 (one process alone), mps.",
-        free=True,
+        resumable=True,
     )
 
 
@@ -206,8 +210,8 @@ class SpeedConfig:
 class RunConfig:
     """A whole training run."""
 
-    output_dir: str | None = option(None, "The run folder.", free=True)
-    init_from: str | None = option(
+    output_dir: str | None = setting(None, "The run folder.", resumable=True)
+    init_from: str | None = setting(
         None,
         "Start from the weights of this run, pipeline folder or hub id: all that fits is kept, the class table is made anew.",
     )
@@ -216,7 +220,7 @@ class RunConfig:
     diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
     speed: SpeedConfig = field(default_factory=SpeedConfig)
-    labels: dict | None = option(
+    labels: dict | None = setting(
         None, "The classes, as the run recorded them; the data must agree. Never written by hand."
     )
 
@@ -297,7 +301,7 @@ def check(config: RunConfig) -> None:
         raise InputError("diffusion.zero_snr needs diffusion.timestep_spacing trailing: sampling must start at T-1.")
     if not re.fullmatch(DEVICE, config.speed.device):
         raise InputError(
-            f"--device (speed.device): there is no device {said(config.speed.device)}; expected auto, cpu, cuda, cuda:1 or mps."
+            f"--device (speed.device): there is no device {short_repr(config.speed.device)}; expected auto, cpu, cuda, cuda:1 or mps."
         )
     if t.lr == 0:
         raise InputError("training.lr 0 trains nothing: give a rate above 0, such as 1e-4.")
@@ -339,7 +343,7 @@ def differences(old: RunConfig, new: RunConfig) -> list[str]:
     return [
         f"{key}: {_short(a[key])} -> {_short(b[key])}"
         for key, _, f in fields_of(RunConfig)
-        if not f.metadata["free"] and a[key] != b[key]
+        if not f.metadata["resumable"] and a[key] != b[key]
     ]
 
 

@@ -26,7 +26,7 @@ def out_of_memory(error: BaseException) -> bool:
 
 
 @contextmanager
-def reading(folder: Path) -> Iterator[None]:
+def errors_as_input_error(folder: Path) -> Iterator[None]:
     """Raises InputError, that the folder is damaged, for whatever goes wrong in here: anything may stand in it."""
     try:
         yield

@@ -19,8 +19,8 @@ from .errors import InputError
 ClassSpec = str | int | Sequence["str | int"]
 
 
-MOST_CLASSES = 1_000_000
-MOST_NAME = 1000  # characters
+MAX_CLASSES = 1_000_000
+MAX_NAME = 1000  # characters
 
 
 def _clean(text: str) -> str:
@@ -49,16 +49,16 @@ class LabelSpace:
     has_null: bool = True
 
     def __post_init__(self) -> None:
-        if len(self.names) > MOST_CLASSES:
-            raise InputError(f"{len(self.names):,} classes were given; there may be {MOST_CLASSES:,} at most.")
+        if len(self.names) > MAX_CLASSES:
+            raise InputError(f"{len(self.names):,} classes were given; there may be {MAX_CLASSES:,} at most.")
         object.__setattr__(self, "names", tuple(_clean(str(n)) for n in self.names))
         object.__setattr__(self, "original_ids", tuple(int(i) for i in self.original_ids) or tuple(range(self.K)))
         object.__setattr__(self, "wnids", tuple(_clean(str(w)) for w in self.wnids))
         if any(not n for n in self.names):
             raise InputError(f"class {self.names.index('')} has an empty name; every class needs one.")
         longest = max(map(len, self.names), default=0)
-        if longest > MOST_NAME:
-            raise InputError(f"a class name has {longest:,} characters; {MOST_NAME} at most are expected.")
+        if longest > MAX_NAME:
+            raise InputError(f"a class name has {longest:,} characters; {MAX_NAME} at most are expected.")
         twice = sorted(n for n, count in Counter(self.names).items() if count > 1)
         if twice:
             raise InputError(f"class names must be unique; given more than once: {', '.join(map(repr, twice[:5]))}.")
@@ -124,7 +124,7 @@ class LabelSpace:
         return ids
 
     def _resolve(self, word: str) -> int:
-        if len(word) > len("name:") + MOST_NAME:
+        if len(word) > len("name:") + MAX_NAME:
             raise InputError(f"there is no class '{word[:60]}...' ({len(word):,} characters). {self._help()}")
         for prefix, find in (("id:", self._by_id), ("name:", self._by_name), ("wnid:", self._by_wnid)):
             if word.startswith(prefix) and word not in self.names:

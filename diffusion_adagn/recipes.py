@@ -28,7 +28,7 @@ def text(name: str) -> str:
         InputError: There is no recipe of that name.
     """
     if name not in names():
-        raise InputError(f"there is no recipe {name}.{nearest(name)}")
+        raise InputError(f"there is no recipe {name}.{did_you_mean(name)}")
     return (folder() / f"{name}.yaml").read_text(encoding="utf-8")
 
 
@@ -52,7 +52,7 @@ def find(given: str | Path) -> Path:
         raise InputError(f"{given} is a folder; the config in it is {path / 'config.yaml'}.")
     near = ", ".join(str(p) for p in sorted(path.parent.glob("*.yaml"))[:8]) if path.parent.is_dir() else ""
     beside = f" Beside it: {near}." if near else ""
-    raise InputError(f"there is no config file {given} and no recipe of that name.{nearest(path.stem)}{beside}")
+    raise InputError(f"there is no config file {given} and no recipe of that name.{did_you_mean(path.stem)}{beside}")
 
 
 def shown(name: str) -> str:
@@ -60,7 +60,7 @@ def shown(name: str) -> str:
     return str(folder() / f"{name}.yaml") if Path(name).is_file() else name
 
 
-def nearest(name: str) -> str:
+def did_you_mean(name: str) -> str:
     """ " Did you mean ...? Recipes: ..." """
     near = difflib.get_close_matches(name, names(), n=1, cutoff=0.5)
     return (f" Did you mean {near[0]}?" if near else "") + f" Recipes: {', '.join(names())}."

@@ -24,16 +24,20 @@ import yaml
 from .errors import InputError
 from .renamed import CONFIG_KEYS
 
-MOST_YAML = 4 * 2**20  # bytes; the labels of 20,000 classes are 1 MB, and 60,000 values
-MOST_VALUES = 250_000  # of a YAML file; PyYAML takes 30 us for each
-MOST_JSON = 16 * 2**20
-MOST_DEEP = 40  # lists and sections in one another
-MOST_WHOLE = 2**63 - 1
+MAX_YAML = 4 * 2**20  # bytes; the labels of 20,000 classes are 1 MB, and 60,000 values
+MAX_VALUES = 250_000  # of a YAML file; PyYAML takes 30 us for each
+MAX_JSON = 16 * 2**20
+MAX_DEEP = 40  # lists and sections in one another
+MAX_WHOLE = 2**63 - 1
 
 
-def option(default: Any, help: str, *, minimum: float | None = None, maximum: float | None = None, free: bool = False):
+def setting(
+    default: Any, help: str, *, minimum: float | None = None, maximum: float | None = None, resumable: bool = False
+):
     """A config field. free: a resumed run may change it, since it does not change what is computed (training.lr alone may change too)."""
-    return field(default=default, metadata={"help": help, "minimum": minimum, "maximum": maximum, "free": free})
+    return field(
+        default=default, metadata={"help": help, "minimum": minimum, "maximum": maximum, "resumable": resumable}
+    )
 
 
 def fields_of(cls: type, prefix: str = "") -> Iterator[tuple[str, Any, dataclasses.Field]]:
@@ -75,10 +79,10 @@ def apply(
         if key in {k.partition(".")[0] for k in known if "." in k}:
             auto = ", or auto" if key == "speed" else ""
             raise error(
-                f"'{key}' is a section, such as '{key}:' with its settings below{auto}, not {said(value)} ({where})."
+                f"'{key}' is a section, such as '{key}:' with its settings below{auto}, not {short_repr(value)} ({where})."
             )
         if key not in known:
-            raise error(f"there is no setting {said(key)} ({where}).{nearest(key[:80], known)}")
+            raise error(f"there is no setting {short_repr(key)} ({where}).{did_you_mean(key[:80], known)}")
         hint, f = known[key]
         try:
             value = _convert(value, hint)
@@ -89,7 +93,7 @@ def apply(
         setattr(getattr(config, section) if section else config, name, value)
 
 
-def nearest(key: str, known: Mapping[str, Any]) -> str:
+def did_you_mean(key: str, known: Mapping[str, Any]) -> str:
     """ " Did you mean ...?" with the keys of that name in other sections, then those that look most like this one."""
     near = [k for k in known if k.rpartition(".")[2] == key.rpartition(".")[2]]
     near += [k for k in difflib.get_close_matches(key, known, n=3, cutoff=0.6) if k not in near]
@@ -100,7 +104,7 @@ _REPR = reprlib.Repr()
 _REPR.maxstring = _REPR.maxother = 80
 
 
-def said(value: Any) -> str:
+def short_repr(value: Any) -> str:
     """A value as an error shows it: shortened before it is written out, since it may be anything."""
     return _REPR.repr(value)
 
@@ -123,7 +127,7 @@ def _convert(value: Any, hint: Any) -> Any:
         for choice in args:
             if str(value) == str(choice):
                 return choice
-        raise ValueError(f"expected {', '.join(map(str, args))}, got {said(value)}")
+        raise ValueError(f"expected {', '.join(map(str, args))}, got {short_repr(value)}")
     if origin is tuple:
         if isinstance(value, str):
             value = [v for v in value.strip("[]() ").replace(" ", ",").split(",") if v]
@@ -143,7 +147,7 @@ def _convert(value: Any, hint: Any) -> Any:
             return value
         if str(value).lower() in words:
             return words[str(value).lower()]
-        raise ValueError(f"expected true or false, got {said(value)}")
+        raise ValueError(f"expected true or false, got {short_repr(value)}")
     if hint is str:
         if isinstance(value, bool):
             raise ValueError(
@@ -154,9 +158,9 @@ def _convert(value: Any, hint: Any) -> Any:
         if isinstance(value, os.PathLike):
             value = os.fspath(value)
         if not isinstance(value, str | int | float):
-            raise ValueError(f"expected a word, got {said(value)}")
+            raise ValueError(f"expected a word, got {short_repr(value)}")
         if b"\0" in os.fsencode(str(value)):
-            raise ValueError(f"expected a word, got {said(value)}")
+            raise ValueError(f"expected a word, got {short_repr(value)}")
         return str(value)
     # numbers: PyYAML reads 1e-4 as a string, so strings are converted too
     expected = "a whole number" if hint is int else "a number"
@@ -164,11 +168,11 @@ def _convert(value: Any, hint: Any) -> Any:
         if isinstance(value, bool) or not isinstance(value, str | int | float):
             raise ValueError
         number = int(value) if hint is int and isinstance(value, int | str) and _is_int(value) else float(value)
-        fits = math.isfinite(number) and (hint is float or (number == int(number) and abs(number) <= MOST_WHOLE))
+        fits = math.isfinite(number) and (hint is float or (number == int(number) and abs(number) <= MAX_WHOLE))
     except (ValueError, OverflowError):
         fits = False
     if not fits:
-        raise ValueError(f"expected {expected}, got {said(value)}")
+        raise ValueError(f"expected {expected}, got {short_repr(value)}")
     return hint(number)
 
 
@@ -223,8 +227,8 @@ class _Loader(yaml.SafeLoader):
             event = self.peek_event()
             raise yaml.YAMLError(f"*{event.anchor} is an alias, write its value out{event.start_mark}")
         self.values = getattr(self, "values", 0) + 1
-        if self.values > MOST_VALUES:
-            raise yaml.YAMLError(f"more than {MOST_VALUES:,} values, too many to be settings")
+        if self.values > MAX_VALUES:
+            raise yaml.YAMLError(f"more than {MAX_VALUES:,} values, too many to be settings")
         return super().compose_node(parent, index)
 
     def compose_scalar_node(self, anchor):
@@ -243,7 +247,7 @@ def _hashable(value: Any) -> bool:
 
 
 def read_yaml(path: Path) -> dict:
-    values = _read(path, "YAML", MOST_YAML, lambda text: yaml.load(text, Loader=_Loader))
+    values = _read(path, "YAML", MAX_YAML, lambda text: yaml.load(text, Loader=_Loader))
     if values is None:
         return {}
     if not isinstance(values, dict):
@@ -253,7 +257,7 @@ def read_yaml(path: Path) -> dict:
     return values
 
 
-def read_json(file: Path, most: int = MOST_JSON) -> dict:
+def read_json(file: Path, most: int = MAX_JSON) -> dict:
     """The object in a JSON file of at most that many bytes. Raises InputError for anything else."""
     if not file.is_file():
         raise InputError(f"{file} is missing.")
@@ -275,7 +279,7 @@ def _read(file: Path, kind: str, most: int, parse: Callable[[str], Any]) -> Any:
     except InputError:
         raise
     except RecursionError:
-        raise InputError(f"{file} is no {kind} of ours: it nests more than {MOST_DEEP} levels deep.") from None
+        raise InputError(f"{file} is no {kind} of ours: it nests more than {MAX_DEEP} levels deep.") from None
     except Exception as error:  # PyYAML lets KeyError, IndexError and others out for odd tags
         raise InputError(f"{file} is not {kind}: {' '.join(str(error).split())[:300]}") from None
     return values
@@ -283,7 +287,7 @@ def _read(file: Path, kind: str, most: int, parse: Callable[[str], Any]) -> Any:
 
 def _is_deep(value: Any) -> bool:
     level = [value]
-    for _ in range(MOST_DEEP):
+    for _ in range(MAX_DEEP):
         parts = [v.values() if isinstance(v, dict) else v for v in level if isinstance(v, dict | list | tuple)]
         level = [child for part in parts for child in part]
         if not level:

@@ -26,11 +26,11 @@ from diffusion_adagn import ClassConditionalPipeline, LabelSpace
 from diffusion_adagn.config import DiffusionConfig, RunConfig, read_config, to_dict, to_yaml
 from diffusion_adagn.diffusion.schedule import SAMPLERS, make_scheduler
 from diffusion_adagn.errors import InputError
-from diffusion_adagn.evaluation.image_set import read_pictures, sampled_from
+from diffusion_adagn.evaluation.image_set import read_image_set, sampled_from
 from diffusion_adagn.interop.adm import load_adm
 from diffusion_adagn.interop.export import export_diffusers, import_diffusers, open_diffusers
-from diffusion_adagn.labels import MOST_CLASSES, MOST_NAME
-from diffusion_adagn.models.cost import count_cost
+from diffusion_adagn.labels import MAX_CLASSES, MAX_NAME
+from diffusion_adagn.models.cost import estimate_cost
 from diffusion_adagn.runs.checkpoint import damage, load_weights, read_state
 from diffusion_adagn.runs.layout import checkpoints
 from diffusion_adagn.runs.recorded import recorded_data
@@ -39,7 +39,7 @@ from diffusion_adagn.sampling.load import open_pipeline
 from diffusion_adagn.schema import apply, fields_of, read_json
 
 LABELS = LabelSpace(("cat", "Dog", "tench, Tinca tinca"), original_ids=(3, 5, 7), wnids=("n1", "n2", "n3"))
-MOST_SECONDS, MOST_BYTES = 20, 3 * 2**30
+MAX_SECONDS, MAX_BYTES = 20, 3 * 2**30
 
 
 @pytest.fixture(autouse=True)
@@ -50,7 +50,7 @@ def _narrow(tmp_path, monkeypatch):
     monkeypatch.chdir(here)
     before = resource.getrlimit(resource.RLIMIT_AS)
     in_use = int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
-    resource.setrlimit(resource.RLIMIT_AS, (in_use + MOST_BYTES, before[1]))
+    resource.setrlimit(resource.RLIMIT_AS, (in_use + MAX_BYTES, before[1]))
     yield
     resource.setrlimit(resource.RLIMIT_AS, before)
     assert not list(here.iterdir())
@@ -68,8 +68,8 @@ def refused(call, *args) -> str | None:
 
     # seconds of work, which a busy machine does not use up; and ten times as many for what waits without working
     timers = (
-        (signal.ITIMER_PROF, signal.SIGPROF, MOST_SECONDS),
-        (signal.ITIMER_REAL, signal.SIGALRM, 10 * MOST_SECONDS),
+        (signal.ITIMER_PROF, signal.SIGPROF, MAX_SECONDS),
+        (signal.ITIMER_REAL, signal.SIGALRM, 10 * MAX_SECONDS),
     )
     before = [signal.signal(number, late) for _, number, _ in timers]
     for timer, _, seconds in timers:
@@ -257,7 +257,7 @@ FILES = {  # what is hurt, and how it is read
     "exported index": ("out/model_index.json", lambda place: open_diffusers(place / "out")),
     "exported unet": ("out/unet/config.json", lambda place: open_diffusers(place / "out")),
     "exported scheduler": ("out/scheduler/scheduler_config.json", lambda place: open_diffusers(place / "out")),
-    "samples": ("samples/samples.json", lambda place: (recorded_data(sampled_from(place / "samples") or "x"), read_pictures(place / "samples"))),
+    "samples": ("samples/samples.json", lambda place: (recorded_data(sampled_from(place / "samples") or "x"), read_image_set(place / "samples"))),
 }  # fmt: skip
 
 
@@ -385,9 +385,9 @@ def test_adm_checkpoints_and_npz_with_objects(tmp_path, payload):
     (tmp_path / "m.pt").write_bytes(pickle.dumps(payload))
     assert refused(load_adm, tmp_path / "m.pt")
     np.savez(tmp_path / "p.npz", arr_0=np.array([payload], dtype=object))
-    assert "no .npz" in refused(read_pictures, tmp_path / "p.npz")
+    assert "no .npz" in refused(read_image_set, tmp_path / "p.npz")
     np.savez(tmp_path / "p.npz", arr_0=np.zeros((1, 2, 2, 3), np.uint8), arr_1=np.array([payload], dtype=object))
-    assert "no .npz" in refused(read_pictures, tmp_path / "p.npz")
+    assert "no .npz" in refused(read_image_set, tmp_path / "p.npz")
 
 
 def test_code_in_a_folder_is_never_imported(pipe, out, tmp_path):
@@ -433,7 +433,7 @@ def test_names_of_pictures_stay_in_their_folder(samples, tmp_path):
         record = json.loads(index.read_text())
         record["images"][0]["file"] = name
         index.write_text(json.dumps(record))
-        assert "broken picture" in refused(read_pictures, samples)
+        assert "broken picture" in refused(read_image_set, samples)
 
 
 def test_pipes_and_devices_are_not_waited_for(pipe, run, samples):
@@ -444,7 +444,7 @@ def test_pipes_and_devices_are_not_waited_for(pipe, run, samples):
         (pipe / "scheduler/scheduler_config.json", lambda: ClassConditionalPipeline.from_pretrained(pipe)),
         (run / "checkpoints/step-00000009/ema.safetensors", lambda: open_pipeline(run)),
         (run / "config.yaml", lambda: open_pipeline(run)),
-        (samples / "0.png", lambda: read_pictures(samples)),
+        (samples / "0.png", lambda: read_image_set(samples)),
     ):
         before = file.read_bytes()
         for make in (
@@ -528,7 +528,7 @@ def test_networks_that_no_machine_holds(pipe, tmp_path, name, value):
         )
         config.pop("class_conditional")
         if value != [math.nan]:
-            assert refused(count_cost, config)
+            assert refused(estimate_cost, config)
 
 
 def test_how_much_it_would_be_is_told():
@@ -626,7 +626,7 @@ def test_npz_that_claim_what_they_have_not(tmp_path, squeezed):
     save = np.savez_compressed if squeezed else np.savez
     pixels, labels = np.zeros((3, 8, 8, 3), np.uint8), np.zeros(3, np.int64)
     save(tmp_path / "p.npz", arr_0=pixels, arr_1=labels)
-    assert refused(read_pictures, tmp_path / "p.npz") is None
+    assert refused(read_image_set, tmp_path / "p.npz") is None
     way = zipfile.ZIP_DEFLATED if squeezed else zipfile.ZIP_STORED
     for at in (0, 1):
         for shape in (
@@ -644,7 +644,7 @@ def test_npz_that_claim_what_they_have_not(tmp_path, squeezed):
                     claim = {"descr": dtype, "fortran_order": False, "shape": shape if i == at else array.shape}
                     np.lib.format.write_array_header_1_0(header, claim)
                     archive.writestr(f"arr_{i}.npy", header.getvalue() + array.tobytes())
-            assert f"arr_{at} claims" in refused(read_pictures, tmp_path / "p.npz")
+            assert f"arr_{at} claims" in refused(read_image_set, tmp_path / "p.npz")
 
 
 def test_npz_whose_directory_claims_it_too(tmp_path):
@@ -655,14 +655,14 @@ def test_npz_whose_directory_claims_it_too(tmp_path):
     with zipfile.ZipFile(tmp_path / "p.npz", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("arr_0.npy", header.getvalue() + bytes(1000))
         archive.infolist()[0].file_size = size
-    assert "arr_0 claims 3,000,000,000,000 bytes" in refused(read_pictures, tmp_path / "p.npz")
+    assert "arr_0 claims 3,000,000,000,000 bytes" in refused(read_image_set, tmp_path / "p.npz")
 
 
 def test_npz_members_that_are_no_arrays(tmp_path):
     for name in ("arr_0", "arr_0.npy"):
         with zipfile.ZipFile(tmp_path / "p.npz", "w") as archive:
             archive.writestr(name, b"rubbish, of no shape")
-        assert "no .npz" in refused(read_pictures, tmp_path / "p.npz")
+        assert "no .npz" in refused(read_image_set, tmp_path / "p.npz")
 
 
 def test_pictures_that_no_memory_holds(samples):
@@ -670,7 +670,7 @@ def test_pictures_that_no_memory_holds(samples):
     record = json.loads((samples / "samples.json").read_text())
     record["images"] = [record["images"][0]] * 10**4
     (samples / "samples.json").write_text(json.dumps(record))
-    assert "GiB" in refused(read_pictures, samples)
+    assert "GiB" in refused(read_image_set, samples)
 
 
 # ---------------------------------------------------------------------- text that explodes
@@ -760,7 +760,7 @@ def test_label_spaces_that_are_none():
         {"names": [None]},
         {"names": [["a"]]},
         {"names": [True]},
-        {"names": ["x" * (MOST_NAME + 1)]},
+        {"names": ["x" * (MAX_NAME + 1)]},
         {"names": ["same"] * 10**5},
         {"original_ids": [1]},
         {"original_ids": [1, 2, "x"]},
@@ -771,7 +771,7 @@ def test_label_spaces_that_are_none():
         {"has_null": None},
     ):
         assert refused(LabelSpace.from_dict, LABELS.to_dict() | change)
-    assert "at most" in refused(LabelSpace.from_dict, {"names": list(range(MOST_CLASSES + 1))})
+    assert "at most" in refused(LabelSpace.from_dict, {"names": list(range(MAX_CLASSES + 1))})
     for none in (None, [], "names", {}, 3):
         assert "not a label space" in refused(LabelSpace.from_dict, none)
 

@@ -37,8 +37,8 @@ def mac(monkeypatch):
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
     monkeypatch.setattr(torch.backends.mps, "is_built", lambda: True)
     monkeypatch.setattr(torch.mps, "manual_seed", lambda seed: None)
-    monkeypatch.setattr(train_module, "matmul_peak", lambda *_, **__: 1e12)
-    for name, value in (("FEWEST_PASSES", 64), ("MOST_PASSES", 64)):  # a judge of one step
+    monkeypatch.setattr(train_module, "measure_peak_flops", lambda *_, **__: 1e12)
+    for name, value in (("MIN_PASSES", 64), ("MAX_PASSES", 64)):  # a judge of one step
         monkeypatch.setattr(judge, name, value)
     monkeypatch.setattr(tracing, "label_check", partial(tracing.label_check, evaluations=40))
     monkeypatch.setattr(tracing, "PROBED", 2)

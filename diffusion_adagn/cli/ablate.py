@@ -48,9 +48,9 @@ def run(argv: Sequence[str]) -> int:
     out = Path(overrides.get("output_dir") or f"runs/ablation-{Path(file).stem}")
 
     from ..experiments.ablation import ablate
-    from ..models.conditioning import KINDS
+    from ..models.conditioning import CONDITIONING
 
-    kinds = list(KINDS) if args.kinds == "all" else [k.strip() for k in args.kinds.split(",") if k.strip()]
+    kinds = list(CONDITIONING) if args.kinds == "all" else [k.strip() for k in args.kinds.split(",") if k.strip()]
     typed = quoted(["adagn", "ablate", *argv])
     member = command("train", file, **{key: value for key, value in overrides.items() if key != "output_dir"})
     return ablate(config, kinds, seeds, out, args.dry_run, typed, member)

@@ -140,7 +140,7 @@ def _pictures(p: Parser, args: argparse.Namespace, argv: Sequence[str]) -> int:
     _refuse(p, args, SAMPLING, "says how a model is sampled, and these pictures are there already")
     guidance = None if args.guidance is None else guidance_scales(args)[0]
 
-    from ..evaluation.evaluate import evaluate_pictures
+    from ..evaluation.evaluate import evaluate_images
     from ..evaluation.image_set import is_data
     from ..runs.recorded import name_of
 
@@ -150,7 +150,7 @@ def _pictures(p: Parser, args: argparse.Namespace, argv: Sequence[str]) -> int:
     if guidance is not None and is_data(args.what):
         raise UsageError("--guidance chooses among the scales of adagn sample's folders: leave it out.")
     name = [path.resolve().stem.replace(":", "-")] if is_data(args.what) else name_of(path.resolve().with_suffix(""))
-    evaluate_pictures(args.what, guidance, _request(args, argv), Path(args.out or Path("evaluations", *name)))
+    evaluate_images(args.what, guidance, _request(args, argv), Path(args.out or Path("evaluations", *name)))
     return 0
 
 

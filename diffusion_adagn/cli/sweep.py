@@ -92,9 +92,9 @@ def run(argv: Sequence[str]) -> int:
     from ..runs.recorded import check_classes, default_folder
 
     check_classes(args.run, args.weights, args.classes)
-    from ..experiments.sweep import Measuring, SweepRequest, sweep
+    from ..experiments.sweep import EvalConfig, SweepRequest, sweep
 
-    measuring = Measuring(
+    measuring = EvalConfig(
         args.against, config_overrides(args), args.extractor, args.judge == "auto", args.reference_count, args.k
     )
     request = SweepRequest(

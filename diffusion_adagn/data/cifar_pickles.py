@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 ARCHIVES = (".tar.gz", ".tgz", ".tar")
-MOST_BYTES = 2**30  # of a file; CIFAR-100's largest has 155 MB
+MAX_BYTES = 2**30  # of a file; CIFAR-100's largest has 155 MB
 _BATCH = re.compile(r"data_batch_\d+")
 
 
@@ -124,17 +124,15 @@ def _read(path: Path, files: dict[str, str]) -> dict[str, dict[str, Any]]:
             with tarfile.open(path) as archive:
                 wanted = {member: name for name, member in files.items()}
                 for member in archive:  # in the archive's order: going back would decompress it again
-                    if member.name in wanted and member.size <= MOST_BYTES:
+                    if member.name in wanted and member.size <= MAX_BYTES:
                         contents[wanted[member.name]] = archive.extractfile(member).read()
         else:
-            contents = {n: (path / f).read_bytes() for n, f in files.items() if (path / f).stat().st_size <= MOST_BYTES}
+            contents = {n: (path / f).read_bytes() for n, f in files.items() if (path / f).stat().st_size <= MAX_BYTES}
     except (tarfile.TarError, OSError, EOFError) as error:
         raise InputError(f"{path} cannot be read: {error}. Download CIFAR again.") from None
     missing = [name for name in files if name not in contents]
     if missing:
-        raise InputError(
-            f"{path}: {', '.join(missing)} has more than {MOST_BYTES:,} bytes, which no file of CIFAR has."
-        )
+        raise InputError(f"{path}: {', '.join(missing)} has more than {MAX_BYTES:,} bytes, which no file of CIFAR has.")
     return {name: load_plain(content, f"{path}: {name}") for name, content in contents.items()}
 
 

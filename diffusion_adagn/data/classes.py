@@ -31,11 +31,11 @@ def _named(names: Sequence[str]) -> LabelSpace:
     if len(names) == len(table):
         first = [[n.split(",")[0].strip().casefold() for n in both] for both in (names, table.values())]
         if sum(a == b for a, b in zip(*first)) >= 0.95 * len(table):
-            return LabelSpace(tuple(_told_apart(names, table)), wnids=tuple(table))
+            return LabelSpace(tuple(_distinct_names(names, table)), wnids=tuple(table))
     return LabelSpace(tuple(names))
 
 
-def _told_apart(names: Sequence[str], table: dict[str, str]) -> list[str]:
+def _distinct_names(names: Sequence[str], table: dict[str, str]) -> list[str]:
     """The hub's ImageNet names, with the table's where a name is given twice (two classes are a "crane")."""
     return [ours if list(names).count(theirs) > 1 else theirs for theirs, ours in zip(names, table.values())]
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from ..diffusion.loss import to_unit
+from ..diffusion.loss import normalize_images
 from ..errors import InputError
 from ..labels import LabelSpace
 
@@ -57,7 +57,7 @@ class ImageDataset(Dataset):
         if not -len(self) <= at < len(self):
             raise IndexError(f"index {at} is out of range for {len(self)} pictures")
         pixels, labels = self.gather([at % len(self)])
-        return to_unit(torch.from_numpy(pixels))[0], int(labels[0])
+        return normalize_images(torch.from_numpy(pixels))[0], int(labels[0])
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "images": None if self.folder is not None else self.images}

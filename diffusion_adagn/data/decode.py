@@ -15,15 +15,15 @@ from ..config import DataConfig
 from ..errors import InputError
 from ..labels import LabelSpace
 from .classes import class_ids
-from .images import BrokenPicture, TooLarge
+from .images import BrokenImage, TooLarge
 from .sources import Source, Split, printable
 
 if TYPE_CHECKING:
     import numpy as np
 
-MOST_THREADS = 32
-MOST_AHEAD = 64  # pictures that are decoded and not yet written
-MOST_BROKEN = 1000  # broken pictures, after which no more are counted
+MAX_THREADS = 32
+MAX_AHEAD = 64  # pictures that are decoded and not yet written
+MAX_BROKEN = 1000  # broken pictures, after which no more are counted
 STORE_FORMAT = 1  # a change of it decodes everything anew
 
 
@@ -53,9 +53,9 @@ def decode(
     pictures = _pictures(loaded.read(rows), config, channels, total=len(rows), label=name if progress else None)
     with open(folder / "images.npy", "wb") as file:  # a memory map would die by a signal when the disk is full
         for row, (picture, outcome, size) in enumerate(pictures):
-            if isinstance(outcome, BrokenPicture):
+            if isinstance(outcome, BrokenImage):
                 skipped.append((picture, outcome))
-                if not config.skip_broken and len(skipped) == MOST_BROKEN:
+                if not config.skip_broken and len(skipped) == MAX_BROKEN:
                     break
                 continue
             if (
@@ -84,7 +84,7 @@ def decode(
     _write_meta(folder, source, split, images, labels, space, left_out, sizes)
 
 
-def _broken(name: str, broken: list[tuple[str, BrokenPicture]], seen: int, total: int) -> str:
+def _broken(name: str, broken: list[tuple[str, BrokenImage]], seen: int, total: int) -> str:
     """What is wrong with the first of these pictures, and how many more there are."""
     picture, reason = broken[0]
     what = "picture too large:" if isinstance(reason, TooLarge) else "broken picture"
@@ -135,23 +135,23 @@ def _pictures(
 
     from tqdm.auto import tqdm
 
-    from .images import open_picture, to_array
+    from .images import open_image, to_array
 
     def one(item: tuple[str, Any]) -> tuple[str, np.ndarray | Exception, tuple[int, int]]:
         name = printable(item[0])
         try:
-            image = open_picture(item[1])
+            image = open_image(item[1])
             return name, to_array(image, config.image_size, channels, config.background), image.size
-        except BrokenPicture as error:
+        except BrokenImage as error:
             return name, error, (0, 0)
 
     bar = tqdm(total=total, desc=f"decoding {label}", unit=" pictures", disable=label is None, delay=1.0)
-    with bar, ThreadPoolExecutor(max_workers=min(MOST_THREADS, os.cpu_count() or 1)) as pool:
+    with bar, ThreadPoolExecutor(max_workers=min(MAX_THREADS, os.cpu_count() or 1)) as pool:
         coming: deque[Future] = deque()
         try:
             for item in read:
                 coming.append(pool.submit(one, item))
-                if len(coming) == MOST_AHEAD:
+                if len(coming) == MAX_AHEAD:
                     yield coming.popleft().result()
                     bar.update()
             while coming:

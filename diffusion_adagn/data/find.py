@@ -20,7 +20,7 @@ _FILES = (".parquet", *SUFFIXES, *ARCHIVES)
 
 
 @contextlib.contextmanager
-def reading(source: str) -> Iterator[None]:
+def errors_as_input_error(source: str) -> Iterator[None]:
     """An OSError of the source's files or folders as InputError."""
     try:
         yield
@@ -28,12 +28,12 @@ def reading(source: str) -> Iterator[None]:
         raise InputError(f"data.source {printable(source)} cannot be read: {error}.") from None
 
 
-Found = tuple[Source, str, str | None]
+FoundSource = tuple[Source, str, str | None]
 
 
-def find_source(config: DataConfig) -> Found:
+def find_source(config: DataConfig) -> FoundSource:
     """(source, NAME_OR_PATH as written, split as written or None) of `config.source`. Nothing is loaded yet."""
-    with reading(config.source):
+    with errors_as_input_error(config.source):
         return _find_source(config)
 
 

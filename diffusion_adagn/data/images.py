@@ -17,19 +17,19 @@ if TYPE_CHECKING:
     import numpy as np
     from PIL import Image
 
-    Raw = bytes | Path | np.ndarray | Image.Image | "BrokenPicture" | None
+    Raw = bytes | Path | np.ndarray | Image.Image | "BrokenImage" | None
 
 # Only pictures: Pillow would also hand PostScript to an interpreter.
 _FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "BMP", "DIB", "GIF", "TIFF", "PPM", "AVIF", "JPEG2000")
-_MOST_BYTES = 2**30  # of a file: more than all the pixels that Pillow takes
+_MAX_BYTES = 2**30  # of a file: more than all the pixels that Pillow takes
 _ORIENTATION = 0x0112  # EXIF's
 
 
-class BrokenPicture(InputError):
+class BrokenImage(InputError):
     """A picture that cannot be decoded; the message is the reason, without the picture's name."""
 
 
-class TooLarge(BrokenPicture):
+class TooLarge(BrokenImage):
     """A picture with more pixels than are decoded: a sound one, or a decompression bomb."""
 
     def __init__(self, pixels: int, limit: int):
@@ -47,26 +47,26 @@ def _formats() -> list[str]:
 
 
 @contextlib.contextmanager
-def _told_broken() -> Iterator[None]:
+def _broken_reason() -> Iterator[None]:
     """Pillow's errors as BrokenPicture: it raises OSError, SyntaxError, ValueError, struct.error, zlib.error ..."""
     from PIL import Image, UnidentifiedImageError
 
     try:
         yield
-    except (BrokenPicture, MemoryError):
+    except (BrokenImage, MemoryError):
         raise
     except UnidentifiedImageError:
-        raise BrokenPicture("it is not a picture that Pillow knows") from None
+        raise BrokenImage("it is not a picture that Pillow knows") from None
     except Image.DecompressionBombError as error:  # beyond twice the limit
         limit = Image.MAX_IMAGE_PIXELS or 0
         pixels = re.search(r"\d+", str(error))
         raise TooLarge(int(pixels[0]) if pixels else 2 * limit, limit) from None
     except Exception as error:
-        raise BrokenPicture(" ".join(str(error).split()) or type(error).__name__) from None
+        raise BrokenImage(" ".join(str(error).split()) or type(error).__name__) from None
 
 
-@_told_broken()
-def open_picture(raw: Raw) -> Image.Image:
+@_broken_reason()
+def open_image(raw: Raw) -> Image.Image:
     """A decoded picture (its first frame) from file contents, a path, an array uint8 [H, W] or [H, W, 3], or a picture.
     What it is shows in its contents, not in its name.
 
@@ -75,12 +75,12 @@ def open_picture(raw: Raw) -> Image.Image:
     """
     from PIL import Image
 
-    if isinstance(raw, BrokenPicture):
+    if isinstance(raw, BrokenImage):
         raise raw
     if isinstance(raw, Path):
         raw = _contents(raw)
     if raw is None or (isinstance(raw, bytes) and not raw):
-        raise BrokenPicture("it is empty")
+        raise BrokenImage("it is empty")
     if isinstance(raw, bytes):
         image = Image.open(io.BytesIO(raw), formats=_formats())
     else:
@@ -89,7 +89,7 @@ def open_picture(raw: Raw) -> Image.Image:
     if limit and image.width * image.height > limit:
         raise TooLarge(image.width * image.height, limit)
     if not image.width * image.height:
-        raise BrokenPicture(f"it is {image.width}x{image.height} pixels: none")
+        raise BrokenImage(f"it is {image.width}x{image.height} pixels: none")
     image.load()
     return image
 
@@ -97,9 +97,9 @@ def open_picture(raw: Raw) -> Image.Image:
 def _contents(path: Path) -> bytes:
     found = path.stat()
     if not stat.S_ISREG(found.st_mode):  # a pipe would be waited for, for ever
-        raise BrokenPicture("it is not a file")
-    if found.st_size > _MOST_BYTES:
-        raise BrokenPicture(f"it has {found.st_size:,} bytes, more than any picture that is read ({_MOST_BYTES:,})")
+        raise BrokenImage("it is not a file")
+    if found.st_size > _MAX_BYTES:
+        raise BrokenImage(f"it has {found.st_size:,} bytes, more than any picture that is read ({_MAX_BYTES:,})")
     return path.read_bytes()
 
 
@@ -142,21 +142,19 @@ def _upright(image: Image.Image) -> Image.Image:
     return image if turn is None else image.transpose(turn)
 
 
-@_told_broken()
+@_broken_reason()
 def _eight_bit(image: Image.Image, mode: str, background: str) -> Image.Image:
     import numpy as np
     from PIL import Image, ImageColor
 
     if image.mode == "F":
-        raise BrokenPicture("its pixels are floating point, which has no agreed range; save it as 8 or 16 bits")
+        raise BrokenImage("its pixels are floating point, which has no agreed range; save it as 8 or 16 bits")
     if image.mode == "I" and image.format != "PNG":  # a 16-bit PNG may be opened as this; other files mean 32 bits
-        raise BrokenPicture("its pixels are 32-bit integers, which have no agreed range; save it as 8 or 16 bits")
+        raise BrokenImage("its pixels are 32-bit integers, which have no agreed range; save it as 8 or 16 bits")
     if image.mode == "I" or image.mode.startswith("I;16"):
         values = np.asarray(image).astype(np.int64)
         if values.min() < 0 or values.max() > 65535:
-            raise BrokenPicture(
-                f"its pixels are {values.min()}..{values.max()}, beyond 16 bits; save it as 8 or 16 bits"
-            )
+            raise BrokenImage(f"its pixels are {values.min()}..{values.max()}, beyond 16 bits; save it as 8 or 16 bits")
         seen = ((values + 128) // 257).astype(np.uint8)
         if isinstance(clear := image.info.get("transparency"), int):  # the gray that means transparent
             seen[values == clear] = ImageColor.getcolor(background, "L")

@@ -12,7 +12,7 @@ from ..commands import command, then
 from ..config import DataConfig
 from ..errors import InputError
 from ..render.grids import labelled_grid
-from .find import Found, find_source
+from .find import FoundSource, find_source
 from .label_files import SUFFIXES
 from .sources import ClassFolders
 from .store import NothingHeldOut, open_dataset
@@ -22,12 +22,12 @@ if TYPE_CHECKING:
 
     from .dataset import ImageDataset
 
-MOST_ROWS = 50  # of the sheet
+MAX_SHEET_ROWS = 50  # of the sheet
 RECIPES = {"digits": "digits", "cifar10": "cifar10_small"}  # of each source; for others: own_images
 ITSELF = "these pictures themselves"
-MOST_LOOKED_AT = 500  # for colour
+MAX_LOOKED_AT = 500  # for colour
 UNBALANCED = 3  # times the smallest class, from which balancing is suggested
-MOST_SKIPPED = 20  # broken pictures listed
+MAX_SKIPPED = 20  # broken pictures listed
 
 
 def inspect_dataset(config: DataConfig, out: Path, per_class: int = 8, following: str | None = None) -> str:
@@ -41,7 +41,7 @@ def inspect_dataset(config: DataConfig, out: Path, per_class: int = 8, following
     found = find_source(config)
     dataset = open_dataset(config, found=found, empty_classes=True)
     heldout, why_none = _heldout(config, dataset, found)
-    space, drawn = dataset.label_space, min(dataset.label_space.K, MOST_ROWS)
+    space, drawn = dataset.label_space, min(dataset.label_space.K, MAX_SHEET_ROWS)
     sheet = _sheet(dataset, drawn, per_class)
     out = Path(out)
     try:
@@ -80,7 +80,7 @@ def inspect_dataset(config: DataConfig, out: Path, per_class: int = 8, following
     return "\n".join(lines)
 
 
-def _heldout(config: DataConfig, dataset: ImageDataset, found: Found) -> tuple[ImageDataset | None, str]:
+def _heldout(config: DataConfig, dataset: ImageDataset, found: FoundSource) -> tuple[ImageDataset | None, str]:
     """(the held-out part, ""); (None, why) if nothing is held out, or if it is what is being looked at."""
     import numpy as np
 
@@ -98,7 +98,7 @@ def _heldout(config: DataConfig, dataset: ImageDataset, found: Found) -> tuple[I
     return heldout, ""
 
 
-def _tables(found: Found) -> dict[str, str]:
+def _tables(found: FoundSource) -> dict[str, str]:
     """Tables beside class folders, which may hold other labels."""
     if not isinstance(found[0], ClassFolders):
         return {}
@@ -112,7 +112,7 @@ def _gray(dataset: ImageDataset) -> str:
 
     if dataset.channels == 1 or not len(dataset):
         return ""
-    some = np.unique(np.linspace(0, len(dataset) - 1, MOST_LOOKED_AT).round().astype(int))
+    some = np.unique(np.linspace(0, len(dataset) - 1, MAX_LOOKED_AT).round().astype(int))
     pixels, _ = dataset.gather(some)
     if (pixels != pixels[..., :1]).any():
         return ""
@@ -135,8 +135,8 @@ def _balance(counts: np.ndarray, balanced: bool) -> str:
 def _skipped(dataset: ImageDataset) -> str:
     if not dataset.skipped:
         return "none"
-    more = len(dataset.skipped) - MOST_SKIPPED
-    shown = [f"\n  {line}" for line in dataset.skipped[:MOST_SKIPPED]] + ([f"\n  and {more} more"] if more > 0 else [])
+    more = len(dataset.skipped) - MAX_SKIPPED
+    shown = [f"\n  {line}" for line in dataset.skipped[:MAX_SKIPPED]] + ([f"\n  and {more} more"] if more > 0 else [])
     return f"{len(dataset.skipped)} broken picture{'s' if len(dataset.skipped) > 1 else ''}" + "".join(shown)
 
 

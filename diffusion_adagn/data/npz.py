@@ -7,12 +7,12 @@ from pathlib import Path
 
 import numpy as np
 
-from ..atomic import file_into_place
+from ..atomic import atomic_write
 from ..errors import InputError
 from ..models.config import machine_memory
 
 HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
-MOST_DEFLATED = 1032  # times smaller: the most that the method of .zip files can do
+MAX_DEFLATED = 1032  # times smaller: the most that the method of .zip files can do
 
 
 @dataclass(frozen=True)
@@ -32,14 +32,14 @@ def write_npz(file: Path, pixels: np.ndarray, labels: np.ndarray | None = None, 
         arrays["arr_1"] = np.asarray(labels, dtype=np.int64)
         if null_id is not None and (arrays["arr_1"] == null_id).any():
             arrays["null_id"] = np.array(null_id, dtype=np.int64)
-    return file_into_place(file, lambda beside: np.savez(beside, **arrays))
+    return atomic_write(file, lambda tmp: np.savez(tmp, **arrays))
 
 
 def read_npz(file: Path) -> Pictures:
     """Raises InputError for a file that does not hold such pictures, and for one that would run code."""
     try:
         with zipfile.ZipFile(file) as archive:
-            _check_sizes(archive, MOST_DEFLATED * file.stat().st_size)
+            _check_sizes(archive, MAX_DEFLATED * file.stat().st_size)
         with np.load(file, allow_pickle=False) as arrays:
             if "arr_0" not in arrays:
                 raise InputError(

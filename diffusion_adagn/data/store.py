@@ -22,7 +22,7 @@ from ..errors import InputError
 from ..labels import LabelSpace
 from .classes import class_lines
 from .decode import STORE_FORMAT, check_classes, decode
-from .find import Found, choose_part, find_source, reading
+from .find import FoundSource, choose_part, errors_as_input_error, find_source
 from .label_files import unused_table
 from .sources import ClassFolders, Source
 from .tables import HubTable, Unlabelled
@@ -41,7 +41,7 @@ def open_dataset(
     config: DataConfig | RunConfig | Mapping | str | Path,
     part: Literal["train", "heldout"] | None = None,
     progress: bool = True,
-    found: Found | None = None,
+    found: FoundSource | None = None,
     empty_classes: bool = False,
 ) -> ImageDataset:
     """The pictures that `config` names, decoded now if they have not been before.
@@ -65,7 +65,7 @@ def open_dataset(
     root = _root(config)
     if isinstance(source, HubTable):
         source.known = source.known or _known_splits(root, source.name)
-    with reading(head):
+    with errors_as_input_error(head):
         splits, role, shared = choose_part(source, word, part)
     empty_classes = empty_classes or role == "heldout"
     for split in splits:
@@ -177,7 +177,7 @@ def _open_store(
     source: Source, split: str, head: str, config: DataConfig, root: Path, progress: bool, empty_classes: bool
 ) -> ImageDataset:
     channels = config.channels or source.channels
-    with reading(head):
+    with errors_as_input_error(head):
         files = source.facts(split)
     facts = {
         "format": STORE_FORMAT,

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError
 from .classes import named
-from .images import BrokenPicture
+from .images import BrokenImage
 from .sources import BUILT_IN, TEST, VALIDATION, Split, subfolders
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from .images import Raw
 
 
-MOST_CLASSES = 100_000
+MAX_TABLE_CLASSES = 100_000
 
 
 class Unlabelled(InputError):
@@ -58,7 +58,7 @@ class Table:
         features = self.features(split)
         image = self._pick(features, self.image_column, "data.image_column", "picture", _image_columns(features))
         label = self._pick(features, self.label_column, "data.label_column", "label", _label_columns(features))
-        if not _holds_pictures(features[image]):
+        if not _holds_images(features[image]):
             raise InputError(
                 f"column '{image}' of {self.name} holds no pictures. Columns: {', '.join(features)}. Set data.image_column."
             )
@@ -107,7 +107,7 @@ class Table:
             return own
         values = self._values(base, label, unique=True)
         most = max(values, default=-1) if own == "numbers" else len(values)
-        if most > MOST_CLASSES:
+        if most > MAX_TABLE_CLASSES:
             told = f"reaches {most}" if own == "numbers" else f"holds {most} names"
             raise InputError(
                 f"column '{label}' of {self.name} {told}: not class ids, which count from 0, nor names of classes. "
@@ -169,10 +169,10 @@ class Table:
 
 def _image_columns(features: dict) -> list[str]:
     typed = [n for n, f in features.items() if type(f).__name__ == "Image"]
-    return typed or [n for n, f in features.items() if _holds_pictures(f)]
+    return typed or [n for n, f in features.items() if _holds_images(f)]
 
 
-def _holds_pictures(feature: Any) -> bool:
+def _holds_images(feature: Any) -> bool:
     bare = getattr(feature, "dtype", "") in ("binary", "large_binary")
     return type(feature).__name__ == "Image" or bare or (isinstance(feature, dict) and "bytes" in feature)
 
@@ -188,7 +188,7 @@ def _raw(value: pa.Scalar, folders: list[Path]) -> Raw:
     try:
         value = value.as_py()
     except UnicodeDecodeError:
-        return BrokenPicture("its path is not UTF-8 text")
+        return BrokenImage("its path is not UTF-8 text")
     if isinstance(value, dict):
         value = value.get("bytes") or value.get("path")
     if isinstance(value, str) and value:
@@ -196,14 +196,14 @@ def _raw(value: pa.Scalar, folders: list[Path]) -> Raw:
     return value if isinstance(value, bytes) else None
 
 
-def inside(path: str, folders: list[Path]) -> Path | BrokenPicture:
+def inside(path: str, folders: list[Path]) -> Path | BrokenImage:
     """The file that a row names, if it lies below one of these folders: a table may be anyone's, and name any file."""
     try:
         found = next((p for f in folders if (p := (f / path).resolve()).is_relative_to(f)), None)
     except (OSError, ValueError, RuntimeError) as error:  # a NUL, a loop of links
-        return BrokenPicture(f"it is at {path!r}, which is no path: {error}")
+        return BrokenImage(f"it is at {path!r}, which is no path: {error}")
     if found is None:
-        return BrokenPicture(f"it is at {path!r}, outside {folders[0]}; only files below that are opened")
+        return BrokenImage(f"it is at {path!r}, outside {folders[0]}; only files below that are opened")
     return found
 
 
@@ -279,7 +279,7 @@ class ParquetTable(Table):
     def batches(self, split: str, name: str) -> Iterator[tuple[str, pa.Array]]:
         for path in self.files[split]:
             feature = self._features_of(path)[name]
-            if not _holds_pictures(feature):
+            if not _holds_images(feature):
                 raise _unlike(path, f"{feature} in column '{name}'", self.files[split][0], "pictures")
             batches = self._open(path).iter_batches(batch_size=64, columns=[name], use_threads=False)
             while True:
@@ -462,6 +462,6 @@ def _is_cached(name: str) -> bool:
 
 def folders_near(path: Path) -> str:
     """ " Did you mean ...?" with the folders beside a path that are called like it."""
-    beside = subfolders(path.parent) if path.parent.is_dir() else []
-    near = difflib.get_close_matches(path.name, beside, n=3, cutoff=0.6)
+    tmp = subfolders(path.parent) if path.parent.is_dir() else []
+    near = difflib.get_close_matches(path.name, tmp, n=3, cutoff=0.6)
     return f" Did you mean {' or '.join(str(path.parent / n) for n in near)}?" if near else ""

@@ -11,7 +11,7 @@ from torch import Tensor
 from ..errors import InputError
 
 
-def to_unit(pixels: Tensor) -> Tensor:
+def normalize_images(pixels: Tensor) -> Tensor:
     """uint8 [B, H, W, C] in 0..255 -> float32 [B, C, H, W] in [-1, 1]."""
     return pixels.permute(0, 3, 1, 2).float().div(127.5).sub(1).contiguous()
 
@@ -30,7 +30,7 @@ def from_x0(x0: Tensor, x_t: Tensor, alpha: Tensor | float, sigma: Tensor | floa
     return x0 if kind == "x0" else (alpha * x_t - x0) / sigma
 
 
-class Objective:
+class DiffusionLoss:
     """The training target and the loss of one sample.
 
     alphas_cumprod: [T], the scheduler's own. prediction: "eps" | "x0" | "v". loss_weight: "uniform" | "min_snr".
@@ -64,13 +64,13 @@ class Objective:
         self.vlb_weight = vlb_weight
         self.posterior = Posterior(abar) if vlb_weight is not None else None
 
-    def to(self, device: torch.device) -> "Objective":
+    def to(self, device: torch.device) -> "DiffusionLoss":
         self.alpha, self.sigma = self.alpha.to(device), self.sigma.to(device)
         self.weight = None if self.weight is None else self.weight.to(device)
         self.posterior = None if self.posterior is None else self.posterior.to(device)
         return self
 
-    def noisy(self, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+    def add_noise(self, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
         """x_t. x0 in [-1, 1] and noise [B, C, H, W], t [B] int."""
         return _at(self.alpha, t) * x0 + _at(self.sigma, t) * noise
 
@@ -86,12 +86,12 @@ class Objective:
 
     def loss(self, output: Tensor, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
         """The loss of each sample, float32 [B]. output: the network's at `noisy(x0, noise, t)`, [B, C or 2C, H, W]."""
-        loss = self.simple(output, x0, noise, t)
+        loss = self.mse(output, x0, noise, t)
         if self.vlb_weight is None:
             return loss
         return loss + self.vlb_weight * self.num_timesteps * self.vlb(output, x0, noise, t)
 
-    def simple(self, output: Tensor, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+    def mse(self, output: Tensor, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
         """Weighted mean squared error of each sample, float32 [B]: over the first C output channels."""
         error = output[:, : x0.shape[1]].float() - self.target(x0, noise, t).float()
         loss = error.square().flatten(1).mean(1)
@@ -100,9 +100,9 @@ class Objective:
     def vlb(self, output: Tensor, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
         """The term of the variational bound at t, in bits per dimension, float32 [B]; without gradient to the mean."""
         mean, variance = output.float().chunk(2, dim=1)
-        x_t = self.noisy(x0, noise, t)
+        x_t = self.add_noise(x0, noise, t)
         predicted = self.x0(mean.detach(), x_t, t)
-        return self.posterior.bits(x0, x_t, predicted, variance, t)
+        return self.posterior.bits_per_dim(x0, x_t, predicted, variance, t)
 
 
 class Posterior:
@@ -128,7 +128,7 @@ class Posterior:
             setattr(self, name, values.to(device))
         return self
 
-    def bits(self, x0: Tensor, x_t: Tensor, predicted_x0: Tensor, variance: Tensor, t: Tensor) -> Tensor:
+    def bits_per_dim(self, x0: Tensor, x_t: Tensor, predicted_x0: Tensor, variance: Tensor, t: Tensor) -> Tensor:
         """Bits per dimension, [B]: for t > 0 KL(q || p), for t = 0 -log p(x0) of the 8-bit pixels (DDPM, section 3.3)."""
         low, high = _at(self.log_tilde, t), _at(self.log_beta, t)
         log_variance = low + (variance + 1) / 2 * (high - low)

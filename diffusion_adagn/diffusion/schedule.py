@@ -141,7 +141,7 @@ def _build(sampler: str, common: dict, zero_snr: bool, learned_variance: bool) -
     return SAMPLERS[sampler](**common, **own)
 
 
-def set_steps(scheduler: SchedulerMixin, steps: int, device: torch.device | str = "cpu") -> Tensor:
+def set_timesteps(scheduler: SchedulerMixin, steps: int, device: torch.device | str = "cpu") -> Tensor:
     """Choose the grid: the timesteps of every network call, from noisy to clean ([steps]; heun [2 steps - 1]).
 
     Raises InputError where diffusers would walk a grid that is not the scheduled one.
@@ -227,7 +227,7 @@ def _use_noise_grid(scheduler: SchedulerMixin, spacing: str, steps: int) -> None
     scheduler.sigmas, scheduler.timesteps = sigmas, times.to(scheduler.timesteps.device)
 
 
-def signal_and_noise(scheduler: SchedulerMixin, timestep: Tensor) -> tuple[float, float]:
+def alpha_sigma(scheduler: SchedulerMixin, timestep: Tensor) -> tuple[float, float]:
     """alpha and sigma of x_t = alpha x0 + sigma eps (alpha^2 + sigma^2 = 1) at the network call to come.
 
     The solvers that keep a list of noise-to-signal ratios know them at fractional timesteps too; they are asked first.
@@ -244,7 +244,7 @@ def signal_and_noise(scheduler: SchedulerMixin, timestep: Tensor) -> tuple[float
 
 
 @dataclass(frozen=True)
-class Call:
+class ModelEval:
     """One network call of a sampler: which one, at which step (heun calls twice a step), timestep, t / T, and noise level sigma_t / alpha_t."""
 
     index: int
@@ -254,8 +254,8 @@ class Call:
     sigma: float
 
 
-def network_calls(scheduler: SchedulerMixin) -> list[Call]:
-    """The network calls to come, from noisy to clean. Call after `set_steps`."""
+def model_evals(scheduler: SchedulerMixin) -> list[ModelEval]:
+    """The network calls to come, from noisy to clean. Call after `set_timesteps`."""
     total = scheduler.config.num_train_timesteps
     twice = sampler_name(scheduler) == "heun"
     ratios = getattr(scheduler, "sigmas", None)
@@ -266,5 +266,5 @@ def network_calls(scheduler: SchedulerMixin) -> list[Call]:
         else:
             alpha_bar = scheduler.alphas_cumprod[int(t)].item()
             sigma = ((1 - alpha_bar) / alpha_bar) ** 0.5 if alpha_bar else float("inf")
-        calls.append(Call(i, i // 2 if twice else i, t, t / total, sigma))
+        calls.append(ModelEval(i, i // 2 if twice else i, t, t / total, sigma))
     return calls

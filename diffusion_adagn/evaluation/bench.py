@@ -14,13 +14,13 @@ from ..runs.recorded import recorded_data
 from ..runtime.distributed import main_first
 from ..sampling.pipeline import ClassConditionalPipeline
 from .extractors import Extractor, open_extractor
-from .points import Draw
-from .real import Real
+from .points import SamplePlan
+from .real import RealImages
 from .reference import Reference, reference_of
 
 
 @dataclass(frozen=True)
-class Measuring:
+class EvalConfig:
     """What pictures are measured with and against. against: None for the run's own data. data: the config fields of `data` that were
     given, by dotted key. extractor: as `open_extractor` takes it, or "none". judge: whether a judge tells the classes. reference_count:
     real pictures, at most. k: neighbours of precision, recall, density and coverage."""
@@ -39,13 +39,13 @@ class Measuring:
 
 
 @dataclass(frozen=True)
-class Bench:
+class EvalSetup:
     """class_names: of the labels, () without. judge: None where nobody tells the classes. reference: None but on the main process.
 
     Without an extractor (None) there are diagnostics alone, and the reference, if there is one, knows no features.
     """
 
-    real: Real | None
+    real: RealImages | None
     extractor: Extractor | None
     judge: Extractor | None
     reference: Reference | None
@@ -67,19 +67,19 @@ class Bench:
 
 
 def bench_of_model(
-    source: str | Path, pipe: ClassConditionalPipeline, draw: Draw, measuring: Measuring, state: PartialState
-) -> Bench:
+    source: str | Path, pipe: ClassConditionalPipeline, draw: SamplePlan, measuring: EvalConfig, state: PartialState
+) -> EvalSetup:
     """For a model's pictures; the main process first, since it may have to train a judge.
 
     Raises InputError for real pictures of another size, number of channels or classes, and where none are known.
     """
     recorded = recorded_data(source)
     if measuring.extractor == "none" and measuring.own_data and recorded is None:
-        return Bench(None, None, None, None, pipe.labels.names)
+        return EvalSetup(None, None, None, None, pipe.labels.names)
     check_against(measuring, recorded, str(source))
     size, channels, labels = pipe.unet.config.sample_size, pipe.unet.config.in_channels, pipe.labels
     with main_first(state):  # it may have to be decoded
-        real = Real(measuring.against, measuring.data, recorded, size, channels)
+        real = RealImages(measuring.against, measuring.data, recorded, size, channels)
     real.check_shape(size, size, channels, "the model's pictures")
     if real.dataset is not None:
         real.dataset.check_classes(labels)
@@ -116,7 +116,7 @@ def check_same_extractors(extractors: Sequence[Extractor], state: PartialState) 
                 )
 
 
-def check_against(measuring: Measuring, recorded: DataConfig | None, what: str) -> None:
+def check_against(measuring: EvalConfig, recorded: DataConfig | None, what: str) -> None:
     """Raises InputError where nothing is known that pictures could be measured against."""
     if measuring.own_data and recorded is None:
         raise InputError(
@@ -127,13 +127,13 @@ def check_against(measuring: Measuring, recorded: DataConfig | None, what: str) 
 
 
 def open_bench(
-    real: Real,
-    measuring: Measuring,
+    real: RealImages,
+    measuring: EvalConfig,
     class_names: tuple[str, ...],
     labels: np.ndarray | None,
     channels: int,
     state: PartialState,
-) -> Bench:
+) -> EvalSetup:
     """Open the extractor and, on the main process, make the reference.
 
     labels: int64 [N] of what is measured, ids of class_names, or None. channels: of its pictures.
@@ -141,7 +141,7 @@ def open_bench(
     main, count = state.is_main_process, measuring.reference_count
     if measuring.extractor == "none":
         known = main and real.dataset is not None
-        return Bench(real, None, None, reference_of(real.dataset, None, count) if known else None, class_names)
+        return EvalSetup(real, None, None, reference_of(real.dataset, None, count) if known else None, class_names)
     if real.file is not None and real.learned is None and measuring.extractor in ("judge", "sklearn"):
         raise InputError(
             f"{real.name} holds statistics of the FID's Inception network, and no pictures that {measuring.extractor} could learn from: type "
@@ -150,11 +150,11 @@ def open_bench(
     extractor = open_extractor(measuring.extractor, real.learned, state.device, main)
     judge = _judge(real, extractor, class_names, labels, state) if measuring.judge else None
     reference = real.reference(extractor, count, class_names, channels) if main else None
-    return Bench(real, extractor, judge, reference, class_names)
+    return EvalSetup(real, extractor, judge, reference, class_names)
 
 
 def _judge(
-    real: Real, extractor: Extractor, class_names: tuple[str, ...], labels: np.ndarray | None, state: PartialState
+    real: RealImages, extractor: Extractor, class_names: tuple[str, ...], labels: np.ndarray | None, state: PartialState
 ) -> Extractor | None:
     """The extractor where it knows these classes, else the judge of the data; None where there are no classes to tell."""
     if len(class_names) < 2 or labels is None or not (labels < len(class_names)).any():

@@ -4,12 +4,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..diffusion.schedule import Call
+from ..diffusion.schedule import ModelEval
 
 VALUES = ("brightness", "contrast", "saturation", "extremes")
 
 
-def picture_values(pixels: np.ndarray) -> np.ndarray:
+def image_values(pixels: np.ndarray) -> np.ndarray:
     """uint8 [N, H, W, C] -> float64 [N, 4], each in 0..1, as in VALUES.
 
     brightness: mean of all values. contrast: standard deviation over the pixels of the channels' mean. saturation: mean over
@@ -23,7 +23,7 @@ def picture_values(pixels: np.ndarray) -> np.ndarray:
 
 
 class Meter:
-    """A `Watch` that sums over pictures, a number a network call: sums of several batches may be added.
+    """A `SamplingCallback` that sums over pictures, a number a network call: sums of several batches may be added.
 
     difference: float64 [calls], the rms over a picture's values of cond - against, in the units of the prediction; 0 where there
     is no second pass. clipped: float64 [calls], the share of x0's values beyond [-1, 1].
@@ -32,17 +32,17 @@ class Meter:
     def __init__(self, calls: int):
         self.difference, self.clipped = np.zeros(calls), np.zeros(calls)
 
-    def guided(self, call: Call, cond: Tensor, against: Tensor) -> None:
+    def guided(self, call: ModelEval, cond: Tensor, against: Tensor) -> None:
         pull = (cond - against).float().square().flatten(1).mean(1).sqrt()
         self.difference[call.index] += pull.cpu().double().sum().item()
 
-    def predicted(self, call: Call, x0: Tensor) -> None:
+    def predicted(self, call: ModelEval, x0: Tensor) -> None:
         beyond = (x0.abs() > 1).flatten(1).to(torch.float32).mean(1)
         self.clipped[call.index] += beyond.cpu().double().sum().item()
 
 
 def against_data(values: np.ndarray, reference: np.ndarray) -> dict[str, float | None]:
-    """Means of `picture_values` against those of the data: float64 [4] each.
+    """Means of `image_values` against those of the data: float64 [4] each.
 
     contrast_ratio, saturation_ratio: 1 is the data's; None where the data have none. brightness_shift, extremes_shift: differences.
     """

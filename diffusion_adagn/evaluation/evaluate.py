@@ -10,24 +10,34 @@ import numpy as np
 from accelerate import PartialState
 from tqdm.auto import tqdm
 
-from ..atomic import alone_in
+from ..atomic import exclusive_lock
 from ..commands import command, go_on, instead, quoted, then
 from ..data.npz import write_npz
-from ..diffusion.schedule import Call
+from ..diffusion.schedule import ModelEval
 from ..errors import InputError, writing
 from ..runs.recorded import recorded_data, unused_beside
-from ..runtime.distributed import all_processes
+from ..runtime.distributed import process_state
 from ..sampling.load import open_pipeline
 from ..sampling.pipeline import ClassConditionalPipeline
 from ..sampling.pretrained import model_hash
-from .bench import Bench, Measuring, bench_of_model, check_against, open_bench
-from .diagnostics import picture_values
+from .bench import EvalConfig, EvalSetup, bench_of_model, check_against, open_bench
+from .diagnostics import image_values
 from .extractors import features_of
-from .image_set import Found, is_data, read_data, read_pictures, sampled_from
+from .image_set import ImageSet, is_data, read_data, read_image_set, sampled_from
 from .memorisation import draw_neighbours, memorisation
-from .output import BATCHES, check_out, finished_record, take_up
-from .points import Draw, Point, Sampled, choose_precision, classes_of, forget, metrics_device, sample_point, set_up
-from .real import Real
+from .output import BATCHES, check_out, finished_record, resume_batches
+from .points import (
+    Sampled,
+    SamplePlan,
+    SamplerSettings,
+    choose_precision,
+    classes_of,
+    metrics_device,
+    remove_batches,
+    sample_point,
+    set_up,
+)
+from .real import RealImages
 from .reference import Reference
 from .report import CLASSES, JSON, MARKDOWN, described_by, full_record, overall_table, write_report
 from .results import results
@@ -36,7 +46,7 @@ SHEET, NPZ = "neighbours.png", "samples.npz"
 
 
 @dataclass(frozen=True)
-class EvaluateRequest(Measuring):
+class EvaluateRequest(EvalConfig):
     """device: as `choose_device` takes it. neighbours: rows of the sheet, 0 for none. keep: the sampled pictures as samples.npz."""
 
     batch_size: int = 64
@@ -49,7 +59,7 @@ class EvaluateRequest(Measuring):
 
 @dataclass(frozen=True)
 class Sampling:
-    """How a model is sampled; None: the model's own. Words as in `points.Point` and `points.Draw`. count: over all classes together.
+    """How a model is sampled; None: the model's own. Words as in `points.SamplerSettings` and `points.SamplePlan`. count: over all classes together.
     precision: as `points.choose_precision` takes it."""
 
     scale: float = 1.0
@@ -76,7 +86,7 @@ def evaluate_model(source: str, sampling: Sampling, request: EvaluateRequest, ou
     finished evaluation that would be the same again, the record is returned. Raises InputError before anything is sampled
     for whatever would fail later.
     """
-    state = all_processes(request.device)
+    state = process_state(request.device)
     main = state.is_main_process
     finished = None if request.overwrite else finished_record(out)
     if main:
@@ -94,8 +104,8 @@ def evaluate_model(source: str, sampling: Sampling, request: EvaluateRequest, ou
     plan = {
         "model": model_hash(pipe.unet),
         "guide": None if guide is None else model_hash(guide.unet),
-        "point": point.record(),
-        "draw": draw.record(),
+        "point": point.to_dict(),
+        "draw": draw.to_dict(),
         "extractors": [e.hash for e in bench.extractors],
         "pixels": request.keep or request.neighbours > 0,
     }
@@ -108,7 +118,7 @@ def evaluate_model(source: str, sampling: Sampling, request: EvaluateRequest, ou
         "ema_decay": pipe.config.ema_decay,
     }
     settings = {
-        **point.record(),
+        **point.to_dict(),
         "network_evaluations": evaluations,
         "seeds": [draw.seed, draw.seed + draw.count - 1],
         "classes": [pipe.labels.name(c) for c in draw.classes],
@@ -129,13 +139,13 @@ def evaluate_model(source: str, sampling: Sampling, request: EvaluateRequest, ou
             f"{what}\n{draw.count:,} pictures, guidance {point.scale:g}, {point.sampler}, {point.steps} steps, {evaluations} network "
             f"evaluations each, on {state.num_processes} process(es), {state.device}, {draw.precision}\nagainst {bench.against}"
         )
-        if note := point.unheard(calls):
+        if note := point.inactive_interval_note(calls):
             print(note)
         with writing(out):
             out.mkdir(parents=True, exist_ok=True)
-    with writing(out), alone_in(out) if main else contextlib.nullcontext():
+    with writing(out), exclusive_lock(out) if main else contextlib.nullcontext():
         if main:
-            take_up(out / BATCHES, plan)
+            resume_batches(out / BATCHES, plan)
         state.wait_for_everyone()
         sampled = _sample(pipe, guide, point, draw, bench, plan["pixels"], out, state, request.command)
         if sampled is None:
@@ -145,12 +155,12 @@ def evaluate_model(source: str, sampling: Sampling, request: EvaluateRequest, ou
         about = {"source": str(source), "model": made_by, "settings": settings}
         notes = [own] if request.own_data else []
         record = _measure(sampled, shape, about, bench, calls, request, out, notes)
-        forget(out / BATCHES)
+        remove_batches(out / BATCHES)
     _say(record, out, following)
     return record
 
 
-def _same(record: dict, made_by: dict, settings: dict, bench: Bench, k: int) -> bool:
+def _same(record: dict, made_by: dict, settings: dict, bench: EvalSetup, k: int) -> bool:
     """Whether the command of a finished evaluation would make the same again: the model and the data may have changed."""
     now = {"model": made_by, "settings": settings, "k": k, **described_by(bench)}
     return all(record.get(key) == value for key, value in json.loads(json.dumps(now)).items())
@@ -170,12 +180,12 @@ def _next(source: str, sampling: Sampling, request: EvaluateRequest) -> str:
     return command("sweep", source, guidance="1:4:0.5", **given, out=unused_beside("sweeps", source))
 
 
-def evaluate_pictures(what: str, guidance: float | None, request: EvaluateRequest, out: Path) -> dict:
+def evaluate_images(what: str, guidance: float | None, request: EvaluateRequest, out: Path) -> dict:
     """Measure the pictures of a folder, an .npz or a data set; files into `out`. Returns what evaluation.json holds.
 
     guidance: which scale, for a folder of `adagn sample` that holds several. Raises InputError for pictures that cannot be measured.
     """
-    state = all_processes(request.device)
+    state = process_state(request.device)
     if state.num_processes > 1:
         raise InputError("pictures that are there already are measured by one process: leave torchrun out.")
     check_out(out)
@@ -185,10 +195,10 @@ def evaluate_pictures(what: str, guidance: float | None, request: EvaluateReques
     source = None if data else sampled_from(path)
     recorded = None if source is None else recorded_data(source)
     check_against(request, recorded, what)
-    found = None if data else read_pictures(path, guidance)
-    real = Real(request.against, request.data, recorded)
+    found = None if data else read_image_set(path, guidance)
+    real = RealImages(request.against, request.data, recorded)
     found = read_data(real.settings(None, what)) if data else found
-    shape = real.shape_of_pictures
+    shape = real.image_shape
     pixels = found.with_channels(None if shape is None else shape[2])
     real.check_shape(*pixels.shape[1:])
     names = real.class_names or found.class_names or (real.learned.label_space.names if real.learned else ())
@@ -198,7 +208,7 @@ def evaluate_pictures(what: str, guidance: float | None, request: EvaluateReques
     print(f"{len(pixels):,} pictures of {what}\nagainst {bench.against}")
     with writing(out):
         out.mkdir(parents=True, exist_ok=True)
-    with writing(out), alone_in(out):
+    with writing(out), exclusive_lock(out):
         sampled = _features(pixels, labels, bench, request.batch_size)
         settings = found.about.get("settings", {}) | {"seeds": found.about.get("seeds")}
         about = {"source": what, "model": found.about.get("made_by"), "settings": settings}
@@ -214,11 +224,11 @@ def store_reference(request: EvaluateRequest, file: Path) -> Reference:
         raise InputError(f"a reference is kept as .npz: type --out {file}.npz.")
     if file.exists() and not request.overwrite:
         raise InputError(instead(f"{file} is there already", request.command, file))
-    real = Real(request.against, request.data)
+    real = RealImages(request.against, request.data)
     if real.dataset is None and real.found is None:
         raise InputError(f"{real.name} holds no pictures, but what was made of some: expected a data set or pictures.")
-    names, channels = real.class_names, real.shape_of_pictures[2]
-    state = all_processes(request.device)
+    names, channels = real.class_names, real.image_shape[2]
+    state = process_state(request.device)
     reference = open_bench(real, replace(request, judge=False), names, None, channels, state).reference
     reference.save(file)
     about = reference.about
@@ -235,19 +245,21 @@ def store_reference(request: EvaluateRequest, file: Path) -> Reference:
 # ---------------------------------------------------------------------- before the first picture
 
 
-def _point(sampling: Sampling, pipe: ClassConditionalPipeline, guide: ClassConditionalPipeline | None) -> Point:
-    own, s = Point.of(pipe), sampling
-    point = Point(
+def _point(
+    sampling: Sampling, pipe: ClassConditionalPipeline, guide: ClassConditionalPipeline | None
+) -> SamplerSettings:
+    own, s = SamplerSettings.of(pipe), sampling
+    point = SamplerSettings(
         s.scale, s.interval, s.schedule, s.rescale, s.threshold, s.guide,
         s.sampler or own.sampler, s.steps, s.eta, s.spacing or own.spacing,
-    ).settled()  # fmt: skip
+    ).canonical()  # fmt: skip
     pipe.check_guidance(point.guidance(guide))
     return point
 
 
-def _draw(sampling: Sampling, request: EvaluateRequest, pipe: ClassConditionalPipeline) -> Draw:
+def _draw(sampling: Sampling, request: EvaluateRequest, pipe: ClassConditionalPipeline) -> SamplePlan:
     ids = classes_of(pipe, sampling.classes)
-    return Draw(ids, sampling.count, sampling.seed, request.batch_size, sampling.precision, shown=0)
+    return SamplePlan(ids, sampling.count, sampling.seed, request.batch_size, sampling.precision, shown=0)
 
 
 # ---------------------------------------------------------------------- pictures, numbers, files
@@ -256,9 +268,9 @@ def _draw(sampling: Sampling, request: EvaluateRequest, pipe: ClassConditionalPi
 def _sample(
     pipe: ClassConditionalPipeline,
     guide: ClassConditionalPipeline | None,
-    point: Point,
-    draw: Draw,
-    bench: Bench,
+    point: SamplerSettings,
+    draw: SamplePlan,
+    bench: EvalSetup,
     keep_pixels: bool,
     out: Path,
     state: PartialState,
@@ -275,15 +287,15 @@ def _sample(
             raise
 
 
-def _features(pixels: np.ndarray, labels: np.ndarray | None, bench: Bench, batch_size: int) -> Sampled:
+def _features(pixels: np.ndarray, labels: np.ndarray | None, bench: EvalSetup, batch_size: int) -> Sampled:
     """Pictures that are there already, as if they had been sampled here, but for what only the sampler knows."""
     batches = [pixels[i : i + batch_size] for i in range(0, len(pixels), batch_size)]
     features = {e.name: features_of(e, batches, len(pixels)) for e in bench.extractors}
-    values, unknown = np.concatenate([picture_values(some) for some in batches]), np.zeros(0)
+    values, unknown = np.concatenate([image_values(some) for some in batches]), np.zeros(0)
     return Sampled(features, labels, values, unknown, unknown, pixels[:0], pixels)
 
 
-def _notes_on(found: Found, pixels: np.ndarray, bench: Bench, request: EvaluateRequest) -> list[str]:
+def _notes_on(found: ImageSet, pixels: np.ndarray, bench: EvalSetup, request: EvaluateRequest) -> list[str]:
     notes = []
     if request.own_data:
         notes.append(f"The real pictures are those of the run that was sampled: {bench.against}.")
@@ -298,15 +310,15 @@ def _measure(
     sampled: Sampled,
     shape: tuple[int, int, int, int],
     about: dict,
-    bench: Bench,
-    calls: Sequence[Call],
+    bench: EvalSetup,
+    calls: Sequence[ModelEval],
     request: EvaluateRequest,
     out: Path,
     notes: list[str],
 ) -> dict:
     """Measure, and write it all; returns the record. shape: [N, H, W, C] of the pictures. about: source, model, settings."""
     e, reference, names = bench.extractor, bench.reference, bench.class_names
-    device = metrics_device(all_processes(request.device))
+    device = metrics_device(process_state(request.device))
     found = results(
         sampled,
         reference,
@@ -335,7 +347,7 @@ def _measure(
         write_npz(out / NPZ, sampled.pixels, sampled.labels if names else None, len(names) or None)
     else:
         (out / NPZ).unlink(missing_ok=True)
-    copied = None if memory is None else memory.record(request.neighbours)
+    copied = None if memory is None else memory.to_dict(request.neighbours)
     scored = sampled.features[e.name].probabilities is not None
     record = full_record(found, about, shape, sampled.labels, scored, bench, copied, notes, request.k, request.command)
     write_report(record, out)

@@ -10,23 +10,23 @@ import numpy as np
 from ..config import DataConfig
 from ..data import open_dataset
 from ..data.classes import named
-from ..data.images import BrokenPicture, open_picture, to_array
+from ..data.images import BrokenImage, open_image, to_array
 from ..data.npz import read_npz
 from ..data.sources import BUILT_IN, subfolders
 from ..data.tables import parquet_files
 from ..errors import InputError
 from ..labels import LabelSpace
 from ..models.config import machine_memory
-from ..runs.recorded import MOST_INDEX
-from ..schema import read_json, said
+from ..runs.recorded import MAX_INDEX
+from ..schema import read_json, short_repr
 
 ENDINGS = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
 GRAY = {"1", "L", "LA", "I", "I;16", "I;16B"}
-INDEX = "samples.json"  # of adagn sample
+SAMPLES_INDEX = "samples.json"  # of adagn sample
 
 
 @dataclass(frozen=True)
-class Found:
+class ImageSet:
     """pixels: uint8 [N, H, W, C]. labels: int64 [N], ids of class_names, len(class_names) for null and for mixes; None without.
 
     class_names: () where there are labels alone (an .npz). about: JSON, what is known of how they were made.
@@ -71,7 +71,7 @@ class Found:
         return p[..., :1] if gray else p
 
 
-def read_pictures(path: Path, guidance: float | None = None) -> Found:
+def read_image_set(path: Path, guidance: float | None = None) -> ImageSet:
     """All pictures of a folder or .npz, as they are. guidance: which scale, where a folder of `adagn sample` holds several.
 
     Raises InputError for an empty folder, a broken picture (named), pictures of unequal sizes, and a choice that is not there.
@@ -81,11 +81,13 @@ def read_pictures(path: Path, guidance: float | None = None) -> Found:
             found = read_npz(path)
         except (MemoryError, RecursionError, OverflowError) as error:  # of headers that claim anything
             raise InputError(f"{path} is no .npz of pictures: {type(error).__name__} {error}") from None
-        return Found(found.pixels, found.labels, (), {"source": str(path), "kind": "npz", "null_id": found.null_id})
-    if (path / INDEX).is_file():
+        return ImageSet(found.pixels, found.labels, (), {"source": str(path), "kind": "npz", "null_id": found.null_id})
+    if (path / SAMPLES_INDEX).is_file():
         return _sampled(path, guidance)
     if guidance is not None:
-        raise InputError(f"--guidance chooses among the scales of adagn sample's folders; {path} has no {INDEX}.")
+        raise InputError(
+            f"--guidance chooses among the scales of adagn sample's folders; {path} has no {SAMPLES_INDEX}."
+        )
     loose, folders = _files(path), [f for f in subfolders(path) if _files(path / f, deep=True)]
     if loose and folders:
         raise InputError(
@@ -97,15 +99,15 @@ def read_pictures(path: Path, guidance: float | None = None) -> Found:
         )
     about = {"source": str(path), "kind": "folder"}
     if loose:
-        return Found(_read(loose), None, (), about)
+        return ImageSet(_read(loose), None, (), about)
     files = [_files(path / f, deep=True) for f in folders]
     labels = np.repeat(np.arange(len(folders)), [len(some) for some in files]).astype(np.int64)
-    return Found(_read([f for some in files for f in some]), labels, named(folders).names, about)
+    return ImageSet(_read([f for some in files for f in some]), labels, named(folders).names, about)
 
 
-def is_pictures(path: Path) -> bool:
+def is_image_source(path: Path) -> bool:
     """Whether it is an .npz, a folder of `adagn sample`, or a folder that holds pictures directly."""
-    return path.suffix == ".npz" or (path.is_dir() and ((path / INDEX).is_file() or bool(_files(path))))
+    return path.suffix == ".npz" or (path.is_dir() and ((path / SAMPLES_INDEX).is_file() or bool(_files(path))))
 
 
 def is_data(what: str) -> bool:
@@ -116,25 +118,25 @@ def is_data(what: str) -> bool:
     return what in BUILT_IN or ":" in what
 
 
-def read_data(config: DataConfig) -> Found:
+def read_data(config: DataConfig) -> ImageSet:
     """All pictures of a data set's split, in memory."""
     dataset = open_dataset(config)
     about = {"source": dataset.name, "kind": "data", "fingerprint": dataset.fingerprint}
-    return Found(*dataset.gather(range(len(dataset))), dataset.label_space.names, about)
+    return ImageSet(*dataset.gather(range(len(dataset))), dataset.label_space.names, about)
 
 
 def sampled_from(path: Path) -> str | None:
     """The model that a folder of `adagn sample` was sampled from, as it was typed."""
     try:
-        source = read_json(path / INDEX, MOST_INDEX)["model"]["source"]
+        source = read_json(path / SAMPLES_INDEX, MAX_INDEX)["model"]["source"]
     except (InputError, KeyError, TypeError):
         return None
     return source if isinstance(source, str) else None
 
 
-def _sampled(folder: Path, guidance: float | None) -> Found:
+def _sampled(folder: Path, guidance: float | None) -> ImageSet:
     try:
-        record = read_json(folder / INDEX, MOST_INDEX)
+        record = read_json(folder / SAMPLES_INDEX, MAX_INDEX)
         names, entries = LabelSpace.from_dict(record["labels"]).names, record["images"]
         scales = sorted({float(e["guidance"]) for e in entries})
         labels = [len(names) if e["class_id"] is None else e["class_id"] for e in entries]
@@ -144,9 +146,11 @@ def _sampled(folder: Path, guidance: float | None) -> Found:
         whole = [*labels, *(e["seed"] for e in entries if "seed" in e)]
         wrong = next((n for n in whole if type(n) is not int), max(labels, default=0))
         if type(wrong) is not int or wrong > len(names) or min(labels, default=0) < 0:
-            raise ValueError(f"{said(wrong)} in place of the id of one of {len(names)} classes, or of a seed")
+            raise ValueError(f"{short_repr(wrong)} in place of the id of one of {len(names)} classes, or of a seed")
     except (InputError, ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
-        raise InputError(f"{folder / INDEX} is damaged ({repr(error)[:300]}): sample again by adagn sample.") from None
+        raise InputError(
+            f"{folder / SAMPLES_INDEX} is damaged ({repr(error)[:300]}): sample again by adagn sample."
+        ) from None
     if record.get("unfinished"):
         raise InputError(
             f"{folder} is not finished, its sampling goes on or was stopped: sample again, with --overwrite."
@@ -162,13 +166,13 @@ def _sampled(folder: Path, guidance: float | None) -> Found:
         )
     chosen = [i for i, e in enumerate(entries) if guidance is None or float(e["guidance"]) == guidance]
     if not chosen:
-        raise InputError(f"{folder / INDEX} lists no picture.")
+        raise InputError(f"{folder / SAMPLES_INDEX} lists no picture.")
     some = [entries[i] for i in chosen]
     alike = {k: v for k, v in some[0].items() if all(e.get(k) == v for e in some)}
     seeds = [e["seed"] for e in some if "seed" in e]
     about = {"source": str(folder), "kind": "samples", "made_by": record.get("model"), "settings": alike}
     about |= {"seeds": [min(seeds), max(seeds)]} if seeds else {}
-    return Found(_read([files[i] for i in chosen]), np.array(labels, dtype=np.int64)[chosen], names, about)
+    return ImageSet(_read([files[i] for i in chosen]), np.array(labels, dtype=np.int64)[chosen], names, about)
 
 
 def _files(folder: Path, deep: bool = False) -> list[Path]:
@@ -182,10 +186,10 @@ def _read(files: list[Path]) -> np.ndarray:
     for file in files:
         try:
             if not os.path.isfile(file):
-                raise BrokenPicture("it is missing, or no file")
-            image = open_picture(file)
+                raise BrokenImage("it is missing, or no file")
+            image = open_image(file)
             pixels = to_array(image, None, 1 if image.mode in GRAY else 3)
-        except BrokenPicture as error:
+        except BrokenImage as error:
             raise InputError(f"broken picture {file}: {error}. Replace or remove it.") from None
         if pictures and pixels.shape[:2] != pictures[0].shape[:2]:
             (h, w), (first_h, first_w) = pixels.shape[:2], pictures[0].shape[:2]

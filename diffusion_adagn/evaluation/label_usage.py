@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 
 from ..data import ImageDataset
 from ..data.rng import normal, uniform
-from ..diffusion.loss import Objective, to_unit
+from ..diffusion.loss import DiffusionLoss, normalize_images
 from ..models.unet import AdaGNUNet
 
 GOLDEN = (math.sqrt(5) - 1) / 2
@@ -75,7 +75,7 @@ class LabelUse:
 def label_use(
     unet: AdaGNUNet,
     dataset: ImageDataset,
-    objective: Objective,
+    objective: DiffusionLoss,
     evaluations: int = 2048,
     batch_size: int = 128,
     autocast: Callable = nullcontext,
@@ -110,17 +110,17 @@ def label_use(
     batches = positions.split(batch_size)
     for places in tqdm(batches, desc="label use", unit="batch", disable=not progress, leave=False):
         pixels, _ = dataset.gather(picture[places].numpy())
-        x0 = to_unit(torch.from_numpy(pixels))
+        x0 = normalize_images(torch.from_numpy(pixels))
         noise = normal(0, "heldout", places, tuple(x0.shape[1:])).to(device)
         x0, at = x0.to(device), t[places].to(device)
-        x_t = objective.noisy(x0, noise, at)
+        x_t = objective.add_noise(x0, noise, at)
         labels = torch.cat([some[places] for some in told.values()]).to(device)
         rows = x_t.repeat(len(told), 1, 1, 1), at.repeat(len(told)), labels
         calls = zip(*(some.split(most_rows or len(labels)) for some in rows))
         with autocast():
             output = torch.cat([unet(*some).sample for some in calls])
         for label, answer in zip(told, output.chunk(len(told))):
-            losses[label].append(objective.simple(answer, x0, noise, at).cpu().double())
+            losses[label].append(objective.mse(answer, x0, noise, at).cpu().double())
     joined = {label: torch.cat(parts) for label, parts in losses.items()}
     if "wrong" in joined:
         joined["wrong"][wrong == true] = math.nan

@@ -7,15 +7,15 @@ from pathlib import Path
 
 import numpy as np
 
-from ..atomic import file_into_place
+from ..atomic import atomic_write
 from ..render.grids import labelled_grid
 from .metrics import nearest
 from .reference import Reference
 
 NEAREST = 4  # real pictures beside a sampled one
-BATCH = 500
+DISTANCE_BATCH = 500
 MUCH_NEARER = 0.5  # of the distance between real pictures
-NAMED = 5  # copies that are named
+MAX_NAMED_COPIES = 5  # copies that are named
 
 Gather = Callable[[np.ndarray], np.ndarray]
 
@@ -39,7 +39,7 @@ class Memorisation:
         """The sampled pictures, those nearest to a real one first."""
         return np.argsort(self.distances[:, 0], kind="stable")
 
-    def record(self, rows: int) -> dict:
+    def to_dict(self, rows: int) -> dict:
         return {
             "sentence": self.sentence,
             "median_distance_sampled": float(np.median(self.distances[:, 0])),
@@ -92,7 +92,7 @@ def draw_neighbours(
     columns = ["sampled", *(f"real {n + 1}" for n in range(found.places.shape[1]))]
     label = "the class, then the distances" if names is not None else "the distances"
     title = f"Sampled pictures nearest to a real one of {reference.about['name']}, and beside each its nearest real ones. Row labels: {label} to real 1, 2, ..."
-    return file_into_place(file, labelled_grid(cells, labels, columns, title).save)
+    return atomic_write(file, labelled_grid(cells, labels, columns, title).save)
 
 
 def _short(name: str) -> str:
@@ -104,14 +104,14 @@ def _how_near(sampled: np.ndarray, real: np.ndarray | None, reference: Reference
     where = f"{about['name']}, {'all ' if about['count'] == about['of'] else ''}{about['count']:,} pictures"
     if about["count"] != about["of"]:
         where += f" drawn from {about['of']:,}"
-    said = f"Nearest real picture ({where}; median distance in the features of {about['extractor']['name']}): {median:.3g} from a sampled one"
+    short_repr = f"Nearest real picture ({where}; median distance in the features of {about['extractor']['name']}): {median:.3g} from a sampled one"
     if real is None:
-        return f"{said}."
+        return f"{short_repr}."
     between = float(np.median(real))
-    said += f", {between:.3g} from another real one"
+    short_repr += f", {between:.3g} from another real one"
     if between > 0 and median < MUCH_NEARER * between:
-        return f"{said}. Sampled pictures lie much nearer to real ones than those to each other: look for copies in the sheet."
-    return f"{said}."
+        return f"{short_repr}. Sampled pictures lie much nearer to real ones than those to each other: look for copies in the sheet."
+    return f"{short_repr}."
 
 
 def _copies(pixels: np.ndarray, count: int, gather: Gather) -> list[tuple[int, int]]:
@@ -120,8 +120,8 @@ def _copies(pixels: np.ndarray, count: int, gather: Gather) -> list[tuple[int, i
     for i, picture in enumerate(pixels):
         known.setdefault(_digest(picture), []).append(i)
     found: dict[int, int] = {}
-    for start in range(0, count, BATCH):
-        for place, picture in enumerate(gather(np.arange(start, min(start + BATCH, count))), start):
+    for start in range(0, count, DISTANCE_BATCH):
+        for place, picture in enumerate(gather(np.arange(start, min(start + DISTANCE_BATCH, count))), start):
             for i in known.get(_digest(picture), ()):
                 found.setdefault(i, place)
     return sorted(found.items())
@@ -136,7 +136,7 @@ def _said(copies: list[tuple[int, int]] | None, count: int) -> str:
         return ""
     if not copies:
         return f"No sampled picture equals one of these {count:,} in every pixel."
-    pairs = ", ".join(f"sampled {i} = real {j}" for i, j in copies[:NAMED])
-    more = f" and {len(copies) - NAMED} more" if len(copies) > NAMED else ""
+    pairs = ", ".join(f"sampled {i} = real {j}" for i, j in copies[:MAX_NAMED_COPIES])
+    more = f" and {len(copies) - MAX_NAMED_COPIES} more" if len(copies) > MAX_NAMED_COPIES else ""
     one = len(copies) == 1
     return f"{len(copies)} sampled picture{'' if one else 's'} {'equals' if one else 'equal'} a real one in every pixel: {pairs}{more}."

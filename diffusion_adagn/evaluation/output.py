@@ -3,10 +3,10 @@
 import json
 from pathlib import Path
 
-from ..atomic import file_into_place
+from ..atomic import atomic_write
 from ..errors import InputError
 from ..schema import read_json
-from .points import forget
+from .points import remove_batches
 from .report import JSON
 
 BATCHES, PLAN = "batches", "plan.json"
@@ -32,7 +32,7 @@ def finished_record(out: Path) -> dict | None:
         return {}
 
 
-def take_up(folder: Path, plan: dict) -> None:
+def resume_batches(folder: Path, plan: dict) -> None:
     """Keep the batches that a stopped evaluation left if they are what is wanted now; else remove them."""
     file, wanted = folder / PLAN, json.dumps(plan, indent=1)
     try:
@@ -40,8 +40,8 @@ def take_up(folder: Path, plan: dict) -> None:
     except (OSError, ValueError):
         same = False
     if not same:
-        forget(folder)
-        file_into_place(file, lambda beside: beside.write_text(wanted, encoding="utf-8"))
+        remove_batches(folder)
+        atomic_write(file, lambda tmp: tmp.write_text(wanted, encoding="utf-8"))
     for leftover in folder.glob(".*.npz"):  # broken off while they were written
         leftover.unlink(missing_ok=True)
     if done := len(list(folder.glob("batch-*.npz"))):

@@ -16,18 +16,18 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 
-from ..atomic import file_into_place
+from ..atomic import atomic_write
 from ..config import SpeedConfig
-from ..diffusion.schedule import Call, network_calls, sampler_name, set_steps, spacing_name
+from ..diffusion.schedule import ModelEval, model_evals, sampler_name, set_timesteps, spacing_name
 from ..errors import InputError
 from ..runtime.precision import check_tf32, computed_in
 from ..runtime.speed import choose, has_bf16, prepare
 from ..sampling.guidance import Guidance, Interval
-from ..sampling.pipeline import MOST_SEED, ClassConditionalPipeline, to_pixels
-from .diagnostics import Meter, picture_values
+from ..sampling.pipeline import MAX_SEED, ClassConditionalPipeline, to_pixels
+from .diagnostics import Meter, image_values
 from .extractors import Extractor, Features
 
-MOST_ROWS = 40  # classes in a grid
+MAX_GRID_CLASSES = 40  # classes in a grid
 
 
 def metrics_device(state: PartialState) -> str:
@@ -64,7 +64,7 @@ def set_up(pipes: Sequence[ClassConditionalPipeline | None], precision: str, dev
 
 
 @dataclass(frozen=True)
-class Point:
+class SamplerSettings:
     """One setting of the sampler. guide: the name of the model guided against (None: null). Words as in `Guidance`."""
 
     scale: float
@@ -83,7 +83,7 @@ class Point:
         object.__setattr__(self, "interval", "none" if interval is None else str(interval))
 
     @classmethod
-    def of(cls, pipe: ClassConditionalPipeline) -> "Point":
+    def of(cls, pipe: ClassConditionalPipeline) -> "SamplerSettings":
         """The model's own sampler and spacing, unguided."""
         return cls(1.0, sampler=sampler_name(pipe.scheduler), spacing=spacing_name(pipe.scheduler))
 
@@ -100,7 +100,7 @@ class Point:
         words += [f"eta{self.eta:g}"] * (self.eta != 0)
         return "_".join([*words, self.spacing])
 
-    def settled(self) -> "Point":
+    def canonical(self) -> "SamplerSettings":
         """The point without what changes nothing: at scale 1 no interval, schedule, rescaling or guide is heard."""
         if self.scale != 1:
             return self
@@ -110,21 +110,21 @@ class Point:
         guide = None if self.guide is None else guide
         return Guidance(self.scale, self.interval, self.schedule, self.rescale, self.threshold, guide)
 
-    def calls(self, pipe: ClassConditionalPipeline) -> list[Call]:
+    def calls(self, pipe: ClassConditionalPipeline) -> list[ModelEval]:
         """The network calls of this point, the pipeline being set to its sampler. Raises InputError for what cannot be walked."""
         pipe.use_sampler(self.sampler, self.spacing)
         pipe.check_eta(self.eta)
-        set_steps(pipe.scheduler, self.steps)
-        return network_calls(pipe.scheduler)
+        set_timesteps(pipe.scheduler, self.steps)
+        return model_evals(pipe.scheduler)
 
-    def unheard(self, calls: Sequence[Call]) -> str:
+    def inactive_interval_note(self, calls: Sequence[ModelEval]) -> str:
         """A note where the interval holds no step, so that nothing is guided; "" otherwise."""
         nothing = self.scale != 1 and self.guidance().evaluations(calls) == len(calls)
         return (
             f"note: the interval {self.interval} holds none of {self.steps} steps: nothing is guided" if nothing else ""
         )
 
-    def record(self) -> dict:
+    def to_dict(self) -> dict:
         return asdict(self)
 
 
@@ -134,7 +134,7 @@ def classes_of(pipe: ClassConditionalPipeline, classes: str | None) -> tuple[int
 
 
 @dataclass(frozen=True)
-class Draw:
+class SamplePlan:
     """Which pictures are made, the same at every point: picture i is of classes[i % len(classes)], from the noise of seed + i.
 
     classes: ids (the null id too), each once. shown: how many of each class are kept as pictures, for grids.
@@ -151,8 +151,8 @@ class Draw:
         object.__setattr__(self, "classes", tuple(dict.fromkeys(self.classes)))
         if not self.classes or self.count < 1 or self.batch_size < 1:
             raise InputError("there must be at least one class, one picture and one picture a batch.")
-        if self.seed < 0 or self.seed + self.count > MOST_SEED:
-            raise InputError(f"seeds lie between 0 and {MOST_SEED}; {self.seed} + {self.count} does not.")
+        if self.seed < 0 or self.seed + self.count > MAX_SEED:
+            raise InputError(f"seeds lie between 0 and {MAX_SEED}; {self.seed} + {self.count} does not.")
 
     @property
     def labels(self) -> np.ndarray:
@@ -166,11 +166,11 @@ class Draw:
     @property
     def grid(self) -> np.ndarray:
         """int64 [classes, shown]: the pictures that are kept for grids, a row a class."""
-        rows = np.arange(min(len(self.classes), self.count, MOST_ROWS))
+        rows = np.arange(min(len(self.classes), self.count, MAX_GRID_CLASSES))
         columns = np.arange(max(1, min(self.shown, self.count // len(self.classes))))
         return rows[:, None] + columns * len(self.classes)
 
-    def record(self) -> dict:
+    def to_dict(self) -> dict:
         return asdict(self) | {"classes": list(self.classes)}
 
 
@@ -178,8 +178,8 @@ class Draw:
 class Sampled:
     """What became of a point. N = count.
 
-    features: extractor's name -> Features [N, ...]. values: float64 [N, 4] (`picture_values`). difference, clipped: float64
-    [calls], means over the pictures (`Meter`). shown: uint8 [classes, n, H, W, C], the pictures of `Draw.grid`. pixels: uint8 [N, H, W, C] if kept.
+    features: extractor's name -> Features [N, ...]. values: float64 [N, 4] (`image_values`). difference, clipped: float64
+    [calls], means over the pictures (`Meter`). shown: uint8 [classes, n, H, W, C], the pictures of `SamplePlan.grid`. pixels: uint8 [N, H, W, C] if kept.
     """
 
     features: dict[str, Features] = field(repr=False)
@@ -193,8 +193,8 @@ class Sampled:
 
 def sample_point(
     pipe: ClassConditionalPipeline,
-    point: Point,
-    draw: Draw,
+    point: SamplerSettings,
+    draw: SamplePlan,
     extractors: Sequence[Extractor],
     folder: Path,
     state: PartialState,
@@ -204,7 +204,7 @@ def sample_point(
 ) -> Sampled | None:
     """Make what is missing of a point in `folder`, a file a batch; every process makes its share. The main process gets the whole.
 
-    made: told of every batch, how many pictures are ready. The files stay: `forget` removes them when they are no longer needed.
+    made: told of every batch, how many pictures are ready. The files stay: `remove_batches` removes them when they are no longer needed.
     """
     calls = point.calls(pipe)
     files = [folder / f"batch-{i:06d}.npz" for i in range(len(draw.batches))]
@@ -212,13 +212,13 @@ def sample_point(
     for i in range(state.process_index, len(files), state.num_processes):
         if not _sound(files[i], keep_pixels):
             arrays = _batch(pipe, point, draw, draw.batches[i], extractors, guide, len(calls), keep_pixels)
-            file_into_place(files[i], lambda beside, arrays=arrays: np.savez(beside, **arrays))
+            atomic_write(files[i], lambda tmp, arrays=arrays: np.savez(tmp, **arrays))
         made(len(draw.batches[i]))
     state.wait_for_everyone()
     return _gather(files, draw, extractors, keep_pixels) if state.is_main_process else None
 
 
-def forget(folder: Path) -> None:
+def remove_batches(folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -234,8 +234,8 @@ def _sound(file: Path, with_pixels: bool) -> bool:
 
 def _batch(
     pipe: ClassConditionalPipeline,
-    point: Point,
-    draw: Draw,
+    point: SamplerSettings,
+    draw: SamplePlan,
     batch: range,
     extractors: Sequence[Extractor],
     guide: ClassConditionalPipeline | None,
@@ -254,7 +254,7 @@ def _batch(
             watch=meter,
         ).images
     pixels = to_pixels(images)
-    arrays = {"values": picture_values(pixels), "difference": meter.difference, "clipped": meter.clipped}
+    arrays = {"values": image_values(pixels), "difference": meter.difference, "clipped": meter.clipped}
     arrays["shown"] = pixels[np.isin(np.array(batch), draw.grid)]
     if keep_pixels:
         arrays["pixels"] = pixels
@@ -266,7 +266,7 @@ def _batch(
     return arrays
 
 
-def _gather(files: Sequence[Path], draw: Draw, extractors: Sequence[Extractor], keep_pixels: bool) -> Sampled:
+def _gather(files: Sequence[Path], draw: SamplePlan, extractors: Sequence[Extractor], keep_pixels: bool) -> Sampled:
     parts: dict[str, list[np.ndarray]] = {}
     for file in files:
         with np.load(file, allow_pickle=False) as arrays:

@@ -13,19 +13,19 @@ from ..data.find import find_source
 from ..errors import InputError, UsageError
 from ..schema import apply
 from .extractors import Extractor
-from .image_set import Found, is_pictures, read_pictures
+from .image_set import ImageSet, is_image_source, read_image_set
 from .memorisation import Gather
-from .reference import Reference, published, reference_of, reference_of_pictures
+from .reference import Reference, published, reference_of, reference_of_images
 
 
-class Real:
+class RealImages:
     """The real pictures, before an extractor has seen them: one of dataset, found, stored and file; the others are None.
 
     dataset: its split. found: pictures of a folder or .npz. stored: a reference made earlier. file: published statistics.
     """
 
     dataset: ImageDataset | None = None
-    found: Found | None = None
+    found: ImageSet | None = None
     stored: Reference | None = None
     file: Path | None = None
 
@@ -44,8 +44,8 @@ class Real:
         path = None if against is None else Path(against).expanduser()
         if path is not None and path.suffix == ".npz":
             self._open_file(path)
-        elif path is not None and is_pictures(path):
-            self.found = read_pictures(path)
+        elif path is not None and is_image_source(path):
+            self.found = read_image_set(path)
         else:
             self.config = self.settings(recorded if against is None else None, against)
             self.dataset = open_dataset(self.config)
@@ -57,7 +57,7 @@ class Real:
         elif {"mu", "sigma"} <= held:
             self.file = path
         else:
-            self.found = read_pictures(path)
+            self.found = read_image_set(path)
 
     def settings(self, base: DataConfig | None, source: str | None = None) -> DataConfig:
         """`base` (None: the defaults) with what was given on the command line, for another source if one is named."""
@@ -92,7 +92,7 @@ class Real:
         return () if some is None else some.class_names
 
     @property
-    def shape_of_pictures(self) -> tuple[int, int, int] | None:
+    def image_shape(self) -> tuple[int, int, int] | None:
         """(H, W, C); None where it is not known: published statistics do not say."""
         if self.dataset is not None:
             return self.dataset.images.shape[1:]
@@ -109,9 +109,9 @@ class Real:
 
     def check_shape(self, height: int, width: int, channels: int, whose: str = "the pictures") -> None:
         """Raises InputError unless the real pictures are of this size."""
-        if self.shape_of_pictures is None:
+        if self.image_shape is None:
             return
-        h, w, c = self.shape_of_pictures
+        h, w, c = self.image_shape
         if (h, w) != (height, width):
             remedy = f"--data.image_size {height}" if height == width else "cutting them to squares"
             raise InputError(
@@ -145,7 +145,7 @@ class Real:
             return published(self.file, extractor, progress)
         found, labels = self.found, self.found.labels_among(class_names)
         names = () if labels is None else class_names
-        return reference_of_pictures(
+        return reference_of_images(
             found.with_channels(channels), labels, names, found.about["source"], extractor, progress
         )
 

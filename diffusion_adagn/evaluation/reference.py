@@ -10,20 +10,20 @@ from pathlib import Path
 
 import numpy as np
 
-from ..atomic import cache_root, file_into_place
+from ..atomic import atomic_write, cache_root
 from ..data import ImageDataset
 from ..data.npz import read_npz
 from ..errors import InputError
-from .diagnostics import VALUES, picture_values
+from .diagnostics import VALUES, image_values
 from .extractors import Extractor, features_of
 from .extractors.base import described
 from .metrics import Gaussian
 from .metrics.measure import Target
 
-VERSION = 1  # of the files; another is made again
-BATCH = 250  # pictures
+FILE_VERSION = 1  # of the files; another is made again
+FEATURE_BATCH = 250  # pictures
 UNKNOWN_COUNT = 10**9  # of pictures behind published statistics, which do not say
-DAMAGE = (
+CORRUPTED = (
     OSError,
     ValueError,
     KeyError,
@@ -41,7 +41,7 @@ class Reference:
     """Real pictures as an extractor sees them.
 
     features: float32 [M, D]; None where there are statistics or values alone. labels: int64 [M], ids of class_names, or None.
-    values: float64 [4], the mean of `picture_values`; None if unknown. indices: int64 [M], which pictures of the data set; None if
+    values: float64 [4], the mean of `image_values`; None if unknown. indices: int64 [M], which pictures of the data set; None if
     there is none. statistics: published ones, which then stand for the features in the Frechet distance.
     about: JSON; name (of the data), fingerprint, count (M), of (how many there were), seed, image_size, channels, resized, extractor, date.
     """
@@ -102,13 +102,13 @@ class Reference:
 
     def save(self, file: Path) -> Path:
         """One .npz without pickled objects; `Reference.load` reads it back."""
-        head = {"version": VERSION, "class_names": list(self.class_names), "about": self.about}
+        head = {"version": FILE_VERSION, "class_names": list(self.class_names), "about": self.about}
         arrays = {"head": np.array(json.dumps(head, ensure_ascii=False))}
         arrays |= {name: getattr(self, name) for name in ARRAYS if getattr(self, name) is not None}
         if self.statistics is not None:
             s = self.statistics
             arrays |= {"mu": s.mean, "sigma": s.covariance, "behind": np.array(s.count)}
-        return file_into_place(file, lambda beside: np.savez(beside, **arrays))
+        return atomic_write(file, lambda tmp: np.savez(tmp, **arrays))
 
     @classmethod
     def load(cls, file: Path) -> "Reference":
@@ -116,14 +116,14 @@ class Reference:
         try:
             with np.load(file, allow_pickle=False) as arrays:
                 return cls._read({name: arrays[name] for name in arrays.files})
-        except DAMAGE as error:
+        except CORRUPTED as error:
             raise InputError(f"{file} is no reference: {error}. adagn evaluate reference makes one.") from None
 
     @classmethod
     def _read(cls, arrays: dict[str, np.ndarray]) -> "Reference":
         head = json.loads(str(arrays["head"]))
-        if head["version"] != VERSION:
-            raise ValueError(f"it is of version {head['version']}, this program's are of {VERSION}")
+        if head["version"] != FILE_VERSION:
+            raise ValueError(f"it is of version {head['version']}, this program's are of {FILE_VERSION}")
         some = {name: arrays.get(name) for name in ARRAYS}
         statistics = Gaussian(arrays["mu"], arrays["sigma"], int(arrays["behind"])) if "mu" in arrays else None
         features, labels, k = some["features"], some["labels"], len(head["class_names"])
@@ -148,7 +148,7 @@ def reference_of(
     are no more. extractor None: its values alone. Kept in DIFFUSION_ADAGN_CACHE, and read from there the next time."""
     if count < 1:
         raise InputError(f"a reference needs at least one picture, not {count}.")
-    told = [VERSION, dataset.fingerprint, extractor and extractor.hash, min(count, len(dataset)), seed]
+    told = [FILE_VERSION, dataset.fingerprint, extractor and extractor.hash, min(count, len(dataset)), seed]
     file = references_folder() / f"{hashlib.sha256(json.dumps(told).encode()).hexdigest()[:16]}.npz"
     try:
         kept = Reference.load(file)
@@ -166,7 +166,7 @@ def reference_of(
         "channels": dataset.channels,
         "resized": dataset.resized,
     }
-    batches = (dataset.gather(indices[i : i + BATCH])[0] for i in range(0, len(indices), BATCH))
+    batches = (dataset.gather(indices[i : i + FEATURE_BATCH])[0] for i in range(0, len(indices), FEATURE_BATCH))
     names = dataset.label_space.names
     reference = _made(batches, len(indices), dataset.labels[indices], names, about, extractor, indices, progress)
     try:
@@ -185,7 +185,7 @@ def _still_true(kept: Reference, dataset: ImageDataset, extractor: Extractor) ->
     return now.shape == some.shape and np.allclose(now, some, rtol=1e-2, atol=1e-3 * np.abs(some).max())
 
 
-def reference_of_pictures(
+def reference_of_images(
     pixels: np.ndarray,
     labels: np.ndarray | None,
     class_names: tuple[str, ...],
@@ -205,7 +205,7 @@ def reference_of_pictures(
         "channels": pixels.shape[3],
         "resized": "",
     }
-    batches = (pixels[i : i + BATCH] for i in range(0, len(pixels), BATCH))
+    batches = (pixels[i : i + FEATURE_BATCH] for i in range(0, len(pixels), FEATURE_BATCH))
     return _made(batches, len(pixels), labels, class_names, about, extractor, None, progress)
 
 
@@ -221,13 +221,13 @@ def published(file: Path, extractor: Extractor, progress: bool = True) -> Refere
                 return None
             statistics = Gaussian(arrays["mu"], arrays["sigma"], UNKNOWN_COUNT)
             pictures = "arr_0" in arrays.files
-    except DAMAGE as error:
+    except CORRUPTED as error:
         raise InputError(
             f"{file} cannot be read: {error}. Expected mu [D] and sigma [D, D], or pictures arr_0."
         ) from None
     if pictures:
         found = read_npz(file)
-        reference = reference_of_pictures(found.pixels, None, (), str(file), extractor, progress)
+        reference = reference_of_images(found.pixels, None, (), str(file), extractor, progress)
         fits = extractor.is_fid and extractor.dimension == len(statistics.mean)
         return replace(reference, statistics=statistics) if fits else reference
     about = {
@@ -275,7 +275,7 @@ def _made(
     else:
         features, record = (
             features_of(extractor, batches, count, progress).pooled,
-            described(extractor) | extractor.record(),
+            described(extractor) | extractor.to_dict(),
         )
     about = about | {
         "count": count,
@@ -288,7 +288,7 @@ def _made(
 def _seen(batches: Iterable[np.ndarray], add: Callable[[np.ndarray], object]) -> Iterator[np.ndarray]:
     """The batches, their picture values added up on the way."""
     for pixels in batches:
-        add(picture_values(pixels).sum(axis=0))
+        add(image_values(pixels).sum(axis=0))
         yield pixels
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ..atomic import file_into_place
-from .bench import Bench
+from ..atomic import atomic_write
+from .bench import EvalSetup
 from .extractors import Extractor
 from .extractors.base import described
 from .metrics import METRICS
@@ -19,13 +19,13 @@ JSON, MARKDOWN, CLASSES = "evaluation.json", "evaluation.md", "per_class.csv"
 FOREIGN = (
     "These numbers are not comparable with published ones: the features are not those of the FID's Inception network."
 )
-FEWER = (
+MIN_IMAGES = (
     "Published FIDs are of 50,000 pictures, mostly against the whole training set; with fewer the FID comes out higher."
 )
 PUBLISHED = 50_000
 
 
-FEW, FEW_OF_A_CLASS = 100, 50  # pictures, below which numbers tell little
+MIN_CLASS_IMAGES, MIN_CLASS_IMAGES_FOR_VALUES = 100, 50  # pictures, below which numbers tell little
 MARK = "†"  # beside a value that is to be read with care
 WEAK = 0.7  # of held-out pictures that a judge tells right, below which its accuracy says little
 GROWING = (
@@ -40,18 +40,18 @@ def titles(extractor: Mapping, judge: Mapping | None, scorer: Mapping | None) ->
 
     Takes records: of the extractor, of the judge, and of whichever of them gave the probabilities of the inception score."""
     measured_by = {"frechet": extractor, "kid": extractor, "inception_score": scorer, "accuracy": judge}
-    said = {name: kind.title for name, kind in METRICS.items()}
+    short_repr = {name: kind.title for name, kind in METRICS.items()}
     for metric, who in measured_by.items():
         if who and who.get("name") and not who.get("is_fid"):
-            said[metric] += f" ({who['name']})"
-    return said | ({"frechet": "FID"} if extractor.get("is_fid") else {})
+            short_repr[metric] += f" ({who['name']})"
+    return short_repr | ({"frechet": "FID"} if extractor.get("is_fid") else {})
 
 
 def comparable(extractor: Mapping, count: int) -> str | None:
     """The note on published numbers, if there is one to make."""
     if not extractor.get("is_fid"):
         return FOREIGN
-    return FEWER if count < PUBLISHED else None
+    return MIN_IMAGES if count < PUBLISHED else None
 
 
 def judged_right(judge: Mapping | None) -> float | None:
@@ -70,7 +70,7 @@ def weak(judge: Mapping | None) -> str | None:
 
 def few(count: int, each: str = "") -> str | None:
     """The note on few pictures. each: " a point"."""
-    if count >= FEW:
+    if count >= MIN_CLASS_IMAGES:
         return None
     pictures, tell = ("picture", "tells") if count == 1 else ("pictures", "tell")
     return f"{count:,} {pictures}{each} {tell} little: most of what so few differ in is chance, and the errors are rough too."
@@ -91,7 +91,7 @@ def full_record(
     shape: tuple[int, int, int, int],
     labels: np.ndarray | None,
     scored: bool,
-    bench: Bench,
+    bench: EvalSetup,
     memorisation: dict | None,
     notes: list[str],
     k: int,
@@ -127,7 +127,7 @@ def full_record(
     }
 
 
-def described_by(bench: Bench) -> dict:
+def described_by(bench: EvalSetup) -> dict:
     """What the numbers are measured with and against, as evaluation.json holds it."""
     return {
         "against": bench.against,
@@ -145,13 +145,13 @@ def _cautions(row: dict, count: int, judge: dict | None) -> list[str]:
         [*row["metrics"].values(), *(m for some in row["per_class"].values() for m in some)],
     )
     has = lambda name: overall.get(name, {}).get("value") is not None  # noqa: E731
-    said = [
+    short_repr = [
         few(count),
         weak(judge) if has("accuracy") else None,
         CERTAIN if any(m["standard_error"] == 0 for m in every) else None,
         GROWING if has("recall") or has("coverage") else None,
     ]
-    return [note for note in said if note]
+    return [note for note in short_repr if note]
 
 
 def write_report(record: dict, out: Path) -> None:
@@ -165,14 +165,14 @@ def write_report(record: dict, out: Path) -> None:
 
 
 def _write(file: Path, text: str) -> None:
-    file_into_place(file, lambda beside: beside.write_text(text, encoding="utf-8"))
+    atomic_write(file, lambda tmp: tmp.write_text(text, encoding="utf-8"))
 
 
 def _record(extractor: Extractor) -> dict:
-    return described(extractor) | extractor.record()
+    return described(extractor) | extractor.to_dict()
 
 
-def _counts(labels: np.ndarray | None, bench: Bench) -> dict[str, list[int] | None]:
+def _counts(labels: np.ndarray | None, bench: EvalSetup) -> dict[str, list[int] | None]:
     """How many pictures each class has, sampled and real."""
 
     def counts(some: np.ndarray | None) -> list[int] | None:
@@ -209,11 +209,11 @@ def overall_table(record: dict) -> str:
 def _beside(name: str, m: dict, record: dict) -> str:
     """What stands beside a value."""
     share = judged_right(record.get("judge")) if name == "accuracy" and m["value"] is not None else None
-    said = [
+    short_repr = [
         "" if share is None else f"of held-out real pictures: {share:.4g}",
         "see below" if m["why"] else "",
     ]
-    return "; ".join(filter(None, said))
+    return "; ".join(filter(None, short_repr))
 
 
 def value_of(m: dict, digits: int = 4) -> str:
@@ -231,8 +231,8 @@ def write_classes(file: Path, record: dict) -> Path:
     header += [metric if key == "value" else f"{metric}_{key}" for metric, key in columns]
     counts = record["class_counts"]
 
-    def write(beside: Path) -> None:
-        with beside.open("w", encoding="utf-8", newline="") as stream:
+    def write(tmp: Path) -> None:
+        with tmp.open("w", encoding="utf-8", newline="") as stream:
             writer = csv.writer(stream, lineterminator="\n")
             writer.writerow(header)
             for i, name in enumerate(record["class_names"]):
@@ -240,7 +240,7 @@ def write_classes(file: Path, record: dict) -> Path:
                 reference = "" if counts["reference"] is None else counts["reference"][i]
                 writer.writerow([i, name, counts["sampled"][i], reference, *("" if c is None else c for c in cells)])
 
-    return file_into_place(file, write)
+    return atomic_write(file, write)
 
 
 def _class_table(record: dict) -> str:
@@ -249,17 +249,17 @@ def _class_table(record: dict) -> str:
     sampled = record["class_counts"]["sampled"]
     rows = []
     for i, name in enumerate(record["class_names"]):
-        thin = 0 < sampled[i] < FEW_OF_A_CLASS
+        thin = 0 < sampled[i] < MIN_CLASS_IMAGES_FOR_VALUES
         cells = [_marked(value_of(some[i], 3), some[i], thin) for some in metrics.values()]
         rows.append([name, str(sampled[i]), *cells])
     heads = [f"{record['metrics'][m]['title']}, {record['metrics'][m]['better']} is better" for m in metrics]
-    said = [_table(["class", "sampled", *heads], rows)]
+    short_repr = [_table(["class", "sampled", *heads], rows)]
     if any(MARK in cell for row in rows for cell in row[2:]):
-        said.append(f"{MARK} {_marks_mean(record, metrics)}.")
+        short_repr.append(f"{MARK} {_marks_mean(record, metrics)}.")
     for metric, some in record["per_class"].items():
         if metric not in metrics:
-            said.append(f"{record['metrics'][metric]['title']} of each class left blank: {some[0]['why']}.")
-    return "\n\n".join(said)
+            short_repr.append(f"{record['metrics'][metric]['title']} of each class left blank: {some[0]['why']}.")
+    return "\n\n".join(short_repr)
 
 
 def _marked(text: str, m: dict, thin: bool) -> str:
@@ -274,28 +274,28 @@ def _marks_mean(record: dict, metrics: dict[str, list[dict]]) -> str:
         if whys:
             more = f" ({len(whys) - 1} more in {CLASSES})" if len(whys) > 1 else ""
             named.setdefault(f"{whys[0]}{more}", []).append(record["metrics"][metric]["title"])
-    said = [f"{', '.join(some)}: {why}" for why, some in named.items()]
-    return "; ".join(said) or f"fewer than {FEW_OF_A_CLASS} sampled pictures"
+    short_repr = [f"{', '.join(some)}: {why}" for why, some in named.items()]
+    return "; ".join(short_repr) or f"fewer than {MIN_CLASS_IMAGES_FOR_VALUES} sampled pictures"
 
 
 def _looks(d: dict) -> str:
     """The diagnostics that need no extractor, in a sentence or two."""
-    said = f"Brightness {d['brightness']:.3f}, contrast {d['contrast']:.3f}, saturation {d['saturation']:.3f} (each 0 to 1); "
-    said += f"{d['extremes']:.1%} of the values are at 0 or 255"
+    short_repr = f"Brightness {d['brightness']:.3f}, contrast {d['contrast']:.3f}, saturation {d['saturation']:.3f} (each 0 to 1); "
+    short_repr += f"{d['extremes']:.1%} of the values are at 0 or 255"
     beyond = d.get("extremes_shift")
-    said += "." if beyond is None else f" ({max(d['extremes'] - beyond, 0):.1%} of the real pictures' are)."
+    short_repr += "." if beyond is None else f" ({max(d['extremes'] - beyond, 0):.1%} of the real pictures' are)."
     if d["contrast_ratio"] is not None:
-        said += f" Against the real pictures: contrast x {d['contrast_ratio']:.3f}"
-        said += "" if d["saturation_ratio"] is None else f", saturation x {d['saturation_ratio']:.3f}"
-        said += f", brightness {d['brightness_shift']:+.3f}."
-    return said
+        short_repr += f" Against the real pictures: contrast x {d['contrast_ratio']:.3f}"
+        short_repr += "" if d["saturation_ratio"] is None else f", saturation x {d['saturation_ratio']:.3f}"
+        short_repr += f", brightness {d['brightness_shift']:+.3f}."
+    return short_repr
 
 
 def _made(record: dict) -> str:
     e, r, p = record["extractor"], record["reference"], record["pictures"]
     count = "published statistics" if r["count"] is None else f"{r['count']:,} of {r['of']:,} pictures"
     seen = taken_in(e, p["height"], p["width"])
-    said = {
+    short_repr = {
         "pictures": f"{record['count']:,}, {p['width']}x{p['height']}, {p['channels']} channel{'s' * (p['channels'] != 1)}",
         **{f"model's {key}": value for key, value in (record["model"] or {}).items()},
         **record["settings"],
@@ -309,7 +309,7 @@ def _made(record: dict) -> str:
         "command": record["command"] and f"`{record['command']}`",
     }
     return "\n".join(
-        f"- {key.replace('_', ' ')}: {_words(value)}" for key, value in said.items() if value not in (None, "")
+        f"- {key.replace('_', ' ')}: {_words(value)}" for key, value in short_repr.items() if value not in (None, "")
     )
 
 

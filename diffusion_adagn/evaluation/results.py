@@ -7,11 +7,11 @@ from importlib.metadata import version
 
 import numpy as np
 
-from ..diffusion.schedule import Call
+from ..diffusion.schedule import ModelEval
 from ..version import __version__
 from .diagnostics import VALUES, against_data
 from .extractors import Extractor
-from .metrics import Measured
+from .metrics import MetricValue
 from .metrics.measure import measure
 from .points import Sampled
 from .reference import Reference
@@ -27,7 +27,7 @@ def versions() -> dict[str, str]:
 class Results:
     """row: plain JSON, with "metrics", "per_class" and "diagnostics". notes: sentences on what is blank or doubtful.
 
-    influence: metric -> float64 [N]; class_influence: metric -> for each class float64 [N_c] or None. See `Measured`.
+    influence: metric -> float64 [N]; class_influence: metric -> for each class float64 [N_c] or None. See `MetricValue`.
     """
 
     row: dict
@@ -42,7 +42,7 @@ def results(
     extractor: Extractor | None,
     judge: Extractor | None,
     class_names: Sequence[str],
-    calls: Sequence[Call],
+    calls: Sequence[ModelEval],
     k: int = 5,
     device: str = "cpu",
     progress: bool = False,
@@ -76,11 +76,11 @@ def results(
     )
 
 
-def _record(m: Measured) -> dict:
+def _record(m: MetricValue) -> dict:
     return {"value": m.value, "standard_error": m.standard_error, "why": m.why}
 
 
-def _diagnostics(sampled: Sampled, reference: np.ndarray | None, calls: Sequence[Call]) -> dict:
+def _diagnostics(sampled: Sampled, reference: np.ndarray | None, calls: Sequence[ModelEval]) -> dict:
     """`difference` and `clipped` are a number a network call, `difference` None where there was no second pass."""
     values = sampled.values.mean(axis=0)
     pull = [float(d) if d > 0 else None for d in sampled.difference]

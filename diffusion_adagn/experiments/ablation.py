@@ -20,19 +20,19 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ..atomic import alone_in, file_into_place
+from ..atomic import atomic_write, exclusive_lock
 from ..commands import go_on, then, with_options
 from ..config import RunConfig, differences, read_config, to_yaml
 from ..data import ImageDataset, open_dataset
-from ..diffusion.loss import Objective
+from ..diffusion.loss import DiffusionLoss
 from ..diffusion.schedule import make_scheduler
 from ..errors import InputError
 from ..evaluation.label_usage import label_use
-from ..models.conditioning import KINDS
-from ..models.cost import Cost, count_cost
+from ..models.conditioning import CONDITIONING
+from ..models.cost import Cost, estimate_cost
 from ..models.unet import AdaGNUNet
 from ..runs.layout import RunFolder, label_space, network_config
-from ..runtime.distributed import all_processes
+from ..runtime.distributed import process_state
 from ..runtime.precision import tf32
 from ..runtime.speed import choose
 from ..sampling.load import open_pipeline
@@ -46,7 +46,7 @@ RESULT = {
     *("wrong_gap", "null_gap", "wrong_gap_by_t", "null_gap_by_t"),
 }
 NAME = re.compile(r"(\w+)-seed(\d+)")
-BINS = 5  # of the timestep, evenly wide
+LOSS_BINS = 5  # of the timestep, evenly wide
 EVALUATIONS = 4096
 
 
@@ -124,7 +124,7 @@ def ablate(
     config, dataset, costs = _check(config, kinds)
     heldout = open_dataset(config.data, "heldout")
     members = [Member(kind, seed, RunFolder(out / f"{kind}-seed{seed}")) for seed in seeds for kind in kinds]
-    _claim(out, config, dry_run)
+    _open_run_dir(out, config, dry_run)
     waiting = [m for m in members if m.result is None]
     print(
         f"{len(kinds)} kinds x {len(seeds)} seeds = {len(members)} runs of {config.training.max_steps} steps on {dataset.name} "
@@ -136,7 +136,7 @@ def ablate(
         print("\n".join(f"  {'finished' if m.result else 'waiting ':8} {m.run.path}" for m in members))
         return 0
 
-    with alone_in(out):
+    with exclusive_lock(out):
         return _run(config, members, heldout, costs, out, dataset, typed)
 
 
@@ -176,7 +176,7 @@ def _finished(out: Path, members: list[Member]) -> list[Member]:
     names, found = {m.name for m in members}, []
     for file in sorted(out.glob("*/config.yaml")):
         match = NAME.fullmatch(file.parent.name)
-        if match is None or match[1] not in KINDS or file.parent.name in names:
+        if match is None or match[1] not in CONDITIONING or file.parent.name in names:
             continue
         member = Member(match[1], int(match[2]), RunFolder(file.parent))
         try:
@@ -187,7 +187,7 @@ def _finished(out: Path, members: list[Member]) -> list[Member]:
                 found.append(member)
         except InputError as error:
             print(f"left out: {error}")
-    return sorted(members + found, key=lambda m: (m.seed, list(KINDS).index(m.kind)))
+    return sorted(members + found, key=lambda m: (m.seed, list(CONDITIONING).index(m.kind)))
 
 
 def member_config(config: RunConfig, member: Member) -> RunConfig:
@@ -209,9 +209,9 @@ def _unique(values: list) -> list:
 
 def _check(config: RunConfig, kinds: list[str]) -> tuple[RunConfig, ImageDataset, dict[str, Cost]]:
     """The config with what the data decides, the training data, and what each kind's network costs."""
-    unknown = [k for k in kinds if k not in KINDS]
+    unknown = [k for k in kinds if k not in CONDITIONING]
     if unknown or not kinds:
-        raise InputError(f"there is no conditioning kind '{', '.join(unknown)}'. Kinds: {', '.join(KINDS)}.")
+        raise InputError(f"there is no conditioning kind '{', '.join(unknown)}'. Kinds: {', '.join(CONDITIONING)}.")
     if config.training.max_steps is None:
         raise InputError("how long should each run train? Give training.max_steps, such as --training.max_steps 300.")
     if not config.model.class_conditional:
@@ -229,15 +229,15 @@ def _check(config: RunConfig, kinds: list[str]) -> tuple[RunConfig, ImageDataset
                 f"model.norm_groups {config.model.norm_groups} leaves {narrowest // config.model.norm_groups} channel(s) a group in a layer "
                 f"of {narrowest}; with one, GroupNorm is instance norm. To compare kinds give {narrowest // 4} groups or fewer."
             )
-        costs[kind] = count_cost(network)
+        costs[kind] = estimate_cost(network)
     speed = choose(
-        config.speed, all_processes(config.speed.device).device, max(cost.flops for cost in costs.values())
+        config.speed, process_state(config.speed.device).device, max(cost.flops for cost in costs.values())
     )  # one for all kinds
     config = dataclasses.replace(config, speed=dataclasses.replace(config.speed, precision=speed.precision))
     return config, dataset, costs
 
 
-def _claim(out: Path, config: RunConfig, dry_run: bool) -> None:
+def _open_run_dir(out: Path, config: RunConfig, dry_run: bool) -> None:
     """Make `out` this ablation's, or check that it is."""
     file = out / "ablation.yaml"
     if file.is_file():
@@ -253,7 +253,7 @@ def _claim(out: Path, config: RunConfig, dry_run: bool) -> None:
         raise InputError(f"{out} exists and is not an ablation (no ablation.yaml in it): give another --output_dir.")
     elif not dry_run:
         out.mkdir(parents=True, exist_ok=True)
-        file_into_place(file, lambda beside: beside.write_text(to_yaml(config), encoding="utf-8"))
+        atomic_write(file, lambda tmp: tmp.write_text(to_yaml(config), encoding="utf-8"))
 
 
 # ---------------------------------------------------------------------- a member
@@ -269,15 +269,15 @@ def _train(member: Member, config: RunConfig) -> int:
 def _measure(member: Member, config: RunConfig, heldout: ImageDataset, cost: Cost) -> None:
     """samples.npy (uint8 [classes, H, W, C]) and then result.json, which says that the member is finished."""
     pipe, _ = open_pipeline(member.run.path)
-    pipe.to(all_processes(config.speed.device).device)
+    pipe.to(process_state(config.speed.device).device)
     pipe.set_progress_bar_config(disable=True)
     d, training, labels = config.diffusion, config.training, pipe.labels
-    objective = Objective(make_scheduler(d).alphas_cumprod, d.prediction, d.loss_weight, d.min_snr_gamma).to(
+    objective = DiffusionLoss(make_scheduler(d).alphas_cumprod, d.prediction, d.loss_weight, d.min_snr_gamma).to(
         pipe.device
     )
     batch = max(1, training.batch_size // training.gradient_accumulation)
     use = label_use(pipe.unet, heldout, objective, EVALUATIONS, batch, progress=True)
-    edges = np.linspace(0, 1, BINS + 1)
+    edges = np.linspace(0, 1, LOSS_BINS + 1)
     bins = list(zip(edges[:-1].tolist(), edges[1:].tolist()))
 
     shown = list(range(labels.K))[:10]
@@ -304,7 +304,7 @@ def _measure(member: Member, config: RunConfig, heldout: ImageDataset, cost: Cos
         "date": datetime.date.today().isoformat(),
     }
     text = json.dumps(result, indent=1) + "\n"
-    file_into_place(member.run.path / "result.json", lambda beside: beside.write_text(text, encoding="utf-8"))
+    atomic_write(member.run.path / "result.json", lambda tmp: tmp.write_text(text, encoding="utf-8"))
 
 
 def _device_name(device: torch.device) -> str:

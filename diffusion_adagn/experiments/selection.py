@@ -15,22 +15,22 @@ from ..evaluation.metrics import METRICS
 from ..trace.sentences import listed, percent, plus_minus
 
 SETTINGS = ("guide", "schedule", "rescale", "threshold", "sampler", "spacing", "eta", "steps", "interval", "scale")
-PER_CLASS = ("kid", "accuracy", "frechet")
+CLASS_METRICS = ("kid", "accuracy", "frechet")
 TRADES = (("precision", "recall"), ("density", "coverage"))
 
-BLOCK = 1 << 22  # counts of pictures drawn at a time: 32 MB
+MAX_BLOCK_COUNTS = 1 << 22  # counts of pictures drawn at a time: 32 MB
 OFF = 0.1  # a ratio this far from the data's stands out
 GROWS = 0.05  # ... if it also moved by this much from that of the least scale; and so does a share of the values
-MOST_SAID = 4  # sentences on too much guidance
+MAX_SAID = 4  # sentences on too much guidance
 CHANCE = 2.0  # standard errors of a difference that chance explains
-FEW = 50  # pictures a point, below which no agreement is claimed
-ROUNDING = 1e-9  # of what is compared: a difference below is none
+MIN_POINT_IMAGES = 50  # pictures a point, below which no agreement is claimed
+COMPARISON_ROUNDING = 1e-9  # of what is compared: a difference below is none
 CHOOSES = ("frechet", "kid", "accuracy", "coverage", "density", "precision", "recall", "inception_score")
 HEARD = ("sampler", "steps", "eta", "spacing", "threshold")  # settings that change pictures at scale 1 too
 
 
 @dataclass(frozen=True)
-class Finished:
+class PointResult:
     """One point: its settings and measurements, and what they are made of.
 
     row: JSON; id, settings (SETTINGS), nfe, count, metrics, per_class and diagnostics. influence: by metric, float64 [N] of
@@ -50,7 +50,7 @@ class Finished:
 
 
 @dataclass(frozen=True)
-class Choice:
+class BestSet:
     """The best point by a metric and those that the pictures cannot tell apart from it.
 
     members: ids, the best first, in order of value. intervals: of every other point, the difference of its value to the best's.
@@ -62,7 +62,7 @@ class Choice:
     intervals: dict[str, tuple[float, float]]
 
     @property
-    def telling(self) -> bool:
+    def is_decisive(self) -> bool:
         """Whether some point is told apart from the best."""
         return len(self.members) <= len(self.intervals)
 
@@ -70,7 +70,7 @@ class Choice:
 # ---------------------------------------------------------------------- points and their names
 
 
-def in_order(points: Iterable[Finished]) -> list[Finished]:
+def in_order(points: Iterable[PointResult]) -> list[PointResult]:
     """By the other settings, then by scale: an order that does not depend on the one given."""
     return sorted(points, key=lambda p: (*(_natural(p.row.get(s)) for s in SETTINGS), p.id))
 
@@ -90,13 +90,13 @@ def heard(row: Mapping) -> tuple[str, ...]:
     return tuple(str(row.get(s)) for s in HEARD)
 
 
-def differing(points: Iterable[Finished]) -> list[str]:
+def differing(points: Iterable[PointResult]) -> list[str]:
     """The settings that are not the same at every point, the scale first."""
     rows = [p.row for p in points]
     return [s for s in ("scale", *SETTINGS[:-1]) if len({str(r.get(s)) for r in rows}) > 1]
 
 
-def called(row: Mapping, settings: Sequence[str]) -> str:
+def format_point(row: Mapping, settings: Sequence[str]) -> str:
     """A point by the settings that tell it apart from others: "scale 2 (interval t:200-800, 20 steps)"."""
     first, *rest = [setting_called(s, row.get(s)) for s in settings or ["scale"]]
     return f"{first} ({', '.join(rest)})" if rest else first
@@ -112,13 +112,13 @@ def setting_called(setting: str, value: object) -> str:
     return f"{setting} {value:g}" if isinstance(value, (int, float)) else f"{setting} {value}"
 
 
-def several_called(ids: Iterable[str], points: Sequence[Finished]) -> str:
+def format_points(ids: Iterable[str], points: Sequence[PointResult]) -> str:
     """Points in a sentence: "scale 1.25 to 2" where only the scale differs and none between is left out."""
     ids, settings, points = set(ids), differing(points), in_order(points)
     at = [i for i, p in enumerate(points) if p.id in ids]
     rows = [points[i].row for i in at]
     if settings != ["scale"] or len(rows) < 2:
-        return listed([called(r, settings) for r in rows])
+        return listed([format_point(r, settings) for r in rows])
     if len(rows) > 2 and at[-1] - at[0] == len(at) - 1:
         return f"scale {rows[0]['scale']:g} to {rows[-1]['scale']:g}"
     return "scale " + listed([f"{r['scale']:g}" for r in rows])
@@ -138,13 +138,13 @@ def measured(row: Mapping, metric: str, class_index: int | None = None) -> tuple
     return value, None if value is None else error, found.get("why") or ""
 
 
-def valued(points: Iterable[Finished]) -> list[str]:
+def valued(points: Iterable[PointResult]) -> list[str]:
     """The metrics that have a value at some point, in their order."""
     points = list(points)
     return [m for m in METRICS if any(measured(p.row, m)[0] is not None for p in points)]
 
 
-def class_count(points: Iterable[Finished], metric: str) -> int:
+def class_count(points: Iterable[PointResult], metric: str) -> int:
     return max((len(p.row.get("per_class", {}).get(metric) or []) for p in points), default=0)
 
 
@@ -152,13 +152,13 @@ def class_count(points: Iterable[Finished], metric: str) -> int:
 
 
 def best_set(
-    points: Iterable[Finished],
+    points: Iterable[PointResult],
     metric: str,
     draws: int = 2000,
     seed: int = 0,
     level: float = 0.95,
     class_index: int | None = None,
-) -> Choice | None:
+) -> BestSet | None:
     """The best point and those whose difference to it has 0 in its interval, ends included: a paired bootstrap over the pictures.
 
     class_index: over the pictures of that class alone. Points without the metric are left out; None where no point has it.
@@ -179,9 +179,9 @@ def best_set(
             "cannot be compared picture by picture: sample every point with one --count."
         )
     if not others:
-        return Choice(metric, best, (best,), {})
+        return BestSet(metric, best, (best,), {})
     apart = np.stack([influence[i] - influence[best] for i in others], axis=1)
-    moved = np.concatenate([w @ apart for w in _drawn_anew(sizes.pop(), draws, seed)]) / len(apart)
+    moved = np.concatenate([w @ apart for w in _bootstrap_draws(sizes.pop(), draws, seed)]) / len(apart)
     least, most = (1 - level) / 2, (1 + level) / 2
     low = np.quantile(moved, least, axis=0, method="lower")  # outwards: what few pictures make of it moves in steps
     high = np.quantile(moved, most, axis=0, method="higher")
@@ -189,14 +189,14 @@ def best_set(
 
     def end(i: str, moved_by: float) -> float:
         found = float(value[i] - value[best] + moved_by)
-        return 0.0 if abs(found) <= ROUNDING * max(size[i], size[best]) else found
+        return 0.0 if abs(found) <= COMPARISON_ROUNDING * max(size[i], size[best]) else found
 
     intervals = {i: (end(i, a), end(i, b)) for i, a, b in zip(others, low, high)}
     equal = [i for i in others if intervals[i][0] <= 0 <= intervals[i][1]]
-    return Choice(metric, best, (best, *equal), intervals)
+    return BestSet(metric, best, (best, *equal), intervals)
 
 
-def _influence(point: Finished, metric: str, class_index: int | None) -> np.ndarray | None:
+def _influence(point: PointResult, metric: str, class_index: int | None) -> np.ndarray | None:
     """What a point's metric is made of; None where it has no value."""
     if measured(point.row, metric, class_index)[0] is None:
         return None
@@ -206,33 +206,33 @@ def _influence(point: Finished, metric: str, class_index: int | None) -> np.ndar
     return some[class_index] if class_index < len(some) else None
 
 
-def _drawn_anew(count: int, draws: int, seed: int) -> Iterator[np.ndarray]:
+def _bootstrap_draws(count: int, draws: int, seed: int) -> Iterator[np.ndarray]:
     """Blocks, float64 [some, count], of how often each picture is drawn when `count` are drawn with replacement."""
     random = np.random.default_rng(seed)
-    most = max(1, BLOCK // max(count, 1))
+    most = max(1, MAX_BLOCK_COUNTS // max(count, 1))
     for start in range(0, draws, most):
         rows = min(most, draws - start)
         drawn = random.integers(count, size=(rows, count)) + np.arange(rows)[:, None] * count
         yield np.bincount(drawn.ravel(), minlength=rows * count).reshape(rows, count).astype(np.float64)
 
 
-def best_sets(points: Sequence[Finished], **how) -> dict[str, Choice]:
+def best_sets(points: Sequence[PointResult], **how) -> dict[str, BestSet]:
     """`best_set` by every metric that has values."""
     found = {m: best_set(points, m, **how) for m in valued(points)}
     return {m: c for m, c in found.items() if c is not None}
 
 
-def class_best_sets(points: Sequence[Finished], **how) -> dict[str, list[Choice | None]]:
+def class_best_sets(points: Sequence[PointResult], **how) -> dict[str, list[BestSet | None]]:
     """`best_set` within each class, by those of PER_CLASS that have values; None for a class without."""
     found = {
         m: [best_set(points, m, class_index=c, **how) for c in range(class_count(points, m))]
-        for m in PER_CLASS
+        for m in CLASS_METRICS
         if m in METRICS
     }
     return {m: some for m, some in found.items() if any(some)}
 
 
-def pareto(points: Iterable[Finished], fidelity: str, diversity: str) -> list[str]:
+def pareto(points: Iterable[PointResult], fidelity: str, diversity: str) -> list[str]:
     """Ids of the points that no other beats in one metric without losing in the other, the best by `fidelity` first.
 
     Equal points do not beat each other. Points without one of the two are left out.
@@ -267,7 +267,7 @@ def names(titles: Mapping[str, str] | None = None) -> dict[str, str]:
 
 
 def disagreement(
-    choices: Mapping[str, Choice | None], points: Sequence[Finished], titles: Mapping[str, str] | None = None
+    choices: Mapping[str, BestSet | None], points: Sequence[PointResult], titles: Mapping[str, str] | None = None
 ) -> str:
     """Whether the metrics choose alike. Told of sets, not of best values: where sets share a point there is no disagreement.
 
@@ -279,23 +279,23 @@ def disagreement(
         return "There is one point: nothing to choose between."
     if not compared:
         return "No metric has a value at two points: which point is better cannot be said."
-    telling = {m: c for m, c in compared.items() if c.telling}
-    if not telling:
+    is_decisive = {m: c for m, c in compared.items() if c.is_decisive}
+    if not is_decisive:
         return (
             f"Nothing can be told apart: by {listed([name[m] for m in compared], 8)} no point differs from the best one by more "
             "than the draw of the pictures explains."
         )
-    silent = [name[m] for m in compared if m not in telling]
+    silent = [name[m] for m in compared if m not in is_decisive]
     rest = (
         f" {_capital(listed(silent, 8))} tell{'s' if len(silent) == 1 else ''} no point apart from the best."
         if silent
         else ""
     )
-    return _agreed_or_not(telling, points, name) + rest
+    return _agreed_or_not(is_decisive, points, name) + rest
 
 
 def at_the_edge(
-    choices: Mapping[str, Choice | None], points: Sequence[Finished], titles: Mapping[str, str] | None = None
+    choices: Mapping[str, BestSet | None], points: Sequence[PointResult], titles: Mapping[str, str] | None = None
 ) -> str:
     """Which metrics are best at the largest scale that was swept, so that the best may lie beyond; "" for none."""
     row = {p.id: p.row for p in points}
@@ -303,7 +303,9 @@ def at_the_edge(
     if not scales or max(scales) <= max(1, min(scales)):
         return ""
     name = names(titles)
-    best = [name[m] for m, c in choices.items() if c is not None and c.telling and row[c.best]["scale"] == max(scales)]
+    best = [
+        name[m] for m, c in choices.items() if c is not None and c.is_decisive and row[c.best]["scale"] == max(scales)
+    ]
     if not best:
         return ""
     verb = "is" if len(best) == 1 else "are"
@@ -313,68 +315,70 @@ def at_the_edge(
     )
 
 
-def _agreed_or_not(telling: Mapping[str, Choice], points: Sequence[Finished], name: Mapping[str, str]) -> str:
-    which = listed([name[m] for m in telling], 8)
-    shared = set.intersection(*(set(c.members) for c in telling.values()))
-    if len({c.best for c in telling.values()}) == 1:
-        best = _where_best([*telling], telling, points)
-        if len(telling) == 1:
+def _agreed_or_not(is_decisive: Mapping[str, BestSet], points: Sequence[PointResult], name: Mapping[str, str]) -> str:
+    which = listed([name[m] for m in is_decisive], 8)
+    shared = set.intersection(*(set(c.members) for c in is_decisive.values()))
+    if len({c.best for c in is_decisive.values()}) == 1:
+        best = _where_best([*is_decisive], is_decisive, points)
+        if len(is_decisive) == 1:
             return f"{_capital(which)} is best at {best}."
         count = min((p.row.get("count") or 0 for p in points), default=0)
-        if count < FEW:
+        if count < MIN_POINT_IMAGES:
             few = f"{counted(count, 'picture')} a point are too few to say that the metrics agree"
             return f"{_capital(which)} are best at {best}; {few}."
         return f"The metrics agree: {which} are best at {best}."
     if shared:
         verb = "is" if len(shared) == 1 else "are"
-        return f"The metrics can be had together: {several_called(shared, points)} {verb} in the best set of each of {which}."
+        return f"The metrics can be had together: {format_points(shared, points)} {verb} in the best set of each of {which}."
     by_best: dict[str, list[str]] = {}
-    for m, c in telling.items():
+    for m, c in is_decisive.items():
         by_best.setdefault(c.best, []).append(m)
     order = [p.id for p in in_order(points)]
     groups = [by_best[i] for i in sorted(by_best, key=order.index)]
     where = "; ".join(
-        f"{listed([name[m] for m in some], 8)} {'is' if len(some) == 1 else 'are'} best at {_where_best(some, telling, points)}"
+        f"{listed([name[m] for m in some], 8)} {'is' if len(some) == 1 else 'are'} best at {_where_best(some, is_decisive, points)}"
         for some in groups
     )
-    valued_at = [{c.best, *c.intervals} for c in telling.values()]
-    if any(not set(c.members) <= at for c in telling.values() for at in valued_at):
+    valued_at = [{c.best, *c.intervals} for c in is_decisive.values()]
+    if any(not set(c.members) <= at for c in is_decisive.values() for at in valued_at):
         return f"{_capital(where)}. Not all have values at the same points, so that whether they agree cannot be said."
-    return f"No point is in the best set of every metric: {where}. {_what_it_costs(telling, points, name)}"
+    return f"No point is in the best set of every metric: {where}. {_what_it_costs(is_decisive, points, name)}"
 
 
-def _where_best(metrics: Sequence[str], choices: Mapping[str, Choice], points: Sequence[Finished]) -> str:
+def _where_best(metrics: Sequence[str], choices: Mapping[str, BestSet], points: Sequence[PointResult]) -> str:
     """The best point of metrics that share it, and its set where they share that too."""
     first, settings = choices[metrics[0]], differing(points)
-    best = called(next(p.row for p in points if p.id == first.best), settings)
+    best = format_point(next(p.row for p in points if p.id == first.best), settings)
     if len(first.members) == 1 or any(set(choices[m].members) != set(first.members) for m in metrics):
         return best
     if settings == ["scale"] and len(first.members) > 2:
-        return f"{best} ({several_called(first.members, points).removeprefix('scale ')} cannot be told apart)"
+        return f"{best} ({format_points(first.members, points).removeprefix('scale ')} cannot be told apart)"
     others = first.members[1:]
     which = (
-        several_called(others, points) if len(others) <= 2 or settings == ["scale"] else f"{len(others)} other points"
+        format_points(others, points) if len(others) <= 2 or settings == ["scale"] else f"{len(others)} other points"
     )
     return f"{best}, not told apart from {which}"
 
 
-def _what_it_costs(telling: Mapping[str, Choice], points: Sequence[Finished], name: Mapping[str, str]) -> str:
+def _what_it_costs(is_decisive: Mapping[str, BestSet], points: Sequence[PointResult], name: Mapping[str, str]) -> str:
     """Two metrics whose sets share no point, fidelity against diversity first: from the best of one to that of the other."""
-    about = {m: METRICS[m].about for m in telling}
+    about = {m: METRICS[m].about for m in is_decisive}
     weight = {"fidelity": 0, "both": 1, "diversity": 2}
     apart = [
         (a, b)
-        for a in telling
-        for b in telling
-        if not set(telling[a].members) & set(telling[b].members) and weight[about[a]] <= weight[about[b]] and a != b
+        for a in is_decisive
+        for b in is_decisive
+        if not set(is_decisive[a].members) & set(is_decisive[b].members)
+        and weight[about[a]] <= weight[about[b]]
+        and a != b
     ]
     if not apart:
         return "Every two of them share a point all the same."
     preferred = ("accuracy", "precision", "density", "kid", "frechet", "coverage", "recall")
-    rank = {m: i for i, m in enumerate((*preferred, *(m for m in telling if m not in preferred)))}
+    rank = {m: i for i, m in enumerate((*preferred, *(m for m in is_decisive if m not in preferred)))}
     gain, cost = min(apart, key=lambda ab: (weight[about[ab[0]]] - weight[about[ab[1]]], rank[ab[0]], rank[ab[1]]))
     row = {p.id: p.row for p in points}
-    start, end = row[telling[cost].best], row[telling[gain].best]
+    start, end = row[is_decisive[cost].best], row[is_decisive[gain].best]
     settings = differing(points)
     went = lambda m: " to ".join(rounded(*measured(r, m)[:2]) for r in (start, end))  # noqa: E731
     kinds = about[gain], about[cost]
@@ -384,7 +388,7 @@ def _what_it_costs(telling: Mapping[str, Choice], points: Sequence[Finished], na
         ("both", "diversity"): f"; {name[cost]} counts diversity alone, {name[gain]} fidelity too",
     }.get(kinds, f"; {name[gain]} and {name[cost]} are both of {kinds[0]}" if kinds[0] == kinds[1] != "both" else "")
     return (
-        f"What gains {name[gain]} costs {name[cost]}{tail}: from {called(start, settings)} to {called(end, settings)} "
+        f"What gains {name[gain]} costs {name[cost]}{tail}: from {format_point(start, settings)} to {format_point(end, settings)} "
         f"{name[gain]} goes from {went(gain)} and {name[cost]} from {went(cost)}."
     )
 
@@ -404,7 +408,7 @@ class Advice:
     costs: dict[str, str]
 
 
-def advised(points: Sequence[Finished], choices: Mapping[str, Choice], **how) -> Advice | None:
+def advised(points: Sequence[PointResult], choices: Mapping[str, BestSet], **how) -> Advice | None:
     """The cheapest point among those that are not distinguishable from the best; None where there is nothing to choose.
 
     The rule is that of the one-standard-error rule (Breiman et al. 1984): of models that the data do not distinguish, the
@@ -423,14 +427,14 @@ def advised(points: Sequence[Finished], choices: Mapping[str, Choice], **how) ->
     equal, by = choices[first].members, (first,)
     if first != "accuracy" and "accuracy" in choices and len(equal) > 1:
         among = best_set([p for p in points if p.id in equal], "accuracy", **how)
-        if among is not None and among.telling:
+        if among is not None and among.is_decisive:
             equal, by = among.members, (first, "accuracy")
     chosen = min((p for p in in_order(points) if p.id in equal), key=_cost).id
     costs = {m: c.best for m, c in choices.items() if m not in by and chosen in c.intervals and chosen not in c.members}
     return Advice(chosen, equal, by, costs)
 
 
-def _cost(point: Finished) -> tuple[float, float, int]:
+def _cost(point: PointResult) -> tuple[float, float, int]:
     """Evaluations per image, distance from scale 1, settings that are not neutral."""
     row = point.row
     extra = [row.get("guide"), row.get("interval"), row.get("threshold")]
@@ -440,10 +444,10 @@ def _cost(point: Finished) -> tuple[float, float, int]:
 
 def advice_said(
     advice: Advice,
-    points: Sequence[Finished],
-    choices: Mapping[str, Choice],
+    points: Sequence[PointResult],
+    choices: Mapping[str, BestSet],
     titles: Mapping[str, str] | None = None,
-    again: Mapping[str, Finished] | None = None,
+    again: Mapping[str, PointResult] | None = None,
 ) -> str:
     """The advice as a line: what to use, by which metric, what it costs in the others.
 
@@ -454,22 +458,24 @@ def advice_said(
     value = lambda m, i: rounded(*measured(row[i], m)[:2])  # noqa: E731
     where = lambda i: ", ".join(setting_called(s, row[i].get(s)) for s in settings)  # noqa: E731
     at, first, best = advice.point, advice.by[0], choices[advice.by[0]].best
-    said = [f"{name[first]} {_with_error(*measured(row[at], first)[:2])}"]
+    short_repr = [f"{name[first]} {_with_error(*measured(row[at], first)[:2])}"]
     if at == best:
-        said[0] += f", the {end(first)}"
+        short_repr[0] += f", the {end(first)}"
     else:
-        said[0] += f", not distinguishable from the {end(first)} ({value(first, best)} at {where(best)})"
+        short_repr[0] += f", not distinguishable from the {end(first)} ({value(first, best)} at {where(best)})"
     if again and at in again and measured(again[at].row, first)[0] is not None:
-        said.append(f"with fresh seeds {_with_error(*measured(again[at].row, first)[:2])}")
+        short_repr.append(f"with fresh seeds {_with_error(*measured(again[at].row, first)[:2])}")
     if len(advice.by) > 1:
-        said.append(f"accuracy {value('accuracy', at)}, not distinguishable from the highest of those")
+        short_repr.append(f"accuracy {value('accuracy', at)}, not distinguishable from the highest of those")
     calls = f" ({counted(row[at]['nfe'], 'network evaluation')} per image)" if row[at].get("nfe") else ""
     if len(advice.equal) == len(points) > 1:
-        said.append(
+        short_repr.append(
             f"the cheapest of all {len(points)} settings{calls}, at equal cost the nearest to scale 1; this many images do not distinguish them"
         )
     elif len(advice.equal) > 1:
-        said.append(f"the cheapest of {len(advice.equal)} such settings{calls}, at equal cost the nearest to scale 1")
+        short_repr.append(
+            f"the cheapest of {len(advice.equal)} such settings{calls}, at equal cost the nearest to scale 1"
+        )
     lost = [
         f"{name[m]} {_apart(value(m, at), value(m, i))} ({value(m, at)}; {value(m, i)} at {where(i)})"
         for m, i in advice.costs.items()
@@ -479,7 +485,7 @@ def advice_said(
     scales = [r["scale"] for r in row.values()]
     edge = row[at]["scale"] == max(scales) > max(1, min(scales))
     further = " It is the largest scale of this sweep: sweep further." if edge else ""
-    return f"Use {where(at)}: {'; '.join(said)}.{costs}{further}"
+    return f"Use {where(at)}: {'; '.join(short_repr)}.{costs}{further}"
 
 
 def _apart(one: str, other: str) -> str:
@@ -488,7 +494,7 @@ def _apart(one: str, other: str) -> str:
     return f"{abs(float(one) - float(other)):.{decimals}f}"
 
 
-def worse_by(before: Finished, after: Finished, metric: str) -> float | None:
+def worse_by(before: PointResult, after: PointResult, metric: str) -> float | None:
     """By how many standard errors of the difference the later value is the worse; below 0 it is better, None where that is open."""
     (value, error, _), (fresh, fresh_error, _) = measured(before.row, metric), measured(after.row, metric)
     if None in (value, error, fresh, fresh_error):
@@ -498,7 +504,7 @@ def worse_by(before: Finished, after: Finished, metric: str) -> float | None:
     return worse / size if size else math.copysign(math.inf, worse) if worse else 0.0
 
 
-def flattered(before: Finished, after: Finished, metric: str, title: str = "") -> str:
+def selection_bias_note(before: PointResult, after: PointResult, metric: str, title: str = "") -> str:
     """What fresh seeds made of the value that a point was chosen by."""
     (value, error, _), (fresh, fresh_error, why) = measured(before.row, metric), measured(after.row, metric)
     name = title or METRICS[metric].title
@@ -512,8 +518,10 @@ def flattered(before: Finished, after: Finished, metric: str, title: str = "") -
         times = f"{abs(moved):.1f} standard errors" if moved else "nothing"
         return f"{both}: a difference of {times}, no more than chance explains."
     times = f"by {abs(moved):.1f} standard errors" if math.isfinite(moved) else "without a standard error"
-    said = "the seeds it was chosen by flattered it" if moved > 0 else "the seeds it was chosen by did it no favour"
-    return f"{both}, {'worse' if moved > 0 else 'better'} {times}: {said}."
+    short_repr = (
+        "the seeds it was chosen by flattered it" if moved > 0 else "the seeds it was chosen by did it no favour"
+    )
+    return f"{both}, {'worse' if moved > 0 else 'better'} {times}: {short_repr}."
 
 
 def _with_error(value: float, error: float | None) -> str:
@@ -527,7 +535,7 @@ def _capital(text: str) -> str:
 # ---------------------------------------------------------------------- too much guidance, by the pictures alone
 
 
-def too_much(points: Iterable[Finished]) -> list[str]:
+def overguidance_notes(points: Iterable[PointResult]) -> list[str]:
     """Sentences on the finished pictures leaving the data's looks as the scale grows, then on what is clipped; at least one.
 
     The verdict is by contrast, saturation and, where the data's share is known, by the values at 0 or 255: clipped predictions
@@ -535,30 +543,30 @@ def too_much(points: Iterable[Finished]) -> list[str]:
     """
     points = in_order(points)
     others = [s for s in differing(points) if s != "scale"]
-    groups: dict[tuple, list[Finished]] = {}
+    groups: dict[tuple, list[PointResult]] = {}
     for p in points:
         groups.setdefault(tuple(str(p.row.get(s)) for s in others), []).append(p)
     unguided = {heard(p.row): p for p in points if p.row["scale"] == 1}
     judged = [(some, _start(some, unguided)) for some in groups.values()]
-    said = list(dict.fromkeys(line for some, base in judged for line in _too_much_of(some, base, others)))
-    more = [f"{len(said) - MOST_SAID} more stand out at other settings."] if len(said) > MOST_SAID else []
+    short_repr = list(dict.fromkeys(line for some, base in judged for line in _too_much_of(some, base, others)))
+    more = [f"{len(short_repr) - MAX_SAID} more stand out at other settings."] if len(short_repr) > MAX_SAID else []
     facts = _grown(judged, others)
-    return [*(said[:MOST_SAID] + more or [_nothing_stands_out(points, not facts)]), *facts]
+    return [*(short_repr[:MAX_SAID] + more or [_nothing_stands_out(points, not facts)]), *facts]
 
 
-def _start(group: Sequence[Finished], unguided: Mapping[tuple, Finished]) -> Finished:
+def _start(group: Sequence[PointResult], unguided: Mapping[tuple, PointResult]) -> PointResult:
     """What a group is judged from."""
     return unguided.get(heard(group[0].row)) or next((p for p in group if p.row["scale"] >= 1), group[0])
 
 
-def _too_much_of(group: Sequence[Finished], base: Finished, others: Sequence[str]) -> list[str]:
+def _too_much_of(group: Sequence[PointResult], base: PointResult, others: Sequence[str]) -> list[str]:
     """Of points that differ in their scale alone, in order of it."""
-    said = []
+    short_repr = []
     settings = ["scale", *others]
     start = _off_from_the_start(base)
     if start:
         whose = "guidance is not the cause" if base.row["scale"] == 1 else "no less guidance was tried"
-        said.append(f"Already at {called(base.row, settings)} {listed(start)}: {whose}.")
+        short_repr.append(f"Already at {format_point(base.row, settings)} {listed(start)}: {whose}.")
     out = [(p, *_stands_out(p, base)) for p in group if p.row["scale"] > base.row["scale"]]
     out = [(p, up, down) for p, up, down in out if up or down]
     if out:
@@ -569,11 +577,11 @@ def _too_much_of(group: Sequence[Finished], base: Finished, others: Sequence[str
             verdict = "guidance takes away from what the data has"
         first = out[0][0].row["scale"]
         since = f"; scale {first:g} is the first to stand out" if len(out) > 1 else ""
-        said.append(f"At {called(last.row, settings)} {listed([*up, *down])}: {verdict}{since}.")
-    return said
+        short_repr.append(f"At {format_point(last.row, settings)} {listed([*up, *down])}: {verdict}{since}.")
+    return short_repr
 
 
-def _stands_out(point: Finished, base: Finished) -> tuple[list[str], list[str]]:
+def _stands_out(point: PointResult, base: PointResult) -> tuple[list[str], list[str]]:
     """What is more than the data's and grew from the base; what is less and shrank."""
     up, down = [], []
     for what in ("contrast", "saturation"):
@@ -590,7 +598,7 @@ def _stands_out(point: Finished, base: Finished) -> tuple[list[str], list[str]]:
     return up, down
 
 
-def _grown(judged: Iterable[tuple[Sequence[Finished], Finished]], others: Sequence[str]) -> list[str]:
+def _grown(judged: Iterable[tuple[Sequence[PointResult], PointResult]], others: Sequence[str]) -> list[str]:
     """Shares of clipped values that grew with the scale, where they grew most. Black backgrounds clip too: no verdict."""
     pairs = [(p, base) for some, base in judged for p in some if p.row["scale"] > base.row["scale"]]
     shares = [("of the predicted pictures' values lie beyond black and white and are clipped", clipped_share)]
@@ -600,22 +608,22 @@ def _grown(judged: Iterable[tuple[Sequence[Finished], Finished]], others: Sequen
     if not pairs:
         return []
     point, base = max(pairs, key=lambda pair: max(growth(share, *pair) for _, share in shares))
-    said = [
+    short_repr = [
         f"{percent(share(point))} {what} ({_share(share(base))} at scale {base.row['scale']:g})"
         for what, share in shares
         if growth(share, point, base) > GROWS
     ]
-    if not said:
+    if not short_repr:
         return []
-    where = called(point.row, ["scale", *others])
-    return [f"At {where} {listed(said)}. That alone is no fault: data with black or white backgrounds clip too."]
+    where = format_point(point.row, ["scale", *others])
+    return [f"At {where} {listed(short_repr)}. That alone is no fault: data with black or white backgrounds clip too."]
 
 
 def _share(share: float) -> str:
     return percent(share) if share > 0 else "none"
 
 
-def _off_from_the_start(base: Finished) -> list[str]:
+def _off_from_the_start(base: PointResult) -> list[str]:
     ratios = {what: _diagnostic(base, f"{what}_ratio") for what in ("contrast", "saturation")}
     return [_ratio_said(what, r) for what, r in ratios.items() if r is not None and abs(r - 1) > OFF]
 
@@ -624,7 +632,7 @@ def _ratio_said(what: str, ratio: float) -> str:
     return f"{what} is {ratio:.2f} of the data's"
 
 
-def _nothing_stands_out(points: Sequence[Finished], clipped: bool) -> str:
+def _nothing_stands_out(points: Sequence[PointResult], clipped: bool) -> str:
     """clipped: whether to say how much is."""
     spans = []
     for what in ("contrast", "saturation"):
@@ -642,17 +650,17 @@ def _nothing_stands_out(points: Sequence[Finished], clipped: bool) -> str:
     return f"Nothing stands out in the pictures: {listed(spans)}."
 
 
-def _diagnostic(point: Finished, name: str) -> float | None:
+def _diagnostic(point: PointResult, name: str) -> float | None:
     value = point.row.get("diagnostics", {}).get(name)
     return float(value) if value is not None and math.isfinite(value) else None
 
 
-def clipped_share(point: Finished) -> float | None:
+def clipped_share(point: PointResult) -> float | None:
     """Of the values of the predicted pictures, over all network calls."""
     return mean_of(point.row.get("diagnostics", {}).get("clipped"))
 
 
-def extremes(point: Finished) -> float | None:
+def extremes(point: PointResult) -> float | None:
     return _diagnostic(point, "extremes")
 
 

@@ -18,36 +18,36 @@ import numpy as np
 from accelerate import PartialState
 from tqdm.auto import tqdm
 
-from ..atomic import alone_in, file_into_place, into_place
+from ..atomic import atomic_dir, atomic_write, exclusive_lock
 from ..commands import free, go_on, then, with_options
 from ..data.npz import write_npz
 from ..errors import InputError
-from ..evaluation.bench import Bench, Measuring, bench_of_model
+from ..evaluation.bench import EvalConfig, EvalSetup, bench_of_model
 from ..evaluation.extractors.base import described
 from ..evaluation.points import (
-    Draw,
-    Point,
     Sampled,
+    SamplePlan,
+    SamplerSettings,
     choose_precision,
     classes_of,
-    forget,
     metrics_device,
+    remove_batches,
     sample_point,
     set_up,
 )
 from ..evaluation.results import Results, results, versions
-from ..runtime.distributed import all_processes
+from ..runtime.distributed import process_state
 from ..runtime.precision import AUTOCAST
 from ..sampling.guidance import Guidance
 from ..sampling.load import open_pipeline
 from ..sampling.pipeline import ClassConditionalPipeline
 from ..sampling.pretrained import model_hash
-from .selection import Finished, best_sets
+from .selection import PointResult, best_sets
 from .sweep_plots import INSTALL
 from .sweep_plots import available as plots_available
 from .sweep_report import Sweep, summary, write_report
 
-VERSION = 1  # of what a point is; points of another are not taken over
+POINT_VERSION = 1  # of what a point is; points of another are not taken over
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ class SweepRequest:
     precision: str = "auto"  # as `points.choose_precision` takes it
     device: str = "auto"
     weights: str = "ema"
-    measuring: Measuring = Measuring()
+    measuring: EvalConfig = EvalConfig()
     shown: int = 4
     keep: bool = False  # the pictures, as the ADM evaluator's files
     confirm: bool = False
@@ -83,7 +83,7 @@ def sweep(source: str, request: SweepRequest, out: Path, command: str = "") -> l
     Under torchrun the processes share the work. Returns the files (of the main process). Raises InputError before anything is
     sampled for whatever would fail later.
     """
-    state = all_processes(request.device)
+    state = process_state(request.device)
     pipe, what = open_pipeline(source, request.weights)
     guide, guide_what = (None, "") if request.guide is None else open_pipeline(request.guide, request.weights)
     recorded = _recorded_precision(out) if state.is_main_process else None
@@ -93,14 +93,14 @@ def sweep(source: str, request: SweepRequest, out: Path, command: str = "") -> l
     cost = _check(points, pipe, guide)
     draw = _draw(request, pipe)
     bench = bench_of_model(source, pipe, draw, request.measuring, state)
-    table = Table(pipe, guide, bench, request.measuring.k, state, cost, request.keep)
+    table = SweepRunner(pipe, guide, bench, request.measuring.k, state, cost, request.keep)
     if state.is_main_process:
         if out.exists() and not out.is_dir():
             raise InputError(f"{out} is a file: give another --out.")
         out.mkdir(parents=True, exist_ok=True)
-    with alone_in(out) if state.is_main_process else contextlib.nullcontext():
+    with exclusive_lock(out) if state.is_main_process else contextlib.nullcontext():
         if state.is_main_process:
-            _claim(out, _plan(table, draw), command)
+            _open_run_dir(out, _plan(table, draw), command)
             _say(what, guide_what, points, draw, table, out)
         state.wait_for_everyone()
         try:
@@ -128,9 +128,9 @@ def sweep(source: str, request: SweepRequest, out: Path, command: str = "") -> l
     return files
 
 
-def make_points(request: SweepRequest, pipe: ClassConditionalPipeline) -> list[Point]:
+def make_points(request: SweepRequest, pipe: ClassConditionalPipeline) -> list[SamplerSettings]:
     """Every combination once; at scale 1 all intervals, schedules, rescalings and guides are one point."""
-    own = Point.of(pipe)
+    own = SamplerSettings.of(pipe)
     lists = (
         request.samplers,
         request.steps,
@@ -142,10 +142,10 @@ def make_points(request: SweepRequest, pipe: ClassConditionalPipeline) -> list[P
         request.scales,
     )
     points = [
-        Point(
+        SamplerSettings(
             scale, interval, schedule, rescale, threshold, request.guide,
             sampler or own.sampler, steps, eta, request.spacing or own.spacing,
-        ).settled()
+        ).canonical()
         for sampler, steps, eta, threshold, schedule, rescale, interval, scale in itertools.product(*lists)
     ]  # fmt: skip
     points = list(dict.fromkeys(points))
@@ -159,7 +159,7 @@ def make_points(request: SweepRequest, pipe: ClassConditionalPipeline) -> list[P
 
 
 def _check(
-    points: Sequence[Point], pipe: ClassConditionalPipeline, guide: ClassConditionalPipeline | None
+    points: Sequence[SamplerSettings], pipe: ClassConditionalPipeline, guide: ClassConditionalPipeline | None
 ) -> dict[str, int]:
     """Network evaluations a picture of every point. Raises InputError for a point that cannot be walked, naming it."""
     cost = {}
@@ -175,8 +175,8 @@ def _check(
     return cost
 
 
-def _draw(request: SweepRequest, pipe: ClassConditionalPipeline) -> Draw:
-    draw = Draw(
+def _draw(request: SweepRequest, pipe: ClassConditionalPipeline) -> SamplePlan:
+    draw = SamplePlan(
         classes_of(pipe, request.classes),
         request.count,
         request.seed,
@@ -191,15 +191,15 @@ def _draw(request: SweepRequest, pipe: ClassConditionalPipeline) -> Draw:
     return draw
 
 
-def _plan(table: "Table", draw: Draw) -> dict:
+def _plan(table: "SweepRunner", draw: SamplePlan) -> dict:
     """All that decides a point's numbers but the point itself."""
     bench = table.bench
     known = None if bench.reference is None else bench.reference.about
     return {
-        "version": VERSION,
+        "version": POINT_VERSION,
         "model": model_hash(table.pipe.unet),
         "guide": None if table.guide is None else model_hash(table.guide.unet),
-        "draw": draw.record(),
+        "draw": draw.to_dict(),
         "extractor": None if bench.extractor is None else bench.extractor.hash,
         "judge": None if bench.judge is None else bench.judge.hash,
         "reference": known and {key: known.get(key) for key in ("fingerprint", "count", "seed")},
@@ -208,7 +208,7 @@ def _plan(table: "Table", draw: Draw) -> dict:
     }
 
 
-def _claim(out: Path, plan: dict, command: str) -> None:
+def _open_run_dir(out: Path, plan: dict, command: str) -> None:
     """Make `out` this sweep's, or check that it is; points may be added to it later."""
     file = out / "plan.json"
     plan = json.loads(json.dumps(plan))
@@ -227,13 +227,13 @@ def _claim(out: Path, plan: dict, command: str) -> None:
     elif any(not p.name.startswith(".") for p in out.iterdir()):
         raise InputError(f"{out} holds files that are not a sweep: give another --out.")
     else:
-        file_into_place(file, lambda beside: beside.write_text(json.dumps(plan, indent=1), encoding="utf-8"))
+        atomic_write(file, lambda tmp: tmp.write_text(json.dumps(plan, indent=1), encoding="utf-8"))
     for leftover in [*out.glob("batches*/*/.*.npz"), *out.glob(".*.*")]:  # broken off while they were written
         leftover.unlink(missing_ok=True)
 
 
 def _recorded_precision(out: Path) -> str | None:
-    """What the sweep in `out` was begun in; None where there is none. `_claim` says what is wrong with a plan."""
+    """What the sweep in `out` was begun in; None where there is none. `_open_run_dir` says what is wrong with a plan."""
     try:
         found = json.loads((out / "plan.json").read_text(encoding="utf-8"))["draw"]["precision"]
     except (OSError, ValueError, KeyError, TypeError):
@@ -253,7 +253,9 @@ def _brief(value: object) -> str:
     return text if len(text) <= 30 else f"{text[:27]}..."
 
 
-def _say(what: str, guide_what: str, points: Sequence[Point], draw: Draw, table: "Table", out: Path) -> None:
+def _say(
+    what: str, guide_what: str, points: Sequence[SamplerSettings], draw: SamplePlan, table: "SweepRunner", out: Path
+) -> None:
     finished = sum((out / "points" / p.name).is_dir() for p in points)
     state = table.state
     print(
@@ -263,7 +265,7 @@ def _say(what: str, guide_what: str, points: Sequence[Point], draw: Draw, table:
     if guide_what:
         print(f"guided against {guide_what}")
     print(f"measured against {table.bench.against}")
-    for note in {p.unheard(p.calls(table.pipe)) for p in points} - {""}:
+    for note in {p.inactive_interval_note(p.calls(table.pipe)) for p in points} - {""}:
         print(note)
 
 
@@ -271,19 +273,19 @@ def _say(what: str, guide_what: str, points: Sequence[Point], draw: Draw, table:
 
 
 @dataclass(frozen=True)
-class Table:
+class SweepRunner:
     """What every point is made and measured with. cost: network evaluations a picture, by the point's name.
     keep: whether the pictures are kept."""
 
     pipe: ClassConditionalPipeline
     guide: ClassConditionalPipeline | None
-    bench: Bench
+    bench: EvalSetup
     k: int
     state: PartialState
     cost: dict[str, int]
     keep: bool
 
-    def make(self, points: Sequence[Point], draw: Draw, done: Path, batches: Path, title: str) -> None:
+    def make(self, points: Sequence[SamplerSettings], draw: SamplePlan, done: Path, batches: Path, title: str) -> None:
         """Make and measure the points that are not in `done` yet; the bar counts network evaluations."""
         state, main = self.state, self.state.is_main_process
         waiting = [p for p in points if not (done / p.name).is_dir()]
@@ -296,9 +298,9 @@ class Table:
                 self._make(point, draw, done / point.name, batches / point.name, bar)
         state.wait_for_everyone()
         if main:
-            forget(batches)
+            remove_batches(batches)
 
-    def _make(self, point: Point, draw: Draw, done: Path, folder: Path, bar: tqdm) -> None:
+    def _make(self, point: SamplerSettings, draw: SamplePlan, done: Path, folder: Path, bar: tqdm) -> None:
         nfe = self.cost[point.name]
         sampled = sample_point(
             self.pipe, point, draw, self.bench.extractors, folder, self.state, self.guide, self.keep,
@@ -306,11 +308,11 @@ class Table:
         )  # fmt: skip
         if sampled is not None:
             found = self._measured(sampled, point)
-            settings = {"id": point.name, **point.record(), "nfe": nfe, "count": draw.count}
+            settings = {"id": point.name, **point.to_dict(), "nfe": nfe, "count": draw.count}
             _keep(done, settings | found.row | {"notes": found.notes}, found, sampled, self.pipe.labels.null_id)
-            forget(folder)
+            remove_batches(folder)
 
-    def _measured(self, sampled: Sampled, point: Point) -> Results:
+    def _measured(self, sampled: Sampled, point: SamplerSettings) -> Results:
         b = self.bench
         calls, device = point.calls(self.pipe), metrics_device(self.state)
         return results(sampled, b.reference, b.extractor, b.judge, b.class_names, calls, self.k, device)
@@ -322,18 +324,18 @@ def _keep(folder: Path, row: dict, found: Results, sampled: Sampled, null_id: in
     for metric, some in found.class_influence.items():
         arrays |= {f"{metric}.{c}": influence for c, influence in enumerate(some) if influence is not None}
 
-    def write(beside: Path) -> None:
-        beside.mkdir()
-        np.savez(beside / "influence.npz", **arrays)
-        np.save(beside / "shown.npy", sampled.shown)
+    def write(tmp: Path) -> None:
+        tmp.mkdir()
+        np.savez(tmp / "influence.npz", **arrays)
+        np.save(tmp / "shown.npy", sampled.shown)
         if sampled.pixels is not None:
-            write_npz(beside / "samples.npz", sampled.pixels, sampled.labels, null_id)
-        (beside / "row.json").write_text(json.dumps(row, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+            write_npz(tmp / "samples.npz", sampled.pixels, sampled.labels, null_id)
+        (tmp / "row.json").write_text(json.dumps(row, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
-    into_place(folder, write)
+    atomic_dir(folder, write)
 
 
-def _read(folder: Path, point: Point) -> Finished:
+def _read(folder: Path, point: SamplerSettings) -> PointResult:
     try:
         row = json.loads((folder / "row.json").read_text(encoding="utf-8"))
         if row["id"] != point.name:
@@ -345,12 +347,14 @@ def _read(folder: Path, point: Point) -> Finished:
             for metric, some in row["per_class"].items()
         }
         overall = {name: values for name, values in influence.items() if "." not in name}
-        return Finished(row, overall, classes, np.load(folder / "shown.npy", allow_pickle=False))
+        return PointResult(row, overall, classes, np.load(folder / "shown.npy", allow_pickle=False))
     except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
         raise InputError(f"{folder} is damaged ({error}): remove it, and the same command makes it again.") from None
 
 
-def _confirm(table: Table, points: Sequence[Point], done: Sequence[Finished], draw: Draw, out: Path) -> list[Finished]:
+def _confirm(
+    table: SweepRunner, points: Sequence[SamplerSettings], done: Sequence[PointResult], draw: SamplePlan, out: Path
+) -> list[PointResult]:
     """The best sets once more, with noises that no point has seen: the best of many on shared noise is flattered."""
     wanted = {member for choice in best_sets(done).values() for member in choice.members}
     again = [p for p in points if p.name in wanted]
@@ -363,8 +367,10 @@ def _confirm(table: Table, points: Sequence[Point], done: Sequence[Finished], dr
     return [_read(out / "confirmed" / p.name, p) for p in again]
 
 
-def _about(source: str, what: str, table: Table, draw: Draw, points: Sequence[Point], command: str) -> Sweep:
-    records = [p.record() for p in points]
+def _about(
+    source: str, what: str, table: SweepRunner, draw: SamplePlan, points: Sequence[SamplerSettings], command: str
+) -> Sweep:
+    records = [p.to_dict() for p in points]
     values = {name: list(dict.fromkeys(r[name] for r in records)) for name in records[0]}
     pipe, bench = table.pipe, table.bench
     return Sweep(
@@ -376,13 +382,13 @@ def _about(source: str, what: str, table: Table, draw: Draw, points: Sequence[Po
         class_names=pipe.labels.names,
         swept={name: some for name, some in values.items() if len(some) > 1},
         reference={} if bench.reference is None else bench.reference.about,
-        extractor={} if bench.extractor is None else described(bench.extractor) | bench.extractor.record(),
+        extractor={} if bench.extractor is None else described(bench.extractor) | bench.extractor.to_dict(),
         seed=draw.seed,
         count=draw.count,
         precision=draw.precision,
         batch_size=draw.batch_size,
         command=command,
-        judge={} if bench.judge is None else described(bench.judge) | bench.judge.record(),
+        judge={} if bench.judge is None else described(bench.judge) | bench.judge.to_dict(),
         guide_hash=None if table.guide is None else model_hash(table.guide.unet),
         k=table.k,
         versions=versions(),

@@ -14,8 +14,8 @@ from ..evaluation.metrics import METRICS
 from ..trace.drawing import one_line
 from ..trace.sentences import listed
 from .selection import (
-    Choice,
-    Finished,
+    BestSet,
+    PointResult,
     class_count,
     counted,
     differing,
@@ -35,7 +35,7 @@ INSTALL = "pip install 'diffusion-adagn[plots]'"
 MISSING = f"plots need matplotlib: {INSTALL}"
 WIDTH, DPI = 12.8, 100  # inches: 1280 px
 PANEL, LINE = 3.0, 0.24  # inches: a panel's height, a line of text's
-MOST_LINES, MOST_SCALES, MOST_CLASSES = 8, 7, 30
+MAX_LINES, MAX_SCALES, MAX_SHOWN_CLASSES = 8, 7, 30
 COLOURS = (
     "#0072B2",
     "#D55E00",
@@ -61,9 +61,9 @@ def available() -> bool:
 
 
 def curves(
-    points: Sequence[Finished],
+    points: Sequence[PointResult],
     swept: Iterable[str],
-    choices: Mapping[str, Choice],
+    choices: Mapping[str, BestSet],
     titles: Mapping[str, str] | None = None,
 ) -> Figure:
     """A panel a metric that has values, over the guidance scale or what else was swept; why the others have none below.
@@ -73,7 +73,7 @@ def curves(
     """
     points, title = in_order(points), {m: METRICS[m].title for m in METRICS} | dict(titles or {})
     metrics = valued(points)
-    over = Over(points, swept)
+    over = XAxis(points, swept)
     lines = _lines(points, over, [c.best for c in choices.values()])
     notes = _blank(points, metrics, title) + _left_out(lines, points)
     shown = _keys(lines, over)
@@ -97,14 +97,14 @@ def curves(
 
 
 def tradeoff(
-    points: Sequence[Finished], fidelity: str, diversity: str, titles: Mapping[str, str] | None = None
+    points: Sequence[PointResult], fidelity: str, diversity: str, titles: Mapping[str, str] | None = None
 ) -> Figure:
     """The two metrics against each other, each point labelled by its scale (or what else was swept), with the Pareto front.
 
     Points that differ in that alone are joined by a thin line. The front is a step: between two of its points nothing is reached.
     """
     points, title = in_order(points), {m: METRICS[m].title for m in METRICS} | dict(titles or {})
-    front, over = pareto(points, fidelity, diversity), Over(points)
+    front, over = pareto(points, fidelity, diversity), XAxis(points)
     lines = _lines(points, over, front, join=False)
     at = {p.id: (measured(p.row, diversity)[0], measured(p.row, fidelity)[0]) for p in points}
     at = {i: xy for i, xy in at.items() if None not in xy}
@@ -132,13 +132,13 @@ def tradeoff(
     return figure
 
 
-def diagnostics(points: Sequence[Finished]) -> Figure:
+def diagnostics(points: Sequence[PointResult]) -> Figure:
     """What guidance adds over the timesteps for several scales, and contrast, saturation and brightness against the data."""
     points = in_order(points)
-    over = Over(points)
+    over = XAxis(points)
     lines = _lines(points, over)
     settings, group = max(lines, key=lambda line: len(line[1]))
-    group = _spread(group, MOST_SCALES)
+    group = _spread(group, MAX_SCALES)
     shades = _shades(len(group))
     notes = [f"Over t: {settings}."] if len(lines) > 1 else []
     keys = [(f"{over.name} {over.text(p)}", shade, "") for p, shade in zip(group, shades)]
@@ -177,18 +177,18 @@ def diagnostics(points: Sequence[Finished]) -> Figure:
     return figure
 
 
-def _looks(point: Finished) -> Mapping:
+def _looks(point: PointResult) -> Mapping:
     return point.row.get("diagnostics", {})
 
 
-def _data_extremes(points: Sequence[Finished]) -> float | None:
+def _data_extremes(points: Sequence[PointResult]) -> float | None:
     """The data's share of values at 0 or 255, where the points know it."""
     both = [(_looks(p).get("extremes"), _looks(p).get("extremes_shift")) for p in points]
     return next((share - beyond for share, beyond in both if None not in (share, beyond)), None)
 
 
 def per_class(
-    points: Sequence[Finished], metric: str, class_names: Sequence[str], titles: Mapping[str, str] | None = None
+    points: Sequence[PointResult], metric: str, class_names: Sequence[str], titles: Mapping[str, str] | None = None
 ) -> Figure:
     """A map of class by point, of the first MOST_CLASSES classes; a dot on each class's best point, grey where there is no value."""
     import numpy as np
@@ -197,7 +197,7 @@ def per_class(
 
     points = in_order(points)
     total = class_count(points, metric)
-    count = min(total, MOST_CLASSES)
+    count = min(total, MAX_SHOWN_CLASSES)
     values = np.array([[measured(p.row, metric, c)[0] for p in points] for c in range(count)], dtype=float)
     names = [_short(class_names[c] if c < len(class_names) else f"class {c}", 28) for c in range(count)]
     settings = differing(points)
@@ -225,12 +225,12 @@ def per_class(
 # ---------------------------------------------------------------------- what they share
 
 
-class Over:
+class XAxis:
     """The setting on the x axis: the scale where that was swept, else the first one that was. A number, or places in a row."""
 
     ORDER = ("scale", "steps", "eta", "rescale", "threshold", "interval", "schedule", "sampler", "spacing", "guide")
 
-    def __init__(self, points: Sequence[Finished], swept: Iterable[str] | None = None):
+    def __init__(self, points: Sequence[PointResult], swept: Iterable[str] | None = None):
         several = differing(points)
         wanted = [s for s in self.ORDER if s in several and (swept is None or s in swept)]
         self.setting = (wanted or [s for s in self.ORDER if s in several] or ["scale"])[0]
@@ -247,11 +247,11 @@ class Over:
         """By how much a line is moved along the axis."""
         return (line - (of - 1) / 2) * ASIDE * self.span * (1 if self.numeric else 4)
 
-    def at(self, point: Finished) -> float:
+    def at(self, point: PointResult) -> float:
         value = point.row.get(self.setting)
         return float(value) if self.numeric else float(self.values.index(value))
 
-    def text(self, point: Finished) -> str:
+    def text(self, point: PointResult) -> str:
         return _brief(self.setting, point.row.get(self.setting))
 
     def label(self, ax: Axes) -> None:
@@ -264,25 +264,25 @@ class Over:
         _ticks(ax)
 
 
-def _keys(lines: Sequence[tuple[str, list[Finished]]], over: Over) -> list[tuple[str, str, str, str]]:
+def _keys(lines: Sequence[tuple[str, list[PointResult]]], over: XAxis) -> list[tuple[str, str, str, str]]:
     """For the legend: name, colour, marker and stroke of each line."""
     return [(name, COLOURS[i], MARKERS[i], over.stroke(i)) for i, (name, _) in enumerate(lines)]
 
 
 def _lines(
-    points: Sequence[Finished], over: Over, keep: Iterable[str] = (), join: bool = True
-) -> list[tuple[str, list[Finished]]]:
+    points: Sequence[PointResult], over: XAxis, keep: Iterable[str] = (), join: bool = True
+) -> list[tuple[str, list[PointResult]]]:
     """Points that differ in what the x axis shows alone, each line with its name; of too many, those with an id in `keep` first.
 
     join: scale 1 is on every line that starts from it."""
     others = [s for s in differing(points) if s != over.setting]
-    lines: dict[tuple, list[Finished]] = {}
+    lines: dict[tuple, list[PointResult]] = {}
     for p in points:
         lines.setdefault(tuple(str(p.row.get(s)) for s in others), []).append(p)
     if join and over.setting == "scale":
         lines = _joined_to_unguided(lines)
     keep = set(keep)
-    first = sorted(lines, key=lambda k: not keep & {p.id for p in lines[k]})[:MOST_LINES]
+    first = sorted(lines, key=lambda k: not keep & {p.id for p in lines[k]})[:MAX_LINES]
     return [
         (", ".join(setting_called(s, line[0].row.get(s)) for s in others), sorted(line, key=over.at))
         for k, line in lines.items()
@@ -290,7 +290,7 @@ def _lines(
     ]
 
 
-def _joined_to_unguided(lines: dict[tuple, list[Finished]]) -> dict[tuple, list[Finished]]:
+def _joined_to_unguided(lines: dict[tuple, list[PointResult]]) -> dict[tuple, list[PointResult]]:
     """Scale 1 is one point whatever the interval: it is on every line that differs in nothing that is heard there."""
 
     unguided = {heard(p.row): p for line in lines.values() for p in line if p.row.get("scale") == 1}
@@ -306,18 +306,18 @@ def _joined_to_unguided(lines: dict[tuple, list[Finished]]) -> dict[tuple, list[
     return {**joined, **alone}
 
 
-def _left_out(lines: Sequence[tuple[str, list[Finished]]], points: Sequence[Finished]) -> list[str]:
+def _left_out(lines: Sequence[tuple[str, list[PointResult]]], points: Sequence[PointResult]) -> list[str]:
     count = len(points) - len({p.id for _, line in lines for p in line})
     return (
         [
-            f"{count} of the {counted(len(points), 'point')} {'is' if count == 1 else 'are'} left out here ({MOST_LINES} lines at most); sweep.csv has all."
+            f"{count} of the {counted(len(points), 'point')} {'is' if count == 1 else 'are'} left out here ({MAX_LINES} lines at most); sweep.csv has all."
         ]
         if count
         else []
     )
 
 
-def _blank(points: Sequence[Finished], metrics: Sequence[str], title: Mapping[str, str]) -> list[str]:
+def _blank(points: Sequence[PointResult], metrics: Sequence[str], title: Mapping[str, str]) -> list[str]:
     """Why the other metrics have no value, those of one reason together."""
     reasons: dict[str, list[str]] = {}
     for m in METRICS:
@@ -385,7 +385,7 @@ RINGS = {
 }
 
 
-def _mark(ax: Axes, choice: Choice | None, point: str, x: float, y: float | None) -> None:
+def _mark(ax: Axes, choice: BestSet | None, point: str, x: float, y: float | None) -> None:
     """A ring around the best point, a thin one around what cannot be told apart from it."""
     if choice is not None and y is not None and point in choice.members:
         ax.plot(x, y, linestyle="none", marker="o", zorder=4, **RINGS["ring" if point == choice.best else "thin"])
@@ -403,13 +403,13 @@ def _ticks(ax: Axes) -> None:
     ax.spines[["top", "right"]].set_visible(False)
 
 
-def _over_t(point: Finished, key: str) -> list[tuple[float, float]]:
+def _over_t(point: PointResult, key: str) -> list[tuple[float, float]]:
     """(timestep, value) of the network calls that have one."""
     found = point.row.get("diagnostics", {})
     return [(t, v) for t, v in zip(found.get("timesteps") or (), found.get(key) or ()) if v is not None]
 
 
-def _spread(some: Sequence[Finished], most: int) -> list[Finished]:
+def _spread(some: Sequence[PointResult], most: int) -> list[PointResult]:
     """At most that many of them, from the first to the last."""
     if len(some) <= most:
         return list(some)

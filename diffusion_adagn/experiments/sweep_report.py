@@ -12,14 +12,14 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
-from ..atomic import file_into_place
+from ..atomic import atomic_write
 from ..errors import InputError
 from ..evaluation.metrics import METRICS
 from ..evaluation.report import (
     CERTAIN,
-    FEW_OF_A_CLASS,
     GROWING,
     MARK,
+    MIN_CLASS_IMAGES_FOR_VALUES,
     few,
     judged_right,
     taken_in,
@@ -34,33 +34,33 @@ from .selection import (
     CHANCE,
     SETTINGS,
     TRADES,
-    Choice,
-    Finished,
+    BestSet,
+    PointResult,
     advice_said,
     advised,
     at_the_edge,
     best_sets,
-    called,
     class_best_sets,
     clipped_share,
     counted,
     differing,
     disagreement,
-    flattered,
+    format_point,
+    format_points,
     in_order,
     mean_of,
     measured,
     names,
+    overguidance_notes,
     pareto,
     rounded,
-    several_called,
-    too_much,
+    selection_bias_note,
     valued,
     worse_by,
 )
 
-MOST_COLUMNS, MOST_ROWS = 24, 24  # of the sheet of pictures
-MOST_CLASSES = 30  # in the page's table; sweep.json has all
+MAX_COLUMNS, MAX_GRID_CLASSES = 24, 24  # of the sheet of pictures
+MAX_SHOWN_CLASSES = 30  # in the page's table; sweep.json has all
 FIGURES = ("grid.png", "curves.png", "tradeoff.png", "diagnostics.png", "classes.png")
 RATIOS = ("contrast_ratio", "saturation_ratio", "brightness_shift", "extremes_shift")
 LOOKS = ("brightness", "contrast", "saturation", "extremes", *RATIOS)
@@ -107,7 +107,7 @@ class Sweep:
 
 
 def write_report(
-    sweep: Sweep, points: Iterable[Finished], out: Path, confirmed: Iterable[Finished] = (), left_out: int = 0
+    sweep: Sweep, points: Iterable[PointResult], out: Path, confirmed: Iterable[PointResult] = (), left_out: int = 0
 ) -> list[Path]:
     """Writes the files into `out`, each beside its place and renamed. Returns them, the page first.
 
@@ -116,20 +116,20 @@ def write_report(
     drawn, and those of an earlier report stay. Those that no longer apply are removed. Raises InputError where there
     is no point, and where two have one id.
     """
-    reading = Reading(sweep, points, confirmed)
+    errors_as_input_error = SweepReport(sweep, points, confirmed)
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
-    figures = reading.figures()
+    figures = errors_as_input_error.figures()
     pictures = {name: _png(draw) for name, draw in figures.items() if name == "grid.png" or plots.available()}
     earlier = [name for name in figures if name not in pictures and (out / name).exists()]
     files = {
-        "sweep.csv": reading.csv(),
-        "sweep.json": reading.json(),
+        "sweep.csv": errors_as_input_error.csv(),
+        "sweep.json": errors_as_input_error.json(),
         **pictures,
-        "sweep.md": reading.page(list(pictures), earlier, left_out),
+        "sweep.md": errors_as_input_error.page(list(pictures), earlier, left_out),
     }
     for name, content in files.items():
-        file_into_place(out / name, lambda beside, content=content: beside.write_bytes(content))
+        atomic_write(out / name, lambda tmp, content=content: tmp.write_bytes(content))
     for name in FIGURES:
         if name not in figures:
             (out / name).unlink(missing_ok=True)
@@ -143,10 +143,10 @@ def summary(files: Sequence[Path]) -> list[str]:
     return [found["advice"]["sentence"] if found["advice"] else verdict, *looks]
 
 
-class Reading:
+class SweepReport:
     """The points with what is read out of them once."""
 
-    def __init__(self, sweep: Sweep, points: Iterable[Finished], confirmed: Iterable[Finished]):
+    def __init__(self, sweep: Sweep, points: Iterable[PointResult], confirmed: Iterable[PointResult]):
         self.sweep, self.points, self.confirmed = sweep, in_order(points), in_order(confirmed)
         ids = [p.id for p in self.points]
         if not ids:
@@ -167,24 +167,27 @@ class Reading:
         self.choices = best_sets(self.points)
         self.by_class = class_best_sets(self.points)
         self.trades = [t for t in TRADES if set(t) <= set(self.metrics)]
-        said = disagreement(self.choices, self.points, self.words), at_the_edge(self.choices, self.points, self.words)
-        self.verdict = " ".join(filter(None, said))
-        self.looks = too_much(self.points)
+        short_repr = (
+            disagreement(self.choices, self.points, self.words),
+            at_the_edge(self.choices, self.points, self.words),
+        )
+        self.verdict = " ".join(filter(None, short_repr))
+        self.looks = overguidance_notes(self.points)
         self.advice = advised(self.points, self.choices)
         self.again = {b.id: (b, p) for p in self.confirmed if (b := self._before(p))}
         again = {i: p for i, (_, p) in self.again.items()}
         self.use = advice_said(self.advice, self.points, self.choices, self.words, again) if self.advice else ""
         self.choices_again = best_sets([replace(p, row=p.row | {"id": i}) for i, (_, p) in self.again.items()])
 
-    def _before(self, point: Finished) -> Finished | None:
+    def _before(self, point: PointResult) -> PointResult | None:
         """The point that was confirmed: of one id, or of the same settings."""
         same = lambda p: all(p.row.get(s) == point.row.get(s) for s in SETTINGS)  # noqa: E731
         return next((p for p in self.points if p.id == point.id), None) or next(
             (p for p in self.points if same(p)), None
         )
 
-    def called(self, point: str | Finished) -> str:
-        return called(self.row[point] if isinstance(point, str) else point.row, self.settings)
+    def format_point(self, point: str | PointResult) -> str:
+        return format_point(self.row[point] if isinstance(point, str) else point.row, self.settings)
 
     # ------------------------------------------------------------------ tables of numbers
 
@@ -267,8 +270,8 @@ class Reading:
             return None
         points = _some(points, best)
         left_out = len(self.points) - len(points)
-        classes = min(min(len(p.shown) for p in points), MOST_ROWS)
-        each = max(1, min(min(p.shown.shape[1] for p in points), MOST_ROWS // classes))
+        classes = min(min(len(p.shown) for p in points), MAX_GRID_CLASSES)
+        each = max(1, min(min(p.shown.shape[1] for p in points), MAX_GRID_CLASSES // classes))
         rows = [[p.shown[c, i] for p in points] for c in range(classes) for i in range(each)]
         labels = [self._class_name(c) if i == 0 else "" for c in range(classes) for i in range(each)]
         heads = [("* " if p.id in best else "") + _head(p.row, self.settings) for p in points]
@@ -305,10 +308,10 @@ class Reading:
         s, r = self.sweep, self.sweep.reference
         trained = f", trained for {s.trained_steps:,} steps" if s.trained_steps and "steps" not in s.what else ""
         ema = f", EMA decay {s.ema_decay:g}" if s.ema_decay is not None else ""
-        said = lambda v: "none" if v is None else f"{v:g}" if isinstance(v, float) else self.guides.get(v, str(v))  # noqa: E731
+        short_repr = lambda v: "none" if v is None else f"{v:g}" if isinstance(v, float) else self.guides.get(v, str(v))  # noqa: E731
         swept = {k: some for k, some in s.swept.items() if k != "guide" or len(self.guides) > 1}
-        swept = listed([f"{k} ({', '.join(map(said, some))})" for k, some in swept.items()], 12)
-        fixed = [called(self.points[0].row, [k]) for k in ("scale", *SETTINGS[:-1]) if k not in self.settings]
+        swept = listed([f"{k} ({', '.join(map(short_repr, some))})" for k, some in swept.items()], 12)
+        fixed = [format_point(self.points[0].row, [k]) for k in ("scale", *SETTINGS[:-1]) if k not in self.settings]
         lines = [
             f"{_plain(s.what)}{trained}{ema}; model hash `{_tick(s.model_hash)}`.",
             f"{counted(len(self.points), 'point')}, {counted(s.count, 'picture')} each: the same classes and noise "
@@ -369,14 +372,14 @@ class Reading:
             head = ["point", "evaluations a picture", "contrast", "saturation", "clipped"]
             looks = [p.row.get("diagnostics", {}) for p in self.points]
             rows = [
-                [_plain(self.called(p)), str(p.row.get("nfe", "-"))]
+                [_plain(self.format_point(p)), str(p.row.get("nfe", "-"))]
                 + [_number(d.get("contrast_ratio")), _number(d.get("saturation_ratio")), _number(clipped_share(p))]
                 for p, d in zip(self.points, looks)
             ]
             return [*_table(head, rows), "", "Contrast and saturation: as a ratio to the data's."]
         head = ["point", "evaluations a picture", *(_plain(self.titles[m]) for m in self.metrics)]
         rows = [
-            [_plain(self.called(p)), str(p.row.get("nfe", "-")), *(self._value(p, m) for m in self.metrics)]
+            [_plain(self.format_point(p)), str(p.row.get("nfe", "-")), *(self._value(p, m) for m in self.metrics)]
             for p in self.points
         ]
         return [
@@ -385,7 +388,7 @@ class Reading:
             "± one standard error over the pictures, where it is not 0. **Bold**: best; \\*: cannot be told apart from it.",
         ]
 
-    def _value(self, point: Finished, metric: str) -> str:
+    def _value(self, point: PointResult, metric: str) -> str:
         text = _with_error(point.row, metric)
         choice = self.choices.get(metric)
         if choice is None or point.id not in choice.members:
@@ -400,7 +403,7 @@ class Reading:
             [
                 _plain(self.titles[m]),
                 METRICS[m].better,
-                _plain(self.called(c.best)),
+                _plain(self.format_point(c.best)),
                 _with_error(self.row[c.best], m),
                 self._others(c),
             ]
@@ -414,16 +417,16 @@ class Reading:
         for a, b in self.trades:
             front = pareto(self.points, a, b)
             what = " and ".join(names(self.words)[m] for m in (a, b))
-            fronts += ["", f"Not beaten in both {what}: {_plain(several_called(front, self.points))}."]
+            fronts += ["", f"Not beaten in both {what}: {_plain(format_points(front, self.points))}."]
         return ["## Best by each metric", "", *_table(head, rows), "", told, *fronts]
 
-    def _others(self, choice: Choice) -> str:
+    def _others(self, choice: BestSet) -> str:
         if not choice.intervals:
             return "(no other point has it)"
         others = choice.members[1:]
         if len(others) == len(choice.intervals):
             return "all others"
-        return _plain(listed([self.called(i) for i in others], 6)) if others else "none"
+        return _plain(listed([self.format_point(i) for i in others], 6)) if others else "none"
 
     def _classes(self) -> list[str]:
         if not self.by_class:
@@ -433,19 +436,19 @@ class Reading:
             rows = [
                 [
                     _plain(self._class_name(c)),
-                    _plain(self.called(k.best)),
+                    _plain(self.format_point(k.best)),
                     self._class_value(k, metric, c),
                     self._others(k),
                 ]
-                for c, k in enumerate(some[:MOST_CLASSES])
+                for c, k in enumerate(some[:MAX_SHOWN_CLASSES])
                 if k is not None
             ]
             left = (
-                f" The first {MOST_CLASSES} of {len(some):,} classes; sweep.json has all."
-                if len(some) > MOST_CLASSES
+                f" The first {MAX_SHOWN_CLASSES} of {len(some):,} classes; sweep.json has all."
+                if len(some) > MAX_SHOWN_CLASSES
                 else ""
             )
-            blank = sum(k is None for k in some[:MOST_CLASSES])
+            blank = sum(k is None for k in some[:MAX_SHOWN_CLASSES])
             none = f" {blank} without a value." if blank else ""
             head = ["class", "best at", "value", "cannot be told apart"]
             lines += [
@@ -457,7 +460,7 @@ class Reading:
             ]
         return lines
 
-    def _class_value(self, choice: Choice, metric: str, index: int) -> str:
+    def _class_value(self, choice: BestSet, metric: str, index: int) -> str:
         """With a mark where `_warnings` says why."""
         text = _with_error(self.row[choice.best], metric, index)
         doubt = measured(self.row[choice.best], metric, index)[2] or self._thin(metric, index)
@@ -465,16 +468,18 @@ class Reading:
 
     def _thin(self, metric: str, index: int) -> bool:
         some = next((p.class_influence.get(metric) for p in self.points if p.class_influence.get(metric)), None) or []
-        return index < len(some) and some[index] is not None and len(some[index]) < FEW_OF_A_CLASS
+        return index < len(some) and some[index] is not None and len(some[index]) < MIN_CLASS_IMAGES_FOR_VALUES
 
     def _warnings(self, metric: str) -> list[str]:
         """What the mark beside a class's value means."""
-        some = self.by_class[metric][:MOST_CLASSES]
+        some = self.by_class[metric][:MAX_SHOWN_CLASSES]
         whys = [measured(self.row[k.best], metric, c)[2] for c, k in enumerate(some) if k is not None]
         thin = any(self._thin(metric, c) for c, k in enumerate(some) if k is not None)
-        said = [why for why in dict.fromkeys(whys) if why][:1]
-        said += [f"fewer than {FEW_OF_A_CLASS} pictures of the class"] if thin and not said else []
-        return ["", f"{MARK} {_plain('; '.join(said))}."] if said else []
+        short_repr = [why for why in dict.fromkeys(whys) if why][:1]
+        short_repr += (
+            [f"fewer than {MIN_CLASS_IMAGES_FOR_VALUES} pictures of the class"] if thin and not short_repr else []
+        )
+        return ["", f"{MARK} {_plain('; '.join(short_repr))}."] if short_repr else []
 
     def _confirmed(self) -> list[str]:
         """Before and after of the metrics by which a point was best or not told apart from it; sentences on the best alone."""
@@ -482,7 +487,7 @@ class Reading:
             return []
         spoken = [m for m, c in self.choices.items() if set(c.members) & set(self.again)]
         rows = [
-            [_plain(self.called(i)), *(self._twice(i, m) for m in spoken)]
+            [_plain(self.format_point(i)), *(self._twice(i, m) for m in spoken)]
             for i in self.again
             if any(i in self.choices[m].members for m in spoken)
         ]
@@ -493,11 +498,11 @@ class Reading:
             "(→) with fresh seeds, where a point was best (bold) or could not be told apart from the best."
         )
         table = _table(["point", *(_plain(self.titles[m]) for m in spoken)], rows)
-        said = [
-            f"- {_plain(self.called(i))}: {_plain(flattered(*self.again[i], m, self.words[m]))}"
+        short_repr = [
+            f"- {_plain(self.format_point(i))}: {_plain(selection_bias_note(*self.again[i], m, self.words[m]))}"
             for m, i in self._best_again().items()
         ]
-        return ["## With fresh seeds", "", why, "", *table, "", " ".join(self._holds_up()), "", *said]
+        return ["## With fresh seeds", "", why, "", *table, "", " ".join(self._holds_up()), "", *short_repr]
 
     def _best_again(self) -> dict[str, str]:
         """By metric, the best point, of those that were measured again."""
@@ -523,20 +528,23 @@ class Reading:
         known = [z for z in moved.values() if z is not None]
         worse = sum(z > CHANCE for z in known)
         of = f"Of {counted(len(known), 'best value')}, {worse or 'none'} {'is' if worse < 2 else 'are'}"
-        said = [
+        short_repr = [
             f"{of} worse with fresh seeds by more than {CHANCE:g} standard errors (about one in twenty moves so far by chance, "
             "for the worse or the better)."
         ]
         compared = [m for m in best if m in self.choices_again and self.choices_again[m].intervals]
         if not compared:
-            return [*said, "Too few points were measured again to compare them."]
+            return [*short_repr, "Too few points were measured again to compare them."]
         lost = [m for m in compared if best[m] not in self.choices_again[m].members]
         of = f"among the {counted(len(self.again), 'point')} measured again, by the fresh values alone, the best point"
         if not lost:
-            return [*said, f"The best sets hold up: {of} is still in the best set of every metric."]
-        now = [f"{names(self.words)[m]} (now best at {_plain(self.called(self.choices_again[m].best))})" for m in lost]
+            return [*short_repr, f"The best sets hold up: {of} is still in the best set of every metric."]
+        now = [
+            f"{names(self.words)[m]} (now best at {_plain(self.format_point(self.choices_again[m].best))})"
+            for m in lost
+        ]
         held = f"{len(compared) - len(lost)} of {counted(len(compared), 'metric')}"
-        return [*said, f"{_capital(of)} is still in the best set of {held}; not by {listed(now, 8)}."]
+        return [*short_repr, f"{_capital(of)} is still in the best set of {held}; not by {listed(now, 8)}."]
 
     def _pictures(self, pictures: Sequence[str], earlier: Sequence[str]) -> list[str]:
         lines = [f"![{name.removesuffix('.png')}]({name})" for name in pictures]
@@ -552,7 +560,7 @@ class Reading:
 
     def _notes(self) -> list[str]:
         """Why columns are blank, and what is to be said of those that are not."""
-        notes: dict[tuple[bool, str], dict[str, list[Finished]]] = {}
+        notes: dict[tuple[bool, str], dict[str, list[PointResult]]] = {}
         for p in self.points:
             for m in METRICS:
                 value, _, why = measured(p.row, m)
@@ -562,15 +570,15 @@ class Reading:
         for (blank, why), by_metric in notes.items():
             for m, some in by_metric.items():
                 where = (
-                    "" if len(some) == len(self.points) else f" at {several_called([p.id for p in some], self.points)}"
+                    "" if len(some) == len(self.points) else f" at {format_points([p.id for p in some], self.points)}"
                 )
                 lines.setdefault((where, blank, why), []).append(self.titles[m])
-        said = []
+        short_repr = []
         for (where, blank, why), some in lines.items():
             none = f" {'has' if len(some) == 1 else 'have'} no value" if blank else ""
-            said.append(f"- {_plain(f'{listed(some, 8)}{none}{where}: {why}')}")
-        said += [f"- {_plain(caution)}" for caution in self._cautions()]
-        return ["## Notes", "", *said] if said else []
+            short_repr.append(f"- {_plain(f'{listed(some, 8)}{none}{where}: {why}')}")
+        short_repr += [f"- {_plain(caution)}" for caution in self._cautions()]
+        return ["## Notes", "", *short_repr] if short_repr else []
 
     def _cautions(self) -> list[str]:
         """What is to be kept in mind with these numbers."""
@@ -581,16 +589,16 @@ class Reading:
         errors += [
             measured(self.row[k.best], m, c)[1]
             for m, some in self.by_class.items()
-            for c, k in enumerate(some[:MOST_CLASSES])
+            for c, k in enumerate(some[:MAX_SHOWN_CLASSES])
             if k is not None
         ]
-        said = [
+        short_repr = [
             few(count, " a point"),
             weak(self.sweep.judge) if "accuracy" in self.metrics else None,
             CERTAIN if 0 in errors else None,
             GROWING if {"recall", "coverage"} & set(self.metrics) else None,
         ]
-        return [note for note in said if note]
+        return [note for note in short_repr if note]
 
 
 # ---------------------------------------------------------------------- small things
@@ -614,14 +622,14 @@ def _same(extractor: Mapping, judge: Mapping) -> bool:
     return all(extractor.get(key) == judge.get(key) for key in ("name", "hash"))
 
 
-def _guides(points: Iterable[Finished]) -> dict[str, str]:
+def _guides(points: Iterable[PointResult]) -> dict[str, str]:
     """What stands for each guide's path: "guide", or "guide 1", "guide 2"."""
     paths = [p.row.get("guide") for p in points]
     paths = list(dict.fromkeys(str(g) for g in paths if g not in (None, "none")))
     return {path: f"guide {i + 1}" if len(paths) > 1 else "guide" for i, path in enumerate(paths)}
 
 
-def _renamed(point: Finished, guides: Mapping[str, str]) -> Finished:
+def _renamed(point: PointResult, guides: Mapping[str, str]) -> PointResult:
     guide = point.row.get("guide")
     return replace(point, row=point.row | {"guide": guides.get(guide, guide)}) if guide else point
 
@@ -630,10 +638,10 @@ def _capital(text: str) -> str:
     return text[:1].upper() + text[1:]
 
 
-def _some(points: Sequence[Finished], best: set[str]) -> list[Finished]:
+def _some(points: Sequence[PointResult], best: set[str]) -> list[PointResult]:
     """At most MOST_COLUMNS points in their order: the best ones, and evenly of the others."""
     others = [p.id for p in points if p.id not in best]
-    room = MOST_COLUMNS - sum(p.id in best for p in points)
+    room = MAX_COLUMNS - sum(p.id in best for p in points)
     if len(others) > room:
         others = [others[round(i * (len(others) - 1) / max(room - 1, 1))] for i in range(max(room, 0))]
     return [p for p in points if p.id in best or p.id in others]

@@ -16,10 +16,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..atomic import into_place
+from ..atomic import atomic_dir
 from ..commands import command
 from ..errors import InputError
-from ..schema import said
+from ..schema import short_repr
 from .adm_flags import (
     CHANNEL_MULT,
     attending_levels,
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 # ---------------------------------------------------------------------- weights -> network
 
-WORDS = {  # our layer inside a block or attention -> ADM's
+BLOCK_LAYERS = {  # our layer inside a block or attention -> ADM's
     "norm1": ("in_layers.0",),
     "conv1": ("in_layers.2",),
     "told": ("emb_layers.1",),
@@ -80,7 +80,7 @@ def load_adm(state_dict_or_path: Mapping[str, Tensor] | str | Path, **adm_flags:
     check_size(network_config(flags, classes))
     with torch.device("meta"):
         unet = AdaGNUNet(**network_config(flags, classes))
-    state = gather(correspondence(unet, _places(unet), WORDS), unet, weights)
+    state = gather(correspondence(unet, _places(unet), BLOCK_LAYERS), unet, weights)
     if not flags["use_new_attention_order"]:
         state |= {key: _by_part(rows, unet, key) for key, rows in state.items() if ".qkv." in key}
     unet.load_state_dict({key: tensor.float() for key, tensor in state.items()}, assign=True)
@@ -155,12 +155,12 @@ def _check_network(weights: Mapping[str, Tensor], flags: Mapping[str, Any]) -> N
 
 def _check_flags(flags: dict[str, Any], weights: Mapping[str, Tensor]) -> None:
     """Raises one InputError that names every flag which the weights contradict, with both values."""
-    said = flags | {"attention_resolutions": sides_of(flags, attending_levels(flags))}
+    short_repr = flags | {"attention_resolutions": sides_of(flags, attending_levels(flags))}
     seen = _seen(weights, flags)
     wrong = [
-        f"{name}: the flags say {in_words(said[name])}, the weights {in_words(value)}"
+        f"{name}: the flags say {in_words(short_repr[name])}, the weights {in_words(value)}"
         for name, value in seen.items()
-        if said[name] != value
+        if short_repr[name] != value
     ]
     if wrong:
         seen_mult = seen.get("channel_mult")
@@ -229,7 +229,7 @@ def _weights(source: Mapping[str, Tensor] | str | Path) -> dict[str, Tensor]:
     for key, value in state.items():
         if not isinstance(key, str) or not isinstance(value, torch.Tensor) or not value.is_floating_point():
             raise InputError(
-                f"{where} is not a plain state dict, as ADM saves it: {said(key)} is "
+                f"{where} is not a plain state dict, as ADM saves it: {short_repr(key)} is "
                 f"{value.dtype if isinstance(value, torch.Tensor) else type(value).__name__}, not a tensor of numbers. If the weights "
                 "lie deeper in it, give that part alone."
             )
@@ -308,7 +308,7 @@ def import_adm(
         pipe.save_pretrained(folder)
         (folder / "README.md").write_text(_card(Path(checkpoint).name, chosen, process, pipe), encoding="utf-8")
 
-    return into_place(out, write)
+    return atomic_dir(out, write)
 
 
 def _process(flags: Mapping[str, Any]) -> dict[str, Any]:

@@ -17,24 +17,24 @@ import torch
 from diffusers import UNet2DModel
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 
-from ..atomic import into_place
-from ..diffusion.schedule import PREDICTIONS, SAMPLERS, set_steps, with_sampler
-from ..errors import InputError, reading
+from ..atomic import atomic_dir
+from ..diffusion.schedule import PREDICTIONS, SAMPLERS, set_timesteps, with_sampler
+from ..errors import InputError, errors_as_input_error
 from ..labels import LabelSpace
-from ..models.config import MOST_LEVELS
+from ..models.config import MAX_LEVELS
 from ..models.unet import AdaGNUNet
 from ..runs.layout import pipeline_folder
 from ..sampling.load import open_pipeline
 from ..sampling.pipeline import ClassConditionalPipeline
 from ..sampling.pretrained import fill, load_scheduler, model_hash
-from ..schema import read_json, said
+from ..schema import read_json, short_repr
 from .adagn_label_pipeline import LabelPipeline
 from .unet2d import from_unet2d, to_unet2d
 
 CODE = Path(inspect.getsourcefile(LabelPipeline)).name
 CLASS_NAME = [Path(CODE).stem, LabelPipeline.__name__]  # in model_index.json
-MOST_LAYERS = 64  # in a level
-PARTS = {"model_index.json", "unet", "scheduler", "README.md", CODE}
+MAX_LAYERS = 64  # in a level
+PIPELINE_FILES = {"model_index.json", "unet", "scheduler", "README.md", CODE}
 
 # ---------------------------------------------------------------------- there
 
@@ -69,7 +69,7 @@ def export_diffusers(source: str | Path, out: str | Path, weights: str = "ema", 
         stock.save_pretrained(folder)
         (folder / "README.md").write_text(_card(out, stock), encoding="utf-8")
 
-    return into_place(out, write)
+    return atomic_dir(out, write)
 
 
 def sample_line(folder: str | Path) -> str:
@@ -88,7 +88,7 @@ def _default_steps(scheduler: SchedulerMixin, most: int = 50) -> int:
     """The largest number of steps up to 50 that this scheduler walks as scheduled."""
     for steps in range(min(most, scheduler.config.num_train_timesteps), 1, -1):
         try:
-            set_steps(scheduler, steps)
+            set_timesteps(scheduler, steps)
             return steps
         except InputError:
             continue
@@ -168,7 +168,7 @@ def open_diffusers(
     Raises InputError for a folder that holds something else.
     """
     folder = pipeline_folder(folder)
-    with reading(folder):
+    with errors_as_input_error(folder):
         return _open(folder, null_class, class_names)
 
 
@@ -204,7 +204,7 @@ def import_diffusers(
 ) -> Path:
     """`open_diffusers`, written as a pipeline folder of ours; returns it. Raises InputError before anything is written."""
     out = _free(out, overwrite, "a pipeline folder", lambda index: "labels" in index)
-    return into_place(out, open_diffusers(folder, null_class, class_names).save_pretrained)
+    return atomic_dir(out, open_diffusers(folder, null_class, class_names).save_pretrained)
 
 
 def changed_settings(folder: str | Path, pipe: ClassConditionalPipeline) -> list[str]:
@@ -232,7 +232,7 @@ def _check_index(index: dict) -> None:
     }
     wrong = [key for key, right in checks.items() if not right]
     if wrong:
-        raise InputError(f"{wrong[0]} in model_index.json cannot be {said(index[wrong[0]])}.")
+        raise InputError(f"{wrong[0]} in model_index.json cannot be {short_repr(index[wrong[0]])}.")
 
 
 def _component(index: dict, name: str) -> str | None:
@@ -263,13 +263,13 @@ def _empty_unet(file: Path) -> UNet2DModel:
     levels, layers = config.get("block_out_channels", ()), config.get("layers_per_block", 2)
     if (
         not isinstance(levels, list | tuple)
-        or len(levels) > MOST_LEVELS
+        or len(levels) > MAX_LEVELS
         or type(layers) is not int
-        or layers > MOST_LAYERS
+        or layers > MAX_LAYERS
     ):
         raise InputError(
-            f"{file} describes no network: expected block_out_channels of {MOST_LEVELS} levels at most and layers_per_block of "
-            f"{MOST_LAYERS} at most, not {said(levels)} and {said(layers)}."
+            f"{file} describes no network: expected block_out_channels of {MAX_LEVELS} levels at most and layers_per_block of "
+            f"{MAX_LAYERS} at most, not {short_repr(levels)} and {short_repr(layers)}."
         )
     try:
         with torch.device("meta"):
@@ -283,7 +283,7 @@ def _stock_scheduler(folder: Path, index: dict) -> SchedulerMixin:
     name = _component(index, "scheduler")
     if name not in known:
         raise InputError(
-            f"{folder} has the scheduler {said(index.get('scheduler'))}; expected one of {', '.join(known)}."
+            f"{folder} has the scheduler {short_repr(index.get('scheduler'))}; expected one of {', '.join(known)}."
         )
     return load_scheduler(folder / "scheduler", known[name])
 
@@ -335,7 +335,7 @@ def _free(out: str | Path, overwrite: bool, kind: str, is_kind: Callable[[dict],
     out = Path(out).resolve()
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         try:
-            ours = is_kind(read_json(out / "model_index.json")) and {p.name for p in out.iterdir()} <= PARTS
+            ours = is_kind(read_json(out / "model_index.json")) and {p.name for p in out.iterdir()} <= PIPELINE_FILES
         except InputError:
             ours = False
         if not ours:

@@ -1,8 +1,8 @@
 """Conditioning kinds: what a site is told, and how it applies it to the feature map.
 
-A kind is a layer of one site, made by `(channels, groups, eps)`. `Told` names what modulation(t, y) hands it;
+A kind is a layer of one site, made by `(channels, groups, eps)`. `Params` names what modulation(t, y) hands it;
 `forward(h, told, silu)` applies it to h [B, channels, H, W], with the SiLU after it if asked. A new kind is one class and one line in KINDS; what differs from
-AdaGN in where the class enters, or in how it starts, is said in the class attributes of `Kind`.
+AdaGN in where the class enters, or in how it starts, is said in the class attributes of `ConditioningLayer`.
 
 With one channel a group GroupNorm is instance norm, and `adagn` and `adain` are one: compare kinds at 4 channels a group
 or more.
@@ -19,7 +19,7 @@ from ..errors import InputError
 from .norm import Norm
 
 
-class Kind:
+class ConditioningLayer:
     """What the network asks a kind; the values here are AdaGN's.
 
     Told: the fields, [B, channels] each unless named in token_fields.
@@ -31,23 +31,23 @@ class Kind:
     first: the kind of a block's first norm where both are modulated; None: the same.
     """
 
-    Told: ClassVar[type[tuple]]
-    label_in: ClassVar[Literal["vector", "tokens"] | None] = "vector"
-    token_fields: ClassVar[tuple[str, ...]] = ()
+    Params: ClassVar[type[tuple]]
+    class_input: ClassVar[Literal["vector", "tokens"] | None] = "vector"
+    token_params: ClassVar[tuple[str, ...]] = ()
     gated: ClassVar[bool] = False
     zero_init: ClassVar[bool] = False
     min_pixels: ClassVar[int] = 1
-    first: "ClassVar[type[Kind] | None]" = None
+    first: "ClassVar[type[ConditioningLayer] | None]" = None
 
 
-class AdaGN(Norm, Kind):
+class AdaGN(Norm, ConditioningLayer):
     """Adaptive group normalisation:  h <- GroupNorm(h) * (1 + gamma) + beta.
 
     Source: Dhariwal & Nichol 2021 (arXiv 2105.05233), section 3, equation 3 and `use_scale_shift_norm`.
     The norm keeps its own weight w and bias b, so the gain a channel meets is w (1 + gamma), the shift b (1 + gamma) + beta.
     """
 
-    class Told(NamedTuple):
+    class Params(NamedTuple):
         """gamma, beta: [B, channels]."""
 
         gamma: Tensor
@@ -57,7 +57,7 @@ class AdaGN(Norm, Kind):
         super().__init__(groups, channels, eps)
 
     def forward(self, h: Tensor, told: "AdaGN.Told", silu: bool = False) -> Tensor:
-        return self.modulated(h, told.gamma, told.beta, silu)
+        return self.modulate(h, told.gamma, told.beta, silu)
 
 
 class AdaGNZero(AdaGN):
@@ -68,7 +68,7 @@ class AdaGNZero(AdaGN):
     Source: adaLN-Zero of Peebles & Xie 2023 (arXiv 2212.09748), section 3.2, with GroupNorm for LayerNorm.
     """
 
-    class Told(NamedTuple):
+    class Params(NamedTuple):
         """gamma, beta, gate: [B, channels]."""
 
         gamma: Tensor
@@ -102,13 +102,13 @@ class AdaIN(AdaGN):
         return super().forward(h, told, silu)
 
 
-class Additive(Norm, Kind):
+class Additive(Norm, ConditioningLayer):
     """Addition:  h <- GroupNorm(h + shift).
 
     Source: Ho et al. 2020 (DDPM), and ADM with `use_scale_shift_norm` False; EDM's best CIFAR-10 network.
     """
 
-    class Told(NamedTuple):
+    class Params(NamedTuple):
         """shift: [B, channels]."""
 
         shift: Tensor
@@ -117,16 +117,16 @@ class Additive(Norm, Kind):
         super().__init__(groups, channels, eps)
 
     def forward(self, h: Tensor, told: "Additive.Told", silu: bool = False) -> Tensor:
-        return self.modulated(h + _map(told.shift), None, None, silu)
+        return self.modulate(h + _map(told.shift), None, None, silu)
 
 
-class Gain(Norm, Kind):
+class Gain(Norm, ConditioningLayer):
     """A gain and no shift:  h <- GroupNorm(h) * (1 + gamma).
 
     Source: AdaGN without its beta; the modulation of StyleGAN2 (Karras et al. 2020, section 2.2) is of this kind.
     """
 
-    class Told(NamedTuple):
+    class Params(NamedTuple):
         """gamma: [B, channels]."""
 
         gamma: Tensor
@@ -135,16 +135,16 @@ class Gain(Norm, Kind):
         super().__init__(groups, channels, eps)
 
     def forward(self, h: Tensor, told: "Gain.Told", silu: bool = False) -> Tensor:
-        return self.modulated(h, told.gamma, None, silu)
+        return self.modulate(h, told.gamma, None, silu)
 
 
-class FiLM(nn.Module, Kind):
+class FiLM(nn.Module, ConditioningLayer):
     """Feature-wise linear modulation without a norm before it:  h <- h * (1 + gamma) + beta.
 
     Source: Perez et al. 2018 (arXiv 1709.07871), equation 2, at a place where nothing is normalised.
     """
 
-    Told = AdaGN.Told
+    Params = AdaGN.Params
 
     def __init__(self, channels: int, groups: int, eps: float):
         super().__init__()
@@ -155,7 +155,7 @@ class FiLM(nn.Module, Kind):
         return F.silu(h) if silu else h
 
 
-class CrossAttention(Norm, Kind):
+class CrossAttention(Norm, ConditioningLayer):
     """The class as tokens, attended to by the feature map:
 
         h <- GroupNorm(h + shift);  h <- h + proj(softmax(q(h) keys^T / sqrt(d)) values)
@@ -164,15 +164,15 @@ class CrossAttention(Norm, Kind):
     Source: Rombach et al. 2022 (arXiv 2112.10752), section 3.3. Heads are 64 channels wide where that divides, else one.
     """
 
-    class Told(NamedTuple):
+    class Params(NamedTuple):
         """shift: [B, channels]. keys, values: [B, tokens, channels]."""
 
         shift: Tensor
         keys: Tensor
         values: Tensor
 
-    label_in = "tokens"
-    token_fields = ("keys", "values")
+    class_input = "tokens"
+    token_params = ("keys", "values")
 
     def __init__(self, channels: int, groups: int, eps: float):
         super().__init__(groups, channels, eps)
@@ -184,7 +184,7 @@ class CrossAttention(Norm, Kind):
         nn.init.zeros_(self.proj.bias)
 
     def forward(self, h: Tensor, told: "CrossAttention.Told", silu: bool = False) -> Tensor:
-        h = self.modulated(h + _map(told.shift), None, None, silu=False)
+        h = self.modulate(h + _map(told.shift), None, None, silu=False)
         rows = h.shape[0]
         q = rearrange(self.query(rearrange(h, "b c h w -> b (h w) c")), "b n (k d) -> b k n d", k=self.heads)
         keys, values = (
@@ -196,14 +196,14 @@ class CrossAttention(Norm, Kind):
         return F.silu(h) if silu else h
 
 
-class TimeOnly(AdaGN):
+class TimestepOnly(AdaGN):
     """AdaGN told by the timestep alone:  gamma and beta are functions of t. The class is not heard: what any other kind is
     compared with. Labels are accepted, and change nothing."""
 
-    label_in = None
+    class_input = None
 
 
-KINDS: dict[str, type[Kind]] = {
+CONDITIONING: dict[str, type[ConditioningLayer]] = {
     "adagn": AdaGN,
     "adagn_zero": AdaGNZero,
     "adain": AdaIN,
@@ -211,7 +211,7 @@ KINDS: dict[str, type[Kind]] = {
     "gain": Gain,
     "film": FiLM,
     "cross_attention": CrossAttention,
-    "none": TimeOnly,
+    "none": TimestepOnly,
 }
 
 

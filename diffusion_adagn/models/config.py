@@ -8,67 +8,69 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from ..errors import InputError
-from ..labels import MOST_CLASSES
-from ..schema import option
+from ..labels import MAX_CLASSES
+from ..schema import setting
 
-MOST_LEVELS = 14
+MAX_LEVELS = 14
 
 
 @dataclass
 class ModelConfig:
     """The network, in the terms of OpenAI's ADM. These are AdaGNUNet's defaults too."""
 
-    model_channels: int = option(128, "Base width: level i has model_channels * channel_mult[i] channels.", minimum=1)
-    channel_mult: tuple[int | float, ...] = option(
+    model_channels: int = setting(128, "Base width: level i has model_channels * channel_mult[i] channels.", minimum=1)
+    channel_mult: tuple[int | float, ...] = setting(
         (1, 2, 2, 2), "Width multiplier of each resolution level; each width must be whole.", minimum=0.125
     )
-    num_res_blocks: int = option(2, "Residual blocks per level (one more on the way up).", minimum=1, maximum=64)
-    attention_resolutions: tuple[int, ...] = option(
+    num_res_blocks: int = setting(2, "Residual blocks per level (one more on the way up).", minimum=1, maximum=64)
+    attention_resolutions: tuple[int, ...] = setting(
         (16, 8), "Sides, in pixels, at which blocks are followed by self-attention."
     )
-    num_heads: int = option(4, "Attention heads, where num_head_channels is unset.", minimum=1)
-    num_heads_upsample: int | None = option(
+    num_heads: int = setting(4, "Attention heads, where num_head_channels is unset.", minimum=1)
+    num_heads_upsample: int | None = setting(
         None, "Heads on the way up, where num_head_channels is unset. Unset: num_heads.", minimum=1
     )
-    num_head_channels: int | None = option(64, "Channels per attention head; unset: num_heads decides.", minimum=1)
-    resblock_updown: bool = option(
+    num_head_channels: int | None = setting(64, "Channels per attention head; unset: num_heads decides.", minimum=1)
+    resblock_updown: bool = setting(
         False, "Resample inside residual blocks (ADM's large nets) instead of plain convolutions."
     )
-    dropout: float = option(0.0, "Dropout before the last convolution of each residual block.", minimum=0, maximum=0.99)
-    norm_groups: int = option(32, "Groups of every GroupNorm; must divide every width.", minimum=1)
-    norm_eps: float = option(1e-5, "Epsilon of every GroupNorm.", minimum=0)
-    conditioning: str = option(
+    dropout: float = setting(
+        0.0, "Dropout before the last convolution of each residual block.", minimum=0, maximum=0.99
+    )
+    norm_groups: int = setting(32, "Groups of every GroupNorm; must divide every width.", minimum=1)
+    norm_eps: float = setting(1e-5, "Epsilon of every GroupNorm.", minimum=0)
+    conditioning: str = setting(
         "adagn",
         "How a site is told about time and class: adagn, adagn_zero, adain, additive, gain, film, cross_attention, or none "
         "(time only). See docs/conditioning.md.",
     )
-    join: Literal["sum", "concat"] = option(
+    join: Literal["sum", "concat"] = setting(
         "sum", "How the vectors of time and class are joined before the sites are told (ADM: sum)."
     )
-    class_tokens: int = option(
+    class_tokens: int = setting(
         4,
         "Tokens that a class becomes under cross_attention; 2 or more, since with one there is nothing to attend to.",
         minimum=2,
     )
-    modulate_both_norms: bool = option(
+    modulate_both_norms: bool = setting(
         False, "Modulate the first norm of each residual block too (ADM: the second only)."
     )
-    zero_init_modulation: bool = option(
+    zero_init_modulation: bool = setting(
         False, "Start with gamma = beta = 0, so that a new net ignores time and class (ADM: no)."
     )
-    class_conditional: bool = option(True, "False: train without labels.")
-    null_class: bool = option(True, "Keep a null row in the class table; guidance needs it.")
+    class_conditional: bool = setting(True, "False: train without labels.")
+    null_class: bool = setting(True, "Keep a null row in the class table; guidance needs it.")
 
 
 @dataclass
 class NetworkConfig(ModelConfig):
     """AdaGNUNet's arguments, as they stand in the config.json of a network."""
 
-    sample_size: int = option(32, "Side of the pictures in pixels.", minimum=1, maximum=2**13)
-    in_channels: int = option(3, "Channels of the pictures.", minimum=1, maximum=4096)
-    out_channels: int | None = option(None, "Unset: in_channels.", minimum=1, maximum=4096)
-    num_classes: int | None = option(None, "K; unset or 0: no labels.", minimum=0, maximum=MOST_CLASSES)
-    learned_variance: bool = option(False, "Twice the output channels, the second half for the variance.")
+    sample_size: int = setting(32, "Side of the pictures in pixels.", minimum=1, maximum=2**13)
+    in_channels: int = setting(3, "Channels of the pictures.", minimum=1, maximum=4096)
+    out_channels: int | None = setting(None, "Unset: in_channels.", minimum=1, maximum=4096)
+    num_classes: int | None = setting(None, "K; unset or 0: no labels.", minimum=0, maximum=MAX_CLASSES)
+    learned_variance: bool = setting(False, "Twice the output channels, the second half for the variance.")
 
 
 def machine_memory() -> int:
@@ -86,9 +88,9 @@ def check_size(network: Mapping[str, Any]) -> None:
     """
     network = vars(NetworkConfig()) | dict(network)
     levels, width = len(network["channel_mult"]), network["model_channels"]
-    if levels > MOST_LEVELS:
+    if levels > MAX_LEVELS:
         raise InputError(
-            f"model.channel_mult has {levels:,} numbers, one a level: {MOST_LEVELS} at most are expected, such as 1,2,2."
+            f"model.channel_mult has {levels:,} numbers, one a level: {MAX_LEVELS} at most are expected, such as 1,2,2."
         )
     widths = [float(width) * mult for mult in network["channel_mult"]]
     table = 4.0 * width * (network["num_classes"] or 0)

@@ -29,7 +29,7 @@ class Cost:
         return int(5 * 4 * self.parameters + activations)
 
 
-def count_cost(config: dict) -> Cost:
+def estimate_cost(config: dict) -> Cost:
     """Cost of AdaGNUNet(**config). Raises InputError for what `check_size` refuses."""
     check_size(config)
     import torch

@@ -46,7 +46,7 @@ class ConditionEmbedding(nn.Module):
         num_classes: int | None,
         null_class: bool,
         join: Literal["sum", "concat"] = "sum",
-        label_in: Literal["vector", "tokens"] | None = "vector",
+        class_input: Literal["vector", "tokens"] | None = "vector",
         class_tokens: int = 4,
     ):
         super().__init__()
@@ -55,13 +55,13 @@ class ConditionEmbedding(nn.Module):
         self.time = nn.Sequential(
             nn.Linear(model_channels, self.class_dim), nn.SiLU(), nn.Linear(self.class_dim, self.class_dim)
         )
-        heard = num_classes and label_in is not None
+        heard = num_classes and class_input is not None
         self.classes = nn.Embedding(num_classes + int(null_class), self.class_dim) if heard else None
-        self.join = join if heard and label_in == "vector" else None
+        self.join = join if heard and class_input == "vector" else None
         self.dim = self.class_dim * (2 if self.join == "concat" else 1)
         self.token_dim = model_channels
         self.tokens = (
-            nn.Linear(self.class_dim, class_tokens * self.token_dim) if heard and label_in == "tokens" else None
+            nn.Linear(self.class_dim, class_tokens * self.token_dim) if heard and class_input == "tokens" else None
         )
 
     def class_vectors(self, class_labels: Tensor) -> Tensor:

@@ -15,8 +15,8 @@ class Norm(nn.GroupNorm):
 
     def forward(self, h: Tensor, silu: bool = False) -> Tensor:
         """h [B, channels, H, W] -> the same shape, type and layout."""
-        return self.modulated(h, None, None, silu)
+        return self.modulate(h, None, None, silu)
 
-    def modulated(self, h: Tensor, gamma: Tensor | None, beta: Tensor | None, silu: bool) -> Tensor:
+    def modulate(self, h: Tensor, gamma: Tensor | None, beta: Tensor | None, silu: bool) -> Tensor:
         """gamma, beta: [B or 1, channels], or None for 0."""
         return adagn_silu(h, gamma, beta, self.num_groups, self.eps, self.weight, self.bias, silu, self.operator)

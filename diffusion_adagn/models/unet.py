@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..errors import InputError
-from ..ops import OPERATORS, transformed
+from ..ops import OPERATORS, in_functional_transform
 from .blocks import Conv3, Downsample, Level, ResBlock, SelfAttention, Stage, Upsample, down2, up2, zero_init
-from .conditioning import KINDS, Kind
+from .conditioning import CONDITIONING, ConditioningLayer
 from .config import ModelConfig
 from .embeddings import ConditionEmbedding
 from .norm import Norm
@@ -83,8 +83,8 @@ class AdaGNUNet(ModelMixin, ConfigMixin):
         learned_variance: bool = False,
     ):
         super().__init__()
-        if conditioning not in KINDS:
-            raise InputError(f"model.conditioning is one of {', '.join(KINDS)}, not {conditioning!r}.")
+        if conditioning not in CONDITIONING:
+            raise InputError(f"model.conditioning is one of {', '.join(CONDITIONING)}, not {conditioning!r}.")
         if join not in ("sum", "concat"):
             raise InputError(f"model.join is sum or concat, not {join!r}.")
         levels = len(channel_mult)
@@ -97,8 +97,8 @@ class AdaGNUNet(ModelMixin, ConfigMixin):
                 f"pictures of {sample_size} pixels cannot be halved {levels - 1} times: give a size that {2 ** (levels - 1)} "
                 f"divides, or fewer levels in model.channel_mult (now {list(channel_mult)})."
             )
-        kind = KINDS[conditioning]
-        if kind.label_in == "tokens" and not num_classes:
+        kind = CONDITIONING[conditioning]
+        if kind.class_input == "tokens" and not num_classes:
             raise InputError(f"{conditioning} attends to the class, and this network has none: choose another kind.")
         self.gradient_checkpointing = False
         self.layout = "auto"
@@ -157,10 +157,12 @@ class AdaGNUNet(ModelMixin, ConfigMixin):
         self.conv_out = zero_init(Conv3(channels, outputs))
 
         # the condition comes last, so that under one seed the image path starts alike under every kind
-        self.embedding = ConditionEmbedding(model_channels, num_classes, null_class, join, kind.label_in, class_tokens)
+        self.embedding = ConditionEmbedding(
+            model_channels, num_classes, null_class, join, kind.class_input, class_tokens
+        )
         self._sites = self._find_sites()
         self._kinds = [type(self.get_submodule(s.name)) for s in self._sites]
-        fields = [(len(k.Told._fields) - len(k.token_fields), len(k.token_fields)) for k in self._kinds]
+        fields = [(len(k.Params._fields) - len(k.token_params), len(k.token_params)) for k in self._kinds]
         # one matrix product tells every site: the rows of a site are its fields in order, such as gamma, then beta
         self._widths = [s.channels * plain for s, (plain, _) in zip(self._sites, fields)]
         self._token_widths = [s.channels * tokens for s, (_, tokens) in zip(self._sites, fields)]
@@ -188,9 +190,9 @@ class AdaGNUNet(ModelMixin, ConfigMixin):
           labels are `unet.embedding.class_vectors(labels)`.
         Returns {site name: its kind's Told}, for adagn (gamma [B, C], beta [B, C]); edit it freely before `denoise`.
         """
-        return self.told(*self.projected(timestep, class_labels, class_vectors))
+        return self.told(*self.project_condition(timestep, class_labels, class_vectors))
 
-    def projected(
+    def project_condition(
         self,
         timestep: Tensor | float,
         class_labels: Tensor | None = None,
@@ -209,7 +211,7 @@ class AdaGNUNet(ModelMixin, ConfigMixin):
         """`projected`, cut into what each site is told."""
         plain = projected.split(self._widths, dim=-1)
         more = [None] * len(plain) if attended is None else attended.split(self._token_widths, dim=-1)
-        return {s.name: _told(k, values, extra) for s, k, values, extra in zip(self._sites, self._kinds, plain, more)}
+        return {s.name: _params(k, values, extra) for s, k, values, extra in zip(self._sites, self._kinds, plain, more)}
 
     def denoise(self, x: Tensor, m: Modulation) -> Tensor:
         """The image path: x [B, in_channels, H, W] and a modulation of B (or 1) rows -> [B, out_channels, H, W], contiguous."""
@@ -269,7 +271,7 @@ class AdaGNUNet(ModelMixin, ConfigMixin):
         """Every place that is told something, in the order in which the picture meets them."""
         return list(self._sites)
 
-    def told_rows(self) -> dict[str, slice]:
+    def projection_slices(self) -> dict[str, slice]:
         """The rows of `projection` that belong to each site."""
         ends = list(itertools.accumulate(self._widths))
         return {s.name: slice(end - width, end) for s, width, end in zip(self._sites, self._widths, ends)}
@@ -334,9 +336,9 @@ class AdaGNUNet(ModelMixin, ConfigMixin):
         for path, module in self.named_modules():
             if isinstance(module, ResBlock):
                 module.sites = tuple(
-                    f"{path}.{name}" for name, norm in module.named_children() if isinstance(norm, Kind)
+                    f"{path}.{name}" for name, norm in module.named_children() if isinstance(norm, ConditioningLayer)
                 )
-        norms = [(name, module) for name, module in self.named_modules() if isinstance(module, Kind)]
+        norms = [(name, module) for name, module in self.named_modules() if isinstance(module, ConditioningLayer)]
         sites = [Site(name, self._side(name), norm.num_channels, depth) for depth, (name, norm) in enumerate(norms)]
         for site, (_, norm) in zip(sites, norms):
             if site.resolution**2 < norm.min_pixels:
@@ -418,7 +420,7 @@ class AdaGNUNet(ModelMixin, ConfigMixin):
         labels = labels.reshape(-1).long()
         # on an accelerator a look at the values would make every call wait; there the pipeline has checked them. Compiled, and
         # inside torch.func, there are no values yet
-        if labels.device.type == "cpu" and not torch.compiler.is_compiling() and not transformed():
+        if labels.device.type == "cpu" and not torch.compiler.is_compiling() and not in_functional_transform():
             bad = labels[(labels < 0) | (labels >= k + int(has_null))]
             if len(bad):
                 null = f", or {k} for null." if has_null else " (there is no null class)."
@@ -431,11 +433,11 @@ def best_layout(device: str, half: bool) -> str:
     return "channels_last" if device == "cpu" or (device == "cuda" and half) else "contiguous"
 
 
-def _told(kind: type[Kind], plain: Tensor, attended: Tensor | None) -> tuple[Tensor, ...]:
+def _params(kind: type[ConditioningLayer], plain: Tensor, attended: Tensor | None) -> tuple[Tensor, ...]:
     """The rows of one site, cut into its fields."""
-    tokens = len(kind.token_fields)
-    parts = plain.chunk(len(kind.Told._fields) - tokens, dim=-1)
-    return kind.Told(*parts, *(attended.chunk(tokens, dim=-1) if tokens else ()))
+    tokens = len(kind.token_params)
+    parts = plain.chunk(len(kind.Params._fields) - tokens, dim=-1)
+    return kind.Params(*parts, *(attended.chunk(tokens, dim=-1) if tokens else ()))
 
 
 def _width(model_channels: int, mult: float) -> int:

@@ -37,7 +37,7 @@ def adagn_silu(
     Source: Dhariwal & Nichol 2021 (arXiv 2105.05233), section 3, equation 3; Wu & He 2018 (GroupNorm), equation 2.
     """
     _check(x, gamma, beta, groups, weight, bias)
-    if not _fuses(x, operator) or (operator == "auto" and transformed()):
+    if not _fuses(x, operator) or (operator == "auto" and in_functional_transform()):
         return adagn_silu_reference(x, gamma, beta, groups, eps, weight, bias, silu)
     gain, shift = _gain_and_shift(x, gamma, beta, weight, bias)
     return _apply(x, gain, shift, groups, eps, silu)
@@ -45,10 +45,10 @@ def adagn_silu(
 
 def available(device: torch.device | str) -> bool:
     """Whether there is a kernel for this device. On the CPU the first question may compile one."""
-    return not why_not(device)
+    return not unsupported_reason(device)
 
 
-def why_not(
+def unsupported_reason(
     device: torch.device | str, dtype: torch.dtype = torch.float32, last: bool = True, note: bool = True
 ) -> str:
     """Why the fused operator cannot be used on this device, for this type and layout (last: channels_last); "" if it can.
@@ -57,11 +57,11 @@ def why_not(
     note: where they cannot be used, say on stderr, once, that plain PyTorch is.
     """
     device = torch.device(device)
-    return _why_not(device.type, device.index, dtype, last, note)
+    return _unsupported_reason(device.type, device.index, dtype, last, note)
 
 
 @torch.compiler.assume_constant_result
-def _why_not(kind: str, index: int | None, dtype: torch.dtype, last: bool, note: bool) -> str:
+def _unsupported_reason(kind: str, index: int | None, dtype: torch.dtype, last: bool, note: bool) -> str:
     if kind == "meta":
         return "" if dtype in TRITON_DTYPES else f"it does not take {dtype}."
     if kind not in ("cpu", "cuda"):
@@ -69,7 +69,7 @@ def _why_not(kind: str, index: int | None, dtype: torch.dtype, last: bool, note:
     if dtype not in (cpu.DTYPES if kind == "cpu" else TRITON_DTYPES):
         return f"it does not take {dtype}{' on a CPU' * (kind == 'cpu')}."
     if kind == "cpu":
-        why = cpu.why_not(dtype, last) or self_check.failure(_cpu, kind, None, dtype, last)
+        why = cpu.unsupported_reason(dtype, last) or self_check.failure(_cpu, kind, None, dtype, last)
     elif index is None and not torch.cuda.is_available():
         return self_check.NO_GPU
     else:
@@ -85,7 +85,7 @@ def _fuses(x: Tensor, operator: str) -> bool:
         return False
     if operator not in OPERATORS:
         raise InputError(f"operator is one of {', '.join(OPERATORS)}, not {operator!r}.")
-    no = _why_not(x.device.type, x.device.index, x.dtype, not x.is_contiguous(), operator == "auto")
+    no = _unsupported_reason(x.device.type, x.device.index, x.dtype, not x.is_contiguous(), operator == "auto")
     if no and operator == "fused":
         raise InputError(f"the fused operator cannot be used: {no} Take operator auto or eager.")
     return not no
@@ -132,7 +132,7 @@ def _apply(x: Tensor, gain: Tensor, shift: Tensor, groups: int, eps: float, silu
         type(x) not in (Tensor, nn.Parameter)
         or x.is_meta
         or torch.compiler.is_compiling()
-        or transformed()
+        or in_functional_transform()
         or torch._C._len_torch_dispatch_stack()
     ):
         return torch.ops.diffusion_adagn.adagn_silu(x, gain, shift, groups, eps, silu)[0]
@@ -142,7 +142,7 @@ def _apply(x: Tensor, gain: Tensor, shift: Tensor, groups: int, eps: float, silu
     return _kernels(x).forward(x, gain, shift, groups, eps, silu)[0]
 
 
-def transformed() -> bool:
+def in_functional_transform() -> bool:
     """Whether torch.func, forward-mode gradients or torch.jit look on: they see into plain PyTorch alone."""
     if torch.compiler.is_compiling():
         return False

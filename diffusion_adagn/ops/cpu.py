@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..atomic import cache_root, file_into_place
+from ..atomic import atomic_write, cache_root
 
 SOURCE = Path(__file__).with_name("adagn_silu.cpp")
 DTYPES = (torch.float32, torch.bfloat16)
@@ -25,7 +25,7 @@ _lock = threading.Lock()
 _found: dict[tuple[torch.dtype, bool], tuple[ctypes.CDLL | None, str]] = {}
 
 
-def why_not(dtype: torch.dtype = torch.float32, last: bool = True) -> str:
+def unsupported_reason(dtype: torch.dtype = torch.float32, last: bool = True) -> str:
     """Why there is no operator for this type (last: in channels_last), in words; "" if there is one."""
     return _library(dtype, last)[1]
 
@@ -106,7 +106,7 @@ def _compile(command: list[str], flags: list[str], to: Path) -> None:
                 )
                 if done.returncode or not out.is_file():
                     ended = f"with status {done.returncode}" if done.returncode else "to make a library"
-                    why = f"{ended}: {done.stderr.strip() or 'it said nothing'}"
+                    why = f"{ended}: {done.stderr.strip() or 'it short_repr nothing'}"
                     continue
                 try:
                     _load(out)
@@ -140,8 +140,8 @@ def _whole(file: Path) -> bool:
 
 def _placed(file: Path, command: list[str], flags: list[str]) -> Path:
     """Compile into `file`; its hash lies beside it, since nothing may follow the end of a signed library (macOS)."""
-    file_into_place(file, lambda beside: _compile(command, flags, beside))
-    file_into_place(file.with_suffix(".sha256"), lambda beside: beside.write_text(_digest(file)))
+    atomic_write(file, lambda tmp: _compile(command, flags, tmp))
+    atomic_write(file.with_suffix(".sha256"), lambda tmp: tmp.write_text(_digest(file)))
     return file
 
 

@@ -16,7 +16,7 @@ def adagn_silu_reference(
     silu: bool = True,
 ) -> Tensor:
     """`adagn_silu` in plain PyTorch. Half types are normalised in float32: in channels_last the CPU is slow at bfloat16."""
-    wide = _wide(x)
+    wide = _accum_dtype(x)
     # its own weight and bias apart where there is but one, or where they are trained and x is not: torch's backward wants
     # all or none, and kills the process if not
     trained = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (weight, bias))
@@ -25,17 +25,17 @@ def adagn_silu_reference(
     # not F.group_norm, which refuses groups of one number
     h = torch.group_norm(x.to(wide), groups, *own, eps, torch.backends.cudnn.enabled)
     if apart and weight is not None:
-        h = h * _map(weight[None].to(wide), h)
+        h = h * _broadcast(weight[None].to(wide), h)
     if apart and bias is not None:
-        h = h + _map(bias[None].to(wide), h)
+        h = h + _broadcast(bias[None].to(wide), h)
     if gamma is not None:
-        h = h * (1 + _map(gamma.to(wide), h))
+        h = h * (1 + _broadcast(gamma.to(wide), h))
     if beta is not None:
-        h = h + _map(beta.to(wide), h)
+        h = h + _broadcast(beta.to(wide), h)
     return (F.silu(h) if silu else h).to(x.dtype)
 
 
-def _wide(x: Tensor) -> torch.dtype:
+def _accum_dtype(x: Tensor) -> torch.dtype:
     return torch.float32 if x.dtype in (torch.float16, torch.bfloat16) else x.dtype
 
 
@@ -43,6 +43,6 @@ def _to(own: Tensor | None, dtype: torch.dtype) -> Tensor | None:
     return None if own is None else own.to(dtype)
 
 
-def _map(rows: Tensor, h: Tensor) -> Tensor:
+def _broadcast(rows: Tensor, h: Tensor) -> Tensor:
     """[B, C] -> [B, C, 1, ...], to meet a feature map."""
     return rows.reshape(*rows.shape, *[1] * (h.ndim - 2))

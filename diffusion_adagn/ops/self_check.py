@@ -135,13 +135,13 @@ def _reason(error: Exception) -> str:
     """In one line what was wrong, and what to install where that is known."""
     if isinstance(error, ModuleNotFoundError) and (error.name or "").partition(".")[0] == "triton":
         return "Triton is not installed: pip install triton."
-    said = next((line.strip() for line in str(error).splitlines() if line.strip()), "it said nothing")[:200]
+    short_repr = next((line.strip() for line in str(error).splitlines() if line.strip()), "it said nothing")[:200]
     if isinstance(error, subprocess.CalledProcessError):
         command = error.cmd if isinstance(error.cmd, str) else " ".join(map(str, error.cmd[:1]))
         return (
             f"Triton could not be built for this machine ({command} ended with status {error.returncode}): "
             "is Python.h there? It comes with python3-dev or python3-devel."
         )
-    if "C compiler" in said:
+    if "C compiler" in short_repr:
         return "Triton finds no C compiler: install gcc, or name one in CC."
-    return f"its self-check failed with {type(error).__name__}: {said.rstrip('.')}."
+    return f"its self-check failed with {type(error).__name__}: {short_repr.rstrip('.')}."

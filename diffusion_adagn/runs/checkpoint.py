@@ -13,15 +13,15 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from ..atomic import WINDOWS, into_place
+from ..atomic import WINDOWS, atomic_dir
 from ..commands import resume_command, then
 from ..errors import InputError
-from ..schema import read_json, said
+from ..schema import read_json, short_repr
 from .layout import STATE, checkpoints
 
 MANIFEST = "manifest.json"  # {file: {bytes, sha256}} of all the others
 PLAIN = re.compile(r"\w[\w.-]{0,99}")  # a file of the folder itself; a stranger's may name any
-BESIDE = ".step-"  # how names of unfinished and of removed checkpoints begin
+PARTIAL_PREFIX = ".step-"  # how names of unfinished and of removed checkpoints begin
 
 
 def save_checkpoint(
@@ -40,8 +40,8 @@ def save_checkpoint(
     """
     path = folder / f"step-{state['step']:08d}"
 
-    def write(beside: Path) -> None:
-        beside.mkdir(parents=True)
+    def write(tmp: Path) -> None:
+        tmp.mkdir(parents=True)
         facts = {}
         with ThreadPoolExecutor(1) as thread:  # hashes a file and syncs it while the next one is written
             for name, tensors in (
@@ -49,17 +49,17 @@ def save_checkpoint(
                 ("model.safetensors", lambda: _tensors(model)),
                 ("ema.safetensors", lambda: _tensors(ema)),
             ):
-                save_file(tensors(), beside / name)
-                facts[name] = thread.submit(_finished, beside / name)
-            (beside / STATE).write_text(json.dumps(state, indent=2) + "\n", encoding="utf-8")
-            facts[STATE] = thread.submit(_finished, beside / STATE)
+                save_file(tensors(), tmp / name)
+                facts[name] = thread.submit(_finished, tmp / name)
+            (tmp / STATE).write_text(json.dumps(state, indent=2) + "\n", encoding="utf-8")
+            facts[STATE] = thread.submit(_finished, tmp / STATE)
             manifest = {name: facts[name].result() for name in sorted(facts)}
-        (beside / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
-        for path in (beside / MANIFEST, beside):
+        (tmp / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+        for path in (tmp / MANIFEST, tmp):
             _sync(path)
 
     try:
-        into_place(path, write)
+        atomic_dir(path, write)
         _sync(folder)
     except Exception as error:  # safetensors raises its own kinds
         left = checkpoints(folder)
@@ -77,20 +77,20 @@ def save_checkpoint(
     return path
 
 
-def clear_leftovers(folder: Path) -> None:
+def remove_partial(folder: Path) -> None:
     """Remove what a killed process left unfinished. Call while the run is locked."""
-    for beside in folder.glob(f"{BESIDE}*"):
-        shutil.rmtree(beside, ignore_errors=True)
+    for tmp in folder.glob(f"{PARTIAL_PREFIX}*"):
+        shutil.rmtree(tmp, ignore_errors=True)
 
 
-def newest_good(folder: Path, say: Callable[[str], None] = print) -> Path | None:
+def latest_valid(folder: Path, say: Callable[[str], None] = print) -> Path | None:
     """The newest whole checkpoint, every byte of it looked at; damaged ones are named and passed over. None if there is none.
 
     Raises InputError if there are some and all are damaged.
     """
     found = checkpoints(folder)
     for checkpoint in reversed(found):
-        wrong = damage(checkpoint)
+        wrong = verify(checkpoint)
         if wrong is None:
             return checkpoint
         say(f"the checkpoint {checkpoint} is damaged ({wrong}): passed over")
@@ -101,7 +101,7 @@ def newest_good(folder: Path, say: Callable[[str], None] = print) -> Path | None
     return None
 
 
-def damage(checkpoint: Path, only: str | None = None) -> str | None:
+def verify(checkpoint: Path, only: str | None = None) -> str | None:
     """What is wrong with a checkpoint, or with one file of it; None if it is as it was written."""
     try:
         manifest = read_json(checkpoint / MANIFEST)
@@ -109,14 +109,14 @@ def damage(checkpoint: Path, only: str | None = None) -> str | None:
             if only not in (None, name):
                 continue
             if not PLAIN.fullmatch(name):
-                return f"{MANIFEST} names {said(name)}, which is no file of a checkpoint"
+                return f"{MANIFEST} names {short_repr(name)}, which is no file of a checkpoint"
             file = checkpoint / name
             if not file.is_file():
                 return f"{name} is missing"
             size = file.stat().st_size
             if size != facts["bytes"]:
-                return f"{name} has {size} bytes in place of {said(facts['bytes'])}"
-            if _facts(file) != facts:
+                return f"{name} has {size} bytes in place of {short_repr(facts['bytes'])}"
+            if _digest(file) != facts:
                 return f"{name} is not what was written"
         missing = {STATE, "model.safetensors", "ema.safetensors", "optimizer.safetensors"} - set(manifest)
         return f"{min(missing)} is not in {MANIFEST}" if missing else None
@@ -124,14 +124,14 @@ def damage(checkpoint: Path, only: str | None = None) -> str | None:
         return f"{MANIFEST}: {error}"
 
 
-def _facts(file: Path) -> dict:
+def _digest(file: Path) -> dict:
     with open(file, "rb") as handle:
         return {"bytes": file.stat().st_size, "sha256": hashlib.file_digest(handle, "sha256").hexdigest()}
 
 
 def _finished(file: Path) -> dict:
     """Put a file that has been written onto the disk; its facts."""
-    facts = _facts(file)
+    facts = _digest(file)
     _sync(file)
     return facts
 
@@ -149,10 +149,10 @@ def _sync(path: Path) -> None:
 
 def _remove(checkpoint: Path) -> None:
     """Out of sight first, so that half of one is never seen."""
-    beside = checkpoint.with_name(f".{checkpoint.name}.removed")
-    shutil.rmtree(beside, ignore_errors=True)
-    checkpoint.rename(beside)
-    shutil.rmtree(beside, ignore_errors=True)
+    tmp = checkpoint.with_name(f".{checkpoint.name}.removed")
+    shutil.rmtree(tmp, ignore_errors=True)
+    checkpoint.rename(tmp)
+    shutil.rmtree(tmp, ignore_errors=True)
 
 
 def read_state(checkpoint: Path) -> dict:
@@ -160,7 +160,7 @@ def read_state(checkpoint: Path) -> dict:
     try:
         state = read_json(checkpoint / STATE)
         if type(state.get("step")) is not int or state["step"] < 0:
-            raise ValueError(f"its step is {said(state.get('step'))}")
+            raise ValueError(f"its step is {short_repr(state.get('step'))}")
         return state
     except (OSError, ValueError) as error:
         raise InputError(
@@ -185,7 +185,7 @@ def load_checkpoint(checkpoint: Path, model: nn.Module, ema: nn.Module, optimize
 
 def load_weights(file: Path, model: nn.Module) -> None:
     """Strict: raises InputError naming missing, surplus or misshapen weights, and a file of a checkpoint that is not as it was written."""
-    if (file.parent / MANIFEST).is_file() and (wrong := damage(file.parent, file.name)):
+    if (file.parent / MANIFEST).is_file() and (wrong := verify(file.parent, file.name)):
         others = [c for c in checkpoints(file.parent.parent) if c != file.parent]
         remedy = f"name another, such as {others[-1]}" if others else "there is no other beside it"
         raise InputError(f"the checkpoint {file.parent} is damaged ({wrong}): {remedy}.")

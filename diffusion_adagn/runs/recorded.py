@@ -14,8 +14,8 @@ from ..labels import LabelSpace
 from ..schema import read_json
 from .layout import STATE, RunFolder, label_space, pipeline_folder
 
-INDEX = "model_index.json"
-MOST_INDEX = 2**27  # bytes of a samples.json; 300,000 pictures or so
+MODEL_INDEX = "model_index.json"
+MAX_INDEX = 2**27  # bytes of a samples.json; 300,000 pictures or so
 
 
 def default_folder(kind: str, source: str | Path, weights: str = "ema") -> Path:
@@ -87,7 +87,7 @@ def _labels(folder: Path | None) -> LabelSpace | None:
     if (folder / STATE).is_file():
         config = folder.parent.parent / "config.yaml"
         return label_space(read_config(config)) if config.is_file() else None
-    labels = read_json(folder / INDEX).get("labels")
+    labels = read_json(folder / MODEL_INDEX).get("labels")
     return None if labels is None else LabelSpace.from_dict(labels)
 
 
@@ -97,7 +97,7 @@ def _step(folder: Path | None) -> int | None:
     if (folder / STATE).is_file():
         step = read_json(folder / STATE).get("step")
     else:
-        step = read_json(folder / INDEX).get("trained_steps")
+        step = read_json(folder / MODEL_INDEX).get("trained_steps")
     return step if type(step) is int and step >= 0 else None
 
 

@@ -18,7 +18,7 @@ from ..config import DEVICE
 from ..errors import InputError
 
 
-def all_processes(device: str = "auto") -> PartialState:
+def process_state(device: str = "auto") -> PartialState:
     """Those of torchrun or accelerate, or one alone. The others wait for hours while one decodes pictures or trains a judge.
 
     Args:

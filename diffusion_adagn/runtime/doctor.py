@@ -25,7 +25,7 @@ OPTIONAL = (
     "transformers",
     "gradio",
 )
-LEAST_FREE = 2 * 2**30  # bytes of disk: decoded images and a few checkpoints
+MIN_FREE = 2 * 2**30  # bytes of disk: decoded images and a few checkpoints
 GIB = 2**30
 
 
@@ -149,14 +149,14 @@ def _operator(asked: str) -> tuple[str, list[str]]:
     """Build the fused operator and compare it with plain PyTorch; a few seconds where it lies in no cache."""
     import torch
 
-    from ..ops import why_not
+    from ..ops import unsupported_reason
     from .distributed import choose_device
     from .precision import AUTOCAST
 
     device, speed = choose_device(asked), _chosen(asked, 0)
     dtype = AUTOCAST[speed.precision] or torch.float32
     began = time.perf_counter()
-    why = why_not(device, dtype, speed.layout == "channels_last", note=False)
+    why = unsupported_reason(device, dtype, speed.layout == "channels_last", note=False)
     seconds = f"{time.perf_counter() - began:.1f} s"
     if not why:
         kernel = "Triton" if device.type == "cuda" else "C++"
@@ -192,9 +192,9 @@ def _disk() -> tuple[str, list[str]]:
         there = next(p for p in (folder, *folder.parents) if p.exists())
         free = shutil.disk_usage(there).free
         found.append(f"{_size(free)} free for {what} ({folder})")
-        if free < LEAST_FREE:
+        if free < MIN_FREE:
             remedy = "make room, or name another disk in DIFFUSION_ADAGN_CACHE" if what == "caches" else "make room"
-            wrong.append(f"the disk of {folder} has {_size(free)} free, {_size(LEAST_FREE)} are expected: {remedy}.")
+            wrong.append(f"the disk of {folder} has {_size(free)} free, {_size(MIN_FREE)} are expected: {remedy}.")
     return "\n".join(found), wrong
 
 

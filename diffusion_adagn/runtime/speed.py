@@ -11,11 +11,11 @@ from ..config import SpeedConfig
 from ..errors import InputError
 from ..models.blocks import ResBlock, SelfAttention
 from ..models.unet import AdaGNUNet, Modulation, best_layout
-from ..ops import why_not
+from ..ops import unsupported_reason
 from ..ops.cpu import compiler
 from .precision import AUTOCAST, check_tf32
 
-WORTH_HALF = 5e8  # FLOPs of a picture: below, a CPU loses more by converting to bf16 than it gains
+MIN_FLOPS_FOR_BF16 = 5e8  # FLOPs of a picture: below, a CPU loses more by converting to bf16 than it gains
 COMPILER = "inductor"  # torch.compile's backend
 
 
@@ -64,7 +64,7 @@ def describe(chosen: SpeedConfig, asked: SpeedConfig, device: torch.device | Non
 
 def _no_kernel(device: torch.device, precision: str, layout: str, note: bool) -> str:
     """Why there is no fused operator for what was chosen; "" if there is one."""
-    return why_not(device, AUTOCAST[precision] or torch.float32, layout == "channels_last", note=note)
+    return unsupported_reason(device, AUTOCAST[precision] or torch.float32, layout == "channels_last", note=note)
 
 
 def prepare(unet: AdaGNUNet, speed: SpeedConfig) -> None:
@@ -85,7 +85,7 @@ def compile_blocks(unet: AdaGNUNet) -> None:
         block.compile(dynamic=False, backend=COMPILER)
 
 
-class Graphed:
+class CUDAGraphDenoiser:
     """`unet.denoise` as one CUDA graph a shape: captured at its first call, replayed at the others, which spares the host's
     launching of each kernel. Sampling only: no gradients.
 
@@ -146,10 +146,10 @@ def has_bf16(device: torch.device) -> bool:
 def _precision(device: torch.device, flops: int) -> str:
     if device.type == "cuda":
         return "bf16" if has_bf16(device) else "fp16"
-    return "bf16" if flops >= WORTH_HALF and has_bf16(device) else "fp32"
+    return "bf16" if flops >= MIN_FLOPS_FOR_BF16 and has_bf16(device) else "fp32"
 
 
-def matmul_peak(device: torch.device | str, dtype: torch.dtype = torch.float32, seconds: float = 0.2) -> float:
+def measure_peak_flops(device: torch.device | str, dtype: torch.dtype = torch.float32, seconds: float = 0.2) -> float:
     """FLOP/s of the fastest square matrix product that was tried, on as many threads as torch uses now."""
     device, best = torch.device(device), 0.0
     wait = {"cuda": torch.cuda.synchronize, "mps": torch.mps.synchronize}.get(device.type, lambda: None)

@@ -129,7 +129,7 @@ class Mix:
         row = {c: slice(i, i + 1) for i, c in enumerate(classes)}
         return {name: type(told)(*(field[row[heard[name]]] for field in told)) for name, told in m.items()}
 
-    def record(self) -> list[dict]:
+    def to_dict(self) -> list[dict]:
         """The parts as plain JSON types, weakest first."""
         return [{"part": p.text, "class_id": p.class_id, "sites": list(p.sites or ["*"])} for p in self.parts]
 
@@ -207,11 +207,11 @@ class Between:
         a, b = unet.embedding.class_vectors(torch.tensor([self.a, self.b], device=table.weight.device)).split(1)
         return unet.modulation(t, class_vectors=torch.lerp(a, b, self.share))
 
-    def record(self) -> dict:
+    def to_dict(self) -> dict:
         return {"classes": [self.a, self.b], "share": self.share}
 
 
-def teller(
+def modulation_table(
     unet: AdaGNUNet, plans: Sequence[ClassPlan], timesteps: Tensor, most_bytes: int = 2**26
 ) -> Callable[[int], Modulation]:
     """Number of a step -> what N pictures are told at timesteps[number], a row each.
@@ -226,10 +226,10 @@ def teller(
         rows = torch.tensor([places[id(p)] for p in plans], device=device)
 
         def tell(step: int) -> Modulation:
-            said = [p.modulation(unet, timesteps[step]) for p in distinct.values()]
+            short_repr = [p.modulation(unet, timesteps[step]) for p in distinct.values()]
             return {
-                name: type(told)(*(torch.cat(fields)[rows] for fields in zip(*(m[name] for m in said))))
-                for name, told in said[0].items()
+                name: type(told)(*(torch.cat(fields)[rows] for fields in zip(*(m[name] for m in short_repr))))
+                for name, told in short_repr[0].items()
             }
 
         return tell
@@ -243,17 +243,17 @@ def teller(
     at_once = max(1, min(len(timesteps), most_bytes // (4 * width * len(classes))))
     kept: dict[int, list[Tensor | None]] = {}  # by the first of its steps: [step, class, ...]
 
-    def tell_from_table(step: int) -> Modulation:
+    def table_lookup(step: int) -> Modulation:
         first = step // at_once * at_once
         if first not in kept:
             kept.clear()
             some = timesteps[first : first + at_once].to(device)
             t = some.repeat_interleave(len(classes))
-            projected = unet.projected(t, classes.repeat(len(some)) if unet.config.num_classes else None)
+            projected = unet.project_condition(t, classes.repeat(len(some)) if unet.config.num_classes else None)
             kept[first] = [p if p is None else p.unflatten(0, (len(some), len(classes))) for p in projected]
         return unet.told(*(p if p is None else p[step - first].index_select(0, rows) for p in kept[first]))
 
-    return tell_from_table
+    return table_lookup
 
 
 # ---------------------------------------------------------------------- grammar

@@ -16,32 +16,32 @@ from accelerate.utils import find_executable_batch_size, gather_object
 from PIL import Image
 from tqdm.auto import tqdm
 
-from ..atomic import alone_in, file_into_place
+from ..atomic import atomic_write, exclusive_lock
 from ..commands import free, instead
 from ..config import SpeedConfig
 from ..data.npz import write_npz
-from ..diffusion.schedule import network_calls, sampler_name, set_steps, spacing_name
+from ..diffusion.schedule import model_evals, sampler_name, set_timesteps, spacing_name
 from ..errors import InputError, writing
 from ..labels import LabelSpace
-from ..models.conditioning import KINDS
+from ..models.conditioning import CONDITIONING
 from ..models.config import machine_memory
-from ..models.cost import count_cost
+from ..models.cost import estimate_cost
 from ..models.unet import AdaGNUNet
 from ..render.grids import labelled_grid
-from ..runs.recorded import MOST_INDEX, default_folder
-from ..runtime.distributed import all_processes
+from ..runs.recorded import MAX_INDEX, default_folder
+from ..runtime.distributed import process_state
 from ..runtime.precision import computed_in
-from ..runtime.speed import Graphed, choose_together, compile_blocks, describe, prepare
-from ..schema import read_json, said
-from .class_mix import Between, ClassPlan, Mix, teller
+from ..runtime.speed import CUDAGraphDenoiser, choose_together, compile_blocks, describe, prepare
+from ..schema import read_json, short_repr
+from .class_mix import Between, ClassPlan, Mix, modulation_table
 from .guidance import Guidance
 from .load import open_pipeline
-from .pipeline import MOST_SEED, ClassConditionalPipeline, to_pil
+from .pipeline import MAX_SEED, ClassConditionalPipeline, to_pil
 from .pretrained import model_hash
 
 NPZ = "samples.npz"
 UNGUIDED = Guidance()
-LEAST_SHARE = 16  # sampling takes this part of the memory that training's activations take, or more
+MIN_SHARE = 16  # sampling takes this part of the memory that training's activations take, or more
 GRID_ROWS, GRID_COLUMNS = 40, 24  # at most, in the grid; every picture is kept as a file
 
 
@@ -110,7 +110,7 @@ def sample_to_folder(
     Raises:
         InputError: Before anything is written.
     """
-    state = all_processes(request.speed.device)
+    state = process_state(request.speed.device)
     main = state.is_main_process
     pipe, what = open_pipeline(source, weights)
     if out is None:
@@ -119,7 +119,7 @@ def sample_to_folder(
     pipe.use_sampler(request.sampler, request.spacing)
     request = replace(request, sampler=sampler_name(pipe.scheduler), spacing=spacing_name(pipe.scheduler))
     labels = pipe.labels
-    told = _told(request, pipe)
+    told = _params(request, pipe)
     request = replace(request, scales=list(dict.fromkeys(request.scales)))  # one said twice is one
     if request.guide is not None:
         guide, guide_what = open_pipeline(request.guide, weights)
@@ -128,25 +128,25 @@ def sample_to_folder(
     for guidance in guidances.values():
         pipe.check_guidance(guidance)
     asked, asked_batch = request.speed, request.batch_size
-    request = replace(request, speed=choose_together(asked, state.device, count_cost(pipe.unet.config).flops))
+    request = replace(request, speed=choose_together(asked, state.device, estimate_cost(pipe.unet.config).flops))
     if request.graph and state.device.type != "cuda":
         raise InputError(f"CUDA graphs need a CUDA GPU, and this is {state.device.type}: leave out --graph.")
-    if main and labels.K and KINDS[pipe.unet.config.conditioning].label_in is None:
+    if main and labels.K and CONDITIONING[pipe.unet.config.conditioning].class_input is None:
         print("note: this network hears the timestep alone (conditioning none): classes and guidance change nothing")
-    set_steps(pipe.scheduler, request.steps)
-    calls = network_calls(pipe.scheduler)
+    set_timesteps(pipe.scheduler, request.steps)
+    calls = model_evals(pipe.scheduler)
     evaluations = {scale: g.evaluations(calls) for scale, g in guidances.items()}
     pipe.check_eta(request.eta)
     for one in told:
         if one.class_id is None:
             one.modulation(pipe.unet, 0)  # what cannot be told is refused before anything is written
     if request.guide is not None:
-        teller(guide.unet, pipe.told_to(guide, told), torch.zeros(1))(0)
-    if request.seed + (1 if request.same_seeds else len(told)) * request.count > MOST_SEED:
-        raise InputError(f"the seeds go beyond {MOST_SEED}: give a smaller --seed.")
+        modulation_table(guide.unet, pipe.plans_for(guide, told), torch.zeros(1))(0)
+    if request.seed + (1 if request.same_seeds else len(told)) * request.count > MAX_SEED:
+        raise InputError(f"the seeds go beyond {MAX_SEED}: give a smaller --seed.")
     with writing(out), ExitStack() as held:
         if main:
-            _claim(out, overwrite, held, command)
+            _open_run_dir(out, overwrite, held, command)
             rows = (
                 "columns from class to class"
                 if request.interpolate
@@ -210,7 +210,7 @@ def _batch_then_wrap(networks: list[tuple[AdaGNUNet, int]], request: SampleReque
         if request.speed.compile:
             compile_blocks(unet)
         if request.graph:
-            unet.denoise = Graphed(unet)
+            unet.denoise = CUDAGraphDenoiser(unet)
     return request
 
 
@@ -221,10 +221,10 @@ def batch_that_fits(networks: list[tuple[AdaGNUNet, int]], most: int, precision:
     networks: those called one after the other, and the rows that each computes of a picture: 2 with its null.
     """
     device = networks[0][0].device
-    one = max(rows * count_cost(unet.config).activation_bytes for unet, rows in networks)  # sampling keeps a part
+    one = max(rows * estimate_cost(unet.config).activation_bytes for unet, rows in networks)  # sampling keeps a part
     if device.type != "cuda":
         return max(1, min(most, 64, machine_memory() // 4 // one))
-    start = max(1, min(most, 4096, LEAST_SHARE * torch.cuda.mem_get_info(device)[0] // one))
+    start = max(1, min(most, 4096, MIN_SHARE * torch.cuda.mem_get_info(device)[0] // one))
     sizes = iter([start >> i for i in range(1, start.bit_length() + 1)])
 
     @find_executable_batch_size(starting_batch_size=start, reduce_batch_size_fn=lambda: next(sizes))
@@ -242,7 +242,7 @@ def batch_that_fits(networks: list[tuple[AdaGNUNet, int]], most: int, precision:
     return found
 
 
-def _told(request: SampleRequest, pipe: ClassConditionalPipeline) -> list[ClassPlan]:
+def _params(request: SampleRequest, pipe: ClassConditionalPipeline) -> list[ClassPlan]:
     """The classes, then the mixes; or the steps from one class to another."""
     labels = pipe.labels
     if request.interpolate is not None:
@@ -325,7 +325,7 @@ def _record(
             "class_name": p.told.name,
             "seed": p.seed,
             "guidance": p.scale,
-            **request.guidance.record(),
+            **request.guidance.to_dict(),
             "guide": request.guide,
             "sampler": request.sampler,
             "steps": request.steps,
@@ -340,14 +340,14 @@ def _record(
         for p in pictures
     ]
     content = {"model": model, "labels": labels.to_dict(), "images": images}
-    if mixed := {one.name: one.record() for one in told if one.class_id is None}:
+    if mixed := {one.name: one.to_dict() for one in told if one.class_id is None}:
         content["told"] = mixed
     return content
 
 
 def _write_json(out: Path, record: dict) -> None:
     text = json.dumps(record, indent=1, ensure_ascii=False) + "\n"
-    file_into_place(out / "samples.json", lambda beside: beside.write_text(text, encoding="utf-8"))
+    atomic_write(out / "samples.json", lambda tmp: tmp.write_text(text, encoding="utf-8"))
 
 
 def _write_npz(out: Path, pictures: list[Picture], scales: list[float], null_id: int | None) -> None:
@@ -372,9 +372,9 @@ def _draw_grid(out: Path, pictures: list[Picture], request: SampleRequest, told:
     interpolated. Returns what was left out, in words."""
     file = {(p.index, p.scale): p.file for p in pictures}
     between = request.interpolate is not None
-    most_told, most_looks = (GRID_COLUMNS, GRID_ROWS) if between else (GRID_ROWS, GRID_COLUMNS)
+    max_plans, most_looks = (GRID_COLUMNS, GRID_ROWS) if between else (GRID_ROWS, GRID_COLUMNS)
     samples = min(request.count, max(1, most_looks // len(request.scales)))
-    places = list(range(min(len(told), most_told)))
+    places = list(range(min(len(told), max_plans)))
     if between:  # both ends, whatever is left out
         places = np.linspace(0, len(told) - 1, len(places)).round().astype(int).tolist()
 
@@ -403,12 +403,12 @@ def _draw_grid(out: Path, pictures: list[Picture], request: SampleRequest, told:
     return f"  ({shown}, {samples} pictures each)"
 
 
-def _claim(out: Path, overwrite: bool, held: ExitStack, command: str) -> None:
+def _open_run_dir(out: Path, overwrite: bool, held: ExitStack, command: str) -> None:
     """Make `out`, or empty it of earlier samples if asked; for this process alone."""
     if out.exists() and not out.is_dir():
         raise InputError(f"{out} is a file: give another --out.")
     out.mkdir(parents=True, exist_ok=True)
-    held.enter_context(alone_in(out))
+    held.enter_context(exclusive_lock(out))
     _clear(out, overwrite, command)
 
 
@@ -425,10 +425,10 @@ def _clear(out: Path, overwrite: bool, command: str = "") -> None:
     if not overwrite:
         raise InputError(instead(f"{out} already holds samples", command, out))
     try:
-        old = [i["file"] for i in read_json(index, MOST_INDEX)["images"]]
+        old = [i["file"] for i in read_json(index, MAX_INDEX)["images"]]
         for name in old:
             if not (isinstance(name, str) and name.endswith(".png") and Path(name).name == name):
-                raise ValueError(f"{said(name)} is no picture of this folder")
+                raise ValueError(f"{short_repr(name)} is no picture of this folder")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{index} is damaged ({error}): give another --out.") from None
     # of what lies there: a name that is not among it is never looked for

@@ -22,7 +22,7 @@ from ..errors import InputError
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
 
-    from ..diffusion.schedule import Call
+    from ..diffusion.schedule import ModelEval
 
 UNITS = ("t", "sigma", "steps", "share")
 NUMBER = r"\d+(?:\.\d*)?(?:e[+-]?\d+)?|\.\d+|inf"
@@ -71,7 +71,7 @@ class Interval:
     def __str__(self) -> str:
         return f"{'' if self.unit == 'share' else self.unit + ':'}{self.low:g}-{self.high:g}"
 
-    def holds(self, call: "Call") -> bool:
+    def holds(self, call: "ModelEval") -> bool:
         value = {"t": call.t, "sigma": call.sigma, "steps": call.step, "share": call.share}[self.unit]
         return self.low <= value <= self.high
 
@@ -134,13 +134,13 @@ class Guidance:
         """Whether no picture is guided anywhere: then there is no second pass."""
         return self.scale == 1 or (isinstance(self.scale, tuple) and all(s == 1 for s in self.scale))
 
-    def strength(self, call: "Call") -> float:
+    def strength(self, call: "ModelEval") -> float:
         """f of `schedule` at a network call; 0 where guidance is off."""
         if self.off or (self.interval is not None and not self.interval.holds(call)):
             return 0.0
         return _shape(self.schedule)(call.share)
 
-    def evaluations(self, calls: Sequence["Call"]) -> int:
+    def evaluations(self, calls: Sequence["ModelEval"]) -> int:
         """Network evaluations a picture over these calls: one each, and a second where guidance is on."""
         return len(calls) + sum(self.strength(call) > 0 for call in calls)
 
@@ -162,7 +162,7 @@ class Guidance:
         most = most[:, None, None, None]
         return x0.clamp(-most, most) / most
 
-    def record(self) -> dict:
+    def to_dict(self) -> dict:
         """The settings as plain JSON types, the scale left out."""
         return {
             "interval": "none" if self.interval is None else str(self.interval),
@@ -171,7 +171,7 @@ class Guidance:
             "threshold": self.threshold,
         }
 
-    def describe(self, calls: Sequence["Call"]) -> str:
+    def describe(self, calls: Sequence["ModelEval"]) -> str:
         """Where guidance is on, in every unit, and how many network evaluations that makes."""
         on = [call for call in calls if self.strength(call) > 0]
         total = calls[-1].step + 1

@@ -27,27 +27,27 @@ from torch import Tensor
 from ..diffusion.loss import from_x0, to_x0
 from ..diffusion.schedule import (
     PREDICTIONS,
-    Call,
-    network_calls,
+    ModelEval,
+    alpha_sigma,
+    model_evals,
     sampler_name,
-    set_steps,
-    signal_and_noise,
+    set_timesteps,
     with_sampler,
 )
-from ..errors import InputError, reading
+from ..errors import InputError, errors_as_input_error
 from ..labels import ClassSpec, LabelSpace
 from ..models.unet import AdaGNUNet
 from ..render.grids import captioned_grid
 from ..runs.layout import is_checkpoint, pipeline_folder
-from ..schema import said
+from ..schema import short_repr
 from .card import model_card
-from .class_mix import ClassPlan, Mix, teller
+from .class_mix import ClassPlan, Mix, modulation_table
 from .guidance import Guidance
 from .pretrained import checkpoint_of, checkpoint_parts, pipeline_parts
 
-MOST_SEED = 2**63 - 1
+MAX_SEED = 2**63 - 1
 UNGUIDED = Guidance()
-KIND_OF = {theirs: ours for ours, theirs in PREDICTIONS.items()}
+PREDICTION_TYPES = {theirs: ours for ours, theirs in PREDICTIONS.items()}
 
 
 @dataclass
@@ -88,13 +88,13 @@ class ImagesOutput(BaseOutput):
         return file.getvalue()
 
 
-class Watch(Protocol):
+class SamplingCallback(Protocol):
     """Looks on while pictures are sampled."""
 
-    def guided(self, call: Call, cond: Tensor, against: Tensor) -> None:
+    def guided(self, call: ModelEval, cond: Tensor, against: Tensor) -> None:
         """The two predictions that guidance combines, [N, C, H, W]; not called where guidance is off."""
 
-    def predicted(self, call: Call, x0: Tensor) -> None:
+    def predicted(self, call: ModelEval, x0: Tensor) -> None:
         """The x0 that is meant, guided and not yet clipped, [N, C, H, W]."""
 
 
@@ -224,7 +224,7 @@ class ClassConditionalPipeline(DiffusionPipeline):
                 f"({', '.join(self.labels.names[:4])}, ...): give one with the same classes, or with none."
             )
 
-    def told_to(self, guide: "ClassConditionalPipeline", plans: list[ClassPlan]) -> list[ClassPlan]:
+    def plans_for(self, guide: "ClassConditionalPipeline", plans: list[ClassPlan]) -> list[ClassPlan]:
         """What a guide is told in place of the plans: the same; or any class, where it hears none, in place of mixes."""
         if guide.unet.embedding.classes is not None:
             return plans
@@ -256,7 +256,7 @@ class ClassConditionalPipeline(DiffusionPipeline):
         return_dict: bool = True,
         told: "str | ClassPlan | Sequence[str | ClassPlan] | None" = None,
         guidance: Guidance | None = None,
-        watch: Watch | None = None,
+        watch: SamplingCallback | None = None,
         sampler: str | None = None,
         spacing: str | None = None,
         callback_on_step_end: StepCallback | None = None,
@@ -282,7 +282,7 @@ class ClassConditionalPipeline(DiffusionPipeline):
             told: in place of classes, images of several classes: "cat@coarse,dog@fine" (see `mixing.Mix`), a ClassPlan such as
                 `mixing.Between`, or one per image. Guidance is against null as ever.
             guidance: in place of guidance_scale, with an interval, a schedule, another network to guide against: see `Guidance`.
-            watch: receives the predictions of each step (see `Watch`).
+            watch: receives the predictions of each step (see `SamplingCallback`).
             sampler: for this call alone, as `use_sampler` takes it. None: the pipeline's own.
             spacing: for this call alone, as `use_sampler` takes it. None: the pipeline's own.
             callback_on_step_end: called as diffusers does, `callback(pipe, index, timestep, {"latents": x})`, after each network
@@ -328,12 +328,12 @@ class ClassConditionalPipeline(DiffusionPipeline):
             raise InputError(f"output_type is pil, pt or np, not {output_type!r}.")
         if callback_on_step_end is not None and not callable(callback_on_step_end):
             raise InputError(
-                f"callback_on_step_end is called at each step; {said(callback_on_step_end)} cannot be called."
+                f"callback_on_step_end is called at each step; {short_repr(callback_on_step_end)} cannot be called."
             )
         # a PipelineCallback of diffusers names its tensors itself
         inputs = getattr(callback_on_step_end, "tensor_inputs", callback_on_step_end_tensor_inputs)
         if unknown := set(inputs) - {"latents"}:
-            raise InputError(f"a callback may receive 'latents' alone, not {said(min(unknown))}.")
+            raise InputError(f"a callback may receive 'latents' alone, not {short_repr(min(unknown))}.")
         scheduler = self._scheduler(sampler, spacing)
         self.check_eta(eta, sampler_name(scheduler))
 
@@ -343,7 +343,7 @@ class ClassConditionalPipeline(DiffusionPipeline):
         extra = {"generator": generators} if "generator" in inspect.signature(scheduler.step).parameters else {}
         extra |= {"eta": eta} if eta else {}
 
-        timesteps = set_steps(scheduler, num_inference_steps)  # on the CPU, where the schedulers' tables are
+        timesteps = set_timesteps(scheduler, num_inference_steps)  # on the CPU, where the schedulers' tables are
         predict = self._predictor(plans, scheduler, guidance, watch)
         x = (_noise(shape, generators) if latents is None else latents.float()).to(device)
         x = x * scheduler.init_noise_sigma
@@ -351,7 +351,7 @@ class ClassConditionalPipeline(DiffusionPipeline):
         view = copy.copy(self)  # calls run side by side: a callback reads and interrupts its own
         view.__dict__ |= {"scheduler": scheduler, "_num_timesteps": len(timesteps)}
         with self.progress_bar(total=len(timesteps)) as bar:
-            for t, call in zip(timesteps, network_calls(scheduler)):
+            for t, call in zip(timesteps, model_evals(scheduler)):
                 x_t = scheduler.scale_model_input(x, t)
                 prediction = predict(x_t, call)
                 prediction = self._clip(
@@ -390,8 +390,12 @@ class ClassConditionalPipeline(DiffusionPipeline):
         return [self.mix(plan) if isinstance(plan, str) else plan for plan in told]
 
     def _predictor(
-        self, plans: list[ClassPlan], scheduler: SchedulerMixin, guidance: Guidance, watch: Watch | None = None
-    ) -> Callable[[Tensor, Call], Tensor]:
+        self,
+        plans: list[ClassPlan],
+        scheduler: SchedulerMixin,
+        guidance: Guidance,
+        watch: SamplingCallback | None = None,
+    ) -> Callable[[Tensor, ModelEval], Tensor]:
         """(x_t [N, C, H, W], the call) -> the guided prediction, [N, C or 2C, H, W], float32; one pass where guidance is off.
 
         scheduler: the call's own, its timesteps set.
@@ -402,7 +406,7 @@ class ClassConditionalPipeline(DiffusionPipeline):
         both = self._two_passes(plans, scheduler, guidance.guide)
         scales = guidance.scales(len(plans)).to(self._execution_device)
 
-        def predict(x: Tensor, call: Call) -> Tensor:
+        def predict(x: Tensor, call: ModelEval) -> Tensor:
             strength = guidance.strength(call)
             if not strength:
                 return one(x, call)
@@ -415,34 +419,34 @@ class ClassConditionalPipeline(DiffusionPipeline):
 
         return predict
 
-    def _one_pass(self, plans: list[ClassPlan], timesteps: Tensor) -> Callable[[Tensor, Call], Tensor]:
+    def _one_pass(self, plans: list[ClassPlan], timesteps: Tensor) -> Callable[[Tensor, ModelEval], Tensor]:
         """(x_t [N, C, H, W], the call) -> the network's answer, float32."""
-        tell, dtype, denoise = teller(self.unet, plans, timesteps), self.unet.dtype, _denoise(self.unet)
+        tell, dtype, denoise = modulation_table(self.unet, plans, timesteps), self.unet.dtype, _denoise(self.unet)
         return lambda x, call: denoise(x.to(dtype), tell(call.index)).float()
 
     def _two_passes(
         self, plans: list[ClassPlan], scheduler: SchedulerMixin, guide: "ClassConditionalPipeline | None"
-    ) -> Callable[[Tensor, Call], tuple[Tensor, Tensor]]:
+    ) -> Callable[[Tensor, ModelEval], tuple[Tensor, Tensor]]:
         """(x_t, the call) -> the network's answer, and the one that is guided against, its C mean channels alone."""
         timesteps = scheduler.timesteps
         if guide is None:
             nulls = [Mix.everywhere(self.labels.null_id, self.labels)] * len(plans)
             together = self._one_pass([*plans, *nulls], timesteps)
 
-            def null_pass(x: Tensor, call: Call) -> tuple[Tensor, Tensor]:
+            def null_pass(x: Tensor, call: ModelEval) -> tuple[Tensor, Tensor]:
                 cond, null = together(torch.cat([x, x]), call).chunk(2)
                 return cond, null[:, : x.shape[1]]
 
             return null_pass
 
         guide.unet.to(self._execution_device)
-        cond, weak = self._one_pass(plans, timesteps), guide._one_pass(self.told_to(guide, plans), timesteps)
-        ours, theirs = (KIND_OF[p.scheduler.config.prediction_type] for p in (self, guide))
+        cond, weak = self._one_pass(plans, timesteps), guide._one_pass(self.plans_for(guide, plans), timesteps)
+        ours, theirs = (PREDICTION_TYPES[p.scheduler.config.prediction_type] for p in (self, guide))
 
-        def guide_pass(x: Tensor, call: Call) -> tuple[Tensor, Tensor]:
+        def guide_pass(x: Tensor, call: ModelEval) -> tuple[Tensor, Tensor]:
             against = weak(x, call)[:, : x.shape[1]]
             if ours != theirs:
-                alpha, sigma = signal_and_noise(scheduler, timesteps[call.index])
+                alpha, sigma = alpha_sigma(scheduler, timesteps[call.index])
                 against = from_x0(to_x0(against, x, alpha, sigma, theirs), x, alpha, sigma, ours)
             return cond(x, call), against
 
@@ -464,8 +468,8 @@ class ClassConditionalPipeline(DiffusionPipeline):
         prediction, variance = prediction.split([x_t.shape[1], prediction.shape[1] - x_t.shape[1]], dim=1)
         limited = self.config.clip_x0 or guidance.threshold is not None
         if limited or see is not None:
-            kind = KIND_OF[scheduler.config.prediction_type]
-            alpha, sigma = signal_and_noise(scheduler, t)
+            kind = PREDICTION_TYPES[scheduler.config.prediction_type]
+            alpha, sigma = alpha_sigma(scheduler, t)
             x0 = to_x0(prediction, x_t, alpha, sigma, kind)
             if see is not None:
                 see(x0)
@@ -554,12 +558,12 @@ class ClassConditionalPipeline(DiffusionPipeline):
         """
         dtype = torch_dtype if dtype is None else dtype
         if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
-            raise InputError(f"torch_dtype is a floating type such as torch.bfloat16, not {said(dtype)}.")
+            raise InputError(f"torch_dtype is a floating type such as torch.bfloat16, not {short_repr(dtype)}.")
         if is_checkpoint(path):
             pipe = cls(**checkpoint_parts(checkpoint_of(path)))
             return pipe if dtype is None else pipe.to(dtype)
         folder = pipeline_folder(path, revision)
-        with reading(folder):
+        with errors_as_input_error(folder):
             return cls(**pipeline_parts(folder, dtype))
 
 
@@ -579,7 +583,7 @@ def _latents(result: object, x: Tensor) -> Tensor:
         return x
     latents = result.get("latents", x) if isinstance(result, dict) else None
     if not isinstance(latents, Tensor) or latents.shape != x.shape:
-        found = list(latents.shape) if isinstance(latents, Tensor) else said(result)
+        found = list(latents.shape) if isinstance(latents, Tensor) else short_repr(result)
         raise InputError(f"callback_on_step_end returns None or a dict with latents {list(x.shape)}, not {found}.")
     return latents.to(x)
 
@@ -597,7 +601,9 @@ def _check_latents(latents: Tensor | None, shape: tuple[int, int, int]) -> Tenso
         return None
     expected = f"latents are initial noise of unit variance, a float tensor [N, {', '.join(map(str, shape))}]"
     if not isinstance(latents, Tensor) or latents.shape[1:] != shape or not len(latents):
-        raise InputError(f"{expected}, not {list(latents.shape) if isinstance(latents, Tensor) else said(latents)}.")
+        raise InputError(
+            f"{expected}, not {list(latents.shape) if isinstance(latents, Tensor) else short_repr(latents)}."
+        )
     if not latents.is_floating_point() or not latents.isfinite().all():
         raise InputError(
             f"{expected}: found {latents.dtype}{'' if latents.isfinite().all() else ' with NaN or infinity'}."
@@ -613,7 +619,7 @@ def _noise(shape: tuple[int, int, int], generators: Sequence[torch.Generator]) -
 def _each(plans: list[ClassPlan], count: int) -> list[ClassPlan]:
     """Every plan `count` times in a row."""
     if isinstance(count, bool) or not isinstance(count, Integral) or count < 1:
-        raise InputError(f"num_images_per_class is a whole number of at least 1, not {said(count)}.")
+        raise InputError(f"num_images_per_class is a whole number of at least 1, not {short_repr(count)}.")
     return [plan for plan in plans for _ in range(count)]
 
 
@@ -639,7 +645,7 @@ def _pair(
     if generator is not None and not isinstance(generator, torch.Generator):
         generators = list(generator) if isinstance(generator, Sequence) else [generator]
         if not generators or not all(isinstance(g, torch.Generator) for g in generators):
-            raise InputError(f"generator is a torch.Generator, or one per image, not {said(generator)}.")
+            raise InputError(f"generator is a torch.Generator, or one per image, not {short_repr(generator)}.")
         plans = plans * len(generators) if len(plans) == 1 else plans
         if len(plans) != len(generators):
             raise InputError(
@@ -663,8 +669,8 @@ def _pair(
         raise InputError(
             f"{len(plans)} classes and {len(seeds)} seeds were given: give one seed for each picture, or one in all."
         )
-    if min(seeds) < 0 or max(seeds) > MOST_SEED:
+    if min(seeds) < 0 or max(seeds) > MAX_SEED:
         raise InputError(
-            f"a seed is a whole number from 0 to {MOST_SEED}, not {min(seeds) if min(seeds) < 0 else max(seeds)}."
+            f"a seed is a whole number from 0 to {MAX_SEED}, not {min(seeds) if min(seeds) < 0 else max(seeds)}."
         )
     return plans, seeds, [torch.Generator().manual_seed(seed) for seed in seeds]

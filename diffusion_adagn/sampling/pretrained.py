@@ -22,7 +22,7 @@ from ..models.config import NetworkConfig, check_size
 from ..models.unet import AdaGNUNet
 from ..runs.checkpoint import load_weights
 from ..runs.layout import STATE, RunFolder, label_space, network_config
-from ..schema import apply, read_json, said
+from ..schema import apply, read_json, short_repr
 
 OPTIONS = {  # of model_index.json, and their types
     "clip_x0": (bool,),
@@ -53,7 +53,7 @@ def pipeline_parts(folder: Path, torch_dtype: torch.dtype | None) -> dict[str, A
     options = {k: index[k] for k in OPTIONS if k in index}
     wrong = [k for k, value in options.items() if type(value) not in OPTIONS[k]]
     if wrong:
-        raise InputError(f"{folder / 'model_index.json'}: {wrong[0]} cannot be {said(options[wrong[0]])}.")
+        raise InputError(f"{folder / 'model_index.json'}: {wrong[0]} cannot be {short_repr(options[wrong[0]])}.")
     return dict(
         unet=load_unet(folder / "unet", torch_dtype),
         scheduler=load_scheduler(folder / "scheduler", scheduler_class),
@@ -86,7 +86,7 @@ def checkpoint_parts(checkpoint: Path, weights: str = "ema") -> dict[str, Any]:
     config = read_config(config_file)
     step = read_json(checkpoint / STATE).get("step")
     if type(step) is not int or step < 0:
-        raise InputError(f"the checkpoint {checkpoint} is damaged: its step is {said(step)} ({STATE}).")
+        raise InputError(f"the checkpoint {checkpoint} is damaged: its step is {short_repr(step)} ({STATE}).")
     file = checkpoint / f"{'ema' if weights == 'ema' else 'model'}.safetensors"
     with torch.device("meta"):
         unet = AdaGNUNet(**network_config(config))
@@ -153,7 +153,7 @@ def check_fits(model: nn.Module, files: Sequence[Path], wrong: str) -> None:
     faults = {
         "size mismatch": [f"{n} {found[n]} for {s}" for n, s in wanted.items() if n in found and found[n] != s],
         "missing keys": [name for name in wanted if name not in found],
-        "unexpected keys": [said(name) for name in found if name not in wanted],
+        "unexpected keys": [short_repr(name) for name in found if name not in wanted],
     }
     told = [f"{what}: {', '.join(some[:4])}{', ...' * (len(some) > 4)}" for what, some in faults.items() if some]
     if told:
@@ -171,13 +171,13 @@ def load_scheduler(folder: Path, kind: type[SchedulerMixin]) -> SchedulerMixin:
         kinds = (int, float) if type(default) is float else (type(default),)
         vast = type(value) is int and abs(value) > 10**6
         if default is not None and value is not None and (vast or type(value) not in kinds):
-            raise InputError(f"{name}: {said(value)} cannot be, where {default!r} is usual (in {file}).")
+            raise InputError(f"{name}: {short_repr(value)} cannot be, where {default!r} is usual (in {file}).")
     for name, expected in (
         ("prediction_type", PREDICTIONS.values()),
         ("timestep_spacing", ("leading", "trailing", "linspace")),
     ):
         if config.get(name, defaults[name]) not in expected:
-            raise InputError(f"{name} {said(config[name])} is not one of {', '.join(expected)} (in {file}).")
+            raise InputError(f"{name} {short_repr(config[name])} is not one of {', '.join(expected)} (in {file}).")
     try:
         scheduler = kind.from_config(config)
         betas, alphas = scheduler.betas, scheduler.alphas_cumprod

@@ -10,7 +10,7 @@ from .atlas import Atlas, Field, SiteAtlas
 
 SILENT = 0.01  # of the site's median |gain|
 STILL = 0.01  # of the same
-SAME = 1e-6  # of the size of what is told: below, a distance is rounding
+SAME_MODULATION = 1e-6  # of the size of what is told: below, a distance is rounding
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ def class_geometry(atlas: Atlas) -> ClassGeometry | None:
     if atlas.num_classes < 2 or len(real) < 2:
         return None
     mean = vectors[real].mean(0)
-    tiny = SAME * np.linalg.norm(vectors[real], axis=1).max()
+    tiny = SAME_MODULATION * np.linalg.norm(vectors[real], axis=1).max()
     away = vectors[real] - mean
     away[np.linalg.norm(away, axis=1) <= tiny] = 0
     length = np.linalg.norm(away, axis=1)

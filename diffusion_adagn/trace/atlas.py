@@ -19,9 +19,9 @@ from ..errors import InputError
 from ..labels import LabelSpace
 from ..models.unet import AdaGNUNet, Site
 
-MOST_KEPT = 64  # classes whose values are stored; the statistics are over all
+MAX_CACHED = 64  # classes whose values are stored; the statistics are over all
 ROWS = 256  # (timestep, class) pairs told at a time
-PARTS = ("values", "class_mean", "by_time", "by_class", "by_both", "mean_square")
+ATLAS_PARTS = ("values", "class_mean", "by_time", "by_class", "by_both", "mean_square")
 
 
 @dataclass
@@ -94,7 +94,7 @@ class Atlas:
         if grid.ndim != 1 or not len(grid) or not np.isfinite(grid).all() or grid.min() < 0:
             raise InputError(f"timesteps are a list of numbers of at least 0, not {timesteps!r}.")
         k, null = labels.K, labels.null_id if labels.K and labels.has_null else None
-        keep = list(range(k if k <= MOST_KEPT else MOST_KEPT - 1)) if keep is None else list(dict.fromkeys(keep))
+        keep = list(range(k if k <= MAX_CACHED else MAX_CACHED - 1)) if keep is None else list(dict.fromkeys(keep))
         if any(not 0 <= i < k for i in keep):
             raise InputError(f"classes to keep are ids of 0..{k - 1}, not {keep}.")
         ids = list(range(k)) + ([null] if null is not None else [])
@@ -154,7 +154,7 @@ class Atlas:
         arrays = {}
         for name, site in self.sites.items():
             for what, f in site.fields.items():
-                for part in PARTS:
+                for part in ATLAS_PARTS:
                     arrays[f"{part}/{name}/{what}"] = getattr(f, part)
             for own in ("weight", "bias"):
                 if getattr(site, own) is not None:
@@ -170,9 +170,9 @@ class Atlas:
             "model": self.model,
             "sites": [s.site._asdict() | {"fields": list(s.fields)} for s in self.sites.values()],
         }
-        beside = file.with_name(f".{file.name}.new.npz")
-        np.savez(beside, atlas=json.dumps(about), **arrays)
-        beside.replace(file)
+        tmp = file.with_name(f".{file.name}.new.npz")
+        np.savez(tmp, atlas=json.dumps(about), **arrays)
+        tmp.replace(file)
         return file
 
     @classmethod
@@ -184,7 +184,7 @@ class Atlas:
                 sites = {}
                 for s in about["sites"]:
                     name, names = s["name"], s.pop("fields")
-                    fields = {what: Field(*(arrays[f"{part}/{name}/{what}"] for part in PARTS)) for what in names}
+                    fields = {what: Field(*(arrays[f"{part}/{name}/{what}"] for part in ATLAS_PARTS)) for what in names}
                     own = [arrays.get(f"{o}/{name}") for o in ("weight", "bias")]
                     sites[name] = SiteAtlas(Site(**s), *own, fields)
         except (OSError, ValueError, KeyError, TypeError) as error:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 
 from ..data import ImageDataset
-from ..diffusion.loss import Objective
+from ..diffusion.loss import DiffusionLoss
 from ..evaluation.label_usage import LabelUse, judge, label_use
 from ..models.unet import AdaGNUNet
 
@@ -32,17 +32,17 @@ def read_verdict(use: LabelUse) -> Verdict:
         )
     mean, half = use.gap("wrong")
     true, _, pictures = use.losses("wrong")
-    said = judge(mean, half)
-    if said == "open":
+    short_repr = judge(mean, half)
+    if short_repr == "open":
         return Verdict(None, "One held-out picture cannot tell chance from use: give more by --against DATA.", use)
     share = mean / true
     numbers = (
         f"told a wrong class the loss on {pictures} held-out pictures is {mean:+.4f} ({share:+.1%}) against the true one's, 95% interval "
         f"{mean - half:+.4f} to {mean + half:+.4f}"
     )
-    if said == "used":
+    if short_repr == "used":
         return Verdict(True, f"The label is used: {numbers}.", use)
-    if said == "misleads":
+    if short_repr == "misleads":
         return Verdict(
             False,
             f"The label MISLEADS: {numbers}, all below 0. Are the classes in another order than in training?",
@@ -55,7 +55,11 @@ def read_verdict(use: LabelUse) -> Verdict:
 
 @torch.no_grad()
 def label_check(
-    unet: AdaGNUNet, objective: Objective, heldout: ImageDataset | None, evaluations: int = 2048, progress: bool = False
+    unet: AdaGNUNet,
+    objective: DiffusionLoss,
+    heldout: ImageDataset | None,
+    evaluations: int = 2048,
+    progress: bool = False,
 ) -> Verdict:
     """Measure and judge. heldout: labelled pictures the network was not trained on; None: it may only be said whether it responds."""
     k = unet.config.num_classes or 0

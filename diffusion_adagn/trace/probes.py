@@ -15,7 +15,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..data.rng import normal, uniform
-from ..diffusion.loss import Objective
+from ..diffusion.loss import DiffusionLoss
 from ..errors import InputError
 from ..models.unet import AdaGNUNet, Modulation
 from ..runtime.distributed import float64
@@ -68,7 +68,7 @@ def _still(unet: AdaGNUNet) -> Iterator[None]:
 
 def probe(
     unet: AdaGNUNet,
-    objective: Objective,
+    objective: DiffusionLoss,
     x0: Tensor,
     labels: Tensor,
     timesteps: Sequence[int],
@@ -96,7 +96,7 @@ def probe(
     with _still(unet):
         for column, at in enumerate(tqdm(timesteps, desc=f"probe {intervention}", disable=not progress, leave=False)):
             t = torch.full((len(x0),), int(at), device=x0.device)
-            x_t = objective.noisy(x0, noise, t)
+            x_t = objective.add_noise(x0, noise, t)
             told = unet.modulation(t.float(), labels)
             then = torch.full_like(t, middle, dtype=torch.float32) if intervention == "freeze" else t.float()
             instead = zero(told) if intervention == "zero" else unet.modulation(then, other)
@@ -135,7 +135,7 @@ class Sensitivity:
 
 
 def label_sensitivity(
-    unet: AdaGNUNet, objective: Objective, x0: Tensor, labels: Tensor, timesteps: Sequence[int]
+    unet: AdaGNUNet, objective: DiffusionLoss, x0: Tensor, labels: Tensor, timesteps: Sequence[int]
 ) -> Sensitivity:
     """x0, labels, timesteps: as `probe` takes them."""
     against = "null" if unet.config.null_class else "another class"
@@ -145,7 +145,7 @@ def label_sensitivity(
     with _still(unet):
         for at in timesteps:
             t = torch.full((len(x0),), int(at), device=x0.device)
-            x_t = objective.noisy(x0, noise, t)
+            x_t = objective.add_noise(x0, noise, t)
             cond, null = (unet.denoise(x_t, unet.modulation(t.float(), y))[:, : x0.shape[1]] for y in (labels, other))
             of_prediction.append(_rms(cond - null))
             of_x0.append(_rms(objective.x0(cond, x_t, t).clamp(-1, 1) - objective.x0(null, x_t, t).clamp(-1, 1)))
@@ -166,7 +166,7 @@ def _other_labels(unet: AdaGNUNet, labels: Tensor, intervention: Intervention) -
     return labels
 
 
-def _x0(unet: AdaGNUNet, objective: Objective, x_t: Tensor, m: Modulation, t: Tensor) -> Tensor:
+def _x0(unet: AdaGNUNet, objective: DiffusionLoss, x_t: Tensor, m: Modulation, t: Tensor) -> Tensor:
     return objective.x0(unet.denoise(x_t, m)[:, : x_t.shape[1]], x_t, t).clamp(-1, 1)
 
 

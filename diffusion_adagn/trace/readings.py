@@ -7,7 +7,7 @@ import numpy as np
 from ..models.unet import Site
 from .atlas import Atlas, Field, SiteAtlas
 
-PARTS = {"down": "encoder", "middle": "middle", "up": "decoder"}
+NETWORK_HALVES = {"down": "encoder", "middle": "middle", "up": "decoder"}
 
 
 class Variance(NamedTuple):
@@ -106,7 +106,7 @@ def part(site: Site) -> str:
 
 def where(site: Site) -> str:
     """Such as "8x8 in the decoder"."""
-    return f"{site.resolution}x{site.resolution} in the {PARTS.get(part(site), part(site))}"
+    return f"{site.resolution}x{site.resolution} in the {NETWORK_HALVES.get(part(site), part(site))}"
 
 
 def short_names(names: list[str]) -> dict[str, str]:
@@ -118,7 +118,7 @@ def short_names(names: list[str]) -> dict[str, str]:
 def _short(name: str, both: bool) -> str:
     words = name.split(".")
     ending = {"norm1": "a", "norm2": "b" if both else ""}.get(words[-1])
-    if ending is None or words[0] not in PARTS:
+    if ending is None or words[0] not in NETWORK_HALVES:
         return name
     inner = [w.replace("resample", "r") for w in words[1:-1] if w not in ("stages", "block")]
     return f"{words[0]} {'.'.join(inner)}{ending}"

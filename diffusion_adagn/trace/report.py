@@ -32,9 +32,9 @@ from .plots import (
 from .probes import Influence, Sensitivity
 from .readings import Variance, class_spread, main_field, short_names, sites_with, summed, time_move, variances, where
 
-BINS = 8  # of timesteps, for the use of the label
-MOST_ROWS = 24  # of the table of channels
-MOST_NEAREST = 12  # classes whose nearest one is written beside the map
+LABEL_USE_BINS = 8  # of timesteps, for the use of the label
+MAX_CHANNEL_ROWS = 24  # of the table of channels
+MAX_NEAREST = 12  # classes whose nearest one is written beside the map
 
 
 @dataclass
@@ -72,7 +72,7 @@ def write_report(findings: Findings, out: Path) -> list[Path]:
     """out/report.html and a PNG of every picture. Returns them, the page first."""
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
-    seen = Reading(findings)
+    seen = TraceReport(findings)
     state, verdict = seen.verdict()
     sections = list(seen.sections())
     pictures = [(out / f"{s.name}.png", s.picture) for s in sections if s.picture is not None]
@@ -83,7 +83,7 @@ def write_report(findings: Findings, out: Path) -> list[Path]:
     return [page, *(file for file, _ in pictures)]
 
 
-class Reading:
+class TraceReport:
     """The findings with what is computed from them once."""
 
     def __init__(self, findings: Findings):
@@ -202,7 +202,7 @@ class Reading:
         return Section("When the label matters", say.guidance_band(s, unused), "sensitivity", picture)
 
     def _label_use(self, use: LabelUse) -> Section:
-        edges = [round(use.num_timesteps * i / BINS) for i in range(BINS + 1)]
+        edges = [round(use.num_timesteps * i / LABEL_USE_BINS) for i in range(LABEL_USE_BINS + 1)]
         measured = {against: _gaps(use, against) for against in ("wrong", "null") if getattr(use, against) is not None}
         if "wrong" not in measured:
             return Section("When the label is used", "There is no wrong label to compare the true one with.")
@@ -239,7 +239,7 @@ def _stack(v: Variance) -> list[tuple[float, tuple[int, int, int]]]:
 
 
 def _gaps(use: LabelUse, against: str) -> list[tuple[float, float] | None]:
-    bins = [(i / BINS, (i + 1) / BINS) for i in range(BINS)]
+    bins = [(i / LABEL_USE_BINS, (i + 1) / LABEL_USE_BINS) for i in range(LABEL_USE_BINS)]
     inside = [((use.t >= a * use.num_timesteps) & (use.t < b * use.num_timesteps)).any() for a, b in bins]
     return [use.gap(against, a, b) if some else None for (a, b), some in zip(bins, inside)]
 
@@ -253,7 +253,7 @@ def _channel_table(health: dict[str, Channels]) -> str:
     most = sorted(odd, key=lambda name: -max(odd[name].silenced, odd[name].flipped, odd[name].constant) / odd[name].of)
     if not odd:
         return ""
-    kept = [name for name in odd if name in most[:MOST_ROWS]]
+    kept = [name for name in odd if name in most[:MAX_CHANNEL_ROWS]]
     rows = [[escape(name), f"{odd[name].of:,}", *(_part(n, odd[name].of) for n in _counts(odd[name]))] for name in kept]
     left_out = len(health) - len(kept)
     foot = (
@@ -281,7 +281,7 @@ def _part(count: int, of: int) -> str:
 def _nearest_table(geometry: ClassGeometry) -> str:
     """The classes that have the nearest neighbours, nearest first."""
     distance = geometry.distance + np.where(np.eye(len(geometry.names), dtype=bool), np.inf, 0)
-    order = np.argsort(distance.min(1), kind="stable")[:MOST_NEAREST]
+    order = np.argsort(distance.min(1), kind="stable")[:MAX_NEAREST]
     rows = [
         [
             escape(shorten(geometry.names[i], 13, 190)),

@@ -16,7 +16,9 @@ MOSTLY = 0.5  # of all between-class variance: the class enters "mostly" there
 FOLLOWS = 0.1  # a class share of at most this: the sites "follow time"; of at least 1 minus it: they "follow the class"
 ALONE = 0.999  # a share of at least this is "alone"
 EVEN = 1.25  # a largest that is at most this times the smallest: "about the same"
-SAME = 1e-4  # classes nearer than this, in mean distances of a class from the class mean, are told the same
+SAME_CLASS_DISTANCE = (
+    1e-4  # classes nearer than this, in mean distances of a class from the class mean, are told the same
+)
 UNRELATED = 0.25  # cosines this near to -1 / (K - 1), which unrelated classes have, show no kinship
 CLEARLY_ALIKE = 0.5  # a cosine of at least this: two classes are told much the same
 BAND = 0.5  # of the largest effect: the candidate guidance band
@@ -97,8 +99,8 @@ def _from_losses(use: LabelUse) -> tuple[str, str]:
         )
     (mean, half), (true, told, pictures) = use.gap("wrong"), use.losses("wrong")
     other = "a wrong one"
-    said = judge(mean, half)
-    if said == "open":
+    short_repr = judge(mean, half)
+    if short_repr == "open":
         return (
             "open",
             f"Whether the label is used cannot be said. {_times(pictures, 'held-out picture')} give no finite interval.",
@@ -110,12 +112,12 @@ def _from_losses(use: LabelUse) -> tuple[str, str]:
             "unused",
             f"The label is not used. The held-out loss is the same told the true class or {other} ({losses}).",
         )
-    if said == "used":
+    if short_repr == "used":
         return "used", (
             f"The label is used. Told the true class, the held-out loss is {plus_minus(mean, half)} lower than told {other} "
             f"({losses}; {over})."
         )
-    if said == "misleads":
+    if short_repr == "misleads":
         return "unused", (
             f"The label misleads. Told the true class, the held-out loss is {plus_minus(-mean, half)} higher than told {other} "
             f"({losses}; {over})."
@@ -190,7 +192,7 @@ def _who_follows(field: str, sites: Sequence[tuple[Site, Variance]]) -> str:
         side: summed(v for s, v in sites if s.resolution == side) for side in sorted({s.resolution for s, _ in sites})
     }
     share = {side: v.class_share for side, v in by_side.items() if v.total}
-    said = []
+    short_repr = []
     for whom, some in (
         ("time", {side: s for side, s in share.items() if s <= FOLLOWS}),
         ("the class", {side: s for side, s in share.items() if s >= 1 - FOLLOWS}),
@@ -200,8 +202,8 @@ def _who_follows(field: str, sites: Sequence[tuple[Site, Variance]]) -> str:
                 "All sites" if len(some) == len(by_side) else f"The {listed([f'{side}x{side}' for side in some])} sites"
             )
             bound = _at_most(max(some.values())) if whom == "time" else _at_least(min(some.values()))
-            said.append(f"{who} follow {whom} (the class is {bound} of the variance of {field} there).")
-    return " ".join(said)
+            short_repr.append(f"{who} follow {whom} (the class is {bound} of the variance of {field} there).")
+    return " ".join(short_repr)
 
 
 def _at_most(share: float) -> str:
@@ -214,8 +216,8 @@ def _at_least(share: float) -> str:
 
 def field_shares(by_field: Mapping[str, Mapping[str, Variance]], classes: int, short: Mapping[str, str]) -> str:
     """What each field follows, over all sites; then the sites that lean most to class and to time."""
-    said = "; of ".join(f"{field}: {follows(summed(some.values()))}" for field, some in by_field.items())
-    return f"Over all sites, variance of {said}.{_leaning(by_field, short) if classes > 1 else ''}"
+    short_repr = "; of ".join(f"{field}: {follows(summed(some.values()))}" for field, some in by_field.items())
+    return f"Over all sites, variance of {short_repr}.{_leaning(by_field, short) if classes > 1 else ''}"
 
 
 def follows(v: Variance) -> str:
@@ -287,24 +289,24 @@ def _capital(text: str) -> str:
 
 def channel_health(sites: Mapping[str, Channels]) -> str:
     total = sum(c.of for c in sites.values())
-    said = []
+    short_repr = []
     for what in ("silenced", "flipped", "constant"):
         count = {site: getattr(c, what) for site, c in sites.items()}
         most = max(count, key=count.get)
         if sum(count.values()):
             share = percent(sum(count.values()) / total)
-            said.append(
+            short_repr.append(
                 f"{sum(count.values()):,} are {what} ({share}, most at {most}: {count[most]} of {sites[most].of})"
             )
     quiet = [what for what in ("silenced", "flipped", "constant") if not any(getattr(c, what) for c in sites.values())]
     none = f"none is {' or '.join(quiet)}" if quiet else ""
-    return f"Of {total:,} channels, {'; '.join([*said, *([none] if none else [])])}."
+    return f"Of {total:,} channels, {'; '.join([*short_repr, *([none] if none else [])])}."
 
 
 def same_classes(geometry: ClassGeometry) -> list[tuple[int, int]]:
     """Pairs of classes that are told the same."""
     unit = np.linalg.norm(geometry.distance, axis=1).mean() / math.sqrt(2 * len(geometry.names))
-    apart = geometry.distance <= SAME * unit
+    apart = geometry.distance <= SAME_CLASS_DISTANCE * unit
     return [(i, j) for i in range(len(apart)) for j in range(i + 1, len(apart)) if apart[i, j]]
 
 
@@ -326,12 +328,12 @@ def classes_lie(geometry: ClassGeometry | None, told: float, classes: int) -> st
     else:
         first = _kinship(geometry)
     null = geometry.null_distance
-    beside = (
+    tmp = (
         f" Null lies {number(null)} times as far from the mean of the classes as a class does."
         if null is not None
         else ""
     )
-    return f"{some}{first}.{beside}"
+    return f"{some}{first}.{tmp}"
 
 
 def _kinship(geometry: ClassGeometry) -> str:

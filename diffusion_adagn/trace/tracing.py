@@ -12,13 +12,13 @@ from torch import Tensor
 from ..commands import command
 from ..config import DataConfig
 from ..data import ImageDataset, open_dataset
-from ..diffusion.loss import Objective, to_unit
+from ..diffusion.loss import DiffusionLoss, normalize_images
 from ..errors import InputError
 from ..runs.recorded import recorded_data, unused_beside
-from ..runtime.distributed import all_processes
+from ..runtime.distributed import process_state
 from ..runtime.precision import tf32
 from ..sampling.load import open_pipeline
-from ..sampling.pipeline import KIND_OF, ClassConditionalPipeline, to_pixels
+from ..sampling.pipeline import PREDICTION_TYPES, ClassConditionalPipeline, to_pixels
 from ..sampling.pretrained import model_hash
 from ..training.export import sample_command
 from .analysis import class_geometry, drift
@@ -28,9 +28,9 @@ from .probes import Influence, Sensitivity, label_sensitivity, probe
 from .report import Findings, write_report
 from .sentences import BAND, has_band
 
-MOST_SITES = 60  # with more, the probes go by resolution
+MAX_SITES = 60  # with more, the probes go by resolution
 PROBED = 10  # timesteps of the probes
-LEAST_SIGNAL = 0.05  # of x_t, for the probes of an eps-network
+MIN_SIGNAL = 0.05  # of x_t, for the probes of an eps-network
 MIXED = 6  # pictures of each row of the mixing grid
 STEPS = 20  # of the sampler, for it
 
@@ -59,9 +59,9 @@ def trace(source: str | Path, out: Path, request: TraceRequest) -> list[Path]:
     total = pipe.scheduler.config.num_train_timesteps
     if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not (out / "atlas.npz").is_file())):
         raise InputError(f"{out} exists and is not a trace (no atlas.npz in it): give another --out.")
-    heldout = heldout_pictures(source, pipe, request.data)
+    heldout = heldout_images(source, pipe, request.data)
     other = _open(request.compare, request)[0] if request.compare else None
-    print(f"{what}\n{_pictures_sentence(heldout, source)}")
+    print(f"{what}\n{_images_sentence(heldout, source)}")
 
     def atlas_of(pipe: ClassConditionalPipeline) -> Atlas:
         return Atlas.of(pipe.unet, pipe.labels, request.timesteps, total, progress=True)
@@ -70,7 +70,7 @@ def trace(source: str | Path, out: Path, request: TraceRequest) -> list[Path]:
     atlas.model = {"source": str(source), "weights": what, "hash": model_hash(pipe.unet)}
     moved = drift(atlas_of(other), atlas) if other is not None else None
     objective = objective_of(pipe)
-    x0, labels = _some_pictures(pipe, heldout, request.pictures)
+    x0, labels = _some_images(pipe, heldout, request.pictures)
     grid = probed_timesteps(objective)
     verdict = label_check(pipe.unet, objective, heldout, progress=True)
     out.mkdir(parents=True, exist_ok=True)
@@ -97,30 +97,28 @@ def check(source: str | Path, request: TraceRequest) -> int:
     """Print the verdict alone. Returns 0 if the label is used, 3 if it is not seen to be, 4 if it cannot be said."""
     pipe, what = _open(source, request)
     verdict: Verdict = label_check(
-        pipe.unet, objective_of(pipe), heldout_pictures(source, pipe, request.data), progress=True
+        pipe.unet, objective_of(pipe), heldout_images(source, pipe, request.data), progress=True
     )
     print(f"{what}\n{verdict.sentence}")
     return {True: 0, False: UNUSED, None: OPEN}[verdict.used]
 
 
-def probed_timesteps(objective: Objective) -> list[int]:
+def probed_timesteps(objective: DiffusionLoss) -> list[int]:
     """Where the probes look: evenly spread over 0..T-1; under eps-prediction only while x_t holds 5% of signal, since the x0 that is
     meant, (x_t - sigma eps) / alpha, is beyond that whatever the last digits of eps are."""
     last = objective.num_timesteps - 1
     if objective.prediction == "eps":
-        last = int((objective.alpha >= LEAST_SIGNAL).nonzero().max())
+        last = int((objective.alpha >= MIN_SIGNAL).nonzero().max())
     return np.unique(np.linspace(0, last, PROBED).round().astype(int)).tolist()
 
 
-def objective_of(pipe: ClassConditionalPipeline) -> Objective:
+def objective_of(pipe: ClassConditionalPipeline) -> DiffusionLoss:
     """The process that a pipeline was trained on; the loss unweighted."""
     scheduler = pipe.scheduler
-    return Objective(scheduler.alphas_cumprod, KIND_OF[scheduler.config.prediction_type]).to(pipe.device)
+    return DiffusionLoss(scheduler.alphas_cumprod, PREDICTION_TYPES[scheduler.config.prediction_type]).to(pipe.device)
 
 
-def heldout_pictures(
-    source: str | Path, pipe: ClassConditionalPipeline, data: DataConfig | None
-) -> ImageDataset | None:
+def heldout_images(source: str | Path, pipe: ClassConditionalPipeline, data: DataConfig | None) -> ImageDataset | None:
     """Held-out pictures of the run's own data, or of `data`; None if neither is known.
 
     Raises InputError for data whose classes are not the model's."""
@@ -139,20 +137,20 @@ def heldout_pictures(
 
 
 def _open(source: str | Path, request: TraceRequest) -> tuple[ClassConditionalPipeline, str]:
-    device = all_processes(request.device).device
+    device = process_state(request.device).device
     pipe, what = open_pipeline(source, request.weights)
     pipe.to(device)
     pipe.set_progress_bar_config(disable=True)
     return pipe, what
 
 
-def _pictures_sentence(heldout: ImageDataset | None, source: str | Path) -> str:
+def _images_sentence(heldout: ImageDataset | None, source: str | Path) -> str:
     if heldout is None:
         return f"no labelled pictures are known for {source} (--against DATA): the probes look at sampled ones"
     return f"pictures: {len(heldout):,} held out of {heldout.name}"
 
 
-def _some_pictures(
+def _some_images(
     pipe: ClassConditionalPipeline, heldout: ImageDataset | None, count: int
 ) -> tuple[Tensor, Tensor | None]:
     """x0 [N, C, H, W] in [-1, 1] and labels [N] (None without classes): held-out ones, evenly spread, or sampled."""
@@ -160,7 +158,9 @@ def _some_pictures(
     if heldout is not None:
         n = min(count, len(heldout))
         pixels, labels = heldout.gather(np.arange(n) * len(heldout) // n)
-        x0, labels = (some.to(pipe.device) for some in (to_unit(torch.from_numpy(pixels)), torch.from_numpy(labels)))
+        x0, labels = (
+            some.to(pipe.device) for some in (normalize_images(torch.from_numpy(pixels)), torch.from_numpy(labels))
+        )
         return x0, labels if k else None
     classes = [i % k for i in range(count)] if k else "null"
     images = pipe(classes, num_inference_steps=STEPS, seeds=list(range(count)), output_type="pt").images
@@ -169,13 +169,13 @@ def _some_pictures(
 
 def _influence(
     pipe: ClassConditionalPipeline,
-    objective: Objective,
+    objective: DiffusionLoss,
     x0: Tensor,
     labels: Tensor | None,
     grid: list[int],
     by: Literal["site", "resolution"] | None,
 ) -> list[Influence]:
-    by = by or ("site" if len(pipe.unet.sites()) <= MOST_SITES else "resolution")
+    by = by or ("site" if len(pipe.unet.sites()) <= MAX_SITES else "resolution")
     kinds = (["swap"] if pipe.labels.K > 1 else []) + (["null"] if pipe.labels.K and pipe.labels.has_null else [])
     return [probe(pipe.unet, objective, x0, labels, grid, kind, by, progress=True) for kind in [*kinds, "freeze"]]
 
@@ -188,7 +188,7 @@ def _mixing(pipe: ClassConditionalPipeline, atlas: Atlas) -> tuple[list[str], li
         geometry is None
         or not geometry.distance.any()
         or len({s.resolution for s in sites}) < 2
-        or len(sites) > MOST_SITES
+        or len(sites) > MAX_SITES
     ):
         return None
     real = [i for i in atlas.kept_ids if i != atlas.null_id]

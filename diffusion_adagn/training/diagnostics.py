@@ -12,20 +12,20 @@ from torch import Tensor
 
 from ..config import TrainingConfig
 from ..data import ImageDataset
-from ..diffusion.loss import Objective
+from ..diffusion.loss import DiffusionLoss
 from ..evaluation.label_usage import judge, label_use
 from ..labels import LabelSpace
 from ..models.unet import AdaGNUNet
 from ..runtime.distributed import float64, has_float64
 
-BINS = 5  # of the timestep, evenly wide
-MOST_CLASSES = 100  # with more, losses by class are left out
+LOSS_BINS = 5  # of the timestep, evenly wide
+MAX_LOGGED_CLASSES = 100  # with more, losses by class are left out
 # of the label's use; between them, about 1% of the training since the last look
-MOST_EVALUATIONS, LEAST_EVALUATIONS = 256, 32
+MAX_EVALUATIONS, MIN_EVALUATIONS = 256, 32
 DEAD = 0.01  # of the median gain of its site
 
 
-class Signals:
+class ConditioningDiagnostics:
     """Collects losses as the run goes, and looks at the network when asked.
 
     heldout: held-out pictures for the label's use, on the main process alone; None: it is not measured. most_rows: of a call of
@@ -36,7 +36,7 @@ class Signals:
         self,
         unet: AdaGNUNet,
         ema: AdaGNUNet,
-        objective: Objective,
+        objective: DiffusionLoss,
         labels: LabelSpace,
         training: TrainingConfig,
         heldout: ImageDataset | None,
@@ -46,11 +46,11 @@ class Signals:
         self.training, self.heldout = training, heldout
         self.most_rows = training.batch_size if most_rows is None else most_rows
         self.every = training.signals_every
-        rows = labels.K + 1 if 0 < labels.K <= MOST_CLASSES else 0
+        rows = labels.K + 1 if 0 < labels.K <= MAX_LOGGED_CLASSES else 0
         where = unet.device if has_float64(unet.device) else "cpu"
-        self._sums = torch.zeros(BINS + rows, 2, dtype=torch.float64, device=where)  # loss, how many
+        self._sums = torch.zeros(LOSS_BINS + rows, 2, dtype=torch.float64, device=where)  # loss, how many
         seen = self.every * training.batch_size
-        self.evaluations = max(LEAST_EVALUATIONS, min(MOST_EVALUATIONS, seen // 100))
+        self.evaluations = max(MIN_EVALUATIONS, min(MAX_EVALUATIONS, seen // 100))
         self.warned = False
 
     def due(self, step: int) -> bool:
@@ -63,9 +63,9 @@ class Signals:
             return
         losses, t = float64(losses), t.to(self._sums.device)
         both = torch.stack([losses, torch.ones_like(losses)], dim=1)
-        self._sums.index_add_(0, t * BINS // self.objective.num_timesteps, both)
-        if labels is not None and len(self._sums) > BINS:
-            self._sums.index_add_(0, BINS + labels.to(self._sums.device), both)
+        self._sums.index_add_(0, t * LOSS_BINS // self.objective.num_timesteps, both)
+        if labels is not None and len(self._sums) > LOSS_BINS:
+            self._sums.index_add_(0, LOSS_BINS + labels.to(self._sums.device), both)
 
     def gradient_norms(self, norm: float) -> dict[str, float]:
         """Of the gradient's norm (before clipping) the parts of the condition's path (embedding, projections) and of the rest."""
@@ -91,8 +91,8 @@ class Signals:
         sums = accelerator.reduce(self._sums.clone(), "sum").cpu()
         self._sums.zero_()
         means = (sums[:, 0] / sums[:, 1]).tolist()
-        names = [f"loss_t{i + 1}of{BINS}" for i in range(BINS)]
-        if len(means) > BINS:
+        names = [f"loss_t{i + 1}of{LOSS_BINS}" for i in range(LOSS_BINS)]
+        if len(means) > LOSS_BINS:
             names += [f"loss_class/{self.labels.name(i)}" for i in range(self.labels.K)] + ["loss_class/null"]
         signals = {name: mean for name, mean in zip(names, means) if math.isfinite(mean)}
         if accelerator.is_main_process:
@@ -137,12 +137,12 @@ class Signals:
         """A sentence, once, if the label is still unused after `training.warn_unused_after` steps."""
         gap, half = (signals.get(f"label_gap_wrong{end}", math.nan) for end in ("", "_ci95"))
         late = 0 < self.training.warn_unused_after <= step
-        said = judge(gap, half)
-        if self.warned or not late or said in ("used", "open"):
+        short_repr = judge(gap, half)
+        if self.warned or not late or short_repr in ("used", "open"):
             return None
         self.warned = True
         return (
-            f"warning: after {step} steps the label {'misleads' if said == 'misleads' else 'is not seen to be used'}: told a wrong "
+            f"warning: after {step} steps the label {'misleads' if short_repr == 'misleads' else 'is not seen to be used'}: told a wrong "
             f"class the loss on held-out pictures is {gap:+.5f} against the true one's (95% interval +-{half:.5f}). Are the labels right (adagn data inspect)? Does "
             "training.label_dropout leave enough of them? Does the label do anything?"
         )

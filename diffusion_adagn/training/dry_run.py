@@ -12,15 +12,15 @@ import torch
 from ..config import RunConfig, SpeedConfig, TrainingConfig, to_yaml
 from ..data import ImageDataset
 from ..models.config import machine_memory
-from ..models.cost import Cost, count_cost
+from ..models.cost import Cost, estimate_cost
 from ..models.unet import AdaGNUNet
 from ..runs.layout import network_config
-from ..runtime.distributed import all_processes, main_first
+from ..runtime.distributed import main_first, process_state
 from ..runtime.precision import AUTOCAST, computed_in
-from ..runtime.speed import choose, matmul_peak, prepare
+from ..runtime.speed import choose, measure_peak_flops, prepare
 from .ema import EMA
 from .image_fetcher import on_device
-from .train import facts, make_batches, make_objective, make_optimizer, pictures_per_pass, resolve, shown_number
+from .train import facts, images_per_pass, make_batches, make_objective, make_optimizer, resolve, shown_number
 
 BUDGET = 10  # seconds that a measured step may take; a longer one is measured on a part of its images
 HOUR, DAY = 3600, 24 * 3600
@@ -37,15 +37,15 @@ def dry_run(config: RunConfig, verbose: bool = False) -> None:
     Raises:
         InputError: For what would stop the run before its first step.
     """
-    state = all_processes(config.speed.device)
+    state = process_state(config.speed.device)
     with main_first(state):
         config, dataset = resolve(config, progress=state.is_main_process)
     if not state.is_main_process:
         return
     training, device = config.training, state.device
-    cost = count_cost(network_config(config))
+    cost = estimate_cost(network_config(config))
     speed = choose(config.speed, device, cost.flops)
-    images = pictures_per_pass(training, state.num_processes)
+    images = images_per_pass(training, state.num_processes)
     known = facts(config, dataset, state.num_processes, device, cost)
     resident = dataset.images[0].nbytes * len(dataset) if on_device(dataset, device, training.images_on) else 0
     known["memory"], fits = _memory(cost, training, speed, images, device, resident)
@@ -91,7 +91,7 @@ def seconds_per_step(
         Seconds, and how many of a pass's images they were measured with.
     """
     training = config.training
-    expected = 3 * cost.flops / (0.3 * matmul_peak(device, seconds=0.1))  # seconds an image
+    expected = 3 * cost.flops / (0.3 * measure_peak_flops(device, seconds=0.1))  # seconds an image
     measured = max(1, min(images, int(BUDGET / expected)))
     unet = AdaGNUNet(**network_config(config)).to(device)
     prepare(unet, speed)
@@ -104,7 +104,7 @@ def seconds_per_step(
             began = time.perf_counter()
             batch = batches.at(torch.arange(measured) + step * measured)
             with computed_in(speed.precision, device):
-                output = unet(objective.noisy(batch.x0, batch.noise, batch.t), batch.t, batch.labels).sample
+                output = unet(objective.add_noise(batch.x0, batch.noise, batch.t), batch.t, batch.labels).sample
                 loss = objective.loss(output, batch.x0, batch.noise, batch.t).mean()
             loss.backward()
             float(torch.nn.utils.clip_grad_norm_(unet.parameters(), training.clip_norm or torch.inf))  # waits

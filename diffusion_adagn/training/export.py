@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from ..atomic import into_place
+from ..atomic import atomic_dir
 from ..commands import command
 from ..config import RunConfig
 from ..data import ImageDataset
@@ -21,7 +21,7 @@ def write_pipeline(run: RunFolder, config: RunConfig, unet: AdaGNUNet, dataset: 
         pipe.save_pretrained(folder)
         (folder / "README.md").write_text(_card(config, pipe, dataset, step), encoding="utf-8")
 
-    into_place(run.pipeline, write)
+    atomic_dir(run.pipeline, write)
 
 
 def sample_command(path: str, labels: LabelSpace) -> str:

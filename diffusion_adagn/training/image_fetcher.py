@@ -7,12 +7,12 @@ from torch import Tensor
 
 from ..data import ImageDataset
 
-SHARE = 4  # a data set is kept on the device if it takes at most the fourth part of the free memory
+MAX_DEVICE_FRACTION = 4  # a data set is kept on the device if it takes at most the fourth part of the free memory
 CHUNK = 2**26  # bytes on their way there at a time
 AHEAD = 2  # batches that are gathered before they are asked for
 
 
-class Pixels:
+class ImageFetcher:
     """Gathered when asked. The CPU's choice: the store's pages are memory already, and a thread would take a core from the step."""
 
     def __init__(self, dataset: ImageDataset, device: torch.device):
@@ -28,7 +28,7 @@ class Pixels:
         # the same memory each time: new pages from the system can take longer than the copying
         return self._gathered(indices, self._kept).to(self.device)
 
-    def expect(self, indices: Tensor) -> None:
+    def prefetch(self, indices: Tensor) -> None:
         """These will be asked for."""
 
     def ready(self, indices: Tensor) -> bool:
@@ -48,7 +48,7 @@ class Pixels:
         return room
 
 
-class DevicePixels(Pixels):
+class DeviceImageCache(ImageFetcher):
     """The whole part lies on the device, and is gathered there."""
 
     def __init__(self, dataset: ImageDataset, device: torch.device):
@@ -62,7 +62,7 @@ class DevicePixels(Pixels):
         return self.store.index_select(0, to_device(indices, self.device))
 
 
-class PrefetchedPixels(Pixels):
+class ThreadedImageFetcher(ImageFetcher):
     """A thread gathers what is expected into pinned memory; what was not expected is gathered when asked.
 
     An error of the thread is raised, with its traceback, where the batch is asked for.
@@ -73,7 +73,7 @@ class PrefetchedPixels(Pixels):
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="pixels")
         self._coming: list[tuple[Tensor, Future]] = []
 
-    def expect(self, indices: Tensor) -> None:
+    def prefetch(self, indices: Tensor) -> None:
         if self._find(indices) is None:
             # the room is made here: the thread touches no CUDA. torch keeps pinned memory until copies from it are done
             gathering = self._thread.submit(self._gathered, indices, self._room(len(indices)))
@@ -97,11 +97,11 @@ class PrefetchedPixels(Pixels):
         return next((f for i, f in self._coming if torch.equal(i, indices)), None)
 
 
-def choose_pixels(dataset: ImageDataset, device: torch.device, where: str = "auto") -> Pixels:
+def choose_image_fetcher(dataset: ImageDataset, device: torch.device, where: str = "auto") -> ImageFetcher:
     """On CUDA the data set lies on the device if `on_device` says so, and is gathered ahead if not."""
     if device.type != "cuda":
-        return Pixels(dataset, device)
-    return (DevicePixels if on_device(dataset, device, where) else PrefetchedPixels)(dataset, device)
+        return ImageFetcher(dataset, device)
+    return (DeviceImageCache if on_device(dataset, device, where) else ThreadedImageFetcher)(dataset, device)
 
 
 def on_device(dataset: ImageDataset, device: torch.device, where: str = "auto") -> bool:
@@ -113,7 +113,7 @@ def on_device(dataset: ImageDataset, device: torch.device, where: str = "auto") 
 
 def fits(dataset: ImageDataset, free: int) -> bool:
     """Whether so many free bytes are enough to keep all its pictures there."""
-    return SHARE * len(dataset) * dataset.images[0].nbytes <= free
+    return MAX_DEVICE_FRACTION * len(dataset) * dataset.images[0].nbytes <= free
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:

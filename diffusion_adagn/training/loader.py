@@ -7,8 +7,8 @@ from torch import Tensor
 
 from ..data import ImageDataset
 from ..data.rng import BalancedOrder, SampleOrder, normal, uniforms
-from ..diffusion.loss import to_unit
-from .image_fetcher import Pixels, to_device
+from ..diffusion.loss import normalize_images
+from .image_fetcher import ImageFetcher, to_device
 
 
 @dataclass
@@ -23,7 +23,7 @@ class Batch:
     indices: Tensor
 
 
-class Batches:
+class BatchLoader:
     """Batches by position; every draw is a function of (seed, position).
 
     conditional: whether labels are given. flip and label_dropout are drawn once a sample, here and nowhere else.
@@ -39,14 +39,14 @@ class Batches:
         conditional: bool = True,
         label_dropout: float = 0.0,
         flip: bool = False,
-        pixels: Pixels | None = None,
+        pixels: ImageFetcher | None = None,
         balance: bool = False,
     ):
         self.dataset, self.seed, self.device = dataset, seed, device
         self.num_timesteps, self.conditional = num_timesteps, conditional
         self.label_dropout, self.flip = label_dropout, flip
         self.order = BalancedOrder(dataset.labels, seed) if balance else SampleOrder(len(dataset), seed)
-        self.pixels = pixels or Pixels(dataset, device)
+        self.pixels = pixels or ImageFetcher(dataset, device)
         self.drawn_on = torch.device("cpu") if device.type == "mps" else device  # mps has no float64
 
     def at(self, positions: Tensor) -> Batch:
@@ -59,7 +59,7 @@ class Batches:
         labels = labels.masked_fill(drop < self.label_dropout, self.dataset.label_space.K)
         small = torch.stack([(place * self.num_timesteps).long(), labels, (flip < 0.5).long(), positions])
         t, labels, mirrored, there = to_device(small, self.device)
-        x0 = to_unit(pixels)
+        x0 = normalize_images(pixels)
         if self.flip:
             x0 = torch.where(mirrored.bool()[:, None, None, None], x0.flip(-1), x0)
         noise = normal(self.seed, "noise", there.to(self.drawn_on), tuple(x0.shape[1:])).to(self.device)

@@ -28,9 +28,9 @@ class Metrics:
                 if (step := _step(line)) < last_step or (step == last_step and LR_CHANGE not in line)
             ]
             if kept != lines:
-                beside = path.with_suffix(".tmp")
-                beside.write_text("".join(kept), encoding="utf-8")
-                beside.replace(path)
+                tmp = path.with_suffix(".tmp")
+                tmp.write_text("".join(kept), encoding="utf-8")
+                tmp.replace(path)
 
     def write(self, **values: float) -> None:
         """What is not finite is null: JSON has no Infinity and no NaN."""

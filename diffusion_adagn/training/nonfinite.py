@@ -7,18 +7,18 @@ import torch
 from torch import Tensor, nn
 
 
-class Health:
+class NonFiniteGuard:
     """Counts faulty steps in a row. most: how many stop the run; in_a_row: at the checkpoint that a run goes on from."""
 
-    def __init__(self, most: int, in_a_row: int = 0):
-        self.most, self.in_a_row = most, in_a_row
+    def __init__(self, most: int, consecutive: int = 0):
+        self.most, self.consecutive = most, consecutive
 
-    def saw(self, fault: bool) -> None:
-        self.in_a_row = self.in_a_row + 1 if fault else 0
+    def update(self, fault: bool) -> None:
+        self.consecutive = self.consecutive + 1 if fault else 0
 
     @property
-    def hopeless(self) -> bool:
-        return self.in_a_row >= self.most
+    def exceeded(self) -> bool:
+        return self.consecutive >= self.most
 
 
 def gradient_fault(norm: float, scaler: "torch.amp.GradScaler | None") -> bool:
@@ -27,7 +27,7 @@ def gradient_fault(norm: float, scaler: "torch.amp.GradScaler | None") -> bool:
     return not math.isfinite(norm) and (scaler is None or scaler.get_scale() < 1)
 
 
-def first_bad_value(network: nn.Module, losses: Iterable[Callable[[], Tensor]]) -> str | None:
+def find_nonfinite(network: nn.Module, losses: Iterable[Callable[[], Tensor]]) -> str | None:
     """Where the first value that is not finite stands, in words; None if all are finite here.
 
     losses: the step's passes once more, each giving the loss of its pictures. Weights are looked at first, then the outputs of

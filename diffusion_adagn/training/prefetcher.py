@@ -4,20 +4,20 @@ import time
 
 from torch import Tensor
 
-from .loader import Batch, Batches
+from .loader import Batch, BatchLoader
 
 
-class Feed:
-    """`Batches.at`, by the clock. What is made ahead is found by its positions, so it cannot be another batch than asked for.
+class Prefetcher:
+    """`BatchLoader.at`, by the clock. What is made ahead is found by its positions, so it cannot be another batch than asked for.
 
     early: the next batch is made while the device works at the present one; None: on CUDA, where making it is giving orders
     that the host does not wait for. A context: leaving it ends the threads.
     """
 
-    def __init__(self, batches: Batches, early: bool | None = None):
+    def __init__(self, batches: BatchLoader, early: bool | None = None):
         self.batches = batches
         self.early = batches.device.type == "cuda" if early is None else early
-        self.waited = 0.0  # seconds, in all
+        self.wait_seconds = 0.0  # seconds, in all
         self._made: tuple[Tensor, Batch] | None = None
 
     def at(self, positions: Tensor) -> Batch:
@@ -27,20 +27,20 @@ class Feed:
             batch, self._made = self._made[1], None
         else:
             batch = self.batches.at(positions)
-        self.waited += time.perf_counter() - began
+        self.wait_seconds += time.perf_counter() - began
         return batch
 
-    def ahead(self, *coming: Tensor) -> None:
+    def prefetch(self, *coming: Tensor) -> None:
         """To be called when the device has been given a pass to do. coming: the positions of the next passes, soonest first."""
         if not self.early:
             return
         for positions in coming:
-            self.batches.pixels.expect(self.batches.order(positions))
+            self.batches.pixels.prefetch(self.batches.order(positions))
         # pixels still on their way, or lost on it, are waited for, or told of, when their step comes
         if coming and self.batches.pixels.ready(self.batches.order(coming[0])):
             self._made = coming[0], self.batches.at(coming[0])
 
-    def __enter__(self) -> "Feed":
+    def __enter__(self) -> "Prefetcher":
         return self
 
     def __exit__(self, *_) -> None:

@@ -9,16 +9,16 @@ import torch
 from ..config import RunConfig, TrainingConfig
 from ..data import ImageDataset
 from ..data.rng import normal
-from ..diffusion.loss import Objective, to_unit
-from ..diffusion.schedule import make_scheduler, set_steps
+from ..diffusion.loss import DiffusionLoss, normalize_images
+from ..diffusion.schedule import make_scheduler, set_timesteps
 from ..models.unet import AdaGNUNet
 from ..render.grids import labelled_grid
 from ..runs.layout import RunFolder, label_space
 from ..sampling.guidance import Guidance
 from ..sampling.pipeline import ClassConditionalPipeline, to_pixels
 
-MOST_CLASSES = 10
-MOST_HELDOUT = 512
+MAX_PREVIEW_CLASSES = 10
+MAX_HELDOUT = 512
 
 
 def check_preview(config: RunConfig) -> None:
@@ -26,7 +26,7 @@ def check_preview(config: RunConfig) -> None:
     training = config.training
     label_space(config).parse(training.preview_classes if config.model.class_conditional else "null")
     Guidance(training.preview_guidance)
-    set_steps(make_scheduler(config.diffusion), training.preview_steps)
+    set_timesteps(make_scheduler(config.diffusion), training.preview_steps)
 
 
 def draw_preview(
@@ -37,7 +37,7 @@ def draw_preview(
     most_rows: of a call of the network (two are the least under guidance); None: all pictures at once.
     """
     labels, count = pipe.labels, training.preview_count
-    classes = labels.parse(training.preview_classes if labels.K else "null")[:MOST_CLASSES]
+    classes = labels.parse(training.preview_classes if labels.K else "null")[:MAX_PREVIEW_CLASSES]
     pipe.set_progress_bar_config(disable=True)
     scale = training.preview_guidance if labels.K and labels.has_null else 1.0
     ids = [c for c in classes for _ in range(count)]
@@ -66,7 +66,7 @@ def draw_preview(
 def heldout_loss(
     unet: AdaGNUNet,
     dataset: ImageDataset,
-    objective: Objective,
+    objective: DiffusionLoss,
     training: TrainingConfig,
     autocast: Callable,
     device: torch.device,
@@ -76,15 +76,15 @@ def heldout_loss(
 
     most_rows: of a call of the network; None: training.batch_size.
     """
-    n = min(len(dataset), MOST_HELDOUT)
+    n = min(len(dataset), MAX_HELDOUT)
     total = 0.0
     for positions in torch.arange(n).split(most_rows or training.batch_size):
         pixels, labels = dataset.gather((positions * len(dataset) // n).numpy())
-        x0 = to_unit(torch.from_numpy(pixels)).to(device)
+        x0 = normalize_images(torch.from_numpy(pixels)).to(device)
         t = (positions * objective.num_timesteps // n).to(device)
         noise = normal(training.seed, "heldout", positions, tuple(x0.shape[1:])).to(device)
         y = torch.from_numpy(labels).to(device) if unet.config.num_classes else None
         with autocast():
-            output = unet(objective.noisy(x0, noise, t), t, y).sample
+            output = unet(objective.add_noise(x0, noise, t), t, y).sample
         total += objective.loss(output, x0, noise, t).sum().item()
     return total / n

@@ -20,7 +20,7 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import broadcast_object_list, gather_object
 from tqdm.auto import tqdm
 
-from ..atomic import alone_in, file_into_place
+from ..atomic import atomic_write, exclusive_lock
 from ..commands import command, quoted, resume_command, then
 from ..config import (
     DiffusionConfig,
@@ -35,31 +35,31 @@ from ..config import (
     to_yaml,
 )
 from ..data import ImageDataset, open_dataset
-from ..data.find import Found, find_source
+from ..data.find import FoundSource, find_source
 from ..data.store import NothingHeldOut
-from ..diffusion.loss import Objective
+from ..diffusion.loss import DiffusionLoss
 from ..diffusion.schedule import make_scheduler
 from ..errors import InputError
 from ..labels import LabelSpace
-from ..models.cost import Cost, count_cost
+from ..models.cost import Cost, estimate_cost
 from ..models.unet import AdaGNUNet
-from ..runs.checkpoint import clear_leftovers, load_checkpoint, newest_good, read_state, save_checkpoint
+from ..runs.checkpoint import latest_valid, load_checkpoint, read_state, remove_partial, save_checkpoint
 from ..runs.layout import RunFolder, label_space, network_config
-from ..runtime.distributed import all_processes, main_first
+from ..runtime.distributed import main_first, process_state
 from ..runtime.precision import AUTOCAST, tf32
-from ..runtime.speed import choose, choose_together, compile_blocks, has_bf16, matmul_peak, prepare
+from ..runtime.speed import choose, choose_together, compile_blocks, has_bf16, measure_peak_flops, prepare
 from ..runtime.speed import describe as told
 from ..runtime.stopping import SIGNALS, listening
 from ..sampling.load import make_pipeline
 from ..schema import flatten
-from .diagnostics import Signals
+from .diagnostics import ConditioningDiagnostics
 from .ema import EMA
 from .export import sample_command, write_pipeline
-from .image_fetcher import choose_pixels, on_device
-from .loader import Batch, Batches
+from .image_fetcher import choose_image_fetcher, on_device
+from .loader import Batch, BatchLoader
 from .metrics_log import LR_CHANGE, Metrics, check_tracker
-from .nonfinite import Health, first_bad_value, gradient_fault
-from .prefetcher import Feed
+from .nonfinite import NonFiniteGuard, find_nonfinite, gradient_fault
+from .prefetcher import Prefetcher
 from .preview import check_preview, draw_preview, heldout_loss
 from .transfer import transfer
 
@@ -87,15 +87,15 @@ def _train(config: RunConfig, resume: bool, held: ExitStack) -> int:
     """`train`, holding the run folder's lock in `held`."""
     run = _check_run(config, resume)
     training = config.training
-    processes = all_processes(config.speed.device)
+    processes = process_state(config.speed.device)
     main, device = processes.is_main_process, processes.device
     with main_first(processes):
         found = find_source(config.data)  # its files are looked at once for both parts
         config, dataset = resolve(config, progress=main, found=found)
     heldout = _heldout(config, main, found)
-    per_pass = pictures_per_pass(training, processes.num_processes)
-    cost = count_cost(network_config(config))
-    asked = _as_before(run, config) if resume else config.speed
+    per_pass = images_per_pass(training, processes.num_processes)
+    cost = estimate_cost(network_config(config))
+    asked = _resume_precision(run, config) if resume else config.speed
     speed = choose_together(asked, device, cost.flops)
     plan = describe(dataclasses.replace(config, speed=asked), dataset, processes.num_processes, device, cost)
     config = dataclasses.replace(config, speed=dataclasses.replace(asked, precision=speed.precision))
@@ -111,13 +111,13 @@ def _train(config: RunConfig, resume: bool, held: ExitStack) -> int:
     # the network; whatever does not fit is found before anything is written
     torch.manual_seed(training.seed)
     unet = AdaGNUNet(**network_config(config))
-    newest = [newest_good(run.checkpoints) if main and resume else None]  # every byte is looked at once
+    newest = [latest_valid(run.checkpoints) if main and resume else None]  # every byte is looked at once
     at = broadcast_object_list(newest)[0]
     if config.init_from and at is None:
         plan += f"\n{transfer(config.init_from, unet, label_space(config))}"
     recorded_lr = None
     if main:
-        recorded_lr = _claim(run, config, resume, at, held)
+        recorded_lr = _open_run_dir(run, config, resume, at, held)
         print(plan)
     accelerator.wait_for_everyone()
     unet.to(device)
@@ -136,7 +136,7 @@ def _train(config: RunConfig, resume: bool, held: ExitStack) -> int:
 
     # what it learns from
     objective = make_objective(config.diffusion).to(device)
-    feed = held.enter_context(Feed(make_batches(config, dataset, device)))
+    feed = held.enter_context(Prefetcher(make_batches(config, dataset, device)))
     count = training.gradient_accumulation
 
     def positions_of(number: int) -> torch.Tensor:
@@ -146,10 +146,10 @@ def _train(config: RunConfig, resume: bool, held: ExitStack) -> int:
         return torch.arange(first, first + per_pass)
 
     # where it says how it goes
-    signals = Signals(unet, ema.model, objective, label_space(config), training, heldout, per_pass)
+    signals = ConditioningDiagnostics(unet, ema.model, objective, label_space(config), training, heldout, per_pass)
     if step:
         signals.restore(state.get("signals", []), accelerator)
-    health = Health(training.most_faults, state.get("faults", 0))
+    health = NonFiniteGuard(training.most_faults, state.get("faults", 0))
     metrics = Metrics(run.metrics_file if main else None, last_step=step)
     if training.tracker != "none":
         flat = {k: v if isinstance(v, int | float | str) else str(v) for k, v in flatten(to_dict(config)).items()}
@@ -175,7 +175,7 @@ def _train(config: RunConfig, resume: bool, held: ExitStack) -> int:
                 "lr": training.lr,
                 "data_fingerprint": dataset.fingerprint,
                 "scaler": accelerator.scaler.state_dict() if accelerator.scaler is not None else None,
-                "faults": health.in_a_row,
+                "faults": health.consecutive,
             }
             keep = training.keep_checkpoints, training.keep_every
             path = save_checkpoint(
@@ -186,11 +186,11 @@ def _train(config: RunConfig, resume: bool, held: ExitStack) -> int:
 
     def losses_at(network: torch.nn.Module, positions: torch.Tensor) -> tuple[torch.Tensor, Batch]:
         batch = feed.at(positions)
-        x_t = objective.noisy(batch.x0, batch.noise, batch.t)
+        x_t = objective.add_noise(batch.x0, batch.noise, batch.t)
         output = network(x_t, batch.t, batch.labels).sample
         return objective.loss(output, batch.x0, batch.noise, batch.t), batch
 
-    effort = _effort(cost, speed, device, accelerator.num_processes) if main else lambda rate: ""
+    effort = _format_throughput(cost, speed, device, accelerator.num_processes) if main else lambda rate: ""
     on_screen = sys.stderr.isatty() or any("notebook" in c.__module__ for c in tqdm.__mro__)
     bar = tqdm(
         total=training.max_steps,
@@ -225,13 +225,13 @@ def _train(config: RunConfig, resume: bool, held: ExitStack) -> int:
                     each, batch = losses_at(model, positions)
                     accelerator.backward(each.mean() / len(passes))
                 seen.append((each.detach(), batch.t, batch.labels))
-                feed.ahead(*(positions_of(n) for n in (number + 1, number + 2) if n < training.max_steps * count))
+                feed.prefetch(*(positions_of(n) for n in (number + 1, number + 2) if n < training.max_steps * count))
             norm = accelerator.clip_grad_norm_(model.parameters(), training.clip_norm or math.inf)
             loss = torch.stack([each.mean() for each, _, _ in seen]).mean()
             own = loss.item()
-            stopping, fault = agree(accelerator, stop.name is not None, not math.isfinite(own))
+            stopping, fault = any_process(accelerator, stop.name is not None, not math.isfinite(own))
             fault = fault or gradient_fault(float(norm), accelerator.scaler)  # gradients are the same everywhere by now
-            health.saw(fault)
+            health.update(fault)
             if step == since_start and (built := _built(speed, device)):
                 say(f"{built}: the first step took {time.perf_counter() - began:.0f} s")
             norms = {}
@@ -251,10 +251,10 @@ def _train(config: RunConfig, resume: bool, held: ExitStack) -> int:
                 where = _where(accelerator, unet, [partial(losses_at, unet, positions) for positions in passes])
                 told = f"step {step} left out: its loss is {own:g}, its gradient's norm {float(norm):g}; {where}"
                 say(told)
-                log(left_out=health.in_a_row)
-                if health.hopeless:
+                log(left_out=health.consecutive)
+                if health.exceeded:
                     raise InputError(
-                        f"{health.in_a_row} steps in a row had a loss or gradient that is not finite, and were left out (training.most_faults). "
+                        f"{health.consecutive} steps in a row had a loss or gradient that is not finite, and were left out (training.most_faults). "
                         f"{told}. The checkpoints in {run.checkpoints} are sound. Start another run with a lower training.lr or "
                         f"speed.precision fp32; {quoted(['--init_from', str(run.path)])} keeps the weights so far."
                     )
@@ -266,8 +266,8 @@ def _train(config: RunConfig, resume: bool, held: ExitStack) -> int:
             if logging:
                 now = time.perf_counter()
                 rate = (step - since_step) * training.batch_size / (now - since)
-                waiting = (feed.waited - waited) / (now - since)
-                since, since_step, waited = now, step, feed.waited
+                waiting = (feed.wait_seconds - waited) / (now - since)
+                since, since_step, waited = now, step, feed.wait_seconds
                 log(
                     loss=mean,
                     lr=lr,
@@ -309,7 +309,7 @@ def _train(config: RunConfig, resume: bool, held: ExitStack) -> int:
                 save()
             if stopping:
                 break
-    share = feed.waited / (time.perf_counter() - began)
+    share = feed.wait_seconds / (time.perf_counter() - began)
     bar.close()
     accelerator.print(f"data      the steps waited for their pictures {100 * share:.1f} % of the time")
     if step < training.max_steps:
@@ -338,7 +338,9 @@ def _train(config: RunConfig, resume: bool, held: ExitStack) -> int:
 # ---------------------------------------------------------------------- before the first step
 
 
-def resolve(config: RunConfig, progress: bool = True, found: Found | None = None) -> tuple[RunConfig, ImageDataset]:
+def resolve(
+    config: RunConfig, progress: bool = True, found: FoundSource | None = None
+) -> tuple[RunConfig, ImageDataset]:
     """Open the data and write what it decides (image size, channels, classes) into the config.
 
     Raises InputError if the config records other classes than the data has.
@@ -360,7 +362,7 @@ def resolve(config: RunConfig, progress: bool = True, found: Found | None = None
     return config, dataset
 
 
-def _heldout(config: RunConfig, main: bool, found: Found) -> ImageDataset | None:
+def _heldout(config: RunConfig, main: bool, found: FoundSource) -> ImageDataset | None:
     """The held-out pictures, on the main process, if anything looks at them; the signals alone do without if there are none,
     and so does everything where every class needs its images for training (`open_dataset` has said so)."""
     asked = config.training.heldout_every > 0
@@ -395,10 +397,10 @@ def facts(
     cost: Cost | None = None,
 ) -> dict[str, str]:
     """What will be trained, on what, at what cost, by name. device: this process's, unless given."""
-    training, cost = config.training, cost or count_cost(network_config(config))
-    device = device or all_processes(config.speed.device).device
+    training, cost = config.training, cost or estimate_cost(network_config(config))
+    device = device or process_state(config.speed.device).device
     speed = choose(config.speed, device, cost.flops)
-    pictures = pictures_per_pass(training, processes)
+    pictures = images_per_pass(training, processes)
     memory = (
         cost.training_bytes(pictures, AUTOCAST[speed.precision] is not None, training.gradient_checkpointing) / 2**30
     )
@@ -480,14 +482,14 @@ def _occupied(run: RunFolder) -> InputError:
     return InputError(then(text, resume_command(run.path)))
 
 
-def _as_before(run: RunFolder, config: RunConfig) -> SpeedConfig:
+def _resume_precision(run: RunFolder, config: RunConfig) -> SpeedConfig:
     """The speed section, the number type that `auto` means being the one that the run began with."""
     if config.speed.precision == "auto" and run.config_file.is_file():
         return dataclasses.replace(config.speed, precision=read_config(run.config_file).speed.precision)
     return config.speed
 
 
-def pictures_per_pass(training: TrainingConfig, processes: int) -> int:
+def images_per_pass(training: TrainingConfig, processes: int) -> int:
     """How many images one process holds at once. Raises InputError if the batch cannot be split evenly."""
     parts = processes * training.gradient_accumulation
     if training.batch_size % parts:
@@ -498,7 +500,7 @@ def pictures_per_pass(training: TrainingConfig, processes: int) -> int:
     return training.batch_size // parts
 
 
-def _claim(run: RunFolder, config: RunConfig, resume: bool, at: Path | None, held: ExitStack) -> float | None:
+def _open_run_dir(run: RunFolder, config: RunConfig, resume: bool, at: Path | None, held: ExitStack) -> float | None:
     """Make the folder this run's, or check that it is, and lock it. The main process alone does this.
 
     Returns the learning rate that was recorded there before; None for a new run.
@@ -534,9 +536,9 @@ def _claim(run: RunFolder, config: RunConfig, resume: bool, at: Path | None, hel
         raise InputError(
             f"the run folder {run.path} cannot be made ({error.strerror}): give another --output_dir."
         ) from error
-    held.enter_context(alone_in(run.path))
-    clear_leftovers(run.checkpoints)
-    file_into_place(run.config_file, lambda beside: beside.write_text(to_yaml(config), encoding="utf-8"))
+    held.enter_context(exclusive_lock(run.path))
+    remove_partial(run.checkpoints)
+    atomic_write(run.config_file, lambda tmp: tmp.write_text(to_yaml(config), encoding="utf-8"))
     return None if recorded is None else recorded.training.lr
 
 
@@ -573,9 +575,9 @@ def make_optimizer(unet: AdaGNUNet, training: TrainingConfig) -> torch.optim.Ada
     )
 
 
-def make_objective(diffusion: DiffusionConfig) -> Objective:
+def make_objective(diffusion: DiffusionConfig) -> DiffusionLoss:
     """The loss, on the CPU."""
-    return Objective(
+    return DiffusionLoss(
         make_scheduler(diffusion).alphas_cumprod,
         diffusion.prediction,
         diffusion.loss_weight,
@@ -584,9 +586,9 @@ def make_objective(diffusion: DiffusionConfig) -> Objective:
     )
 
 
-def make_batches(config: RunConfig, dataset: ImageDataset, device: torch.device) -> Batches:
+def make_batches(config: RunConfig, dataset: ImageDataset, device: torch.device) -> BatchLoader:
     """What the network is trained on at each position of the run."""
-    return Batches(
+    return BatchLoader(
         dataset,
         config.training.seed,
         config.diffusion.num_train_timesteps,
@@ -594,7 +596,7 @@ def make_batches(config: RunConfig, dataset: ImageDataset, device: torch.device)
         conditional=config.model.class_conditional,
         label_dropout=config.training.label_dropout if config.model.class_conditional else 0.0,
         flip=config.data.flip,
-        pixels=choose_pixels(dataset, device, config.training.images_on),
+        pixels=choose_image_fetcher(dataset, device, config.training.images_on),
         balance=config.data.balance,
     )
 
@@ -614,12 +616,12 @@ def _dropout_seed(seed: int, step: int, process: int) -> int:
     return (seed * 1_000_003 + step) * 4096 + process & 0x7FFFFFFFFFFFFFFF
 
 
-def _effort(cost: Cost, speed: SpeedConfig, device: torch.device, processes: int) -> Callable[[float], str]:
+def _format_throughput(cost: Cost, speed: SpeedConfig, device: torch.device, processes: int) -> Callable[[float], str]:
     """images/s -> "12.3 GFLOP/s, 41 % of peak": the network's own arithmetic, beside what this machine's matrix products reach."""
     dtype = AUTOCAST[speed.precision] or torch.float32
     if device.type == "cpu" and not has_bf16(device):  # a product in imitated bf16 takes seconds, and is no peak
         dtype = torch.float32
-    peak = processes * matmul_peak(device, dtype, seconds=0.1)
+    peak = processes * measure_peak_flops(device, dtype, seconds=0.1)
 
     def told(rate: float) -> str:
         share = 300 * cost.flops * rate / peak
@@ -661,7 +663,9 @@ class StopSignal:
         if not self._came:
             self._came = True
             again = " Ctrl-C again exits without saving." if number == signal.SIGINT else ""
-            self.say(f"{signal.Signals(number).name}: stopping after this step and saving a checkpoint.{again}")
+            self.say(
+                f"{signal.ConditioningDiagnostics(number).name}: stopping after this step and saving a checkpoint.{again}"
+            )
         elif number == signal.SIGINT and not self._again:
             at = self.run.newest_checkpoint()
             text = f"exiting without saving; {f'a resumed run continues from {at}' if at else 'there is no checkpoint yet: a resumed run starts at step 0'}."
@@ -674,7 +678,7 @@ class StopSignal:
             for s in SIGNALS:  # what follows must not be interrupted
                 signal.signal(s, signal.SIG_IGN)
             raise KeyboardInterrupt
-        self.name = self.name or signal.Signals(number).name
+        self.name = self.name or signal.ConditioningDiagnostics(number).name
 
 
 def _built(speed: SpeedConfig, device: torch.device) -> str:
@@ -684,7 +688,7 @@ def _built(speed: SpeedConfig, device: torch.device) -> str:
     return "Triton kernels compiled, or loaded from its cache" * (device.type == "cuda" and speed.operator == "fused")
 
 
-def agree(accelerator: Accelerator, *told: bool) -> list[bool]:
+def any_process(accelerator: Accelerator, *told: bool) -> list[bool]:
     """Whether any process was told so, for each of these; the same answer everywhere, so that all act at the same step."""
     if accelerator.num_processes == 1:
         return list(told)
@@ -695,6 +699,6 @@ def agree(accelerator: Accelerator, *told: bool) -> list[bool]:
 def _where(accelerator: Accelerator, unet: AdaGNUNet, passes: list[Callable]) -> str:
     """Which value was not finite first, on the first process that has one."""
     with accelerator.autocast():
-        mine = first_bad_value(unet, [lambda p=p: p()[0] for p in passes])
+        mine = find_nonfinite(unet, [lambda p=p: p()[0] for p in passes])
     found = [f for f in gather_object([mine]) if f is not None]
     return f"first not finite: {found[0]}" if found else "made again, all values are finite"

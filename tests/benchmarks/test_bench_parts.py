@@ -10,7 +10,7 @@ from benchmarks import grow, limits, machine, memory, networks, op, ours, peers,
 from benchmarks.sizes import SIZES, chosen
 from benchmarks.timing import Clock, Deadline, Sample, fastest, interleave, paired, summary
 from diffusion_adagn.errors import UsageError
-from diffusion_adagn.models.cost import count_cost
+from diffusion_adagn.models.cost import estimate_cost
 
 CPU = torch.device("cpu")
 XS = networks.Case("infer", SIZES["XS"], "fp32", 2, CPU)
@@ -113,7 +113,7 @@ def test_growth_keeps_everything_but_its_axis():
     [("S", "residual", 7_663_747, 3.59e9), ("M", "residual", 57_096_835, 18.52e9), ("S", "conv", 6_952_003, 3.18e9)],
 )
 def test_sizes_are_the_published_ones(size, resample, parameters, flops):
-    cost = count_cost(SIZES[size].network(resample))
+    cost = estimate_cost(SIZES[size].network(resample))
     assert cost.parameters == parameters and cost.flops == pytest.approx(flops, rel=0.01)
 
 
@@ -216,7 +216,7 @@ def test_a_peer_is_loaded_beside_a_torch_that_its_package_does_not_fit(monkeypat
 
 
 def test_a_fused_operator_that_is_not_there_is_told(monkeypatch):
-    monkeypatch.setattr(ours, "why_not", lambda device: "there is no C++ compiler")
+    monkeypatch.setattr(ours, "unsupported_reason", lambda device: "there is no C++ compiler")
     assert ours.operators(CPU) == (["eager"], "there is no C++ compiler")
 
 

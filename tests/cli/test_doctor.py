@@ -19,7 +19,7 @@ def sound(tmp_path, monkeypatch):
     monkeypatch.setenv("DIFFUSION_ADAGN_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("ACCELERATE_TORCH_DEVICE", "cpu")
     monkeypatch.setattr(distributed, "no_gpu_note", lambda: "")
-    monkeypatch.setattr(ops, "why_not", lambda *_, **__: "")
+    monkeypatch.setattr(ops, "unsupported_reason", lambda *_, **__: "")
     monkeypatch.setattr(shutil, "disk_usage", lambda _: Disk(2**40, 0, 2**40))
     return tmp_path / "cache"
 
@@ -49,7 +49,7 @@ def test_a_sound_machine_fits_one_screen(sound, capsys):
 
 def test_a_driver_that_nothing_uses(sound, capsys, monkeypatch):
     monkeypatch.undo()  # the real note
-    monkeypatch.setattr(ops, "why_not", lambda *_, **__: "")
+    monkeypatch.setattr(ops, "unsupported_reason", lambda *_, **__: "")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
     monkeypatch.setattr(distributed, "_driver", lambda: True)
@@ -59,7 +59,7 @@ def test_a_driver_that_nothing_uses(sound, capsys, monkeypatch):
 
 
 def test_an_operator_that_cannot_be_used(sound, capsys, monkeypatch):
-    monkeypatch.setattr(ops, "why_not", lambda *_, **__: "there is no C++ compiler.")
+    monkeypatch.setattr(ops, "unsupported_reason", lambda *_, **__: "there is no C++ compiler.")
     status, out = run(capsys)
     assert status == 1 and "there is no C++ compiler" in out and "all is well" not in out
 

@@ -158,9 +158,11 @@ def test_runs_say_how_to_go_on(monkeypatch, capsys):
 
     with monkeypatch.context() as patch:
         patch.setattr(train_module, "StopSignal", Stopped)
-        patch.setattr(train_module.Signals, "warning", lambda self, step, seen: "warning: the label is not used")
-        patch.setattr(train_module.Signals, "due", lambda self, step: True)
-        patch.setattr(train_module.Signals, "read", lambda self, *_: {})
+        patch.setattr(
+            train_module.ConditioningDiagnostics, "warning", lambda self, step, seen: "warning: the label is not used"
+        )
+        patch.setattr(train_module.ConditioningDiagnostics, "due", lambda self, step: True)
+        patch.setattr(train_module.ConditioningDiagnostics, "read", lambda self, *_: {})
         assert main(["train", "digits", "--output_dir", AWKWARD, *TINY]) == 75
     trace, resume = commands_in(capsys.readouterr().out)
     assert parsed(trace).run == AWKWARD and parsed(trace).label_check

@@ -534,8 +534,8 @@ def test_files_come_in_the_order_of_their_path_parts():
 def test_decoding_ahead_does_not_change_the_store(monkeypatch):
     folders("own", {"ant": 9, "bee": 8})
     many = opened("own")
-    monkeypatch.setattr(decode, "MOST_AHEAD", 3)
-    monkeypatch.setattr(decode, "MOST_THREADS", 2)
+    monkeypatch.setattr(decode, "MAX_AHEAD", 3)
+    monkeypatch.setattr(decode, "MAX_THREADS", 2)
     few = opened("own", store_dir="other")
     assert few.folder != many.folder and few.fingerprint == many.fingerprint
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from diffusion_adagn.data.images import BrokenPicture, open_picture, to_array
+from diffusion_adagn.data.images import BrokenImage, open_image, to_array
 
 RNG = np.random.default_rng(0)
 
@@ -54,7 +54,7 @@ def test_gray_to_colour_and_colour_to_gray():
 def test_rgba_is_laid_over_the_background(background, level):
     pixels = noise(6, 6, 4)
     pixels[0, 0, 3], pixels[0, 1, 3] = 0, 255
-    out = to_array(open_picture(encoded(Image.fromarray(pixels), "PNG")), None, 3, background)
+    out = to_array(open_image(encoded(Image.fromarray(pixels), "PNG")), None, 3, background)
     alpha = pixels[:, :, 3:].astype(np.float64) / 255
     assert np.abs(out - (pixels[:, :, :3] * alpha + level * (1 - alpha))).max() <= 1
     assert out[0, 0].tolist() == [level] * 3
@@ -64,12 +64,12 @@ def test_rgba_is_laid_over_the_background(background, level):
 @pytest.mark.parametrize(("background", "level"), [("white", 255), ("black", 0)])
 def test_gray_with_alpha_and_palette_with_transparency(background, level):
     la = np.array([[[10, 0], [10, 255]]], np.uint8)
-    image = open_picture(encoded(Image.fromarray(la, "LA"), "PNG"))
+    image = open_image(encoded(Image.fromarray(la, "LA"), "PNG"))
     assert to_array(image, None, 1, background)[0, :, 0].tolist() == [level, 10]
     palette = Image.new("P", (2, 1))
     palette.putpalette([200, 100, 50, 1, 2, 3])
     palette.putdata([0, 1])
-    image = open_picture(encoded(palette, "PNG", transparency=1))
+    image = open_image(encoded(palette, "PNG", transparency=1))
     assert image.mode == "P"
     assert to_array(image, None, 3, background).tolist() == [[[200, 100, 50], [level] * 3]]
 
@@ -84,15 +84,15 @@ def test_palette_without_transparency_keeps_its_colours_even_as_gray():
 
 def test_16_bit_gray_is_divided_by_257():
     values = np.array([[0, 257, 65535, 32896, 128, 129]], np.uint16)
-    image = open_picture(encoded(Image.fromarray(values), "PNG"))
+    image = open_image(encoded(Image.fromarray(values), "PNG"))
     assert to_array(image, None, 1)[0, :, 0].tolist() == [0, 1, 255, 128, 0, 1]
     as_int = Image.fromarray(values.astype(np.int32))
     assert as_int.mode == "I"
-    with pytest.raises(BrokenPicture, match="32-bit"):  # a TIFF of 0..255 would turn black
+    with pytest.raises(BrokenImage, match="32-bit"):  # a TIFF of 0..255 would turn black
         to_array(as_int, None, 3)
     as_int.format = "PNG"  # 16 bits, as older Pillows open them
     assert to_array(as_int, None, 3)[0, :, 2].tolist() == [0, 1, 255, 128, 0, 1]
-    tiff = open_picture(encoded(Image.fromarray(values), "TIFF"))
+    tiff = open_image(encoded(Image.fromarray(values), "TIFF"))
     assert to_array(tiff, None, 1)[0, :, 0].tolist() == [0, 1, 255, 128, 0, 1]
 
 
@@ -100,7 +100,7 @@ def test_16_bit_gray_is_divided_by_257():
     "image", [Image.new("F", (2, 2), 0.5), Image.new("I", (2, 2), 70000), Image.new("I", (2, 2), -1)]
 )
 def test_pixels_without_an_8_bit_meaning_are_refused(image):
-    with pytest.raises(BrokenPicture, match="8 or 16 bits"):
+    with pytest.raises(BrokenImage, match="8 or 16 bits"):
         to_array(image, None, 3)
 
 
@@ -116,12 +116,12 @@ def test_exif_orientation_is_applied(orientation):
     exif = Image.Exif()
     exif[0x0112] = orientation
     raw = encoded(Image.fromarray(np.ascontiguousarray(stored)), "PNG", exif=exif)
-    assert np.array_equal(to_array(open_picture(raw), None, 3), upright)
+    assert np.array_equal(to_array(open_image(raw), None, 3), upright)
 
 
 def test_cmyk_becomes_rgb():
     raw = encoded(Image.new("CMYK", (4, 4), (0, 255, 255, 0)), "JPEG", quality=95)
-    image = open_picture(raw)
+    image = open_image(raw)
     assert image.mode == "CMYK"
     assert np.abs(to_array(image, None, 3).astype(int) - [255, 0, 0]).max() < 8
 
@@ -129,7 +129,7 @@ def test_cmyk_becomes_rgb():
 def test_animation_gives_its_first_frame():
     frames = [Image.new("RGB", (4, 4), c) for c in ("red", "blue")]
     raw = encoded(frames[0], "GIF", save_all=True, append_images=frames[1:])
-    assert to_array(open_picture(raw), None, 3)[0, 0].tolist() == [255, 0, 0]
+    assert to_array(open_image(raw), None, 3)[0, 0].tolist() == [255, 0, 0]
 
 
 def test_one_bit_pictures():
@@ -148,8 +148,8 @@ def test_broken_pictures_say_why(tmp_path):
         (tmp_path / "absent.png", "No such file"),
         (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "not a picture"),
     ]:
-        with pytest.raises(BrokenPicture, match=reason):
-            open_picture(raw)
+        with pytest.raises(BrokenImage, match=reason):
+            open_image(raw)
 
 
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
@@ -157,7 +157,7 @@ def test_broken_pictures_say_why(tmp_path):
 def test_a_decompression_bomb_is_refused(monkeypatch, limit):
     raw = encoded(Image.new("L", (40, 30)), "PNG")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
-    with pytest.raises(BrokenPicture, match=r"bomb|pixels"):
-        open_picture(raw)
+    with pytest.raises(BrokenImage, match=r"bomb|pixels"):
+        open_image(raw)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)
-    assert open_picture(raw).size == (40, 30)
+    assert open_image(raw).size == (40, 30)

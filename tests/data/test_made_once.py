@@ -52,7 +52,7 @@ def test_two_openings_decode_a_store_once(tmp_path, monkeypatch):
 
 def test_two_openings_train_a_judge_once(tmp_path, monkeypatch):
     monkeypatch.setenv("DIFFUSION_ADAGN_CACHE", str(tmp_path))
-    for name in ("FEWEST_PASSES", "MOST_PASSES"):
+    for name in ("MIN_PASSES", "MAX_PASSES"):
         monkeypatch.setattr(judge, name, 64)
     calls = slowed(monkeypatch, judge, "train_judge")
     data = open_dataset(DataConfig(), progress=False)

@@ -21,7 +21,7 @@ from PIL import Image
 
 from diffusion_adagn.config import DataConfig
 from diffusion_adagn.data import open_dataset
-from diffusion_adagn.data.images import BrokenPicture, open_picture, to_array
+from diffusion_adagn.data.images import BrokenImage, open_image, to_array
 from diffusion_adagn.data.rng import SampleOrder
 from diffusion_adagn.errors import InputError
 
@@ -94,11 +94,11 @@ def is_told_and_skipped(root: Path, name: str, reason: str, kept: int, what: str
 def test_a_truncated_picture_is_broken_or_lacks_nothing(format, options):
     image = Image.fromarray(pixels(0, 40))
     raw = encoded(image.convert("P") if format == "GIF" else image, format, **options)
-    whole, broken = to_array(open_picture(raw), None, 3), 0
+    whole, broken = to_array(open_image(raw), None, 3), 0
     for kept in (*range(1, len(raw), max(1, len(raw) // 40)), len(raw) - 1):
         try:
-            assert np.array_equal(to_array(open_picture(raw[:kept]), None, 3), whole)
-        except BrokenPicture as error:
+            assert np.array_equal(to_array(open_image(raw[:kept]), None, 3), whole)
+        except BrokenImage as error:
             assert str(error)
             broken += 1
     assert broken > 30
@@ -180,7 +180,7 @@ def test_other_colour_spaces_become_the_same_colours(mode, off, channels):
     image = lab(rgb) if mode == "LAB" else rgb.convert("RGBA").convert(mode) if mode == "RGBa" else rgb.convert(mode)
     # Pillow before 13 cannot read back an uncompressed YCbCr TIFF that it wrote (python-pillow issue 9770)
     if mode in ("LAB", "CMYK") or (mode == "YCbCr" and int(PIL.__version__.split(".")[0]) >= 13):
-        image = open_picture(encoded(image, "TIFF"))
+        image = open_image(encoded(image, "TIFF"))
         assert image.mode == mode
     expected = np.asarray(rgb.convert("L" if channels == 1 else "RGB")).reshape(8, 8, channels)
     assert np.abs(to_array(image, None, channels).astype(int) - expected).max() <= off
@@ -202,10 +202,10 @@ def raw_png(depth: int, colour: int, rows: bytes, *extra: bytes) -> bytes:
 
 
 def test_16_bit_transparency_is_laid_over_the_background():
-    gray = open_picture(raw_png(16, 0, b"\0\0\0\xff\xff" * 2, chunk(b"tRNS", b"\0\0")))
+    gray = open_image(raw_png(16, 0, b"\0\0\0\xff\xff" * 2, chunk(b"tRNS", b"\0\0")))
     assert to_array(gray, None, 1, "white")[0].ravel().tolist() == [255, 255]
     assert to_array(gray, None, 3, "black")[0].ravel().tolist() == [0] * 3 + [255] * 3
-    colour = open_picture(
+    colour = open_image(
         raw_png(16, 6, b"\0" + (b"\x80\x7f" * 3 + b"\0\0") + (b"\x80\x7f" * 3 + b"\xff\xff") + b"\0" * 17)
     )
     assert to_array(colour, None, 3, "white")[0].tolist() == [[255] * 3, [128] * 3]
@@ -215,8 +215,8 @@ def test_palettes_that_lack_colours_or_have_too_many_transparencies():
     rows = b"\0\0\1" * 2
     for extra in ([], [chunk(b"PLTE", b"\1\2\3")], [chunk(b"PLTE", b"\1\2\3\4\5\6"), chunk(b"tRNS", b"\0" * 300)]):
         try:
-            assert to_array(open_picture(raw_png(8, 3, rows, *extra)), None, 3).shape == (2, 2, 3)
-        except BrokenPicture as error:
+            assert to_array(open_image(raw_png(8, 3, rows, *extra)), None, 3).shape == (2, 2, 3)
+        except BrokenImage as error:
             assert "palette" in str(error)
 
 
@@ -226,7 +226,7 @@ def test_palettes_that_lack_colours_or_have_too_many_transparencies():
 )
 def test_the_first_frame_of_every_animation(format, options):
     frames = [Image.new("RGB", (4, 4), colour) for colour in ("red", "blue", "lime")]
-    image = open_picture(encoded(frames[0], format, save_all=True, append_images=frames[1:], **options))
+    image = open_image(encoded(frames[0], format, save_all=True, append_images=frames[1:], **options))
     assert image.n_frames >= 3
     assert to_array(image, None, 3).reshape(-1, 3).tolist() == [[255, 0, 0]] * 16
 
@@ -242,7 +242,7 @@ def test_exif_orientation_of_other_formats(format, orientation):
     exif = Image.Exif()
     exif[0x0112] = orientation
     options = {"JPEG": {"quality": 95}, "WEBP": {"lossless": True}, "TIFF": {}}[format]
-    out = to_array(open_picture(encoded(Image.fromarray(stored), format, exif=exif, **options)), None, 3)
+    out = to_array(open_image(encoded(Image.fromarray(stored), format, exif=exif, **options)), None, 3)
     assert out.shape == ((32, 64, 3) if orientation < 5 else (64, 32, 3))
     for (row, column), name in zip(((4, 4), (4, -5), (-5, 4)), corners):
         assert np.abs(out[row, column].astype(int) - colours[name]).max() < 8
@@ -256,8 +256,8 @@ def test_damaged_exif_turns_nothing(exif, format):
         value, exif = exif, Image.Exif()
         exif[0x0112] = value
     image = Image.fromarray(np.repeat(np.repeat(pixels()[:4, :6], 8, 0), 8, 1))
-    out = to_array(open_picture(encoded(image, format, exif=exif)), None, 3)
-    assert np.array_equal(out, to_array(open_picture(encoded(image, format)), None, 3))
+    out = to_array(open_image(encoded(image, format, exif=exif)), None, 3)
+    assert np.array_equal(out, to_array(open_image(encoded(image, format)), None, 3))
 
 
 def test_colour_profiles_are_not_applied():
@@ -265,13 +265,13 @@ def test_colour_profiles_are_not_applied():
 
     image = Image.fromarray(pixels())
     for profile in (b"junk" * 40, ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()):
-        assert np.array_equal(to_array(open_picture(encoded(image, icc_profile=profile)), None, 3), pixels())
+        assert np.array_equal(to_array(open_image(encoded(image, icc_profile=profile)), None, 3), pixels())
 
 
 def test_a_picture_without_pixels():
     for raw in (Image.new("RGB", (0, 4)), np.zeros((4, 0, 3), np.uint8)):
-        with pytest.raises(BrokenPicture, match="none"):
-            open_picture(raw)
+        with pytest.raises(BrokenImage, match="none"):
+            open_image(raw)
 
 
 # ---------------------------------------------------------------------- class folders

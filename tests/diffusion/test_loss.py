@@ -4,7 +4,7 @@ from diffusers import DDPMScheduler
 from diffusers.training_utils import compute_snr
 
 from diffusion_adagn.config import DiffusionConfig
-from diffusion_adagn.diffusion.loss import Objective, _log_pixel_probability, from_x0, to_x0
+from diffusion_adagn.diffusion.loss import DiffusionLoss, _log_pixel_probability, from_x0, to_x0
 from diffusion_adagn.diffusion.schedule import make_scheduler
 from diffusion_adagn.errors import InputError
 
@@ -15,20 +15,20 @@ THEIRS = DDPMScheduler(beta_schedule="linear")
 
 
 def objective(prediction, **kw):
-    return Objective(make_scheduler(DiffusionConfig()).alphas_cumprod, prediction, **kw)
+    return DiffusionLoss(make_scheduler(DiffusionConfig()).alphas_cumprod, prediction, **kw)
 
 
 def test_noisy_pictures_and_targets_are_diffusers():
     for prediction, target in (("eps", NOISE), ("x0", X0), ("v", THEIRS.get_velocity(X0, NOISE, T))):
         mine = objective(prediction)
-        assert torch.allclose(mine.noisy(X0, NOISE, T), THEIRS.add_noise(X0, NOISE, T), atol=1e-5)
+        assert torch.allclose(mine.add_noise(X0, NOISE, T), THEIRS.add_noise(X0, NOISE, T), atol=1e-5)
         assert torch.allclose(mine.target(X0, NOISE, T), target, atol=1e-5)
 
 
 @pytest.mark.parametrize("prediction", ["eps", "x0", "v"])
 def test_a_perfect_prediction_means_its_x0_and_back(prediction):
     mine = objective(prediction)
-    x_t, target = mine.noisy(X0, NOISE, T), mine.target(X0, NOISE, T)
+    x_t, target = mine.add_noise(X0, NOISE, T), mine.target(X0, NOISE, T)
     for i, t in enumerate(T):
         alpha, sigma = mine.alpha[t].item(), mine.sigma[t].item()
         assert torch.allclose(to_x0(target[i], x_t[i], alpha, sigma, prediction), X0[i], atol=2e-3)
@@ -66,10 +66,10 @@ def test_the_loss_is_one_number_a_sample():
 def test_zero_snr_is_refused_where_it_would_divide_by_zero_or_weigh_nothing():
     bar = make_scheduler(DiffusionConfig(zero_snr=True, prediction="v")).alphas_cumprod
     with pytest.raises(InputError, match="eps"):
-        Objective(bar, "eps")
+        DiffusionLoss(bar, "eps")
     with pytest.raises(InputError, match="uniform"):
-        Objective(bar, "v", loss_weight="min_snr")
-    assert torch.allclose(Objective(bar, "v").target(X0, NOISE, torch.tensor([999] * 4)), -X0)
+        DiffusionLoss(bar, "v", loss_weight="min_snr")
+    assert torch.allclose(DiffusionLoss(bar, "v").target(X0, NOISE, torch.tensor([999] * 4)), -X0)
 
 
 # ---------------------------------------------------------------------- learned variance
@@ -84,9 +84,9 @@ def test_the_bound_is_the_kl_and_the_likelihood_of_float64_distributions(predict
     """Mean and variance of p by diffusers' DDPM scheduler, q by DDPM's equations 6 and 7, both handed to torch.distributions."""
     config = DiffusionConfig(schedule=schedule, prediction=prediction, learned_variance=True)
     scheduler = make_scheduler(config, "ddpm", learned_variance=True)
-    mine = Objective(scheduler.alphas_cumprod, prediction, vlb_weight=0.001)
+    mine = DiffusionLoss(scheduler.alphas_cumprod, prediction, vlb_weight=0.001)
     t = torch.tensor([0, 1, 500, 999])
-    x_t = mine.noisy(PIXELS, NOISE, t)
+    x_t = mine.add_noise(PIXELS, NOISE, t)
     answer = torch.cat([mine.target(PIXELS, NOISE, t) + 0.005 * ANSWER[:, :1], ANSWER[:, 1:]], dim=1)
     bits = mine.vlb(answer, PIXELS, NOISE, t)
     scheduler.set_timesteps(1000)
@@ -134,11 +134,11 @@ def test_the_likelihood_of_all_pixel_values_is_one_and_far_ones_are_finite():
 def test_the_hybrid_loss_is_simple_plus_the_weighed_bound_which_moves_the_variance_alone(prediction):
     mine = objective(prediction, vlb_weight=0.001)
     answer = ANSWER.clone().requires_grad_()
-    loss, simple, bound = (f(answer, PIXELS, NOISE, T) for f in (mine.loss, mine.simple, mine.vlb))
-    assert torch.allclose(loss, simple + 0.001 * 1000 * bound)
-    assert torch.allclose(simple, objective(prediction).loss(ANSWER[:, :1], PIXELS, NOISE, T))
+    loss, mse, bound = (f(answer, PIXELS, NOISE, T) for f in (mine.loss, mine.mse, mine.vlb))
+    assert torch.allclose(loss, mse + 0.001 * 1000 * bound)
+    assert torch.allclose(mse, objective(prediction).loss(ANSWER[:, :1], PIXELS, NOISE, T))
     of_loss = torch.autograd.grad(loss.sum(), answer, retain_graph=True)[0]
-    of_simple = torch.autograd.grad(simple.sum(), answer, retain_graph=True)[0]
+    of_simple = torch.autograd.grad(mse.sum(), answer, retain_graph=True)[0]
     of_bound = torch.autograd.grad(bound.sum(), answer)[0]
     assert torch.equal(of_loss[:, :1], of_simple[:, :1])
     assert of_bound[:, :1].abs().max() == 0 < of_bound[:, 1:].abs().max()
@@ -157,5 +157,5 @@ def test_the_best_variance_is_the_true_one():
 
 def test_the_bound_is_finite_on_a_zero_snr_schedule():
     bar = make_scheduler(DiffusionConfig(zero_snr=True, prediction="v")).alphas_cumprod
-    mine = Objective(bar, "v", vlb_weight=0.001)
+    mine = DiffusionLoss(bar, "v", vlb_weight=0.001)
     assert torch.isfinite(mine.loss(ANSWER, PIXELS, NOISE, torch.tensor([0, 1, 998, 999]))).all()

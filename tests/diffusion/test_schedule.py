@@ -8,7 +8,7 @@ import torch
 from diffusers import DDPMScheduler
 
 from diffusion_adagn.config import DiffusionConfig
-from diffusion_adagn.diffusion.schedule import SAMPLERS, make_scheduler, set_steps, signal_and_noise, with_sampler
+from diffusion_adagn.diffusion.schedule import SAMPLERS, alpha_sigma, make_scheduler, set_timesteps, with_sampler
 from diffusion_adagn.errors import InputError
 
 SCHEDULES = ("linear", "cosine", "sigmoid")
@@ -68,9 +68,9 @@ def denoiser(x0):
 def walk(scheduler, steps, predict, x):
     """What the scheduler makes of x, with the (alpha, sigma) it was at."""
     met = []
-    for t in set_steps(scheduler, steps):
+    for t in set_timesteps(scheduler, steps):
         x_t = scheduler.scale_model_input(x, t)
-        alpha, sigma = signal_and_noise(scheduler, t)
+        alpha, sigma = alpha_sigma(scheduler, t)
         met.append((float(t), alpha, sigma))
         x = scheduler.step(predict(x_t, alpha, sigma), t, x, return_dict=False)[0]
     return x, met
@@ -78,7 +78,7 @@ def walk(scheduler, steps, predict, x):
 
 def grid(scheduler, bar, steps):
     """(alpha, sigma) at every scheduled timestep, then (1, 0)."""
-    ts = set_steps(scheduler, steps).tolist()
+    ts = set_timesteps(scheduler, steps).tolist()
     ts = ts if not isinstance(scheduler, SAMPLERS["heun"]) else ts[:1] + ts[1::2]
     return [(bar[int(t)].sqrt().item(), (1 - bar[int(t)]).sqrt().item()) for t in ts] + [(1.0, 0.0)]
 
@@ -181,7 +181,7 @@ def test_ddpm_takes_the_posterior_mean_between_scheduled_timesteps():
     config = DiffusionConfig(schedule="linear")
     scheduler = make_scheduler(config, "ddpm")
     bar = scheduler.alphas_cumprod.double()
-    ts = set_steps(scheduler, 30).tolist()
+    ts = set_timesteps(scheduler, 30).tolist()
     x = torch.randn(1, 1, 4, 4, generator=torch.Generator().manual_seed(0)).double()
     eps = torch.randn(1, 1, 4, 4, generator=torch.Generator().manual_seed(1)).double()
     for t, following in [*itertools.pairwise(ts), (ts[-1], None)]:
@@ -198,7 +198,7 @@ def test_ddpm_takes_the_posterior_mean_between_scheduled_timesteps():
 def test_ddim_with_eta_1_has_ddpms_variance():
     config = DiffusionConfig()
     scheduler = make_scheduler(config, "ddim")
-    t, following = set_steps(scheduler, 50).tolist()[10:12]
+    t, following = set_timesteps(scheduler, 50).tolist()[10:12]
     x, eps = torch.zeros(4, 1, 64, 64), torch.zeros(4, 1, 64, 64)
     out = scheduler.step(eps, t, x, eta=1.0, generator=torch.Generator().manual_seed(0), return_dict=False)[0]
     a, a1 = scheduler.alphas_cumprod[t], scheduler.alphas_cumprod[following]
@@ -224,14 +224,14 @@ def test_ddim_with_eta_1_has_ddpms_variance():
 )
 def test_grids_that_are_not_the_scheduled_ones_are_refused(sampler, spacing, steps, remedy):
     with pytest.raises(InputError, match=remedy):
-        set_steps(make_scheduler(DiffusionConfig(timestep_spacing=spacing), sampler), steps)
+        set_timesteps(make_scheduler(DiffusionConfig(timestep_spacing=spacing), sampler), steps)
 
 
 def test_heun_is_not_started_where_its_step_overshoots():
     for spacing in ("trailing", "linspace"):
         with pytest.raises(InputError, match="leading"):
-            set_steps(make_scheduler(DiffusionConfig(schedule="cosine", timestep_spacing=spacing), "heun"), 20)
-        assert len(set_steps(make_scheduler(DiffusionConfig(timestep_spacing=spacing), "heun"), 20)) == 39
+            set_timesteps(make_scheduler(DiffusionConfig(schedule="cosine", timestep_spacing=spacing), "heun"), 20)
+        assert len(set_timesteps(make_scheduler(DiffusionConfig(timestep_spacing=spacing), "heun"), 20)) == 39
 
 
 @pytest.mark.parametrize(
@@ -239,7 +239,7 @@ def test_heun_is_not_started_where_its_step_overshoots():
 )
 def test_ddim_grids_that_are_right_are_taken(spacing, steps):
     scheduler = make_scheduler(DiffusionConfig(timestep_spacing=spacing), "ddim")
-    ts = set_steps(scheduler, steps).tolist()
+    ts = set_timesteps(scheduler, steps).tolist()
     stride = 1000 // steps
     assert all(a - b == stride for a, b in itertools.pairwise(ts))
 
@@ -247,9 +247,9 @@ def test_ddim_grids_that_are_right_are_taken(spacing, steps):
 def test_zero_snr_traps():
     v = DiffusionConfig(zero_snr=True, prediction="v")
     assert make_scheduler(v).config.timestep_spacing == "trailing"
-    assert set_steps(make_scheduler(v), 50)[0] == 999
+    assert set_timesteps(make_scheduler(v), 50)[0] == 999
     for sampler in ("ddpm", "ddim", "dpm++", "unipc", "euler"):
-        assert int(set_steps(make_scheduler(v, sampler), 10)[0]) == 999
+        assert int(set_timesteps(make_scheduler(v, sampler), 10)[0]) == 999
     with pytest.raises(InputError, match="heun"):
         make_scheduler(v, "heun")
     with pytest.raises(InputError, match="divides by zero"):
@@ -257,7 +257,7 @@ def test_zero_snr_traps():
     with pytest.raises(InputError, match="trailing"):
         with_sampler(make_scheduler(v), "dpm++", spacing="leading")
     with pytest.raises(InputError, match=r"use .* steps"):
-        set_steps(make_scheduler(v), 30)
+        set_timesteps(make_scheduler(v), 30)
 
 
 def test_an_unknown_sampler_is_named():

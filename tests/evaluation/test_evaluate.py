@@ -35,7 +35,7 @@ class Quarters:
         quarters = pixels.reshape(n, 2, h // 2, 2, w // 2, -1).mean((2, 4, 5)).reshape(n, 4)
         return Features((quarters / 255).astype(np.float32))
 
-    def record(self):
+    def to_dict(self):
         return {}
 
 

@@ -51,7 +51,7 @@ def check(extractor: Extractor, pixels: np.ndarray) -> None:
         np.testing.assert_allclose(whole.probabilities.sum(1), 1, atol=1e-5)
         np.testing.assert_allclose(apart.probabilities, whole.probabilities, atol=1e-4)
         assert extractor.class_names is None or whole.probabilities.shape[1] == len(extractor.class_names)
-    told = json.loads(json.dumps(extractor.record()))
+    told = json.loads(json.dumps(extractor.to_dict()))
     for key in ("name", "hash", "dimension", "resolution", "resize", "is_fid"):
         assert told[key] == getattr(extractor, key)
     for wrong in (pixels.astype(np.float32), pixels[0], np.repeat(pixels[..., :1], 4, axis=3), pixels.tolist()):
@@ -78,8 +78,8 @@ def test_the_judge_learns_the_digits(digits_judge):
     assert (features.probabilities.argmax(1) == labels).mean() >= 0.97
     assert opened.class_names == data.label_space.names and opened.dimension == 64 and opened.resolution == 8
     assert not moved and not opened.is_fid
-    told = opened.record()
-    assert told["heldout_accuracy"] >= 0.97 and told["heldout_pictures"] == 85 and told["data"] == "digits:train"
+    told = opened.to_dict()
+    assert told["heldout_accuracy"] >= 0.97 and told["heldout_images"] == 85 and told["data"] == "digits:train"
     check(opened, pixels[:7])
     with pytest.raises(InputError, match="1 channels and was given 3"):
         opened(noise(2, 8))
@@ -87,7 +87,7 @@ def test_the_judge_learns_the_digits(digits_judge):
 
 def test_a_judge_is_trained_once_and_one_in_another_process_is_the_same(digits_judge, no_training):
     again = open_extractor("judge", open_dataset(DataConfig(), "train"), progress=False)
-    assert again.hash == digits_judge[0].hash and again.record() == digits_judge[0].record()
+    assert again.hash == digits_judge[0].hash and again.to_dict() == digits_judge[0].to_dict()
     assert np.array_equal(again(noise(3, 8, 1)).pooled, digits_judge[0](noise(3, 8, 1)).pooled)
     code = (
         "from diffusion_adagn import open_dataset; from diffusion_adagn.config import DataConfig\n"
@@ -102,7 +102,7 @@ def test_a_judge_is_trained_once_and_one_in_another_process_is_the_same(digits_j
 def quick(monkeypatch, tmp_path):
     """A place of its own for judges, and little training."""
     monkeypatch.setenv("DIFFUSION_ADAGN_CACHE", str(tmp_path))
-    for name, value in (("FEWEST_PASSES", 400), ("EPOCHS", 1)):
+    for name, value in (("MIN_PASSES", 400), ("EPOCHS", 1)):
         monkeypatch.setattr(judge, name, value)
     return tmp_path
 
@@ -124,8 +124,8 @@ def test_the_judge_is_the_same_when_trained_again_and_another_for_other_data(qui
 
 @pytest.mark.parametrize(("side", "dimension"), [(16, 64), (20, 128), (48, 128), (96, 128)])
 def test_judges_of_colour_pictures_of_other_sizes(quick, side, dimension, monkeypatch):
-    monkeypatch.setattr(judge, "FEWEST_PASSES", 64)
-    monkeypatch.setattr(judge, "MOST_EPOCHS", 2)
+    monkeypatch.setattr(judge, "MIN_PASSES", 64)
+    monkeypatch.setattr(judge, "MAX_EPOCHS", 2)
     opened = open_extractor("judge", small_data(36, side, 3, 3), progress=False)
     assert opened.dimension == dimension and opened.resolution == min(side, 64)
     check(opened, noise(5, side))
@@ -176,7 +176,7 @@ def test_the_small_network_against_scikit_learn(quick, monkeypatch):
         np.testing.assert_allclose(features.probabilities, fitted[-1].predict_proba(x), atol=1e-5)
         hidden = np.maximum(x @ fitted[-1].coefs_[0] + fitted[-1].intercepts_[0], 0)
         np.testing.assert_allclose(features.pooled, hidden, atol=1e-4)
-        assert opened.record()["heldout_accuracy"] >= at_least
+        assert opened.to_dict()["heldout_accuracy"] >= at_least
         check(opened, pixels[:6])
     monkeypatch.setattr(small, "_trained", None)
     assert open_extractor("sklearn", small_data()).hash == opened.hash != open_extractor("sklearn", data).hash
@@ -377,7 +377,7 @@ def test_dinov2_of_a_folder(tmp_path):
     opened = open_extractor(f"dinov2:{tmp_path}/dino")
     check(opened, noise(5))
     check(opened, noise(5, channels=1))
-    assert opened.dimension == 32 and opened(noise(1)).probabilities is None and opened.record()["source"]
+    assert opened.dimension == 32 and opened(noise(1)).probabilities is None and opened.to_dict()["source"]
     x = torch.from_numpy(noise(2, 224)).permute(0, 3, 1, 2) / 255
     x = (x - torch.tensor([0.485, 0.456, 0.406])[:, None, None]) / torch.tensor([0.229, 0.224, 0.225])[:, None, None]
     token = network(pixel_values=x).last_hidden_state[:, 0].detach().numpy()

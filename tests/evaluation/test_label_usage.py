@@ -7,11 +7,11 @@ from conftest import tiny_unet
 
 from diffusion_adagn import open_dataset
 from diffusion_adagn.config import DataConfig, DiffusionConfig
-from diffusion_adagn.diffusion.loss import Objective
+from diffusion_adagn.diffusion.loss import DiffusionLoss
 from diffusion_adagn.diffusion.schedule import make_scheduler
 from diffusion_adagn.evaluation.label_usage import label_use, other_labels
 
-OBJECTIVE = Objective(make_scheduler(DiffusionConfig()).alphas_cumprod, "x0")
+OBJECTIVE = DiffusionLoss(make_scheduler(DiffusionConfig()).alphas_cumprod, "x0")
 LABELS = np.array([0, 2, 1, 1, 0, 2, 2], dtype=np.int64)
 LEVEL = torch.tensor([-1.0, 0.0, 1.0, 0.5])  # what the fake network believes a class looks like; the last: null
 
@@ -135,7 +135,7 @@ def test_uneven_classes_without_information_are_not_taken_for_use():
 
 def test_a_real_network_with_a_learned_variance_and_one_that_hears_no_class():
     data = open_dataset(DataConfig(), "heldout")
-    eps = Objective(make_scheduler(DiffusionConfig()).alphas_cumprod, "eps")
+    eps = DiffusionLoss(make_scheduler(DiffusionConfig()).alphas_cumprod, "eps")
     changes = {"num_classes": 10, "learned_variance": True}
     assert label_use(tiny_unet(**changes), data, eps, evaluations=90).gap("wrong")[0] != 0
     deaf = label_use(tiny_unet(conditioning="none", **changes), data, eps, evaluations=90)

@@ -34,7 +34,7 @@ def test_what_was_recorded_decides_auto(monkeypatch):
     monkeypatch.setattr(points, "has_bf16", lambda device: True)
     assert points.choose_precision("auto", on(CUDA), "fp32") == "fp32"
     assert points.choose_precision("auto", on(CPU), "bf16") == "bf16"
-    assert points.choose_precision("bf16", on(CUDA), "fp32") == "bf16"  # `_claim` rejects it
+    assert points.choose_precision("bf16", on(CUDA), "fp32") == "bf16"  # `_open_run_dir` rejects it
     with pytest.raises(InputError, match="--precision tf32"):
         points.choose_precision("auto", on(CPU), "tf32")
 

@@ -8,11 +8,11 @@ from conftest import tiny_unet
 
 from diffusion_adagn import ClassConditionalPipeline, LabelSpace
 from diffusion_adagn.config import DiffusionConfig
-from diffusion_adagn.diffusion.schedule import Call, make_scheduler
+from diffusion_adagn.diffusion.schedule import ModelEval, make_scheduler
 from diffusion_adagn.errors import InputError
-from diffusion_adagn.evaluation.diagnostics import Meter, against_data, picture_values
+from diffusion_adagn.evaluation.diagnostics import Meter, against_data, image_values
 from diffusion_adagn.evaluation.extractors import Features
-from diffusion_adagn.evaluation.points import Draw, Point, sample_point
+from diffusion_adagn.evaluation.points import SamplePlan, SamplerSettings, sample_point
 from diffusion_adagn.sampling.pipeline import to_pixels
 
 
@@ -43,8 +43,8 @@ class Process:
         pass
 
 
-POINT = Point(2.0, "t:200-800", steps=4)
-DRAW = Draw((0, 1, 2), count=11, seed=5, batch_size=3, shown=2)
+POINT = SamplerSettings(2.0, "t:200-800", steps=4)
+DRAW = SamplePlan((0, 1, 2), count=11, seed=5, batch_size=3, shown=2)
 
 
 def test_a_picture_is_what_the_pipeline_makes_of_its_class_and_seed(pipe, tmp_path):
@@ -54,7 +54,7 @@ def test_a_picture_is_what_the_pipeline_makes_of_its_class_and_seed(pipe, tmp_pa
     whole = pipe(labels, num_inference_steps=4, seeds=5, guidance=POINT.guidance(), output_type="np").images
     assert np.abs(sampled.pixels.astype(int) - to_pixels(whole)).max() <= 1
     assert np.array_equal(sampled.features["pixels"].pooled, sampled.pixels.reshape(11, -1))
-    assert np.allclose(sampled.values, picture_values(sampled.pixels))
+    assert np.allclose(sampled.values, image_values(sampled.pixels))
     # the grid: a row a class, pictures 0 1 2 and 3 4 5
     assert sampled.shown.shape == (3, 2, 8, 8, 1)
     for row in range(3):
@@ -97,8 +97,8 @@ def test_the_meter_says_where_guidance_pulls_and_what_is_clipped(pipe, tmp_path)
     cond, null = torch.randn(2, 3, 4, 4), torch.randn(2, 3, 4, 4)
     x0 = torch.tensor([0.5, 1.5, -2.0, 1.0]).repeat(2, 12).reshape(2, 3, 4, 4)
     for rows in (slice(0, 1), slice(1, 2)):  # batches add up
-        meter.guided(Call(1, 1, 10.0, 0.01, 0.1), cond[rows], null[rows])
-        meter.predicted(Call(0, 0, 10.0, 0.01, 0.1), x0[rows])
+        meter.guided(ModelEval(1, 1, 10.0, 0.01, 0.1), cond[rows], null[rows])
+        meter.predicted(ModelEval(0, 0, 10.0, 0.01, 0.1), x0[rows])
     by_hand = sum(np.sqrt(np.mean((cond[i] - null[i]).numpy() ** 2)) for i in range(2))
     assert meter.difference == pytest.approx([0, by_hand])
     assert meter.clipped == pytest.approx([2 * 0.5, 0])
@@ -110,7 +110,7 @@ def test_colour_and_contrast():
     red[..., 0] = 255
     halves = np.zeros((1, 4, 4, 3), np.uint8)
     halves[:, :2] = 255
-    gray, red_, half = (picture_values(p)[0] for p in (flat, red, halves))
+    gray, red_, half = (image_values(p)[0] for p in (flat, red, halves))
     assert gray == pytest.approx([128 / 255, 0, 0, 0])
     assert red_ == pytest.approx([(128 * 2 + 255) / 3 / 255, 0, 127 / 255, 1 / 3])
     assert half == pytest.approx([0.5, 0.5, 0, 1])
@@ -125,14 +125,14 @@ def test_colour_and_contrast():
 
 def test_at_scale_1_all_points_are_one():
     settings = {"interval": "t:1-2", "schedule": "cosine", "rescale": 0.5, "guide": "x"}
-    assert Point(1.0, **settings).settled() == Point(1.0)
-    assert Point(1.0, threshold=0.9).settled() != Point(1.0)  # it is heard without guidance too
-    assert Point(2.0, **settings).settled() == Point(2.0, **settings)
+    assert SamplerSettings(1.0, **settings).canonical() == SamplerSettings(1.0)
+    assert SamplerSettings(1.0, threshold=0.9).canonical() != SamplerSettings(1.0)  # it is heard without guidance too
+    assert SamplerSettings(2.0, **settings).canonical() == SamplerSettings(2.0, **settings)
 
 
 def test_every_point_has_a_name_of_its_own():
     points = [
-        Point(scale, interval, schedule, rescale, threshold, guide, sampler, steps, eta, spacing)
+        SamplerSettings(scale, interval, schedule, rescale, threshold, guide, sampler, steps, eta, spacing)
         for scale in (1.0, 1.5, 1.5000001, 10.0)
         for interval in ("none", "t:2-8", "sigma:0.2-8", "0.2-0.8")
         for schedule in ("constant", "power:2", "cosine:2")
@@ -152,6 +152,6 @@ def test_every_point_has_a_name_of_its_own():
 def test_what_cannot_be_drawn_is_refused():
     for settings in ({"classes": ()}, {"count": 0}, {"seed": -1}, {"seed": 2**63 - 5}, {"batch_size": 0}):
         with pytest.raises(InputError):
-            Draw(**({"classes": (0,), "count": 10} | settings))
-    assert Draw((0, 0, 1), 5).classes == (0, 1)
-    assert Draw((0, 1, 2), 2).grid.tolist() == [[0], [1]]
+            SamplePlan(**({"classes": (0,), "count": 10} | settings))
+    assert SamplePlan((0, 0, 1), 5).classes == (0, 1)
+    assert SamplePlan((0, 1, 2), 2).grid.tolist() == [[0], [1]]

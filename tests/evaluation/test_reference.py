@@ -6,13 +6,13 @@ import pytest
 from diffusion_adagn.data import ImageDataset
 from diffusion_adagn.data.npz import write_npz
 from diffusion_adagn.errors import InputError
-from diffusion_adagn.evaluation.diagnostics import picture_values
+from diffusion_adagn.evaluation.diagnostics import image_values
 from diffusion_adagn.evaluation.extractors import Features
 from diffusion_adagn.evaluation.reference import (
     Reference,
     published,
     reference_of,
-    reference_of_pictures,
+    reference_of_images,
     references_folder,
     some_of,
 )
@@ -33,7 +33,7 @@ class Quarters:
         quarters = pixels.reshape(n, 2, h // 2, 2, w // 2, -1).mean((2, 4, 5)).reshape(n, 4)
         return Features((quarters / 255).astype(np.float32))
 
-    def record(self):
+    def to_dict(self):
         return {"source": "a test"}
 
 
@@ -67,7 +67,7 @@ def test_what_it_holds(dataset):
     pixels, labels = dataset.gather(found.indices)
     assert np.array_equal(found.features, extractor(pixels).pooled)
     assert np.array_equal(found.labels, labels)
-    assert found.values == pytest.approx(picture_values(pixels).mean(0))
+    assert found.values == pytest.approx(image_values(pixels).mean(0))
     assert found.class_names == ("a", "b", "c")
     assert found.about["count"] == 100 and found.about["of"] == 300 and found.about["seed"] == 0
     assert found.about["extractor"] | {"hash": extractor.hash, "source": "a test"} == found.about["extractor"]
@@ -98,7 +98,7 @@ def test_it_is_kept_and_a_damaged_one_is_made_again(dataset):
 def test_without_an_extractor_there_are_values_alone(dataset):
     found = reference_of(dataset, None, 100, progress=False)
     assert found.features is None
-    assert found.values == pytest.approx(picture_values(dataset.gather(found.indices)[0]).mean(0))
+    assert found.values == pytest.approx(image_values(dataset.gather(found.indices)[0]).mean(0))
     assert np.array_equal(reference_of(dataset, None, 100, progress=False).values, found.values)
     with pytest.raises(InputError, match="no features"):
         found.target(5)
@@ -148,12 +148,12 @@ def test_files_that_are_no_reference(dataset, tmp_path, change):
 
 
 def test_pictures_without_labels(dataset):
-    found = reference_of_pictures(dataset.images, None, (), "pictures", Quarters(), progress=False)
+    found = reference_of_images(dataset.images, None, (), "pictures", Quarters(), progress=False)
     assert found.labels is None and found.class_names == ()
     assert (found.about["count"], found.about["image_size"], found.about["channels"]) == (300, 8, 1)
     json.dumps(found.about)
     with pytest.raises(InputError, match="squares"):
-        reference_of_pictures(dataset.images[:, :4], None, (), "oblong", Quarters(), progress=False)
+        reference_of_images(dataset.images[:, :4], None, (), "oblong", Quarters(), progress=False)
 
 
 def test_published_statistics(dataset, tmp_path):

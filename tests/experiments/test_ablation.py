@@ -12,7 +12,7 @@ from diffusion_adagn.cli.main import main
 from diffusion_adagn.config import read_config
 from diffusion_adagn.data import open_dataset
 from diffusion_adagn.experiments import ablation
-from diffusion_adagn.models.conditioning import KINDS
+from diffusion_adagn.models.conditioning import CONDITIONING
 from diffusion_adagn.training import train as train_module
 
 SMALL = ["--model.model_channels=16", "--model.num_head_channels=16", "--model.norm_groups=4", "--training.batch_size=8",
@@ -29,7 +29,7 @@ def _quick(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "kinds", [("adagn", "adagn_zero", "none"), pytest.param(tuple(KINDS), marks=pytest.mark.slow)], ids=len
+    "kinds", [("adagn", "adagn_zero", "none"), pytest.param(tuple(CONDITIONING), marks=pytest.mark.slow)], ids=len
 )
 def test_every_kind_is_trained_alike_measured_and_compared(tmp_path, capsys, kinds):
     assert ablate(tmp_path / "a", "--seeds", "0,1", "--kinds", ",".join(kinds), "--debug") == 0

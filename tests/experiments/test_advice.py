@@ -5,7 +5,7 @@ from test_selection import at, point
 from test_sweep_report import SWEEP, measured_points
 
 from diffusion_adagn.experiments import selection, sweep_plots
-from diffusion_adagn.experiments.sweep_report import Reading, summary
+from diffusion_adagn.experiments.sweep_report import SweepReport, summary
 
 
 def points_of(means, nfe=(20, 40, 40, 40, 40), spread=0.1, **more):
@@ -70,12 +70,12 @@ def test_one_point_gets_no_advice():
 
 
 def test_reports_begin_with_the_advice(tmp_path):
-    report = Reading(SWEEP, measured_points(), ())
+    report = SweepReport(SWEEP, measured_points(), ())
     (tmp_path / "sweep.json").write_bytes(report.json())
     [use, *looks] = summary([tmp_path / "sweep.json"])
     assert use.startswith("Use scale 1.5: kernel distance 0.0100 ± 0.0097, the lowest") and len(looks) == 1
     assert report.page([]).decode().splitlines()[2] == use
-    (tmp_path / "sweep.json").write_bytes(Reading(SWEEP, measured_points([2]), ()).json())
+    (tmp_path / "sweep.json").write_bytes(SweepReport(SWEEP, measured_points([2]), ()).json())
     assert summary([tmp_path / "sweep.json"])[0].startswith("There is one point")
 
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from diffusion_adagn.errors import InputError
 from diffusion_adagn.evaluation.metrics import METRICS
 from diffusion_adagn.experiments import selection
-from diffusion_adagn.experiments.selection import Finished
+from diffusion_adagn.experiments.selection import PointResult
 
 SETTINGS = {"schedule": "constant", "rescale": 0.0, "threshold": None, "guide": None, "sampler": "ddim", "steps": 20, "eta": 0.0,
             "spacing": "leading", "interval": "none", "nfe": 40}  # fmt: skip
@@ -30,7 +30,7 @@ def point(scale, scores=None, class_scores=None, diagnostics=None, shown=None, *
     }
     influence = {m: x - x.mean() for m, x in scores.items()}
     by_class = {m: [None if x is None else x - x.mean() for x in some] for m, some in class_scores.items()}
-    return Finished(row, influence, by_class, shown)
+    return PointResult(row, influence, by_class, shown)
 
 
 def mean_of(scores):
@@ -67,7 +67,7 @@ def test_a_shift_is_told_apart_and_the_direction_is_the_metrics_own():
     assert low.members == (low.best,) == (points[0].id,) and high.members == (high.best,) == (points[2].id,)
     assert low.intervals[points[1].id] == pytest.approx((1, 1), abs=0.03) and low.best not in low.intervals
     assert high.intervals[points[1].id] == pytest.approx((-1, -1), abs=0.03)
-    assert low.telling and low == selection.best_set(points[::-1], "kid")  # neither order nor chance
+    assert low.is_decisive and low == selection.best_set(points[::-1], "kid")  # neither order nor chance
 
 
 def test_the_interval_has_the_width_that_theory_gives():
@@ -128,7 +128,7 @@ def test_values_that_are_equal_up_to_rounding_go_to_less_guidance():
 def test_points_without_the_metric_are_left_out_and_unequal_ones_refused():
     a, blank = point(1, {"kid": at(1)}), point(2)
     alone = selection.best_set([a, blank], "kid")
-    assert alone.members == (a.id,) and alone.intervals == {} and not alone.telling
+    assert alone.members == (a.id,) and alone.intervals == {} and not alone.is_decisive
     assert selection.best_set([blank], "kid") is None is selection.best_set([], "kid")
     assert selection.best_sets([a, blank]) == {"kid": alone}
     with pytest.raises(InputError, match=r"unequal numbers of pictures.*--count"):
@@ -138,10 +138,10 @@ def test_points_without_the_metric_are_left_out_and_unequal_ones_refused():
 def test_blocks_change_nothing(monkeypatch):
     points = [point(s, {"kid": at(s / 100, seed=s)}) for s in (1, 2)]
     whole = selection.best_set(points, "kid", draws=101)
-    monkeypatch.setattr(selection, "BLOCK", 1000)
+    monkeypatch.setattr(selection, "MAX_BLOCK_COUNTS", 1000)
     assert selection.best_set(points, "kid", draws=101).members == whole.members
-    assert sum(len(w) for w in selection._drawn_anew(400, 101, 0)) == 101
-    assert all((w.sum(1) == 400).all() for w in selection._drawn_anew(400, 101, 0))
+    assert sum(len(w) for w in selection._bootstrap_draws(400, 101, 0)) == 101
+    assert all((w.sum(1) == 400).all() for w in selection._bootstrap_draws(400, 101, 0))
 
 
 def test_sets_within_classes():
@@ -263,38 +263,43 @@ def test_points_are_called_by_what_differs():
     ]
     settings = selection.differing(points)
     assert settings[0] == "scale" and {"interval", "steps", "threshold", "guide"} == set(settings[1:])
-    assert selection.called(points[0].row, ["scale", "interval"]) == "scale 1 (interval t:200-800)"
-    assert selection.called(points[2].row, ["steps", "interval", "eta"]) == "1 step (all timesteps, eta 0)"
-    assert selection.called(points[3].row, ["threshold", "guide"]) == "threshold 0.995 (guide runs/small)"
+    assert selection.format_point(points[0].row, ["scale", "interval"]) == "scale 1 (interval t:200-800)"
+    assert selection.format_point(points[2].row, ["steps", "interval", "eta"]) == "1 step (all timesteps, eta 0)"
+    assert selection.format_point(points[3].row, ["threshold", "guide"]) == "threshold 0.995 (guide runs/small)"
     assert (
-        selection.called(points[0].row, ["threshold", "guide", "sampler"]) == "no threshold (guide null, sampler ddim)"
+        selection.format_point(points[0].row, ["threshold", "guide", "sampler"])
+        == "no threshold (guide null, sampler ddim)"
     )
-    assert selection.called(points[0].row, []) == "scale 1"
-    assert selection.called(points[0].row | {"guide": "guide"}, ["scale", "guide"]) == "scale 1 (guide)"
+    assert selection.format_point(points[0].row, []) == "scale 1"
+    assert selection.format_point(points[0].row | {"guide": "guide"}, ["scale", "guide"]) == "scale 1 (guide)"
     scales = [point(s) for s in (10, 1, 1.5, 2)]
     assert [p.row["scale"] for p in selection.in_order(scales)] == [1, 1.5, 2, 10]
-    assert selection.several_called([p.id for p in scales[1:]], scales) == "scale 1 to 2"
-    assert selection.several_called([scales[0].id, scales[1].id], scales) == "scale 1 and 10"
+    assert selection.format_points([p.id for p in scales[1:]], scales) == "scale 1 to 2"
+    assert selection.format_points([scales[0].id, scales[1].id], scales) == "scale 1 and 10"
 
 
 def test_fresh_seeds():
     before = point(2, {"kid": at(1.0)})
     error = before.row["metrics"]["kid"]["standard_error"]
-    assert "no more than chance explains" in selection.flattered(before, point(2, {"kid": at(1 + error)}), "kid")
-    worse = selection.flattered(before, point(2, {"kid": at(1 + 5 * error)}), "kid", "KID")
+    assert "no more than chance explains" in selection.selection_bias_note(
+        before, point(2, {"kid": at(1 + error)}), "kid"
+    )
+    worse = selection.selection_bias_note(before, point(2, {"kid": at(1 + 5 * error)}), "kid", "KID")
     assert (
         worse.startswith("KID was 1.0000 ± 0.0050 where")
         and "worse by 3.5 standard errors" in worse
-        and "flattered" in worse
+        and "selection_bias_note" in worse
     )
-    better = selection.flattered(before, point(2, {"kid": at(1 - 5 * error)}), "kid")
+    better = selection.selection_bias_note(before, point(2, {"kid": at(1 - 5 * error)}), "kid")
     assert "better by 3.5 standard errors" in better and "no favour" in better
-    assert "worse" in selection.flattered(point(2, {"accuracy": at(1)}), point(2, {"accuracy": at(0.5)}), "accuracy")
-    assert "no value to compare: no reference was given" in selection.flattered(before, point(2), "kid")
+    assert "worse" in selection.selection_bias_note(
+        point(2, {"accuracy": at(1)}), point(2, {"accuracy": at(0.5)}), "accuracy"
+    )
+    assert "no value to compare: no reference was given" in selection.selection_bias_note(before, point(2), "kid")
     single = point(2, {"kid": [1.0]})
-    assert "without standard errors" in selection.flattered(single, single, "kid")
+    assert "without standard errors" in selection.selection_bias_note(single, single, "kid")
     same = point(2, {"kid": [1.0, 1.0]})
-    assert "a difference of nothing" in selection.flattered(same, same, "kid")
+    assert "a difference of nothing" in selection.selection_bias_note(same, same, "kid")
     assert selection.worse_by(before, point(2, {"kid": at(1 - 5 * error)}), "kid") == pytest.approx(
         -5 / 2**0.5, rel=1e-6
     )
@@ -310,42 +315,48 @@ def look(contrast, saturation, extremes, clipped, beyond=None):
 def test_too_much_guidance_is_seen_in_the_finished_pictures_alone():
     looks = ((1, look(1.0, None, 0.02, 0.0)), (4, look(1.14, None, 0.03, 0.01)), (6, look(1.31, None, 0.02, 0.09)))
     points = [point(s, diagnostics=d) for s, d in looks]
-    assert selection.too_much(points) == [
+    assert selection.overguidance_notes(points) == [
         "At scale 6 contrast is 1.31 of the data's: more guidance than the data bears; scale 4 is the first to stand out.",
         "At scale 6 9% of the predicted pictures' values lie beyond black and white and are clipped (none at scale 1). That alone is "
         "no fault: data with black or white backgrounds clip too.",
     ]
-    assert selection.too_much(points[:1]) == [
+    assert selection.overguidance_notes(points[:1]) == [
         "Nothing stands out in the pictures: contrast is 1.00 of the data's and none of the predicted pictures' values are clipped."
     ]
     pale = [point(s, diagnostics=look(c, None, 0, 0)) for s, c in ((1, 1), (4, 0.7))]
-    assert "contrast is 0.70 of the data's: guidance takes away" in selection.too_much(pale)[0]
+    assert "contrast is 0.70 of the data's: guidance takes away" in selection.overguidance_notes(pale)[0]
     off = [point(s, diagnostics=look(1.3, 1.3, 0, 0)) for s in (1, 2)]
-    assert selection.too_much(off) == [
+    assert selection.overguidance_notes(off) == [
         "Already at scale 1 contrast is 1.30 of the data's and saturation is 1.30 of the data's: guidance is not the cause."
     ]
-    assert "cannot be said" in selection.too_much([point(1), point(2)])[0]
+    assert "cannot be said" in selection.overguidance_notes([point(1), point(2)])[0]
     two = [
         point(s, diagnostics=look(c, None, 0, 0), interval=i) for s in (1, 4) for i, c in (("none", s), ("t:0-9", 1))
     ]
-    (text,) = selection.too_much(two)
+    (text,) = selection.overguidance_notes(two)
     assert text.startswith("At scale 4 (all timesteps) contrast is 4.00 of the data's: more")
     many = [point(s, diagnostics=look(s, None, 0, 0), steps=n) for s in (1, 2) for n in range(1, 8)]
-    assert len(selection.too_much(many)) == 5 and selection.too_much(many)[-1] == "3 more stand out at other settings."
+    assert (
+        len(selection.overguidance_notes(many)) == 5
+        and selection.overguidance_notes(many)[-1] == "3 more stand out at other settings."
+    )
 
 
 def test_clipping_on_the_way_to_the_datas_looks_is_no_verdict():
     towards = [point(s, diagnostics=look(c, None, e, x)) for s, c, e, x in ((1, 0.93, 0.1, 0.18), (4, 0.98, 0.18, 0.4))]
-    verdict, fact = selection.too_much(towards)
+    verdict, fact = selection.overguidance_notes(towards)
     assert verdict == "Nothing stands out in the pictures: contrast is 0.93 to 0.98 of the data's."
     assert fact.startswith(
         "At scale 4 40% of the predicted pictures' values lie beyond black and white and are clipped (18% at scale 1)"
     )
     assert "and 18% of the finished pictures' values are at 0 or 255 (10% at scale 1). That alone is no fault" in fact
     as_data = [point(s, diagnostics=look(1, None, e, 0, e - 0.5)) for s, e in ((1, 0.4), (4, 0.52))]
-    assert "Nothing stands out" in selection.too_much(as_data)[0] and len(selection.too_much(as_data)) == 1
+    assert (
+        "Nothing stands out" in selection.overguidance_notes(as_data)[0]
+        and len(selection.overguidance_notes(as_data)) == 1
+    )
     beyond = [point(s, diagnostics=look(1, None, e, 0, e - 0.5)) for s, e in ((1, 0.4), (4, 0.62))]
-    assert selection.too_much(beyond) == [
+    assert selection.overguidance_notes(beyond) == [
         "At scale 4 62% of the values are at 0 or 255 (of the data's 50%): more guidance than the data bears."
     ]
 
@@ -357,17 +368,17 @@ def test_every_group_is_judged_from_scale_1():
         point(s, diagnostics=look(c, None, 0, 0), interval=i)
         for i in ("none", "t:0-9") for s, c in ((2, 1.2), (3, 1.22))
     ]  # fmt: skip
-    said = selection.too_much(points)
+    said = selection.overguidance_notes(points)
     assert len(said) == 2 and all("scale 2 is the first to stand out" in line for line in said)
-    assert selection.too_much([p for p in points if p.row["scale"] > 1])[0].startswith("Already at scale 2")
+    assert selection.overguidance_notes([p for p in points if p.row["scale"] > 1])[0].startswith("Already at scale 2")
 
 
 def test_the_best_at_the_edge_of_what_was_swept_is_told():
     choices = {
-        "accuracy": selection.Choice("accuracy", "b", ("b",), {"a": (-0.3, -0.1)}),
-        "kid": selection.Choice("kid", "a", ("a",), {"b": (0.1, 0.3)}),
+        "accuracy": selection.BestSet("accuracy", "b", ("b",), {"a": (-0.3, -0.1)}),
+        "kid": selection.BestSet("kid", "a", ("a",), {"b": (0.1, 0.3)}),
     }
-    points = [selection.Finished({"id": i, "scale": s}) for i, s in (("a", 1.0), ("b", 4.0))]
+    points = [selection.PointResult({"id": i, "scale": s}) for i, s in (("a", 1.0), ("b", 4.0))]
     told = selection.at_the_edge(choices, points)
     assert told.startswith("Accuracy is best at the largest scale that was swept, 4")
     assert selection.at_the_edge({"kid": choices["kid"]}, points) == ""

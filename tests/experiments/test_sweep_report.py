@@ -14,7 +14,7 @@ from diffusion_adagn.evaluation import report as evaluation_report
 from diffusion_adagn.evaluation.metrics import METRICS
 from diffusion_adagn.experiments import sweep_plots, sweep_report
 from diffusion_adagn.experiments.selection import best_sets
-from diffusion_adagn.experiments.sweep_report import FIGURES, Reading, Sweep, write_report
+from diffusion_adagn.experiments.sweep_report import FIGURES, Sweep, SweepReport, write_report
 
 NAMES = ("cat", "dog, $5|`x`\n<b>", "a name that goes on and on, " * 9, "\udce6rn")
 EXTRACTOR = {
@@ -136,9 +136,9 @@ def test_the_page_says_what_was_found(written):
 def test_the_order_of_the_points_changes_no_byte(written):
     points, fresh, files = written
     for some in (points, points[::-1]):
-        again = Reading(SWEEP, some, [fresh])
+        again = SweepReport(SWEEP, some, [fresh])
         assert [again.page(FIGURES), again.csv(), again.json()] == [f.read_bytes() for f in files[:3]]
-    sheets = [Reading(SWEEP, some, ())._sheet().tobytes() for some in (points, points[::-1])]
+    sheets = [SweepReport(SWEEP, some, ())._sheet().tobytes() for some in (points, points[::-1])]
     assert sheets[0] == sheets[1]
 
 
@@ -147,22 +147,25 @@ def with_(**changes):
 
 
 def page_of(sweep, points, confirmed=(), **more):
-    return Reading(sweep, points, confirmed).page([], **more).decode()
+    return SweepReport(sweep, points, confirmed).page([], **more).decode()
 
 
 def test_metrics_are_called_by_who_measured_them():
-    called = lambda **more: sweep_report._titles(with_(**more))  # noqa: E731
+    format_point = lambda **more: sweep_report._titles(with_(**more))  # noqa: E731
     fid = EXTRACTOR | {"name": "inception", "is_fid": True}
-    assert called(extractor=fid)["frechet"] == "FID" and called(extractor=fid)["kid"] == "Kernel distance"
-    told = called(judge=JUDGE)
+    assert format_point(extractor=fid)["frechet"] == "FID" and format_point(extractor=fid)["kid"] == "Kernel distance"
+    told = format_point(judge=JUDGE)
     assert told["frechet"] == "Frechet distance (efficientnet_lite0)"
     assert told["kid"] == "Kernel distance (efficientnet_lite0)" and told["accuracy"] == "Accuracy (judge)"
     assert told["inception_score"] == "Inception score (efficientnet_lite0)"
-    assert called(extractor=JUDGE, judge=JUDGE)["inception_score"] == "Inception score (judge)"
-    assert called(extractor=EXTRACTOR | {"name": "dinov2"}, judge=JUDGE)["inception_score"] == "Inception score (judge)"
-    own = called(extractor={"name": "mine\n\udce6"}, judge=JUDGE)
+    assert format_point(extractor=JUDGE, judge=JUDGE)["inception_score"] == "Inception score (judge)"
+    assert (
+        format_point(extractor=EXTRACTOR | {"name": "dinov2"}, judge=JUDGE)["inception_score"]
+        == "Inception score (judge)"
+    )
+    own = format_point(extractor={"name": "mine\n\udce6"}, judge=JUDGE)
     assert own["inception_score"] == "Inception score" and own["kid"] == "Kernel distance (mine ?)"
-    nothing = called(extractor={})
+    nothing = format_point(extractor={})
     assert nothing["frechet"] == "Frechet distance" and nothing["accuracy"] == "Accuracy"
 
 
@@ -191,7 +194,7 @@ def test_what_made_the_numbers_is_told(tmp_path, monkeypatch):
     found = json.loads(files[2].read_text(encoding="utf-8"))
     assert found["sweep"]["versions"] == {"torch": "2.11"} and found["sweep"]["date"] == "2026-01-02"
     assert found["rows"][1]["guide"] == "runs/b/checkpoints/step-00000100"
-    later = Reading(replace(sweep, date="2027-01-01", versions={}), points, ()).csv()
+    later = SweepReport(replace(sweep, date="2027-01-01", versions={}), points, ()).csv()
     assert later == files[1].read_bytes()
     assert "right on" not in text and "right on 36% of held-out" in page_of(
         with_(judge=JUDGE | {"heldout_accuracy": 0.36}), judged()
@@ -245,7 +248,7 @@ def test_fresh_seeds_are_told_in_a_table_and_only_of_the_best(written):
     assert "Of 3 best values, 1 is worse with fresh seeds by more than 2 standard errors (about one in twenty" in text
     assert "is still in the best set of 2 of 3 metrics; not by kernel distance (now best at scale 1)." in text
     said = [line for line in text.splitlines() if line.startswith("- ")]
-    assert len(said) == 3 and sum("flattered" in line for line in said) == 1
+    assert len(said) == 3 and sum("selection_bias_note" in line for line in said) == 1
     same = page_of(SWEEP, points, points)
     assert "Of 3 best values, none is worse" in same
     assert "The best sets hold up: among the 4 points measured again" in same

@@ -15,7 +15,7 @@ from diffusion_adagn import ClassConditionalPipeline, InputError
 from diffusion_adagn.cli import import_adm as command
 from diffusion_adagn.interop.adm import import_adm, load_adm
 from diffusion_adagn.interop.adm_flags import FLAGS, PRESETS, network_config, read_flags
-from diffusion_adagn.models.cost import count_cost
+from diffusion_adagn.models.cost import estimate_cost
 
 T = torch.tensor([0.0, 500.0, 999.0])
 
@@ -375,7 +375,7 @@ def test_published_networks_have_their_published_sizes(preset, millions):
     """Counted on the meta device, not allocated."""
     config = network_config(read_flags(PRESETS[preset]))
     if preset == "imagenet64":
-        assert round(count_cost(config).parameters / 1e6) == millions
+        assert round(estimate_cost(config).parameters / 1e6) == millions
     else:
         from diffusion_adagn import AdaGNUNet
 

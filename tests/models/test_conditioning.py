@@ -8,11 +8,11 @@ from torch.nn import functional as F
 
 from diffusion_adagn import AdaGNUNet
 from diffusion_adagn.errors import InputError
-from diffusion_adagn.models.conditioning import KINDS, AdaGN, AdaIN, Kind
-from diffusion_adagn.models.cost import count_cost
+from diffusion_adagn.models.conditioning import CONDITIONING, AdaGN, AdaIN, ConditioningLayer
+from diffusion_adagn.models.cost import estimate_cost
 
-EVERY_KIND = pytest.mark.parametrize("kind", KINDS)
-HEARING = [k for k, kind in KINDS.items() if kind.label_in is not None]
+EVERY_KIND = pytest.mark.parametrize("kind", CONDITIONING)
+HEARING = [k for k, kind in CONDITIONING.items() if kind.class_input is not None]
 G = torch.Generator().manual_seed(1)
 X = torch.randn(3, 1, 8, 8, generator=G)
 T = torch.tensor([0.0, 749.2, 999.0])
@@ -72,13 +72,13 @@ def slow(kind: str, layer: nn.Module, h: torch.Tensor, told: dict) -> torch.Tens
 @EVERY_KIND
 def test_the_formula_against_a_slow_float64_reference(kind):
     torch.manual_seed(0)
-    layer = KINDS[kind](8, 2, 1e-5).double()
+    layer = CONDITIONING[kind](8, 2, 1e-5).double()
     for p in layer.parameters():
         nn.init.normal_(p)
     h = torch.randn(2, 8, 3, 3).double()
-    told = {f: torch.randn(2, 5, 8) if f in layer.token_fields else torch.randn(2, 8) for f in layer.Told._fields}
+    told = {f: torch.randn(2, 5, 8) if f in layer.token_params else torch.randn(2, 8) for f in layer.Params._fields}
     told = {f: v.double() for f, v in told.items()}
-    out = layer(h, layer.Told(**told))
+    out = layer(h, layer.Params(**told))
     for b in range(2):
         expected = slow(kind, layer, h[b], {f: v[b] for f, v in told.items()})
         assert torch.allclose(out[b], expected, rtol=1e-10, atol=1e-10)
@@ -86,7 +86,7 @@ def test_the_formula_against_a_slow_float64_reference(kind):
 
 def test_with_one_channel_a_group_adagn_is_adain_and_with_four_it_is_not():
     torch.manual_seed(0)
-    h, told = torch.randn(2, 8, 4, 4), AdaGN.Told(torch.randn(2, 8), torch.randn(2, 8))
+    h, told = torch.randn(2, 8, 4, 4), AdaGN.Params(torch.randn(2, 8), torch.randn(2, 8))
     assert torch.equal(AdaGN(8, 8, 1e-5)(h, told), AdaIN(8, 2, 1e-5)(h, told))
     assert (AdaGN(8, 2, 1e-5)(h, told) - AdaIN(8, 2, 1e-5)(h, told)).abs().max() > 0.1
 
@@ -97,7 +97,7 @@ def test_adain_is_refused_where_it_would_lose_the_picture():
     fresh("adain", channel_mult=(1, 1, 1))  # 2x2: four pixels
     fresh("adagn", channel_mult=(1, 1, 1, 1))
     with pytest.raises(InputError, match="1x2"):
-        AdaIN(8, 2, 1e-5)(torch.zeros(1, 8, 1, 2), AdaGN.Told(torch.zeros(1, 8), torch.zeros(1, 8)))
+        AdaIN(8, 2, 1e-5)(torch.zeros(1, 8, 1, 2), AdaGN.Params(torch.zeros(1, 8), torch.zeros(1, 8)))
 
 
 # ---------------------------------------------------------------------- how a network starts
@@ -122,9 +122,9 @@ def test_a_new_block_adds_nothing_to_its_skip(kind, both):
 def test_a_gate_at_zero_stands_before_a_convolution_that_is_not_and_the_other_way_round(kind):
     unet = fresh(kind)
     for block in (m for m in unet.modules() if hasattr(m, "conv2")):
-        assert (block.conv2.weight.abs().max() > 0) == KINDS[kind].gated
+        assert (block.conv2.weight.abs().max() > 0) == CONDITIONING[kind].gated
     told = unet.modulation(T, Y)
-    if KINDS[kind].zero_init:
+    if CONDITIONING[kind].zero_init:
         assert all(part.abs().max() == 0 for site in told.values() for part in site)
     else:
         assert all(part.abs().max() > 0 for site in told.values() for part in site)
@@ -150,11 +150,11 @@ def test_a_zero_gate_times_a_zero_convolution_never_learns_and_ours_does():
 
 def test_under_one_seed_the_image_path_starts_alike_under_every_kind():
     plain = fresh("adagn").state_dict()
-    for kind in KINDS:
+    for kind in CONDITIONING:
         mine = fresh(kind).state_dict()
         same = [k for k in plain if k in mine and not k.startswith(("embedding.", "projection"))]
         changed = [k for k in same if not torch.equal(plain[k], mine[k])]
-        assert len(same) > 20 and (all(".conv2." in k for k in changed) if KINDS[kind].gated else changed == [])
+        assert len(same) > 20 and (all(".conv2." in k for k in changed) if CONDITIONING[kind].gated else changed == [])
 
 
 # ---------------------------------------------------------------------- what the condition reaches
@@ -183,13 +183,13 @@ def test_the_label_reaches_the_output_and_the_gradient_the_table(kind, both):
 def test_time_and_class_enter_where_the_kind_says(kind):
     unet = tiny_unet(conditioning=kind)
     a, b, c = unet.modulation(500, 0), unet.modulation(500, 1), unet.modulation(600, 0)
-    tokens = KINDS[kind].token_fields
+    tokens = CONDITIONING[kind].token_params
     for site in unet.sites():
-        for field in KINDS[kind].Told._fields:
+        for field in CONDITIONING[kind].Params._fields:
             by_class = not torch.equal(getattr(a[site.name], field), getattr(b[site.name], field))
             by_time = not torch.equal(getattr(a[site.name], field), getattr(c[site.name], field))
             expected = {"vector": (True, True), None: (False, True)}.get(
-                KINDS[kind].label_in, (field in tokens, field not in tokens)
+                CONDITIONING[kind].class_input, (field in tokens, field not in tokens)
             )
             assert (by_class, by_time) == expected
 
@@ -199,14 +199,14 @@ def test_what_a_site_is_told_is_of_its_width_and_acts_there_and_nowhere_before(k
     unet = tiny_unet(conditioning=kind, modulate_both_norms=True)
     m = unet.modulation(T, Y)
     sites = unet.sites()
-    rows = unet.told_rows()
+    rows = unet.projection_slices()
     assert list(m) == [s.name for s in sites] == list(rows)
     assert rows[sites[-1].name].stop == len(unet.projection.weight)
     for s in sites:
         layer = unet.get_submodule(s.name)
         for field, part in m[s.name]._asdict().items():
-            assert part.shape == ((3, 4, s.channels) if field in layer.token_fields else (3, s.channels))
-        plain = [f for f in layer.Told._fields if f not in layer.token_fields]
+            assert part.shape == ((3, 4, s.channels) if field in layer.token_params else (3, s.channels))
+        plain = [f for f in layer.Params._fields if f not in layer.token_params]
         assert rows[s.name].stop - rows[s.name].start == s.channels * len(plain)
     seen = {}
     for s in sites:
@@ -258,7 +258,7 @@ def test_joining_is_addition_or_concatenation():
         assert unet.projection.in_features == width
         told = unet.projection(F.silu(vector))
         name = unet.sites()[1].name
-        rows = unet.told_rows()[name]
+        rows = unet.projection_slices()[name]
         gamma, beta = told[:, rows].chunk(2, dim=1)
         m = unet.modulation(T, Y)[name]
         assert torch.allclose(m.gamma, gamma, atol=1e-6) and torch.allclose(m.beta, beta, atol=1e-6)
@@ -298,7 +298,7 @@ def test_networks_that_cannot_be_are_refused():
 
 @EVERY_KIND
 def test_a_network_without_classes_of_every_kind_that_can_be(kind):
-    if KINDS[kind].label_in == "tokens":
+    if CONDITIONING[kind].class_input == "tokens":
         pytest.skip("it attends to the class")
     unet = tiny_unet(conditioning=kind, num_classes=None)
     assert unet(X, T).sample.shape == X.shape
@@ -349,12 +349,12 @@ def test_gradient_checkpointing_changes_no_number(kind):
 @EVERY_KIND
 def test_its_cost_is_counted_without_allocating(kind):
     config = {k: v for k, v in fresh(kind).config.items() if not k.startswith("_")}
-    cost = count_cost(config)
+    cost = estimate_cost(config)
     assert cost.parameters == sum(p.numel() for p in fresh(kind).parameters()) and cost.flops > 0
 
 
 @EVERY_KIND
 def test_the_registry_says_where_it_comes_from(kind):
-    assert issubclass(KINDS[kind], Kind)
-    assert "<-" in KINDS[kind].__doc__ or "functions of t" in KINDS[kind].__doc__
-    assert "Source:" in KINDS[kind].__doc__ or issubclass(KINDS[kind], AdaGN)
+    assert issubclass(CONDITIONING[kind], ConditioningLayer)
+    assert "<-" in CONDITIONING[kind].__doc__ or "functions of t" in CONDITIONING[kind].__doc__
+    assert "Source:" in CONDITIONING[kind].__doc__ or issubclass(CONDITIONING[kind], AdaGN)

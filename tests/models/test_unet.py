@@ -7,7 +7,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from diffusion_adagn import AdaGNUNet
 from diffusion_adagn.errors import InputError
 from diffusion_adagn.models.conditioning import AdaGN
-from diffusion_adagn.models.cost import count_cost
+from diffusion_adagn.models.cost import estimate_cost
 from diffusion_adagn.models.embeddings import sinusoidal_embedding
 
 X = torch.randn(3, 1, 8, 8, generator=torch.Generator().manual_seed(1))
@@ -181,11 +181,11 @@ def test_the_embedding_is_diffusers():
 
 def test_adms_published_networks_have_their_published_sizes():
     """296 M parameters for ADM 64x64, 554 M for 256x256 unconditional (Dhariwal & Nichol 2021); counted, not allocated."""
-    adm64 = count_cost({"sample_size": 64, "model_channels": 192, "channel_mult": (1, 2, 3, 4), "num_res_blocks": 3,
+    adm64 = estimate_cost({"sample_size": 64, "model_channels": 192, "channel_mult": (1, 2, 3, 4), "num_res_blocks": 3,
                         "attention_resolutions": (32, 16, 8), "resblock_updown": True, "num_classes": 1000, "null_class": False,
                         "learned_variance": True})  # fmt: skip
     assert round(adm64.parameters / 1e6) == 296
-    adm256 = count_cost({"sample_size": 256, "model_channels": 256, "channel_mult": (1, 1, 2, 2, 4, 4), "num_res_blocks": 2,
+    adm256 = estimate_cost({"sample_size": 256, "model_channels": 256, "channel_mult": (1, 1, 2, 2, 4, 4), "num_res_blocks": 2,
                          "attention_resolutions": (32, 16, 8), "resblock_updown": True, "learned_variance": True})  # fmt: skip
     assert round(adm256.parameters / 1e6) == 553
 

@@ -14,7 +14,7 @@ from diffusion_adagn.errors import InputError
 from diffusion_adagn.models.unet import AdaGNUNet
 from diffusion_adagn.ops import adagn_silu, adagn_silu_reference, available, cpu, self_check
 
-needs_kernel = pytest.mark.skipif(not available("cpu"), reason=f"no fused operator here: {cpu.why_not()}")
+needs_kernel = pytest.mark.skipif(not available("cpu"), reason=f"no fused operator here: {cpu.unsupported_reason()}")
 
 
 def run(operator, x, gamma, beta, weight, bias, dy, groups, silu=True):
@@ -340,15 +340,15 @@ def test_hooks_may_keep_what_is_saved_in_their_own_way(kept):
 
 
 @pytest.mark.parametrize("operator", ["auto", "eager"])
-@pytest.mark.parametrize("modulated", [True, False])
-def test_the_norm_is_trained_on_what_is_not(operator, modulated):
+@pytest.mark.parametrize("modulate", [True, False])
+def test_the_norm_is_trained_on_what_is_not(operator, modulate):
     """torch's own group norm ends the process here, in channels_last."""
     x, gamma, beta, weight, bias, dy = inputs((3, 16, 4, 4), 0.0, torch.float32, True, 3)
-    told = [gamma, beta] if modulated else [None, None]
+    told = [gamma, beta] if modulate else [None, None]
     leaves = [t.detach().requires_grad_() for t in (weight, bias)]
     adagn_silu(x, *told, 4, 1e-5, *leaves, operator=operator).backward(dy)
     zero = torch.zeros_like(gamma)
-    wanted = exact(x, *([gamma, beta] if modulated else [zero, zero]), weight, bias, dy, 4)
+    wanted = exact(x, *([gamma, beta] if modulate else [zero, zero]), weight, bias, dy, 4)
     for leaf, grad in zip(leaves, wanted[-2:]):
         assert apart(leaf.grad, grad) < 1e-5
 

@@ -53,7 +53,7 @@ def test_pragmas_stay_where_openmp_is_rejected(compiler, monkeypatch):
 def test_many_threads_want_a_threaded_build(compiler, monkeypatch):
     monkeypatch.setattr(torch, "get_num_threads", lambda: 8)
     compiler("-fopenmp")
-    assert "without threads (OpenMP), and PyTorch uses 8" in cpu.why_not()
+    assert "without threads (OpenMP), and PyTorch uses 8" in cpu.unsupported_reason()
 
 
 def test_march_native_may_be_rejected(compiler):

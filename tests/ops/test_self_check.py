@@ -13,11 +13,13 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from diffusion_adagn.config import SpeedConfig
 from diffusion_adagn.errors import InputError
-from diffusion_adagn.ops import adagn_silu, adagn_silu_reference, cpu, self_check, why_not
-from diffusion_adagn.ops.adagn_silu import _triton, _why_not
+from diffusion_adagn.ops import adagn_silu, adagn_silu_reference, cpu, self_check, unsupported_reason
+from diffusion_adagn.ops.adagn_silu import _triton, _unsupported_reason
 from diffusion_adagn.runtime import speed
 
-needs_kernel = pytest.mark.skipif(bool(cpu.why_not()), reason=f"no fused operator here: {cpu.why_not()}")
+needs_kernel = pytest.mark.skipif(
+    bool(cpu.unsupported_reason()), reason=f"no fused operator here: {cpu.unsupported_reason()}"
+)
 needs_triton = pytest.mark.skipif(not importlib.util.find_spec("triton"), reason="Triton is not installed")
 TYPES = [(dtype, last) for dtype in (torch.float32, torch.bfloat16) for last in (True, False)]
 
@@ -54,7 +56,7 @@ def failure(kernels, dtype=torch.float32, last=True):
 @needs_kernel
 @pytest.mark.parametrize("dtype, last", TYPES)
 def test_right_kernels_pass_the_check(unchecked, dtype, last, capsys):
-    assert why_not("cpu", dtype, last) == "" and not capsys.readouterr().err
+    assert unsupported_reason("cpu", dtype, last) == "" and not capsys.readouterr().err
 
 
 WRONG = {
@@ -144,7 +146,7 @@ def test_check_leaves_the_caller_as_it_was(unchecked):
         FakeTensorMode(),
         torch.autograd.graph.saved_tensors_hooks(lambda t: 1 / 0, lambda t: 1 / 0),
     ):
-        assert [why_not("cpu", *one) for one in TYPES] == [""] * 4
+        assert [unsupported_reason("cpu", *one) for one in TYPES] == [""] * 4
         assert torch.is_autocast_enabled("cpu") and torch.is_inference_mode_enabled()
         assert torch.empty(1).is_meta
     assert torch.equal(torch.get_rng_state(), state) and len(self_check._found) == 4
@@ -161,7 +163,7 @@ def test_first_use_may_be_anywhere(unchecked, through):
         y = torch.compile(norm, backend="aot_eager", fullgraph=True)(x)
     elif through == "vmap":
         why = []
-        torch.func.vmap(lambda row: why.append(why_not("cpu")) or row)(x)
+        torch.func.vmap(lambda row: why.append(unsupported_reason("cpu")) or row)(x)
         assert why == [""]
         y = norm(x)
     else:
@@ -236,8 +238,8 @@ def test_cuda_falls_back_with_the_reason(pretended, capsys, kernels, words):
 def test_devices_types_and_layouts_are_checked_apart(pretended):
     pretended(raising(RuntimeError("no")))
     for device in ("cuda", "cuda:0", "cuda:1"):
-        why_not(device, torch.bfloat16, True, note=False)
-    why_not("cuda:1", torch.float16, False, note=False)
+        unsupported_reason(device, torch.bfloat16, True, note=False)
+    unsupported_reason("cuda:1", torch.float16, False, note=False)
     assert list(self_check._found) == [
         ("cuda", 0, torch.bfloat16, True),
         ("cuda", 1, torch.bfloat16, True),
@@ -248,9 +250,9 @@ def test_devices_types_and_layouts_are_checked_apart(pretended):
 def test_no_check_while_a_graph_is_captured(pretended, monkeypatch):
     pretended(raising(RuntimeError("no")))
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
-    assert why_not("cuda:0") == "" and not self_check._found
+    assert unsupported_reason("cuda:0") == "" and not self_check._found
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
-    assert "no." in why_not("cuda:0", note=False)
+    assert "no." in unsupported_reason("cuda:0", note=False)
 
 
 def test_missing_triton_is_named(unchecked, monkeypatch):
@@ -263,10 +265,10 @@ def test_missing_triton_is_named(unchecked, monkeypatch):
 
 
 def test_asking_again_costs_no_search(unchecked, monkeypatch):
-    why_not("cpu")
+    unsupported_reason("cpu")
     monkeypatch.setattr(importlib.util, "find_spec", lambda *_: 1 / 0)
     monkeypatch.setattr(threading, "Thread", lambda *_, **__: 1 / 0)
-    assert _why_not("cpu", None, torch.float32, True, True) == why_not("cpu")
+    assert _unsupported_reason("cpu", None, torch.float32, True, True) == unsupported_reason("cpu")
 
 
 @needs_triton
@@ -309,7 +311,7 @@ def test_interpreted_triton_passes_the_check(tmp_path):
 def test_a_gpu_passes_the_check(unchecked):
     for dtype in self_check.LIMIT:
         for last in (True, False):
-            assert why_not("cuda", dtype, last) == ""
+            assert unsupported_reason("cuda", dtype, last) == ""
 
 
 # ---------------------------------------------------------------------- the tensor's device

@@ -11,7 +11,7 @@ from diffusion_adagn.cli.main import main
 from diffusion_adagn.config import SpeedConfig, read_config
 from diffusion_adagn.errors import InputError
 from diffusion_adagn.runtime import distributed
-from diffusion_adagn.runtime.distributed import all_processes, choose_device, no_gpu_note
+from diffusion_adagn.runtime.distributed import choose_device, no_gpu_note, process_state
 
 TINY = {
     "model.model_channels": 16, "model.channel_mult": "1", "model.num_res_blocks": 1, "model.attention_resolutions": 4,
@@ -98,8 +98,8 @@ def test_numbered_gpu_becomes_the_current_one(gpus, monkeypatch):
     monkeypatch.setattr(torch.cuda, "set_device", current.append)
     AcceleratorState._reset_state(reset_partial_state=True)
     try:
-        assert all_processes("cuda:1").device == torch.device("cuda:1") == current[0]
-        assert all_processes("cpu").device == torch.device("cpu")  # another device later
+        assert process_state("cuda:1").device == torch.device("cuda:1") == current[0]
+        assert process_state("cpu").device == torch.device("cpu")  # another device later
     finally:
         AcceleratorState._reset_state(reset_partial_state=True)
 
@@ -151,8 +151,8 @@ def test_missing_gpu_is_printed_once(gpus, capsys):
     gpus(driver=True)
     distributed._say_once.cache_clear()
     AcceleratorState._reset_state(reset_partial_state=True)
-    all_processes("cpu")
+    process_state("cpu")
     assert "No GPU" not in capsys.readouterr().err
-    all_processes()
-    all_processes()
+    process_state()
+    process_state()
     assert capsys.readouterr().err.count("No GPU found") == 1

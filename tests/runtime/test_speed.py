@@ -9,7 +9,7 @@ from diffusion_adagn.errors import InputError
 from diffusion_adagn.labels import LabelSpace
 from diffusion_adagn.runs.checkpoint import load_checkpoint, save_checkpoint
 from diffusion_adagn.runtime import speed
-from diffusion_adagn.sampling.class_mix import Mix, teller
+from diffusion_adagn.sampling.class_mix import Mix, modulation_table
 from diffusion_adagn.training.ema import EMA
 
 CPU, CUDA, MPS = (torch.device(kind) for kind in ("cpu", "cuda", "mps"))
@@ -29,7 +29,9 @@ LARGE, SMALL = 3_000_000_000, 10_000_000
 )
 def test_auto_is_chosen_by_the_machine(monkeypatch, device, bf16, flops, precision, layout):
     monkeypatch.setattr(speed, "has_bf16", lambda device: bf16)
-    monkeypatch.setattr(speed, "why_not", lambda device, *_, note: "no kernel." if device.type == "mps" else "")
+    monkeypatch.setattr(
+        speed, "unsupported_reason", lambda device, *_, note: "no kernel." if device.type == "mps" else ""
+    )
     asked = SpeedConfig()
     chosen = speed.choose(asked, device, flops)
     operator = "eager" if device.type == "mps" else "fused"
@@ -44,7 +46,7 @@ def test_auto_is_chosen_by_the_machine(monkeypatch, device, bf16, flops, precisi
 def test_what_is_forced_and_cannot_be_is_refused(monkeypatch):
     with pytest.raises(InputError, match=r"speed.precision fp16 needs a CUDA GPU"):
         speed.choose(SpeedConfig(precision="fp16"), CPU, LARGE)
-    monkeypatch.setattr(speed, "why_not", lambda *_, note: "there is no C++ compiler.")
+    monkeypatch.setattr(speed, "unsupported_reason", lambda *_, note: "there is no C++ compiler.")
     with pytest.raises(InputError, match=r"no C\+\+ compiler"):
         speed.choose(SpeedConfig(operator="fused"), CPU, LARGE)
     assert speed.choose(SpeedConfig(), CPU, LARGE).operator == "eager"
@@ -121,12 +123,12 @@ def test_what_all_steps_are_told_is_what_each_is_told(kind):
     plans = [Mix.everywhere(i, labels) for i in (2, 0, 3, 2)]
     timesteps = torch.tensor([900, 500, 100, 20, 0])
     made = []
-    real = unet.projected
-    unet.projected = lambda t, y: made.append(len(t)) or real(t, y)
+    real = unet.project_condition
+    unet.project_condition = lambda t, y: made.append(len(t)) or real(t, y)
     row = sum(p.numel() * 4 for p in real(torch.zeros(3), torch.arange(3)) if p is not None)  # a step, three classes
     for most, products in ((2**26, [15]), (2 * row, [6, 6, 3]), (1, [3] * 5)):
         made.clear()
-        tell = teller(unet, plans, timesteps, most)
+        tell = modulation_table(unet, plans, timesteps, most)
         with torch.no_grad():
             for step, t in enumerate(timesteps):
                 told, wanted = tell(step), unet.told(*real(t.expand(4), torch.tensor([2, 0, 3, 2])))
@@ -148,7 +150,7 @@ def test_compiled_blocks_answer_as_before(monkeypatch):
 
 
 def test_the_peak_is_a_rate():
-    assert 1e8 < speed.matmul_peak("cpu", seconds=0.02) < 1e14
+    assert 1e8 < speed.measure_peak_flops("cpu", seconds=0.02) < 1e14
 
 
 def test_every_process_takes_the_main_ones_number_type(monkeypatch):
@@ -170,7 +172,7 @@ def test_products_on_an_apple_gpu_are_waited_for(monkeypatch):
 
     monkeypatch.setattr(torch.mps, "synchronize", lambda: waits.append(1))
     monkeypatch.setattr(torch, "randn", small)
-    assert speed.matmul_peak("mps", seconds=0) > 0
+    assert speed.measure_peak_flops("mps", seconds=0) > 0
     assert sides == [1024, 2048] and len(waits) == 8
 
 
@@ -215,7 +217,7 @@ def test_a_graph_is_captured_once_a_shape_and_told_what_is_new(monkeypatch):
         return out
 
     unet.denoise = denoise
-    graphed = speed.Graphed(unet)
+    graphed = speed.CUDAGraphDenoiser(unet)
     for rows in (2, 3, 2):
         for t in (900.0, 10.0):
             x, m = torch.randn(rows, 1, 8, 8), unet.modulation(t, torch.arange(rows))

@@ -169,7 +169,7 @@ def test_evaluation_samples_in_it_and_measures_in_float32(seen, as_before, preci
     extractor, draw = Recording(), Draw((0, 1), count=2, precision=precision)
     _batch(pipe_of(), Point(2.0, steps=2), draw, range(2), [extractor], None, 2, False)
     assert seen == {wanted} and extractor.seen == [(*FULL, False)] and precision_module._tf32_state() == as_before
-    assert draw.record()["precision"] == precision
+    assert draw.to_dict()["precision"] == precision
 
 
 def test_what_is_measured_in_fp32_is_full_fp32(monkeypatch, as_before):

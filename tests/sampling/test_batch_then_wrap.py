@@ -15,7 +15,7 @@ def order(monkeypatch):
     """What happens, in its order."""
     order = []
     monkeypatch.setattr(generate, "compile_blocks", lambda unet: order.append("compile"))
-    monkeypatch.setattr(generate, "Graphed", lambda unet: order.append("capture"))
+    monkeypatch.setattr(generate, "CUDAGraphDenoiser", lambda unet: order.append("capture"))
     monkeypatch.setattr(generate, "gather_object", lambda found: found)
     return order
 
@@ -57,7 +57,7 @@ def test_search_shrinks_and_frees_what_it_used(order, monkeypatch):
     monkeypatch.setattr(torch, "zeros", lambda *size, device, **how: zeros(*size, **how))
     monkeypatch.setattr(generate, "computed_in", lambda precision, device: torch.no_grad())
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: order.append("freed"))
-    monkeypatch.setattr(generate, "count_cost", lambda config: SimpleNamespace(activation_bytes=1600))
+    monkeypatch.setattr(generate, "estimate_cost", lambda config: SimpleNamespace(activation_bytes=1600))
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free, free))
 
     def tries(most, graph=True):

@@ -11,12 +11,12 @@ from diffusion_adagn import ClassConditionalPipeline, LabelSpace
 from diffusion_adagn.config import DiffusionConfig
 from diffusion_adagn.diffusion.schedule import make_scheduler
 from diffusion_adagn.errors import InputError
-from diffusion_adagn.models.conditioning import KINDS
-from diffusion_adagn.sampling.class_mix import Between, ClassPlan, Mix, teller
+from diffusion_adagn.models.conditioning import CONDITIONING
+from diffusion_adagn.sampling.class_mix import Between, ClassPlan, Mix, modulation_table
 
 LABELS = LabelSpace(("cat", "dog", "tench, Tinca tinca"))
 CAT, DOG, NULL = 0, 1, 3
-HEARING = [k for k, kind in KINDS.items() if kind.label_in is not None]
+HEARING = [k for k, kind in CONDITIONING.items() if kind.class_input is not None]
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +75,7 @@ def same(a, b):
 # ---------------------------------------------------------------------- what is told
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", CONDITIONING)
 def test_cat_everywhere_in_parts_is_cat(pipes, kind):
     pipe = pipes(kind)
     mix = pipe.mix("cat@coarse,cat@fine")
@@ -84,7 +84,7 @@ def test_cat_everywhere_in_parts_is_cat(pipes, kind):
     assert close(sample(pipe, told=mix), sample(pipe, "cat"))
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", CONDITIONING)
 @pytest.mark.parametrize("scale", [1.0, 3.0])
 def test_a_mix_by_resolution_is_two_modulations_joined_by_hand(pipes, kind, scale):
     pipe = pipes(kind)
@@ -100,7 +100,7 @@ def test_a_mix_by_resolution_is_two_modulations_joined_by_hand(pipes, kind, scal
             assert np.abs(mixed - sample(pipe, plain, guidance_scale=scale)).max() > 1e-3
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", CONDITIONING)
 def test_a_mix_over_time_changes_the_class_at_its_timestep(pipes, kind):
     pipe = pipes(kind)
     mixed = sample(pipe, told="cat@t>600,dog@t<=600")
@@ -369,7 +369,7 @@ def test_all_of_time_may_be_named(deep, text):
 def test_the_record_and_the_description_name_the_sites(pipes):
     sites = pipes().unet.sites()
     mix = pipes().mix("cat@coarse,dog@fine")
-    first, second = mix.record()
+    first, second = mix.to_dict()
     assert [first["part"], first["class_id"]] == ["cat@coarse", CAT]
     assert first["sites"] == [s.name for s in sites if s.resolution == 4]
     assert sorted(itertools.chain(first["sites"], second["sites"])) == sorted(s.name for s in sites)
@@ -384,11 +384,11 @@ def test_what_is_kept_stays_within_its_bytes(pipes):
     sizes = []
     for timesteps in (torch.arange(40.0), torch.arange(400.0)):
         made = []
-        projected = unet.projected
-        unet.projected = lambda *a, p=projected, m=made: m.append(p(*a)) or m[-1]
+        projected = unet.project_condition
+        unet.project_condition = lambda *a, p=projected, m=made: m.append(p(*a)) or m[-1]
         try:
-            teller(unet, plans, timesteps, most_bytes=2**18)(0)
+            modulation_table(unet, plans, timesteps, most_bytes=2**18)(0)
         finally:
-            del unet.projected
+            del unet.project_condition
         sizes.append(sum(t.numel() * 4 for t in made[0]))
     assert 2**16 < sizes[1] <= 2**18 and sizes[0] <= 2**18

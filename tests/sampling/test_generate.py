@@ -7,13 +7,13 @@ from PIL import Image
 from processes import ranks
 
 from diffusion_adagn import ClassConditionalPipeline, LabelSpace
-from diffusion_adagn.atomic import alone_in
+from diffusion_adagn.atomic import exclusive_lock
 from diffusion_adagn.cli.main import main
 from diffusion_adagn.config import DiffusionConfig
 from diffusion_adagn.diffusion.schedule import make_scheduler
 from diffusion_adagn.errors import InputError
-from diffusion_adagn.evaluation.image_set import read_pictures
-from diffusion_adagn.models.cost import count_cost
+from diffusion_adagn.evaluation.image_set import read_image_set
+from diffusion_adagn.models.cost import estimate_cost
 from diffusion_adagn.sampling import generate
 
 
@@ -115,12 +115,12 @@ def test_samples_that_were_broken_off_are_known_as_such_and_replaced_if_asked(mo
         with pytest.raises(KeyboardInterrupt):
             generate.sample_to_folder(str(model), generate.SampleRequest("cat", [1.0], count=1, steps=2), out)
     with pytest.raises(InputError, match="not finished"):
-        read_pictures(out)
+        read_image_set(out)
     assert main(["sample", str(model), "--out", str(out), "--steps", "3"]) == 1
     assert "--overwrite" in one_line(capsys.readouterr().err)
     assert sample(model, out, "--classes", "cat", "--overwrite") == 0
     assert "unfinished" not in json.loads((out / "samples.json").read_text())
-    assert len(read_pictures(out).pixels) == 2
+    assert len(read_image_set(out).pixels) == 2
 
 
 def test_what_the_guide_cannot_be_told_is_refused_before_samples_are_replaced(model, tmp_path, capsys):
@@ -150,7 +150,7 @@ def test_two_do_not_sample_into_one_folder_at_once(model, tmp_path, capsys):
     out = tmp_path / "s"
     sample(model, out, "--classes", "cat")
     kept = (out / "samples.json").read_text()
-    with alone_in(out):
+    with exclusive_lock(out):
         assert main(["sample", str(model), "--out", str(out), "--steps", "3", "--overwrite"]) == 1
     assert "another process is at work" in one_line(capsys.readouterr().err)
     assert (out / "samples.json").read_text() == kept
@@ -278,7 +278,7 @@ def test_an_interpolation_that_cannot_be_told_writes_nothing(tmp_path, capsys):
 
 def test_a_batch_that_fits_the_memory(monkeypatch):
     unet, guide = tiny_unet(), tiny_unet(model_channels=32)
-    one, large = (count_cost(network.config).activation_bytes for network in (unet, guide))
+    one, large = (estimate_cost(network.config).activation_bytes for network in (unet, guide))
     assert large > 1.5 * one
     monkeypatch.setattr(generate, "machine_memory", lambda: 80 * one)
     assert generate.batch_that_fits([(unet, 1)], 100) == 20

@@ -11,7 +11,7 @@ from conftest import tiny_unet
 from diffusion_adagn import ClassConditionalPipeline, LabelSpace
 from diffusion_adagn.config import DiffusionConfig
 from diffusion_adagn.diffusion.loss import to_x0
-from diffusion_adagn.diffusion.schedule import SAMPLERS, make_scheduler, network_calls, set_steps
+from diffusion_adagn.diffusion.schedule import SAMPLERS, make_scheduler, model_evals, set_timesteps
 from diffusion_adagn.errors import InputError
 from diffusion_adagn.sampling.guidance import Guidance, Interval
 
@@ -66,8 +66,8 @@ def test_where_the_interval_is_off_there_is_no_second_pass(sampler):
     pipe = pipeline(sampler=sampler)
     rows = counting(pipe)
     guided = sample(pipe, guidance=Guidance(3.0, "steps:2-5"))
-    set_steps(pipe.scheduler, 10)
-    calls = network_calls(pipe.scheduler)
+    set_timesteps(pipe.scheduler, 10)
+    calls = model_evals(pipe.scheduler)
     assert rows == [6 if 2 <= call.step <= 5 else 3 for call in calls]
     assert sum(rows) == 3 * Guidance(3.0, "steps:2-5").evaluations(calls)
     assert np.abs(guided - plain(sampler)).max() > 1e-3
@@ -81,10 +81,10 @@ def test_where_the_interval_is_off_there_is_no_second_pass(sampler):
 def test_a_call_knows_its_timestep_its_step_and_its_noise(sampler, spacing):
     scheduler = make_scheduler(DiffusionConfig(schedule="linear", timestep_spacing=spacing), sampler=sampler)
     try:
-        set_steps(scheduler, 10)
+        set_timesteps(scheduler, 10)
     except InputError:
         pytest.skip("a grid that is refused")
-    calls = network_calls(scheduler)
+    calls = model_evals(scheduler)
     abar = scheduler.alphas_cumprod.double()
     for call, t in zip(calls, scheduler.timesteps.tolist()):
         assert call.t == t and call.share == t / 1000
@@ -97,8 +97,8 @@ def test_a_call_knows_its_timestep_its_step_and_its_noise(sampler, spacing):
 
 def test_the_units_name_the_same_steps():
     scheduler = make_scheduler(DiffusionConfig())
-    set_steps(scheduler, 10)  # t = 900, 800, ..., 0
-    calls = network_calls(scheduler)
+    set_timesteps(scheduler, 10)  # t = 900, 800, ..., 0
+    calls = model_evals(scheduler)
     sigma = {call.t: call.sigma for call in calls}
     same = ["t:300-600", "0.3-0.6", "steps:3-6", f"sigma:{sigma[300.0] * 0.99}-{sigma[600.0] * 1.01}"]
     for text in same:
@@ -136,8 +136,8 @@ def test_what_is_no_interval_is_refused(text):
 )
 def test_a_schedule_is_its_formula(schedule, f):
     scheduler = make_scheduler(DiffusionConfig())
-    set_steps(scheduler, 20)
-    for call in network_calls(scheduler):
+    set_timesteps(scheduler, 20)
+    for call in model_evals(scheduler):
         assert Guidance(3.0, schedule=schedule).strength(call) == pytest.approx(f(call.t / 1000), abs=1e-12)
     cond, null = torch.randn(2, 1, 4, 4), torch.randn(2, 1, 4, 4)
     got = Guidance(3.0).combine(cond, null, torch.tensor([3.0, 1.0]), strength=0.25)

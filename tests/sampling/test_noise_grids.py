@@ -11,10 +11,10 @@ from diffusion_adagn.config import DiffusionConfig
 from diffusion_adagn.diffusion.loss import from_x0
 from diffusion_adagn.diffusion.schedule import (
     MAX_SIGMA,
+    alpha_sigma,
     make_scheduler,
-    network_calls,
-    set_steps,
-    signal_and_noise,
+    model_evals,
+    set_timesteps,
     spacing_name,
     with_sampler,
 )
@@ -33,7 +33,7 @@ def scheduler_of(sampler, spacing, schedule="cosine", **settings):
 def test_grid_equals_diffusers_between_the_same_levels(schedule, flag):
     """diffusers' Euler keeps fractional timesteps and takes a highest level: the independent reference."""
     ours = scheduler_of("euler", {"use_karras_sigmas": "karras"}.get(flag, "exponential"), schedule)
-    set_steps(ours, 12)
+    set_timesteps(ours, 12)
     theirs = EulerDiscreteScheduler.from_config(ours.config, sigma_max=MAX_SIGMA)
     assert theirs.config[flag]
     theirs.set_timesteps(12)
@@ -46,8 +46,8 @@ def test_grid_equals_diffusers_between_the_same_levels(schedule, flag):
 @pytest.mark.parametrize("steps", [1, 4, 20, 200])
 def test_every_step_count_has_distinct_timesteps(sampler, spacing, steps):
     """diffusers' dpm++ repeats t = 998 nine times of twenty under the cosine schedule."""
-    set_steps(made := scheduler_of(sampler, spacing), steps)
-    calls = network_calls(made)
+    set_timesteps(made := scheduler_of(sampler, spacing), steps)
+    calls = model_evals(made)
     assert len(calls) == (2 * steps - 1 if sampler == "heun" else steps)
     first = [c for i, c in enumerate(calls) if sampler != "heun" or i == 0 or i % 2]
     assert all(a.t > b.t and a.sigma > b.sigma for a, b in itertools.pairwise(first))
@@ -63,12 +63,12 @@ def test_every_step_count_has_distinct_timesteps(sampler, spacing, steps):
 def test_gaussian_data_is_reached(sampler, spacing):
     """For data N(0, s^2) the ODE from (alpha, sigma) ends at x s / sqrt(alpha^2 s^2 + sigma^2)."""
     s, scheduler = 0.5, scheduler_of(sampler, spacing, prediction="eps")
-    timesteps = set_steps(scheduler, 200 if sampler == "euler" else 40)  # euler is of first order
+    timesteps = set_timesteps(scheduler, 200 if sampler == "euler" else 40)  # euler is of first order
     x = torch.tensor([[1.0], [-2.0]]) * scheduler.init_noise_sigma
     start = None
     for t in timesteps:
         x_t = scheduler.scale_model_input(x, t)
-        alpha, sigma = signal_and_noise(scheduler, t)
+        alpha, sigma = alpha_sigma(scheduler, t)
         start = (x_t, alpha, sigma) if start is None else start
         x0 = alpha * s**2 / (alpha**2 * s**2 + sigma**2) * x_t
         x = scheduler.step(from_x0(x0, x_t, alpha, sigma, "eps"), t, x, return_dict=False)[0]
@@ -89,7 +89,7 @@ def test_swapped_scheduler_follows_the_same_grid():
         )
     linear = scheduler_of("dpm++", "karras", "linear")
     again = DPMSolverMultistepScheduler.from_config(linear.config)
-    assert torch.equal(set_steps(linear, 10), set_steps(again, 10)) and torch.equal(linear.sigmas, again.sigmas)
+    assert torch.equal(set_timesteps(linear, 10), set_timesteps(again, 10)) and torch.equal(linear.sigmas, again.sigmas)
 
 
 def test_spacing_survives_a_change_of_sampler():
@@ -114,6 +114,6 @@ def test_impossible_noise_grids_are_rejected(sampler, settings, message):
 def test_unsupported_grid_names_the_reason():
     beta = DPMSolverMultistepScheduler.from_config(make_scheduler(DiffusionConfig()).config, use_beta_sigmas=True)
     with pytest.raises(InputError, match="use_beta_sigmas is not supported"):
-        set_steps(beta, 10)
+        set_timesteps(beta, 10)
     with pytest.raises(InputError, match=r"Did you mean dpm\+\+\?"):
         with_sampler(beta, "dpm")

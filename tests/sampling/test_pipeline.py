@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 
 from diffusion_adagn import ClassConditionalPipeline, LabelSpace
 from diffusion_adagn.config import DiffusionConfig
-from diffusion_adagn.diffusion.schedule import SAMPLERS, Call, make_scheduler
+from diffusion_adagn.diffusion.schedule import SAMPLERS, ModelEval, make_scheduler
 from diffusion_adagn.errors import InputError
 from diffusion_adagn.sampling.guidance import Guidance, guide
 
@@ -61,7 +61,7 @@ def test_scale_1_is_the_conditional_pass_bit_for_bit_and_makes_no_second_pass():
     scheduler.set_timesteps(5)
     x = plain = torch.stack([torch.randn(1, 8, 8, generator=torch.Generator().manual_seed(i)) for i in range(3)])
     with torch.no_grad():
-        said = unet.projected(scheduler.timesteps.repeat_interleave(3), y.repeat(5))[0].split(3)
+        said = unet.project_condition(scheduler.timesteps.repeat_interleave(3), y.repeat(5))[0].split(3)
         for t, rows in zip(scheduler.timesteps, said):
             x = scheduler.step(pipe._clip(real(x, unet.told(rows)), x, t, scheduler), t, x).prev_sample
             plain = scheduler.step(pipe._clip(unet(plain, t, y).sample, plain, t, scheduler), t, plain).prev_sample
@@ -154,7 +154,7 @@ def test_all_mean_channels_are_guided_and_the_variance_is_the_conditional_one(sa
     unet.denoise = lambda x, m: torch.cat([cond, null])[: len(x)]
     pipe.scheduler.set_timesteps(5)
     predict = pipe._predictor(pipe._plans("cat", None), pipe.scheduler, Guidance(3.0))
-    got = predict(torch.zeros(1, 4, 8, 8), Call(0, 0, 5.0, 0.005, 0.1))
+    got = predict(torch.zeros(1, 4, 8, 8), ModelEval(0, 0, 5.0, 0.005, 0.1))
     assert torch.allclose(got[:, :4], null[:, :4] + 3 * (cond[:, :4] - null[:, :4]), atol=1e-5)
     assert torch.equal(got[:, 4:], cond[:, 4:])
     pipe.scheduler.scale_model_input(torch.zeros(1, 4, 8, 8), pipe.scheduler.timesteps[0])

@@ -7,13 +7,13 @@ from conftest import tiny_unet
 
 from diffusion_adagn import LabelSpace
 from diffusion_adagn.errors import InputError
-from diffusion_adagn.models.conditioning import KINDS
+from diffusion_adagn.models.conditioning import CONDITIONING
 from diffusion_adagn.trace import atlas as atlas_module
 from diffusion_adagn.trace.analysis import channels, class_geometry, drift, effective, shares
 from diffusion_adagn.trace.atlas import Atlas
 
 LABELS = LabelSpace(("cat", "dog", "eel"))
-EVERY_KIND = pytest.mark.parametrize("kind", KINDS)
+EVERY_KIND = pytest.mark.parametrize("kind", CONDITIONING)
 X = torch.randn(3, 1, 8, 8, generator=torch.Generator().manual_seed(1))
 
 
@@ -127,7 +127,7 @@ def test_a_class_path_cut_at_all_sites_but_one_is_found():
     unet = tiny_unet()
     with torch.no_grad():  # what a site is told is linear in silu(time + class): no weight, no class
         kept = unet.sites()[2].name
-        for name, rows in unet.told_rows().items():
+        for name, rows in unet.projection_slices().items():
             if name != kept:
                 unet.projection.weight[rows] = 0
     atlas = Atlas.of(unet, LABELS, timesteps=5)

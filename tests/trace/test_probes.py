@@ -9,15 +9,15 @@ from conftest import tiny_unet
 
 from diffusion_adagn import AdaGNUNet, open_dataset
 from diffusion_adagn.config import DataConfig, DiffusionConfig
-from diffusion_adagn.diffusion.loss import Objective
+from diffusion_adagn.diffusion.loss import DiffusionLoss
 from diffusion_adagn.diffusion.schedule import make_scheduler
 from diffusion_adagn.errors import InputError
-from diffusion_adagn.models.conditioning import KINDS
+from diffusion_adagn.models.conditioning import CONDITIONING
 from diffusion_adagn.trace.label_check import label_check
 from diffusion_adagn.trace.probes import label_sensitivity, probe, swap, zero
 
-EVERY_KIND = pytest.mark.parametrize("kind", KINDS)
-OBJECTIVE = Objective(make_scheduler(DiffusionConfig()).alphas_cumprod, "eps")
+EVERY_KIND = pytest.mark.parametrize("kind", CONDITIONING)
+OBJECTIVE = DiffusionLoss(make_scheduler(DiffusionConfig()).alphas_cumprod, "eps")
 G = torch.Generator().manual_seed(1)
 X0 = torch.rand(4, 1, 8, 8, generator=G) * 2 - 1
 Y = torch.tensor([0, 1, 2, 0])
@@ -40,7 +40,7 @@ def test_an_influence_is_the_change_of_x0_done_by_hand(kind, intervention):
     unet = tiny_unet(conditioning=kind)
     got = probe(unet, OBJECTIVE, X0, Y, GRID, intervention)
     assert got.groups == [s.name for s in unet.sites()] and got.change.shape == (len(got.groups), 3)
-    deaf = KINDS[kind].label_in is None and intervention in ("swap", "null")
+    deaf = CONDITIONING[kind].class_input is None and intervention in ("swap", "null")
     assert (got.whole == 0).all() if deaf else (got.whole > 0).any()
     if intervention == "freeze":
         assert got.whole[1] == 0 and (got.change[:, 1] == 0).all()  # it is the middle of the grid
@@ -49,7 +49,7 @@ def test_an_influence_is_the_change_of_x0_done_by_hand(kind, intervention):
 
         noise = normal(0, "heldout", torch.arange(4), (1, 8, 8))
         t = torch.tensor([500] * 4)
-        x_t = OBJECTIVE.noisy(X0, noise, t)
+        x_t = OBJECTIVE.add_noise(X0, noise, t)
         m, null = unet.modulation(t, Y), unet.modulation(t, torch.tensor([3] * 4))
         name = got.groups[2]
         a, s = OBJECTIVE.alpha[500], OBJECTIVE.sigma[500]
@@ -68,7 +68,7 @@ def test_a_class_that_enters_at_one_site_is_found_there():
     unet = tiny_unet()
     kept = unet.sites()[3].name
     with torch.no_grad():
-        for name, rows in unet.told_rows().items():
+        for name, rows in unet.projection_slices().items():
             if name != kept:
                 unet.projection.weight[rows] = 0
     got = probe(unet, OBJECTIVE, X0, Y, GRID, "swap")

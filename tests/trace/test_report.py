@@ -12,7 +12,7 @@ from PIL import Image
 
 from diffusion_adagn import LabelSpace
 from diffusion_adagn.evaluation.label_usage import LabelUse
-from diffusion_adagn.models.conditioning import KINDS
+from diffusion_adagn.models.conditioning import CONDITIONING
 from diffusion_adagn.models.unet import Site
 from diffusion_adagn.trace import sentences as say
 from diffusion_adagn.trace.analysis import Channels, ClassGeometry, drift, shares
@@ -21,7 +21,7 @@ from diffusion_adagn.trace.drawing import Drawing, diverging, one_line, sequenti
 from diffusion_adagn.trace.plots import ticks
 from diffusion_adagn.trace.probes import Influence, Sensitivity
 from diffusion_adagn.trace.readings import Variance, class_spread, short_names, time_move, variance
-from diffusion_adagn.trace.report import Findings, Reading, write_report
+from diffusion_adagn.trace.report import Findings, TraceReport, write_report
 
 LABELS = LabelSpace(("cat", "dog", "eel"))
 NASTY = ("<script>alert('&')</script>", "x" * 200, "日本語 \u202e\ud800 \x07")
@@ -93,7 +93,7 @@ class Page(HTMLParser):
 
 
 def sentences_of(findings: Findings) -> list[str]:
-    seen = Reading(findings)
+    seen = TraceReport(findings)
     return [seen.verdict()[1], *(s.sentence for s in seen.sections())]
 
 
@@ -146,7 +146,7 @@ def test_names_from_outside_are_escaped_and_do_not_break_the_page(tmp_path):
     assert "&lt;script&gt;" in text and "\u202e" not in text and "\x07" not in text
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", CONDITIONING)
 def test_every_kind_is_reported_and_drawn(tmp_path, kind):
     atlas = atlas_of(conditioning=kind, modulate_both_norms=True)
     assert len(write_report(Findings("a", "b", atlas), tmp_path)) >= 4
@@ -188,7 +188,7 @@ def test_a_large_network_makes_a_page_below_2_megabytes(tmp_path):
 
 def cut_but_one(unet):
     """Zero what the class says to every site but the third."""
-    rows = unet.told_rows()
+    rows = unet.projection_slices()
     for name in [n for i, n in enumerate(rows) if i != 2]:
         unet.projection.weight[rows[name], unet.embedding.class_dim :] = 0
 
@@ -445,9 +445,9 @@ def test_the_thresholds_are_said(tmp_path):
 
 def test_a_band_is_not_shaded_where_the_label_is_unused():
     found = everything(atlas_of(), label_use=losses(0.0))
-    pictures = {s.name: s.picture for s in Reading(found).sections()}
+    pictures = {s.name: s.picture for s in TraceReport(found).sections()}
     titles = [s.title for s in pictures["sensitivity"].shapes if hasattr(s, "title")]
     assert titles and not any(" to " in t for t in titles)
     found.label_use = losses(0.1)
-    pictures = {s.name: s.picture for s in Reading(found).sections()}
+    pictures = {s.name: s.picture for s in TraceReport(found).sections()}
     assert any(getattr(s, "title", "") == "t = 300 to 700" for s in pictures["sensitivity"].shapes)

@@ -10,10 +10,10 @@ from conftest import ROOT, one_line, tiny_unet
 from diffusion_adagn import ClassConditionalPipeline, LabelSpace
 from diffusion_adagn.cli.main import main
 from diffusion_adagn.config import DiffusionConfig
-from diffusion_adagn.diffusion.loss import Objective
+from diffusion_adagn.diffusion.loss import DiffusionLoss
 from diffusion_adagn.diffusion.schedule import make_scheduler
 from diffusion_adagn.interop.unet2d import from_unet2d, to_unet2d
-from diffusion_adagn.models.conditioning import KINDS
+from diffusion_adagn.models.conditioning import CONDITIONING
 from diffusion_adagn.trace import tracing
 from diffusion_adagn.trace.analysis import shares
 from diffusion_adagn.trace.atlas import Atlas
@@ -90,7 +90,7 @@ def test_the_verdict_alone_has_its_status(run, tmp_path, capsys):
 
 @pytest.mark.parametrize(
     "kind",  # test_probes.py and test_report.py have the parts of all kinds
-    [k if k in ("adagn", "cross_attention", "none") else pytest.param(k, marks=pytest.mark.slow) for k in KINDS],
+    [k if k in ("adagn", "cross_attention", "none") else pytest.param(k, marks=pytest.mark.slow) for k in CONDITIONING],
 )
 def test_every_kind_is_traced_without_pictures(tmp_path, kind, capsys):
     folder = saved(tmp_path / "net", conditioning=kind)
@@ -126,7 +126,7 @@ def test_a_network_that_came_from_diffusers_has_the_same_atlas():
 
 def test_eps_is_probed_where_it_means_a_picture():
     for prediction, last in (("eps", None), ("v", 999), ("x0", 999)):
-        objective = Objective(make_scheduler(DiffusionConfig(schedule="cosine")).alphas_cumprod, prediction)
+        objective = DiffusionLoss(make_scheduler(DiffusionConfig(schedule="cosine")).alphas_cumprod, prediction)
         grid = probed_timesteps(objective)
         assert len(grid) == 3 and grid[0] == 0
         if last is None:

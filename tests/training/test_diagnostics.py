@@ -10,12 +10,12 @@ from test_train import run  # the same tiny run
 
 from diffusion_adagn import LabelSpace
 from diffusion_adagn.config import DiffusionConfig, TrainingConfig
-from diffusion_adagn.diffusion.loss import Objective
+from diffusion_adagn.diffusion.loss import DiffusionLoss
 from diffusion_adagn.diffusion.schedule import make_scheduler
-from diffusion_adagn.training.diagnostics import Signals
+from diffusion_adagn.training.diagnostics import ConditioningDiagnostics
 
 LABELS = LabelSpace(("cat", "dog", "eel"))
-OBJECTIVE = Objective(make_scheduler(DiffusionConfig()).alphas_cumprod, "eps")
+OBJECTIVE = DiffusionLoss(make_scheduler(DiffusionConfig()).alphas_cumprod, "eps")
 
 
 class Alone:
@@ -29,7 +29,7 @@ class Alone:
 
 def signals(unet=None, **training):
     unet = unet or tiny_unet()
-    return Signals(unet, unet, OBJECTIVE, LABELS, TrainingConfig(**training), None)
+    return ConditioningDiagnostics(unet, unet, OBJECTIVE, LABELS, TrainingConfig(**training), None)
 
 
 def test_losses_are_sorted_by_timestep_and_class():

@@ -18,7 +18,7 @@ def digits():
 
 @pytest.fixture
 def kinds(monkeypatch):
-    for name in ("DevicePixels", "PrefetchedPixels"):
+    for name in ("DeviceImageCache", "ThreadedImageFetcher"):
         monkeypatch.setattr(image_fetcher, name, lambda dataset, device, name=name: name)
 
 
@@ -27,11 +27,11 @@ def free(monkeypatch, count):
 
 
 def test_the_setting_decides_where_images_lie(digits, kinds, monkeypatch):
-    for memory, auto in ((2**40, "DevicePixels"), (2**10, "PrefetchedPixels")):
+    for memory, auto in ((2**40, "DeviceImageCache"), (2**10, "ThreadedImageFetcher")):
         free(monkeypatch, memory)
-        found = [image_fetcher.choose_pixels(digits, CUDA, where) for where in ("auto", "device", "host")]
-        assert found == [auto, "DevicePixels", "PrefetchedPixels"]
-    assert type(image_fetcher.choose_pixels(digits, CPU, "device")) is image_fetcher.Pixels
+        found = [image_fetcher.choose_image_fetcher(digits, CUDA, where) for where in ("auto", "device", "host")]
+        assert found == [auto, "DeviceImageCache", "ThreadedImageFetcher"]
+    assert type(image_fetcher.choose_image_fetcher(digits, CPU, "device")) is image_fetcher.ImageFetcher
 
 
 def test_images_on_the_device_are_estimated(digits, monkeypatch):

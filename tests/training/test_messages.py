@@ -133,8 +133,8 @@ def test_devices_are_accepted_in_capitals(tmp_path, capsys):
 
 
 def test_share_above_peak_is_no_percentage(monkeypatch):
-    monkeypatch.setattr(train_module, "matmul_peak", lambda *_, **__: 3e9)
-    effort = train_module._effort(Cost(1, 10**9, 1), SpeedConfig(precision="fp32"), torch.device("cpu"), 1)
+    monkeypatch.setattr(train_module, "measure_peak_flops", lambda *_, **__: 3e9)
+    effort = train_module._format_throughput(Cost(1, 10**9, 1), SpeedConfig(precision="fp32"), torch.device("cpu"), 1)
     assert effort(0.5).endswith("(50 % of peak)") and effort(2).endswith("(at peak)")
 
 

@@ -16,8 +16,8 @@ from diffusion_adagn.errors import InputError
 from diffusion_adagn.runs.checkpoint import damage
 from diffusion_adagn.runs.layout import checkpoints
 from diffusion_adagn.training import train as train_module
-from diffusion_adagn.training.loader import Batches
-from diffusion_adagn.training.nonfinite import first_bad_value
+from diffusion_adagn.training.loader import BatchLoader
+from diffusion_adagn.training.nonfinite import find_nonfinite
 
 TINY = {
     "data.source": "digits",
@@ -52,7 +52,7 @@ def weights(checkpoint):
 
 def poison(monkeypatch, steps, batch_size=4):
     """The noise of these steps' first pictures is NaN."""
-    real = Batches.at
+    real = BatchLoader.at
 
     def at(self, positions):
         batch = real(self, positions)
@@ -60,7 +60,7 @@ def poison(monkeypatch, steps, batch_size=4):
         batch.noise[bad] = math.nan
         return batch
 
-    monkeypatch.setattr(Batches, "at", at)
+    monkeypatch.setattr(BatchLoader, "at", at)
 
 
 # ---------------------------------------------------------------------- not finite
@@ -109,21 +109,21 @@ def test_the_first_bad_value_is_found():
     def loss():
         return unet(x, t, y).sample.square().flatten(1).mean(1)
 
-    assert first_bad_value(unet, [loss]) is None
+    assert find_nonfinite(unet, [loss]) is None
     x[0, 0, 0, 0] = math.inf
-    assert first_bad_value(unet, [loss]) == "the output of conv_in"
+    assert find_nonfinite(unet, [loss]) == "the output of conv_in"
     x[0, 0, 0, 0] = 0
     with torch.no_grad():
         unet.get_parameter("conv_out.weight")[0, 0, 0, 0] = math.nan
-    assert first_bad_value(unet, [loss]) == "the weights of conv_out.weight"
+    assert find_nonfinite(unet, [loss]) == "the weights of conv_out.weight"
     unet = tiny_unet()
     deep = next(n for n, m in unet.named_modules() if n.startswith("middle") and isinstance(m, torch.nn.Conv2d))
     layer = unet.get_submodule(deep)
     handle = layer.register_forward_hook(lambda m, i, o: o * math.nan)
-    assert first_bad_value(unet, [loss]).startswith(f"the output of {deep}"[:14])
+    assert find_nonfinite(unet, [loss]).startswith(f"the output of {deep}"[:14])
     handle.remove()
     handle = unet.conv_out.register_full_backward_pre_hook(lambda m, g: (g[0] * math.inf,))
-    assert first_bad_value(unet, [loss]).startswith("the gradient of conv_out")
+    assert find_nonfinite(unet, [loss]).startswith("the gradient of conv_out")
     handle.remove()
     assert all(p.grad is None for p in unet.parameters())
 

@@ -9,10 +9,10 @@ from conftest import tiny_unet
 
 from diffusion_adagn.config import DataConfig, TrainingConfig
 from diffusion_adagn.data import open_dataset
-from diffusion_adagn.diffusion.loss import to_unit
+from diffusion_adagn.diffusion.loss import normalize_images
 from diffusion_adagn.runs.checkpoint import checkpoints, load_checkpoint, save_checkpoint
 from diffusion_adagn.training.ema import EMA
-from diffusion_adagn.training.loader import Batches
+from diffusion_adagn.training.loader import BatchLoader
 from diffusion_adagn.training.metrics_log import Metrics, check_tracker
 from diffusion_adagn.training.train import learning_rate
 
@@ -25,7 +25,7 @@ def digits():
 
 
 def test_a_process_draws_exactly_its_own_samples(digits):
-    batches = Batches(digits, seed=0, num_timesteps=1000, device=CPU, label_dropout=0.3, flip=True)
+    batches = BatchLoader(digits, seed=0, num_timesteps=1000, device=CPU, label_dropout=0.3, flip=True)
     whole = batches.at(torch.arange(64, 96))
     for parts in (2, 4):
         dealt = [batches.at(p) for p in torch.arange(64, 96).chunk(parts)]
@@ -34,7 +34,7 @@ def test_a_process_draws_exactly_its_own_samples(digits):
 
 
 def test_pictures_and_labels_belong_together(digits):
-    batch = Batches(digits, seed=0, num_timesteps=1000, device=CPU).at(torch.arange(50))
+    batch = BatchLoader(digits, seed=0, num_timesteps=1000, device=CPU).at(torch.arange(50))
     pixels, labels = digits.gather(batch.indices.numpy())
     assert torch.equal(batch.labels, torch.from_numpy(labels))
     assert torch.equal(((batch.x0 + 1) * 127.5).round().byte(), torch.from_numpy(pixels).permute(0, 3, 1, 2))
@@ -43,7 +43,7 @@ def test_pictures_and_labels_belong_together(digits):
 
 
 def test_labels_are_dropped_per_sample_at_the_stated_rate(digits):
-    batches = Batches(digits, seed=0, num_timesteps=1000, device=CPU, label_dropout=0.2)
+    batches = BatchLoader(digits, seed=0, num_timesteps=1000, device=CPU, label_dropout=0.2)
     positions = torch.arange(1000)
     dropped = (batches.at(positions).labels == 10).float()
     assert dropped.mean().item() == pytest.approx(0.2, abs=0.04)
@@ -51,14 +51,14 @@ def test_labels_are_dropped_per_sample_at_the_stated_rate(digits):
     kept = batches.at(positions).labels[dropped == 0]
     true = torch.from_numpy(digits.gather(batches.order(positions).numpy())[1])[dropped == 0]
     assert torch.equal(kept, true)
-    assert (Batches(digits, 0, 1000, CPU, label_dropout=0.0).at(positions).labels < 10).all()
-    assert Batches(digits, 0, 1000, CPU, conditional=False).at(positions).labels is None
+    assert (BatchLoader(digits, 0, 1000, CPU, label_dropout=0.0).at(positions).labels < 10).all()
+    assert BatchLoader(digits, 0, 1000, CPU, conditional=False).at(positions).labels is None
 
 
 def test_timesteps_cover_their_range_evenly_and_flips_are_half(digits):
-    plain = Batches(digits, 0, 20, CPU).at(torch.arange(1600))
+    plain = BatchLoader(digits, 0, 20, CPU).at(torch.arange(1600))
     assert torch.bincount(plain.t, minlength=20).tolist() == pytest.approx([80] * 20, abs=40)
-    mirrored = Batches(digits, 0, 20, CPU, flip=True).at(torch.arange(1600))
+    mirrored = BatchLoader(digits, 0, 20, CPU, flip=True).at(torch.arange(1600))
     same = (plain.x0 == mirrored.x0).flatten(1).all(1)
     assert same.float().mean().item() == pytest.approx(0.5, abs=0.06)
     assert torch.equal(plain.x0[~same].flip(-1), mirrored.x0[~same])
@@ -66,7 +66,7 @@ def test_timesteps_cover_their_range_evenly_and_flips_are_half(digits):
 
 def test_to_unit():
     pixels = torch.tensor([0, 255], dtype=torch.uint8).reshape(1, 1, 2, 1)
-    assert to_unit(pixels).flatten().tolist() == [-1.0, 1.0]
+    assert normalize_images(pixels).flatten().tolist() == [-1.0, 1.0]
 
 
 def test_ema_is_its_formula_with_warm_up():

@@ -22,12 +22,18 @@ from diffusion_adagn.config import DataConfig
 from diffusion_adagn.data import ImageDataset, open_dataset
 from diffusion_adagn.training import prefetcher as feed_module
 from diffusion_adagn.training import train as train_module
-from diffusion_adagn.training.image_fetcher import DevicePixels, Pixels, PrefetchedPixels, choose_pixels, fits
-from diffusion_adagn.training.loader import Batches
-from diffusion_adagn.training.prefetcher import Feed
+from diffusion_adagn.training.image_fetcher import (
+    DeviceImageCache,
+    ImageFetcher,
+    ThreadedImageFetcher,
+    choose_image_fetcher,
+    fits,
+)
+from diffusion_adagn.training.loader import BatchLoader
+from diffusion_adagn.training.prefetcher import Prefetcher
 
 CPU = torch.device("cpu")
-KINDS = (Pixels, DevicePixels, PrefetchedPixels)
+KINDS = (ImageFetcher, DeviceImageCache, ThreadedImageFetcher)
 
 
 @pytest.fixture(scope="module")
@@ -40,8 +46,8 @@ def forced(monkeypatch):
     """Runs as on CUDA: pixels of this kind, batches made ahead."""
 
     def force(kind):
-        monkeypatch.setattr(train_module, "choose_pixels", lambda dataset, device, where: kind(dataset, device))
-        monkeypatch.setattr(train_module, "Feed", partial(Feed, early=True))
+        monkeypatch.setattr(train_module, "choose_image_fetcher", lambda dataset, device, where: kind(dataset, device))
+        monkeypatch.setattr(train_module, "Prefetcher", partial(Prefetcher, early=True))
 
     return force
 
@@ -58,12 +64,12 @@ def assert_same_batch(one, other):
 @pytest.mark.parametrize("early", [True, False])
 @pytest.mark.parametrize("kind", KINDS)
 def test_batches_are_the_same_whatever_was_expected(digits, kind, early):
-    made = partial(Batches, digits, 3, 1000, CPU, label_dropout=0.3, flip=True)
+    made = partial(BatchLoader, digits, 3, 1000, CPU, label_dropout=0.3, flip=True)
     plain, at = made(), [torch.arange(i, i + 24) for i in range(0, 12_000, 24)]
-    with Feed(made(pixels=kind(digits, CPU)), early) as feed:
+    with Prefetcher(made(pixels=kind(digits, CPU)), early) as feed:
         for i in (0, 1, 2, 3, 3, 2, 4, 5, 70, 71, 72, 0, 499):  # in order, again, back, a jump; an epoch has 71 of them
             assert_same_batch(feed.at(at[i]), plain.at(at[i]))
-            feed.ahead(*at[i + 1 : i + 3])
+            feed.prefetch(*at[i + 1 : i + 3])
             if i % 2:
                 time.sleep(0.002)  # long enough for the thread
         assert_same_batch(feed.at(at[0][:5]), plain.at(at[0][:5]))
@@ -72,17 +78,17 @@ def test_batches_are_the_same_whatever_was_expected(digits, kind, early):
 
 def test_what_was_made_ahead_is_not_lost_to_another_question(digits):
     asked = []
-    batches = Batches(digits, 0, 1000, CPU)
+    batches = BatchLoader(digits, 0, 1000, CPU)
     real, batches.at = batches.at, lambda positions: asked.append(positions[0].item()) or real(positions)
-    feed = Feed(batches, early=True)
-    feed.ahead(torch.arange(4, 8), torch.arange(8, 12))
+    feed = Prefetcher(batches, early=True)
+    feed.prefetch(torch.arange(4, 8), torch.arange(8, 12))
     for first in (0, 4):
         assert_same_batch(feed.at(torch.arange(first, first + 4)), real(torch.arange(first, first + 4)))
     assert asked == [4, 0]
 
 
 @pytest.mark.serial
-@pytest.mark.parametrize("kind", [pytest.param(DevicePixels, marks=pytest.mark.slow), PrefetchedPixels])
+@pytest.mark.parametrize("kind", [pytest.param(DeviceImageCache, marks=pytest.mark.slow), ThreadedImageFetcher])
 def test_stopped_anywhere_and_resumed_a_run_is_the_same(tmp_path, monkeypatch, forced, kind):
     changes = {"training__gradient_accumulation": 2, "data__flip": "true"}
     run(tmp_path / "plain", **changes)
@@ -90,7 +96,7 @@ def test_stopped_anywhere_and_resumed_a_run_is_the_same(tmp_path, monkeypatch, f
     assert run(tmp_path / "whole", **changes) == 0
     assert_same_run(tmp_path / "plain", tmp_path / "whole")
 
-    real, calls = Feed.at, []
+    real, calls = Prefetcher.at, []
 
     def at(self, positions):
         calls.append(positions)
@@ -98,7 +104,7 @@ def test_stopped_anywhere_and_resumed_a_run_is_the_same(tmp_path, monkeypatch, f
             os.kill(os.getpid(), signal.SIGTERM)
         return real(self, positions)
 
-    monkeypatch.setattr(Feed, "at", at)
+    monkeypatch.setattr(Prefetcher, "at", at)
     assert run(tmp_path / "parts", **changes) == 75 and not threads()
     assert run(tmp_path / "parts", "--resume", "auto", **changes) == 75
     assert run(tmp_path / "parts", "--resume", "auto", **changes) == 0 and not threads()
@@ -106,16 +112,16 @@ def test_stopped_anywhere_and_resumed_a_run_is_the_same(tmp_path, monkeypatch, f
     assert len(losses(tmp_path / "parts")) == 6
 
 
-@pytest.mark.parametrize("kind", [pytest.param(DevicePixels, marks=pytest.mark.slow), PrefetchedPixels])
+@pytest.mark.parametrize("kind", [pytest.param(DeviceImageCache, marks=pytest.mark.slow), ThreadedImageFetcher])
 def test_a_faulty_step_is_looked_into_and_the_run_is_the_same(tmp_path, monkeypatch, capsys, forced, kind):
-    real = Batches.at
+    real = BatchLoader.at
 
     def at(self, positions):
         batch = real(self, positions)
         batch.noise[(positions == 40) | (positions == 65)] = math.nan
         return batch
 
-    monkeypatch.setattr(Batches, "at", at)
+    monkeypatch.setattr(BatchLoader, "at", at)
     for out in ("plain", "forced"):
         assert run(tmp_path / out, training__gradient_accumulation=2) == 0
         told = capsys.readouterr().out
@@ -125,7 +131,7 @@ def test_a_faulty_step_is_looked_into_and_the_run_is_the_same(tmp_path, monkeypa
 
 
 def test_an_error_of_the_thread_is_raised_where_its_batch_is_asked_for(digits, monkeypatch):
-    batches = Batches(digits, 0, 1000, CPU, pixels=PrefetchedPixels(digits, CPU))
+    batches = BatchLoader(digits, 0, 1000, CPU, pixels=ThreadedImageFetcher(digits, CPU))
     bad = batches.order(torch.arange(8, 12))
     real = ImageDataset.gather
 
@@ -135,10 +141,10 @@ def test_an_error_of_the_thread_is_raised_where_its_batch_is_asked_for(digits, m
         return real(self, indices, out)
 
     monkeypatch.setattr(ImageDataset, "gather", gather)
-    with Feed(batches, early=True) as feed:
+    with Prefetcher(batches, early=True) as feed:
         for first in (0, 4):
             feed.at(torch.arange(first, first + 4))
-            feed.ahead(torch.arange(first + 4, first + 8), torch.arange(first + 8, first + 12))
+            feed.prefetch(torch.arange(first + 4, first + 8), torch.arange(first + 8, first + 12))
             time.sleep(0.01)
         with pytest.raises(OSError, match="the disk is gone") as told:
             feed.at(torch.arange(8, 12))
@@ -147,7 +153,7 @@ def test_an_error_of_the_thread_is_raised_where_its_batch_is_asked_for(digits, m
 
 
 def test_a_run_whose_pictures_cannot_be_read_ends(tmp_path, monkeypatch, forced):
-    forced(PrefetchedPixels)
+    forced(ThreadedImageFetcher)
     monkeypatch.setattr(train_module, "heldout_loss", None)
     real, calls = ImageDataset.gather, []
 
@@ -167,8 +173,8 @@ def test_a_run_whose_pictures_cannot_be_read_ends(tmp_path, monkeypatch, forced)
 def test_what_fits_goes_to_the_device(digits):
     size = len(digits) * 64
     assert fits(digits, 4 * size) and not fits(digits, 4 * size - 1)
-    assert type(choose_pixels(digits, CPU)) is Pixels
-    store = DevicePixels(digits, CPU).store
+    assert type(choose_image_fetcher(digits, CPU)) is ImageFetcher
+    store = DeviceImageCache(digits, CPU).store
     assert store.dtype == torch.uint8 and np.array_equal(store.numpy(), digits.gather(range(len(digits)))[0])
 
 
@@ -180,13 +186,13 @@ def test_the_waiting_is_measured_and_what_is_made_ahead_is_not_waited_for(digits
         clock[0] += 5
         return positions
 
-    batches = SimpleNamespace(at=slow, device=CPU, order=lambda p: p, pixels=Pixels(digits, CPU))
-    feed = Feed(batches, early=True)
+    batches = SimpleNamespace(at=slow, device=CPU, order=lambda p: p, pixels=ImageFetcher(digits, CPU))
+    feed = Prefetcher(batches, early=True)
     feed.at(torch.arange(2))
-    assert feed.waited == 5
-    feed.ahead(torch.arange(2, 4))
+    assert feed.wait_seconds == 5
+    feed.prefetch(torch.arange(2, 4))
     assert clock == [10] and feed.at(torch.arange(2, 4)).tolist() == [2, 3]
-    assert feed.waited == 5
+    assert feed.wait_seconds == 5
 
 
 def test_a_run_says_how_long_it_waited(tmp_path, capsys):

@@ -83,7 +83,7 @@ def test_a_resumed_run_keeps_its_number_type_and_may_change_how_it_is_computed(t
     run(tmp_path / "run", training__max_steps=2, speed__compile="true")
     assert read_config(tmp_path / "run/config.yaml").speed.precision == "fp32"  # what auto meant
     monkeypatch.setattr(speed, "has_bf16", lambda device: True)  # another machine, where auto means bf16
-    monkeypatch.setattr(speed, "WORTH_HALF", 0)
+    monkeypatch.setattr(speed, "MIN_FLOPS_FOR_BF16", 0)
     more = {"speed__operator": "eager", "speed__layout": "contiguous", "training__max_steps": 4}
     assert run(tmp_path / "run", "--resume", "auto", **more) == 0
     assert read_config(tmp_path / "run/config.yaml").speed.precision == "fp32"

@@ -63,8 +63,8 @@ def open_extractor(
         return open_efficientnet(argument, device)
     if argument:
         return _of_the_user(spec, dataset, device, progress)
-    nearest = difflib.get_close_matches(word, CHOICES, n=1)
-    guess = f" Did you mean {nearest[0]}?" if nearest else ""
+    did_you_mean = difflib.get_close_matches(word, CHOICES, n=1)
+    guess = f" Did you mean {did_you_mean[0]}?" if did_you_mean else ""
     raise InputError(f"there is no extractor {spec!r}.{guess} {_choices()}")
 
 

@@ -52,7 +52,7 @@ class Extractor(Protocol):
         """One batch, uint8 [N, H, W, C], C 1 or 3. A picture's answer does not depend on the others, beyond rounding."""
         ...
 
-    def record(self) -> dict:
+    def to_dict(self) -> dict:
         """JSON: what is worth writing beside a number that was measured with it."""
         ...
 
@@ -134,5 +134,5 @@ class NetworkExtractor:
         probabilities = None if logits is None else logits.float().softmax(1).cpu().numpy()
         return Features(pooled.float().cpu().numpy(), probabilities)
 
-    def record(self) -> dict:
+    def to_dict(self) -> dict:
         return described(self)

@@ -31,16 +31,16 @@ def keep(folder: Path, weights: Mapping[str, np.ndarray], facts: dict) -> None:
     """Write both. Each process writes beside on its own: of two that finish at once, the last stays."""
     from safetensors.numpy import save_file
 
-    beside = _beside(folder)
+    tmp = _beside(folder)
     try:
-        beside.mkdir(parents=True)
-        save_file(dict(weights), beside / "weights.safetensors")
-        (beside / "judge.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
-        _move(beside, folder)
+        tmp.mkdir(parents=True)
+        save_file(dict(weights), tmp / "weights.safetensors")
+        (tmp / "judge.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+        _move(tmp, folder)
     except OSError as error:
         raise InputError(f"the judge cannot be kept in {folder}: {error}. Set DIFFUSION_ADAGN_CACHE.") from None
     finally:
-        shutil.rmtree(beside, ignore_errors=True)
+        shutil.rmtree(tmp, ignore_errors=True)
 
 
 def read(folder: Path) -> tuple[dict[str, np.ndarray], dict] | None:
@@ -59,10 +59,10 @@ def _beside(folder: Path) -> Path:
     return folder.with_name(f".{folder.name}-{uuid.uuid4().hex[:8]}")
 
 
-def _move(beside: Path, folder: Path) -> None:
+def _move(tmp: Path, folder: Path) -> None:
     while True:
         try:
-            beside.rename(folder)
+            tmp.rename(folder)
             return
         except OSError:
             if not folder.is_dir():

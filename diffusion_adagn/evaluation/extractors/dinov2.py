@@ -32,8 +32,8 @@ class Dinov2Extractor(NetworkExtractor):
         mean, std = (x.new_tensor(some)[:, None, None] for some in (MEAN, STD))
         return self.network(pixel_values=(x - mean) / std).pooler_output, None
 
-    def record(self) -> dict:
-        return super().record() | {"source": self.source}
+    def to_dict(self) -> dict:
+        return super().to_dict() | {"source": self.source}
 
 
 def open_dinov2(source: str, device: str | torch.device = "cpu") -> Dinov2Extractor:

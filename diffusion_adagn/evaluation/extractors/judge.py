@@ -25,11 +25,11 @@ from .base import ANTIALIASED, NetworkExtractor, resized, to_planes
 if TYPE_CHECKING:
     from ...data import ImageDataset
 
-VERSION = 1  # of all that decides the weights: raise it with any change below
+RECIPE_VERSION = 1  # of all that decides the weights: raise it with any change below
 SEED = 0
-LARGEST = 64  # pixels; larger pictures are resized
-HELD_OUT, MOST_HELD_OUT = 0.05, 2000
-FEWEST_PASSES, MOST_PASSES, EPOCHS, MOST_EPOCHS = 16_000, 160_000, 10, 40
+MAX_SIDE = 64  # pixels; larger pictures are resized
+HELD_OUT, MAX_HELD_OUT = 0.05, 2000
+MIN_PASSES, MAX_PASSES, EPOCHS, MAX_EPOCHS = 16_000, 160_000, 10, 40
 
 
 class Residual(nn.Module):
@@ -81,7 +81,7 @@ class Judge(NetworkExtractor):
 
     def __init__(self, network: JudgeNetwork, facts: dict, device: str | torch.device = "cpu"):
         """facts: JSON, as `train_judge` returns: resolution, class_names, and what is reported of its training."""
-        super().__init__(network, network.dimension, facts["resolution"], device, {"version": VERSION})
+        super().__init__(network, network.dimension, facts["resolution"], device, {"version": RECIPE_VERSION})
         self.class_names = tuple(facts["class_names"])
         self.facts = facts
 
@@ -91,13 +91,13 @@ class Judge(NetworkExtractor):
             raise InputError(f"the judge learned from pictures with {channels} channels and was given {x.shape[1]}.")
         return self.network(resized(x.float(), self.resolution, "bilinear"))
 
-    def record(self) -> dict:
-        return super().record() | self.facts
+    def to_dict(self) -> dict:
+        return super().to_dict() | self.facts
 
 
 def open_judge(dataset: ImageDataset, device: str | torch.device = "cpu", progress: bool = True) -> Judge:
     """The judge of these pictures, trained now if it has not been before. progress: a bar, and where it was cached."""
-    folder = cache.folder_for(dataset, "judge", VERSION)
+    folder = cache.folder_for(dataset, "judge", RECIPE_VERSION)
     found = _opened(folder, device)
     if found is not None:
         return found
@@ -111,7 +111,7 @@ def open_judge(dataset: ImageDataset, device: str | torch.device = "cpu", progre
         cache.keep(folder, weights, facts | {"hash": judge.hash})
     if progress:
         seen = (
-            f"{facts['heldout_accuracy']:.1%} of {facts['heldout_pictures']:,} pictures held out from it are told right"
+            f"{facts['heldout_accuracy']:.1%} of {facts['heldout_images']:,} pictures held out from it are told right"
         )
         print(f"The judge of {dataset.name} is trained ({seen}) and kept in {folder}.")
     return judge
@@ -144,12 +144,12 @@ def train_judge(
 
     _check(dataset)
     device, n = torch.device(device), len(dataset)
-    learned, heldout = split_off(dataset.labels, min(HELD_OUT, MOST_HELD_OUT / n), SEED)
+    learned, heldout = split_off(dataset.labels, min(HELD_OUT, MAX_HELD_OUT / n), SEED)
     if len(np.unique(dataset.labels[learned])) < 2 or not len(heldout):
         raise InputError(f"{dataset.name} has {n} pictures: too few for a judge to learn from and to be tested on.")
     if progress:
         print(f"A judge learns the classes of {dataset.name}, in minutes, and is cached.")
-    resolution = min(dataset.image_size, LARGEST)
+    resolution = min(dataset.image_size, MAX_SIDE)
     with torch.random.fork_rng(devices=[]):
         torch.random.default_generator.manual_seed(SEED)
         network = JudgeNetwork(resolution, dataset.channels, dataset.label_space.K)
@@ -164,7 +164,7 @@ def train_judge(
         "fingerprint": dataset.fingerprint,
         "trained_pictures": len(learned),
         "passes": passes,
-        "heldout_pictures": len(heldout),
+        "heldout_images": len(heldout),
         "heldout_accuracy": _accuracy(network, dataset, heldout, resolution, device),
     }
     return network, facts
@@ -193,7 +193,7 @@ def _train(
     """Train it on these pictures; returns the number of passes."""
     n = len(learned)
     size = min(64 if resolution <= 16 else 128, n)
-    passes = min(MOST_EPOCHS * n, max(FEWEST_PASSES, min(MOST_PASSES, EPOCHS * n)))
+    passes = min(MAX_EPOCHS * n, max(MIN_PASSES, min(MAX_PASSES, EPOCHS * n)))
     steps = max(1, passes // size)
     optimizer = torch.optim.AdamW(network.parameters(), lr=1e-3, weight_decay=0.05)
     rate = torch.optim.lr_scheduler.OneCycleLR(optimizer, 5e-3, total_steps=steps + 1, pct_start=0.25)

@@ -14,9 +14,9 @@ from .base import Features, check_pixels, described, weights_hash
 if TYPE_CHECKING:
     from ...data import ImageDataset
 
-LARGEST = 16  # pixels
+MAX_FLAT_SIDE = 16  # pixels
 HIDDEN = 64
-VERSION = 1  # of all that decides the weights
+RECIPE_VERSION = 1  # of all that decides the weights
 
 
 class SklearnExtractor:
@@ -38,7 +38,7 @@ class SklearnExtractor:
         self.dimension = HIDDEN
         self.resolution = facts["shape"][0]
         decided = {key: facts[key] for key in ("shape", "classes", "class_names")}
-        self.hash = weights_hash(weights, {"name": self.name, "version": VERSION, **decided})
+        self.hash = weights_hash(weights, {"name": self.name, "version": RECIPE_VERSION, **decided})
 
     def __call__(self, pixels: np.ndarray) -> Features:
         shape = list(check_pixels(pixels).shape[1:])
@@ -56,18 +56,18 @@ class SklearnExtractor:
         probabilities[:, self.facts["classes"]] = odds / odds.sum(axis=1, keepdims=True)
         return Features(pooled, probabilities)
 
-    def record(self) -> dict:
+    def to_dict(self) -> dict:
         return described(self) | self.facts
 
 
 def open_sklearn(dataset: ImageDataset) -> SklearnExtractor:
     """Trained on these pictures in seconds, if it has not been before, and cached. Raises InputError for large pictures."""
-    if dataset.image_size > LARGEST:
+    if dataset.image_size > MAX_FLAT_SIDE:
         raise InputError(
-            f"the extractor sklearn is for pictures of at most {LARGEST} pixels, and those of {dataset.name} have "
+            f"the extractor sklearn is for pictures of at most {MAX_FLAT_SIDE} pixels, and those of {dataset.name} have "
             f"{dataset.image_size}: type judge."
         )
-    folder = cache.folder_for(dataset, "sklearn", VERSION)
+    folder = cache.folder_for(dataset, "sklearn", RECIPE_VERSION)
     found = cache.read(folder)
     if found is not None and set(found[0]) == {"w0", "b0", "w1", "b1"}:
         return SklearnExtractor(*found)
@@ -100,7 +100,7 @@ def _trained(dataset: ImageDataset) -> tuple[dict[str, np.ndarray], dict]:
         "data": dataset.name,
         "fingerprint": dataset.fingerprint,
         "trained_pictures": len(learned),
-        "heldout_pictures": len(heldout),
+        "heldout_images": len(heldout),
     }
     weights = _fit(pixels, labels)
     pixels, labels = dataset.gather(heldout)

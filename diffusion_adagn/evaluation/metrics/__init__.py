@@ -6,15 +6,15 @@ from typing import Literal
 from .classified import accuracy, inception_score
 from .gaussian import Gaussian, Moments, frechet, frechet_distance
 from .kernel import KernelReference, kid
-from .measured import Measured
+from .measured import MetricValue
 from .neighbours import nearest, precision_recall, radii
 
 __all__ = [
     "METRICS",
     "Gaussian",
     "KernelReference",
-    "Kind",
-    "Measured",
+    "MetricInfo",
+    "MetricValue",
     "Moments",
     "accuracy",
     "frechet",
@@ -28,7 +28,7 @@ __all__ = [
 
 
 @dataclass(frozen=True)
-class Kind:
+class MetricInfo:
     """A metric: how it is called, whether lower or higher is better, and what a bad value of it says."""
 
     title: str
@@ -37,12 +37,12 @@ class Kind:
 
 
 METRICS = {
-    "frechet": Kind("Frechet distance", "lower", "both"),
-    "kid": Kind("Kernel distance", "lower", "both"),
-    "precision": Kind("Precision", "higher", "fidelity"),
-    "recall": Kind("Recall", "higher", "diversity"),
-    "density": Kind("Density", "higher", "fidelity"),
-    "coverage": Kind("Coverage", "higher", "diversity"),
-    "inception_score": Kind("Inception score", "higher", "fidelity"),
-    "accuracy": Kind("Accuracy", "higher", "fidelity"),
+    "frechet": MetricInfo("Frechet distance", "lower", "both"),
+    "kid": MetricInfo("Kernel distance", "lower", "both"),
+    "precision": MetricInfo("Precision", "higher", "fidelity"),
+    "recall": MetricInfo("Recall", "higher", "diversity"),
+    "density": MetricInfo("Density", "higher", "fidelity"),
+    "coverage": MetricInfo("Coverage", "higher", "diversity"),
+    "inception_score": MetricInfo("Inception score", "higher", "fidelity"),
+    "accuracy": MetricInfo("Accuracy", "higher", "fidelity"),
 }

@@ -4,9 +4,9 @@ import numpy as np
 import torch
 
 from ...errors import InputError
-from .measured import Measured, checked, checked_labels
+from .measured import MetricValue, checked, checked_labels
 
-PER_CLASS = 10  # pictures for each class, below which an inception score is warned about
+MIN_IMAGES_PER_CLASS = 10  # pictures for each class, below which an inception score is warned about
 
 
 def _probabilities(probabilities: np.ndarray) -> np.ndarray:
@@ -21,7 +21,7 @@ def _probabilities(probabilities: np.ndarray) -> np.ndarray:
     return p
 
 
-def inception_score(probabilities: np.ndarray) -> Measured:
+def inception_score(probabilities: np.ndarray) -> MetricValue:
     """exp of the mean KL(p || mean p) of class probabilities [N, K], 1..K (Salimans et al. 2016), over all pictures at once: no splits."""
     p = _probabilities(probabilities)
     n, k = p.shape
@@ -30,12 +30,14 @@ def inception_score(probabilities: np.ndarray) -> Measured:
     divergence = divergence - p @ np.log(np.where(mean > 0, mean, 1))
     score = float(np.exp(divergence.mean()))
     why = (
-        f"{n:,} pictures for {k:,} classes: below {PER_CLASS} a class the score is too low" if n < PER_CLASS * k else ""
+        f"{n:,} pictures for {k:,} classes: below {MIN_IMAGES_PER_CLASS} a class the score is too low"
+        if n < MIN_IMAGES_PER_CLASS * k
+        else ""
     )
-    return Measured.of(score, score * (divergence - divergence.mean()), why)
+    return MetricValue.of(score, score * (divergence - divergence.mean()), why)
 
 
-def accuracy(probabilities: np.ndarray, labels: np.ndarray) -> Measured:
+def accuracy(probabilities: np.ndarray, labels: np.ndarray) -> MetricValue:
     """The share of pictures whose likeliest class is the label they were asked for. probabilities: [N, K]; labels: int64 [N].
 
     Labels outside 0..K-1 (null) do not count and have no influence; a picture that does then weighs N / counted. Raises InputError
@@ -47,8 +49,8 @@ def accuracy(probabilities: np.ndarray, labels: np.ndarray) -> Measured:
     counts = (labels >= 0) & (labels < k)
     left = n - int(counts.sum())
     if left == n:
-        return Measured.blank(f"none of the {n:,} labels is one of the {k:,} classes")
+        return MetricValue.unavailable(f"none of the {n:,} labels is one of the {k:,} classes")
     right = p.argmax(1) == labels
     value = right[counts].mean()
     why = f"{left:,} of {n:,} pictures have no label among the {k:,} classes and do not count" if left else ""
-    return Measured.of(value, counts * (right - value) * (n / (n - left)), why)
+    return MetricValue.of(value, counts * (right - value) * (n / (n - left)), why)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ...errors import InputError
-from .measured import Measured, blocks, checked, same_extractor
+from .measured import MetricValue, blocks, checked, same_extractor
 
 PER_FEATURE = 10  # pictures for each feature, below which a Frechet distance is warned about
 
@@ -105,7 +105,7 @@ def singular(n: int, d: int, reference: int) -> str:
     )
 
 
-def frechet(features: np.ndarray, reference: Gaussian, device: str = "cpu") -> Measured:
+def frechet(features: np.ndarray, reference: Gaussian, device: str = "cpu") -> MetricValue:
     """The Frechet distance of pictures [N, D] to a reference. N D^2 + D^3 steps.
 
     No value where either side has no more pictures than features: its covariance is singular.
@@ -122,7 +122,7 @@ def frechet(features: np.ndarray, reference: Gaussian, device: str = "cpu") -> M
         )
     same_extractor(d, len(reference.mean))
     if why := singular(n, d, reference.count):
-        return Measured.blank(why)
+        return MetricValue.unavailable(why)
     own = Gaussian.of(features, device)
     root, product = _cross(own, reference, device)
     values, vectors = torch.linalg.eigh(product)
@@ -138,4 +138,4 @@ def frechet(features: np.ndarray, reference: Gaussian, device: str = "cpu") -> M
     why = ""
     if n < PER_FEATURE * d:
         why = f"{n:,} pictures for {d:,} features: with so few the distance comes out too high; compare it at equal numbers only"
-    return Measured.of(_distance(own, reference, values), torch.cat(influence).numpy(), why)
+    return MetricValue.of(_distance(own, reference, values), torch.cat(influence).numpy(), why)

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from .measured import BLOCK, Measured, blocks, checked, same_extractor
+from .measured import BLOCK_IMAGES, MetricValue, blocks, checked, same_extractor
 
 
 def _kernel(x: Tensor, y: Tensor) -> Tensor:
@@ -17,7 +17,7 @@ def _kernel(x: Tensor, y: Tensor) -> Tensor:
 class KernelReference:
     """Reference features [M, D] for `kid`, which computes their M^2 kernels at the first call and keeps the means."""
 
-    def __init__(self, features: np.ndarray, device: str = "cpu", block: int = BLOCK):
+    def __init__(self, features: np.ndarray, device: str = "cpu", block: int = BLOCK_IMAGES):
         self.features = torch.from_numpy(checked(features, "the reference")).to(device)
         self.block, self._own = block, None
 
@@ -52,8 +52,12 @@ def _mutual(x: Tensor, y: Tensor, block: int, progress: bool) -> Tensor:
 
 
 def kid(
-    x: np.ndarray, y: np.ndarray | KernelReference, device: str = "cpu", block: int = BLOCK, progress: bool = False
-) -> Measured:
+    x: np.ndarray,
+    y: np.ndarray | KernelReference,
+    device: str = "cpu",
+    block: int = BLOCK_IMAGES,
+    progress: bool = False,
+) -> MetricValue:
     """Unbiased MMD^2 with the kernel (x.y / D + 1)^3 between pictures [N, D] and a reference [M, D], over all pairs
     (Binkowski et al. 2018; Gretton et al. 2012, eq. 3). May lie below 0. N, M >= 2.
 
@@ -65,8 +69,10 @@ def kid(
     n, m = len(x), len(y.features)
     same_extractor(x.shape[1], y.features.shape[1])
     if min(n, m) < 2:
-        return Measured.blank(f"{n:,} sampled and {m:,} reference pictures: a kernel distance needs two of each")
+        return MetricValue.unavailable(
+            f"{n:,} sampled and {m:,} reference pictures: a kernel distance needs two of each"
+        )
     own_x, own_y = _own(x, block, progress), y.own(progress)
     x_to_y = _mutual(x, y.features, block, progress)
     value = own_x.mean() + own_y.mean() - 2 * x_to_y.mean()
-    return Measured.of(value.item(), (2 * (own_x - x_to_y)).cpu().numpy())
+    return MetricValue.of(value.item(), (2 * (own_x - x_to_y)).cpu().numpy())

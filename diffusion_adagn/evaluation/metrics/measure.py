@@ -11,11 +11,11 @@ from . import METRICS
 from .classified import accuracy, inception_score
 from .gaussian import Gaussian, frechet, singular
 from .kernel import KernelReference, kid
-from .measured import Measured, checked, checked_labels, same_extractor
+from .measured import MetricValue, checked, checked_labels, same_extractor
 from .neighbours import precision_recall, radii
 
-FEW = 50  # pictures of a class, below which its metrics are warned about
-NAMED = 5  # classes that a note names before it counts the rest
+MIN_CLASS_IMAGES = 50  # pictures of a class, below which its metrics are warned about
+MAX_NAMED_CLASSES = 5  # classes that a note names before it counts the rest
 BY_CLASS = ("frechet", "kid", "accuracy")
 STATISTICS_ONLY = (
     "the reference is a mean and a covariance alone, which serve only frechet; give its pictures to measure this"
@@ -84,8 +84,8 @@ class Measurement:
     pictures have no labels or classes. notes: a sentence each on what is blank or doubtful.
     """
 
-    overall: dict[str, Measured]
-    per_class: dict[str, list[Measured]]
+    overall: dict[str, MetricValue]
+    per_class: dict[str, list[MetricValue]]
     notes: list[str]
 
 
@@ -117,7 +117,7 @@ def measure(
         )
     own = probabilities if own is None else own
     found = _by_features(pooled, target, k, progress)
-    found["inception_score"] = Measured.blank(NO_PROBABILITIES) if own is None else inception_score(own)
+    found["inception_score"] = MetricValue.unavailable(NO_PROBABILITIES) if own is None else inception_score(own)
     found["accuracy"] = _accuracy(probabilities, labels, class_names)
     overall = {name: found[name] if labels is None else found[name].within(labels) for name in METRICS}
     classes, notes = {}, _blanks(overall)
@@ -127,11 +127,12 @@ def measure(
     return Measurement(overall, classes, notes)
 
 
-def _by_features(pooled: np.ndarray, target: Target, k: int, progress: bool) -> dict[str, Measured]:
+def _by_features(pooled: np.ndarray, target: Target, k: int, progress: bool) -> dict[str, MetricValue]:
     found = {"frechet": _frechet(pooled, target)}
     if target.features is None:
         return found | {
-            name: Measured.blank(STATISTICS_ONLY) for name in ("kid", "precision", "recall", "density", "coverage")
+            name: MetricValue.unavailable(STATISTICS_ONLY)
+            for name in ("kid", "precision", "recall", "density", "coverage")
         }
     found["kid"] = kid(pooled, target.kernel, progress=progress)
     enough = 1 <= k < min(len(pooled), len(target.features))
@@ -139,20 +140,22 @@ def _by_features(pooled: np.ndarray, target: Target, k: int, progress: bool) -> 
     return found | precision_recall(pooled, target.features, k, known, target.device, progress=progress)
 
 
-def _frechet(pooled: np.ndarray, target: Target) -> Measured:
+def _frechet(pooled: np.ndarray, target: Target) -> MetricValue:
     if target.features is not None and (why := singular(*pooled.shape, len(target.features))):
-        return Measured.blank(why)  # before a [D, D] of each of a thousand classes is made and kept
+        return MetricValue.unavailable(why)  # before a [D, D] of each of a thousand classes is made and kept
     return frechet(pooled, target.gaussian, target.device)
 
 
-def _accuracy(probabilities: np.ndarray | None, labels: np.ndarray | None, class_names: list[str] | None) -> Measured:
+def _accuracy(
+    probabilities: np.ndarray | None, labels: np.ndarray | None, class_names: list[str] | None
+) -> MetricValue:
     if labels is None or (class_names is not None and not (labels < len(class_names)).any()):
-        return Measured.blank(NO_LABELS)
+        return MetricValue.unavailable(NO_LABELS)
     if probabilities is None:
-        return Measured.blank(NO_JUDGE)
+        return MetricValue.unavailable(NO_JUDGE)
     told = probabilities.shape[1]
     if class_names is not None and told != len(class_names):
-        return Measured.blank(
+        return MetricValue.unavailable(
             f"the classifier tells {told:,} classes apart and the pictures have {len(class_names):,} others"
         )
     return accuracy(probabilities, labels)
@@ -165,12 +168,12 @@ def _by_class(
     target: Target,
     class_names: list[str],
     progress: bool,
-) -> dict[str, list[Measured]]:
-    found: dict[str, list[Measured]] = {name: [] for name in BY_CLASS}
+) -> dict[str, list[MetricValue]]:
+    found: dict[str, list[MetricValue]] = {name: [] for name in BY_CLASS}
     for label, name in enumerate(tqdm(class_names, desc="classes", unit="class", leave=False, disable=not progress)):
         mine = labels == label
         if not mine.any():
-            one = dict.fromkeys(BY_CLASS, Measured.blank(f"no picture of the class {name} was sampled"))
+            one = dict.fromkeys(BY_CLASS, MetricValue.unavailable(f"no picture of the class {name} was sampled"))
         else:
             one = _against(pooled[mine], target, label, name)
             judged = None if probabilities is None else probabilities[mine]
@@ -181,66 +184,74 @@ def _by_class(
     return found
 
 
-def _against(pooled: np.ndarray, target: Target, label: int, name: str) -> dict[str, Measured]:
+def _against(pooled: np.ndarray, target: Target, label: int, name: str) -> dict[str, MetricValue]:
     """One class's pictures against the reference's of that class."""
 
-    def blank(why: str) -> dict[str, Measured]:
-        return {metric: Measured.blank(why) for metric in ("frechet", "kid")}
+    def unavailable(why: str) -> dict[str, MetricValue]:
+        return {metric: MetricValue.unavailable(why) for metric in ("frechet", "kid")}
 
     if target.labels is None:
-        return blank("the reference has no labels, so its pictures of one class are not known")
+        return unavailable("the reference has no labels, so its pictures of one class are not known")
     reference = target.of_class(label)
     if reference is None:
-        return blank(f"no picture of the reference is of the class {name}")
+        return unavailable(f"no picture of the reference is of the class {name}")
     if len(reference.features) < 2:
-        return blank(f"one picture of the reference is of the class {name}; it takes two or more")
+        return unavailable(f"one picture of the reference is of the class {name}; it takes two or more")
     few = _few(len(pooled), len(reference.features))
     found = {"frechet": _frechet(pooled, reference), "kid": kid(pooled, reference.kernel)}
     return {metric: _warned(measured, few) for metric, measured in found.items()}
 
 
-def _few(sampled: int, reference: int = FEW) -> str:
+def _few(sampled: int, reference: int = MIN_CLASS_IMAGES) -> str:
     """A warning, where there are few."""
-    if sampled < FEW:
+    if sampled < MIN_CLASS_IMAGES:
         return f"{_pictures(sampled)}: the spread is large"
-    return f"{_pictures(reference)} of the reference: the spread is large" if reference < FEW else ""
+    return f"{_pictures(reference)} of the reference: the spread is large" if reference < MIN_CLASS_IMAGES else ""
 
 
 def _pictures(count: int) -> str:
     return f"{count:,} picture{'s' * (count != 1)}"
 
 
-def _warned(measured: Measured, warning: str) -> Measured:
+def _warned(measured: MetricValue, warning: str) -> MetricValue:
     """With the warning, where it has a value to warn of."""
     if measured.value is None or not warning:
         return measured
     return replace(measured, why="; ".join(filter(None, (warning, measured.why))))
 
 
-def _blanks(overall: dict[str, Measured]) -> list[str]:
+def _blanks(overall: dict[str, MetricValue]) -> list[str]:
     """One sentence for each reason among the metrics."""
     groups: dict[tuple[str, bool], list[str]] = {}
     for name, measured in overall.items():
         if measured.why:
             groups.setdefault((measured.why, measured.value is None), []).append(METRICS[name].title)
-    return [f"{', '.join(titles)}{' left blank' * blank}: {why}." for (why, blank), titles in groups.items()]
+    return [
+        f"{', '.join(titles)}{' left unavailable' * unavailable}: {why}."
+        for (why, unavailable), titles in groups.items()
+    ]
 
 
 def _class_notes(labels: np.ndarray, target: Target, class_names: list[str]) -> list[str]:
     """A sentence on the classes with few pictures, and one on those that the reference does not have."""
     sampled = [(name, int((labels == label).sum())) for label, name in enumerate(class_names)]
-    notes = [_listed(f"Fewer than {FEW} sampled pictures", [f"{name} ({n})" for name, n in sampled if n < FEW])]
+    notes = [
+        _listed(
+            f"Fewer than {MIN_CLASS_IMAGES} sampled pictures",
+            [f"{name} ({n})" for name, n in sampled if n < MIN_CLASS_IMAGES],
+        )
+    ]
     if target.labels is None:
         return [*filter(None, notes), "The reference has no labels, so classes are measured by accuracy alone."]
     there = [(name, int((target.labels == label).sum())) for label, name in enumerate(class_names)]
-    few = [f"{name} ({n})" for name, n in there if 0 < n < FEW]
-    notes.append(_listed(f"Fewer than {FEW} reference pictures", few))
+    few = [f"{name} ({n})" for name, n in there if 0 < n < MIN_CLASS_IMAGES]
+    notes.append(_listed(f"Fewer than {MIN_CLASS_IMAGES} reference pictures", few))
     notes.append(_listed("No reference picture", [name for name, n in there if not n]))
     return [*filter(None, notes)]
 
 
 def _listed(what: str, classes: list[str]) -> str:
     """ "what: cat (12), dog (3) and 4 more classes."; "" without any."""
-    more = len(classes) - NAMED
+    more = len(classes) - MAX_NAMED_CLASSES
     tail = f" and {more} more class{'es' * (more > 1)}" if more > 0 else ""
-    return f"{what}: {', '.join(classes[:NAMED])}{tail}." if classes else ""
+    return f"{what}: {', '.join(classes[:MAX_NAMED_CLASSES])}{tail}." if classes else ""

@@ -7,11 +7,11 @@ import numpy as np
 
 from ...errors import InputError
 
-BLOCK = 2048  # pictures: a block against a block is 32 MB
+BLOCK_IMAGES = 2048  # pictures: a block against a block is 32 MB
 
 
 @dataclass(frozen=True)
-class Measured:
+class MetricValue:
     """A metric of N sampled pictures. value: None where it could not be measured.
 
     influence: float64 [N], mean 0. Draw the N sampled pictures again with repetition, and the value becomes about value plus the mean
@@ -25,18 +25,18 @@ class Measured:
     why: str = ""
 
     @classmethod
-    def blank(cls, why: str) -> "Measured":
+    def unavailable(cls, why: str) -> "MetricValue":
         return cls(None, None, None, why)
 
     @classmethod
-    def of(cls, value: float, influence: np.ndarray, why: str = "") -> "Measured":
+    def of(cls, value: float, influence: np.ndarray, why: str = "") -> "MetricValue":
         """With the standard error that the influence alone gives: its standard deviation / sqrt(N)."""
         n = len(influence)
         influence = np.asarray(influence, dtype=np.float64)
         influence = influence - influence.mean()
         return cls(float(value), influence, float(influence.std(ddof=1) / n**0.5) if n > 1 else None, why)
 
-    def within(self, labels: np.ndarray) -> "Measured":
+    def within(self, labels: np.ndarray) -> "MetricValue":
         """As told where each class has its number of pictures by design: what differs between classes adds no spread. labels: [N]."""
         n, (classes, place) = len(labels), np.unique(labels, return_inverse=True)
         if self.influence is None or n <= len(classes):
@@ -72,7 +72,7 @@ def same_extractor(x: int, y: int) -> None:
         )
 
 
-def blocks(n: int, size: int = BLOCK) -> Iterator[slice]:
+def blocks(n: int, size: int = BLOCK_IMAGES) -> Iterator[slice]:
     """0..n-1 in slices of at most that size."""
     return (slice(start, min(start + size, n)) for start in range(0, n, size))
 

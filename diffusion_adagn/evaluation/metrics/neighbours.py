@@ -9,9 +9,9 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ...errors import InputError
-from .measured import BLOCK, Measured, blocks, checked, same_extractor
+from .measured import BLOCK_IMAGES, MetricValue, blocks, checked, same_extractor
 
-ROUNDING = 1e-12  # of the squared lengths: two squared distances that differ by less are equal
+DISTANCE_ROUNDING = 1e-12  # of the squared lengths: two squared distances that differ by less are equal
 
 
 class _Table:
@@ -30,7 +30,7 @@ class _Table:
     def bounds(self, radii: Tensor, block: int) -> Tensor:
         """What a squared distance must lie below to be inside the ball round each picture, [N]: ties are outside, rounded or not."""
         lengths = torch.cat([self[rows].square().sum(1) for rows in blocks(len(self), block)])
-        return radii.square() - ROUNDING * (lengths + radii.square())
+        return radii.square() - DISTANCE_ROUNDING * (lengths + radii.square())
 
 
 def _squared(a: Tensor, b: Tensor) -> Tensor:
@@ -62,7 +62,7 @@ def _smallest(x: _Table, y: _Table, count: int, itself: bool, block: int, progre
 
 
 def nearest(
-    x: np.ndarray, y: np.ndarray, count: int = 1, device: str = "cpu", block: int = BLOCK, progress: bool = False
+    x: np.ndarray, y: np.ndarray, count: int = 1, device: str = "cpu", block: int = BLOCK_IMAGES, progress: bool = False
 ) -> tuple[np.ndarray, np.ndarray]:
     """The nearest of y [M, D] to each of x [N, D], nearest first: places int64 [N, count] and distances float64 [N, count].
 
@@ -86,7 +86,9 @@ def _apart(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     return np.concatenate([np.linalg.norm(x[r].astype(np.float64) - y[r], axis=1) for r in blocks(len(x))])
 
 
-def radii(y: np.ndarray, k: int = 5, device: str = "cpu", block: int = BLOCK, progress: bool = False) -> np.ndarray:
+def radii(
+    y: np.ndarray, k: int = 5, device: str = "cpu", block: int = BLOCK_IMAGES, progress: bool = False
+) -> np.ndarray:
     """The distance of each picture [M, D] to its k-th nearest other one, float64 [M]. Raises InputError unless 1 <= k < M."""
     y = checked(y)
     if not 1 <= k < len(y):
@@ -101,9 +103,9 @@ def precision_recall(
     k: int = 5,
     y_radii: np.ndarray | None = None,
     device: str = "cpu",
-    block: int = BLOCK,
+    block: int = BLOCK_IMAGES,
     progress: bool = False,
-) -> dict[str, Measured]:
+) -> dict[str, MetricValue]:
     """Precision, recall (Kynkäänniemi et al. 2019), density and coverage (Naeem et al. 2020) of pictures x [N, D] against y [M, D].
 
     Each picture has a ball that reaches to its k-th nearest neighbour in its own set; what lies on the edge is outside.
@@ -124,7 +126,7 @@ def precision_recall(
         raise InputError(f"k is {k}; expected at least 1 neighbour.")
     if min(n, m) <= k:
         why = f"{n:,} sampled and {m:,} reference pictures: more than {k} of each are needed to have {k} neighbours"
-        return {name: Measured.blank(why) for name in ("precision", "recall", "density", "coverage")}
+        return {name: MetricValue.unavailable(why) for name in ("precision", "recall", "density", "coverage")}
     y_radii = radii(y, k, device, block, progress) if y_radii is None else np.asarray(y_radii, dtype=np.float64)
     if y_radii.shape != (m,):
         raise InputError(f"the radii have the shape {list(y_radii.shape)}; expected one for each of {m:,} pictures.")
@@ -147,10 +149,10 @@ def precision_recall(
         covered += _credit(inside, alone_covers)
         recalled += _credit(within, alone_reaches)
     return {
-        "precision": Measured.of((balls > 0).double().mean().item(), (balls > 0).cpu().numpy()),
-        "recall": Measured.of(recalled / m, (alone_reaches * (n / m)).cpu().numpy()),
-        "density": Measured.of(balls.mean().item() / k, balls.cpu().numpy() / k),
-        "coverage": Measured.of(covered / m, (alone_covers * (n / m)).cpu().numpy()),
+        "precision": MetricValue.of((balls > 0).double().mean().item(), (balls > 0).cpu().numpy()),
+        "recall": MetricValue.of(recalled / m, (alone_reaches * (n / m)).cpu().numpy()),
+        "density": MetricValue.of(balls.mean().item() / k, balls.cpu().numpy() / k),
+        "coverage": MetricValue.of(covered / m, (alone_covers * (n / m)).cpu().numpy()),
     }
 
 

@@ -10,7 +10,7 @@ from diffusion_adagn.evaluation.metrics import (
     METRICS,
     Gaussian,
     KernelReference,
-    Measured,
+    MetricValue,
     Moments,
     accuracy,
     frechet,
@@ -51,7 +51,7 @@ def resamples(n, times=200, seed=5):
     return np.random.default_rng(seed).integers(0, n, (times, n))
 
 
-def follows(measured: Measured, again, n, tolerance=0.2, correlation=0.95):
+def follows(measured: MetricValue, again, n, tolerance=0.2, correlation=0.95):
     """The influences tell the spread of true resamples, and each of them."""
     draws = resamples(n)
     true = np.array([again(rows) for rows in draws]) - measured.value

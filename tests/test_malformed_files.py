@@ -31,7 +31,7 @@ from diffusion_adagn.interop.adm import load_adm
 from diffusion_adagn.interop.export import export_diffusers, import_diffusers, open_diffusers
 from diffusion_adagn.labels import MAX_CLASSES, MAX_NAME
 from diffusion_adagn.models.cost import estimate_cost
-from diffusion_adagn.runs.checkpoint import damage, load_weights, read_state
+from diffusion_adagn.runs.checkpoint import load_weights, read_state, verify
 from diffusion_adagn.runs.layout import checkpoints
 from diffusion_adagn.runs.recorded import recorded_data
 from diffusion_adagn.sampling.generate import _clear
@@ -852,7 +852,7 @@ def test_a_manifest_names_files_of_its_folder_alone(tmp_path, name):
     checkpoint = tmp_path / "run/step-00000009"
     checkpoint.mkdir(parents=True)
     (checkpoint / "manifest.json").write_text(json.dumps({name: {"bytes": 6, "sha256": "0"}}))
-    wrong = damage(checkpoint)
+    wrong = verify(checkpoint)
     assert "no file of a checkpoint" in wrong and len(wrong) < 300 and wrong.isprintable()
 
 
@@ -865,7 +865,7 @@ def test_manifests_and_states_that_are_none(tmp_path):
     for content in [*(json.dumps(v) for v in odd), DEEP, "[" * 10**6, '{"a":' * 10**6, "", "\0"]:
         for name in ("manifest.json", "state.json"):
             (checkpoint / name).write_text(content)
-        assert 10 < len(damage(checkpoint)) < 500
+        assert 10 < len(verify(checkpoint)) < 500
         assert "damaged" in refused(load_weights, checkpoint / "model.safetensors", None)
         assert "damaged" in refused(read_state, checkpoint)
     for step in (None, "9", -1, True, 1.5, [9], {}):

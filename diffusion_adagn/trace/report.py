@@ -382,7 +382,7 @@ MEANINGS = [
         "Words that turn on a threshold",
         f"The class enters mostly at one place: at least {say.MOSTLY:.0%} of all between-class variance. Sites follow time: a class share of at "
         f"most {say.FOLLOWS:.0%}; follow the class: of at least {1 - say.FOLLOWS:.0%}. Alone: a share of at least {say.ALONE:.1%}. Everywhere alike: no place's part of it is more than {say.EVEN:g} times its part of the channels, or less than 1 / {say.EVEN:g}. About as much: the "
-        f"largest is at most {say.EVEN:g} times the smallest. Told the same: classes nearer than {say.SAME:g} of the mean distance of a class from "
+        f"largest is at most {say.EVEN:g} times the smallest. Told the same: classes nearer than {say.SAME_CLASS_DISTANCE:g} of the mean distance of a class from "
         f"the mean of the classes. No kin: every cosine within {say.UNRELATED:g} of -1 / (classes - 1). Much the same: a cosine of at "
         f"least {say.CLEARLY_ALIKE:g}.",
     ),

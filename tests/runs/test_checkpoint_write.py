@@ -12,7 +12,7 @@ import torch
 from conftest import tiny_unet
 
 from diffusion_adagn.runs import checkpoint
-from diffusion_adagn.runs.checkpoint import checkpoints, damage, save_checkpoint
+from diffusion_adagn.runs.checkpoint import checkpoints, save_checkpoint, verify
 from diffusion_adagn.training.ema import EMA
 
 
@@ -44,7 +44,7 @@ def test_checkpoints_are_saved_on_windows(tmp_path, parts, monkeypatch):
     monkeypatch.setattr(os, "open", opened)
     monkeypatch.setattr(os, "fsync", sync)
     path = save_checkpoint(tmp_path, {"step": 1}, *parts, keep=1)
-    assert damage(path) is None and len(synced) == 5
+    assert verify(path) is None and len(synced) == 5
 
 
 def test_files_are_hashed_while_others_are_written(tmp_path, parts, monkeypatch):
@@ -64,7 +64,7 @@ def test_files_are_hashed_while_others_are_written(tmp_path, parts, monkeypatch)
     monkeypatch.setattr(checkpoint, "save_file", slow)
     monkeypatch.setattr(checkpoint, "_finished", finished)
     path = save_checkpoint(tmp_path, {"step": 1}, *parts, keep=1)
-    assert damage(path) is None and threading.main_thread() not in threads
+    assert verify(path) is None and threading.main_thread() not in threads
     assert list(json.loads((path / "manifest.json").read_text())) == sorted(
         ["ema.safetensors", "model.safetensors", "optimizer.safetensors", "state.json"]
     )

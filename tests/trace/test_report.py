@@ -439,7 +439,7 @@ def test_the_thresholds_are_said(tmp_path):
     text = unescape(write_report(Findings("a", "b", atlas_of()), tmp_path)[0].read_text()).split("<details>")[1]
     for share in (say.MOSTLY, say.FOLLOWS, say.BAND):
         assert f"{share:.0%}" in text
-    for value in (say.EVEN, say.SAME, say.UNRELATED, say.CLEARLY_ALIKE):
+    for value in (say.EVEN, say.SAME_CLASS_DISTANCE, say.UNRELATED, say.CLEARLY_ALIKE):
         assert f"{value:g}" in text
 
 

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from diffusion_adagn.config import read_config
 from diffusion_adagn.errors import InputError
-from diffusion_adagn.runs.checkpoint import damage
+from diffusion_adagn.runs.checkpoint import verify
 from diffusion_adagn.runs.layout import checkpoints
 from diffusion_adagn.training import train as train_module
 from diffusion_adagn.training.loader import BatchLoader
@@ -168,14 +168,14 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_taken(whole, tmp_path,
     out = tmp_path / "run"
     shutil.copytree(whole, out)
     hurt(out / "checkpoints/step-00000008")
-    assert damage(out / "checkpoints/step-00000008")
+    assert verify(out / "checkpoints/step-00000008")
     before = weights(whole / "checkpoints/step-00000008")
     assert train_module.train(config(out), resume=True) == 0
     told = capsys.readouterr().out
     assert "step-00000008 is damaged" in told and "going on from" in told and "step-00000006" in told
     after = weights(out / "checkpoints/step-00000008")
     assert before.keys() == after.keys() and all(torch.equal(before[k], after[k]) for k in before)
-    assert damage(out / "checkpoints/step-00000008") is None
+    assert verify(out / "checkpoints/step-00000008") is None
     assert [line["step"] for line in lines(out)] == [line["step"] for line in lines(whole)]
 
 
@@ -236,7 +236,7 @@ def test_a_full_disk_leaves_the_last_good_checkpoint(small_disk):
             config(out, training__max_steps=40, training__checkpoint_every=1, training__keep_checkpoints=99)
         )
     left = checkpoints(out / "checkpoints")
-    assert left and all(damage(c) is None for c in left)
+    assert left and all(verify(c) is None for c in left)
     assert not list((out / "checkpoints").glob(".*"))
     for old in left[:-1]:
         shutil.rmtree(old)
@@ -254,5 +254,5 @@ def test_a_folder_that_cannot_be_written_to(small_disk, tmp_path):
         assert isinstance(error.value, InputError) or error.value.errno == 30
     finally:
         subprocess.run(["mount", "-o", "remount,rw", str(small_disk)], check=True)
-    assert [damage(c) for c in checkpoints(out / "checkpoints")] == [None]
+    assert [verify(c) for c in checkpoints(out / "checkpoints")] == [None]
     assert os.path.isfile(out / "config.yaml")

@@ -18,7 +18,7 @@ from diffusion_adagn import ClassConditionalPipeline
 from diffusion_adagn.cli.main import main
 from diffusion_adagn.config import read_config
 from diffusion_adagn.errors import InputError
-from diffusion_adagn.models.conditioning import KINDS
+from diffusion_adagn.models.conditioning import CONDITIONING
 from diffusion_adagn.runtime import speed
 from diffusion_adagn.sampling.load import open_pipeline
 
@@ -405,7 +405,7 @@ def test_two_processes_leave_out_the_same_step(tmp_path):
 
 @pytest.mark.serial
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", CONDITIONING)
 def test_every_kind_trains_on_two_processes_as_on_one(tmp_path, kind):
     """A parameter that a kind leaves without a gradient would stop data-parallel training."""
     changes = {"model__conditioning": kind, "diffusion__learned_variance": "true"}

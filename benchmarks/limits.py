@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from . import ours, peers
 from .machine import DTYPES, full_fp32
-from .networks import LAYOUTS, Case, inputs
+from .networks import MEMORY_FORMATS, Case, inputs
 from .timing import Clock, Deadline
 
 SECONDS = 0.2  # that one limit is measured for, at least
@@ -97,7 +97,7 @@ def floor_seconds(case: Case, clock: Clock, seconds: float = SECONDS, deadline: 
                 return None
             total += count * min(
                 best(_layer_call(layer, case, layout), clock, seconds / 4)
-                for layout in (LAYOUTS if layer[0] == "conv2d" else ("nchw",))
+                for layout in (MEMORY_FORMATS if layer[0] == "conv2d" else ("nchw",))
             )
         if case.what == "train":
             net = ours.network(**case.size.network(case.resample)).to(case.device)
@@ -113,7 +113,7 @@ def _layer_call(layer: tuple, case: Case, layout: str) -> Callable[[], object]:
 
     def draw(shape: tuple) -> Tensor:
         made = torch.randn(shape, device=case.device).to(dtype)
-        made = made.to(memory_format=LAYOUTS[layout]) if len(shape) == 4 and kind == "conv2d" else made
+        made = made.to(memory_format=MEMORY_FORMATS[layout]) if len(shape) == 4 and kind == "conv2d" else made
         return made.requires_grad_(train)
 
     given = [draw(first), draw(second)]

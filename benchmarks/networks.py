@@ -18,7 +18,7 @@ from .machine import DTYPES, full_fp32, unpinned
 from .sizes import Size
 from .timing import Clock, Deadline, fastest, interleave, paired, summary
 
-LAYOUTS = {"nchw": torch.contiguous_format, "nhwc": torch.channels_last}
+MEMORY_FORMATS = {"nchw": torch.contiguous_format, "nhwc": torch.channels_last}
 # ||a - b|| / ||b|| against the peer in fp32: of the output, and of the first convolution's gradient
 TOLERANCE = {"fp32": (1e-4, 1e-3), "fp16": (2e-2, 5e-2), "bf16": (5e-2, 1.5e-1)}
 CHECKED = 4  # pictures whose outputs are compared
@@ -63,15 +63,15 @@ class Work:
         dtype = DTYPES[case.dtype]
         training = case.what == "train"
         self.dtype = torch.float32 if training else dtype
-        net = net.to(case.device, self.dtype).to(memory_format=LAYOUTS[variant.layout]).train(training)
+        net = net.to(case.device, self.dtype).to(memory_format=MEMORY_FORMATS[variant.layout]).train(training)
         if variant.operator:
-            ours.prepare(net, variant.operator, LAYOUTS[variant.layout])
+            ours.prepare(net, variant.operator, MEMORY_FORMATS[variant.layout])
         if training:
             self.optimizer = torch.optim.AdamW(net.parameters(), lr=1e-6, fused=True)
             self.scaler = torch.amp.GradScaler(case.device.type, init_scale=1024.0, enabled=case.dtype == "fp16")
         self.net = net
         self.call = _compiled(net, variant) if variant.compiled else net
-        self.x, self.t, self.y, self.target = inputs(case, self.dtype, LAYOUTS[variant.layout])
+        self.x, self.t, self.y, self.target = inputs(case, self.dtype, MEMORY_FORMATS[variant.layout])
         self.step: Callable[[], object] = self._train if training else self._infer
 
     def check(self) -> tuple[Tensor, Tensor | None]:
@@ -145,8 +145,8 @@ def check_same(found: tuple[Tensor, Tensor | None], wanted: tuple[Tensor, Tensor
 def variants(case: Case, against: list[str]) -> tuple[list[Variant], list[str]]:
     """The uncompiled variants of every side, and sentences on what is missing."""
     operators, why = ours.operators(case.device)
-    found = [Variant(ours.SIDE, layout, operator) for operator in operators for layout in LAYOUTS]
-    found += [Variant(peer, layout) for peer in against for layout in LAYOUTS]
+    found = [Variant(ours.SIDE, layout, operator) for operator in operators for layout in MEMORY_FORMATS]
+    found += [Variant(peer, layout) for peer in against for layout in MEMORY_FORMATS]
     return found, [f"ours fused: {why}"] if why else []
 
 

@@ -10,7 +10,7 @@ from diffusion_adagn.ops import adagn_silu, unsupported_reason
 
 from .limits import copy_bytes
 from .machine import DTYPES, full_fp32, unpinned
-from .networks import LAYOUTS, TOLERANCE, free
+from .networks import MEMORY_FORMATS, TOLERANCE, free
 from .sizes import Size
 from .timing import Clock, Deadline, fastest, interleave, paired, summary
 
@@ -64,7 +64,7 @@ def measure(
     if compile:
         kinds["formula compiled"] = formula
     for number, shape in enumerate(shapes(size, batch, dtype, clock.device)):
-        for layout in LAYOUTS:
+        for layout in MEMORY_FORMATS:
             where = f"{'x'.join(map(str, shape))} {layout}"
             if number and deadline.passed:
                 result["not_measured"].append(f"operator {where}: the time limit came first")
@@ -82,7 +82,7 @@ def _one(shape, layout, kinds, groups, dtype, clock, rounds, sample_seconds, dea
     device = clock.device
     draw = torch.Generator(device).manual_seed(0)
     rows, channels = shape[:2]
-    x = torch.randn(shape, generator=draw, device=device).to(DTYPES[dtype]).to(memory_format=LAYOUTS[layout])
+    x = torch.randn(shape, generator=draw, device=device).to(DTYPES[dtype]).to(memory_format=MEMORY_FORMATS[layout])
     told = [torch.randn(rows, channels, generator=draw, device=device).mul(0.2).to(x.dtype) for _ in range(2)]
     affine = [torch.rand(channels, generator=draw, device=device).to(x.dtype) for _ in range(2)]
     given = [v.requires_grad_() for v in (x, *told, *affine)]

@@ -29,7 +29,7 @@ def operators(device: torch.device) -> tuple[list[str], str]:
 
 def prepare(unet: AdaGNUNet, operator: str, layout: torch.memory_format) -> None:
     unet.set_operator(operator)
-    unet.set_layout("channels_last" if layout == torch.channels_last else "contiguous")
+    unet.set_memory_format("channels_last" if layout == torch.channels_last else "contiguous")
 
 
 def compile_network(unet: AdaGNUNet) -> AdaGNUNet:

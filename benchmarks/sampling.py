@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from . import ours, peers
 from .machine import full_fp32
-from .networks import LAYOUTS, Case, Differs, Nets, Variant, Work, free
+from .networks import MEMORY_FORMATS, Case, Differs, Nets, Variant, Work, free
 from .timing import Clock, Deadline, fastest, interleave, paired, summary
 
 SCALE = 2.0
@@ -127,7 +127,7 @@ def _fastest(case: Case, kinds: list[tuple[str, str | None]], nets: Nets, clock:
     """The fastest variant of a side, by the better of two samples of a warmed-up call."""
     tried = []
     for side, operator in kinds:
-        for layout in LAYOUTS:
+        for layout in MEMORY_FORMATS:
             variant = Variant(side, layout, operator)
             work = Work(case, variant, nets.get(side))
             work.step()

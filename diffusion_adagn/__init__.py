@@ -4,8 +4,10 @@ Names are imported when first used, so that `adagn --help` does not wait for tor
 """
 
 import importlib
+import warnings
 from typing import TYPE_CHECKING
 
+from .renamed import NAMES
 from .version import __version__
 
 if TYPE_CHECKING:  # what editors and type checkers see; `_HOME` says the same to Python
@@ -14,7 +16,7 @@ if TYPE_CHECKING:  # what editors and type checkers see; `_HOME` says the same t
     from .errors import InputError
     from .labels import LabelSpace
     from .models.unet import AdaGNUNet
-    from .sampling.class_mix import Between, Mix
+    from .sampling.class_mix import ClassInterpolation, ClassMix
     from .sampling.guidance import Guidance, Interval
     from .sampling.pipeline import ClassConditionalPipeline
     from .trace.atlas import Atlas
@@ -26,8 +28,8 @@ _HOME = {
     "Guidance": ".sampling.guidance",
     "Interval": ".sampling.guidance",
     "LabelSpace": ".labels",
-    "Mix": ".sampling.class_mix",
-    "Between": ".sampling.class_mix",
+    "ClassMix": ".sampling.class_mix",
+    "ClassInterpolation": ".sampling.class_mix",
     "Atlas": ".trace.atlas",
     "RunConfig": ".config",
     "read_config": ".config",
@@ -38,13 +40,13 @@ _HOME = {
 __all__ = [
     "AdaGNUNet",
     "Atlas",
-    "Between",
     "ClassConditionalPipeline",
+    "ClassInterpolation",
+    "ClassMix",
     "Guidance",
     "InputError",
     "Interval",
     "LabelSpace",
-    "Mix",
     "RunConfig",
     "__version__",
     "open_dataset",
@@ -54,6 +56,9 @@ __all__ = [
 
 
 def __getattr__(name: str):
+    if name in NAMES:
+        warnings.warn(f"diffusion_adagn.{name} is called {NAMES[name]} now.", DeprecationWarning, stacklevel=2)
+        name = NAMES[name]
     if name in _HOME:
         return getattr(importlib.import_module(_HOME[name], __name__), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -142,7 +142,7 @@ class TrainingConfig:
     keep_every: int = setting(
         0, "Checkpoints at multiples of this many steps are kept for good; 0: none.", minimum=0, resumable=True
     )
-    most_faults: int = setting(
+    max_nonfinite_steps: int = setting(
         10,
         "Steps in a row with a loss or gradient that is not finite, after which the run stops; each is left out.",
         minimum=1,
@@ -154,14 +154,14 @@ class TrainingConfig:
         resumable=True,
     )
     heldout_every: int = setting(0, "Steps between held-out losses; 0: never.", minimum=0, resumable=True)
-    signals_every: int = setting(
+    diagnostics_every: int = setting(
         500,
         "Steps between training signals: loss by timestep and class, use of the label on held-out pictures, size of gamma and "
         "beta, gradients of the condition's path; 0: never.",
         minimum=0,
         resumable=True,
     )
-    warn_unused_after: int = setting(
+    warn_label_unused_after: int = setting(
         2000, "Warn if after so many steps the label is not seen to be used; 0: never.", minimum=0, resumable=True
     )
     preview_every: int = setting(1000, "Steps between preview grids; 0: never.", minimum=0, resumable=True)
@@ -185,7 +185,7 @@ class SpeedConfig:
         "Autocast type; weights stay in fp32. tf32: fp32 with its products and convolutions in TF32 (CUDA). auto: on a GPU bf16 (fp16 where it has none); on a CPU fp32, or bf16 where "
         "it computes in that and a picture takes half a GFLOP or more. A resumed run keeps what was picked.",
     )
-    layout: Literal["auto", "channels_last", "contiguous"] = setting(
+    memory_format: Literal["auto", "channels_last", "contiguous"] = setting(
         "auto",
         "How feature maps lie in memory. auto: channels_last on a CPU, and in half types on a GPU.",
         resumable=True,

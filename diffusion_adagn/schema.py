@@ -73,7 +73,7 @@ def apply(
     known = {key: (hint, f) for key, hint, f in fields_of(type(config))}
     for key, value in flat.items():
         key = CONFIG_KEYS.get(key, key)
-        if key == "speed" and value == "auto" and "speed.layout" in known:
+        if key == "speed" and value == "auto" and "speed.memory_format" in known:
             config.speed = type(config.speed)()
             continue
         if key in {k.partition(".")[0] for k in known if "." in k}:

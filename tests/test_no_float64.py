@@ -18,7 +18,7 @@ from diffusion_adagn.training import train as train_module
 SETTINGS = {
     "model.model_channels": 16, "model.channel_mult": "1", "model.num_res_blocks": 1, "model.attention_resolutions": 8,
     "model.num_head_channels": 16, "model.norm_groups": 4, "diffusion.learned_variance": "true", "data.flip": "true",
-    "training.batch_size": 96, "training.max_steps": 1, "training.signals_every": 1, "training.heldout_every": 1,
+    "training.batch_size": 96, "training.max_steps": 1, "training.diagnostics_every": 1, "training.heldout_every": 1,
     "training.preview_every": 1, "training.preview_steps": 1, "training.preview_count": 1,
 }  # fmt: skip
 
@@ -63,7 +63,7 @@ def mac(monkeypatch):
 def trained(tmp_path_factory):
     """A run trained on the CPU."""
     out = tmp_path_factory.mktemp("trained") / "run"
-    assert train(out, "--training.signals_every=0", "--training.preview_every=0", "--training.heldout_every=0") == 0
+    assert train(out, "--training.diagnostics_every=0", "--training.preview_every=0", "--training.heldout_every=0") == 0
     return out
 
 

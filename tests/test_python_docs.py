@@ -20,7 +20,7 @@ def shrunk(tmp_path, monkeypatch):
 
     def short(config, resume=False):
         config = train_module.as_config(config)
-        for key in ("preview_every", "heldout_every", "signals_every"):
+        for key in ("preview_every", "heldout_every", "diagnostics_every"):
             setattr(config.training, key, 0)
         config.training.max_steps, config.training.batch_size = 2, 8
         return train(config, resume)

@@ -9,6 +9,7 @@ from typing import Any, NoReturn, get_args
 
 from ..config import SPACINGS, RunConfig, SpeedConfig
 from ..errors import UsageError
+from ..renamed import CONFIG_KEYS, OPTIONS
 from ..schema import fields_of, type_name
 
 SAMPLERS = ("ddpm", "ddim", "dpm++", "unipc", "euler", "heun")
@@ -32,7 +33,7 @@ class Parser(argparse.ArgumentParser):
         self.add_argument("--debug", action="store_true", help="show the traceback of an error")
 
     def parse(self, argv: Sequence[str]) -> argparse.Namespace:
-        args, unknown = self.parse_known_args([_canonical(word) for word in argv])
+        args, unknown = self.parse_known_args([self._canonical(word) for word in argv])
         for action in self._actions:  # argparse takes an optional argument before the first option only
             late = unknown and not unknown[0].startswith("-")
             if late and not action.option_strings and action.nargs == "?" and getattr(args, action.dest) is None:
@@ -41,6 +42,16 @@ class Parser(argparse.ArgumentParser):
             hint = self._hint(unknown[0].partition("=")[0]) or f" `{self.prog} --help` lists the options."
             raise UsageError(f"{self.prog} does not know '{unknown[0]}'.{hint}")
         return args
+
+    def _canonical(self, word: str) -> str:
+        """--dry-run is --dry_run, and an option's old name is its new one."""
+        if not word.startswith("--"):
+            return word
+        name, equals, value = word[2:].partition("=")
+        name = name.replace("-", "_")
+        new = (CONFIG_KEYS | OPTIONS).get(name)
+        known = new is not None and f"--{name}" not in self._option_string_actions
+        return f"--{new if known and f'--{new}' in self._option_string_actions else name}{equals}{value}"
 
     def _hint(self, option: str) -> str:
         known = [o for action in self._actions for o in action.option_strings]
@@ -70,14 +81,6 @@ def unknown_choice(word: str, choices: Iterable[str]) -> str:
 class _Formatter(argparse.HelpFormatter):
     def __init__(self, prog: str):
         super().__init__(prog, max_help_position=36, width=118)
-
-
-def _canonical(word: str) -> str:
-    """--dry-run and --dry_run are one option."""
-    if not word.startswith("--"):
-        return word
-    name, equals, value = word[2:].partition("=")
-    return f"--{name.replace('-', '_')}{equals}{value}"
 
 
 def add_config_options(parser: argparse.ArgumentParser, sections: Sequence[str] = ()) -> None:

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import warnings
 from typing import NamedTuple
 
 import torch
@@ -20,7 +21,7 @@ from .embeddings import ConditionEmbedding
 from .norm import Norm
 
 Modulation = dict[str, tuple[Tensor, ...]]
-LAYOUTS = ("auto", "channels_last", "contiguous")
+MEMORY_FORMATS = ("auto", "channels_last", "contiguous")
 
 
 class Site(NamedTuple):
@@ -101,7 +102,7 @@ class AdaGNUNet(ModelMixin, ConfigMixin):
         if kind.class_input == "tokens" and not num_classes:
             raise InputError(f"{conditioning} attends to the class, and this network has none: choose another kind.")
         self.gradient_checkpointing = False
-        self.layout = "auto"
+        self.memory_format = "auto"
 
         def norm(channels: int) -> Norm:
             return Norm(_groups(norm_groups, channels), channels, norm_eps)
@@ -304,24 +305,29 @@ class AdaGNUNet(ModelMixin, ConfigMixin):
                 module.operator = operator
 
     def set_layout(self, layout: str) -> None:
+        """The old name of `set_memory_format`."""
+        warnings.warn("set_layout is called set_memory_format now.", DeprecationWarning, stacklevel=2)
+        self.set_memory_format(layout)
+
+    def set_memory_format(self, memory_format: str) -> None:
         """How feature maps lie in memory: "channels_last", "contiguous", or "auto": channels_last on the CPU, and in half types.
 
         A layout that is named is the weights' too, from now on.
         """
-        if layout not in LAYOUTS:
-            raise InputError(f"the layout is one of {', '.join(LAYOUTS)}, not {layout!r}.")
-        self.layout = layout
-        if layout != "auto":
-            self.to(memory_format=torch.channels_last if layout == "channels_last" else torch.contiguous_format)
+        if memory_format not in MEMORY_FORMATS:
+            raise InputError(f"the layout is one of {', '.join(MEMORY_FORMATS)}, not {memory_format!r}.")
+        self.memory_format = memory_format
+        if memory_format != "auto":
+            self.to(memory_format=torch.channels_last if memory_format == "channels_last" else torch.contiguous_format)
 
     # ------------------------------------------------------------------ inside
 
     def _channels_last(self, x: Tensor) -> bool:
-        if self.layout != "auto":
-            return self.layout == "channels_last"
+        if self.memory_format != "auto":
+            return self.memory_format == "channels_last"
         device = x.device.type
         half = x.dtype in (torch.float16, torch.bfloat16) or (device == "cuda" and torch.is_autocast_enabled(device))
-        return best_layout(device, half) == "channels_last"
+        return best_memory_format(device, half) == "channels_last"
 
     def _run(self, module: nn.Module, h: Tensor, m: Modulation) -> Tensor:
         if not isinstance(module, Stage):
@@ -428,7 +434,7 @@ class AdaGNUNet(ModelMixin, ConfigMixin):
         return labels
 
 
-def best_layout(device: str, half: bool) -> str:
+def best_memory_format(device: str, half: bool) -> str:
     """What the layout "auto" is for a type of device. half: convolutions compute in bf16 or fp16."""
     return "channels_last" if device == "cpu" or (device == "cuda" and half) else "contiguous"
 

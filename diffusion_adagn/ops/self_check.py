@@ -104,9 +104,9 @@ def _difference(
     for name, a, b in zip(names, found, wanted):
         gap = ((a.cpu().double() - b).abs().max() / b.abs().max()).item()
         if not gap <= LIMIT[dtype]:  # NaN is a difference
-            layout = "channels_last" if last else "contiguous"
+            memory_format = "channels_last" if last else "contiguous"
             return (
-                f"{name} is wrong in {str(dtype).removeprefix('torch.')}, {layout}, on {device}: "
+                f"{name} is wrong in {str(dtype).removeprefix('torch.')}, {memory_format}, on {device}: "
                 f"{gap:.1e} from plain PyTorch's, {LIMIT[dtype]:.0e} expected at most."
             )
     return ""

@@ -139,7 +139,7 @@ def _memory(asked: str) -> tuple[str, list[str]]:
 def _speed(asked: str) -> tuple[str, list[str]]:
     """What `auto` means here; on a CPU the number type depends on the network."""
     small, large = (_chosen(asked, flops) for flops in (0, 10**12))
-    found = f"{small.precision}, {small.layout} for --precision auto of adagn train and adagn sample"
+    found = f"{small.precision}, {small.memory_format} for --precision auto of adagn train and adagn sample"
     if large.precision != small.precision:
         found += f"; {large.precision} for networks of half a GFLOP an image or more"
     return found, []
@@ -156,11 +156,11 @@ def _operator(asked: str) -> tuple[str, list[str]]:
     device, speed = choose_device(asked), _chosen(asked, 0)
     dtype = AUTOCAST[speed.precision] or torch.float32
     began = time.perf_counter()
-    why = unsupported_reason(device, dtype, speed.layout == "channels_last", note=False)
+    why = unsupported_reason(device, dtype, speed.memory_format == "channels_last", note=False)
     seconds = f"{time.perf_counter() - began:.1f} s"
     if not why:
         kernel = "Triton" if device.type == "cuda" else "C++"
-        return f"fused ({kernel}), self-check passed in {speed.precision}, {speed.layout} ({seconds})", []
+        return f"fused ({kernel}), self-check passed in {speed.precision}, {speed.memory_format} ({seconds})", []
     if device.type == "mps":
         return "eager (plain PyTorch): there is no fused kernel for Apple's GPU", []
     problem = f"the fused operator cannot be used, and plain PyTorch, which is slower, takes its place: {why}"

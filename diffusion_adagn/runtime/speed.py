@@ -10,7 +10,7 @@ from torch import Tensor
 from ..config import SpeedConfig
 from ..errors import InputError
 from ..models.blocks import ResBlock, SelfAttention
-from ..models.unet import AdaGNUNet, Modulation, best_layout
+from ..models.unet import AdaGNUNet, Modulation, best_memory_format
 from ..ops import unsupported_reason
 from ..ops.cpu import compiler
 from .precision import AUTOCAST, check_tf32
@@ -24,14 +24,14 @@ def choose(asked: SpeedConfig, device: torch.device, flops: int) -> SpeedConfig:
 
     Raises InputError for what was forced and cannot be.
     """
-    precision, layout, operator = asked.precision, asked.layout, asked.operator
+    precision, memory_format, operator = asked.precision, asked.memory_format, asked.operator
     if precision == "auto":
         precision = _precision(device, flops)
     check_tf32(precision, device, "speed.precision")
-    if layout == "auto":
-        layout = best_layout(device.type, precision != "fp32")
+    if memory_format == "auto":
+        memory_format = best_memory_format(device.type, precision != "fp32")
     if operator != "eager":
-        why = _no_kernel(device, precision, layout, note=operator == "auto")
+        why = _no_kernel(device, precision, memory_format, note=operator == "auto")
         if why and operator == "fused":
             raise InputError(f"speed.operator fused cannot be: {why} Take auto or eager.")
         operator = "eager" if why else "fused"
@@ -40,7 +40,7 @@ def choose(asked: SpeedConfig, device: torch.device, flops: int) -> SpeedConfig:
             compiler()
         except RuntimeError as error:
             raise InputError(f"torch.compile cannot be: {error} Leave out speed.compile (--compile).") from None
-    return dataclasses.replace(asked, precision=precision, layout=layout, operator=operator)
+    return dataclasses.replace(asked, precision=precision, memory_format=memory_format, operator=operator)
 
 
 def choose_together(asked: SpeedConfig, device: torch.device, flops: int) -> SpeedConfig:
@@ -55,21 +55,21 @@ def describe(chosen: SpeedConfig, asked: SpeedConfig, device: torch.device | Non
     device: where it is given, and `auto` means the eager operator on it, the reason follows.
     """
     own = [f.name for f in dataclasses.fields(asked) if getattr(asked, f.name) == "auto" and f.name != "device"]
-    told = f"{chosen.precision}, {chosen.layout}, {chosen.operator} operator" + ", compiled" * chosen.compile
+    told = f"{chosen.precision}, {chosen.memory_format}, {chosen.operator} operator" + ", compiled" * chosen.compile
     if device is not None and chosen.operator == "eager" and asked.operator == "auto":
-        why = _no_kernel(device, chosen.precision, chosen.layout, note=False)
+        why = _no_kernel(device, chosen.precision, chosen.memory_format, note=False)
         own[-1] += f", since the fused one cannot be used: {why.rstrip('.')}" * bool(why)
     return told + (f" (chosen for this machine: {', '.join(own)})" if own else "")
 
 
-def _no_kernel(device: torch.device, precision: str, layout: str, note: bool) -> str:
+def _no_kernel(device: torch.device, precision: str, memory_format: str, note: bool) -> str:
     """Why there is no fused operator for what was chosen; "" if there is one."""
-    return unsupported_reason(device, AUTOCAST[precision] or torch.float32, layout == "channels_last", note=note)
+    return unsupported_reason(device, AUTOCAST[precision] or torch.float32, memory_format == "channels_last", note=note)
 
 
 def prepare(unet: AdaGNUNet, speed: SpeedConfig) -> None:
     """Set layout and operator. `speed` is one that `choose` returned."""
-    unet.set_layout(speed.layout)
+    unet.set_memory_format(speed.memory_format)
     unet.set_operator(speed.operator)
 
 

@@ -44,7 +44,7 @@ class ClassPlan(Protocol):
 
 
 @dataclass(frozen=True)
-class Part:
+class MixRule:
     """One class and where and when it is told. sites: names in the order of depth, None for all; times: what t must fulfil."""
 
     text: str
@@ -57,7 +57,7 @@ class Part:
 
 
 @dataclass(frozen=True)
-class Mix:
+class ClassMix:
     """Classes by place and time, as in "cat@coarse,dog@fine" or "bird,cat@8&t>600". Later parts win.
 
     A part is CLASS@WHERE; one without @ is told wherever no other part is, in whatever order they stand. CLASS is what
@@ -75,19 +75,19 @@ class Mix:
     """
 
     name: str
-    parts: tuple[Part, ...]
+    parts: tuple[MixRule, ...]
 
     @property
     def class_id(self) -> int | None:
         return self.parts[0].class_id if len(self.parts) == 1 and self.parts[0].sites is None else None
 
     @classmethod
-    def everywhere(cls, class_id: int, labels: LabelSpace) -> "Mix":
+    def everywhere(cls, class_id: int, labels: LabelSpace) -> "ClassMix":
         """One plain class."""
-        return cls(labels.name(class_id), (Part(labels.name(class_id), class_id),))
+        return cls(labels.name(class_id), (MixRule(labels.name(class_id), class_id),))
 
     @classmethod
-    def parse(cls, text: str, labels: LabelSpace, sites: Sequence[Site], timesteps: int = 1000) -> "Mix":
+    def parse(cls, text: str, labels: LabelSpace, sites: Sequence[Site], timesteps: int = 1000) -> "ClassMix":
         """sites: `unet.sites()`; timesteps: T.
 
         Raises InputError for what is no class or no place, a part that names no site or no timestep, and sites or
@@ -165,7 +165,7 @@ class Mix:
 
 
 @dataclass(frozen=True)
-class Between:
+class ClassInterpolation:
     """A class between two: class_vector = (1 - share) * vector of a + share * vector of b. Shares 0 and 1 are a and b.
 
     a, b: class ids; ends: their names.
@@ -187,7 +187,7 @@ class Between:
         return {0: self.a, 1: self.b}.get(self.share)
 
     @classmethod
-    def parse(cls, text: str, labels: LabelSpace, share: float) -> "Between":
+    def parse(cls, text: str, labels: LabelSpace, share: float) -> "ClassInterpolation":
         """text: two classes, as LabelSpace.parse takes them: "cat,dog". Raises InputError unless they are two, and share 0..1."""
         ids = labels.parse(text)
         if len(ids) != 2 or ids[0] == ids[1]:
@@ -259,9 +259,9 @@ def modulation_table(
 # ---------------------------------------------------------------------- grammar
 
 
-def _part(text: str, class_id: int, where: str | None, sites: Sequence[Site]) -> Part:
+def _part(text: str, class_id: int, where: str | None, sites: Sequence[Site]) -> MixRule:
     if where is None:
-        return Part(text, class_id)
+        return MixRule(text, class_id)
     named, times = list(sites), []
     for word in (w.strip() for w in where.split("&")):
         match = COMPARISON.fullmatch(word)
@@ -275,7 +275,7 @@ def _part(text: str, class_id: int, where: str | None, sites: Sequence[Site]) ->
             f"'{text}' names no site. There are {len(sites)}, of resolution {sides} and depth 0..{len(sites) - 1}, named like "
             f"{sites[0].name}."
         )
-    return Part(text, class_id, tuple(s.name for s in named), tuple(times))
+    return MixRule(text, class_id, tuple(s.name for s in named), tuple(times))
 
 
 def _place(word: str, sites: Sequence[Site]) -> Callable[[Site], bool]:

@@ -33,7 +33,7 @@ from ..runtime.distributed import process_state
 from ..runtime.precision import computed_in
 from ..runtime.speed import CUDAGraphDenoiser, choose_together, compile_blocks, describe, prepare
 from ..schema import read_json, short_repr
-from .class_mix import Between, ClassPlan, Mix, modulation_table
+from .class_mix import ClassInterpolation, ClassMix, ClassPlan, modulation_table
 from .guidance import Guidance
 from .load import open_pipeline
 from .pipeline import MAX_SEED, ClassConditionalPipeline, to_pil
@@ -163,7 +163,7 @@ def sample_to_folder(
             if request.guidance.interval is not None:
                 print(guidances[max(request.scales)].describe(calls))
             for one in told:
-                if isinstance(one, Mix) and one.class_id is None:
+                if isinstance(one, ClassMix) and one.class_id is None:
                     print(f"{one.name}\n{one.describe(pipe.unet.sites())}")
         state.wait_for_everyone()
 
@@ -247,9 +247,9 @@ def _params(request: SampleRequest, pipe: ClassConditionalPipeline) -> list[Clas
     labels = pipe.labels
     if request.interpolate is not None:
         last = request.steps_between + 1
-        return [Between.parse(request.interpolate, labels, i / last) for i in range(last + 1)]
+        return [ClassInterpolation.parse(request.interpolate, labels, i / last) for i in range(last + 1)]
     classes = request.classes or (None if request.mixes else "all" if labels.K else "null")
-    plain = [Mix.everywhere(c, labels) for c in labels.parse(classes)] if classes else []
+    plain = [ClassMix.everywhere(c, labels) for c in labels.parse(classes)] if classes else []
     return plain + [pipe.mix(text) for text in request.mixes]
 
 
@@ -333,7 +333,7 @@ def _record(
             "eta": request.eta,
             "network_calls": evaluations[p.scale],
             "precision": request.speed.precision,
-            "layout": request.speed.layout,
+            "layout": request.speed.memory_format,
             "operator": request.speed.operator,
             "model_hash": model["hash"],
         }

@@ -41,7 +41,7 @@ from ..render.grids import captioned_grid
 from ..runs.layout import is_checkpoint, pipeline_folder
 from ..schema import short_repr
 from .card import model_card
-from .class_mix import ClassPlan, Mix, modulation_table
+from .class_mix import ClassMix, ClassPlan, modulation_table
 from .guidance import Guidance
 from .pretrained import checkpoint_of, checkpoint_parts, pipeline_parts
 
@@ -228,7 +228,7 @@ class ClassConditionalPipeline(DiffusionPipeline):
         """What a guide is told in place of the plans: the same; or any class, where it hears none, in place of mixes."""
         if guide.unet.embedding.classes is not None:
             return plans
-        return [p if p.class_id is not None else Mix.everywhere(0, self.labels) for p in plans]
+        return [p if p.class_id is not None else ClassMix.everywhere(0, self.labels) for p in plans]
 
     def check_eta(self, eta: float, sampler: str | None = None) -> None:
         """Raises InputError unless eta is a number of at least 0, and 0 for samplers other than ddim. sampler: None for the pipeline's."""
@@ -238,9 +238,9 @@ class ClassConditionalPipeline(DiffusionPipeline):
         if eta and sampler != "ddim":
             raise InputError(f"eta is a setting of ddim; the sampler is {sampler}.")
 
-    def mix(self, text: str) -> Mix:
-        """Who is told which class where and when, as `diffusion.mixing.Mix` reads it: "cat@coarse,dog@fine"."""
-        return Mix.parse(text, self.labels, self.unet.sites(), self.scheduler.config.num_train_timesteps)
+    def mix(self, text: str) -> ClassMix:
+        """Who is told which class where and when, as `diffusion.mixing.ClassMix` reads it: "cat@coarse,dog@fine"."""
+        return ClassMix.parse(text, self.labels, self.unet.sites(), self.scheduler.config.num_train_timesteps)
 
     # ------------------------------------------------------------------ sampling
 
@@ -279,8 +279,8 @@ class ClassConditionalPipeline(DiffusionPipeline):
             eta: ddim's noise, 0 none, 1 as much as ddpm.
             output_type: "pil", "pt" or "np" (also "numpy").
             return_dict: False: the tuple (images,).
-            told: in place of classes, images of several classes: "cat@coarse,dog@fine" (see `mixing.Mix`), a ClassPlan such as
-                `mixing.Between`, or one per image. Guidance is against null as ever.
+            told: in place of classes, images of several classes: "cat@coarse,dog@fine" (see `mixing.ClassMix`), a ClassPlan such as
+                `mixing.ClassInterpolation`, or one per image. Guidance is against null as ever.
             guidance: in place of guidance_scale, with an interval, a schedule, another network to guide against: see `Guidance`.
             watch: receives the predictions of each step (see `SamplingCallback`).
             sampler: for this call alone, as `use_sampler` takes it. None: the pipeline's own.
@@ -380,7 +380,7 @@ class ClassConditionalPipeline(DiffusionPipeline):
         labels = self.labels
         if told is None:
             ids = labels.parse(("all" if labels.K else "null") if classes is None else classes)
-            return [Mix.everywhere(i, labels) for i in ids]
+            return [ClassMix.everywhere(i, labels) for i in ids]
         if classes is not None:
             raise InputError("classes and told were given: give one of them.")
         told = [told] if isinstance(told, str | ClassPlan) or not isinstance(told, Sequence) else told
@@ -430,7 +430,7 @@ class ClassConditionalPipeline(DiffusionPipeline):
         """(x_t, the call) -> the network's answer, and the one that is guided against, its C mean channels alone."""
         timesteps = scheduler.timesteps
         if guide is None:
-            nulls = [Mix.everywhere(self.labels.null_id, self.labels)] * len(plans)
+            nulls = [ClassMix.everywhere(self.labels.null_id, self.labels)] * len(plans)
             together = self._one_pass([*plans, *nulls], timesteps)
 
             def null_pass(x: Tensor, call: ModelEval) -> tuple[Tensor, Tensor]:

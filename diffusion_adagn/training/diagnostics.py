@@ -1,6 +1,6 @@
 """What a run says of its condition as it goes: who is trained well, whether the label is used, what the sites are told.
 
-Cheap on purpose: the losses are those of training anyway, the rest is looked at every `training.signals_every` steps.
+Cheap on purpose: the losses are those of training anyway, the rest is looked at every `training.diagnostics_every` steps.
 """
 
 import math
@@ -45,7 +45,7 @@ class ConditioningDiagnostics:
         self.unet, self.ema, self.objective, self.labels = unet, ema, objective, labels
         self.training, self.heldout = training, heldout
         self.most_rows = training.batch_size if most_rows is None else most_rows
-        self.every = training.signals_every
+        self.every = training.diagnostics_every
         rows = labels.K + 1 if 0 < labels.K <= MAX_LOGGED_CLASSES else 0
         where = unet.device if has_float64(unet.device) else "cpu"
         self._sums = torch.zeros(LOSS_BINS + rows, 2, dtype=torch.float64, device=where)  # loss, how many
@@ -134,9 +134,9 @@ class ConditioningDiagnostics:
         return signals
 
     def warning(self, step: int, signals: dict[str, float]) -> str | None:
-        """A sentence, once, if the label is still unused after `training.warn_unused_after` steps."""
+        """A sentence, once, if the label is still unused after `training.warn_label_unused_after` steps."""
         gap, half = (signals.get(f"label_gap_wrong{end}", math.nan) for end in ("", "_ci95"))
-        late = 0 < self.training.warn_unused_after <= step
+        late = 0 < self.training.warn_label_unused_after <= step
         short_repr = judge(gap, half)
         if self.warned or not late or short_repr in ("used", "open"):
             return None

@@ -149,7 +149,7 @@ def _train(config: RunConfig, resume: bool, held: ExitStack) -> int:
     signals = ConditioningDiagnostics(unet, ema.model, objective, label_space(config), training, heldout, per_pass)
     if step:
         signals.restore(state.get("signals", []), accelerator)
-    health = NonFiniteGuard(training.most_faults, state.get("faults", 0))
+    health = NonFiniteGuard(training.max_nonfinite_steps, state.get("faults", 0))
     metrics = Metrics(run.metrics_file if main else None, last_step=step)
     if training.tracker != "none":
         flat = {k: v if isinstance(v, int | float | str) else str(v) for k, v in flatten(to_dict(config)).items()}
@@ -254,7 +254,7 @@ def _train(config: RunConfig, resume: bool, held: ExitStack) -> int:
                 log(left_out=health.consecutive)
                 if health.exceeded:
                     raise InputError(
-                        f"{health.consecutive} steps in a row had a loss or gradient that is not finite, and were left out (training.most_faults). "
+                        f"{health.consecutive} steps in a row had a loss or gradient that is not finite, and were left out (training.max_nonfinite_steps). "
                         f"{told}. The checkpoints in {run.checkpoints} are sound. Start another run with a lower training.lr or "
                         f"speed.precision fp32; {quoted(['--init_from', str(run.path)])} keeps the weights so far."
                     )
@@ -366,7 +366,7 @@ def _heldout(config: RunConfig, main: bool, found: FoundSource) -> ImageDataset 
     """The held-out pictures, on the main process, if anything looks at them; the signals alone do without if there are none,
     and so does everything where every class needs its images for training (`open_dataset` has said so)."""
     asked = config.training.heldout_every > 0
-    if not main or not (asked or (config.training.signals_every and config.model.class_conditional)):
+    if not main or not (asked or (config.training.diagnostics_every and config.model.class_conditional)):
         return None
     try:
         return open_dataset(config.data, "heldout", main, found)

@@ -155,7 +155,7 @@ def test_a_network_that_differs_gets_no_time_and_no_ratio(monkeypatch):
         return net
 
     made = []
-    monkeypatch.setattr(networks, "LAYOUTS", {"nchw": torch.contiguous_format})
+    monkeypatch.setattr(networks, "MEMORY_FORMATS", {"nchw": torch.contiguous_format})
     monkeypatch.setattr(peers, "diffusers_twin", other)
     monkeypatch.setattr(
         networks.Nets, "get", lambda self, side: other(self.made["ours"]) if side == "diffusers" else self.made[side]

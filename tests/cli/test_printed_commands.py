@@ -23,7 +23,7 @@ from diffusion_adagn.training.export import sample_command
 
 TINY = [
     "--training.max_steps=2", "--training.batch_size=8", "--training.preview_every=0", "--training.heldout_every=0",
-    "--training.signals_every=0", "--model.model_channels=16", "--model.num_head_channels=16", "--model.norm_groups=4",
+    "--training.diagnostics_every=0", "--model.model_channels=16", "--model.num_head_channels=16", "--model.norm_groups=4",
     "--speed.precision=fp32",
 ]  # fmt: skip
 AWKWARD = "runs/it's a run"

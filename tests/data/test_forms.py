@@ -220,7 +220,7 @@ def test_a_balanced_run_resumes_only_as_such(tmp_path):
     settings = {
         "data": {"source": "own", "balance": True}, "output_dir": "run",
         "model": {"model_channels": 8, "channel_mult": [1], "num_res_blocks": 1, "num_head_channels": 8, "norm_groups": 4},
-        "training": {"max_steps": 2, "batch_size": 4, "log_every": 1, "preview_every": 0, "signals_every": 0},
+        "training": {"max_steps": 2, "batch_size": 4, "log_every": 1, "preview_every": 0, "diagnostics_every": 0},
     }  # fmt: skip
     assert train(settings) == 0
     lines = [json.loads(line) for line in Path("run/metrics.jsonl").read_text().splitlines()]

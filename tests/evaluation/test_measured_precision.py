@@ -47,9 +47,9 @@ def test_networks_are_prepared_on_cuda_alone():
     points.set_up([there, guide], "bf16", CUDA)
     points.set_up([here, None], "fp32", CPU)
     for one in (there, guide):
-        assert one.unet.layout == "channels_last"
+        assert one.unet.memory_format == "channels_last"
         assert one.unet.conv_in.weight.is_contiguous(memory_format=torch.channels_last)
-    assert here.unet.layout == "auto"
+    assert here.unet.memory_format == "auto"
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ from diffusion_adagn.runtime.distributed import choose_device, no_gpu_note, proc
 TINY = {
     "model.model_channels": 16, "model.channel_mult": "1", "model.num_res_blocks": 1, "model.attention_resolutions": 4,
     "model.num_head_channels": 16, "model.norm_groups": 4, "training.batch_size": 8, "training.preview_every": 0,
-    "training.signals_every": 0,
+    "training.diagnostics_every": 0,
 }  # fmt: skip
 COMMANDS = {
     "train": ["train", "--output_dir", "OUT", "--training.max_steps", "1"],

@@ -9,7 +9,7 @@ from diffusion_adagn.errors import InputError
 from diffusion_adagn.labels import LabelSpace
 from diffusion_adagn.runs.checkpoint import load_checkpoint, save_checkpoint
 from diffusion_adagn.runtime import speed
-from diffusion_adagn.sampling.class_mix import Mix, modulation_table
+from diffusion_adagn.sampling.class_mix import ClassMix, modulation_table
 from diffusion_adagn.training.ema import EMA
 
 CPU, CUDA, MPS = (torch.device(kind) for kind in ("cpu", "cuda", "mps"))
@@ -17,7 +17,7 @@ LARGE, SMALL = 3_000_000_000, 10_000_000
 
 
 @pytest.mark.parametrize(
-    "device, bf16, flops, precision, layout",
+    "device, bf16, flops, precision, memory_format",
     [
         (CPU, True, LARGE, "bf16", "channels_last"),
         (CPU, True, SMALL, "fp32", "channels_last"),
@@ -27,7 +27,7 @@ LARGE, SMALL = 3_000_000_000, 10_000_000
         (MPS, False, LARGE, "fp32", "contiguous"),
     ],
 )
-def test_auto_is_chosen_by_the_machine(monkeypatch, device, bf16, flops, precision, layout):
+def test_auto_is_chosen_by_the_machine(monkeypatch, device, bf16, flops, precision, memory_format):
     monkeypatch.setattr(speed, "has_bf16", lambda device: bf16)
     monkeypatch.setattr(
         speed, "unsupported_reason", lambda device, *_, note: "no kernel." if device.type == "mps" else ""
@@ -35,9 +35,9 @@ def test_auto_is_chosen_by_the_machine(monkeypatch, device, bf16, flops, precisi
     asked = SpeedConfig()
     chosen = speed.choose(asked, device, flops)
     operator = "eager" if device.type == "mps" else "fused"
-    assert (chosen.precision, chosen.layout, chosen.operator) == (precision, layout, operator)
+    assert (chosen.precision, chosen.memory_format, chosen.operator) == (precision, memory_format, operator)
     told = speed.describe(chosen, asked)
-    assert all(word in told for word in (precision, layout, operator, "chosen for this machine"))
+    assert all(word in told for word in (precision, memory_format, operator, "chosen for this machine"))
     forced = SpeedConfig("fp32", "contiguous", "eager", True)
     assert speed.choose(forced, device, flops) == forced
     assert "chosen" not in speed.describe(forced, forced) and "compiled" in speed.describe(forced, forced)
@@ -71,24 +71,24 @@ def test_layouts_and_operators_compute_the_same():
     unet = tiny_unet().eval()
     x, t, y = torch.randn(2, 1, 8, 8), torch.tensor([3, 700]), torch.tensor([0, 3])
     outs = {}
-    for layout in ("auto", "contiguous", "channels_last"):
+    for memory_format in ("auto", "contiguous", "channels_last"):
         for operator in ("eager", "auto"):
-            unet.set_layout(layout)
+            unet.set_memory_format(memory_format)
             unet.set_operator(operator)
-            outs[layout, operator] = unet(x, t, y).sample
-            assert outs[layout, operator].is_contiguous()
+            outs[memory_format, operator] = unet(x, t, y).sample
+            assert outs[memory_format, operator].is_contiguous()
     for out in outs.values():
         torch.testing.assert_close(out, outs["contiguous", "eager"], atol=1e-5, rtol=1e-4)
     assert unet.conv_in.weight.is_contiguous(memory_format=torch.channels_last)
     with pytest.raises(InputError, match="layout is one of"):
-        unet.set_layout("nhwc")
+        unet.set_memory_format("nhwc")
 
 
 def test_a_checkpoint_goes_from_layout_to_layout(tmp_path):
-    def made(layout):
+    def made(memory_format):
         torch.manual_seed(0)
         unet = tiny_unet()
-        unet.set_layout(layout)
+        unet.set_memory_format(memory_format)
         return unet, EMA(unet, 0.9), torch.optim.AdamW(unet.parameters(), fused=True)
 
     def step(unet, ema, optimizer, number):
@@ -120,7 +120,7 @@ def test_a_checkpoint_goes_from_layout_to_layout(tmp_path):
 def test_what_all_steps_are_told_is_what_each_is_told(kind):
     torch.manual_seed(0)
     unet, labels = tiny_unet(conditioning=kind), LabelSpace(("a", "b", "c"))
-    plans = [Mix.everywhere(i, labels) for i in (2, 0, 3, 2)]
+    plans = [ClassMix.everywhere(i, labels) for i in (2, 0, 3, 2)]
     timesteps = torch.tensor([900, 500, 100, 20, 0])
     made = []
     real = unet.project_condition

@@ -122,7 +122,7 @@ def test_tf32_is_chosen_only_where_it_is(monkeypatch):
                 speed.choose(asked, device, 1)
     monkeypatch.setattr(precision_module, "has_tf32", lambda device: device.type == "cuda")
     chosen = speed.choose(asked, CUDA, 1)
-    assert (chosen.precision, chosen.layout) == ("tf32", "channels_last")
+    assert (chosen.precision, chosen.memory_format) == ("tf32", "channels_last")
     assert speed.describe(chosen, asked).startswith("tf32, channels_last, eager operator")
     assert speed.choose(SpeedConfig(operator="eager"), CPU, 1).precision == "fp32"  # auto never takes it
 

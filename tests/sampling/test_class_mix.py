@@ -12,7 +12,7 @@ from diffusion_adagn.config import DiffusionConfig
 from diffusion_adagn.diffusion.schedule import make_scheduler
 from diffusion_adagn.errors import InputError
 from diffusion_adagn.models.conditioning import CONDITIONING
-from diffusion_adagn.sampling.class_mix import Between, ClassPlan, Mix, modulation_table
+from diffusion_adagn.sampling.class_mix import ClassInterpolation, ClassMix, ClassPlan, modulation_table
 
 LABELS = LabelSpace(("cat", "dog", "tench, Tinca tinca"))
 CAT, DOG, NULL = 0, 1, 3
@@ -115,14 +115,14 @@ def test_between_two_classes(pipes, kind):
     pipe = pipes(kind)
     unet = pipe.unet
     for share, label in ((0, CAT), (1, DOG)):
-        end = Between.parse("cat,dog", LABELS, share)
+        end = ClassInterpolation.parse("cat,dog", LABELS, share)
         assert same(end.modulation(unet, 300), unet.modulation(300, torch.tensor([label])))
         assert (end.name, end.class_id) == (LABELS.name(label), label)
-    quarter = Between.parse("cat,dog", LABELS, 0.25)
+    quarter = ClassInterpolation.parse("cat,dog", LABELS, 0.25)
     assert (quarter.name, quarter.class_id) == ("cat 0.75 dog 0.25", None)
     weights = torch.tensor([[0.75, 0.25, 0.0]])
     assert close(sample(pipe, told=quarter), by_hand(pipe, lambda t: unet.modulation(t, weights)))
-    ends = [Between.parse("cat,dog", LABELS, share) for share in (0, 0.25, 1)]
+    ends = [ClassInterpolation.parse("cat,dog", LABELS, share) for share in (0, 0.25, 1)]
     pictures = sample(pipe, told=ends, seeds=[0] * 3, num_inference_steps=2)
     assert np.abs(pictures[0] - pictures[1]).max() > 1e-4
     assert np.array_equal(
@@ -132,14 +132,14 @@ def test_between_two_classes(pipes, kind):
 
 def test_where_no_class_has_a_vector_nothing_is_between(pipes):
     with pytest.raises(InputError, match="conditioning none hears none"):
-        sample(pipes("none"), told=Between.parse("cat,dog", LABELS, 0.5))
+        sample(pipes("none"), told=ClassInterpolation.parse("cat,dog", LABELS, 0.5))
     unconditional = ClassConditionalPipeline(tiny_unet(num_classes=None), make_scheduler(DiffusionConfig()), None)
     with pytest.raises(InputError, match="unconditional"):
         sample(unconditional, told="null@coarse,null@fine")
     with pytest.raises(InputError, match="unconditional"):
-        Between.parse("cat,dog", unconditional.labels, 0.5)
+        ClassInterpolation.parse("cat,dog", unconditional.labels, 0.5)
     with pytest.raises(InputError, match="it has none"):
-        Between(0, 1, 0.5, ("a", "b")).modulation(unconditional.unet, 3)
+        ClassInterpolation(0, 1, 0.5, ("a", "b")).modulation(unconditional.unet, 3)
 
 
 @pytest.mark.parametrize(
@@ -153,7 +153,7 @@ def test_where_no_class_has_a_vector_nothing_is_between(pipes):
 )
 def test_ends_that_are_not_two_classes(text, share, message):
     with pytest.raises(InputError, match=message):
-        Between.parse(text, LABELS, share)
+        ClassInterpolation.parse(text, LABELS, share)
 
 
 # ---------------------------------------------------------------------- the pipeline
@@ -161,7 +161,7 @@ def test_ends_that_are_not_two_classes(text, share, message):
 
 def test_pictures_of_one_batch_are_told_each_for_itself(pipes):
     pipe = pipes()
-    plans = ["cat", "cat@8,dog@4", "null", Between.parse("cat,dog", LABELS, 0.5), "dog@up,2", "cat@8,dog@4"]
+    plans = ["cat", "cat@8,dog@4", "null", ClassInterpolation.parse("cat,dog", LABELS, 0.5), "dog@up,2", "cat@8,dog@4"]
     scales = [1.0, 2.0, 3.0, 0.5, 1.0, 4.0]
     out = pipe(told=plans, guidance_scale=scales, seeds=7, num_inference_steps=5, output_type="np")
     assert out.class_ids == [CAT, None, NULL, None, None, None]
@@ -273,7 +273,7 @@ def test_a_mix_of_another_network(pipes):
 def test_each_form_names_the_sites_it_says(deep, where, holds):
     expected = tuple(s.name for s in deep if holds(s))
     assert 0 < len(expected) < len(deep)
-    base, part = Mix.parse(f"dog,cat@{where}", LABELS, deep).parts
+    base, part = ClassMix.parse(f"dog,cat@{where}", LABELS, deep).parts
     assert (base.class_id, base.sites, base.times) == (DOG, None, ())
     assert (part.class_id, part.sites, part.times) == (CAT, expected, ())
 
@@ -281,7 +281,7 @@ def test_each_form_names_the_sites_it_says(deep, where, holds):
 def test_coarse_is_at_most_the_geometric_middle():
     for mult, coarse in (((1, 1), {4}), ((1, 1, 1), {2, 4}), ((1, 1, 1, 1), {1, 2})):
         sites = tiny_unet(channel_mult=mult, norm_groups=4, attention_resolutions=()).sites()
-        told = Mix.parse("cat@coarse,dog@fine", LABELS, sites).heard(0, [s.name for s in sites])
+        told = ClassMix.parse("cat@coarse,dog@fine", LABELS, sites).heard(0, [s.name for s in sites])
         assert {s.resolution for s in sites if told[s.name] == CAT} == coarse
         sides = [s.resolution for s in sites]
         assert max(coarse) <= math.sqrt(min(sides) * max(sides)) < min(set(sides) - coarse)
@@ -290,16 +290,16 @@ def test_coarse_is_at_most_the_geometric_middle():
 def test_later_parts_win_and_the_base_is_weakest_wherever_it_stands(deep):
     names = [s.name for s in deep]
     for text in ("cat,dog@middle,2@middle.0*", "dog@middle,2@middle.0*,cat", "dog@middle,cat,2@middle.0*"):
-        told = Mix.parse(text, LABELS, deep).heard(5, names)
+        told = ClassMix.parse(text, LABELS, deep).heard(5, names)
         assert {n: c for n, c in told.items() if c != CAT} == {
             n: 2 if n.startswith("middle.0") else DOG for n in names if n.startswith("middle")
         }
-    assert set(Mix.parse("2@middle.0*,dog@middle,cat", LABELS, deep).heard(5, names).values()) == {CAT, DOG}
+    assert set(ClassMix.parse("2@middle.0*,dog@middle,cat", LABELS, deep).heard(5, names).values()) == {CAT, DOG}
 
 
 def test_place_and_time_together(deep):
     names = [s.name for s in deep]
-    mix = Mix.parse("dog,cat@coarse&t>600", LABELS, deep)
+    mix = ClassMix.parse("dog,cat@coarse&t>600", LABELS, deep)
     assert set(mix.heard(600, names).values()) == {DOG}
     late = mix.heard(600.5, names)
     assert {s.name for s in deep if late[s.name] == CAT} == {s.name for s in deep if s.resolution <= 8}
@@ -319,13 +319,13 @@ def test_place_and_time_together(deep):
 )
 def test_names_may_hold_commas_and_at_signs(deep, text, classes):
     labels = LabelSpace((*LABELS.names, "you@home", "a, b@c"))
-    assert [p.class_id for p in Mix.parse(text, labels, deep).parts] == classes
+    assert [p.class_id for p in ClassMix.parse(text, labels, deep).parts] == classes
 
 
 def test_one_class_without_a_place_is_that_class(deep):
-    mix = Mix.parse(" tinca tinca", LABELS, deep)
+    mix = ClassMix.parse(" tinca tinca", LABELS, deep)
     assert (mix.name, mix.class_id) == ("tench, Tinca tinca", 2)
-    assert Mix.parse("cat@depth>=0", LABELS, deep).class_id is None
+    assert ClassMix.parse("cat@depth>=0", LABELS, deep).class_id is None
 
 
 @pytest.mark.parametrize(
@@ -358,12 +358,12 @@ def test_one_class_without_a_place_is_that_class(deep):
 )
 def test_what_is_wrong_is_said(deep, text, message):
     with pytest.raises(InputError, match=f"the mix '.*{message}"):
-        Mix.parse(text, LABELS, deep)
+        ClassMix.parse(text, LABELS, deep)
 
 
 @pytest.mark.parametrize("text", ["cat@t<1000", "cat@t>=0", "cat@t<=999", "cat@t>600,dog@t<=600", "cat@t<9,dog@t>=9"])
 def test_all_of_time_may_be_named(deep, text):
-    Mix.parse(text, LABELS, deep)
+    ClassMix.parse(text, LABELS, deep)
 
 
 def test_the_record_and_the_description_name_the_sites(pipes):
@@ -380,7 +380,7 @@ def test_the_record_and_the_description_name_the_sites(pipes):
 
 def test_what_is_kept_stays_within_its_bytes(pipes):
     pipe = pipes("cross_attention")
-    unet, plans = pipe.unet, [Mix.everywhere(c, LABELS) for c in range(3)]
+    unet, plans = pipe.unet, [ClassMix.everywhere(c, LABELS) for c in range(3)]
     sizes = []
     for timesteps in (torch.arange(40.0), torch.arange(400.0)):
         made = []

@@ -85,16 +85,16 @@ def test_dead_channels_and_sizes_of_gamma_and_beta():
 def test_the_warning_comes_once_late_enough_and_only_where_the_label_is_unused():
     unused = {"label_gap_wrong": 0.001, "label_gap_wrong_ci95": 0.002}
     used = {"label_gap_wrong": 0.003, "label_gap_wrong_ci95": 0.002}
-    s = signals(warn_unused_after=100)
+    s = signals(warn_label_unused_after=100)
     assert s.warning(99, unused) is None and s.warning(100, used) is None and s.warning(100, {}) is None
     assert "not seen to be used" in s.warning(100, unused)
     assert s.warning(200, unused) is None
     nan = {"label_gap_wrong": math.nan, "label_gap_wrong_ci95": math.nan}  # nothing could be measured
-    assert signals(warn_unused_after=100).warning(100, nan) is None
-    assert "misleads" in signals(warn_unused_after=100).warning(
+    assert signals(warn_label_unused_after=100).warning(100, nan) is None
+    assert "misleads" in signals(warn_label_unused_after=100).warning(
         100, {"label_gap_wrong": -0.1, "label_gap_wrong_ci95": 0.01}
     )
-    assert signals(warn_unused_after=0).warning(10**6, unused) is None
+    assert signals(warn_label_unused_after=0).warning(10**6, unused) is None
 
 
 def lines(out, key):
@@ -102,22 +102,22 @@ def lines(out, key):
 
 
 def test_a_run_writes_them_and_warns_and_its_losses_stay_the_same(tmp_path, capsys):
-    assert run(tmp_path / "with", training__signals_every=3, training__warn_unused_after=3) == 0
+    assert run(tmp_path / "with", training__diagnostics_every=3, training__warn_label_unused_after=3) == 0
     shown = capsys.readouterr()
     assert "not seen to be used" in shown.out + shown.err
-    assert run(tmp_path / "without", training__signals_every=0) == 0
+    assert run(tmp_path / "without", training__diagnostics_every=0) == 0
     a, b = ([(x["step"], x["loss"]) for x in lines(tmp_path / n, "loss")] for n in ("with", "without"))
     assert a == b
     seen = lines(tmp_path / "with", "label_gap_wrong")
     assert [x["step"] for x in seen] == [3, 6]
     assert {"grad_norm_condition", "rms_gamma", "heldout_loss_true", "label_gap_null"} <= set(seen[0])
     assert not lines(tmp_path / "without", "rms_gamma")
-    assert run(tmp_path / "none", training__signals_every=3, data__heldout_fraction=0) == 0
+    assert run(tmp_path / "none", training__diagnostics_every=3, data__heldout_fraction=0) == 0
     assert lines(tmp_path / "none", "rms_gamma") and not lines(tmp_path / "none", "label_gap_wrong")
 
 
 def test_a_resumed_run_tells_the_same_signals(tmp_path):
-    run(tmp_path / "whole", training__signals_every=4)
-    run(tmp_path / "parts", training__signals_every=4, training__max_steps=3)
-    run(tmp_path / "parts", "--resume", "auto", training__signals_every=4)
+    run(tmp_path / "whole", training__diagnostics_every=4)
+    run(tmp_path / "parts", training__diagnostics_every=4, training__max_steps=3)
+    run(tmp_path / "parts", "--resume", "auto", training__diagnostics_every=4)
     assert lines(tmp_path / "whole", "rms_gamma") == lines(tmp_path / "parts", "rms_gamma") != []

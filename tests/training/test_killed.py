@@ -21,7 +21,7 @@ SETTINGS = {
     "training.preview_steps": 2,
     "training.preview_classes": "0,1",
     "training.preview_count": 1,
-    "training.signals_every": 5,
+    "training.diagnostics_every": 5,
     "model.model_channels": 16,
     "model.num_head_channels": 16,
     "model.norm_groups": 4,

@@ -18,7 +18,7 @@ from test_killed import SETTINGS, words
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads /proc")
 def test_nothing_grows(tmp_path):
     more = {"training.max_steps": 20_000, "training.checkpoint_every": 500, "training.preview_every": 2000}
-    more |= {"training.signals_every": 1000, "training.log_every": 20}
+    more |= {"training.diagnostics_every": 1000, "training.log_every": 20}
     process = subprocess.Popen(
         [sys.executable, str(ROOT / "train.py"), *words(SETTINGS | more), "--output_dir", str(tmp_path / "run")],
         stdout=subprocess.DEVNULL,

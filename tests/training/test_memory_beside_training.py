@@ -19,7 +19,7 @@ from diffusion_adagn.training.preview import heldout_loss
 TINY = {
     "model.model_channels": 16, "model.channel_mult": "1", "model.num_res_blocks": 1, "model.attention_resolutions": 4,
     "model.num_head_channels": 16, "model.norm_groups": 4, "training.batch_size": 16, "training.max_steps": 1,
-    "training.signals_every": 1, "training.heldout_every": 1, "training.preview_every": 1, "training.preview_steps": 1,
+    "training.diagnostics_every": 1, "training.heldout_every": 1, "training.preview_every": 1, "training.preview_steps": 1,
 }  # fmt: skip
 OBJECTIVE = DiffusionLoss(make_scheduler(DiffusionConfig()).alphas_cumprod, "eps")
 

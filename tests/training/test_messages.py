@@ -59,7 +59,7 @@ def test_signals_are_answered_within_a_step(tmp_path):
 
 
 def test_file_gets_line_per_log_step(tmp_path, capsys):
-    assert run(tmp_path / "run", training__max_steps=8, training__log_every=4, training__signals_every=0) == 0
+    assert run(tmp_path / "run", training__max_steps=8, training__log_every=4, training__diagnostics_every=0) == 0
     out, err = capsys.readouterr()
     lines = [line for line in out.splitlines() if line.startswith("step ")]
     assert [line.split(",")[0] for line in lines] == ["step 1/8", "step 4/8", "step 8/8"]
@@ -74,7 +74,7 @@ def test_bar_shows_loss_between_log_steps(tmp_path, monkeypatch):
             shown.append(text.split(",")[0])
 
     monkeypatch.setattr(train_module, "tqdm", Bar)
-    run(tmp_path / "run", training__log_every=100, training__signals_every=0)
+    run(tmp_path / "run", training__log_every=100, training__diagnostics_every=0)
     assert len(shown) == len(set(shown)) == 6
 
 

@@ -28,7 +28,7 @@ TINY = {
     "training.keep_checkpoints": "9",
     "training.log_every": "1",
     "training.preview_every": "0",
-    "training.signals_every": "0",
+    "training.diagnostics_every": "0",
     "model.model_channels": "16",
     "model.num_head_channels": "16",
     "model.norm_groups": "4",
@@ -95,11 +95,11 @@ def test_the_others_are_as_if_the_step_had_not_been(tmp_path, monkeypatch):
 def test_too_many_in_a_row_stop_the_run_with_sound_checkpoints(tmp_path, monkeypatch, capsys):
     poison(monkeypatch, {3, 4, 5, 6, 7})
     with pytest.raises(InputError, match=r"3 steps in a row .* left out .*--init_from"):
-        train_module.train(config(tmp_path / "run", training__most_faults=3))
+        train_module.train(config(tmp_path / "run", training__max_nonfinite_steps=3))
     assert [c.name for c in checkpoints(tmp_path / "run/checkpoints")] == ["step-00000002"]
     # resumed, it comes to the same end at the same step: the count goes with the checkpoint
     with pytest.raises(InputError, match="step 6"):
-        train_module.train(config(tmp_path / "run", training__most_faults=3), resume=True)
+        train_module.train(config(tmp_path / "run", training__max_nonfinite_steps=3), resume=True)
 
 
 def test_the_first_bad_value_is_found():

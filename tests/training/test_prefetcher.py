@@ -165,7 +165,7 @@ def test_a_run_whose_pictures_cannot_be_read_ends(tmp_path, monkeypatch, forced)
 
     monkeypatch.setattr(ImageDataset, "gather", gather)
     with pytest.raises(OSError, match="the disk is gone"):
-        run(tmp_path / "run", training__signals_every=0)
+        run(tmp_path / "run", training__diagnostics_every=0)
     assert not threads()
     assert sorted(losses(tmp_path / "run")) == [1, 2, 3, 4]  # the steps before it are done
 

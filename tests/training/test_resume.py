@@ -14,7 +14,7 @@ from diffusion_adagn.errors import InputError, UsageError
 TINY = {
     "model.model_channels": 16, "model.channel_mult": "1,2", "model.num_res_blocks": 1, "model.attention_resolutions": 4,
     "model.num_head_channels": 16, "model.norm_groups": 4, "training.batch_size": 16, "training.lr": 1e-3,
-    "training.log_every": 1, "training.preview_every": 0, "training.signals_every": 0,
+    "training.log_every": 1, "training.preview_every": 0, "training.diagnostics_every": 0,
 }  # fmt: skip
 
 

@@ -231,7 +231,7 @@ def counted(*args):
 loop.save_checkpoint, loop.agree = waiting, counted
 settings = {"model.model_channels": 16, "model.channel_mult": 1, "model.num_res_blocks": 1, "model.norm_groups": 4,
     "model.attention_resolutions": 4, "model.num_head_channels": 16, "training.batch_size": 4, "training.max_steps": 1000000,
-    "training.checkpoint_every": 1000000, "training.preview_every": 0, "training.signals_every": 0}
+    "training.checkpoint_every": 1000000, "training.preview_every": 0, "training.diagnostics_every": 0}
 sys.argv = ["train.py", "--output_dir", "run", "--device", "cpu", *(f"--{k}={v}" for k, v in settings.items())]
 main.script("train")
 """

@@ -84,7 +84,7 @@ def test_a_resumed_run_keeps_its_number_type_and_may_change_how_it_is_computed(t
     assert read_config(tmp_path / "run/config.yaml").speed.precision == "fp32"  # what auto meant
     monkeypatch.setattr(speed, "has_bf16", lambda device: True)  # another machine, where auto means bf16
     monkeypatch.setattr(speed, "MIN_FLOPS_FOR_BF16", 0)
-    more = {"speed__operator": "eager", "speed__layout": "contiguous", "training__max_steps": 4}
+    more = {"speed__operator": "eager", "speed__memory_format": "contiguous", "training__max_steps": 4}
     assert run(tmp_path / "run", "--resume", "auto", **more) == 0
     assert read_config(tmp_path / "run/config.yaml").speed.precision == "fp32"
     with pytest.raises(InputError, match=r"speed.precision: fp32 -> bf16"):
@@ -330,7 +330,7 @@ def test_signals_save_and_leave_with_75(tmp_path, number, capsys):
 @pytest.mark.serial
 def test_two_processes_see_what_one_sees(tmp_path):
     """Losses are the global mean: equal first steps mean equal pictures, labels, timesteps and noise. They tell the same signals."""
-    changes = {"data__flip": "true", "training__label_dropout": 0.3, "training__signals_every": 3}
+    changes = {"data__flip": "true", "training__label_dropout": 0.3, "training__diagnostics_every": 3}
     run(tmp_path / "1", training__gradient_accumulation=2, **changes)
     command = launch(tmp_path / "2", processes=2, **changes)
     result = subprocess.run(command, env=environment(), capture_output=True, text=True, check=False)

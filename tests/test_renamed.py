@@ -1,0 +1,35 @@
+"""Old names of settings, options and exported names are still accepted."""
+
+import pytest
+
+import diffusion_adagn
+from diffusion_adagn import renamed
+from diffusion_adagn.cli.train import parser
+from diffusion_adagn.config import read_config
+from diffusion_adagn.schema import fields_of
+
+
+def test_old_settings_are_read(tmp_path):
+    file = tmp_path / "old.yaml"
+    file.write_text("training: {most_faults: 3, signals_every: 7, warn_unused_after: 9}\nspeed: {layout: contiguous}\n")
+    config = read_config(file)
+    assert (config.training.max_nonfinite_steps, config.training.diagnostics_every) == (3, 7)
+    assert (config.training.warn_label_unused_after, config.speed.memory_format) == (9, "contiguous")
+
+
+def test_new_settings_exist():
+    known = {key for key, _, _ in fields_of(diffusion_adagn.RunConfig)}
+    assert set(renamed.CONFIG_KEYS.values()) <= known and not set(renamed.CONFIG_KEYS) & known
+
+
+@pytest.mark.parametrize("old", renamed.CONFIG_KEYS)
+def test_old_options_are_read(old):
+    new = renamed.CONFIG_KEYS[old]
+    for argv in ([f"--{old}", "5"], [f"--{old.replace('_', '-')}=5"]):
+        assert getattr(parser().parse(["digits", *argv]), new) == "5"
+
+
+@pytest.mark.parametrize("old", renamed.NAMES)
+def test_old_exports_warn(old):
+    with pytest.warns(DeprecationWarning, match=f"{old} is called {renamed.NAMES[old]} now"):
+        assert getattr(diffusion_adagn, old) is getattr(diffusion_adagn, renamed.NAMES[old])

@@ -29,54 +29,54 @@ class DataConfig:
 
     source: str = setting(
         "digits",
-        "NAME_OR_PATH[:split], split 'train' unless said. digits, cifar10, cifar100, any data set name on the Hugging "
+        "NAME_OR_PATH[:split], split 'train' by default. digits, cifar10, cifar100, any data set name on the Hugging "
         "Face hub, a folder of class folders, a folder with metadata.csv or metadata.jsonl (or one such table: columns "
         "file_name and label), a folder of (or one) parquet file, or cifar-10-batches-py (or cifar-10-python.tar.gz). "
         "What exists here wins over the hub.",
     )
     classes: str = setting(
         "all",
-        "The classes to keep: names, ids or WordNet ids with commas between, or a .txt file with one a line, or a list of "
+        "The classes to use: names, ids or WordNet ids separated by commas, a .txt file with one per line, or a list of "
         "ImageNet classes by its name: imagenette, imagewoof, imagenet100 (of Contrastive Multiview Coding), "
         "imagenet_first100, imagenet_cifar10 (nine of CIFAR-10's ten; ImageNet has no deer).",
     )
     image_size: int | None = setting(
         None,
-        "Side in pixels: pictures are centre-cropped to a square and resized to it (area average when shrinking, "
-        "bicubic when growing). Unset: the source's own size, if all its pictures are squares of one size.",
+        "Side in pixels: images are centre-cropped to a square and resized to it (area average when shrinking, "
+        "bicubic when growing). Unset: the source's size, if all images are squares of one size.",
         minimum=2,
         maximum=2**13,
     )
     channels: Literal[1, 3] | None = setting(None, "1 for gray, 3 for colour. Unset: 1 for digits, else 3.")
-    background: Literal["white", "black"] = setting("white", "What transparent pixels are laid over.")
-    flip: bool = setting(False, "Mirror half of the training pictures left to right.")
+    background: Literal["white", "black"] = setting("white", "Colour behind transparent pixels.")
+    flip: bool = setting(False, "Mirror half of the training images left to right.")
     heldout_fraction: float = setting(
         0.05,
-        "Share of the pictures held out (seeded) where a source has no test or validation part.",
+        "Fraction of the images held out (seeded) where a source has no test or validation part.",
         minimum=0,
         maximum=0.5,
     )
     heldout_split: Literal["random", "stratified"] = setting(
         "random",
-        "How that share is drawn. random: from all images at once. stratified: from each class alike, round(heldout_fraction "
-        "x its images); a class of fewer than 0.5 / heldout_fraction images (10 at 0.05) holds out none. Either way each "
-        "class keeps an image for training.",
+        "How these are drawn. random: from all images at once. stratified: round(heldout_fraction x its images) from each "
+        "class; a class with fewer than 0.5 / heldout_fraction images (10 at 0.05) holds out none. In both, at least one "
+        "image per class stays in training.",
     )
     balance: bool = setting(
         False,
         "Draw each class equally often in training: a class at random, then its next image. For unbalanced classes. An epoch "
         "is still as many draws as there are images.",
     )
-    skip_broken: bool = setting(False, "Leave out pictures that cannot be decoded, counting them, instead of stopping.")
+    skip_broken: bool = setting(False, "Skip and count images that cannot be decoded, instead of stopping.")
     image_column: str | None = setting(
-        None, "Column that holds the pictures, or their file names. Unset: the first image column; file_name."
+        None, "Column with the images, or their file names. Unset: the first image column; file_name."
     )
     label_column: str | None = setting(
-        None, "Column that holds the labels. Unset: the first class-label column; label or class."
+        None, "Column with the labels. Unset: the first class-label column; label or class."
     )
     store_dir: str | None = setting(
         None,
-        "Where decoded pictures are kept. Unset: $DIFFUSION_ADAGN_CACHE or ~/.cache/diffusion_adagn.",
+        "Where decoded images are cached. Unset: $DIFFUSION_ADAGN_CACHE or ~/.cache/diffusion_adagn.",
         resumable=True,
     )
 
@@ -95,7 +95,7 @@ class DiffusionConfig:
         False, "Rescale the schedule so that the last timestep is pure noise (needs prediction x0 or v)."
     )
     prediction: Literal["eps", "x0", "v"] = setting("eps", "What the network predicts.")
-    loss_weight: Literal["uniform", "min_snr"] = setting("uniform", "Weight of a sample's loss over t.")
+    loss_weight: Literal["uniform", "min_snr"] = setting("uniform", "Weight of the loss by timestep.")
     min_snr_gamma: float = setting(5.0, "Gamma of min-SNR-gamma weighting.", minimum=1e-6)
     timestep_spacing: Literal["leading", "trailing", "linspace"] | None = setting(
         None, "Which timesteps a sampler visits. Unset: leading; trailing under zero_snr, which must start at T-1."
@@ -106,21 +106,21 @@ class DiffusionConfig:
         "(Nichol & Dhariwal 2021).",
     )
     vlb_weight: float = setting(
-        0.001, "Weight of the variational bound beside the simple loss, under learned_variance.", minimum=0
+        0.001, "Weight of the variational bound added to the mean squared error, under learned_variance.", minimum=0
     )
     clip_x0: bool = setting(True, "Clip the predicted x0 to [-1, 1] when sampling, after guidance.")
 
 
 @dataclass
 class TrainingConfig:
-    """The loop. batch_size is for all processes together, so that a run means the same on 1 GPU and on 8."""
+    """The training loop. batch_size counts all processes together, so that a run is the same on 1 GPU and on 8."""
 
     max_steps: int | None = setting(None, "Optimizer steps of the whole run.", minimum=1, resumable=True)
-    batch_size: int = setting(128, "Pictures per optimizer step, over all processes.", minimum=1, maximum=1_000_000)
+    batch_size: int = setting(128, "Images per optimizer step, over all processes.", minimum=1, maximum=1_000_000)
     gradient_accumulation: int = setting(
-        1, "Split each process's share of a batch into this many passes, to save memory.", minimum=1, resumable=True
+        1, "Split each process's part of a batch into this many passes, to save memory.", minimum=1, resumable=True
     )
-    seed: int = setting(0, "Decides weights, order, noise, timesteps, label drops and flips.", minimum=0)
+    seed: int = setting(0, "Determines initial weights, order, noise, timesteps, label dropout and flips.", minimum=0)
     lr: float = setting(
         1e-4, "Peak learning rate of AdamW. A resumed run may change it; the change is logged.", minimum=0
     )
@@ -132,72 +132,72 @@ class TrainingConfig:
     ema_decay: float = setting(
         0.9999, "EMA rate; step s uses min(ema_decay, (1 + s) / (10 + s)).", minimum=0, maximum=0.999999
     )
-    label_dropout: float = setting(0.1, "Share of samples trained with the null label.", minimum=0, maximum=1)
+    label_dropout: float = setting(0.1, "Fraction of samples trained with the null label.", minimum=0, maximum=1)
     gradient_checkpointing: bool = setting(
         False, "Recompute activations in the backward pass: slower, less memory.", resumable=True
     )
     log_every: int = setting(10, "Steps between lines of metrics.jsonl.", minimum=1, resumable=True)
     checkpoint_every: int = setting(1000, "Steps between checkpoints.", minimum=1, resumable=True)
-    keep_checkpoints: int = setting(2, "Newest checkpoints that are kept.", minimum=1, resumable=True)
+    keep_checkpoints: int = setting(2, "Number of latest checkpoints to keep.", minimum=1, resumable=True)
     keep_every: int = setting(
-        0, "Checkpoints at multiples of this many steps are kept for good; 0: none.", minimum=0, resumable=True
+        0, "Checkpoints at multiples of this many steps are never deleted; 0: none.", minimum=0, resumable=True
     )
     max_nonfinite_steps: int = setting(
         10,
-        "Steps in a row with a loss or gradient that is not finite, after which the run stops; each is left out.",
+        "Consecutive steps with a non-finite loss or gradient after which the run stops; each such step is skipped.",
         minimum=1,
         resumable=True,
     )
     images_on: Literal["auto", "device", "host"] = setting(
         "auto",
-        "Where the training images lie on CUDA. auto: on the device if they take a quarter of its free memory or less, else on the host.",
+        "Where the training images are stored on CUDA. auto: on the device if they take a quarter of its free memory or less, else on the host.",
         resumable=True,
     )
     heldout_every: int = setting(0, "Steps between held-out losses; 0: never.", minimum=0, resumable=True)
     diagnostics_every: int = setting(
         500,
-        "Steps between training signals: loss by timestep and class, use of the label on held-out pictures, size of gamma and "
-        "beta, gradients of the condition's path; 0: never.",
+        "Steps between conditioning diagnostics: loss by timestep and class, label usage on held-out images, size of gamma "
+        "and beta, gradients of the conditioning path; 0: never.",
         minimum=0,
         resumable=True,
     )
     warn_label_unused_after: int = setting(
-        2000, "Warn if after so many steps the label is not seen to be used; 0: never.", minimum=0, resumable=True
+        2000, "Warn if label usage is not measurable after this many steps; 0: never.", minimum=0, resumable=True
     )
     preview_every: int = setting(1000, "Steps between preview grids; 0: never.", minimum=0, resumable=True)
-    preview_classes: str = setting("all", "Classes of the preview grid (its first 10 are drawn).", resumable=True)
-    preview_count: int = setting(4, "Pictures per class in the preview grid.", minimum=1, maximum=1000, resumable=True)
+    preview_classes: str = setting("all", "Classes of the preview grid (the first 10 are drawn).", resumable=True)
+    preview_count: int = setting(4, "Images per class in the preview grid.", minimum=1, maximum=1000, resumable=True)
     preview_guidance: float = setting(
         2.0, "Guidance scale of the previews (1 where there is no null class).", resumable=True
     )
     preview_steps: int = setting(20, "Sampler steps of the previews.", minimum=1, resumable=True)
     tracker: Literal["none", "tensorboard", "wandb", "trackio"] = setting(
-        "none", "Where else to log, besides metrics.jsonl.", resumable=True
+        "none", "Tracker to log to, in addition to metrics.jsonl.", resumable=True
     )
 
 
 @dataclass
 class SpeedConfig:
-    """How it is computed. auto (and `speed: auto`) picks for the machine at hand, and the run says what it picked."""
+    """How computation runs. auto (and `speed: auto`) selects for this machine; the selection is printed."""
 
     precision: Literal["auto", "fp32", "bf16", "fp16", "tf32"] = setting(
         "auto",
         "Autocast type; weights stay in fp32. tf32: fp32 with its products and convolutions in TF32 (CUDA). auto: on a GPU bf16 (fp16 where it has none); on a CPU fp32, or bf16 where "
-        "it computes in that and a picture takes half a GFLOP or more. A resumed run keeps what was picked.",
+        "the CPU computes in it and an image takes half a GFLOP or more. A resumed run keeps its precision.",
     )
     memory_format: Literal["auto", "channels_last", "contiguous"] = setting(
         "auto",
-        "How feature maps lie in memory. auto: channels_last on a CPU, and in half types on a GPU.",
+        "Memory format of feature maps. auto: channels_last on a CPU, and in half types on a GPU.",
         resumable=True,
     )
     operator: Literal["auto", "fused", "eager"] = setting(
         "auto",
         "Norm, modulation and SiLU in one pass over memory (fused: C++ on a CPU, Triton on a GPU), or in plain PyTorch (eager). "
-        "auto: fused where it can be.",
+        "auto: fused where possible.",
         resumable=True,
     )
     compile: bool = setting(
-        False, "torch.compile for the repeated blocks; the first steps take minutes instead.", resumable=True
+        False, "torch.compile for the repeated blocks; the first steps then take minutes.", resumable=True
     )
     device: str = setting(
         "auto",
@@ -213,7 +213,7 @@ class RunConfig:
     output_dir: str | None = setting(None, "The run folder.", resumable=True)
     init_from: str | None = setting(
         None,
-        "Start from the weights of this run, pipeline folder or hub id: all that fits is kept, the class table is made anew.",
+        "Start from the weights of this run, pipeline folder or hub id: matching weights are loaded; new classes get new embedding rows.",
     )
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -221,7 +221,7 @@ class RunConfig:
     training: TrainingConfig = field(default_factory=TrainingConfig)
     speed: SpeedConfig = field(default_factory=SpeedConfig)
     labels: dict | None = setting(
-        None, "The classes, as the run recorded them; the data must agree. Never written by hand."
+        None, "The classes, recorded by the run; the data must have the same. Do not write it by hand."
     )
 
 
@@ -231,7 +231,7 @@ class RunConfig:
 def read_config(file: str | Path | None = None, overrides: Mapping[str, str] | None = None) -> RunConfig:
     """The config of a YAML file or a recipe's name (or the defaults), with dotted overrides, which always win.
 
-    Raises InputError for the file's faults and UsageError for the overrides'; both name the key and where it stood.
+    Raises InputError for errors in the file and UsageError for errors in the overrides; both name the key and its place.
     """
     config = RunConfig()
     if file is not None:
@@ -285,12 +285,12 @@ def as_data_config(given: DataConfig | RunConfig | Mapping | str | Path) -> Data
 
 
 def check(config: RunConfig) -> None:
-    """Combinations that are wrong whatever the data is. Raises InputError with the remedy."""
+    """Raises InputError, with the remedy, for settings that contradict each other."""
     d, m, t = config.diffusion, config.model, config.training
     if d.zero_snr and d.prediction == "eps":
         raise InputError(
             "diffusion.zero_snr with diffusion.prediction eps divides by zero at the last timestep, which is pure noise: "
-            "eps says nothing of the image there. Set diffusion.prediction to v or x0."
+            "there eps does not determine the image. Set diffusion.prediction to v or x0."
         )
     if d.zero_snr and d.loss_weight == "min_snr":
         raise InputError(

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 
 def zero_init(layer: nn.Module) -> nn.Module:
-    """Weights and biases at 0, so that a residual branch starts as nothing."""
+    """Set weights and biases to 0, so that a residual branch starts as zero."""
     for parameter in layer.parameters():
         nn.init.zeros_(parameter)
     return layer
@@ -40,21 +40,21 @@ class Downsample(Conv3):
 class Upsample(Conv3):
     """Nearest neighbour x2, then a 3x3 convolution.
 
-    Of the nine pixels under the kernel only four differ. Their weights added up, it is a transposed convolution of the small
-    map, with 4/9 of the multiplications and half the time, forward and backward. So on a CPU in fp32; not measured elsewhere.
+    Only four of the nine pixels under the kernel differ. With their weights summed, this is a transposed convolution of the
+    small map: 4/9 of the multiplications and half the time, forward and backward. Used on a CPU in fp32; not measured elsewhere.
     """
 
     def forward(self, h: Tensor) -> Tensor:
         if h.device.type != "cpu" or h.dtype not in (torch.float32, torch.float64) or torch.is_autocast_enabled("cpu"):
             return super().forward(up2(h))
-        weight = _onto_small(_onto_small(self.weight, 2), 3).transpose(0, 1)
+        weight = _sum_pairs(_sum_pairs(self.weight, 2), 3).transpose(0, 1)
         return F.conv_transpose2d(h, weight, self.bias, stride=2, padding=1)
 
 
-def _onto_small(weight: Tensor, dim: int) -> Tensor:
-    """Three weights along dim, for pixels that come in twos -> the four of a transposed convolution of stride 2.
+def _sum_pairs(weight: Tensor, dim: int) -> Tensor:
+    """Three weights along dim, for repeated pixels -> the four of a transposed convolution of stride 2.
 
-    Of h, twice as long: even places are w0 h[i-1] + (w1 + w2) h[i], odd ones (w0 + w1) h[i] + w2 h[i+1].
+    The output is twice as long as h: even positions are w0 h[i-1] + (w1 + w2) h[i], odd ones (w0 + w1) h[i] + w2 h[i+1].
     """
     w0, w1, w2 = weight.unbind(dim)
     return torch.stack((w2, w1 + w2, w0 + w1, w0), dim)
@@ -63,12 +63,14 @@ def _onto_small(weight: Tensor, dim: int) -> Tensor:
 class ResBlock(nn.Module):
     """x + conv(dropout(silu(norm2(conv(resample(silu(norm1(x))))))), the skip resampled and widened as needed.
 
-    norm2 is a site (a layer of the conditioning kind); norm1 is a plain Norm unless it is a site too.
-    The last convolution starts at 0, except under a gated kind, whose gate does.
+    norm2 is a site (a conditioning layer); norm1 is a plain Norm unless both norms are modulated.
+    The last convolution starts at 0, except under gated conditioning, where the gate does.
     Source: Dhariwal & Nichol 2021, appendix; BigGAN's residual up/down blocks.
 
-    norm1, norm2: channels -> the layer.
-    resample: None, `down2` or `up2`, applied before the first convolution and on the skip.
+    Args:
+        norm1: channels -> the first norm.
+        norm2: channels -> the second norm.
+        resample: None, `down2` or `up2`, applied before the first convolution and on the skip.
     """
 
     def __init__(
@@ -81,7 +83,7 @@ class ResBlock(nn.Module):
         resample: Callable[[Tensor], Tensor] | None = None,
     ):
         super().__init__()
-        self.sites: tuple[str, ...] = ()  # their names, once the network knows them
+        self.sites: tuple[str, ...] = ()  # names, set by the network
         self.resample = resample
         self.norm1 = norm1(in_channels)
         self.conv1 = (Upsample if resample is up2 else Conv3)(in_channels, out_channels)
@@ -93,15 +95,15 @@ class ResBlock(nn.Module):
             zero_init(self.conv2)
         self.skip = nn.Conv2d(in_channels, out_channels, 1) if in_channels != out_channels else nn.Identity()
 
-    def forward(self, x: Tensor, told: Sequence[tuple[Tensor, ...]]) -> Tensor:
-        """x [B, in_channels, H, W]; told: one entry a site of this block, in order -> [B, out_channels, H', W']."""
-        h = self.norm1(x, told[0], silu=True) if len(told) == 2 else self.norm1(x, silu=True)
+    def forward(self, x: Tensor, mod: Sequence[tuple[Tensor, ...]]) -> Tensor:
+        """x [B, in_channels, H, W]; mod: one entry per site of this block, in order -> [B, out_channels, H', W']."""
+        h = self.norm1(x, mod[0], apply_act=True) if len(mod) == 2 else self.norm1(x, apply_act=True)
         if self.resample is not None:
             x = self.resample(x)
-        h = self.conv1(down2(h) if self.resample is down2 else h)  # up2 is conv1's own
-        h = self.conv2(self.dropout(self.norm2(h, told[-1], silu=True)))
+        h = self.conv1(down2(h) if self.resample is down2 else h)  # conv1 itself does up2
+        h = self.conv2(self.dropout(self.norm2(h, mod[-1], apply_act=True)))
         if self.gated:
-            h = h * told[-1].gate[..., None, None]
+            h = h * mod[-1].gate[..., None, None]
         return self.skip(x) + h
 
 
@@ -131,8 +133,8 @@ class Stage(nn.Module):
         self.block = block
         self.attention = attention
 
-    def forward(self, x: Tensor, told: Sequence[tuple[Tensor, ...]]) -> Tensor:
-        h = self.block(x, told)
+    def forward(self, x: Tensor, mod: Sequence[tuple[Tensor, ...]]) -> Tensor:
+        h = self.block(x, mod)
         return h if self.attention is None else self.attention(h)
 
 

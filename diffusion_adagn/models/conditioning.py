@@ -1,11 +1,10 @@
-"""Conditioning kinds: what a site is told, and how it applies it to the feature map.
+"""Conditioning layers: which parameters a site receives, and how it applies them to the feature map.
 
-A kind is a layer of one site, made by `(channels, groups, eps)`. `Params` names what modulation(t, y) hands it;
-`forward(h, told, silu)` applies it to h [B, channels, H, W], with the SiLU after it if asked. A new kind is one class and one line in KINDS; what differs from
-AdaGN in where the class enters, or in how it starts, is said in the class attributes of `ConditioningLayer`.
+A layer of one site is made by `(channels, groups, eps)`. `Params` names what `modulation(t, y)` returns for it.
+`forward(h, mod, apply_act)` applies these to h [B, channels, H, W], followed by SiLU if `apply_act`. To add one, write a class
+and a line in CONDITIONING. Where the class enters, and how the layer starts, are class attributes of `ConditioningLayer`.
 
-With one channel a group GroupNorm is instance norm, and `adagn` and `adain` are one: compare kinds at 4 channels a group
-or more.
+With one channel per group, GroupNorm is instance norm, and `adagn` equals `adain`. Compare layers at 4 or more channels per group.
 """
 
 from typing import ClassVar, Literal, NamedTuple
@@ -20,15 +19,16 @@ from .norm import Norm
 
 
 class ConditioningLayer:
-    """What the network asks a kind; the values here are AdaGN's.
+    """What the network reads from a conditioning layer; the values here are AdaGN's.
 
-    Told: the fields, [B, channels] each unless named in token_fields.
-    label_in: where the class enters: with the timestep in one vector, as tokens of its own, or nowhere.
-    token_fields: the last fields of Told, [B, tokens, channels] each, projected from the class tokens.
-    gated: Told has a `gate` [B, channels], which multiplies the residual branch at its end.
-    zero_init: all that a site is told starts at 0, whatever `model.zero_init_modulation` says.
-    min_pixels: fewer in the feature map are refused.
-    first: the kind of a block's first norm where both are modulated; None: the same.
+    Attributes:
+        Params: NamedTuple of the parameters, [B, channels] each unless named in `token_params`.
+        class_input: where the class enters: "vector", in one vector with the timestep; "tokens", as separate tokens; or None.
+        token_params: the last fields of Params, [B, tokens, channels] each, projected from the class tokens.
+        gated: Params has a `gate` [B, channels], which multiplies the residual branch at its end.
+        zero_init: all parameters start at 0, whatever `model.zero_init_modulation` is.
+        min_pixels: smaller feature maps are rejected.
+        norm1_cls: the layer of a block's first norm where both are modulated; None: the same.
     """
 
     Params: ClassVar[type[tuple]]
@@ -37,7 +37,7 @@ class ConditioningLayer:
     gated: ClassVar[bool] = False
     zero_init: ClassVar[bool] = False
     min_pixels: ClassVar[int] = 1
-    first: "ClassVar[type[ConditioningLayer] | None]" = None
+    norm1_cls: "ClassVar[type[ConditioningLayer] | None]" = None
 
 
 class AdaGN(Norm, ConditioningLayer):
@@ -56,8 +56,8 @@ class AdaGN(Norm, ConditioningLayer):
     def __init__(self, channels: int, groups: int, eps: float):
         super().__init__(groups, channels, eps)
 
-    def forward(self, h: Tensor, told: "AdaGN.Told", silu: bool = False) -> Tensor:
-        return self.modulate(h, told.gamma, told.beta, silu)
+    def forward(self, h: Tensor, mod: "AdaGN.Params", apply_act: bool = False) -> Tensor:
+        return self.modulate(h, mod.gamma, mod.beta, apply_act)
 
 
 class AdaGNZero(AdaGN):
@@ -77,15 +77,15 @@ class AdaGNZero(AdaGN):
 
     gated = True
     zero_init = True
-    first = AdaGN
+    norm1_cls = AdaGN
 
 
 class AdaIN(AdaGN):
     """Adaptive instance normalisation:  h <- InstanceNorm(h) * (1 + gamma) + beta.
 
-    Each channel of each picture is normalised by itself, so the mean and contrast of a channel are told, never measured.
+    Each channel of each image is normalised separately, so its mean and contrast come from gamma and beta alone.
     Source: Huang & Belongie 2017 (arXiv 1703.06868), equation 8, gamma and beta predicted as in StyleGAN (Karras et al. 2019).
-    On 1 pixel the normalised map is 0 and the picture lost: fewer than 4 pixels are refused.
+    On 1 pixel the normalised map is 0 and the image is lost: fewer than 4 pixels are rejected.
     """
 
     min_pixels = 4
@@ -93,13 +93,13 @@ class AdaIN(AdaGN):
     def __init__(self, channels: int, groups: int, eps: float):
         super().__init__(channels, channels, eps)
 
-    def forward(self, h: Tensor, told: "AdaGN.Told", silu: bool = False) -> Tensor:
+    def forward(self, h: Tensor, mod: "AdaGN.Params", apply_act: bool = False) -> Tensor:
         if h.shape[-2] * h.shape[-1] < self.min_pixels:
             raise InputError(
-                f"adain cannot normalise a feature map of {h.shape[-2]}x{h.shape[-1]} pixels: give larger pictures, or a "
+                f"adain cannot normalise a feature map of {h.shape[-2]}x{h.shape[-1]} pixels: give larger images, or a "
                 "network with fewer levels."
             )
-        return super().forward(h, told, silu)
+        return super().forward(h, mod, apply_act)
 
 
 class Additive(Norm, ConditioningLayer):
@@ -116,14 +116,14 @@ class Additive(Norm, ConditioningLayer):
     def __init__(self, channels: int, groups: int, eps: float):
         super().__init__(groups, channels, eps)
 
-    def forward(self, h: Tensor, told: "Additive.Told", silu: bool = False) -> Tensor:
-        return self.modulate(h + _map(told.shift), None, None, silu)
+    def forward(self, h: Tensor, mod: "Additive.Params", apply_act: bool = False) -> Tensor:
+        return self.modulate(h + _broadcast(mod.shift), None, None, apply_act)
 
 
 class Gain(Norm, ConditioningLayer):
     """A gain and no shift:  h <- GroupNorm(h) * (1 + gamma).
 
-    Source: AdaGN without its beta; the modulation of StyleGAN2 (Karras et al. 2020, section 2.2) is of this kind.
+    Source: AdaGN without its beta; StyleGAN2 modulates in this way (Karras et al. 2020, section 2.2).
     """
 
     class Params(NamedTuple):
@@ -134,14 +134,14 @@ class Gain(Norm, ConditioningLayer):
     def __init__(self, channels: int, groups: int, eps: float):
         super().__init__(groups, channels, eps)
 
-    def forward(self, h: Tensor, told: "Gain.Told", silu: bool = False) -> Tensor:
-        return self.modulate(h, told.gamma, None, silu)
+    def forward(self, h: Tensor, mod: "Gain.Params", apply_act: bool = False) -> Tensor:
+        return self.modulate(h, mod.gamma, None, apply_act)
 
 
 class FiLM(nn.Module, ConditioningLayer):
     """Feature-wise linear modulation without a norm before it:  h <- h * (1 + gamma) + beta.
 
-    Source: Perez et al. 2018 (arXiv 1709.07871), equation 2, at a place where nothing is normalised.
+    Source: Perez et al. 2018 (arXiv 1709.07871), equation 2, where nothing is normalised.
     """
 
     Params = AdaGN.Params
@@ -150,9 +150,9 @@ class FiLM(nn.Module, ConditioningLayer):
         super().__init__()
         self.num_channels = channels
 
-    def forward(self, h: Tensor, told: "AdaGN.Told", silu: bool = False) -> Tensor:
-        h = h * (1 + _map(told.gamma)) + _map(told.beta)
-        return F.silu(h) if silu else h
+    def forward(self, h: Tensor, mod: "AdaGN.Params", apply_act: bool = False) -> Tensor:
+        h = h * (1 + _broadcast(mod.gamma)) + _broadcast(mod.beta)
+        return F.silu(h) if apply_act else h
 
 
 class CrossAttention(Norm, ConditioningLayer):
@@ -177,28 +177,27 @@ class CrossAttention(Norm, ConditioningLayer):
     def __init__(self, channels: int, groups: int, eps: float):
         super().__init__(groups, channels, eps)
         self.heads = channels // 64 if channels % 64 == 0 else 1
-        with torch.random.fork_rng(devices=[]):  # the other layers start as they do under every kind
+        with torch.random.fork_rng(devices=[]):  # the other layers start the same under every conditioning
             self.query = nn.Linear(channels, channels)
             self.proj = nn.Linear(channels, channels)
         nn.init.zeros_(self.proj.weight)
         nn.init.zeros_(self.proj.bias)
 
-    def forward(self, h: Tensor, told: "CrossAttention.Told", silu: bool = False) -> Tensor:
-        h = self.modulate(h + _map(told.shift), None, None, silu=False)
+    def forward(self, h: Tensor, mod: "CrossAttention.Params", apply_act: bool = False) -> Tensor:
+        h = self.modulate(h + _broadcast(mod.shift), None, None, apply_act=False)
         rows = h.shape[0]
         q = rearrange(self.query(rearrange(h, "b c h w -> b (h w) c")), "b n (k d) -> b k n d", k=self.heads)
         keys, values = (
             rearrange(part, "b n (k d) -> b k n d", k=self.heads).expand(rows, -1, -1, -1)
-            for part in (told.keys, told.values)
+            for part in (mod.keys, mod.values)
         )
-        heard = rearrange(F.scaled_dot_product_attention(q, keys, values), "b k n d -> b n (k d)")
-        h = h + rearrange(self.proj(heard), "b (h w) c -> b c h w", h=h.shape[2])
-        return F.silu(h) if silu else h
+        attended = rearrange(F.scaled_dot_product_attention(q, keys, values), "b k n d -> b n (k d)")
+        h = h + rearrange(self.proj(attended), "b (h w) c -> b c h w", h=h.shape[2])
+        return F.silu(h) if apply_act else h
 
 
 class TimestepOnly(AdaGN):
-    """AdaGN told by the timestep alone:  gamma and beta are functions of t. The class is not heard: what any other kind is
-    compared with. Labels are accepted, and change nothing."""
+    """AdaGN with gamma and beta as functions of t alone: the baseline without class conditioning. Labels are accepted and ignored."""
 
     class_input = None
 
@@ -215,6 +214,6 @@ CONDITIONING: dict[str, type[ConditioningLayer]] = {
 }
 
 
-def _map(values: Tensor) -> Tensor:
-    """[B, channels] -> [B, channels, 1, 1], to meet a feature map."""
+def _broadcast(values: Tensor) -> Tensor:
+    """[B, channels] -> [B, channels, 1, 1], to multiply a feature map."""
     return values[..., None, None]

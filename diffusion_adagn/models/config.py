@@ -41,15 +41,15 @@ class ModelConfig:
     norm_eps: float = setting(1e-5, "Epsilon of every GroupNorm.", minimum=0)
     conditioning: str = setting(
         "adagn",
-        "How a site is told about time and class: adagn, adagn_zero, adain, additive, gain, film, cross_attention, or none "
+        "How timestep and class condition a site: adagn, adagn_zero, adain, additive, gain, film, cross_attention, or none "
         "(time only). See docs/conditioning.md.",
     )
     join: Literal["sum", "concat"] = setting(
-        "sum", "How the vectors of time and class are joined before the sites are told (ADM: sum)."
+        "sum", "How the vectors of timestep and class are merged before the projection (ADM: sum)."
     )
     class_tokens: int = setting(
         4,
-        "Tokens that a class becomes under cross_attention; 2 or more, since with one there is nothing to attend to.",
+        "Tokens per class under cross_attention; at least 2, since attention over one token is constant.",
         minimum=2,
     )
     modulate_both_norms: bool = setting(
@@ -59,15 +59,15 @@ class ModelConfig:
         False, "Start with gamma = beta = 0, so that a new net ignores time and class (ADM: no)."
     )
     class_conditional: bool = setting(True, "False: train without labels.")
-    null_class: bool = setting(True, "Keep a null row in the class table; guidance needs it.")
+    null_class: bool = setting(True, "Add a null row to the class table; guidance needs it.")
 
 
 @dataclass
 class NetworkConfig(ModelConfig):
-    """AdaGNUNet's arguments, as they stand in the config.json of a network."""
+    """AdaGNUNet's arguments, as in the config.json of a network."""
 
-    sample_size: int = setting(32, "Side of the pictures in pixels.", minimum=1, maximum=2**13)
-    in_channels: int = setting(3, "Channels of the pictures.", minimum=1, maximum=4096)
+    sample_size: int = setting(32, "Side of the images in pixels.", minimum=1, maximum=2**13)
+    in_channels: int = setting(3, "Channels of the images.", minimum=1, maximum=4096)
     out_channels: int | None = setting(None, "Unset: in_channels.", minimum=1, maximum=4096)
     num_classes: int | None = setting(None, "K; unset or 0: no labels.", minimum=0, maximum=MAX_CLASSES)
     learned_variance: bool = setting(False, "Twice the output channels, the second half for the variance.")
@@ -84,13 +84,13 @@ def machine_memory() -> int:
 def check_size(network: Mapping[str, Any]) -> None:
     """Raises InputError if this machine cannot hold AdaGNUNet(**network), or if counting its layers would take minutes.
 
-    What is told is a lower bound: weights of the residual blocks, class table and class tokens, and one feature map, in fp32.
+    The size is a lower bound: weights of the residual blocks, class table and class tokens, and one feature map, in fp32.
     """
     network = vars(NetworkConfig()) | dict(network)
     levels, width = len(network["channel_mult"]), network["model_channels"]
     if levels > MAX_LEVELS:
         raise InputError(
-            f"model.channel_mult has {levels:,} numbers, one a level: {MAX_LEVELS} at most are expected, such as 1,2,2."
+            f"model.channel_mult has {levels:,} numbers, one per level; expected at most {MAX_LEVELS}, such as 1,2,2."
         )
     widths = [float(width) * mult for mult in network["channel_mult"]]
     table = 4.0 * width * (network["num_classes"] or 0)
@@ -100,6 +100,6 @@ def check_size(network: Mapping[str, Any]) -> None:
     if 4 * (weights + pixels) > machine_memory():
         raise InputError(
             f"the network takes {4 * (weights + pixels) / 2**30:,.0f} GiB or more ({weights:.3g} weights, and {pixels:.3g} numbers in a "
-            f"feature map of one picture), and this machine has {machine_memory() / 2**30:,.0f}: choose a smaller model.model_channels "
+            f"feature map of one image), and this machine has {machine_memory() / 2**30:,.0f}: choose a smaller model.model_channels "
             f"(now {width:,}), model.channel_mult, model.num_res_blocks, model.class_tokens, data.image_size, or fewer classes."
         )

@@ -1,4 +1,4 @@
-"""Timestep and class label -> the vectors that sites are told from."""
+"""Timestep and class label -> the vectors that modulation is projected from."""
 
 import math
 from typing import Literal, NamedTuple
@@ -10,8 +10,15 @@ from torch import Tensor, nn
 def sinusoidal_embedding(timesteps: Tensor, dim: int, max_period: float = 10000.0) -> Tensor:
     """[cos(t w_0) ... cos(t w_{h-1}), sin(t w_0) ... sin(t w_{h-1})], w_i = max_period^(-i/h), h = dim // 2.
 
-    Args: timesteps [B], whole or fractional, in 0..T-1 (not 0..1). Returns float32 [B, dim]; an odd dim ends in a zero.
     Source: Vaswani et al. 2017, section 3.5; cosines first as in DDPM's descendants (ADM).
+
+    Args:
+        timesteps: [B], whole or fractional, in 0..T-1 (not 0..1).
+        dim: width; an odd one ends in a zero.
+        max_period: of the slowest wave.
+
+    Returns:
+        float32 [B, dim].
     """
     half = dim // 2
     frequencies = torch.exp(
@@ -23,21 +30,21 @@ def sinusoidal_embedding(timesteps: Tensor, dim: int, max_period: float = 10000.
 
 
 class Condition(NamedTuple):
-    """vector: [B, ConditionEmbedding.dim], what the projection of all sites reads. tokens: [B, n, token_dim], or None."""
+    """vector: [B, ConditionEmbedding.dim], the input of the projection for all sites. tokens: [B, n, token_dim], or None."""
 
     vector: Tensor
     tokens: Tensor | None
 
 
 class ConditionEmbedding(nn.Module):
-    """time(t) = MLP(sinusoidal(t)) and class(y) = table[y], joined as the conditioning kind asks.
+    """time(t) = MLP(sinusoidal(t)) and class(y) = table[y], merged as the conditioning layer requires.
 
-        label_in "vector", join "sum":     vector = time(t) + class(y)      (ADM; Dhariwal & Nichol 2021, section 3)
-        label_in "vector", join "concat":  vector = [time(t), class(y)]
-        label_in "tokens":                 vector = time(t), tokens = Linear(class(y)), cut into n
-        label_in None:                     vector = time(t)
+        class_input "vector", join "sum":     vector = time(t) + class(y)      (ADM; Dhariwal & Nichol 2021, section 3)
+        class_input "vector", join "concat":  vector = [time(t), class(y)]
+        class_input "tokens":                 vector = time(t), tokens = Linear(class(y)), cut into n
+        class_input None:                  vector = time(t)
 
-    The table has a row for each of the K classes and, with a null class, one more (row K).
+    The table has one row per class and, with a null class, one more (row K).
     """
 
     def __init__(
@@ -55,13 +62,15 @@ class ConditionEmbedding(nn.Module):
         self.time = nn.Sequential(
             nn.Linear(model_channels, self.class_dim), nn.SiLU(), nn.Linear(self.class_dim, self.class_dim)
         )
-        heard = num_classes and class_input is not None
-        self.classes = nn.Embedding(num_classes + int(null_class), self.class_dim) if heard else None
-        self.join = join if heard and class_input == "vector" else None
+        has_classes = num_classes and class_input is not None
+        self.classes = nn.Embedding(num_classes + int(null_class), self.class_dim) if has_classes else None
+        self.join = join if has_classes and class_input == "vector" else None
         self.dim = self.class_dim * (2 if self.join == "concat" else 1)
         self.token_dim = model_channels
         self.tokens = (
-            nn.Linear(self.class_dim, class_tokens * self.token_dim) if heard and class_input == "tokens" else None
+            nn.Linear(self.class_dim, class_tokens * self.token_dim)
+            if has_classes and class_input == "tokens"
+            else None
         )
 
     def class_vectors(self, class_labels: Tensor) -> Tensor:
@@ -72,7 +81,7 @@ class ConditionEmbedding(nn.Module):
         return class_labels.to(table.dtype) @ table
 
     def forward(self, timesteps: Tensor, classes: Tensor | None) -> Condition:
-        """timesteps [B]; classes: class vectors [B, class_dim], or None where no class is heard."""
+        """timesteps [B]; classes: class vectors [B, class_dim], or None where no class is used."""
         time = sinusoidal_embedding(timesteps, self.model_channels).to(self.time[0].weight.dtype)
         vector, tokens = self.time(time), None
         if self.join == "sum":

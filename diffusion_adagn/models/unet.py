@@ -1,4 +1,4 @@
-"""AdaGNUNet: ADM's U-Net, cut into modulation(t, y) and denoise(x, m)."""
+"""AdaGNUNet: ADM's U-Net, split into modulation(t, y) and denoise(x, m)."""
 
 import itertools
 import math
@@ -25,11 +25,13 @@ MEMORY_FORMATS = ("auto", "channels_last", "contiguous")
 
 
 class Site(NamedTuple):
-    """One place in the network that is told something.
+    """One layer that receives modulation.
 
-    name: the dotted path of its module (`unet.get_submodule(name)`), and its key in a modulation.
-    resolution: side of its feature map, for pictures of sample_size. channels: its width.
-    depth: 0, 1, 2, ... in the order in which the picture meets the sites.
+    Attributes:
+        name: dotted path of its module (`unet.get_submodule(name)`), and its key in a modulation.
+        resolution: side of its feature map in pixels, for images of sample_size.
+        channels: its width.
+        depth: 0, 1, 2, ... in the order in which an image passes the sites.
     """
 
     name: str
@@ -41,16 +43,21 @@ class Site(NamedTuple):
 class AdaGNUNet(ModelMixin, ConfigMixin):
     """The class-conditional U-Net of Dhariwal & Nichol 2021 ("ADM"), as two functions.
 
-        m = unet.modulation(t, y)      # image-free: what every site is told, {site name: (gamma [B, C], beta [B, C])}
+        m = unet.modulation(t, y)      # image-free: {site name: (gamma [B, C], beta [B, C])}
         out = unet.denoise(x, m)       # the image path
         unet(x, t, y).sample           # both
 
-    sample_size: side of the pictures, divisible by 2^(levels - 1). out_channels: in_channels unless given.
-    num_classes: K; None or 0 for a network without labels. null_class: whether the table has a row K for the null label.
-    learned_variance: twice the output channels, the second half for the variance (Nichol & Dhariwal 2021).
-    The other arguments are documented at `diffusion_adagn.config.ModelConfig`, whose defaults they share.
+    Args:
+        sample_size: side of the images in pixels, divisible by 2^(levels - 1).
+        in_channels: channels of the images.
+        out_channels: None: in_channels.
+        num_classes: K; None or 0 for a network without labels.
+        null_class: whether the class table has a row K for the null label.
+        model_channels: and the other arguments: see `diffusion_adagn.models.config.ModelConfig`, which has the same defaults.
+        learned_variance: twice the output channels, the second half for the variance (Nichol & Dhariwal 2021).
 
-    Raises InputError when the numbers do not fit together.
+    Raises:
+        InputError: the numbers do not fit together.
     """
 
     _supports_gradient_checkpointing = True
@@ -91,30 +98,32 @@ class AdaGNUNet(ModelMixin, ConfigMixin):
         levels = len(channel_mult)
         if not levels or (num_classes or 0) < 0:
             raise InputError(
-                f"channel_mult needs one number a level and num_classes is not negative: {channel_mult}, {num_classes}."
+                f"channel_mult needs one number per level, and num_classes must not be negative: {channel_mult}, {num_classes}."
             )
         if sample_size % 2 ** (levels - 1):
             raise InputError(
-                f"pictures of {sample_size} pixels cannot be halved {levels - 1} times: give a size that {2 ** (levels - 1)} "
+                f"images of {sample_size} pixels cannot be halved {levels - 1} times: give a size that {2 ** (levels - 1)} "
                 f"divides, or fewer levels in model.channel_mult (now {list(channel_mult)})."
             )
-        kind = CONDITIONING[conditioning]
-        if kind.class_input == "tokens" and not num_classes:
-            raise InputError(f"{conditioning} attends to the class, and this network has none: choose another kind.")
+        layer = CONDITIONING[conditioning]
+        if layer.class_input == "tokens" and not num_classes:
+            raise InputError(
+                f"{conditioning} attends to the class, and this network has no classes: choose another conditioning."
+            )
         self.gradient_checkpointing = False
         self.memory_format = "auto"
 
         def norm(channels: int) -> Norm:
             return Norm(_groups(norm_groups, channels), channels, norm_eps)
 
-        def site(channels: int, kind: type[nn.Module] = kind) -> nn.Module:
-            return kind(channels, _groups(norm_groups, channels), norm_eps)
+        def site(channels: int, layer: type[nn.Module] = layer) -> nn.Module:
+            return layer(channels, _groups(norm_groups, channels), norm_eps)
 
-        def first(channels: int) -> nn.Module:
-            return site(channels, kind.first or kind) if modulate_both_norms else norm(channels)
+        def norm1(channels: int) -> nn.Module:
+            return site(channels, layer.norm1_cls or layer) if modulate_both_norms else norm(channels)
 
         def stage(inputs: int, outputs: int, attend: bool, heads: int = num_heads, resample=None) -> Stage:
-            block = ResBlock(inputs, outputs, first, site, dropout, resample)
+            block = ResBlock(inputs, outputs, norm1, site, dropout, resample)
             return Stage(
                 block, SelfAttention(outputs, _heads(outputs, heads, num_head_channels), norm) if attend else None
             )
@@ -157,18 +166,18 @@ class AdaGNUNet(ModelMixin, ConfigMixin):
         outputs = (out_channels or in_channels) * (2 if learned_variance else 1)
         self.conv_out = zero_init(Conv3(channels, outputs))
 
-        # the condition comes last, so that under one seed the image path starts alike under every kind
+        # the embedding comes last, so that with one seed the image path starts the same under every conditioning
         self.embedding = ConditionEmbedding(
-            model_channels, num_classes, null_class, join, kind.class_input, class_tokens
+            model_channels, num_classes, null_class, join, layer.class_input, class_tokens
         )
         self._sites = self._find_sites()
-        self._kinds = [type(self.get_submodule(s.name)) for s in self._sites]
-        fields = [(len(k.Params._fields) - len(k.token_params), len(k.token_params)) for k in self._kinds]
-        # one matrix product tells every site: the rows of a site are its fields in order, such as gamma, then beta
+        self._layers = [type(self.get_submodule(s.name)) for s in self._sites]
+        fields = [(len(c.Params._fields) - len(c.token_params), len(c.token_params)) for c in self._layers]
+        # one matrix product for all sites; the rows of a site are its fields in order, such as gamma, then beta
         self._widths = [s.channels * plain for s, (plain, _) in zip(self._sites, fields)]
         self._token_widths = [s.channels * tokens for s, (_, tokens) in zip(self._sites, fields)]
         self.projection = nn.Linear(self.embedding.dim, sum(self._widths))
-        if zero_init_modulation or kind.zero_init:
+        if zero_init_modulation or layer.zero_init:
             zero_init(self.projection)
         self.token_projection = (
             nn.Linear(self.embedding.token_dim, sum(self._token_widths)) if any(self._token_widths) else None
@@ -182,16 +191,22 @@ class AdaGNUNet(ModelMixin, ConfigMixin):
         class_labels: Tensor | None = None,
         class_vectors: Tensor | None = None,
     ) -> Modulation:
-        """What every site is told at (t, y); no picture is needed.
+        """The parameters of every site at (t, y); no image is needed.
 
-        timestep: number or [B], 0..T-1, whole or fractional.
-        class_labels: int [B], 0..K-1 or K for null; or float [B, K] or [B, K + 1], weights over the classes (and null): a
-          soft label, or a mixture. None for a network without classes.
-        class_vectors: float [B, 4 * model_channels], in place of class_labels: vectors from anywhere. The vectors of
-          labels are `unet.embedding.class_vectors(labels)`.
-        Returns {site name: its kind's Told}, for adagn (gamma [B, C], beta [B, C]); edit it freely before `denoise`.
+        Args:
+            timestep: number or [B], 0..T-1, whole or fractional.
+            class_labels: int [B], 0..K-1, or K for null; or float [B, K] or [B, K + 1], weights over the classes (and null):
+                a soft label, or a mixture. None for a network without classes.
+            class_vectors: float [B, 4 * model_channels], in place of class_labels. The vectors of labels are
+                `unet.embedding.class_vectors(labels)`.
+
+        Returns:
+            {site name: Params of its layer}; for adagn (gamma [B, C], beta [B, C]). It may be edited before `denoise`.
+
+        Raises:
+            InputError: a label is missing, out of range, or given to a network without classes.
         """
-        return self.told(*self.project_condition(timestep, class_labels, class_vectors))
+        return self.split_modulation(*self.project_condition(timestep, class_labels, class_vectors))
 
     def project_condition(
         self,
@@ -199,29 +214,29 @@ class AdaGNUNet(ModelMixin, ConfigMixin):
         class_labels: Tensor | None = None,
         class_vectors: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None]:
-        """`modulation` in one piece: [B, width], all sites side by side, and [B, tokens, width] where a kind has tokens.
+        """`modulation` before it is split: [B, width], all sites concatenated, and [B, tokens, width] where the class is tokens.
 
-        Rows of it may be picked, and kept for later, before `told` cuts them up.
+        Rows may be selected and cached before `split_modulation`.
         """
         timestep, classes = self._check_condition(timestep, class_labels, class_vectors)
         vector, tokens = self.embedding(timestep, classes)
         attended = self.token_projection(tokens) if self.token_projection is not None else None
         return self.projection(F.silu(vector)), attended
 
-    def told(self, projected: Tensor, attended: Tensor | None = None) -> Modulation:
-        """`projected`, cut into what each site is told."""
+    def split_modulation(self, projected: Tensor, attended: Tensor | None = None) -> Modulation:
+        """Split the output of `project_condition` by site."""
         plain = projected.split(self._widths, dim=-1)
         more = [None] * len(plain) if attended is None else attended.split(self._token_widths, dim=-1)
-        return {s.name: _params(k, values, extra) for s, k, values, extra in zip(self._sites, self._kinds, plain, more)}
+        return {
+            s.name: _params(c, values, extra) for s, c, values, extra in zip(self._sites, self._layers, plain, more)
+        }
 
     def denoise(self, x: Tensor, m: Modulation) -> Tensor:
         """The image path: x [B, in_channels, H, W] and a modulation of B (or 1) rows -> [B, out_channels, H, W], contiguous."""
         missing = [s.name for s in self._sites if s.name not in m]
         if missing:
-            raise InputError(
-                f"the modulation does not say what {len(missing)} sites are told: {', '.join(missing[:3])}."
-            )
-        # each layer keeps the layout that it is given
+            raise InputError(f"modulation is missing {len(missing)} sites: {', '.join(missing[:3])}.")
+        # each layer preserves the memory format of its input
         h = self.conv_in(x.contiguous(memory_format=torch.channels_last) if self._channels_last(x) else x.contiguous())
         skips = [h]
         for level in self.down:
@@ -238,7 +253,7 @@ class AdaGNUNet(ModelMixin, ConfigMixin):
                 h = self._run(stage, torch.cat([h, skips.pop()], dim=1), m)
             if level.resample is not None:
                 h = self._run(level.resample, h, m)
-        return self.conv_out(self.norm_out(h, silu=True)).contiguous()
+        return self.conv_out(self.norm_out(h, apply_act=True)).contiguous()
 
     def forward(
         self,
@@ -248,10 +263,20 @@ class AdaGNUNet(ModelMixin, ConfigMixin):
         return_dict: bool = True,
         class_vectors: Tensor | None = None,
     ) -> UNet2DOutput | tuple[Tensor]:
-        """sample [B, C, H, W] in the noisy picture's own scale; the others as `modulation` takes them.
+        """Denoise a batch: `modulation`, then `denoise`.
 
-        Returns an object with `.sample` [B, out_channels, H, W], or a 1-tuple with return_dict=False.
-        Raises InputError for a label given to a network without classes, a missing one, or one out of range.
+        Args:
+            sample: noisy images [B, C, H, W].
+            timestep: see `modulation`.
+            class_labels: see `modulation`.
+            return_dict: False: return a tuple.
+            class_vectors: see `modulation`.
+
+        Returns:
+            An object with `.sample` [B, out_channels, H, W], or a 1-tuple.
+
+        Raises:
+            InputError: a label is missing, out of range, or given to a network without classes.
         """
         channels = self.config.in_channels
         if sample.ndim != 4 or sample.shape[1] != channels:
@@ -259,17 +284,17 @@ class AdaGNUNet(ModelMixin, ConfigMixin):
         halved = 2 ** (len(self.config.channel_mult) - 1)
         if sample.shape[2] % halved or sample.shape[3] % halved:
             raise InputError(
-                f"sides of the picture must be multiples of {halved} for this network, not {list(sample.shape[2:])}."
+                f"sides of the image must be multiples of {halved} for this network, not {list(sample.shape[2:])}."
             )
         m = self.modulation(_per_sample(timestep, sample), class_labels, class_vectors)
         rows = next(iter(m.values()))[0].shape[0]  # not len(), which torch.export takes for a constant
         if rows not in (1, sample.shape[0]):
-            raise InputError(f"{rows} timesteps or class labels were given for {sample.shape[0]} pictures.")
+            raise InputError(f"{rows} timesteps or class labels were given for {sample.shape[0]} images.")
         out = self.denoise(sample, m)
         return UNet2DOutput(sample=out) if return_dict else (out,)
 
     def sites(self) -> list[Site]:
-        """Every place that is told something, in the order in which the picture meets them."""
+        """All layers that receive modulation, in the order in which an image passes them."""
         return list(self._sites)
 
     def projection_slices(self) -> dict[str, slice]:
@@ -278,7 +303,7 @@ class AdaGNUNet(ModelMixin, ConfigMixin):
         return {s.name: slice(end - width, end) for s, width, end in zip(self._sites, self._widths, ends)}
 
     def to(self, *args, **kwargs) -> "AdaGNUNet":
-        """As `nn.Module.to`. diffusers' own warns at every dtype about modules that stay float32, of which there are none."""
+        """As `nn.Module.to`. diffusers' version warns at every dtype about modules that stay float32; there are none."""
         return nn.Module.to(self, *args, **kwargs)
 
     def compile(self, *args, **kwargs) -> None:
@@ -297,7 +322,14 @@ class AdaGNUNet(ModelMixin, ConfigMixin):
         }  # as nn.Module drops its own
 
     def set_operator(self, operator: str) -> None:
-        """How norm, modulation and SiLU are computed: "fused", "eager" or "auto" (fused where it can be). See `ops.adagn_silu`."""
+        """Set how norm, modulation and SiLU are computed.
+
+        Args:
+            operator: "fused", "eager" or "auto" (fused where possible). See `ops.adagn_silu`.
+
+        Raises:
+            InputError: it is none of these.
+        """
         if operator not in OPERATORS:
             raise InputError(f"the operator is one of {', '.join(OPERATORS)}, not {operator!r}.")
         for module in self.modules():
@@ -310,12 +342,17 @@ class AdaGNUNet(ModelMixin, ConfigMixin):
         self.set_memory_format(layout)
 
     def set_memory_format(self, memory_format: str) -> None:
-        """How feature maps lie in memory: "channels_last", "contiguous", or "auto": channels_last on the CPU, and in half types.
+        """Set the memory format of feature maps.
 
-        A layout that is named is the weights' too, from now on.
+        Args:
+            memory_format: "channels_last", "contiguous", or "auto": channels_last on a CPU, and in half types on CUDA. The
+                first two convert the weights too.
+
+        Raises:
+            InputError: it is none of these.
         """
         if memory_format not in MEMORY_FORMATS:
-            raise InputError(f"the layout is one of {', '.join(MEMORY_FORMATS)}, not {memory_format!r}.")
+            raise InputError(f"the memory format is one of {', '.join(MEMORY_FORMATS)}, not {memory_format!r}.")
         self.memory_format = memory_format
         if memory_format != "auto":
             self.to(memory_format=torch.channels_last if memory_format == "channels_last" else torch.contiguous_format)
@@ -332,13 +369,13 @@ class AdaGNUNet(ModelMixin, ConfigMixin):
     def _run(self, module: nn.Module, h: Tensor, m: Modulation) -> Tensor:
         if not isinstance(module, Stage):
             return module(h)
-        told = [m[name] for name in module.block.sites]
+        mod = [m[name] for name in module.block.sites]
         if self.gradient_checkpointing and torch.is_grad_enabled():
-            return self._gradient_checkpointing_func(module, h, told)
-        return module(h, told)
+            return self._gradient_checkpointing_func(module, h, mod)
+        return module(h, mod)
 
     def _find_sites(self) -> list[Site]:
-        """Modules are registered in the order in which the picture meets them, so named_modules() is the depth."""
+        """Modules are registered in the order in which an image passes them, so named_modules() gives the depth."""
         for path, module in self.named_modules():
             if isinstance(module, ResBlock):
                 module.sites = tuple(
@@ -350,29 +387,29 @@ class AdaGNUNet(ModelMixin, ConfigMixin):
             if site.resolution**2 < norm.min_pixels:
                 raise InputError(
                     f"model.conditioning {self.config.conditioning} cannot work on the {site.resolution}x{site.resolution} "
-                    f"feature map at {site.name}: give fewer levels in model.channel_mult, or larger pictures."
+                    f"feature map at {site.name}: give fewer levels in model.channel_mult, or larger images."
                 )
         return sites
 
     def _side(self, name: str) -> int:
         """Side of the feature map at a site, from its path."""
-        way, index, *_ = name.split(".")
+        half, index, *_ = name.split(".")
         last = len(self.config.channel_mult) - 1
-        level = {"down": int(index), "middle": last, "up": last - int(index)}[way]
+        level = {"down": int(index), "middle": last, "up": last - int(index)}[half]
         if ".resample." in name and name.endswith("norm2"):  # a residual block resamples between its norms
-            level += 1 if way == "down" else -1
+            level += 1 if half == "down" else -1
         return self.config.sample_size >> level
 
     def _check_condition(
         self, timestep: Tensor | float, labels: Tensor | None, vectors: Tensor | None
     ) -> tuple[Tensor, Tensor | None]:
-        """timestep [B or 1] and the class vectors [B or 1, class_dim], None where no class is heard."""
+        """timestep [B or 1] and the class vectors [B or 1, class_dim], None where no class is used."""
         device = self.projection.weight.device
         timestep = torch.as_tensor(timestep, device=device).reshape(-1)
         if not self.config.num_classes:
             if labels is not None or vectors is not None:
                 raise InputError(
-                    "class_labels were given to a network without classes (num_classes is none): leave them out."
+                    "class_labels were given to a network without classes (num_classes is none): do not pass them."
                 )
             return timestep, None
         if vectors is not None:
@@ -384,7 +421,7 @@ class AdaGNUNet(ModelMixin, ConfigMixin):
         if times == 1 and rows > 1:
             timestep, times = timestep.expand(rows), rows
         if rows not in (1, times):
-            raise InputError(f"{times} timesteps and {rows} classes were given: as many of one as of the other.")
+            raise InputError(f"{times} timesteps and {rows} classes were given: give equally many.")
         return timestep, classes
 
     def _check_vectors(self, labels: Tensor | None, vectors: Tensor) -> Tensor:
@@ -392,9 +429,7 @@ class AdaGNUNet(ModelMixin, ConfigMixin):
         if labels is not None:
             raise InputError("class_labels and class_vectors were given: give one of them.")
         if self.embedding.classes is None:
-            raise InputError(
-                f"class_vectors mean nothing to conditioning {self.config.conditioning}: it hears no class."
-            )
+            raise InputError(f"conditioning {self.config.conditioning} ignores the class: do not pass class_vectors.")
         if vectors.ndim != 2 or vectors.shape[1] != dim or not vectors.is_floating_point():
             raise InputError(
                 f"class_vectors are numbers [B, {dim}] for this network, not {vectors.dtype} {list(vectors.shape)}."
@@ -424,8 +459,8 @@ class AdaGNUNet(ModelMixin, ConfigMixin):
                 "one_hot(...).float()."
             )
         labels = labels.reshape(-1).long()
-        # on an accelerator a look at the values would make every call wait; there the pipeline has checked them. Compiled, and
-        # inside torch.func, there are no values yet
+        # reading values would synchronize an accelerator; there the pipeline has checked them. Under torch.compile and
+        # torch.func there are no values yet
         if labels.device.type == "cpu" and not torch.compiler.is_compiling() and not in_functional_transform():
             bad = labels[(labels < 0) | (labels >= k + int(has_null))]
             if len(bad):
@@ -435,15 +470,15 @@ class AdaGNUNet(ModelMixin, ConfigMixin):
 
 
 def best_memory_format(device: str, half: bool) -> str:
-    """What the layout "auto" is for a type of device. half: convolutions compute in bf16 or fp16."""
+    """The memory format that "auto" means on a device type. half: convolutions compute in bf16 or fp16."""
     return "channels_last" if device == "cpu" or (device == "cuda" and half) else "contiguous"
 
 
-def _params(kind: type[ConditioningLayer], plain: Tensor, attended: Tensor | None) -> tuple[Tensor, ...]:
-    """The rows of one site, cut into its fields."""
-    tokens = len(kind.token_params)
-    parts = plain.chunk(len(kind.Params._fields) - tokens, dim=-1)
-    return kind.Params(*parts, *(attended.chunk(tokens, dim=-1) if tokens else ()))
+def _params(layer: type[ConditioningLayer], plain: Tensor, attended: Tensor | None) -> tuple[Tensor, ...]:
+    """The values of one site as its Params."""
+    tokens = len(layer.token_params)
+    parts = plain.chunk(len(layer.Params._fields) - tokens, dim=-1)
+    return layer.Params(*parts, *(attended.chunk(tokens, dim=-1) if tokens else ()))
 
 
 def _width(model_channels: int, mult: float) -> int:

@@ -251,7 +251,7 @@ def modulation_table(
             t = some.repeat_interleave(len(classes))
             projected = unet.project_condition(t, classes.repeat(len(some)) if unet.config.num_classes else None)
             kept[first] = [p if p is None else p.unflatten(0, (len(some), len(classes))) for p in projected]
-        return unet.told(*(p if p is None else p[step - first].index_select(0, rows) for p in kept[first]))
+        return unet.split_modulation(*(p if p is None else p[step - first].index_select(0, rows) for p in kept[first]))
 
     return table_lookup
 

@@ -131,7 +131,7 @@ def test_what_all_steps_are_told_is_what_each_is_told(kind):
         tell = modulation_table(unet, plans, timesteps, most)
         with torch.no_grad():
             for step, t in enumerate(timesteps):
-                told, wanted = tell(step), unet.told(*real(t.expand(4), torch.tensor([2, 0, 3, 2])))
+                told, wanted = tell(step), unet.split_modulation(*real(t.expand(4), torch.tensor([2, 0, 3, 2])))
                 for site in wanted:
                     for a, b in zip(told[site], wanted[site]):
                         torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)

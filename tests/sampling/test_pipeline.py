@@ -63,7 +63,7 @@ def test_scale_1_is_the_conditional_pass_bit_for_bit_and_makes_no_second_pass():
     with torch.no_grad():
         said = unet.project_condition(scheduler.timesteps.repeat_interleave(3), y.repeat(5))[0].split(3)
         for t, rows in zip(scheduler.timesteps, said):
-            x = scheduler.step(pipe._clip(real(x, unet.told(rows)), x, t, scheduler), t, x).prev_sample
+            x = scheduler.step(pipe._clip(real(x, unet.split_modulation(rows)), x, t, scheduler), t, x).prev_sample
             plain = scheduler.step(pipe._clip(unet(plain, t, y).sample, plain, t, scheduler), t, plain).prev_sample
     torch.testing.assert_close(x, plain, atol=1e-4, rtol=1e-4)
     assert np.array_equal((x / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).numpy(), out)

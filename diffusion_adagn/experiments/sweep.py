@@ -164,11 +164,11 @@ def _check(
     """Network evaluations a picture of every point. Raises InputError for a point that cannot be walked, naming it."""
     cost = {}
     if guide is not None:
-        pipe.check_guidance(Guidance(guide=guide))
+        pipe.check_guidance(Guidance(), guide)
     for point in points:
         try:
-            guidance = point.guidance(guide)
-            pipe.check_guidance(guidance)
+            guidance = point.guidance()
+            pipe.check_guidance(guidance, guide)
             cost[point.name] = guidance.evaluations(point.calls(pipe))
         except InputError as error:
             raise InputError(f"the point {point.name} cannot be sampled: {error}") from None

@@ -118,7 +118,7 @@ def test_full_memory_is_no_verdict(unchecked):
 
 
 @needs_kernel
-def test_check_runs_once_whatever_it_found(unchecked):
+def test_check_runs_once(unchecked):
     asked = []
 
     def kernels():
@@ -137,7 +137,7 @@ def test_check_runs_once_whatever_it_found(unchecked):
 
 
 @needs_kernel
-def test_check_leaves_the_caller_as_it_was(unchecked):
+def test_check_leaves_caller_state(unchecked):
     state = torch.get_rng_state()
     with (
         torch.inference_mode(),
@@ -222,7 +222,7 @@ def pretended(monkeypatch, unchecked):
     ],
     ids=["no compiler", "no Python.h", "forward", "backward", "right"],
 )
-def test_cuda_falls_back_with_the_reason(pretended, capsys, kernels, words):
+def test_cuda_fallback_names_the_reason(pretended, capsys, kernels, words):
     pretended(kernels)
     asked, cuda = SpeedConfig(precision="fp32"), torch.device("cuda")
     chosen = speed.choose(asked, cuda, 1)
@@ -235,7 +235,7 @@ def test_cuda_falls_back_with_the_reason(pretended, capsys, kernels, words):
     assert list(self_check._found) == [("cuda", 0, torch.float32, False)]
 
 
-def test_devices_types_and_layouts_are_checked_apart(pretended):
+def test_devices_dtypes_formats_checked_separately(pretended):
     pretended(raising(RuntimeError("no")))
     for device in ("cuda", "cuda:0", "cuda:1"):
         unsupported_reason(device, torch.bfloat16, True, note=False)
@@ -247,7 +247,7 @@ def test_devices_types_and_layouts_are_checked_apart(pretended):
     ]
 
 
-def test_no_check_while_a_graph_is_captured(pretended, monkeypatch):
+def test_graph_capture_skips_the_check(pretended, monkeypatch):
     pretended(raising(RuntimeError("no")))
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
     assert unsupported_reason("cuda:0") == "" and not self_check._found
@@ -272,7 +272,7 @@ def test_asking_again_costs_no_search(unchecked, monkeypatch):
 
 
 @needs_triton
-def test_one_case_is_one_tile_and_one_is_not():
+def test_cases_cover_one_and_several_tiles():
     triton_kernels = _triton()
     for dtype in self_check.LIMIT:
         for last in (True, False):
@@ -328,7 +328,7 @@ class Launched:
 
 
 @needs_triton
-def test_kernels_launch_on_the_tensor_s_device(monkeypatch):
+def test_kernels_launch_on_tensor_device(monkeypatch):
     log, triton_kernels = [], _triton()
 
     class Guard:
@@ -353,7 +353,7 @@ def test_kernels_launch_on_the_tensor_s_device(monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="fewer than two CUDA GPUs")
-def test_second_gpu_computes_as_the_first():
+def test_second_gpu_equals_the_first():
     x, gamma = x_of(), torch.linspace(-1, 1, 8)[None]
     found = []
     for device in ("cuda:0", "cuda:1"):  # the current device is 0 for both
@@ -372,7 +372,7 @@ def test_second_gpu_computes_as_the_first():
 
 @needs_kernel
 @pytest.mark.parametrize("axes", [(2, 3), (1, 2), (0, 1), (0, 3)])
-def test_fake_strides_are_the_real_ones(axes):
+def test_fake_strides_equal_real_strides(axes):
     x = torch.randn(2, 8, 8, 8).transpose(*axes)
     gain = torch.ones(1, x.shape[1])
     real = torch.ops.diffusion_adagn.adagn_silu(x, gain, gain, 2, 1e-5, True)

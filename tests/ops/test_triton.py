@@ -90,11 +90,11 @@ def test_interpreted_it_is_the_formula(tmp_path):
 
 
 @pytest.mark.slow
-def test_it_compiles_for_a_gpu_and_moves_16_bytes_at_once(tmp_path):
+def test_triton_compiles_with_wide_loads(tmp_path):
     assert run(COMPILED, tmp_path, TRITON_INTERPRET="0") == "for a GPU"
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU")
-def test_on_a_gpu_it_is_the_formula(tmp_path):
+def test_gpu_operator_equals_formula(tmp_path):
     assert run("import torch\ntorch.set_default_device('cuda')\n" + INTERPRETED, tmp_path) == "as the formula"

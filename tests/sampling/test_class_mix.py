@@ -76,7 +76,7 @@ def same(a, b):
 
 
 @pytest.mark.parametrize("kind", CONDITIONING)
-def test_cat_everywhere_in_parts_is_cat(pipes, kind):
+def test_same_class_everywhere_is_plain(pipes, kind):
     pipe = pipes(kind)
     mix = pipe.mix("cat@coarse,cat@fine")
     for t in (0, 600, 999):
@@ -86,7 +86,7 @@ def test_cat_everywhere_in_parts_is_cat(pipes, kind):
 
 @pytest.mark.parametrize("kind", CONDITIONING)
 @pytest.mark.parametrize("scale", [1.0, 3.0])
-def test_a_mix_by_resolution_is_two_modulations_joined_by_hand(pipes, kind, scale):
+def test_resolution_mix_joins_two_modulations(pipes, kind, scale):
     pipe = pipes(kind)
 
     def joined(t):
@@ -101,7 +101,7 @@ def test_a_mix_by_resolution_is_two_modulations_joined_by_hand(pipes, kind, scal
 
 
 @pytest.mark.parametrize("kind", CONDITIONING)
-def test_a_mix_over_time_changes_the_class_at_its_timestep(pipes, kind):
+def test_timestep_mix_switches_the_class(pipes, kind):
     pipe = pipes(kind)
     mixed = sample(pipe, class_plan="cat@t>600,dog@t<=600")
     assert close(mixed, by_hand(pipe, lambda t: pipe.unet.modulation(t, torch.tensor([CAT if t > 600 else DOG]))))
@@ -130,7 +130,7 @@ def test_between_two_classes(pipes, kind):
     )
 
 
-def test_where_no_class_has_a_vector_nothing_is_between(pipes):
+def test_interpolation_needs_class_vectors(pipes):
     with pytest.raises(InputError, match="conditioning none ignores the class"):
         sample(pipes("none"), class_plan=ClassInterpolation.parse("cat,dog", LABELS, 0.5))
     unconditional = ClassConditionalPipeline(tiny_unet(num_classes=None), make_scheduler(DiffusionConfig()), None)
@@ -151,7 +151,7 @@ def test_where_no_class_has_a_vector_nothing_is_between(pipes):
         ("cat,dog", 1.5, "share"),
     ],
 )
-def test_ends_that_are_not_two_classes(text, share, message):
+def test_interpolation_needs_two_classes(text, share, message):
     with pytest.raises(InputError, match=message):
         ClassInterpolation.parse(text, LABELS, share)
 
@@ -159,7 +159,7 @@ def test_ends_that_are_not_two_classes(text, share, message):
 # ---------------------------------------------------------------------- the pipeline
 
 
-def test_pictures_of_one_batch_are_told_each_for_itself(pipes):
+def test_batch_images_have_own_plans(pipes):
     pipe = pipes()
     plans = ["cat", "cat@8,dog@4", "null", ClassInterpolation.parse("cat,dog", LABELS, 0.5), "dog@up,2", "cat@8,dog@4"]
     scales = [1.0, 2.0, 3.0, 0.5, 1.0, 4.0]
@@ -172,7 +172,7 @@ def test_pictures_of_one_batch_are_told_each_for_itself(pipes):
     assert len({image.tobytes() for image in out.images}) == len(plans)
 
 
-def test_plain_classes_go_the_plain_way(pipes):
+def test_plain_classes_use_the_table(pipes):
     pipe = pipes()
     for scale in (1.0, [1.0, 3.0]):
         told = sample(pipe, class_plan=["cat", "tench, Tinca tinca"], guidance_scale=scale)
@@ -181,7 +181,7 @@ def test_plain_classes_go_the_plain_way(pipes):
     assert (out.class_ids, out.class_names) == ([CAT, NULL], ["cat", "null"])
 
 
-def test_scale_1_makes_one_pass_and_the_null_pass_is_told_null(pipes, monkeypatch):
+def test_null_pass_receives_null(pipes, monkeypatch):
     pipe = pipes()
     handed = []
     real = pipe.unet.denoise
@@ -231,7 +231,7 @@ def test_a_plan_of_your_own(pipes):
         ({"told": ["cat", "dog", "null"]}, "3 classes and 2 seeds"),
     ],
 )
-def test_what_cannot_be_told(pipes, kw, message):
+def test_impossible_plans_are_rejected(pipes, kw, message):
     with pytest.raises(InputError, match=message):
         sample(pipes(), **kw)
 
@@ -270,7 +270,7 @@ def test_a_mix_of_another_network(pipes):
         ("depth>2&depth<5 & down", lambda s: s.depth in (3, 4)),
     ],
 )
-def test_each_form_names_the_sites_it_says(deep, where, holds):
+def test_place_words_match_their_sites(deep, where, holds):
     expected = tuple(s.name for s in deep if holds(s))
     assert 0 < len(expected) < len(deep)
     base, part = ClassMix.parse(f"dog,cat@{where}", LABELS, deep).parts
@@ -278,7 +278,7 @@ def test_each_form_names_the_sites_it_says(deep, where, holds):
     assert (part.class_id, part.sites, part.times) == (CAT, expected, ())
 
 
-def test_coarse_is_at_most_the_geometric_middle():
+def test_coarse_ends_at_geometric_middle():
     for mult, coarse in (((1, 1), {4}), ((1, 1, 1), {2, 4}), ((1, 1, 1, 1), {1, 2})):
         sites = tiny_unet(channel_mult=mult, norm_groups=4, attention_resolutions=()).sites()
         told = ClassMix.parse("cat@coarse,dog@fine", LABELS, sites).class_by_site(0, [s.name for s in sites])
@@ -287,7 +287,7 @@ def test_coarse_is_at_most_the_geometric_middle():
         assert max(coarse) <= math.sqrt(min(sides) * max(sides)) < min(set(sides) - coarse)
 
 
-def test_later_parts_win_and_the_base_is_weakest_wherever_it_stands(deep):
+def test_later_rules_override_earlier_ones(deep):
     names = [s.name for s in deep]
     for text in ("cat,dog@middle,2@middle.0*", "dog@middle,2@middle.0*,cat", "dog@middle,cat,2@middle.0*"):
         told = ClassMix.parse(text, LABELS, deep).class_by_site(5, names)
@@ -320,12 +320,12 @@ def test_place_and_time_together(deep):
         ("you@home,dog@fine", [3, 1]),
     ],
 )
-def test_names_may_hold_commas_and_at_signs(deep, text, classes):
+def test_names_may_contain_commas_and_ats(deep, text, classes):
     labels = LabelSpace((*LABELS.names, "you@home", "a, b@c"))
     assert [p.class_id for p in ClassMix.parse(text, labels, deep).parts] == classes
 
 
-def test_one_class_without_a_place_is_that_class(deep):
+def test_single_rule_is_a_class(deep):
     mix = ClassMix.parse(" tinca tinca", LABELS, deep)
     assert (mix.name, mix.class_id) == ("tench, Tinca tinca", 2)
     assert ClassMix.parse("cat@depth>=0", LABELS, deep).class_id is None
@@ -359,17 +359,17 @@ def test_one_class_without_a_place_is_that_class(deep):
         ("cat@t<999", "sites at t = 999 "),
     ],
 )
-def test_what_is_wrong_is_said(deep, text, message):
+def test_mix_errors_name_the_fault(deep, text, message):
     with pytest.raises(InputError, match=f"the mix '.*{message}"):
         ClassMix.parse(text, LABELS, deep)
 
 
 @pytest.mark.parametrize("text", ["cat@t<1000", "cat@t>=0", "cat@t<=999", "cat@t>600,dog@t<=600", "cat@t<9,dog@t>=9"])
-def test_all_of_time_may_be_named(deep, text):
+def test_timestep_rules_may_cover_all(deep, text):
     ClassMix.parse(text, LABELS, deep)
 
 
-def test_the_record_and_the_description_name_the_sites(pipes):
+def test_description_names_the_sites(pipes):
     sites = pipes().unet.sites()
     mix = pipes().mix("cat@coarse,dog@fine")
     first, second = mix.to_dict()
@@ -381,7 +381,7 @@ def test_the_record_and_the_description_name_the_sites(pipes):
     assert "at 8x8: down.0.stages.0.block.norm2 ... up.1.stages.1.block.norm2" in fine
 
 
-def test_what_is_kept_stays_within_its_bytes(pipes):
+def test_cached_modulation_is_bounded(pipes):
     pipe = pipes("cross_attention")
     unet, plans = pipe.unet, [ClassMix.single(c, LABELS) for c in range(3)]
     sizes = []

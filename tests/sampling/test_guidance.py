@@ -47,7 +47,7 @@ def counting(pipe):
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
 @pytest.mark.parametrize("interval", [None, "t:200-700", "sigma:0.5-2", "steps:3-5", "0.2-0.4", "t:2000-3000"])
-def test_scale_1_with_any_interval_is_plain_conditional_sampling_bit_for_bit(sampler, interval):
+def test_scale_1_ignores_intervals(sampler, interval):
     pipe = pipeline(sampler=sampler)
     rows = counting(pipe)
     assert np.array_equal(plain(sampler), sample(pipe, guidance=Guidance(1.0, interval)))
@@ -56,13 +56,13 @@ def test_scale_1_with_any_interval_is_plain_conditional_sampling_bit_for_bit(sam
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
 @pytest.mark.parametrize("interval", ["t:0-999", "sigma:0-inf", "steps:0-9", "0-1"])
-def test_an_interval_over_everything_is_constant_guidance_bit_for_bit(sampler, interval):
+def test_full_interval_equals_constant_guidance(sampler, interval):
     pipe = pipeline(sampler=sampler)
     assert np.array_equal(plain(sampler, guidance_scale=3.0), sample(pipe, guidance=Guidance(3.0, interval)))
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
-def test_where_the_interval_is_off_there_is_no_second_pass(sampler):
+def test_outside_interval_is_one_pass(sampler):
     pipe = pipeline(sampler=sampler)
     rows = counting(pipe)
     guided = sample(pipe, guidance=Guidance(3.0, "steps:2-5"))
@@ -78,7 +78,7 @@ def test_where_the_interval_is_off_there_is_no_second_pass(sampler):
 
 @pytest.mark.parametrize("spacing", ["leading", "trailing", "linspace"])
 @pytest.mark.parametrize("sampler", SAMPLERS)
-def test_a_call_knows_its_timestep_its_step_and_its_noise(sampler, spacing):
+def test_evaluations_know_timestep_and_sigma(sampler, spacing):
     scheduler = make_scheduler(DiffusionConfig(schedule="linear", timestep_spacing=spacing), sampler=sampler)
     try:
         set_timesteps(scheduler, 10)
@@ -95,7 +95,7 @@ def test_a_call_knows_its_timestep_its_step_and_its_noise(sampler, spacing):
     assert len(calls) == (19 if sampler == "heun" else 10)
 
 
-def test_the_units_name_the_same_steps():
+def test_interval_units_agree():
     scheduler = make_scheduler(DiffusionConfig())
     set_timesteps(scheduler, 10)  # t = 900, 800, ..., 0
     calls = model_evals(scheduler)
@@ -111,12 +111,12 @@ def test_the_units_name_the_same_steps():
 
 
 @pytest.mark.parametrize("text", ["t:1-2", "sigma:0.28-5.4", "steps:0-4", "0.2-0.8", "sigma:1e-3-inf"])
-def test_an_interval_reads_what_it_writes(text):
+def test_interval_text_round_trips(text):
     assert Interval.parse(str(Interval.parse(text))) == Interval.parse(text)
 
 
 @pytest.mark.parametrize("text", ["2-3", "t:5", "x:1-2", "0.8-0.2", "t:-1-2", "", "t:1-2-3"])
-def test_what_is_no_interval_is_refused(text):
+def test_invalid_intervals_are_rejected(text):
     with pytest.raises(InputError, match=r"interval|fraction|smaller"):
         Interval.parse(text)
 
@@ -169,7 +169,7 @@ def test_dynamic_thresholding_is_imagens():
     assert np.abs(sample(pipe, guidance=Guidance(6.0, threshold=0.8)) - sample(pipe, guidance_scale=6.0)).max() > 1e-3
 
 
-def test_w_of_the_paper_is_converted():
+def test_papers_w_is_converted():
     assert Guidance.from_w(0.0).is_neutral and Guidance.from_w(1.5, interval="t:1-2").scale == 2.5
     cond, null = torch.randn(1, 1, 4, 4), torch.randn(1, 1, 4, 4)
     ours = Guidance.from_w(1.5).combine(cond, null, torch.tensor([2.5]))
@@ -191,7 +191,7 @@ def test_w_of_the_paper_is_converted():
         {"threshold": 1.01},
     ],
 )
-def test_what_is_out_of_range_is_refused(settings):
+def test_values_out_of_range_are_rejected(settings):
     with pytest.raises(InputError):
         Guidance(**settings)
 
@@ -251,7 +251,7 @@ def test_autoguidance_by_a_second_network(kinds, classes):
 
 
 @pytest.mark.parametrize("deaf", [{"num_classes": None}, {"conditioning": "none"}], ids=str)
-def test_a_mix_is_guided_by_a_network_that_hears_no_class(deaf):
+def test_unconditional_guide_guides_a_mix(deaf):
     pipe = pipeline()
     guide = pipeline(other_network(**deaf), LabelSpace(()) if "num_classes" in deaf else NAMES)
     everywhere = ",".join(f"{NAMES.name(1)}@{where}" for where in ("coarse", "fine"))
@@ -262,7 +262,7 @@ def test_a_mix_is_guided_by_a_network_that_hears_no_class(deaf):
     assert np.abs(got - plain).max() < 2e-4
 
 
-def test_a_network_without_null_is_guided_by_another():
+def test_guide_replaces_missing_null():
     unet = tiny_unet(null_class=False)
     pipe = pipeline(unet, LabelSpace(NAMES.names, has_null=False))
     with pytest.raises(InputError, match="--guide RUN"):
@@ -280,7 +280,7 @@ def test_a_network_without_null_is_guided_by_another():
         (lambda: pipeline(num_train_timesteps=500), "noise schedule"),
     ],
 )
-def test_a_guide_that_answers_another_question_is_refused(guide, word):
+def test_unsuitable_guides_are_rejected(guide, word):
     with pytest.raises(InputError, match=word):
         sample(pipeline(), guidance=Guidance(2.0), guide=guide())
 
@@ -288,7 +288,7 @@ def test_a_guide_that_answers_another_question_is_refused(guide, word):
 # ---------------------------------------------------------------------- looking on
 
 
-def test_who_looks_on_sees_both_predictions_and_the_unclipped_x0():
+def test_callback_receives_predictions_and_x0():
     class Eye:
         def __init__(self):
             self.pairs, self.x0 = [], []

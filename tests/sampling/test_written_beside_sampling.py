@@ -34,7 +34,7 @@ def sample(out, pipe, count=5):
     generate._sample(pipe, images, request, None, out, STATE)
 
 
-def test_a_batch_is_written_while_the_next_is_sampled(tmp_path, monkeypatch):
+def test_writing_overlaps_sampling(tmp_path, monkeypatch):
     save, sampled, calls = generate._save, threading.Event(), []
 
     def look():
@@ -52,7 +52,7 @@ def test_a_batch_is_written_while_the_next_is_sampled(tmp_path, monkeypatch):
         assert np.asarray(Image.open(tmp_path / f"{i}.png")).max() == i
 
 
-def test_an_error_of_writing_is_raised(tmp_path, monkeypatch):
+def test_writing_errors_are_raised(tmp_path, monkeypatch):
     def full(*_):
         raise OSError("No space left on device")
 

@@ -46,7 +46,7 @@ def commands():
 
 @pytest.fixture
 def place(tmp_path, monkeypatch):
-    """A folder that looks like a clone, with a few labelled pictures in it."""
+    """A folder that looks like a clone, with a few labelled images in it."""
     (tmp_path / "configs").symlink_to(ROOT / "configs")
     for name in ("cat", "dog"):
         (tmp_path / "my_images" / name).mkdir(parents=True)
@@ -57,7 +57,7 @@ def place(tmp_path, monkeypatch):
     return tmp_path
 
 
-def test_the_readmes_commands_and_programs_run(place, step_time, monkeypatch):
+def test_readme_commands_run(place, step_time, monkeypatch):
     monkeypatch.setattr(ablation, "EVALUATIONS", 32)  # no command says how many of these
     for name, number in (("MIXED", 1), ("STEPS", 3), ("PROBED", 2)):
         monkeypatch.setattr(tracing, name, number)
@@ -101,7 +101,7 @@ def test_the_readmes_commands_and_programs_run(place, step_time, monkeypatch):
     assert (place / "three.png").exists()
 
 
-def test_what_the_readme_shows_and_names_is_there():
+def test_readme_files_exist():
     text = (ROOT / "README.md").read_text()
     for image in re.findall(r"!\[.*?\]\((.*?)\)", text):
         assert (ROOT / image).is_file(), image
@@ -118,7 +118,7 @@ def test_the_contents_name_every_section():
     assert re.findall(r"\]\(#(.*?)\)", text) == anchors
 
 
-def test_every_link_between_the_docs_resolves():
+def test_doc_links_resolve():
     for page in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")):
         for link in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text()):
             assert link.startswith("https://") or (page.parent / link).exists(), (page.name, link)

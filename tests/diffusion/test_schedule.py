@@ -61,7 +61,7 @@ def public(scheduler) -> dict:
 
 
 def denoiser(x0):
-    """Predictions of a perfect model of one picture disturbed by a smooth error, so that a wrong grid shows."""
+    """Predictions of a perfect model of one image disturbed by a smooth error, so that a wrong grid shows."""
     return lambda x_t, alpha, sigma: (x_t - alpha * (0.6 * x0 + 0.2 * torch.sin(3 * x_t))) / sigma
 
 

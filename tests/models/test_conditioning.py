@@ -12,7 +12,7 @@ from diffusion_adagn.models.conditioning import CONDITIONING, AdaGN, AdaIN, Cond
 from diffusion_adagn.models.cost import estimate_cost
 
 EVERY_KIND = pytest.mark.parametrize("kind", CONDITIONING)
-HEARING = [k for k, kind in CONDITIONING.items() if kind.class_input is not None]
+CLASS_CONDITIONED = [k for k, kind in CONDITIONING.items() if kind.class_input is not None]
 G = torch.Generator().manual_seed(1)
 X = torch.randn(3, 1, 8, 8, generator=G)
 T = torch.tensor([0.0, 749.2, 999.0])
@@ -30,7 +30,7 @@ def fresh(kind: str, **changes) -> AdaGNUNet:
 
 
 def normalised(h: torch.Tensor, size: int, eps: float) -> torch.Tensor:
-    """GroupNorm of one picture [C, H, W] without weights, groups of `size` channels."""
+    """GroupNorm of one image [C, H, W] without weights, groups of `size` channels."""
     out = torch.empty_like(h)
     for c in range(0, len(h), size):
         group = h[c : c + size]
@@ -38,8 +38,8 @@ def normalised(h: torch.Tensor, size: int, eps: float) -> torch.Tensor:
     return out
 
 
-def slow(kind: str, layer: nn.Module, h: torch.Tensor, told: dict) -> torch.Tensor:
-    """The kind's formula for one picture h [C, H, W], told: {field: [C] or [N, C]}."""
+def slow(kind: str, layer: nn.Module, h: torch.Tensor, mod: dict) -> torch.Tensor:
+    """The formula of a conditioning layer for one image h [C, H, W]; mod: {field: [C] or [N, C]}."""
 
     def affine(z):
         return torch.stack([z[c] * layer.weight[c] + layer.bias[c] for c in range(len(z))])
@@ -48,24 +48,24 @@ def slow(kind: str, layer: nn.Module, h: torch.Tensor, told: dict) -> torch.Tens
         return values.reshape(-1, 1, 1)
 
     if kind in ("adagn", "adagn_zero", "none"):
-        return affine(normalised(h, 4, 1e-5)) * (1 + each(told["gamma"])) + each(told["beta"])
+        return affine(normalised(h, 4, 1e-5)) * (1 + each(mod["gamma"])) + each(mod["beta"])
     if kind == "adain":
-        return affine(normalised(h, 1, 1e-5)) * (1 + each(told["gamma"])) + each(told["beta"])
+        return affine(normalised(h, 1, 1e-5)) * (1 + each(mod["gamma"])) + each(mod["beta"])
     if kind == "additive":
-        return affine(normalised(h + each(told["shift"]), 4, 1e-5))
+        return affine(normalised(h + each(mod["shift"]), 4, 1e-5))
     if kind == "gain":
-        return affine(normalised(h, 4, 1e-5)) * (1 + each(told["gamma"]))
+        return affine(normalised(h, 4, 1e-5)) * (1 + each(mod["gamma"]))
     if kind == "film":
-        return h * (1 + each(told["gamma"])) + each(told["beta"])
+        return h * (1 + each(mod["gamma"])) + each(mod["beta"])
     assert kind == "cross_attention", f"{kind} needs its formula here"
-    h = affine(normalised(h + each(told["shift"]), 4, 1e-5))
+    h = affine(normalised(h + each(mod["shift"]), 4, 1e-5))
     out = h.clone()
     for i in range(h.shape[1]):
         for j in range(h.shape[2]):
             q = layer.query.weight @ h[:, i, j] + layer.query.bias
-            weights = torch.stack([q @ key / len(q) ** 0.5 for key in told["keys"]]).softmax(0)
-            heard = sum(w * value for w, value in zip(weights, told["values"]))
-            out[:, i, j] += layer.proj.weight @ heard + layer.proj.bias
+            weights = torch.stack([q @ key / len(q) ** 0.5 for key in mod["keys"]]).softmax(0)
+            uses_class = sum(w * value for w, value in zip(weights, mod["values"]))
+            out[:, i, j] += layer.proj.weight @ uses_class + layer.proj.bias
     return out
 
 
@@ -76,19 +76,19 @@ def test_layers_equal_float64_reference(kind):
     for p in layer.parameters():
         nn.init.normal_(p)
     h = torch.randn(2, 8, 3, 3).double()
-    told = {f: torch.randn(2, 5, 8) if f in layer.token_params else torch.randn(2, 8) for f in layer.Params._fields}
-    told = {f: v.double() for f, v in told.items()}
-    out = layer(h, layer.Params(**told))
+    mod = {f: torch.randn(2, 5, 8) if f in layer.token_params else torch.randn(2, 8) for f in layer.Params._fields}
+    mod = {f: v.double() for f, v in mod.items()}
+    out = layer(h, layer.Params(**mod))
     for b in range(2):
-        expected = slow(kind, layer, h[b], {f: v[b] for f, v in told.items()})
+        expected = slow(kind, layer, h[b], {f: v[b] for f, v in mod.items()})
         assert torch.allclose(out[b], expected, rtol=1e-10, atol=1e-10)
 
 
 def test_adagn_equals_adain_at_one_channel():
     torch.manual_seed(0)
-    h, told = torch.randn(2, 8, 4, 4), AdaGN.Params(torch.randn(2, 8), torch.randn(2, 8))
-    assert torch.equal(AdaGN(8, 8, 1e-5)(h, told), AdaIN(8, 2, 1e-5)(h, told))
-    assert (AdaGN(8, 2, 1e-5)(h, told) - AdaIN(8, 2, 1e-5)(h, told)).abs().max() > 0.1
+    h, mod = torch.randn(2, 8, 4, 4), AdaGN.Params(torch.randn(2, 8), torch.randn(2, 8))
+    assert torch.equal(AdaGN(8, 8, 1e-5)(h, mod), AdaIN(8, 2, 1e-5)(h, mod))
+    assert (AdaGN(8, 2, 1e-5)(h, mod) - AdaIN(8, 2, 1e-5)(h, mod)).abs().max() > 0.1
 
 
 def test_adain_rejects_tiny_feature_maps():
@@ -123,11 +123,11 @@ def test_either_gate_or_convolution_starts_zero(kind):
     unet = fresh(kind)
     for block in (m for m in unet.modules() if hasattr(m, "conv2")):
         assert (block.conv2.weight.abs().max() > 0) == CONDITIONING[kind].gated
-    told = unet.modulation(T, Y)
+    mod = unet.modulation(T, Y)
     if CONDITIONING[kind].zero_init:
-        assert all(part.abs().max() == 0 for site in told.values() for part in site)
+        assert all(part.abs().max() == 0 for site in mod.values() for part in site)
     else:
-        assert all(part.abs().max() > 0 for site in told.values() for part in site)
+        assert all(part.abs().max() > 0 for site in mod.values() for part in site)
 
 
 def test_zero_gated_block_still_learns():
@@ -167,12 +167,12 @@ def test_label_changes_output_and_gradient(kind, both):
     x = X[:1].expand(4, -1, -1, -1)
     out = unet(x, 500, torch.arange(4)).sample
     apart = min((out[i] - out[j]).abs().max() for i in range(4) for j in range(i))
-    assert (apart > 1e-3) == (kind in HEARING)
+    assert (apart > 1e-3) == (kind in CLASS_CONDITIONED)
     assert (unet(x, 500, Y[:1]).sample - unet(x, 600, Y[:1]).sample).abs().max() > 1e-3
     unet.train()(X, T, Y).sample.square().sum().backward()
     silent = [n for n, p in unet.named_parameters() if p.grad is None or p.grad.abs().sum() == 0]
     assert silent == []
-    if kind in HEARING:
+    if kind in CLASS_CONDITIONED:
         rows = unet.embedding.classes.weight.grad.abs().sum(1) > 0
         assert rows.tolist() == [True, False, True, True]
     else:
@@ -236,7 +236,7 @@ def test_labels_weights_and_vectors_agree(kind, join):
     unet = tiny_unet(conditioning=kind, join=join)
     by_label = unet(X, T, Y).sample
     assert torch.allclose(unet(X, T, F.one_hot(Y, 4).float()).sample, by_label, atol=1e-6)
-    if kind not in HEARING:
+    if kind not in CLASS_CONDITIONED:
         with pytest.raises(InputError, match="ignores the class"):
             unet(X, T, class_vectors=torch.zeros(3, 64))
         return
@@ -256,10 +256,10 @@ def test_joining_is_addition_or_concatenation():
         classes = unet.embedding.classes(Y)
         vector = time + classes if join == "sum" else torch.cat([time, classes], dim=1)
         assert unet.projection.in_features == width
-        told = unet.projection(F.silu(vector))
+        mod = unet.projection(F.silu(vector))
         name = unet.sites()[1].name
         rows = unet.projection_slices()[name]
-        gamma, beta = told[:, rows].chunk(2, dim=1)
+        gamma, beta = mod[:, rows].chunk(2, dim=1)
         m = unet.modulation(T, Y)[name]
         assert torch.allclose(m.gamma, gamma, atol=1e-6) and torch.allclose(m.beta, beta, atol=1e-6)
 

@@ -65,8 +65,8 @@ def test_site_modulation_acts_from_its_site():
     for s in unet.sites():
         unet.get_submodule(s.name).register_forward_hook(lambda mod, i, o, n=s.name: seen.setdefault(n, []).append(o))
     unet.denoise(X, m)
-    told = m[site]
-    unet.denoise(X, {**m, site: told._replace(gamma=told.gamma + 1)})
+    mod = m[site]
+    unet.denoise(X, {**m, site: mod._replace(gamma=mod.gamma + 1)})
     changed = [n for n, (a, b) in seen.items() if not torch.equal(a, b)]
     assert changed == [s.name for s in unet.sites()][2:]
 
@@ -98,10 +98,10 @@ def test_new_network_outputs_zero():
     unet = AdaGNUNet(sample_size=8, in_channels=1, num_classes=3, model_channels=16, channel_mult=(1, 2), norm_groups=4,
                      num_head_channels=16, zero_init_modulation=True)  # fmt: skip
     assert unet(X, T, Y).sample.abs().max() == 0
-    assert all(part.abs().max() == 0 for told in unet.modulation(T, Y).values() for part in told)
+    assert all(part.abs().max() == 0 for mod in unet.modulation(T, Y).values() for part in mod)
     plain = AdaGNUNet(sample_size=8, in_channels=1, num_classes=3, model_channels=16, channel_mult=(1, 2), norm_groups=4,
                       num_head_channels=16)  # fmt: skip
-    assert min(part.abs().max() for told in plain.modulation(T, Y).values() for part in told) > 0
+    assert min(part.abs().max() for mod in plain.modulation(T, Y).values() for part in mod) > 0
     for module in plain.modules():
         if hasattr(module, "conv2"):
             assert module.conv2.weight.abs().max() == 0 == module.conv2.bias.abs().max()
@@ -190,7 +190,7 @@ def test_adm_networks_have_published_sizes():
     assert round(adm256.parameters / 1e6) == 553
 
 
-def test_it_is_exported_for_any_number_of_pictures():
+def test_export_takes_any_batch_size():
     unet, batch = tiny_unet(resblock_updown=True).eval(), torch.export.Dim("B")
     given = {"sample": X[:2], "timestep": T[:2], "class_labels": Y[:2]}
     shapes = {key: {0: batch} for key in given} | {"return_dict": None}

@@ -266,7 +266,7 @@ def test_bare_operator_takes_any_strides():
     torch.testing.assert_close(found, adagn_silu_reference(x, gain - 1, shift, 4), atol=1e-5, rtol=1e-5)
 
 
-LAID = {  # what is told and the norm's own, the same numbers laid otherwise
+LAID = {  # parameters with the same values and other strides
     "transposed": (lambda t: t.t().contiguous().t(), lambda t: torch.stack([t, t], 1)[:, 0]),
     "negated": (lambda t: torch.complex(t, -t).conj().imag, lambda t: torch.complex(t, -t).conj().imag),
     "expanded": (lambda t: t[:1].expand(len(t), -1), lambda t: t[:1].expand(len(t))),
@@ -327,15 +327,15 @@ def test_second_gradients_equal_plain_pytorch(rows, silu):
 
 
 @needs_kernel
-@pytest.mark.parametrize("kept", [torch.Tensor.bfloat16, lambda t: t.transpose(0, 1).contiguous().transpose(0, 1)])
-def test_saved_tensor_hooks_work(kept):
+@pytest.mark.parametrize("pack", [torch.Tensor.bfloat16, lambda t: t.transpose(0, 1).contiguous().transpose(0, 1)])
+def test_saved_tensor_hooks_work(pack):
     *given, dy = inputs((3, 16, 4, 4), 0.0, torch.float32, True, 3)
     given = [t.bfloat16().float() for t in given]
     leaves = [t.detach().clone().requires_grad_() for t in given]
-    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept(t) if t.ndim > 1 else t, lambda t: t):
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: pack(t) if t.ndim > 1 else t, lambda t: t):
         y = adagn_silu(*leaves[:3], 4, 1e-5, *leaves[3:], operator="fused")
     found, wanted = torch.autograd.grad(y, leaves, dy), exact(*given, dy, 4)[1:]
-    limit = 2e-2 if kept is torch.Tensor.bfloat16 else 1e-6
+    limit = 2e-2 if pack is torch.Tensor.bfloat16 else 1e-6
     assert all(apart(a, b) < limit for a, b in zip(found, wanted))
 
 
@@ -344,9 +344,9 @@ def test_saved_tensor_hooks_work(kept):
 def test_norm_trains_on_frozen_input(operator, modulate):
     """torch's own group norm ends the process here, in channels_last."""
     x, gamma, beta, weight, bias, dy = inputs((3, 16, 4, 4), 0.0, torch.float32, True, 3)
-    told = [gamma, beta] if modulate else [None, None]
+    params = [gamma, beta] if modulate else [None, None]
     leaves = [t.detach().requires_grad_() for t in (weight, bias)]
-    adagn_silu(x, *told, 4, 1e-5, *leaves, operator=operator).backward(dy)
+    adagn_silu(x, *params, 4, 1e-5, *leaves, operator=operator).backward(dy)
     zero = torch.zeros_like(gamma)
     wanted = exact(x, *([gamma, beta] if modulate else [zero, zero]), weight, bias, dy, 4)
     for leaf, grad in zip(leaves, wanted[-2:]):
@@ -375,7 +375,7 @@ def test_outlier_pixel_keeps_precision(last, place):
 
 
 @needs_kernel
-def test_it_is_exported_for_any_number_of_pictures():
+def test_export_takes_any_batch_size():
     class Layer(torch.nn.Module):
         def forward(self, x, gamma, beta):
             return adagn_silu(x, gamma, beta, 4)
@@ -391,10 +391,10 @@ def test_it_is_exported_for_any_number_of_pictures():
 @pytest.mark.parametrize("gamma, error", [(0.0, 2e-3), (-0.9, 2e-3), (-0.99, 5e-3)])
 def test_cancelling_gradients_sum_in_float32(gamma, error, last):
     x = inputs((4, 64, 16, 16), 0.0, torch.bfloat16, last, 4)[0].requires_grad_()
-    told = torch.full((4, 64), gamma), torch.ones(4, 64)
-    adagn_silu(x, *told, 8, operator="fused").backward(torch.ones_like(x))
+    params = torch.full((4, 64), gamma), torch.ones(4, 64)
+    adagn_silu(x, *params, 8, operator="fused").backward(torch.ones_like(x))
     exact = x.detach().double().requires_grad_()
-    adagn_silu_reference(exact, told[0].double(), told[1].double(), 8).backward(torch.ones_like(exact))
+    adagn_silu_reference(exact, params[0].double(), params[1].double(), 8).backward(torch.ones_like(exact))
     assert apart(x.grad, exact.grad) < error
 
 
@@ -410,7 +410,7 @@ def test_eager_handles_what_torch_rejects():
 
 
 @pytest.fixture
-def anew(monkeypatch, tmp_path):
+def fresh_cache(monkeypatch, tmp_path):
     """As a process that has not asked yet, with an empty cache."""
     monkeypatch.setattr(cpu, "_libraries", {})
     monkeypatch.setattr(self_check, "_noted", False)
@@ -427,32 +427,32 @@ def anew(monkeypatch, tmp_path):
         ("'", "CXX (') is not a command: No closing quotation"),
     ],
 )
-def test_missing_compiler_falls_back_once(anew, monkeypatch, capsys, compiler, why):
+def test_missing_compiler_falls_back_once(fresh_cache, monkeypatch, capsys, compiler, why):
     monkeypatch.setenv("CXX", compiler)
     given = inputs((2, 8, 4, 4), 0.0, torch.float32, True, 2)[:3]
     for x in (given[0], given[0].contiguous(), given[0].bfloat16()):
         torch.testing.assert_close(adagn_silu(x, *given[1:], 4), adagn_silu_reference(x, *given[1:], 4))
     said = capsys.readouterr().err
     assert said.count("note:") == 1 and why in said
-    assert not available("cpu") and not list(anew.rglob("*.so"))
+    assert not available("cpu") and not list(fresh_cache.rglob("*.so"))
 
 
 @needs_kernel
 @pytest.mark.parametrize("blocked", ["file", "nothing"])
-def test_readonly_cache_builds_for_process(anew, monkeypatch, capsys, blocked):
+def test_readonly_cache_builds_for_process(fresh_cache, monkeypatch, capsys, blocked):
     if blocked == "file":
-        anew.write_text("in the way")
+        fresh_cache.write_text("in the way")
     else:
         monkeypatch.setenv("DIFFUSION_ADAGN_CACHE", "/proc/nothing/here")
     assert available("cpu") and not capsys.readouterr().err
 
 
 @needs_kernel
-def test_it_is_built_once(anew, monkeypatch):
+def test_it_is_built_once(fresh_cache, monkeypatch):
     x = torch.randn(2, 8, 4, 4)
     for _ in range(2):
         adagn_silu(x, None, None, 4, operator="fused")
-    (made,) = anew.rglob("*.so")
+    (made,) = fresh_cache.rglob("*.so")
     before = made.stat().st_mtime_ns
     monkeypatch.setattr(cpu, "_libraries", {})
     adagn_silu(x, None, None, 4, operator="fused")

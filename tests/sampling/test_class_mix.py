@@ -16,7 +16,7 @@ from diffusion_adagn.sampling.class_mix import ClassInterpolation, ClassMix, Cla
 
 LABELS = LabelSpace(("cat", "dog", "tench, Tinca tinca"))
 CAT, DOG, NULL = 0, 1, 3
-HEARING = [k for k, kind in CONDITIONING.items() if kind.class_input is not None]
+CLASS_CONDITIONED = [k for k, kind in CONDITIONING.items() if kind.class_input is not None]
 
 
 @pytest.fixture(scope="module")
@@ -47,12 +47,12 @@ def sample(pipe, classes=None, **kw):
 
 
 @torch.no_grad()
-def by_hand(pipe, tell, steps=5, scale=1.0, seeds=(0, 1)):
+def by_hand(pipe, at_step, steps=5, scale=1.0, seeds=(0, 1)):
     """DDIM without noise, written out. tell: t -> a modulation of one row."""
     bars = pipe.scheduler.alphas_cumprod
     x = torch.stack([torch.randn(1, 8, 8, generator=torch.Generator().manual_seed(s)) for s in seeds])
     for t in range(1000 - 1000 // steps, -1, -(1000 // steps)):
-        v = pipe.unet.denoise(x, tell(t))
+        v = pipe.unet.denoise(x, at_step(t))
         if scale != 1:
             null = pipe.unet.denoise(x, pipe.unet.modulation(t, torch.tensor([NULL])))
             v = null + scale * (v - null)
@@ -72,7 +72,7 @@ def same(a, b):
     return a.keys() == b.keys() and all(type(a[n]) is type(b[n]) and all(map(torch.equal, a[n], b[n])) for n in a)
 
 
-# ---------------------------------------------------------------------- what is told
+# ---------------------------------------------------------------------- what sites receive
 
 
 @pytest.mark.parametrize("kind", CONDITIONING)
@@ -95,7 +95,7 @@ def test_resolution_mix_joins_two_modulations(pipes, kind, scale):
 
     mixed = sample(pipe, class_plan="cat@coarse,dog@8x8", guidance_scale=scale)
     assert close(mixed, by_hand(pipe, joined, scale=scale))
-    if kind in HEARING:
+    if kind in CLASS_CONDITIONED:
         for plain in ("cat", "dog"):
             assert np.abs(mixed - sample(pipe, plain, guidance_scale=scale)).max() > 1e-3
 
@@ -105,12 +105,12 @@ def test_timestep_mix_switches_the_class(pipes, kind):
     pipe = pipes(kind)
     mixed = sample(pipe, class_plan="cat@t>600,dog@t<=600")
     assert close(mixed, by_hand(pipe, lambda t: pipe.unet.modulation(t, torch.tensor([CAT if t > 600 else DOG]))))
-    if kind in HEARING:
+    if kind in CLASS_CONDITIONED:
         other = sample(pipe, class_plan="cat@t>=600,dog@t<600")  # 600 is one of the five steps
         assert np.abs(mixed - other).max() > 1e-3
 
 
-@pytest.mark.parametrize("kind", HEARING)
+@pytest.mark.parametrize("kind", CLASS_CONDITIONED)
 def test_between_two_classes(pipes, kind):
     pipe = pipes(kind)
     unet = pipe.unet
@@ -123,8 +123,8 @@ def test_between_two_classes(pipes, kind):
     weights = torch.tensor([[0.75, 0.25, 0.0]])
     assert close(sample(pipe, class_plan=quarter), by_hand(pipe, lambda t: unet.modulation(t, weights)))
     ends = [ClassInterpolation.parse("cat,dog", LABELS, share) for share in (0, 0.25, 1)]
-    pictures = sample(pipe, class_plan=ends, seeds=[0] * 3, num_inference_steps=2)
-    assert np.abs(pictures[0] - pictures[1]).max() > 1e-4
+    images = sample(pipe, class_plan=ends, seeds=[0] * 3, num_inference_steps=2)
+    assert np.abs(images[0] - images[1]).max() > 1e-4
     assert np.array_equal(
         sample(pipe, class_plan=ends[::2], num_inference_steps=2), sample(pipe, "cat,dog", num_inference_steps=2)
     )
@@ -175,8 +175,8 @@ def test_batch_images_have_own_plans(pipes):
 def test_plain_classes_use_the_table(pipes):
     pipe = pipes()
     for scale in (1.0, [1.0, 3.0]):
-        told = sample(pipe, class_plan=["cat", "tench, Tinca tinca"], guidance_scale=scale)
-        assert np.array_equal(told, sample(pipe, ["cat", 2], guidance_scale=scale))
+        plans = sample(pipe, class_plan=["cat", "tench, Tinca tinca"], guidance_scale=scale)
+        assert np.array_equal(plans, sample(pipe, ["cat", 2], guidance_scale=scale))
     out = pipe(["cat", "null"], seeds=0, num_inference_steps=2)
     assert (out.class_ids, out.class_names) == ([CAT, NULL], ["cat", "null"])
 
@@ -214,7 +214,7 @@ def test_a_plan_of_your_own(pipes):
 
         def modulation(self, unet, t):
             m = unet.modulation(t, torch.tensor([CAT]))
-            return {n: type(told)(told.gamma * 2, told.beta) for n, told in m.items()}
+            return {n: type(plans)(plans.gamma * 2, plans.beta) for n, plans in m.items()}
 
     pipe = pipes()
     assert isinstance(Louder(), ClassPlan)
@@ -224,11 +224,11 @@ def test_a_plan_of_your_own(pipes):
 @pytest.mark.parametrize(
     ("kw", "message"),
     [
-        ({"classes": "cat", "told": "dog"}, "classes and class_plan"),
-        ({"told": 3}, "ClassPlan, not 3"),
-        ({"told": ["cat", 3]}, "ClassPlan, not 3"),
-        ({"told": []}, "0 classes"),
-        ({"told": ["cat", "dog", "null"]}, "3 classes and 2 seeds"),
+        ({"classes": "cat", "plans": "dog"}, "classes and class_plan"),
+        ({"plans": 3}, "ClassPlan, not 3"),
+        ({"plans": ["cat", 3]}, "ClassPlan, not 3"),
+        ({"plans": []}, "0 classes"),
+        ({"plans": ["cat", "dog", "null"]}, "3 classes and 2 seeds"),
     ],
 )
 def test_impossible_plans_are_rejected(pipes, kw, message):
@@ -281,8 +281,8 @@ def test_place_words_match_their_sites(deep, where, holds):
 def test_coarse_ends_at_geometric_middle():
     for mult, coarse in (((1, 1), {4}), ((1, 1, 1), {2, 4}), ((1, 1, 1, 1), {1, 2})):
         sites = tiny_unet(channel_mult=mult, norm_groups=4, attention_resolutions=()).sites()
-        told = ClassMix.parse("cat@coarse,dog@fine", LABELS, sites).class_by_site(0, [s.name for s in sites])
-        assert {s.resolution for s in sites if told[s.name] == CAT} == coarse
+        plans = ClassMix.parse("cat@coarse,dog@fine", LABELS, sites).class_by_site(0, [s.name for s in sites])
+        assert {s.resolution for s in sites if plans[s.name] == CAT} == coarse
         sides = [s.resolution for s in sites]
         assert max(coarse) <= math.sqrt(min(sides) * max(sides)) < min(set(sides) - coarse)
 
@@ -290,8 +290,8 @@ def test_coarse_ends_at_geometric_middle():
 def test_later_rules_override_earlier_ones(deep):
     names = [s.name for s in deep]
     for text in ("cat,dog@middle,2@middle.0*", "dog@middle,2@middle.0*,cat", "dog@middle,cat,2@middle.0*"):
-        told = ClassMix.parse(text, LABELS, deep).class_by_site(5, names)
-        assert {n: c for n, c in told.items() if c != CAT} == {
+        plans = ClassMix.parse(text, LABELS, deep).class_by_site(5, names)
+        assert {n: c for n, c in plans.items() if c != CAT} == {
             n: 2 if n.startswith("middle.0") else DOG for n in names if n.startswith("middle")
         }
     assert set(ClassMix.parse("2@middle.0*,dog@middle,cat", LABELS, deep).class_by_site(5, names).values()) == {

@@ -88,10 +88,10 @@ def test_batch_and_processes_change_nothing(model, tmp_path):
 def test_samples_are_overwritten_only_if_asked(model, tmp_path, capsys):
     out = tmp_path / "s"
     sample(model, out, "--classes", "cat")
-    kept = (out / "samples.json").read_text()
+    saved = (out / "samples.json").read_text()
     assert main(["sample", str(model), "--out", str(out), "--steps", "3"]) == 1
     assert "--overwrite" in one_line(capsys.readouterr().err)
-    assert (out / "samples.json").read_text() == kept
+    assert (out / "samples.json").read_text() == saved
     (out / "notes.txt").write_text("mine")
     assert sample(model, out, "--classes", "null", "--overwrite") == 0
     assert (out / "notes.txt").read_text() == "mine"
@@ -149,11 +149,11 @@ def test_sampling_locks_its_folder(model, tmp_path, capsys):
     pytest.importorskip("fcntl")
     out = tmp_path / "s"
     sample(model, out, "--classes", "cat")
-    kept = (out / "samples.json").read_text()
+    saved = (out / "samples.json").read_text()
     with exclusive_lock(out):
         assert main(["sample", str(model), "--out", str(out), "--steps", "3", "--overwrite"]) == 1
     assert "another process is at work" in one_line(capsys.readouterr().err)
-    assert (out / "samples.json").read_text() == kept
+    assert (out / "samples.json").read_text() == saved
 
 
 def test_batch_size_takes_auto(capsys):
@@ -223,8 +223,8 @@ def test_mixes_share_the_noise_of_classes(model, tmp_path, capsys):
     pipe = ClassConditionalPipeline.from_pretrained(model)
     pipe.set_progress_bar_config(disable=True)
     for entry in images:
-        told = {"class_plan": entry["class_name"], "guidance_scale": entry["guidance"], "seeds": [entry["seed"]]}
-        alone = np.asarray(pipe(**told, num_inference_steps=3).images[0]).astype(int)
+        plans = {"class_plan": entry["class_name"], "guidance_scale": entry["guidance"], "seeds": [entry["seed"]]}
+        alone = np.asarray(pipe(**plans, num_inference_steps=3).images[0]).astype(int)
         assert np.abs(alone - pixels(tmp_path / "s", entry)).max() <= 1
     plain = [i for i in images if i["class_id"] == 0]
     assert sample(model, tmp_path / "plain", "--classes", "cat", "--guidance", "1,2", "--seed", "5") == 0
@@ -292,7 +292,9 @@ def test_batch_size_fits_memory(monkeypatch):
 def test_speed_is_automatic_or_forced(model, tmp_path, capsys):
     assert sample(model, tmp_path / "a", "--guidance", "2", "--batch_size", "auto") == 0
     out = capsys.readouterr().out
-    assert "batch size 6 (fits in memory)" in out and "chosen for this machine: precision, memory_format, operator" in out
+    assert (
+        "batch size 6 (fits in memory)" in out and "chosen for this machine: precision, memory_format, operator" in out
+    )
     forced = "--precision", "fp32", "--layout", "contiguous", "--operator", "eager"
     assert sample(model, tmp_path / "b", "--guidance", "2", *forced) == 0
     assert "fp32, contiguous, eager operator\n" in capsys.readouterr().out

@@ -83,7 +83,7 @@ def test_evaluations_know_timestep_and_sigma(sampler, spacing):
     try:
         set_timesteps(scheduler, 10)
     except InputError:
-        pytest.skip("a grid that is refused")
+        pytest.skip("a rejected grid")
     calls = model_evals(scheduler)
     abar = scheduler.alphas_cumprod.double()
     for call, t in zip(calls, scheduler.timesteps.tolist()):
@@ -104,8 +104,8 @@ def test_interval_units_agree():
     for text in same:
         interval = Interval.parse(text)
         assert [c.t for c in calls if interval.contains(c)] == [600, 500, 400, 300], text
-    told = Guidance(2.0, "t:300-600").describe(calls)
-    assert "steps 3-6 of 10" in told and "14 network evaluations per image instead of 20" in told
+    plans = Guidance(2.0, "t:300-600").describe(calls)
+    assert "steps 3-6 of 10" in plans and "14 network evaluations per image instead of 20" in plans
     assert "none of the 10 steps" in Guidance(2.0, "t:301-302").describe(calls)
     assert "no guidance: 10" in Guidance(1.0, "t:301-302").describe(calls)
 

@@ -40,9 +40,9 @@ def test_output_types_and_shapes():
     tensor = sample(pipe, output_type="pt")
     assert tensor.shape == (3, 1, 8, 8)
     assert np.array_equal(tensor.permute(0, 2, 3, 1).numpy(), array)
-    picture = sample(pipe, output_type="pil")[0]
-    assert (picture.size, picture.mode) == ((8, 8), "L")
-    assert np.array_equal(np.asarray(picture), (array[0, ..., 0] * 255).round().astype("uint8"))
+    image = sample(pipe, output_type="pil")[0]
+    assert (image.size, image.mode) == ((8, 8), "L")
+    assert np.array_equal(np.asarray(image), (array[0, ..., 0] * 255).round().astype("uint8"))
     assert isinstance(pipe("cat", num_inference_steps=2, return_dict=False), tuple)
     with pytest.raises(InputError, match="pil, pt or np"):
         sample(pipe, output_type="jpg")
@@ -56,7 +56,7 @@ def test_scale_1_equals_conditional_pass():
     out = sample(pipe, guidance_scale=1.0)
     assert calls == [3] * 5
 
-    # a slow walk, told by one matrix product for all steps and classes, as the pipeline is; and by the network's plain forward
+    # a slow reference: modulation from one matrix product for all steps and classes, and the plain forward pass
     scheduler, unet, y = make_scheduler(DiffusionConfig()), pipe.unet, torch.arange(3)
     scheduler.set_timesteps(5)
     x = plain = torch.stack([torch.randn(1, 8, 8, generator=torch.Generator().manual_seed(i)) for i in range(3)])
@@ -118,7 +118,7 @@ def test_seeds():
     ("sampler", "scale", "prediction"), list(itertools.product(SAMPLERS, (1.0, 2.0, 4.0), ("eps", "v", "x0")))
 )
 def test_samplers_step_with_clipped_x0(sampler, scale, prediction, monkeypatch):
-    """What each step is handed means an x0 within [-1, 1] and is consistent with x_t: eps is recomputed, not kept."""
+    """Each step receives a prediction whose x0 is within [-1, 1] and consistent with x_t: eps is recomputed."""
     pipe = pipeline(tiny_unet(), prediction=prediction).use_sampler(sampler)
     handed = []
     step = type(pipe.scheduler).step

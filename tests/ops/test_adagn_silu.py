@@ -422,7 +422,7 @@ def fresh_cache(monkeypatch, tmp_path):
     "compiler, why",
     [
         ("/nowhere/c++", "CXX names /nowhere/c++"),
-        ("false", "(false) failed with status 1: it said nothing"),
+        ("false", "(false) failed with status 1: no output"),
         ("true", "(true) failed to make a library"),
         ("'", "CXX (') is not a command: No closing quotation"),
     ],
@@ -467,7 +467,7 @@ made = cpu._build(torch.float32, False)
 whole = made.read_bytes()
 made.write_bytes(whole[:2000])  # to load it would kill the process
 torch.testing.assert_close(adagn_silu(x, None, None, 4), adagn_silu(x, None, None, 4, operator="eager"), atol=1e-5, rtol=1e-5)
-assert cpu.why_not(torch.float32, False) == "" and made.stat().st_size == len(whole)
+assert cpu.unsupported_reason(torch.float32, False) == "" and made.stat().st_size == len(whole)
 """
 
 

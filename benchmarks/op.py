@@ -36,7 +36,7 @@ def shapes(size: Size, batch: int, dtype: str, device: torch.device) -> list[tup
             continue
         rows = batch
         if device.type == "cuda":
-            one = channels * side * side * torch.finfo(DTYPES[dtype]).bits_per_dim // 8
+            one = channels * side * side * torch.finfo(DTYPES[dtype]).bits // 8
             rows = max(batch, -(-copy_bytes(device) // one))
         found.append((rows, channels, side, side))
     return found

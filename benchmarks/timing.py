@@ -55,10 +55,10 @@ class Clock:
         if self.device.type == "cuda":
             first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))
             torch.cuda.synchronize()
-            first.to_dict()
+            first.record()
             for _ in range(repeats):
                 call()
-            last.to_dict()
+            last.record()
             torch.cuda.synchronize()
             return Sample(first.elapsed_time(last) / 1000 / repeats)
         wall, cpu = time.perf_counter(), time.process_time()

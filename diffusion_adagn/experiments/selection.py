@@ -16,17 +16,17 @@ from ..trace.sentences import listed, percent, plus_minus
 
 SETTINGS = ("guide", "schedule", "rescale", "threshold", "sampler", "spacing", "eta", "steps", "interval", "scale")
 CLASS_METRICS = ("kid", "accuracy", "frechet")
-TRADES = (("precision", "recall"), ("density", "coverage"))
+TRADEOFFS = (("precision", "recall"), ("density", "coverage"))
 
 MAX_BLOCK_COUNTS = 1 << 22  # counts of pictures drawn at a time: 32 MB
-OFF = 0.1  # a ratio this far from the data's stands out
-GROWS = 0.05  # ... if it also moved by this much from that of the least scale; and so does a share of the values
-MAX_SAID = 4  # sentences on too much guidance
-CHANCE = 2.0  # standard errors of a difference that chance explains
+RATIO_TOLERANCE = 0.1  # a ratio this far from the data's stands out
+MIN_GROWTH = 0.05  # ... if it also moved by this much from that of the least scale; and so does a share of the values
+MAX_NOTES = 4  # sentences on too much guidance
+CHANCE_ERRORS = 2.0  # standard errors of a difference that chance explains
 MIN_POINT_IMAGES = 50  # pictures a point, below which no agreement is claimed
 COMPARISON_ROUNDING = 1e-9  # of what is compared: a difference below is none
-CHOOSES = ("frechet", "kid", "accuracy", "coverage", "density", "precision", "recall", "inception_score")
-HEARD = ("sampler", "steps", "eta", "spacing", "threshold")  # settings that change pictures at scale 1 too
+RECOMMENDATION_METRICS = ("frechet", "kid", "accuracy", "coverage", "density", "precision", "recall", "inception_score")
+UNGUIDED_SETTINGS = ("sampler", "steps", "eta", "spacing", "threshold")  # settings that change pictures at scale 1 too
 
 
 @dataclass(frozen=True)
@@ -72,10 +72,10 @@ class BestSet:
 
 def in_order(points: Iterable[PointResult]) -> list[PointResult]:
     """By the other settings, then by scale: an order that does not depend on the one given."""
-    return sorted(points, key=lambda p: (*(_natural(p.row.get(s)) for s in SETTINGS), p.id))
+    return sorted(points, key=lambda p: (*(_sort_key(p.row.get(s)) for s in SETTINGS), p.id))
 
 
-def _natural(value: object) -> tuple:
+def _sort_key(value: object) -> tuple:
     """Sorts None and "none" first and numbers inside of text by size."""
     if value is None or value == "none":
         return ((0, 0.0, ""),)
@@ -85,9 +85,9 @@ def _natural(value: object) -> tuple:
     return tuple((1, float(p), "") if i % 2 else (2, 0.0, p) for i, p in enumerate(parts) if p)
 
 
-def heard(row: Mapping) -> tuple[str, ...]:
+def unguided_settings(row: Mapping) -> tuple[str, ...]:
     """What tells points of scale 1 apart: intervals, schedules, rescalings and guides are not heard there."""
-    return tuple(str(row.get(s)) for s in HEARD)
+    return tuple(str(row.get(s)) for s in UNGUIDED_SETTINGS)
 
 
 def differing(points: Iterable[PointResult]) -> list[str]:
@@ -98,11 +98,11 @@ def differing(points: Iterable[PointResult]) -> list[str]:
 
 def format_point(row: Mapping, settings: Sequence[str]) -> str:
     """A point by the settings that tell it apart from others: "scale 2 (interval t:200-800, 20 steps)"."""
-    first, *rest = [setting_called(s, row.get(s)) for s in settings or ["scale"]]
+    first, *rest = [format_setting(s, row.get(s)) for s in settings or ["scale"]]
     return f"{first} ({', '.join(rest)})" if rest else first
 
 
-def setting_called(setting: str, value: object) -> str:
+def format_setting(setting: str, value: object) -> str:
     if setting == "steps":
         return f"{value} step{'' if value == 1 else 's'}"
     if value in (None, "none"):
@@ -124,7 +124,7 @@ def format_points(ids: Iterable[str], points: Sequence[PointResult]) -> str:
     return "scale " + listed([f"{r['scale']:g}" for r in rows])
 
 
-def measured(row: Mapping, metric: str, class_index: int | None = None) -> tuple[float | None, float | None, str]:
+def metric_value(row: Mapping, metric: str, class_index: int | None = None) -> tuple[float | None, float | None, str]:
     """Value, standard error and why there is no value; None for what is not there or not finite."""
     if class_index is None:
         found = row.get("metrics", {}).get(metric)
@@ -138,10 +138,10 @@ def measured(row: Mapping, metric: str, class_index: int | None = None) -> tuple
     return value, None if value is None else error, found.get("why") or ""
 
 
-def valued(points: Iterable[PointResult]) -> list[str]:
+def metrics_with_values(points: Iterable[PointResult]) -> list[str]:
     """The metrics that have a value at some point, in their order."""
     points = list(points)
-    return [m for m in METRICS if any(measured(p.row, m)[0] is not None for p in points)]
+    return [m for m in METRICS if any(metric_value(p.row, m)[0] is not None for p in points)]
 
 
 def class_count(points: Iterable[PointResult], metric: str) -> int:
@@ -167,7 +167,7 @@ def best_set(
     found = {p.id: p for p in in_order(points) if _influence(p, metric, class_index) is not None}
     if not found:
         return None
-    value = {i: measured(p.row, metric, class_index)[0] for i, p in found.items()}
+    value = {i: metric_value(p.row, metric, class_index)[0] for i, p in found.items()}
     sign = 1 if METRICS[metric].better == "lower" else -1
     ranked = sorted(value, key=lambda i: sign * float(f"{value[i]:.12g}"))  # stable: of equals the one of less guidance
     best, others = ranked[0], ranked[1:]
@@ -198,7 +198,7 @@ def best_set(
 
 def _influence(point: PointResult, metric: str, class_index: int | None) -> np.ndarray | None:
     """What a point's metric is made of; None where it has no value."""
-    if measured(point.row, metric, class_index)[0] is None:
+    if metric_value(point.row, metric, class_index)[0] is None:
         return None
     if class_index is None:
         return point.influence.get(metric)
@@ -218,7 +218,7 @@ def _bootstrap_draws(count: int, draws: int, seed: int) -> Iterator[np.ndarray]:
 
 def best_sets(points: Sequence[PointResult], **how) -> dict[str, BestSet]:
     """`best_set` by every metric that has values."""
-    found = {m: best_set(points, m, **how) for m in valued(points)}
+    found = {m: best_set(points, m, **how) for m in metrics_with_values(points)}
     return {m: c for m, c in found.items() if c is not None}
 
 
@@ -239,7 +239,7 @@ def pareto(points: Iterable[PointResult], fidelity: str, diversity: str) -> list
     """
     points = in_order(points)
     sign = [-1 if METRICS[m].better == "lower" else 1 for m in (fidelity, diversity)]
-    both = {p.id: [measured(p.row, m)[0] for m in (fidelity, diversity)] for p in points}
+    both = {p.id: [metric_value(p.row, m)[0] for m in (fidelity, diversity)] for p in points}
     both = {i: (sign[0] * a, sign[1] * b) for i, (a, b) in both.items() if a is not None and b is not None}
     beaten = lambda at: any(a >= at[0] and b >= at[1] and (a, b) != at for a, b in both.values())  # noqa: E731
     return sorted((i for i, at in both.items() if not beaten(at)), key=lambda i: (-both[i][0], -both[i][1]))
@@ -255,7 +255,7 @@ def rounded(value: float | None, error: float | None) -> str:
     return plus_minus(value, error).split(" ")[0] if error else f"{value:.4g}"
 
 
-def counted(count: int, one: str) -> str:
+def format_count(count: int, one: str) -> str:
     """ "1 point", "2 points", "2 classes"."""
     return f"{count:,} {one}{'' if count == 1 else 'es' if one.endswith('s') else 's'}"
 
@@ -291,7 +291,7 @@ def disagreement(
         if silent
         else ""
     )
-    return _agreed_or_not(is_decisive, points, name) + rest
+    return _agreement(is_decisive, points, name) + rest
 
 
 def at_the_edge(
@@ -315,16 +315,16 @@ def at_the_edge(
     )
 
 
-def _agreed_or_not(is_decisive: Mapping[str, BestSet], points: Sequence[PointResult], name: Mapping[str, str]) -> str:
+def _agreement(is_decisive: Mapping[str, BestSet], points: Sequence[PointResult], name: Mapping[str, str]) -> str:
     which = listed([name[m] for m in is_decisive], 8)
     shared = set.intersection(*(set(c.members) for c in is_decisive.values()))
     if len({c.best for c in is_decisive.values()}) == 1:
-        best = _where_best([*is_decisive], is_decisive, points)
+        best = _format_best([*is_decisive], is_decisive, points)
         if len(is_decisive) == 1:
             return f"{_capital(which)} is best at {best}."
         count = min((p.row.get("count") or 0 for p in points), default=0)
         if count < MIN_POINT_IMAGES:
-            few = f"{counted(count, 'picture')} a point are too few to say that the metrics agree"
+            few = f"{format_count(count, 'picture')} a point are too few to say that the metrics agree"
             return f"{_capital(which)} are best at {best}; {few}."
         return f"The metrics agree: {which} are best at {best}."
     if shared:
@@ -336,16 +336,16 @@ def _agreed_or_not(is_decisive: Mapping[str, BestSet], points: Sequence[PointRes
     order = [p.id for p in in_order(points)]
     groups = [by_best[i] for i in sorted(by_best, key=order.index)]
     where = "; ".join(
-        f"{listed([name[m] for m in some], 8)} {'is' if len(some) == 1 else 'are'} best at {_where_best(some, is_decisive, points)}"
+        f"{listed([name[m] for m in some], 8)} {'is' if len(some) == 1 else 'are'} best at {_format_best(some, is_decisive, points)}"
         for some in groups
     )
     valued_at = [{c.best, *c.intervals} for c in is_decisive.values()]
     if any(not set(c.members) <= at for c in is_decisive.values() for at in valued_at):
         return f"{_capital(where)}. Not all have values at the same points, so that whether they agree cannot be said."
-    return f"No point is in the best set of every metric: {where}. {_what_it_costs(is_decisive, points, name)}"
+    return f"No point is in the best set of every metric: {where}. {_tradeoff_note(is_decisive, points, name)}"
 
 
-def _where_best(metrics: Sequence[str], choices: Mapping[str, BestSet], points: Sequence[PointResult]) -> str:
+def _format_best(metrics: Sequence[str], choices: Mapping[str, BestSet], points: Sequence[PointResult]) -> str:
     """The best point of metrics that share it, and its set where they share that too."""
     first, settings = choices[metrics[0]], differing(points)
     best = format_point(next(p.row for p in points if p.id == first.best), settings)
@@ -360,7 +360,7 @@ def _where_best(metrics: Sequence[str], choices: Mapping[str, BestSet], points: 
     return f"{best}, not told apart from {which}"
 
 
-def _what_it_costs(is_decisive: Mapping[str, BestSet], points: Sequence[PointResult], name: Mapping[str, str]) -> str:
+def _tradeoff_note(is_decisive: Mapping[str, BestSet], points: Sequence[PointResult], name: Mapping[str, str]) -> str:
     """Two metrics whose sets share no point, fidelity against diversity first: from the best of one to that of the other."""
     about = {m: METRICS[m].about for m in is_decisive}
     weight = {"fidelity": 0, "both": 1, "diversity": 2}
@@ -380,7 +380,7 @@ def _what_it_costs(is_decisive: Mapping[str, BestSet], points: Sequence[PointRes
     row = {p.id: p.row for p in points}
     start, end = row[is_decisive[cost].best], row[is_decisive[gain].best]
     settings = differing(points)
-    went = lambda m: " to ".join(rounded(*measured(r, m)[:2]) for r in (start, end))  # noqa: E731
+    went = lambda m: " to ".join(rounded(*metric_value(r, m)[:2]) for r in (start, end))  # noqa: E731
     kinds = about[gain], about[cost]
     tail = {
         ("fidelity", "diversity"): ", fidelity against diversity",
@@ -408,7 +408,7 @@ class Advice:
     costs: dict[str, str]
 
 
-def advised(points: Sequence[PointResult], choices: Mapping[str, BestSet], **how) -> Advice | None:
+def recommend(points: Sequence[PointResult], choices: Mapping[str, BestSet], **how) -> Advice | None:
     """The cheapest point among those that are not distinguishable from the best; None where there is nothing to choose.
 
     The rule is that of the one-standard-error rule (Breiman et al. 1984): of models that the data do not distinguish, the
@@ -421,7 +421,7 @@ def advised(points: Sequence[PointResult], choices: Mapping[str, BestSet], **how
         choices: `best_sets` of them.
         **how: As `best_set` takes it.
     """
-    first = next((m for m in CHOOSES if m in choices and choices[m].intervals), None)
+    first = next((m for m in RECOMMENDATION_METRICS if m in choices and choices[m].intervals), None)
     if first is None:
         return None
     equal, by = choices[first].members, (first,)
@@ -442,7 +442,7 @@ def _cost(point: PointResult) -> tuple[float, float, int]:
     return row.get("nfe") or 0, abs(row.get("scale", 1) - 1), count + bool(row.get("rescale"))
 
 
-def advice_said(
+def format_advice(
     advice: Advice,
     points: Sequence[PointResult],
     choices: Mapping[str, BestSet],
@@ -455,19 +455,19 @@ def advice_said(
     """
     name, row, settings = names(titles), {p.id: p.row for p in points}, differing(points) or ["scale"]
     end = lambda m: "lowest" if METRICS[m].better == "lower" else "highest"  # noqa: E731
-    value = lambda m, i: rounded(*measured(row[i], m)[:2])  # noqa: E731
-    where = lambda i: ", ".join(setting_called(s, row[i].get(s)) for s in settings)  # noqa: E731
+    value = lambda m, i: rounded(*metric_value(row[i], m)[:2])  # noqa: E731
+    where = lambda i: ", ".join(format_setting(s, row[i].get(s)) for s in settings)  # noqa: E731
     at, first, best = advice.point, advice.by[0], choices[advice.by[0]].best
-    short_repr = [f"{name[first]} {_with_error(*measured(row[at], first)[:2])}"]
+    short_repr = [f"{name[first]} {_with_error(*metric_value(row[at], first)[:2])}"]
     if at == best:
         short_repr[0] += f", the {end(first)}"
     else:
         short_repr[0] += f", not distinguishable from the {end(first)} ({value(first, best)} at {where(best)})"
-    if again and at in again and measured(again[at].row, first)[0] is not None:
-        short_repr.append(f"with fresh seeds {_with_error(*measured(again[at].row, first)[:2])}")
+    if again and at in again and metric_value(again[at].row, first)[0] is not None:
+        short_repr.append(f"with fresh seeds {_with_error(*metric_value(again[at].row, first)[:2])}")
     if len(advice.by) > 1:
         short_repr.append(f"accuracy {value('accuracy', at)}, not distinguishable from the highest of those")
-    calls = f" ({counted(row[at]['nfe'], 'network evaluation')} per image)" if row[at].get("nfe") else ""
+    calls = f" ({format_count(row[at]['nfe'], 'network evaluation')} per image)" if row[at].get("nfe") else ""
     if len(advice.equal) == len(points) > 1:
         short_repr.append(
             f"the cheapest of all {len(points)} settings{calls}, at equal cost the nearest to scale 1; this many images do not distinguish them"
@@ -477,7 +477,7 @@ def advice_said(
             f"the cheapest of {len(advice.equal)} such settings{calls}, at equal cost the nearest to scale 1"
         )
     lost = [
-        f"{name[m]} {_apart(value(m, at), value(m, i))} ({value(m, at)}; {value(m, i)} at {where(i)})"
+        f"{name[m]} {_format_gap(value(m, at), value(m, i))} ({value(m, at)}; {value(m, i)} at {where(i)})"
         for m, i in advice.costs.items()
     ]
     costs = f" It costs {listed(lost, 8)}." if lost else " No other metric is distinguishably better elsewhere."
@@ -488,7 +488,7 @@ def advice_said(
     return f"Use {where(at)}: {'; '.join(short_repr)}.{costs}{further}"
 
 
-def _apart(one: str, other: str) -> str:
+def _format_gap(one: str, other: str) -> str:
     """How far apart two rounded values are, with the decimals of the one with fewer."""
     decimals = min(len(v.partition(".")[2]) for v in (one, other))
     return f"{abs(float(one) - float(other)):.{decimals}f}"
@@ -496,7 +496,7 @@ def _apart(one: str, other: str) -> str:
 
 def worse_by(before: PointResult, after: PointResult, metric: str) -> float | None:
     """By how many standard errors of the difference the later value is the worse; below 0 it is better, None where that is open."""
-    (value, error, _), (fresh, fresh_error, _) = measured(before.row, metric), measured(after.row, metric)
+    (value, error, _), (fresh, fresh_error, _) = metric_value(before.row, metric), metric_value(after.row, metric)
     if None in (value, error, fresh, fresh_error):
         return None
     worse = (fresh - value) * (1 if METRICS[metric].better == "lower" else -1)
@@ -506,7 +506,7 @@ def worse_by(before: PointResult, after: PointResult, metric: str) -> float | No
 
 def selection_bias_note(before: PointResult, after: PointResult, metric: str, title: str = "") -> str:
     """What fresh seeds made of the value that a point was chosen by."""
-    (value, error, _), (fresh, fresh_error, why) = measured(before.row, metric), measured(after.row, metric)
+    (value, error, _), (fresh, fresh_error, why) = metric_value(before.row, metric), metric_value(after.row, metric)
     name = title or METRICS[metric].title
     if value is None or fresh is None:
         return f"{_capital(name)} has no value to compare{f': {why}' if why else ''}."
@@ -514,7 +514,7 @@ def selection_bias_note(before: PointResult, after: PointResult, metric: str, ti
     moved = worse_by(before, after, metric)
     if moved is None:
         return f"{both}; whether that is chance cannot be said without standard errors."
-    if abs(moved) <= CHANCE:
+    if abs(moved) <= CHANCE_ERRORS:
         times = f"{abs(moved):.1f} standard errors" if moved else "nothing"
         return f"{both}: a difference of {times}, no more than chance explains."
     times = f"by {abs(moved):.1f} standard errors" if math.isfinite(moved) else "without a standard error"
@@ -546,28 +546,28 @@ def overguidance_notes(points: Iterable[PointResult]) -> list[str]:
     groups: dict[tuple, list[PointResult]] = {}
     for p in points:
         groups.setdefault(tuple(str(p.row.get(s)) for s in others), []).append(p)
-    unguided = {heard(p.row): p for p in points if p.row["scale"] == 1}
-    judged = [(some, _start(some, unguided)) for some in groups.values()]
-    short_repr = list(dict.fromkeys(line for some, base in judged for line in _too_much_of(some, base, others)))
-    more = [f"{len(short_repr) - MAX_SAID} more stand out at other settings."] if len(short_repr) > MAX_SAID else []
-    facts = _grown(judged, others)
-    return [*(short_repr[:MAX_SAID] + more or [_nothing_stands_out(points, not facts)]), *facts]
+    unguided = {unguided_settings(p.row): p for p in points if p.row["scale"] == 1}
+    judged = [(some, _base_point(some, unguided)) for some in groups.values()]
+    short_repr = list(dict.fromkeys(line for some, base in judged for line in _group_notes(some, base, others)))
+    more = [f"{len(short_repr) - MAX_NOTES} more stand out at other settings."] if len(short_repr) > MAX_NOTES else []
+    facts = _clipping_notes(judged, others)
+    return [*(short_repr[:MAX_NOTES] + more or [_nothing_stands_out(points, not facts)]), *facts]
 
 
-def _start(group: Sequence[PointResult], unguided: Mapping[tuple, PointResult]) -> PointResult:
+def _base_point(group: Sequence[PointResult], unguided: Mapping[tuple, PointResult]) -> PointResult:
     """What a group is judged from."""
-    return unguided.get(heard(group[0].row)) or next((p for p in group if p.row["scale"] >= 1), group[0])
+    return unguided.get(unguided_settings(group[0].row)) or next((p for p in group if p.row["scale"] >= 1), group[0])
 
 
-def _too_much_of(group: Sequence[PointResult], base: PointResult, others: Sequence[str]) -> list[str]:
+def _group_notes(group: Sequence[PointResult], base: PointResult, others: Sequence[str]) -> list[str]:
     """Of points that differ in their scale alone, in order of it."""
     short_repr = []
     settings = ["scale", *others]
-    start = _off_from_the_start(base)
+    start = _deviations_at_base(base)
     if start:
         whose = "guidance is not the cause" if base.row["scale"] == 1 else "no less guidance was tried"
         short_repr.append(f"Already at {format_point(base.row, settings)} {listed(start)}: {whose}.")
-    out = [(p, *_stands_out(p, base)) for p in group if p.row["scale"] > base.row["scale"]]
+    out = [(p, *_deviations(p, base)) for p in group if p.row["scale"] > base.row["scale"]]
     out = [(p, up, down) for p, up, down in out if up or down]
     if out:
         last, up, down = out[-1]
@@ -581,27 +581,27 @@ def _too_much_of(group: Sequence[PointResult], base: PointResult, others: Sequen
     return short_repr
 
 
-def _stands_out(point: PointResult, base: PointResult) -> tuple[list[str], list[str]]:
+def _deviations(point: PointResult, base: PointResult) -> tuple[list[str], list[str]]:
     """What is more than the data's and grew from the base; what is less and shrank."""
     up, down = [], []
     for what in ("contrast", "saturation"):
         ratio, at_base = (_diagnostic(p, f"{what}_ratio") for p in (point, base))
         if ratio is None or at_base is None:
             continue
-        if ratio > 1 + OFF and ratio > at_base + GROWS:
-            up.append(_ratio_said(what, ratio))
-        if ratio < 1 - OFF and ratio < at_base - GROWS:
-            down.append(_ratio_said(what, ratio))
+        if ratio > 1 + RATIO_TOLERANCE and ratio > at_base + MIN_GROWTH:
+            up.append(_format_ratio(what, ratio))
+        if ratio < 1 - RATIO_TOLERANCE and ratio < at_base - MIN_GROWTH:
+            down.append(_format_ratio(what, ratio))
     (beyond, at_base), share = (_diagnostic(p, "extremes_shift") for p in (point, base)), extremes(point)
-    if None not in (beyond, at_base, share) and beyond > GROWS and beyond > at_base + GROWS:
-        up.append(f"{percent(share)} of the values are at 0 or 255 (of the data's {_share(share - beyond)})")
+    if None not in (beyond, at_base, share) and beyond > MIN_GROWTH and beyond > at_base + MIN_GROWTH:
+        up.append(f"{percent(share)} of the values are at 0 or 255 (of the data's {_format_fraction(share - beyond)})")
     return up, down
 
 
-def _grown(judged: Iterable[tuple[Sequence[PointResult], PointResult]], others: Sequence[str]) -> list[str]:
+def _clipping_notes(judged: Iterable[tuple[Sequence[PointResult], PointResult]], others: Sequence[str]) -> list[str]:
     """Shares of clipped values that grew with the scale, where they grew most. Black backgrounds clip too: no verdict."""
     pairs = [(p, base) for some, base in judged for p in some if p.row["scale"] > base.row["scale"]]
-    shares = [("of the predicted pictures' values lie beyond black and white and are clipped", clipped_share)]
+    shares = [("of the predicted pictures' values lie beyond black and white and are clipped", clipped_fraction)]
     if not any(_diagnostic(p, "extremes_shift") is not None for p, _ in pairs):
         shares.append(("of the finished pictures' values are at 0 or 255", extremes))
     growth = lambda share, p, base: -1 if None in (share(p), share(base)) else share(p) - share(base)  # noqa: E731
@@ -609,9 +609,9 @@ def _grown(judged: Iterable[tuple[Sequence[PointResult], PointResult]], others: 
         return []
     point, base = max(pairs, key=lambda pair: max(growth(share, *pair) for _, share in shares))
     short_repr = [
-        f"{percent(share(point))} {what} ({_share(share(base))} at scale {base.row['scale']:g})"
+        f"{percent(share(point))} {what} ({_format_fraction(share(base))} at scale {base.row['scale']:g})"
         for what, share in shares
-        if growth(share, point, base) > GROWS
+        if growth(share, point, base) > MIN_GROWTH
     ]
     if not short_repr:
         return []
@@ -619,16 +619,16 @@ def _grown(judged: Iterable[tuple[Sequence[PointResult], PointResult]], others: 
     return [f"At {where} {listed(short_repr)}. That alone is no fault: data with black or white backgrounds clip too."]
 
 
-def _share(share: float) -> str:
+def _format_fraction(share: float) -> str:
     return percent(share) if share > 0 else "none"
 
 
-def _off_from_the_start(base: PointResult) -> list[str]:
+def _deviations_at_base(base: PointResult) -> list[str]:
     ratios = {what: _diagnostic(base, f"{what}_ratio") for what in ("contrast", "saturation")}
-    return [_ratio_said(what, r) for what, r in ratios.items() if r is not None and abs(r - 1) > OFF]
+    return [_format_ratio(what, r) for what, r in ratios.items() if r is not None and abs(r - 1) > RATIO_TOLERANCE]
 
 
-def _ratio_said(what: str, ratio: float) -> str:
+def _format_ratio(what: str, ratio: float) -> str:
     return f"{what} is {ratio:.2f} of the data's"
 
 
@@ -642,7 +642,7 @@ def _nothing_stands_out(points: Sequence[PointResult], clipped: bool) -> str:
             spans.append(f"{what} is {low if low == high else f'{low} to {high}'} of the data's")
     if not spans:
         return "Whether there is too much guidance cannot be said: the pictures were not compared with the data."
-    shares = [s for s in map(clipped_share, points) if s is not None]
+    shares = [s for s in map(clipped_fraction, points) if s is not None]
     if shares and clipped:
         most = max(shares)
         share = f"{'at most ' if most >= 0.01 else ''}{percent(most)}" if most else "none"
@@ -655,7 +655,7 @@ def _diagnostic(point: PointResult, name: str) -> float | None:
     return float(value) if value is not None and math.isfinite(value) else None
 
 
-def clipped_share(point: PointResult) -> float | None:
+def clipped_fraction(point: PointResult) -> float | None:
     """Of the values of the predicted pictures, over all network calls."""
     return mean_of(point.row.get("diagnostics", {}).get("clipped"))
 

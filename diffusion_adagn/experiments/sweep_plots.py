@@ -17,14 +17,14 @@ from .selection import (
     BestSet,
     PointResult,
     class_count,
-    counted,
     differing,
-    heard,
+    format_count,
+    format_setting,
     in_order,
-    measured,
+    metric_value,
+    metrics_with_values,
     pareto,
-    setting_called,
-    valued,
+    unguided_settings,
 )
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ def curves(
     titles: what to call a metric, where not by METRICS.
     """
     points, title = in_order(points), {m: METRICS[m].title for m in METRICS} | dict(titles or {})
-    metrics = valued(points)
+    metrics = metrics_with_values(points)
     over = XAxis(points, swept)
     lines = _lines(points, over, [c.best for c in choices.values()])
     notes = _blank(points, metrics, title) + _left_out(lines, points)
@@ -83,13 +83,13 @@ def curves(
     for metric, ax in zip(metrics, axes):
         for i, (_, line) in enumerate(lines):
             aside = over.aside(i, len(lines))
-            some = [(over.at(p) + aside, *measured(p.row, metric)[:2]) for p in line]
+            some = [(over.at(p) + aside, *metric_value(p.row, metric)[:2]) for p in line]
             some = [(x, y, e or 0) for x, y, e in some if y is not None]
             if some:
                 ax.errorbar(*zip(*[(x, y) for x, y, _ in some]), yerr=[e for _, _, e in some], color=COLOURS[i], marker=MARKERS[i],
                             linestyle=over.stroke(i), markersize=5, linewidth=1.4, capsize=2.5, elinewidth=1)  # fmt: skip
             for p in line:
-                _mark(ax, choices.get(metric), p.id, over.at(p) + aside, measured(p.row, metric)[0])
+                _mark(ax, choices.get(metric), p.id, over.at(p) + aside, metric_value(p.row, metric)[0])
         ax.set_title(title[metric], fontsize=11, color=INK)
         ax.set_ylabel(f"{METRICS[metric].better} is better", fontsize=9, color=FAINT)
         over.label(ax)
@@ -106,7 +106,7 @@ def tradeoff(
     points, title = in_order(points), {m: METRICS[m].title for m in METRICS} | dict(titles or {})
     front, over = pareto(points, fidelity, diversity), XAxis(points)
     lines = _lines(points, over, front, join=False)
-    at = {p.id: (measured(p.row, diversity)[0], measured(p.row, fidelity)[0]) for p in points}
+    at = {p.id: (metric_value(p.row, diversity)[0], metric_value(p.row, fidelity)[0]) for p in points}
     at = {i: xy for i, xy in at.items() if None not in xy}
     names = [(name, c, m, "none") for (name, _), c, m in zip(lines, COLOURS, MARKERS)]
     shown = {p.id for _, line in lines for p in line}
@@ -121,7 +121,7 @@ def tradeoff(
     for (_, line), colour, marker in zip(lines, COLOURS, MARKERS):
         some = [p for p in line if p.id in at]
         x, y = zip(*(at[p.id] for p in some)) if some else ((), ())
-        bars = ([measured(p.row, m)[1] or 0 for p in some] for m in (diversity, fidelity))
+        bars = ([metric_value(p.row, m)[1] or 0 for p in some] for m in (diversity, fidelity))
         style = {"color": colour, "marker": marker, "markersize": 7, "linewidth": 0.7, "zorder": 2}
         ax.errorbar(x, y, *reversed(list(bars)), elinewidth=0.6, linestyle="-" if over.numeric else "none", **style)
     ax.margins(0.08)
@@ -198,7 +198,7 @@ def per_class(
     points = in_order(points)
     total = class_count(points, metric)
     count = min(total, MAX_SHOWN_CLASSES)
-    values = np.array([[measured(p.row, metric, c)[0] for p in points] for c in range(count)], dtype=float)
+    values = np.array([[metric_value(p.row, metric, c)[0] for p in points] for c in range(count)], dtype=float)
     names = [_short(class_names[c] if c < len(class_names) else f"class {c}", 28) for c in range(count)]
     settings = differing(points)
     columns = [_short(", ".join(_brief(s, p.row.get(s)) for s in settings or ["scale"]), 34) for p in points]
@@ -284,7 +284,7 @@ def _lines(
     keep = set(keep)
     first = sorted(lines, key=lambda k: not keep & {p.id for p in lines[k]})[:MAX_LINES]
     return [
-        (", ".join(setting_called(s, line[0].row.get(s)) for s in others), sorted(line, key=over.at))
+        (", ".join(format_setting(s, line[0].row.get(s)) for s in others), sorted(line, key=over.at))
         for k, line in lines.items()
         if k in first
     ]
@@ -293,14 +293,14 @@ def _lines(
 def _joined_to_unguided(lines: dict[tuple, list[PointResult]]) -> dict[tuple, list[PointResult]]:
     """Scale 1 is one point whatever the interval: it is on every line that differs in nothing that is heard there."""
 
-    unguided = {heard(p.row): p for line in lines.values() for p in line if p.row.get("scale") == 1}
+    unguided = {unguided_settings(p.row): p for line in lines.values() for p in line if p.row.get("scale") == 1}
     guided = {k: line for k, line in lines.items() if any(p.row.get("scale") != 1 for p in line)}
-    met = {heard(line[0].row) for line in guided.values()}
-    alone = {k: line for k, line in lines.items() if k not in guided and heard(line[0].row) not in met}
+    met = {unguided_settings(line[0].row) for line in guided.values()}
+    alone = {k: line for k, line in lines.items() if k not in guided and unguided_settings(line[0].row) not in met}
     joined = {
         k: line
         if any(p.row.get("scale") == 1 for p in line)
-        else [*line, *filter(None, [unguided.get(heard(line[0].row))])]
+        else [*line, *filter(None, [unguided.get(unguided_settings(line[0].row))])]
         for k, line in guided.items()
     }
     return {**joined, **alone}
@@ -310,7 +310,7 @@ def _left_out(lines: Sequence[tuple[str, list[PointResult]]], points: Sequence[P
     count = len(points) - len({p.id for _, line in lines for p in line})
     return (
         [
-            f"{count} of the {counted(len(points), 'point')} {'is' if count == 1 else 'are'} left out here ({MAX_LINES} lines at most); sweep.csv has all."
+            f"{count} of the {format_count(len(points), 'point')} {'is' if count == 1 else 'are'} left out here ({MAX_LINES} lines at most); sweep.csv has all."
         ]
         if count
         else []
@@ -322,7 +322,7 @@ def _blank(points: Sequence[PointResult], metrics: Sequence[str], title: Mapping
     reasons: dict[str, list[str]] = {}
     for m in METRICS:
         if m not in metrics:
-            why = next((w for p in points if (w := measured(p.row, m)[2])), "not measured")
+            why = next((w for p in points if (w := metric_value(p.row, m)[2])), "not measured")
             reasons.setdefault(why, []).append(title[m])
     return [f"Without a value: {listed(some, 8)}: {why}" for why, some in reasons.items()]
 

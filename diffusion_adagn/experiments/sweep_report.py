@@ -31,31 +31,31 @@ from ..trace.drawing import one_line, shorten
 from ..trace.sentences import listed, percent, plus_minus
 from . import sweep_plots as plots
 from .selection import (
-    CHANCE,
+    CHANCE_ERRORS,
     SETTINGS,
-    TRADES,
+    TRADEOFFS,
     BestSet,
     PointResult,
-    advice_said,
-    advised,
     at_the_edge,
     best_sets,
     class_best_sets,
-    clipped_share,
-    counted,
+    clipped_fraction,
     differing,
     disagreement,
+    format_advice,
+    format_count,
     format_point,
     format_points,
     in_order,
     mean_of,
-    measured,
+    metric_value,
+    metrics_with_values,
     names,
     overguidance_notes,
     pareto,
+    recommend,
     rounded,
     selection_bias_note,
-    valued,
     worse_by,
 )
 
@@ -116,17 +116,17 @@ def write_report(
     drawn, and those of an earlier report stay. Those that no longer apply are removed. Raises InputError where there
     is no point, and where two have one id.
     """
-    errors_as_input_error = SweepReport(sweep, points, confirmed)
+    report = SweepReport(sweep, points, confirmed)
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
-    figures = errors_as_input_error.figures()
+    figures = report.figures()
     pictures = {name: _png(draw) for name, draw in figures.items() if name == "grid.png" or plots.available()}
     earlier = [name for name in figures if name not in pictures and (out / name).exists()]
     files = {
-        "sweep.csv": errors_as_input_error.csv(),
-        "sweep.json": errors_as_input_error.json(),
+        "sweep.csv": report.csv(),
+        "sweep.json": report.json(),
         **pictures,
-        "sweep.md": errors_as_input_error.page(list(pictures), earlier, left_out),
+        "sweep.md": report.page(list(pictures), earlier, left_out),
     }
     for name, content in files.items():
         atomic_write(out / name, lambda tmp, content=content: tmp.write_bytes(content))
@@ -163,20 +163,20 @@ class SweepReport:
         self.titles = _titles(sweep)
         self.words = {m: t.partition(" (")[0] for m, t in self.titles.items()}  # inside a sentence
         self.settings = differing(self.points)
-        self.metrics = valued(self.points)
+        self.metrics = metrics_with_values(self.points)
         self.choices = best_sets(self.points)
         self.by_class = class_best_sets(self.points)
-        self.trades = [t for t in TRADES if set(t) <= set(self.metrics)]
+        self.trades = [t for t in TRADEOFFS if set(t) <= set(self.metrics)]
         short_repr = (
             disagreement(self.choices, self.points, self.words),
             at_the_edge(self.choices, self.points, self.words),
         )
         self.verdict = " ".join(filter(None, short_repr))
         self.looks = overguidance_notes(self.points)
-        self.advice = advised(self.points, self.choices)
+        self.advice = recommend(self.points, self.choices)
         self.again = {b.id: (b, p) for p in self.confirmed if (b := self._before(p))}
         again = {i: p for i, (_, p) in self.again.items()}
-        self.use = advice_said(self.advice, self.points, self.choices, self.words, again) if self.advice else ""
+        self.use = format_advice(self.advice, self.points, self.choices, self.words, again) if self.advice else ""
         self.choices_again = best_sets([replace(p, row=p.row | {"id": i}) for i, (_, p) in self.again.items()])
 
     def _before(self, point: PointResult) -> PointResult | None:
@@ -204,7 +204,7 @@ class SweepReport:
         s, e, r, looks = self.sweep, self.sweep.extractor, self.sweep.reference, row.get("diagnostics", {})
         flat = {"id": row["id"], **{k: row.get(k) for k in ("scale", *SETTINGS[:-1], "nfe", "count")}}
         for metric in METRICS:
-            value, error, _ = measured(row, metric)
+            value, error, _ = metric_value(row, metric)
             flat |= {metric: value, f"{metric}_standard_error": error}
         flat |= {"difference": mean_of(looks.get("difference")), "clipped": mean_of(looks.get("clipped"))}
         flat |= {k: _finite(looks.get(k)) for k in LOOKS}
@@ -277,7 +277,7 @@ class SweepReport:
         heads = [("* " if p.id in best else "") + _head(p.row, self.settings) for p in points]
         title = "one row, one noise"
         title += "; * use this: see sweep.md" if best else ""
-        title += f"; {counted(left_out, 'point')} {'is' if left_out == 1 else 'are'} not shown" if left_out else ""
+        title += f"; {format_count(left_out, 'point')} {'is' if left_out == 1 else 'are'} not shown" if left_out else ""
         return labelled_grid(rows, labels, heads, title, min_side=64 if max(map(len, heads)) <= 24 else 128)
 
     def _class_name(self, index: int) -> str:
@@ -314,9 +314,9 @@ class SweepReport:
         fixed = [format_point(self.points[0].row, [k]) for k in ("scale", *SETTINGS[:-1]) if k not in self.settings]
         lines = [
             f"{_plain(s.what)}{trained}{ema}; model hash `{_tick(s.model_hash)}`.",
-            f"{counted(len(self.points), 'point')}, {counted(s.count, 'picture')} each: the same classes and noise "
+            f"{format_count(len(self.points), 'point')}, {format_count(s.count, 'picture')} each: the same classes and noise "
             f"at every point, seed {s.seed}, {_plain(s.precision)}, batches of {s.batch_size}.",
-            f"{counted(left_out, 'more finished point')} {'lies' if left_out == 1 else 'lie'} in points/, not asked for this time."
+            f"{format_count(left_out, 'more finished point')} {'lies' if left_out == 1 else 'lie'} in points/, not asked for this time."
             if left_out
             else "",
             f"Swept: {_plain(swept)}." if swept else "Nothing was swept.",
@@ -328,7 +328,9 @@ class SweepReport:
         ]
         if r:
             print_ = f", fingerprint `{_tick(r['fingerprint'])}`" if r.get("fingerprint") else ""
-            lines.append(f"Reference: {_plain(r.get('name', ''))}, {counted(r.get('count') or 0, 'picture')}{print_}.")
+            lines.append(
+                f"Reference: {_plain(r.get('name', ''))}, {format_count(r.get('count') or 0, 'picture')}{print_}."
+            )
         made = [f"{name} {number}" for name, number in s.versions.items()]
         if made or s.date:
             with_ = f" with {_plain(', '.join(made))}" if made else ""
@@ -373,7 +375,7 @@ class SweepReport:
             looks = [p.row.get("diagnostics", {}) for p in self.points]
             rows = [
                 [_plain(self.format_point(p)), str(p.row.get("nfe", "-"))]
-                + [_number(d.get("contrast_ratio")), _number(d.get("saturation_ratio")), _number(clipped_share(p))]
+                + [_number(d.get("contrast_ratio")), _number(d.get("saturation_ratio")), _number(clipped_fraction(p))]
                 for p, d in zip(self.points, looks)
             ]
             return [*_table(head, rows), "", "Contrast and saturation: as a ratio to the data's."]
@@ -463,7 +465,7 @@ class SweepReport:
     def _class_value(self, choice: BestSet, metric: str, index: int) -> str:
         """With a mark where `_warnings` says why."""
         text = _with_error(self.row[choice.best], metric, index)
-        doubt = measured(self.row[choice.best], metric, index)[2] or self._thin(metric, index)
+        doubt = metric_value(self.row[choice.best], metric, index)[2] or self._thin(metric, index)
         return f"{text} {MARK}" if doubt else text
 
     def _thin(self, metric: str, index: int) -> bool:
@@ -473,7 +475,7 @@ class SweepReport:
     def _warnings(self, metric: str) -> list[str]:
         """What the mark beside a class's value means."""
         some = self.by_class[metric][:MAX_SHOWN_CLASSES]
-        whys = [measured(self.row[k.best], metric, c)[2] for c, k in enumerate(some) if k is not None]
+        whys = [metric_value(self.row[k.best], metric, c)[2] for c, k in enumerate(some) if k is not None]
         thin = any(self._thin(metric, c) for c, k in enumerate(some) if k is not None)
         short_repr = [why for why in dict.fromkeys(whys) if why][:1]
         short_repr += (
@@ -509,7 +511,7 @@ class SweepReport:
         return {
             m: c.best
             for m, c in self.choices.items()
-            if c.best in self.again and measured(self.again[c.best][1].row, m)[0] is not None
+            if c.best in self.again and metric_value(self.again[c.best][1].row, m)[0] is not None
         }
 
     def _twice(self, point: str, metric: str) -> str:
@@ -526,24 +528,24 @@ class SweepReport:
             return ["No best point was measured again."]
         moved = {m: worse_by(*self.again[i], m) for m, i in best.items()}
         known = [z for z in moved.values() if z is not None]
-        worse = sum(z > CHANCE for z in known)
-        of = f"Of {counted(len(known), 'best value')}, {worse or 'none'} {'is' if worse < 2 else 'are'}"
+        worse = sum(z > CHANCE_ERRORS for z in known)
+        of = f"Of {format_count(len(known), 'best value')}, {worse or 'none'} {'is' if worse < 2 else 'are'}"
         short_repr = [
-            f"{of} worse with fresh seeds by more than {CHANCE:g} standard errors (about one in twenty moves so far by chance, "
+            f"{of} worse with fresh seeds by more than {CHANCE_ERRORS:g} standard errors (about one in twenty moves so far by chance, "
             "for the worse or the better)."
         ]
         compared = [m for m in best if m in self.choices_again and self.choices_again[m].intervals]
         if not compared:
             return [*short_repr, "Too few points were measured again to compare them."]
         lost = [m for m in compared if best[m] not in self.choices_again[m].members]
-        of = f"among the {counted(len(self.again), 'point')} measured again, by the fresh values alone, the best point"
+        of = f"among the {format_count(len(self.again), 'point')} measured again, by the fresh values alone, the best point"
         if not lost:
             return [*short_repr, f"The best sets hold up: {of} is still in the best set of every metric."]
         now = [
             f"{names(self.words)[m]} (now best at {_plain(self.format_point(self.choices_again[m].best))})"
             for m in lost
         ]
-        held = f"{len(compared) - len(lost)} of {counted(len(compared), 'metric')}"
+        held = f"{len(compared) - len(lost)} of {format_count(len(compared), 'metric')}"
         return [*short_repr, f"{_capital(of)} is still in the best set of {held}; not by {listed(now, 8)}."]
 
     def _pictures(self, pictures: Sequence[str], earlier: Sequence[str]) -> list[str]:
@@ -563,7 +565,7 @@ class SweepReport:
         notes: dict[tuple[bool, str], dict[str, list[PointResult]]] = {}
         for p in self.points:
             for m in METRICS:
-                value, _, why = measured(p.row, m)
+                value, _, why = metric_value(p.row, m)
                 if value is None or why:
                     notes.setdefault((value is None, why or "not measured"), {}).setdefault(m, []).append(p)
         lines: dict[tuple[str, bool, str], list[str]] = {}
@@ -585,9 +587,9 @@ class SweepReport:
         if not self.metrics:
             return []
         count = min((p.row.get("count") or self.sweep.count for p in self.points), default=0)
-        errors = [measured(p.row, m)[1] for p in self.points for m in self.metrics]
+        errors = [metric_value(p.row, m)[1] for p in self.points for m in self.metrics]
         errors += [
-            measured(self.row[k.best], m, c)[1]
+            metric_value(self.row[k.best], m, c)[1]
             for m, some in self.by_class.items()
             for c, k in enumerate(some[:MAX_SHOWN_CLASSES])
             if k is not None
@@ -661,7 +663,7 @@ def _brief_setting(setting: str, value: object) -> str:
 
 
 def _with_error(row: Mapping, metric: str, class_index: int | None = None) -> str:
-    value, error, _ = measured(row, metric, class_index)
+    value, error, _ = metric_value(row, metric, class_index)
     return plus_minus(value, error) if error else rounded(value, error)
 
 

@@ -24,8 +24,8 @@ def points_of(means, nfe=(20, 40, 40, 40, 40), spread=0.1, **more):
 
 def advice(points):
     choices = selection.best_sets(points)
-    found = selection.advised(points, choices)
-    return found, selection.advice_said(found, points, choices)
+    found = selection.recommend(points, choices)
+    return found, selection.format_advice(found, points, choices)
 
 
 def test_the_frechet_distance_decides_first():
@@ -66,7 +66,7 @@ def test_the_largest_scale_asks_for_more():
 
 def test_one_point_gets_no_advice():
     points = points_of({"kid": [1]})
-    assert selection.advised(points, selection.best_sets(points)) is None
+    assert selection.recommend(points, selection.best_sets(points)) is None
 
 
 def test_reports_begin_with_the_advice(tmp_path):

@@ -288,7 +288,7 @@ def test_fresh_seeds():
     assert (
         worse.startswith("KID was 1.0000 ± 0.0050 where")
         and "worse by 3.5 standard errors" in worse
-        and "selection_bias_note" in worse
+        and "flattered" in worse
     )
     better = selection.selection_bias_note(before, point(2, {"kid": at(1 - 5 * error)}), "kid")
     assert "better by 3.5 standard errors" in better and "no favour" in better

@@ -32,17 +32,17 @@ def read_verdict(use: LabelUse) -> Verdict:
         )
     mean, half = use.gap("wrong")
     true, _, pictures = use.losses("wrong")
-    short_repr = judge(mean, half)
-    if short_repr == "open":
+    verdict = judge(mean, half)
+    if verdict == "open":
         return Verdict(None, "One held-out picture cannot tell chance from use: give more by --against DATA.", use)
     share = mean / true
     numbers = (
         f"told a wrong class the loss on {pictures} held-out pictures is {mean:+.4f} ({share:+.1%}) against the true one's, 95% interval "
         f"{mean - half:+.4f} to {mean + half:+.4f}"
     )
-    if short_repr == "used":
+    if verdict == "used":
         return Verdict(True, f"The label is used: {numbers}.", use)
-    if short_repr == "misleads":
+    if verdict == "misleads":
         return Verdict(
             False,
             f"The label MISLEADS: {numbers}, all below 0. Are the classes in another order than in training?",

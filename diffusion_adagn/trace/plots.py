@@ -242,8 +242,8 @@ def _heat(d: Drawing, x, y, wide, tall, values: np.ndarray, top: float, rows: Se
     d.rect(x, y, wide, tall * len(rows), None, RULE)
     for i, row in enumerate(rows):
         most = int(values[i].argmax())
-        short_repr = f"{row}: at most {values[i, most]:.3g} (t = {at[most]:g}), {values[i].mean():.3g} on average"
-        d.rect(x, y + i * tall, wide, tall, None, None, short_repr)
+        label = f"{row}: at most {values[i, most]:.3g} (t = {at[most]:g}), {values[i].mean():.3g} on average"
+        d.rect(x, y + i * tall, wide, tall, None, None, label)
     _time_ticks(d, x, y + tall * len(rows), wide, at)
 
 

@@ -99,8 +99,8 @@ def _from_losses(use: LabelUse) -> tuple[str, str]:
         )
     (mean, half), (true, told, pictures) = use.gap("wrong"), use.losses("wrong")
     other = "a wrong one"
-    short_repr = judge(mean, half)
-    if short_repr == "open":
+    verdict = judge(mean, half)
+    if verdict == "open":
         return (
             "open",
             f"Whether the label is used cannot be said. {_times(pictures, 'held-out picture')} give no finite interval.",
@@ -112,12 +112,12 @@ def _from_losses(use: LabelUse) -> tuple[str, str]:
             "unused",
             f"The label is not used. The held-out loss is the same told the true class or {other} ({losses}).",
         )
-    if short_repr == "used":
+    if verdict == "used":
         return "used", (
             f"The label is used. Told the true class, the held-out loss is {plus_minus(mean, half)} lower than told {other} "
             f"({losses}; {over})."
         )
-    if short_repr == "misleads":
+    if verdict == "misleads":
         return "unused", (
             f"The label misleads. Told the true class, the held-out loss is {plus_minus(-mean, half)} higher than told {other} "
             f"({losses}; {over})."

@@ -360,7 +360,7 @@ class SweepReport:
             who = "the same network" if _same(e, judge) else _plain(judge.get("name") or UNNAMED)
             hashed = f", hash `{_tick(judge['hash'])}`" if judge.get("hash") and not _same(e, judge) else ""
             fraction = judged_right(judge)
-            right = "" if fraction is None else f": the judge is right on {percent(fraction)} of held-out images"
+            right = "" if fraction is None else f": the judge classifies {percent(fraction)} of held-out images correctly"
             lines.append(f"Accuracy is by the class probabilities of {who}{hashed}{right}.")
         near = [metric_names(self.words)[m] for m in NEIGHBOURS if m in self.metrics]
         return [*lines, f"{_capital(listed(near))}: k = {self.sweep.k} nearest neighbours."] if near else lines

@@ -182,7 +182,7 @@ def test_page_reports_provenance(tmp_path, monkeypatch):
     files = write_report(sweep, points, tmp_path)
     text = text_of(files)
     assert (
-        "Accuracy is by the class probabilities of judge, hash `1dea`: the judge is right on 74% of held-out images."
+        "Accuracy is by the class probabilities of judge, hash `1dea`: the judge classifies 74% of held-out images correctly."
         in text
     )
     assert "- Recall: k = 3 nearest neighbours." in text and "- Made with torch 2.11 on 2026-01-02." in text

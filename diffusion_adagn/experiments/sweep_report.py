@@ -310,7 +310,7 @@ class SweepReport:
         ema = f", EMA decay {s.ema_decay:g}" if s.ema_decay is not None else ""
         format_value = lambda v: (
             "none" if v is None else f"{v:g}" if isinstance(v, float) else self.guides.get(v, str(v))
-        )  # noqa: E731
+        )
         swept = {k: values for k, values in s.swept.items() if k != "guide" or len(self.guides) > 1}
         swept = listed([f"{k} ({', '.join(map(format_value, values))})" for k, values in swept.items()], 12)
         fixed = [format_point(self.points[0].row, [k]) for k in ("scale", *SETTINGS[:-1]) if k not in self.settings]
@@ -360,7 +360,9 @@ class SweepReport:
             who = "the same network" if _same(e, judge) else _plain(judge.get("name") or UNNAMED)
             hashed = f", hash `{_tick(judge['hash'])}`" if judge.get("hash") and not _same(e, judge) else ""
             fraction = judged_right(judge)
-            right = "" if fraction is None else f": the judge classifies {percent(fraction)} of held-out images correctly"
+            right = (
+                "" if fraction is None else f": the judge classifies {percent(fraction)} of held-out images correctly"
+            )
             lines.append(f"Accuracy is by the class probabilities of {who}{hashed}{right}.")
         near = [metric_names(self.words)[m] for m in NEIGHBOURS if m in self.metrics]
         return [*lines, f"{_capital(listed(near))}: k = {self.sweep.k} nearest neighbours."] if near else lines

@@ -99,7 +99,7 @@ def evaluate_model(source: str, sampling: Sampling, request: EvaluateRequest, ou
     set_up([pipe, guide], precision, state.device)
     point, draw = _point(sampling, pipe, guide), _draw(replace(sampling, precision=precision), request, pipe)
     calls = point.calls(pipe)
-    evaluations = point.guidance(guide).evaluations(calls)
+    evaluations = point.guidance().evaluations(calls)
     bench = bench_of_model(source, pipe, draw, request, state)
     plan = {
         "model": model_hash(pipe.unet),
@@ -253,7 +253,7 @@ def _point(
         s.scale, s.interval, s.schedule, s.rescale, s.threshold, s.guide,
         s.sampler or own.sampler, s.steps, s.eta, s.spacing or own.spacing,
     ).canonical()  # fmt: skip
-    pipe.check_guidance(point.guidance(guide))
+    pipe.check_guidance(point.guidance(), guide)
     return point
 
 

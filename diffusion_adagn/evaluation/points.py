@@ -106,9 +106,8 @@ class SamplerSettings:
             return self
         return dataclasses.replace(self, interval="none", schedule="constant", rescale=0.0, guide=None)
 
-    def guidance(self, guide: ClassConditionalPipeline | None = None) -> Guidance:
-        guide = None if self.guide is None else guide
-        return Guidance(self.scale, self.interval, self.schedule, self.rescale, self.threshold, guide)
+    def guidance(self) -> Guidance:
+        return Guidance(self.scale, self.interval, self.schedule, self.rescale, self.threshold)
 
     def calls(self, pipe: ClassConditionalPipeline) -> list[ModelEval]:
         """The network calls of this point, the pipeline being set to its sampler. Raises InputError for what cannot be walked."""
@@ -250,8 +249,9 @@ def _batch(
             seeds=[draw.seed + i for i in batch],
             eta=point.eta,
             output_type="np",
-            guidance=point.guidance(guide),
-            watch=meter,
+            guidance=point.guidance(),
+            guide=None if point.guide is None else guide,
+            callback=meter,
         ).images
     pixels = to_pixels(images)
     arrays = {"values": image_values(pixels), "difference": meter.difference, "clipped": meter.clipped}

@@ -188,11 +188,11 @@ def _check(
     """Network evaluations per image, by the point's name. Raises InputError for a point that cannot be sampled, naming it."""
     evaluations = {}
     if guide is not None:
-        pipe.check_guidance(Guidance(guide=guide))
+        pipe.check_guidance(Guidance(), guide)
     for point in points:
         try:
-            guidance = point.guidance(guide)
-            pipe.check_guidance(guidance)
+            guidance = point.guidance()
+            pipe.check_guidance(guidance, guide)
             evaluations[point.name] = guidance.evaluations(point.calls(pipe))
         except InputError as error:
             raise InputError(f"the point {point.name} cannot be sampled: {error}") from None

@@ -308,9 +308,12 @@ class SweepReport:
         s, r = self.sweep, self.sweep.reference
         trained = f", trained for {s.trained_steps:,} steps" if s.trained_steps and "steps" not in s.what else ""
         ema = f", EMA decay {s.ema_decay:g}" if s.ema_decay is not None else ""
-        format_value = lambda v: (
-            "none" if v is None else f"{v:g}" if isinstance(v, float) else self.guides.get(v, str(v))
-        )
+
+        def format_value(value):
+            if value is None:
+                return "none"
+            return f"{value:g}" if isinstance(value, float) else self.guides.get(value, str(value))
+
         swept = {k: values for k, values in s.swept.items() if k != "guide" or len(self.guides) > 1}
         swept = listed([f"{k} ({', '.join(map(format_value, values))})" for k, values in swept.items()], 12)
         fixed = [format_point(self.points[0].row, [k]) for k in ("scale", *SETTINGS[:-1]) if k not in self.settings]

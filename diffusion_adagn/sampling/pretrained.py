@@ -155,9 +155,11 @@ def check_fits(model: nn.Module, files: Sequence[Path], wrong: str) -> None:
         "missing keys": [name for name in wanted if name not in found],
         "unexpected keys": [short_repr(name) for name in found if name not in wanted],
     }
-    told = [f"{what}: {', '.join(some[:4])}{', ...' * (len(some) > 4)}" for what, some in faults.items() if some]
-    if told:
-        raise InputError(f"{wrong} ({'; '.join(told)}).")
+    found_faults = [
+        f"{what}: {', '.join(names[:4])}{', ...' * (len(names) > 4)}" for what, names in faults.items() if names
+    ]
+    if found_faults:
+        raise InputError(f"{wrong} ({'; '.join(found_faults)}).")
 
 
 def load_scheduler(folder: Path, kind: type[SchedulerMixin]) -> SchedulerMixin:

@@ -203,7 +203,9 @@ def _mixing(pipe: ClassConditionalPipeline, atlas: Atlas) -> tuple[list[str], li
     scale = 2.0 if pipe.labels.has_null else 1.0
     plans = [plan for text in rows.values() for plan in [pipe.mix(text)] * MIXED]
     seeds = [seed for _ in rows for seed in range(MIXED)]
-    images = pipe(told=plans, guidance_scale=scale, num_inference_steps=STEPS, seeds=seeds, output_type="np").images
+    images = pipe(
+        class_plan=plans, guidance_scale=scale, num_inference_steps=STEPS, seeds=seeds, output_type="np"
+    ).images
     pixels = to_pixels(images)
     return list(rows), [list(pixels[i : i + MIXED]) for i in range(0, len(pixels), MIXED)]
 

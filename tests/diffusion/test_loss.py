@@ -4,7 +4,7 @@ from diffusers import DDPMScheduler
 from diffusers.training_utils import compute_snr
 
 from diffusion_adagn.config import DiffusionConfig
-from diffusion_adagn.diffusion.loss import DiffusionLoss, _log_pixel_probability, from_x0, to_x0
+from diffusion_adagn.diffusion.loss import DiffusionLoss, _log_pixel_probability, pred_to_x0, x0_to_pred
 from diffusion_adagn.diffusion.schedule import make_scheduler
 from diffusion_adagn.errors import InputError
 
@@ -31,8 +31,8 @@ def test_a_perfect_prediction_means_its_x0_and_back(prediction):
     x_t, target = mine.add_noise(X0, NOISE, T), mine.target(X0, NOISE, T)
     for i, t in enumerate(T):
         alpha, sigma = mine.alpha[t].item(), mine.sigma[t].item()
-        assert torch.allclose(to_x0(target[i], x_t[i], alpha, sigma, prediction), X0[i], atol=2e-3)
-        assert torch.allclose(from_x0(X0[i], x_t[i], alpha, sigma, prediction), target[i], atol=2e-3)
+        assert torch.allclose(pred_to_x0(target[i], x_t[i], alpha, sigma, prediction), X0[i], atol=2e-3)
+        assert torch.allclose(x0_to_pred(X0[i], x_t[i], alpha, sigma, prediction), target[i], atol=2e-3)
 
 
 def test_the_conversion_is_what_diffusers_scheduler_does():
@@ -41,7 +41,7 @@ def test_the_conversion_is_what_diffusers_scheduler_does():
         mine = objective(prediction)
         for t in (0, 500, 999):
             expected = scheduler.step(NOISE, t, X0).pred_original_sample
-            got = to_x0(NOISE, X0, mine.alpha[t], mine.sigma[t], prediction)
+            got = pred_to_x0(NOISE, X0, mine.alpha[t], mine.sigma[t], prediction)
             assert torch.allclose(got, expected, rtol=1e-4, atol=1e-4)
 
 

@@ -424,7 +424,7 @@ def anew(monkeypatch, tmp_path):
         ("/nowhere/c++", "CXX names /nowhere/c++"),
         ("false", "(false) failed with status 1: it said nothing"),
         ("true", "(true) failed to make a library"),
-        ("'", "CXX (') is no command: No closing quotation"),
+        ("'", "CXX (') is not a command: No closing quotation"),
     ],
 )
 def test_without_a_compiler_it_falls_back_and_says_so_once(anew, monkeypatch, capsys, compiler, why):

@@ -120,7 +120,7 @@ def test_a_checkpoint_goes_from_layout_to_layout(tmp_path):
 def test_what_all_steps_are_told_is_what_each_is_told(kind):
     torch.manual_seed(0)
     unet, labels = tiny_unet(conditioning=kind), LabelSpace(("a", "b", "c"))
-    plans = [ClassMix.everywhere(i, labels) for i in (2, 0, 3, 2)]
+    plans = [ClassMix.single(i, labels) for i in (2, 0, 3, 2)]
     timesteps = torch.tensor([900, 500, 100, 20, 0])
     made = []
     real = unet.project_condition

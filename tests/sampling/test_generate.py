@@ -132,7 +132,7 @@ def test_what_the_guide_cannot_be_told_is_refused_before_samples_are_replaced(mo
     before = sorted(out.iterdir())
     argv = ["sample", str(model), "--out", str(out), "--steps", "3", "--overwrite", "--guidance", "2"]
     assert main([*argv, "--mix", "cat@coarse,größe/2@fine", "--guide", str(tmp_path / "guide")]) == 1
-    assert "was made for another network" in one_line(capsys.readouterr().err)
+    assert "belongs to another network" in one_line(capsys.readouterr().err)
     assert sorted(out.iterdir()) == before
 
 
@@ -173,8 +173,8 @@ def test_batch_size_is_a_number_or_auto(capsys):
         (["--weights", "raw"], "EMA weights only"),
         (["--eta", "nan"], "eta"),
         (["--seed", str(2**63 - 1)], "seeds"),
-        (["--mix", "cat@coarse"], "no part names"),
-        (["--mix", "cat@corse,tench"], "'corse' is no place"),
+        (["--mix", "cat@coarse"], "no rule covers"),
+        (["--mix", "cat@corse,tench"], "'corse' is not a place in the network"),
         (["--interpolate", "cat"], "two different classes"),
     ],
 )
@@ -196,7 +196,7 @@ def test_the_grid_is_bounded_however_many_pictures(model, tmp_path, capsys):
         main(["sample", str(model), "--out", str(tmp_path / "s"), "--steps", "2", "--count", "30", "--classes", "cat"])
         == 0
     )
-    assert "24 pictures each" in capsys.readouterr().out
+    assert "24 images each" in capsys.readouterr().out
 
 
 def test_mixes_are_rows_below_the_classes_and_every_row_starts_from_the_same_noises(model, tmp_path, capsys):
@@ -212,8 +212,8 @@ def test_mixes_are_rows_below_the_classes_and_every_row_starts_from_the_same_noi
         assert [i["class_id"] for i in at] == [0, 0, None, None, None, None]
         assert [i["class_name"] for i in at[::2]] == ["cat", *mixes]
     assert all(set(i["file"]) <= set("abcdefghijklmnopqrstuvwxyzT0123456789-.") for i in images)
-    assert [p["part"] for p in record["told"][mixes[0]]] == ["tench, Tinca tinca@coarse", "cat@fine"]
-    assert "middle.0.block.norm2" in record["told"][mixes[0]][0]["sites"]
+    assert [p["part"] for p in record["plans"][mixes[0]]] == ["tench, Tinca tinca@coarse", "cat@fine"]
+    assert "middle.0.block.norm2" in record["plans"][mixes[0]][0]["sites"]
     names = {p.name for p in (tmp_path / "s").iterdir()}
     assert names == {i["file"] for i in images} | {"grid.png", "samples.json"}
     printed = capsys.readouterr().out
@@ -223,7 +223,7 @@ def test_mixes_are_rows_below_the_classes_and_every_row_starts_from_the_same_noi
     pipe = ClassConditionalPipeline.from_pretrained(model)
     pipe.set_progress_bar_config(disable=True)
     for entry in images:
-        told = {"told": entry["class_name"], "guidance_scale": entry["guidance"], "seeds": [entry["seed"]]}
+        told = {"class_plan": entry["class_name"], "guidance_scale": entry["guidance"], "seeds": [entry["seed"]]}
         alone = np.asarray(pipe(**told, num_inference_steps=3).images[0]).astype(int)
         assert np.abs(alone - pixels(tmp_path / "s", entry)).max() <= 1
     plain = [i for i in images if i["class_id"] == 0]
@@ -239,7 +239,7 @@ def test_from_one_class_to_another(model, tmp_path, capsys):
     assert [i["seed"] for i in images] == [0, 1] * 5
     assert [i["class_id"] for i in images[::2]] == [0, None, None, None, 2]
     assert images[2]["class_name"] == "cat 0.75 größe/2 0.25"
-    assert record["told"][images[2]["class_name"]] == {"classes": [0, 2], "share": 0.25}
+    assert record["plans"][images[2]["class_name"]] == {"classes": [0, 2], "share": 0.25}
     sheet = Image.open(tmp_path / "s/grid.png")
     assert sheet.width > 5 * 64
     assert 2 * 64 < sheet.height < 4 * 64  # a row a seed
@@ -272,7 +272,7 @@ def test_an_interpolation_that_cannot_be_told_writes_nothing(tmp_path, capsys):
     labels = LabelSpace(("a", "b", "c"))
     ClassConditionalPipeline(unet, make_scheduler(DiffusionConfig()), labels).save_pretrained(tmp_path / "model")
     assert main(["sample", str(tmp_path / "model"), "--out", str(tmp_path / "s"), "--interpolate", "a,b"]) == 1
-    assert "conditioning none hears none" in one_line(capsys.readouterr().err)
+    assert "conditioning none ignores the class" in one_line(capsys.readouterr().err)
     assert not (tmp_path / "s").exists()
 
 
@@ -292,7 +292,7 @@ def test_a_batch_that_fits_the_memory(monkeypatch):
 def test_batch_size_and_speed_are_chosen_or_forced(model, tmp_path, capsys):
     assert sample(model, tmp_path / "a", "--guidance", "2", "--batch_size", "auto") == 0
     out = capsys.readouterr().out
-    assert "batches of 6 fit the memory" in out and "chosen for this machine: precision, layout, operator" in out
+    assert "batch size 6 (fits in memory)" in out and "chosen for this machine: precision, memory_format, operator" in out
     forced = "--precision", "fp32", "--layout", "contiguous", "--operator", "eager"
     assert sample(model, tmp_path / "b", "--guidance", "2", *forced) == 0
     assert "fp32, contiguous, eager operator\n" in capsys.readouterr().out

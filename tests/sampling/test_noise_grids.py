@@ -8,7 +8,7 @@ import torch
 from diffusers import DPMSolverMultistepScheduler, EulerDiscreteScheduler
 
 from diffusion_adagn.config import DiffusionConfig
-from diffusion_adagn.diffusion.loss import from_x0
+from diffusion_adagn.diffusion.loss import x0_to_pred
 from diffusion_adagn.diffusion.schedule import (
     MAX_SIGMA,
     alpha_sigma,
@@ -71,7 +71,7 @@ def test_gaussian_data_is_reached(sampler, spacing):
         alpha, sigma = alpha_sigma(scheduler, t)
         start = (x_t, alpha, sigma) if start is None else start
         x0 = alpha * s**2 / (alpha**2 * s**2 + sigma**2) * x_t
-        x = scheduler.step(from_x0(x0, x_t, alpha, sigma, "eps"), t, x, return_dict=False)[0]
+        x = scheduler.step(x0_to_pred(x0, x_t, alpha, sigma, "eps"), t, x, return_dict=False)[0]
     x_t, alpha, sigma = start
     expected = x_t * s / np.sqrt(alpha**2 * s**2 + sigma**2)
     assert torch.allclose(x, expected, rtol=0.02)

@@ -11,7 +11,7 @@ from diffusion_adagn import ClassConditionalPipeline, LabelSpace
 from diffusion_adagn.config import DiffusionConfig
 from diffusion_adagn.diffusion.schedule import SAMPLERS, ModelEval, make_scheduler
 from diffusion_adagn.errors import InputError
-from diffusion_adagn.sampling.guidance import Guidance, guide
+from diffusion_adagn.sampling.guidance import Guidance, apply_cfg
 
 LABELS = LabelSpace(("cat", "dog", "tench, Tinca tinca"))
 
@@ -75,7 +75,7 @@ def test_scale_1_is_the_conditional_pass_bit_for_bit_and_makes_no_second_pass():
 def test_guidance_is_its_formula_exact_at_0_and_1():
     cond, null = torch.randn(4, 2, 3, 3), torch.randn(4, 2, 3, 3)
     scales = torch.tensor([0.0, 1.0, 2.0, 7.5])
-    out = guide(cond, null, scales)
+    out = apply_cfg(cond, null, scales)
     assert torch.equal(out[0], null[0])
     assert torch.equal(out[1], cond[1])
     assert torch.allclose(out, null + scales[:, None, None, None] * (cond - null), atol=1e-5)
@@ -174,7 +174,7 @@ def test_an_unconditional_network():
     for bad in ("cat", 1, "all"):
         with pytest.raises(InputError, match="unconditional"):
             sample(pipe, bad)
-    with pytest.raises(InputError, match="guided"):
+    with pytest.raises(InputError, match="needs a null class"):
         sample(pipe, "null", guidance_scale=2.0)
 
 

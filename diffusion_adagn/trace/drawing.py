@@ -2,7 +2,6 @@
 
 import base64
 import io
-import unicodedata
 from dataclasses import dataclass
 from functools import lru_cache
 from html import escape
@@ -12,6 +11,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from ..render.grids import INK, PAPER
+from ..render.text import one_line
 
 Colour = tuple[int, int, int]
 PNG_SCALE = 2
@@ -55,29 +55,6 @@ def _between(anchors: list[Colour], values: np.ndarray) -> np.ndarray:
     table = np.array(anchors, dtype=float)
     parts = [np.interp(at, np.arange(len(anchors)), table[:, c]) for c in range(3)]
     return np.stack(parts, axis=-1).round().astype(np.uint8)
-
-
-def one_line(text: str) -> str:
-    """Text from anywhere as one line that can be written and drawn: no control characters, no lone surrogates."""
-    text = " ".join(str(text).split()).encode("utf-8", "replace").decode()
-    return "".join(c for c in text if c == " " or unicodedata.category(c) not in ("Cc", "Cf", "Cs", "Co", "Cn"))
-
-
-def text_width(text: str, size: float) -> float:
-    """Pixels that a line takes in whatever sans-serif font there is, at most."""
-    return size * sum(
-        1.05 if unicodedata.east_asian_width(c) in "WF" else 0.4 if c in " .,:;il|'" else 0.62 for c in text
-    )
-
-
-def shorten(text: str, size: float, most: float) -> str:
-    """The text in at most that many pixels, with an ellipsis where it was cut."""
-    text = one_line(text)
-    if text_width(text, size) <= most:
-        return text
-    while text and text_width(text + "…", size) > most:
-        text = text[:-1]
-    return text.rstrip() + "…"
 
 
 @lru_cache(maxsize=64)

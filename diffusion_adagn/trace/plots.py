@@ -8,7 +8,8 @@ import numpy as np
 
 from ..models.unet import Site
 from ..render.grids import FAINT, HOLLOW, INK, PAPER
-from .drawing import BAND, BOTH, LABEL, TIME, Colour, Drawing, diverging, sequential, shorten, text_width
+from ..render.text import shorten, text_width
+from .drawing import BAND, BOTH, LABEL, TIME, Colour, Drawing, diverging, sequential
 from .readings import part
 
 WIDTH = 1160

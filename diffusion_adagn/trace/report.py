@@ -14,10 +14,11 @@ from PIL import Image
 
 from ..evaluation.label_usage import LabelUse
 from ..render.grids import labelled_grid
+from ..render.text import number, one_line, shorten
 from . import sentences as say
 from .analysis import SILENT, STILL, Channels, ClassGeometry, channels, class_geometry
 from .atlas import Atlas
-from .drawing import BOTH, LABEL, TIME, Drawing, data_uri, one_line, shorten
+from .drawing import BOTH, LABEL, TIME, Drawing, data_uri
 from .plots import (
     SHARE_LEGEND,
     Panel,
@@ -286,7 +287,7 @@ def _nearest_table(geometry: ClassGeometry) -> str:
         [
             escape(shorten(geometry.names[i], 13, 190)),
             escape(shorten(geometry.nearest[i], 13, 190)),
-            say.number(distance[i].min()),
+            number(distance[i].min()),
         ]
         for i in order
     ]

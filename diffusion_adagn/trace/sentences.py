@@ -7,8 +7,8 @@ import numpy as np
 
 from ..evaluation.label_usage import LabelUse, judge
 from ..models.unet import Site
+from ..render.text import listed, number, percent, plus_minus, shorten
 from .analysis import Channels, ClassGeometry
-from .drawing import shorten
 from .probes import INTERVENTIONS, Influence, Sensitivity
 from .readings import Variance, summed, where
 
@@ -27,34 +27,6 @@ SHORTLY = {**INTERVENTIONS, "freeze": "told the middle timestep"}
 
 
 # ---------------------------------------------------------------------- words for numbers
-
-
-def percent(share: float) -> str:
-    """Whole per cent, but never 0% or 100% for what is not."""
-    if 0 < share < 0.01:
-        return "under 1%"
-    return "over 99%" if 0.99 < share < 1 else f"{share:.0%}"
-
-
-def number(value: float) -> str:
-    """Two or three significant digits."""
-    if value == 0 or not math.isfinite(value):
-        return "0" if value == 0 else str(value)
-    return f"{value:.3g}" if abs(value) >= 1e-3 else f"{value:.1e}"
-
-
-def plus_minus(mean: float, half: float) -> str:
-    """Both with as many decimals as the half-width has two digits for: "0.0213 ± 0.0011"."""
-    digits = 4 if not half or not math.isfinite(half) else min(12, max(0, 1 - math.floor(math.log10(half))))
-    return f"{mean:.{digits}f} ± {half:.{digits}f}"
-
-
-def listed(words: Sequence[str], most: int = 4) -> str:
-    """ "a, b and c"; "a, b and 7 more"."""
-    words = list(words)
-    if len(words) > most:
-        words = [*words[: most - 1], f"{len(words) - most + 1} more"]
-    return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
 
 
 def name(text: str) -> str:

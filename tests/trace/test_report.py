@@ -17,7 +17,7 @@ from diffusion_adagn.models.unet import Site
 from diffusion_adagn.trace import sentences as say
 from diffusion_adagn.trace.analysis import Channels, ClassGeometry, drift, shares
 from diffusion_adagn.trace.atlas import Atlas
-from diffusion_adagn.trace.drawing import Drawing, diverging, one_line, sequential, shorten, text_width
+from diffusion_adagn.trace.drawing import Drawing, diverging, sequential
 from diffusion_adagn.trace.plots import ticks
 from diffusion_adagn.trace.probes import Influence, Sensitivity
 from diffusion_adagn.trace.readings import Variance, class_spread, short_names, time_move, variance
@@ -376,12 +376,6 @@ def test_channels_mixing_and_drift_in_words():
     assert "Gamma at s (50%) moved most" in say.how_far_drifted({"s": {"gamma": 0.5, "beta": 0.01}}, {})
 
 
-def test_words_for_numbers():
-    assert [say.percent(s) for s in (0, 0.001, 0.25, 0.999, 1)] == ["0%", "under 1%", "25%", "over 99%", "100%"]
-    assert say.plus_minus(0.021349, 0.00112) == "0.0213 ± 0.0011"
-    assert say.listed(list("abcdef")) == "a, b, c and 3 more" and say.listed(["a"]) == "a"
-
-
 # ---------------------------------------------------------------------- numbers and shapes
 
 
@@ -427,12 +421,9 @@ def test_palettes_grow_dark_and_part_in_the_middle():
     assert sequential(np.array([np.nan, 9.0])).shape == (2, 3)
 
 
-def test_text_fits_and_ticks_are_round():
-    assert one_line("a\n\t b\x00\ud800") == "a b?"
-    assert text_width(shorten("日本語" * 50, 12, 100), 12) <= 100 and shorten("short", 12, 100) == "short"
-    assert (
-        ticks(0.23) == pytest.approx([0, 0.05, 0.1, 0.15, 0.2]) and ticks(0) == [0] and ticks(5) == [0, 1, 2, 3, 4, 5]
-    )
+def test_ticks_are_round():
+    assert ticks(0.23) == pytest.approx([0, 0.05, 0.1, 0.15, 0.2])
+    assert ticks(0) == [0] and ticks(5) == [0, 1, 2, 3, 4, 5]
 
 
 def test_the_thresholds_are_said(tmp_path):

@@ -27,21 +27,29 @@ from .renamed import CONFIG_KEYS
 MAX_YAML = 4 * 2**20  # bytes; the labels of 20,000 classes are 1 MB, and 60,000 values
 MAX_VALUES = 250_000  # of a YAML file; PyYAML takes 30 us for each
 MAX_JSON = 16 * 2**20
-MAX_DEEP = 40  # lists and sections in one another
+MAX_DEEP = 40  # nested lists and sections
 MAX_WHOLE = 2**63 - 1
 
 
 def setting(
     default: Any, help: str, *, minimum: float | None = None, maximum: float | None = None, resumable: bool = False
 ):
-    """A config field. free: a resumed run may change it, since it does not change what is computed (training.lr alone may change too)."""
+    """A documented setting.
+
+    Args:
+        default: its value if it is not given.
+        help: the text of --help.
+        minimum: smallest value allowed.
+        maximum: largest value allowed.
+        resumable: a resumed run may change it, since it does not change the results (training.lr is the one other exception).
+    """
     return field(
         default=default, metadata={"help": help, "minimum": minimum, "maximum": maximum, "resumable": resumable}
     )
 
 
 def fields_of(cls: type, prefix: str = "") -> Iterator[tuple[str, Any, dataclasses.Field]]:
-    """(dotted key, type, field) of every plain field, sections opened."""
+    """(dotted key, type, field) of every field, including those of sections."""
     hints = typing.get_type_hints(cls)
     for f in dataclasses.fields(cls):
         if dataclasses.is_dataclass(hints[f.name]):
@@ -94,7 +102,7 @@ def apply(
 
 
 def did_you_mean(key: str, known: Mapping[str, Any]) -> str:
-    """ " Did you mean ...?" with the keys of that name in other sections, then those that look most like this one."""
+    """ " Did you mean ...?" with the keys of that name in other sections, then the most similar ones."""
     near = [k for k in known if k.rpartition(".")[2] == key.rpartition(".")[2]]
     near += [k for k in difflib.get_close_matches(key, known, n=3, cutoff=0.6) if k not in near]
     return f" Did you mean {' or '.join(near[:3])}?" if near else " `adagn train --help` lists them all."
@@ -105,12 +113,12 @@ _REPR.maxstring = _REPR.maxother = 80
 
 
 def short_repr(value: Any) -> str:
-    """A value as an error shows it: shortened before it is written out, since it may be anything."""
+    """A value for an error message: shortened, since it may be of any size."""
     return _REPR.repr(value)
 
 
 def _convert(value: Any, hint: Any) -> Any:
-    """A value from YAML, or a word of the command line, as the field's type. Raises ValueError saying what was expected."""
+    """A value from YAML, or a word of the command line, converted to the field's type. Raises ValueError with what was expected."""
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if hint == int | float:
         number = _convert(value, float)
@@ -209,23 +217,22 @@ def type_name(hint: Any) -> str:
 
 
 class _Loader(yaml.SafeLoader):
-    """PyYAML's safe loader, which lets the last of two equal keys win in silence, made to refuse them.
+    """PyYAML's safe loader that also rejects duplicate keys, aliases and very long numbers.
 
-    Aliases are refused too, since a few lines of them are gigabytes once they are written out, and numbers of more than 100
-    characters, whose value takes minutes.
+    A few lines of aliases can expand to gigabytes, and a number of more than 100 characters can take minutes to read.
     """
 
     def construct_mapping(self, node, deep=False):
         keys = Counter(k for k in (self.construct_object(key, deep=True) for key, _ in node.value) if _hashable(k))
-        twice = next((k for k, count in keys.items() if count > 1), None)
-        if twice is not None:
-            raise yaml.YAMLError(f"the key '{twice}' stands twice{node.start_mark}")
+        duplicate = next((k for k, count in keys.items() if count > 1), None)
+        if duplicate is not None:
+            raise yaml.YAMLError(f"duplicate key '{duplicate}'{node.start_mark}")
         return super().construct_mapping(node, deep)
 
     def compose_node(self, parent, index):
         if self.check_event(yaml.AliasEvent):
             event = self.peek_event()
-            raise yaml.YAMLError(f"*{event.anchor} is an alias, write its value out{event.start_mark}")
+            raise yaml.YAMLError(f"*{event.anchor} is an alias: write the value instead{event.start_mark}")
         self.values = getattr(self, "values", 0) + 1
         if self.values > MAX_VALUES:
             raise yaml.YAMLError(f"more than {MAX_VALUES:,} values, too many to be settings")
@@ -241,7 +248,7 @@ class _Loader(yaml.SafeLoader):
 def _hashable(value: Any) -> bool:
     try:
         hash(value)
-    except TypeError:  # PyYAML says so itself
+    except TypeError:  # PyYAML reports it
         return False
     return True
 
@@ -257,31 +264,33 @@ def read_yaml(path: Path) -> dict:
     return values
 
 
-def read_json(file: Path, most: int = MAX_JSON) -> dict:
-    """The object in a JSON file of at most that many bytes. Raises InputError for anything else."""
+def read_json(file: Path, max_bytes: int = MAX_JSON) -> dict:
+    """The object in a JSON file of at most `max_bytes`. Raises InputError for anything else."""
     if not file.is_file():
         raise InputError(f"{file} is missing.")
-    values = _read(file, "JSON", most, json.loads)
+    values = _read(file, "JSON", max_bytes, json.loads)
     if not isinstance(values, dict):
-        raise InputError(f"{file} is damaged: expected an object, not {type(values).__name__}.")
+        raise InputError(f"{file} is corrupted: expected an object, not {type(values).__name__}.")
     return values
 
 
-def _read(file: Path, kind: str, most: int, parse: Callable[[str], Any]) -> Any:
+def _read(file: Path, file_type: str, max_bytes: int, parse: Callable[[str], Any]) -> Any:
     try:
         with open(file, "rb") as handle:
-            content = handle.read(most + 1)
-        if len(content) > most:
-            raise InputError(f"{file} has more than {most:,} bytes of {kind}, too many to be what is expected here.")
+            content = handle.read(max_bytes + 1)
+        if len(content) > max_bytes:
+            raise InputError(f"{file} is larger than the {max_bytes:,} bytes of {file_type} expected here.")
         values = parse(content.decode("utf-8"))
         if _is_deep(values):
             raise RecursionError
     except InputError:
         raise
     except RecursionError:
-        raise InputError(f"{file} is no {kind} of ours: it nests more than {MAX_DEEP} levels deep.") from None
-    except Exception as error:  # PyYAML lets KeyError, IndexError and others out for odd tags
-        raise InputError(f"{file} is not {kind}: {' '.join(str(error).split())[:300]}") from None
+        raise InputError(
+            f"{file} is not valid {file_type} here: it is nested more than {MAX_DEEP} levels deep."
+        ) from None
+    except Exception as error:  # PyYAML raises KeyError, IndexError and others for unusual tags
+        raise InputError(f"{file} is not valid {file_type}: {' '.join(str(error).split())[:300]}") from None
     return values
 
 

@@ -47,9 +47,9 @@ def test_what_is_written_is_read_back(tmp_path):
         ("model: {num_res_blocks: 1.5}", "whole number"),
         ("model: {channel_mult: []}", "channel_mult is empty"),
         ("- a", "sections"),
-        ("a: [", "not YAML"),
+        ("a: [", "not valid YAML"),
         ("training: 3", "is a section"),
-        ("training: {lr: 1, lr: 2}", "'lr' stands twice"),
+        ("training: {lr: 1, lr: 2}", "duplicate key 'lr'"),
     ],
 )
 def test_faults_of_the_file_name_the_key_and_the_file(tmp_path, text, message):

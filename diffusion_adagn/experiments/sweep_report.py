@@ -115,17 +115,17 @@ def write_report(
     drawn, and those of an earlier report stay. Those that no longer apply are removed. Raises InputError where there
     is no point, and where two have one id.
     """
-    errors_as_input_error = SweepReport(sweep, points, confirmed)
+    report = SweepReport(sweep, points, confirmed)
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
-    figures = errors_as_input_error.figures()
+    figures = report.figures()
     pictures = {name: _png(draw) for name, draw in figures.items() if name == "grid.png" or plots.available()}
     earlier = [name for name in figures if name not in pictures and (out / name).exists()]
     files = {
-        "sweep.csv": errors_as_input_error.csv(),
-        "sweep.json": errors_as_input_error.json(),
+        "sweep.csv": report.csv(),
+        "sweep.json": report.json(),
         **pictures,
-        "sweep.md": errors_as_input_error.page(list(pictures), earlier, left_out),
+        "sweep.md": report.page(list(pictures), earlier, left_out),
     }
     for name, content in files.items():
         atomic_write(out / name, lambda tmp, content=content: tmp.write_bytes(content))

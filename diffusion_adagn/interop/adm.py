@@ -155,12 +155,12 @@ def _check_network(weights: Mapping[str, Tensor], flags: Mapping[str, Any]) -> N
 
 def _check_flags(flags: dict[str, Any], weights: Mapping[str, Tensor]) -> None:
     """Raises one InputError that names every flag which the weights contradict, with both values."""
-    short_repr = flags | {"attention_resolutions": sides_of(flags, attending_levels(flags))}
+    declared = flags | {"attention_resolutions": sides_of(flags, attending_levels(flags))}
     seen = _seen(weights, flags)
     wrong = [
-        f"{name}: the flags say {in_words(short_repr[name])}, the weights {in_words(value)}"
+        f"{name}: the flags say {in_words(declared[name])}, the weights {in_words(value)}"
         for name, value in seen.items()
-        if short_repr[name] != value
+        if declared[name] != value
     ]
     if wrong:
         seen_mult = seen.get("channel_mult")

@@ -25,16 +25,27 @@ def adagn_silu(
     silu: bool = True,
     operator: str = "auto",
 ) -> Tensor:
-    """silu(GroupNorm(x; weight, bias) * (1 + gamma) + beta), in one pass over memory where there is a kernel for it.
+    """silu(GroupNorm(x; weight, bias) * (1 + gamma) + beta), in one pass over memory where a kernel exists.
 
-    x: [B, C, ...]; [B, C, H, W] in either layout, which is kept (others become contiguous). Its type is kept too, and statistics and all that lies between
-      are float32 (float64 for float64).
-    gamma, beta: [B or 1, C], or None for 0. weight, bias: [C], the norm's own, or None for 1 and 0. silu False: without it.
-    operator: "fused", "eager" (plain PyTorch), or "auto": fused where it can be, and eager inside torch.func, forward-mode
-      gradients and torch.jit.trace. Batched gradients, and a gradient of a gradient through torch.compile, need "eager".
-
-    Raises InputError where groups do not divide C, shapes do not fit, and "fused" cannot be.
     Source: Dhariwal & Nichol 2021 (arXiv 2105.05233), section 3, equation 3; Wu & He 2018 (GroupNorm), equation 2.
+
+    Args:
+        x: [B, C, ...]. [B, C, H, W] may be contiguous or channels_last, and the result is the same; others become contiguous.
+        gamma: [B or 1, C], or None for 0.
+        beta: [B or 1, C], or None for 0.
+        groups: of the norm; must divide C.
+        eps: of the norm.
+        weight: [C], of the norm, or None for 1.
+        bias: [C], of the norm, or None for 0.
+        silu: apply SiLU.
+        operator: "fused", "eager" (plain PyTorch), or "auto": fused where possible, and eager inside torch.func, forward-mode
+            gradients and torch.jit.trace. Batched gradients, and second derivatives through torch.compile, need "eager".
+
+    Returns:
+        Like x, in its dtype. Statistics and intermediate values are float32 (float64 for float64).
+
+    Raises:
+        InputError: groups do not divide C, shapes do not fit, or "fused" is not possible.
     """
     _check(x, gamma, beta, groups, weight, bias)
     if not _fuses(x, operator) or (operator == "auto" and in_functional_transform()):
@@ -44,17 +55,17 @@ def adagn_silu(
 
 
 def available(device: torch.device | str) -> bool:
-    """Whether there is a kernel for this device. On the CPU the first question may compile one."""
+    """Whether there is a kernel for this device. On the CPU the first call may compile one."""
     return not unsupported_reason(device)
 
 
 def unsupported_reason(
     device: torch.device | str, dtype: torch.dtype = torch.float32, last: bool = True, note: bool = True
 ) -> str:
-    """Why the fused operator cannot be used on this device, for this type and layout (last: channels_last); "" if it can.
+    """Why the fused operator cannot be used on this device, for this dtype and memory format (last: channels_last); "" if it can.
 
-    The first question for a device, type and layout builds the kernels and checks them against plain PyTorch (`self_check`).
-    note: where they cannot be used, say on stderr, once, that plain PyTorch is.
+    The first call for a device, dtype and memory format builds the kernels and checks them against plain PyTorch (`self_check`).
+    note: print once on stderr that plain PyTorch is used instead.
     """
     device = torch.device(device)
     return _unsupported_reason(device.type, device.index, dtype, last, note)
@@ -94,7 +105,7 @@ def _fuses(x: Tensor, operator: str) -> bool:
 def _gain_and_shift(
     x: Tensor, gamma: Tensor | None, beta: Tensor | None, weight: Tensor | None, bias: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """GroupNorm's own gain and shift and the modulation as one: float32 [B or 1, C] both.
+    """GroupNorm's weight and bias merged with the modulation: (gain, shift), float32 [B or 1, C] each.
 
     (xhat w + b) (1 + gamma) + beta = xhat (w + w gamma) + (beta + b + b gamma)
     """
@@ -117,17 +128,17 @@ def _check(
     for name, rows in (("gamma", gamma), ("beta", beta)):
         if rows is not None and (rows.ndim != 2 or rows.shape[0] not in (1, n) or rows.shape[1] != c):
             raise InputError(f"{name} is [{n} or 1, {c}] for x {list(x.shape)}, not {list(rows.shape)}.")
-    for name, own in (("weight", weight), ("bias", bias)):
-        if own is not None and own.shape != (c,):
-            raise InputError(f"{name} is [{c}] for x {list(x.shape)}, not {list(own.shape)}.")
+    for name, values in (("weight", weight), ("bias", bias)):
+        if values is not None and values.shape != (c,):
+            raise InputError(f"{name} is [{c}] for x {list(x.shape)}, not {list(values.shape)}.")
 
 
-# ---------------------------------------------------------------------- what torch is told
+# ---------------------------------------------------------------------- registration with torch
 
 
 def _apply(x: Tensor, gain: Tensor, shift: Tensor, groups: int, eps: float, silu: bool) -> Tensor:
     """The operator through torch's dispatcher where something looks on (compile, export, fake tensors), else past it, which
-    takes a third of the time: it counts where pictures are small."""
+    takes a third of the time: it counts where images are small."""
     if (
         type(x) not in (Tensor, nn.Parameter)
         or x.is_meta

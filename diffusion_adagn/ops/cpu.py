@@ -1,4 +1,4 @@
-"""The fused operator on the CPU: adagn_silu.cpp, compiled by the machine's own compiler where it is first used, and kept."""
+"""The fused operator on the CPU: adagn_silu.cpp, compiled by the machine's compiler at first use, and cached."""
 
 import atexit
 import ctypes
@@ -22,29 +22,29 @@ SOURCE = Path(__file__).with_name("adagn_silu.cpp")
 DTYPES = (torch.float32, torch.bfloat16)
 
 _lock = threading.Lock()
-_found: dict[tuple[torch.dtype, bool], tuple[ctypes.CDLL | None, str]] = {}
+_libraries: dict[tuple[torch.dtype, bool], tuple[ctypes.CDLL | None, str]] = {}
 
 
 def unsupported_reason(dtype: torch.dtype = torch.float32, last: bool = True) -> str:
-    """Why there is no operator for this type (last: in channels_last), in words; "" if there is one."""
+    """Why there is no operator for this dtype (last: in channels_last); "" if there is one."""
     return _library(dtype, last)[1]
 
 
 def _library(dtype: torch.dtype, last: bool) -> tuple[ctypes.CDLL | None, str]:
-    """The compiled operator, built by the first call (a second or two) unless it lies in the cache; or None, and why."""
+    """The compiled operator, built by the first call (a second or two) unless it is cached; or None and the reason."""
     if dtype not in DTYPES:
         return None, f"it does not take {dtype} on a CPU."
     with _lock:
-        if (dtype, last) not in _found:
+        if (dtype, last) not in _libraries:
             try:
                 lib = _load(_build(dtype, last))
                 threads = torch.get_num_threads()
                 slow = threads > 2 and not lib.adagn_silu_has_threads()
                 why = f"this compiler builds it without threads (OpenMP), and PyTorch uses {threads}."
-                _found[dtype, last] = (None, why) if slow else (lib, "")
+                _libraries[dtype, last] = (None, why) if slow else (lib, "")
             except (OSError, RuntimeError, subprocess.SubprocessError) as error:
-                _found[dtype, last] = None, " ".join(str(error).split())[:300]
-        return _found[dtype, last]
+                _libraries[dtype, last] = None, " ".join(str(error).split())[:300]
+        return _libraries[dtype, last]
 
 
 def compiler() -> list[str]:
@@ -53,7 +53,7 @@ def compiler() -> list[str]:
     try:
         command = shlex.split(named)
     except ValueError as error:
-        raise RuntimeError(f"CXX ({named}) is no command: {error}.") from None
+        raise RuntimeError(f"CXX ({named}) is not a command: {error}.") from None
     if command and shutil.which(command[0]) is None:
         raise RuntimeError(f"CXX names {command[0]}, and there is no such compiler.")
     if not command:
@@ -64,7 +64,7 @@ def compiler() -> list[str]:
 
 
 def _build(dtype: torch.dtype, last: bool) -> Path:
-    """The shared library for this source, compiler and CPU: from the cache, or made. Raises OSError, RuntimeError or
+    """The shared library for this source, compiler and CPU: from the cache, or built. Raises OSError, RuntimeError or
     SubprocessError."""
     command = compiler()
     flags = [
@@ -79,24 +79,24 @@ def _build(dtype: torch.dtype, last: bool) -> Path:
         flags.append("-mprefer-vector-width=512")
     number = "float" if dtype == torch.float32 else "bf16"
     flags += [f"-DNUMBER={number}", f"-DLAST={str(last).lower()}"]
-    made_of = [SOURCE.read_bytes(), _cpu().encode(), torch.__version__.encode(), " ".join(command + flags).encode()]
-    made_of.append(subprocess.run([*command, "--version"], capture_output=True, timeout=60).stdout)
-    name = f"adagn_silu-{number}-{hashlib.sha256(b'|'.join(made_of)).hexdigest()[:16]}.so"
+    recipe = [SOURCE.read_bytes(), _cpu().encode(), torch.__version__.encode(), " ".join(command + flags).encode()]
+    recipe.append(subprocess.run([*command, "--version"], capture_output=True, timeout=60).stdout)
+    name = f"adagn_silu-{number}-{hashlib.sha256(b'|'.join(recipe)).hexdigest()[:16]}.so"
     file = cache_root() / "ops" / name
     try:
-        return file if _whole(file) else _placed(file, command, flags)
-    except OSError:  # a home that cannot be written to: for this process alone
+        return file if _is_intact(file) else _compile_into(file, command, flags)
+    except OSError:  # the cache is not writable: for this process alone
         folder = tempfile.mkdtemp(prefix="adagn_silu-")
         atexit.register(shutil.rmtree, folder, ignore_errors=True)
-        return _placed(Path(folder, name), command, flags)
+        return _compile_into(Path(folder, name), command, flags)
 
 
 def _compile(command: list[str], flags: list[str], to: Path) -> None:
-    """Build the library into `to` and its hash beside it. Raises RuntimeError with the reason of the last try."""
+    """Build the library into `to`. Raises RuntimeError with the reason of the last try."""
     why = ""
     for native in (["-march=native"], []):  # older compilers of Apple reject it
         for openmp in _openmp():
-            with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:  # a compiler leaves what it began
+            with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:  # a failed compiler leaves files
                 out = Path(folder, "adagn_silu.so")
                 done = subprocess.run(
                     [*command, *native, *flags, "-shared", "-fPIC", str(SOURCE), "-o", str(out), *openmp],
@@ -106,11 +106,11 @@ def _compile(command: list[str], flags: list[str], to: Path) -> None:
                 )
                 if done.returncode or not out.is_file():
                     ended = f"with status {done.returncode}" if done.returncode else "to make a library"
-                    why = f"{ended}: {done.stderr.strip() or 'it short_repr nothing'}"
+                    why = f"{ended}: {done.stderr.strip() or 'no output'}"
                     continue
                 try:
                     _load(out)
-                except OSError as error:  # clang links GCC's OpenMP, and asks it for functions of its own
+                except OSError as error:  # clang links GCC's OpenMP, which lacks functions that clang needs
                     why = f"to make a library that loads: {error}"
                     continue
                 to.write_bytes(out.read_bytes())
@@ -119,27 +119,27 @@ def _compile(command: list[str], flags: list[str], to: Path) -> None:
 
 
 def _openmp() -> list[list[str]]:
-    """Flags to try, one after the other: with torch's own OpenMP (a second one in the process would bring threads of its own); its
-    vector pragmas alone, which need no library; neither."""
+    """Flags to try in this order: with torch's OpenMP library (a second one in the process would start more threads); with
+    its vector pragmas alone, which need no library; without."""
     lib = Path(torch.__file__).parent / "lib"
     if sys.platform == "darwin":
-        own = [["-Xclang", "-fopenmp", str(f), f"-Wl,-rpath,{lib}"] for f in lib.glob("libomp.dylib")]
+        openmp = [["-Xclang", "-fopenmp", str(f), f"-Wl,-rpath,{lib}"] for f in lib.glob("libomp.dylib")]
     else:
         found = [f for f in lib.glob("libgomp*") if f.is_file()][:1]
-        own = [["-fopenmp", *(["-nodefaultlibs", str(found[0]), "-lc"] if found else [])]]
-    return [*own, ["-fopenmp-simd"], []]
+        openmp = [["-fopenmp", *(["-nodefaultlibs", str(found[0]), "-lc"] if found else [])]]
+    return [*openmp, ["-fopenmp-simd"], []]
 
 
-def _whole(file: Path) -> bool:
-    """Whether it is there and as it was made: to load a shortened one can kill the process."""
+def _is_intact(file: Path) -> bool:
+    """Whether the file exists and matches its hash: loading a truncated one can kill the process."""
     try:
         return _digest(file).encode() == file.with_suffix(".sha256").read_bytes()
     except FileNotFoundError:
         return False
 
 
-def _placed(file: Path, command: list[str], flags: list[str]) -> Path:
-    """Compile into `file`; its hash lies beside it, since nothing may follow the end of a signed library (macOS)."""
+def _compile_into(file: Path, command: list[str], flags: list[str]) -> Path:
+    """Compile into `file`; its hash is a second file, since nothing may follow the end of a signed library (macOS)."""
     atomic_write(file, lambda tmp: _compile(command, flags, tmp))
     atomic_write(file.with_suffix(".sha256"), lambda tmp: tmp.write_text(_digest(file)))
     return file

@@ -17,16 +17,16 @@ def adagn_silu_reference(
 ) -> Tensor:
     """`adagn_silu` in plain PyTorch. Half types are normalised in float32: in channels_last the CPU is slow at bfloat16."""
     wide = _accum_dtype(x)
-    # its own weight and bias apart where there is but one, or where they are trained and x is not: torch's backward wants
-    # all or none, and kills the process if not
+    # weight and bias are applied separately if only one is given, or if they are trained and x is not: torch's backward
+    # needs all or none, and kills the process otherwise
     trained = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (weight, bias))
-    apart = (weight is None) != (bias is None) or (trained and not x.requires_grad)
-    own = (None, None) if apart else (_to(weight, wide), _to(bias, wide))
-    # not F.group_norm, which refuses groups of one number
-    h = torch.group_norm(x.to(wide), groups, *own, eps, torch.backends.cudnn.enabled)
-    if apart and weight is not None:
+    separate = (weight is None) != (bias is None) or (trained and not x.requires_grad)
+    affine = (None, None) if separate else (_to(weight, wide), _to(bias, wide))
+    # not F.group_norm, which rejects groups of one value
+    h = torch.group_norm(x.to(wide), groups, *affine, eps, torch.backends.cudnn.enabled)
+    if separate and weight is not None:
         h = h * _broadcast(weight[None].to(wide), h)
-    if apart and bias is not None:
+    if separate and bias is not None:
         h = h + _broadcast(bias[None].to(wide), h)
     if gamma is not None:
         h = h * (1 + _broadcast(gamma.to(wide), h))

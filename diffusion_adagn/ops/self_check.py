@@ -1,4 +1,4 @@
-"""The fused operator checks itself: once a process, for each device, number type and layout, against plain PyTorch."""
+"""The fused operator checks itself: once per process, device, dtype and memory format, against plain PyTorch."""
 
 import subprocess
 import sys
@@ -9,9 +9,9 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-# the largest error of each result, as a share of its largest value
+# the largest error of each result, as a fraction of its largest value
 LIMIT = {torch.float32: 1e-4, torch.bfloat16: 2e-2, torch.float16: 4e-3}
-# x, groups, rows of gain and shift: Triton holds the first in one tile and not the second, with 3 and 6 channels a group
+# x, groups, rows of gain and shift: Triton holds the first in one tile and not the second, with 3 and 6 channels per group
 CASES = (((2, 12, 7, 5), 4, 2), ((2, 12, 47, 45), 2, 1))
 EPS = 1e-5
 NO_GPU = "there is no CUDA GPU."
@@ -22,9 +22,9 @@ _noted = False  # that plain PyTorch is used
 
 
 def failure(kernels: Callable[[], ModuleType], kind: str, index: int | None, dtype: torch.dtype, last: bool) -> str:
-    """Why the kernels cannot be used on this device, for this type and layout (last: channels_last); "" if they can.
+    """Why the kernels cannot be used on this device, for this dtype and memory format (last: channels_last); "" if they can.
 
-    The first question for each of them runs the kernels; the answer is cached. A CUDA stream that is being captured cannot run
+    The first call for each runs the kernels; the answer is cached. A CUDA stream that is being captured cannot run
     them: "" and no answer is cached.
 
     Args:
@@ -32,15 +32,15 @@ def failure(kernels: Callable[[], ModuleType], kind: str, index: int | None, dty
         index: Which of them, where there are several.
     """
     key = kind, index, dtype, last
-    if key in _found:  # asked at every call of the operator
+    if key in _found:  # every call of the operator asks
         return _found[key]
     if kind == "cuda" and torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
         return ""
     with _lock:
         if key not in _found:
-            # a full memory says nothing of the kernels: whoever asks meets it too, and the next one asks again
+            # out of memory is no answer: the caller meets the same error, and the next call checks again
             device = torch.device(kind) if index is None else torch.device(kind, index)
-            why = _alone(lambda: _failure(kernels, device, dtype, last))
+            why = _in_own_thread(lambda: _failure(kernels, device, dtype, last))
             if why is None:
                 return ""
             _found[key] = why
@@ -48,7 +48,7 @@ def failure(kernels: Callable[[], ModuleType], kind: str, index: int | None, dty
 
 
 def note(why: str) -> None:
-    """Say on stderr that plain PyTorch is used in place of the fused operator, and why: once a process."""
+    """Print on stderr, once per process, that plain PyTorch is used instead of the fused operator, and why."""
     global _noted
     if not _noted:
         _noted = True
@@ -57,11 +57,11 @@ def note(why: str) -> None:
         )
 
 
-def _alone(question: Callable[[], str | None]) -> str | None:
-    """The answer, found in a thread of its own.
+def _in_own_thread(question: Callable[[], str | None]) -> str | None:
+    """The answer, computed in a new thread.
 
-    Autocast, gradient and inference mode, hooks, fake tensors, tracing, torch.func and the default device belong to a thread:
-    none of the caller's can reach the check, and the check changes none of them.
+    Autocast, gradient and inference mode, hooks, fake tensors, tracing, torch.func and the default device are per thread:
+    those of the caller do not reach the check, and the check changes none of them.
     """
     answer: list[str | None] = []
     thread = threading.Thread(target=lambda: answer.append(question()), name="fused operator's check", daemon=True)
@@ -71,7 +71,7 @@ def _alone(question: Callable[[], str | None]) -> str | None:
 
 
 def _failure(kernels: Callable[[], ModuleType], device: torch.device, dtype: torch.dtype, last: bool) -> str | None:
-    """As `failure`; None where there was no memory to find out."""
+    """As `failure`; None if there was not enough memory to check."""
     if device.type == "cuda" and not torch.cuda.is_available():
         return NO_GPU
     try:

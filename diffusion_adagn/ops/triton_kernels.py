@@ -1,6 +1,6 @@
 """The fused operator on CUDA, in Triton; without a GPU, TRITON_INTERPRET=1 runs it on CPU tensors, number by number.
 
-A program has whole groups of one picture: a tile [pixels, channels] that fits the registers is read once, a larger one
+A program has whole groups of one image: a tile [pixels, channels] that fits the registers is read once, a larger one
 twice, the second time from its end, which the L2 cache still holds. Sums and all between load and store are float32.
 """
 
@@ -29,7 +29,7 @@ def _forward(
     x, y, gain, shift, mean, rstd, C, P, G, row, eps, pixel, channel,
     D: tl.constexpr, GB: tl.constexpr, CB: tl.constexpr, BP: tl.constexpr, WHOLE: tl.constexpr, SILU: tl.constexpr,
 ):  # fmt: skip
-    # a picture's programs run side by side: in channels_last they share the lines of the cache
+    # an image's programs run side by side: in channels_last they share the lines of the cache
     parts = tl.cdiv(G, GB)
     n = (tl.program_id(0) // parts).to(tl.int64)
     of = tl.arange(0, CB)
@@ -82,7 +82,7 @@ def _backward(
     dy, x, gain, shift, mean, rstd, dx, dgain, dshift, C, P, G, row, pixel, channel,
     D: tl.constexpr, GB: tl.constexpr, CB: tl.constexpr, BP: tl.constexpr, WHOLE: tl.constexpr, SILU: tl.constexpr,
 ):  # fmt: skip
-    # a picture's programs run side by side: in channels_last they share the lines of the cache
+    # an image's programs run side by side: in channels_last they share the lines of the cache
     parts = tl.cdiv(G, GB)
     n = (tl.program_id(0) // parts).to(tl.int64)
     of = tl.arange(0, CB)
@@ -157,7 +157,7 @@ def backward(
     dgain = x.new_zeros(x.shape[:2], dtype=torch.float32)
     dshift = torch.zeros_like(dgain)
     if x.numel():
-        grid, sizes, tile, warps = _plan(x, groups, MOST // 2)  # two tiles are kept
+        grid, sizes, tile, warps = _plan(x, groups, MOST // 2)  # two tiles are in registers
         row = x.shape[1] if len(gain) > 1 else 0
         with torch.cuda.device_of(x):
             _backward[grid](
@@ -176,7 +176,7 @@ def _plan(x: Tensor, groups: int, most: int) -> tuple[tuple[int], tuple[int, ...
     while last and together < groups and together * width * x.element_size() < SECTOR:
         together *= 2
     side = triton.next_power_of_2(pixels)
-    while (  # and more where pictures are small, while there is work for every multiprocessor
+    while (  # and more where images are small, while there is work for every multiprocessor
         together < groups
         and 2 * together * width <= 64
         and side * triton.next_power_of_2(2 * together * width) <= most // 2

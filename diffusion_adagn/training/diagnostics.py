@@ -137,12 +137,12 @@ class ConditioningDiagnostics:
         """A sentence, once, if the label is still unused after `training.warn_label_unused_after` steps."""
         gap, half = (signals.get(f"label_gap_wrong{end}", math.nan) for end in ("", "_ci95"))
         late = 0 < self.training.warn_label_unused_after <= step
-        short_repr = judge(gap, half)
-        if self.warned or not late or short_repr in ("used", "open"):
+        verdict = judge(gap, half)
+        if self.warned or not late or verdict in ("used", "open"):
             return None
         self.warned = True
         return (
-            f"warning: after {step} steps the label {'misleads' if short_repr == 'misleads' else 'is not seen to be used'}: told a wrong "
+            f"warning: after {step} steps the label {'misleads' if verdict == 'misleads' else 'is not seen to be used'}: told a wrong "
             f"class the loss on held-out pictures is {gap:+.5f} against the true one's (95% interval +-{half:.5f}). Are the labels right (adagn data inspect)? Does "
             "training.label_dropout leave enough of them? Does the label do anything?"
         )

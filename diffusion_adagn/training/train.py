@@ -623,12 +623,12 @@ def _format_throughput(cost: Cost, speed: SpeedConfig, device: torch.device, pro
         dtype = torch.float32
     peak = processes * measure_peak_flops(device, dtype, seconds=0.1)
 
-    def split_modulation(rate: float) -> str:
+    def formatted(rate: float) -> str:
         share = 300 * cost.flops * rate / peak
         # the peak is what a few products reached just now; what is above it is no percentage
         return f"{3 * cost.flops * rate / 1e9:.3g} GFLOP/s ({f'{share:.0f} % of' if share <= 100 else 'at'} peak)"
 
-    return told
+    return formatted
 
 
 class StopSignal:

@@ -61,7 +61,7 @@ def opened(source, part=None, **settings):
     return open_dataset(config, part, progress=False)
 
 
-def split_modulation(source, part=None, **settings) -> str:
+def told(source, part=None, **settings) -> str:
     """The sentence with which a source is refused; the store is left empty."""
     with pytest.raises(InputError) as error:
         opened(source, part, **settings)

@@ -154,7 +154,7 @@ def test_pictures_and_modulations_that_do_not_fit_are_refused():
         unet(torch.zeros(1, 1, 7, 8), 5, Y[:1])
     m = unet.modulation(5, 1)
     m.pop(unet.sites()[1].name)
-    with pytest.raises(InputError, match="1 sites are told: down"):
+    with pytest.raises(InputError, match="missing 1 sites: down"):
         unet.denoise(X, m)
 
 

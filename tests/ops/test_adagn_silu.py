@@ -412,7 +412,7 @@ def test_eager_does_what_fused_does_where_torch_s_own_norm_does_not():
 @pytest.fixture
 def anew(monkeypatch, tmp_path):
     """As a process that has not asked yet, with an empty cache."""
-    monkeypatch.setattr(cpu, "_found", {})
+    monkeypatch.setattr(cpu, "_libraries", {})
     monkeypatch.setattr(self_check, "_noted", False)
     monkeypatch.setenv("DIFFUSION_ADAGN_CACHE", str(tmp_path / "cache"))
     return tmp_path / "cache"
@@ -454,7 +454,7 @@ def test_it_is_built_once(anew, monkeypatch):
         adagn_silu(x, None, None, 4, operator="fused")
     (made,) = anew.rglob("*.so")
     before = made.stat().st_mtime_ns
-    monkeypatch.setattr(cpu, "_found", {})
+    monkeypatch.setattr(cpu, "_libraries", {})
     adagn_silu(x, None, None, 4, operator="fused")
     assert made.stat().st_mtime_ns == before and set(made.parent.iterdir()) == {made, made.with_suffix(".sha256")}
 

@@ -23,7 +23,7 @@ exec g++ "$@" -O0
 @pytest.fixture
 def compiler(tmp_path, monkeypatch):
     """compiler("-fopenmp|-march=native"): one that rejects these; returns a list of what it was called with."""
-    monkeypatch.setattr(cpu, "_found", {})
+    monkeypatch.setattr(cpu, "_libraries", {})
     monkeypatch.setattr(self_check, "_found", {})
     monkeypatch.setattr(self_check, "_noted", False)
     monkeypatch.setenv("DIFFUSION_ADAGN_CACHE", str(tmp_path / "cache"))
@@ -45,9 +45,9 @@ def test_pragmas_stay_where_openmp_is_rejected(compiler, monkeypatch):
     assert available("cpu")
     assert "-fopenmp-simd" in calls()[-1] and "-march=native" in calls()[-1] and len(calls()) == 2
     made = cpu._build(torch.float32, True)  # from the cache
-    assert cpu._whole(made) and len(calls()) == 2
+    assert cpu._is_intact(made) and len(calls()) == 2
     made.with_suffix(".sha256").write_text("0" * 64)
-    assert not cpu._whole(made)
+    assert not cpu._is_intact(made)
 
 
 def test_many_threads_want_a_threaded_build(compiler, monkeypatch):

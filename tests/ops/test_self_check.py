@@ -174,7 +174,7 @@ def test_first_use_may_be_anywhere(unchecked, through):
 
 
 def test_no_compiler_on_path_falls_back(unchecked, monkeypatch, capsys, tmp_path):
-    monkeypatch.setattr(cpu, "_found", {})
+    monkeypatch.setattr(cpu, "_libraries", {})
     monkeypatch.setenv("DIFFUSION_ADAGN_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("CXX", raising=False)

@@ -63,8 +63,8 @@ def open_extractor(
         return open_efficientnet(argument, device)
     if argument:
         return _of_the_user(spec, dataset, device, progress)
-    did_you_mean = difflib.get_close_matches(word, CHOICES, n=1)
-    guess = f" Did you mean {did_you_mean[0]}?" if did_you_mean else ""
+    near = difflib.get_close_matches(word, CHOICES, n=1)
+    guess = f" Did you mean {near[0]}?" if near else ""
     raise InputError(f"there is no extractor {spec!r}.{guess} {_choices()}")
 
 

@@ -41,9 +41,9 @@ def mac(monkeypatch):
     for name, value in (("MIN_PASSES", 64), ("MAX_PASSES", 64)):  # a judge of one step
         monkeypatch.setattr(judge, name, value)
     monkeypatch.setattr(tracing, "label_check", partial(tracing.label_check, evaluations=40))
-    monkeypatch.setattr(tracing, "PROBED", 2)
-    monkeypatch.setattr(tracing, "STEPS", 2)
-    monkeypatch.setattr(tracing, "write_report", lambda findings, out: [])  # it draws with NumPy
+    monkeypatch.setattr(tracing, "NUM_PROBED_TIMESTEPS", 2)
+    monkeypatch.setattr(tracing, "SAMPLER_STEPS", 2)
+    monkeypatch.setattr(tracing, "write_report", lambda results, out: [])  # it draws with NumPy
     monkeypatch.setattr(sweep_plots, "available", lambda: False)  # curves
     monkeypatch.setenv("PYTORCH_ENABLE_MPS_FALLBACK", "1")  # accelerate sets it
     calls, denoise = [], AdaGNUNet.denoise

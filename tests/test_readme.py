@@ -63,7 +63,7 @@ def place(tmp_path, monkeypatch):
 
 def test_readme_commands_run(place, step_time, monkeypatch):
     monkeypatch.setattr(ablation, "EVALUATIONS", 32)  # no command says how many of these
-    for name, number in (("MIXED", 1), ("STEPS", 3), ("PROBED", 2)):
+    for name, number in (("MIX_COLUMNS", 1), ("SAMPLER_STEPS", 3), ("NUM_PROBED_TIMESTEPS", 2)):
         monkeypatch.setattr(tracing, name, number)
     monkeypatch.setattr(tracing, "label_check", functools.partial(label_check, evaluations=360))
     ran = 0

@@ -12,7 +12,7 @@ import numpy as np
 
 from ..errors import InputError
 from ..evaluation.metrics import METRICS
-from ..trace.sentences import listed, percent, plus_minus
+from ..render.text import listed, percent, plus_minus
 
 SETTINGS = ("guide", "schedule", "rescale", "threshold", "sampler", "spacing", "eta", "steps", "interval", "scale")
 CLASS_METRICS = ("kid", "accuracy", "frechet")

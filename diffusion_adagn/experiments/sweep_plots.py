@@ -11,8 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from ..evaluation.metrics import METRICS
-from ..trace.drawing import one_line
-from ..trace.sentences import listed
+from ..render.text import listed, one_line
 from .selection import (
     BestSet,
     PointResult,

@@ -27,8 +27,7 @@ from ..evaluation.report import (
     weak,
 )
 from ..render.grids import labelled_grid
-from ..trace.drawing import one_line, shorten
-from ..trace.sentences import listed, percent, plus_minus
+from ..render.text import listed, one_line, percent, plus_minus, shorten
 from . import sweep_plots as plots
 from .selection import (
     CHANCE_ERRORS,

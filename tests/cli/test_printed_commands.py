@@ -214,7 +214,7 @@ def test_measurements_say_what_to_do_next(tmp_path, monkeypatch, capsys):
     from diffusion_adagn.experiments import sweep as sweeping
     from diffusion_adagn.trace import tracing
 
-    for name in ("MIXED", "STEPS", "PROBED"):
+    for name in ("MIX_COLUMNS", "SAMPLER_STEPS", "NUM_PROBED_TIMESTEPS"):
         monkeypatch.setattr(tracing, name, 2)
     pipeline_in(tmp_path / "it's a model", labels=("0", "1", "2"))
     own = ["--against", "digits", "--data.classes", "0,1,2", "--extractor", "sklearn"]

@@ -33,8 +33,8 @@ from ..models.cost import Cost, estimate_cost
 from ..models.unet import AdaGNUNet
 from ..runs.layout import RunFolder, label_space, network_config
 from ..runtime.distributed import process_state
-from ..runtime.precision import tf32
-from ..runtime.speed import choose
+from ..runtime.precision import use_tf32
+from ..runtime.speed import resolve_speed
 from ..sampling.load import open_pipeline
 from ..sampling.pipeline import to_pixels
 from ..training.export import sample_command
@@ -230,7 +230,7 @@ def _check(config: RunConfig, kinds: list[str]) -> tuple[RunConfig, ImageDataset
                 f"of {narrowest}; with one, GroupNorm is instance norm. To compare kinds give {narrowest // 4} groups or fewer."
             )
         costs[kind] = estimate_cost(network)
-    speed = choose(
+    speed = resolve_speed(
         config.speed, process_state(config.speed.device).device, max(cost.flops for cost in costs.values())
     )  # one for all kinds
     config = dataclasses.replace(config, speed=dataclasses.replace(config.speed, precision=speed.precision))
@@ -265,7 +265,7 @@ def _train(member: Member, config: RunConfig) -> int:
         return train(member_config(config, member), resume=True)
 
 
-@tf32(False)
+@use_tf32(False)
 def _measure(member: Member, config: RunConfig, heldout: ImageDataset, cost: Cost) -> None:
     """samples.npy (uint8 [classes, H, W, C]) and then result.json, which says that the member is finished."""
     pipe, _ = open_pipeline(member.run.path)

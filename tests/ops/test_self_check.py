@@ -184,7 +184,7 @@ def test_no_compiler_on_path_falls_back(unchecked, monkeypatch, capsys, tmp_path
     chosen = speed.resolve_speed(asked, device, 1)
     said, why = capsys.readouterr().err, "there is no C++ compiler (c++, g++ or clang++; or name one in CXX)"
     assert said.count("\n") == 1 and said.startswith("note: ") and why in said
-    assert f"eager operator (chosen for this machine: precision, layout, operator, since the fused one cannot be used: {why})" in (
+    assert f"eager operator (chosen for this machine: precision, memory_format, operator, since the fused one cannot be used: {why})" in (
         speed.describe_speed(chosen, asked, device)
     )  # fmt: skip
     assert "cannot be used" not in speed.describe_speed(chosen, SpeedConfig(operator="eager"), device)

@@ -80,7 +80,7 @@ def test_layouts_and_operators_compute_the_same():
     for out in outs.values():
         torch.testing.assert_close(out, outs["contiguous", "eager"], atol=1e-5, rtol=1e-4)
     assert unet.conv_in.weight.is_contiguous(memory_format=torch.channels_last)
-    with pytest.raises(InputError, match="memory_format must be one of"):
+    with pytest.raises(InputError, match="memory format is one of"):
         unet.set_memory_format("nhwc")
 
 

@@ -142,14 +142,18 @@ def _pictures(p: Parser, args: argparse.Namespace, argv: Sequence[str]) -> int:
 
     from ..evaluation.evaluate import evaluate_images
     from ..evaluation.image_set import is_data
-    from ..runs.recorded import name_of
+    from ..runs.recorded import run_name_parts
 
     path = Path(args.what).expanduser()
     if not path.exists() and not is_data(args.what):
         raise UsageError(f"there is no file {path}.")
     if guidance is not None and is_data(args.what):
         raise UsageError("--guidance chooses among the scales of adagn sample's folders: leave it out.")
-    name = [path.resolve().stem.replace(":", "-")] if is_data(args.what) else name_of(path.resolve().with_suffix(""))
+    name = (
+        [path.resolve().stem.replace(":", "-")]
+        if is_data(args.what)
+        else run_name_parts(path.resolve().with_suffix(""))
+    )
     evaluate_images(args.what, guidance, _request(args, argv), Path(args.out or Path("evaluations", *name)))
     return 0
 

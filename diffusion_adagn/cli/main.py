@@ -127,7 +127,7 @@ def _watch(launcher: int) -> None:
         time.sleep(POLL)
     time.sleep(POLL)  # the signal that ended the launcher may come here a moment later
     until = time.monotonic() + PATIENCE
-    while stopping.asked() and time.monotonic() < until:
+    while stopping.stop_requested() and time.monotonic() < until:
         time.sleep(POLL)
     os._exit(143)
 

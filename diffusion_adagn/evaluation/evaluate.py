@@ -15,7 +15,7 @@ from ..commands import command, go_on, instead, quoted, then
 from ..data.npz import write_npz
 from ..diffusion.schedule import ModelEval
 from ..errors import InputError, writing
-from ..runs.recorded import recorded_data, unused_beside
+from ..runs.recorded import free_default_folder, recorded_data
 from ..runtime.distributed import process_state
 from ..sampling.load import open_pipeline
 from ..sampling.pipeline import ClassConditionalPipeline
@@ -177,7 +177,7 @@ def _next(source: str, sampling: Sampling, request: EvaluateRequest) -> str:
         "precision": None if s.precision == "auto" else s.precision,
     }
     given |= {"weights": "raw" if s.weights == "raw" else None, "spacing": s.spacing} | request.data
-    return command("sweep", source, guidance="1:4:0.5", **given, out=unused_beside("sweeps", source))
+    return command("sweep", source, guidance="1:4:0.5", **given, out=free_default_folder("sweeps", source))
 
 
 def evaluate_images(what: str, guidance: float | None, request: EvaluateRequest, out: Path) -> dict:

@@ -33,8 +33,8 @@ from ..models.cost import Cost, estimate_cost
 from ..models.unet import AdaGNUNet
 from ..runs.layout import RunFolder, label_space, network_config
 from ..runtime.distributed import process_state
-from ..runtime.precision import tf32
-from ..runtime.speed import choose
+from ..runtime.precision import use_tf32
+from ..runtime.speed import resolve_speed
 from ..sampling.load import open_pipeline
 from ..sampling.pipeline import to_pixels
 from ..training.export import sample_command
@@ -245,7 +245,7 @@ def _check(config: RunConfig, conditionings: list[str]) -> tuple[RunConfig, Imag
             )
         costs[name] = estimate_cost(network)
     largest = max(cost.flops for cost in costs.values())  # one precision for all members
-    speed = choose(config.speed, process_state(config.speed.device).device, largest)
+    speed = resolve_speed(config.speed, process_state(config.speed.device).device, largest)
     config = dataclasses.replace(config, speed=dataclasses.replace(config.speed, precision=speed.precision))
     return config, dataset, costs
 
@@ -278,7 +278,7 @@ def _train(member: Member, config: RunConfig) -> int:
         return train(member_config(config, member), resume=True)
 
 
-@tf32(False)
+@use_tf32(False)
 def _measure(member: Member, config: RunConfig, heldout: ImageDataset, cost: Cost) -> None:
     """Write samples.npy (uint8 [classes, H, W, C]), then result.json, which marks the member as finished."""
     pipe, _ = open_pipeline(member.run.path)

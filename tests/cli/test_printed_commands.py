@@ -17,7 +17,7 @@ from diffusion_adagn.diffusion.schedule import make_scheduler
 from diffusion_adagn.errors import InputError
 from diffusion_adagn.interop.adm import next_command
 from diffusion_adagn.labels import LabelSpace as Labels
-from diffusion_adagn.runs.recorded import unused_beside
+from diffusion_adagn.runs.recorded import free_default_folder
 from diffusion_adagn.training import train as train_module
 from diffusion_adagn.training.export import sample_command
 
@@ -115,10 +115,10 @@ def test_errors_leave_commands_unbroken(monkeypatch, capsys):
 
 
 def test_free_names_are_free(tmp_path):
-    assert unused_beside("sweeps", "runs/x") is None
+    assert free_default_folder("sweeps", "runs/x") is None
     (tmp_path / "sweeps/runs/x").mkdir(parents=True)
     (tmp_path / "sweeps/runs/x-2").mkdir()
-    assert unused_beside("sweeps", "runs/x") == "sweeps/runs/x-3" == free("sweeps/runs/x")
+    assert free_default_folder("sweeps", "runs/x") == "sweeps/runs/x-3" == free("sweeps/runs/x")
     assert "--out" not in sample_command("runs/x", LabelSpace(("a",)))  # a second one gets a number
 
 

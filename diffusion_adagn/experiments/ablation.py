@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 from ..atomic import atomic_write, exclusive_lock
-from ..commands import go_on, then, with_options
+from ..commands import resume_hint, with_commands, with_options
 from ..config import RunConfig, differences, read_config, to_yaml
 from ..data import ImageDataset, open_dataset
 from ..diffusion.loss import DiffusionLoss
@@ -114,7 +114,7 @@ def ablate(
             for kind in kinds
         ]
         raise InputError(
-            then(
+            with_commands(
                 "adagn ablate runs in one process. Its members are ordinary runs, which several processes may train first; "
                 "adagn ablate then goes on from there, measures and compares.",
                 *([with_options(torchrun, **some) for some in settings] if member else []),
@@ -157,7 +157,7 @@ def _run(
         about = "" if left is None else f", about {left / 60:.0f} min left" if left > 90 else ", about a minute left"
         print(f"[{len(members) - len(waiting) + done + 1}/{len(members)}] {member.kind}, seed {member.seed}{about}")
         if _train(member, config) == STOPPED:
-            print(go_on(f"Stopped in {member.name}; saved.", typed))
+            print(resume_hint(f"Stopped in {member.name}; saved.", typed))
             return STOPPED
         gc.collect()  # accelerate leaves a cycle round the network, which would stay on the device
         _measure(member, config, heldout, costs[member.kind])
@@ -167,7 +167,7 @@ def _run(
     files = write_report(out, config, dataset, heldout, [m.result for m in shown], {m.name: m.pictures for m in shown})
     print("\n" + files[0].read_text(encoding="utf-8"))
     print("\n".join(f"{what:9} {file}" for what, file in zip(("table", "as CSV", "pictures"), files)))
-    print(then("One of them, closer:", sample_command(str(members[0].run.path), label_space(config))))
+    print(with_commands("One of them, closer:", sample_command(str(members[0].run.path), label_space(config))))
     return 0
 
 

@@ -19,7 +19,7 @@ from accelerate import PartialState
 from tqdm.auto import tqdm
 
 from ..atomic import atomic_dir, atomic_write, exclusive_lock
-from ..commands import free, go_on, then, with_options
+from ..commands import resume_hint, unused_path, with_commands, with_options
 from ..data.npz import write_npz
 from ..errors import InputError
 from ..evaluation.bench import EvalConfig, EvalSetup, bench_of_model
@@ -112,19 +112,23 @@ def sweep(source: str, request: SweepRequest, out: Path, command: str = "") -> l
             others = len(list((out / "points").iterdir())) - len(points)
             files = write_report(_about(source, what, table, draw, points, command), done, out, confirmed, others)
         except KeyboardInterrupt:
-            print(go_on(f"\nStopped. What is finished lies in {out}.", command))
+            print(resume_hint(f"\nStopped. What is finished lies in {out}.", command))
             raise
         except OSError as error:
             raise InputError(
-                go_on(f"{out} cannot be written to ({error}). What is finished is safe: make room.", command)
+                resume_hint(f"{out} cannot be written to ({error}). What is finished is safe: make room.", command)
             ) from error
     print("\n" + "\n".join(summary(files)))
     print(f"\nLook at  {files[0]}\nBeside   {', '.join(f.name for f in files[1:])}")
     if not plots_available():
-        print(then("Curves need matplotlib; with it, the same command draws them:", INSTALL))
+        print(with_commands("Curves need matplotlib; with it, the same command draws them:", INSTALL))
     elif not request.confirm and len(points) > 1 and bench.extractor is not None:
         again = [f"{command} --confirm"] if command else []
-        print(then("Next, the best settings once more, with fresh seeds: the same command with --confirm", *again))
+        print(
+            with_commands(
+                "Next, the best settings once more, with fresh seeds: the same command with --confirm", *again
+            )
+        )
     return files
 
 
@@ -222,7 +226,7 @@ def _open_run_dir(out: Path, plan: dict, command: str) -> None:
         if changed := _changed(old, plan):
             text = f"{out} holds a sweep of something else ({'; '.join(changed)}), and its points would not compare: put it back, or give another --out"
             if command and " --out" not in command:
-                raise InputError(then(f"{text}:", with_options(command, out=free(str(out)))))
+                raise InputError(with_commands(f"{text}:", with_options(command, out=unused_path(str(out)))))
             raise InputError(f"{text}.")
     elif any(not p.name.startswith(".") for p in out.iterdir()):
         raise InputError(f"{out} holds files that are not a sweep: give another --out.")

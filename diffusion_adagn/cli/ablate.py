@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from .. import recipes
-from ..commands import command, quoted, then
+from ..commands import command, shell_line, with_commands
 from ..config import read_config
 from ..errors import UsageError
 from .options import Parser, add_config_file, add_config_options, add_device_option, config_file, config_overrides
@@ -42,9 +42,9 @@ def run(argv: Sequence[str]) -> int:
         raise UsageError(f"--seeds needs at least one whole number, none negative, such as 0,1, not '{args.seeds}'.")
     file = config_file(args)
     if file is None:
-        example = command("ablate", recipes.shown("digits"), kinds="adagn,additive")
+        example = command("ablate", recipes.name_in_command("digits"), kinds="adagn,additive")
         raise UsageError(
-            then(f"adagn ablate needs a config. Recipes: {', '.join(recipes.names())}. For example:", example)
+            with_commands(f"adagn ablate needs a config. Recipes: {', '.join(recipes.names())}. For example:", example)
         )
     config = read_config(file, overrides)
     out = Path(overrides.get("output_dir") or f"runs/ablation-{Path(file).stem}")
@@ -55,6 +55,6 @@ def run(argv: Sequence[str]) -> int:
     conditionings = (
         list(CONDITIONING) if args.kinds == "all" else [k.strip() for k in args.kinds.split(",") if k.strip()]
     )
-    this_command = quoted(["adagn", "ablate", *argv])
+    this_command = shell_line(["adagn", "ablate", *argv])
     train_command = command("train", file, **{key: value for key, value in overrides.items() if key != "output_dir"})
     return ablate(config, conditionings, seeds, out, args.dry_run, this_command, train_command)

@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..commands import command, quoted, then
+from ..commands import command, shell_line, with_commands
 from ..errors import UsageError
 from .options import (
     Parser,
@@ -162,7 +162,7 @@ def _reference(p: Parser, args: argparse.Namespace, argv: Sequence[str]) -> int:
     _refuse(p, args, ("guidance", *SAMPLING, "against", "neighbours"), "has no meaning for adagn evaluate reference")
     if args.real is None or args.out is None:
         example = command("evaluate", "reference", "digits", out="references/digits.npz")
-        raise UsageError(then("which data, and which file of --out (.npz)? Such as:", example))
+        raise UsageError(with_commands("which data, and which file of --out (.npz)? Such as:", example))
 
     from ..evaluation.evaluate import store_reference
 
@@ -192,5 +192,5 @@ def _request(args: argparse.Namespace, argv: Sequence[str]):
         neighbours=args.neighbours,
         keep=args.keep,
         overwrite=args.overwrite,
-        command=quoted(["adagn", "evaluate", *argv]),
+        command=shell_line(["adagn", "evaluate", *argv]),
     )

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..commands import quoted
+from ..commands import shell_line
 from ..config import SPACINGS
 from ..errors import UsageError
 from .options import (
@@ -111,5 +111,5 @@ def run(argv: Sequence[str]) -> int:
         confirm=args.confirm,
     )
     out = Path(args.out or default_folder("sweeps", args.run, args.weights))
-    sweep(args.run, request, out, command=quoted(["adagn", "sweep", *argv]))
+    sweep(args.run, request, out, command=shell_line(["adagn", "sweep", *argv]))
     return 0

@@ -11,7 +11,7 @@ from accelerate import PartialState
 from tqdm.auto import tqdm
 
 from ..atomic import exclusive_lock
-from ..commands import command, go_on, instead, quoted, then
+from ..commands import command, overwrite_hint, resume_hint, shell_line, with_commands
 from ..data.npz import write_npz
 from ..diffusion.schedule import ModelEval
 from ..errors import InputError, writing
@@ -92,7 +92,7 @@ def evaluate_model(source: str, sampling: Sampling, request: EvaluateRequest, ou
     if main:
         check_out(out)
         if finished is not None and (not request.command or finished.get("command") != request.command):
-            raise InputError(instead(f"{out} already holds an evaluation", request.command, out))
+            raise InputError(overwrite_hint(f"{out} already holds an evaluation", request.command, out))
     pipe, what = open_pipeline(source, sampling.weights)
     guide = None if sampling.guide is None else open_pipeline(sampling.guide, sampling.weights)[0]
     precision = choose_precision(sampling.precision, state)
@@ -129,7 +129,7 @@ def evaluate_model(source: str, sampling: Sampling, request: EvaluateRequest, ou
     following = _next(source, sampling, request) if guided else ""
     if finished is not None:
         if not _same(finished, made_by, settings, bench, request.k):
-            raise InputError(instead(f"{out} already holds an evaluation", request.command, out))
+            raise InputError(overwrite_hint(f"{out} already holds an evaluation", request.command, out))
         if main:
             print(f"{out} holds this evaluation already, of {finished['date']}.")
             _say(finished, out, following)
@@ -190,7 +190,7 @@ def evaluate_images(what: str, guidance: float | None, request: EvaluateRequest,
         raise InputError("pictures that are there already are measured by one process: leave torchrun out.")
     check_out(out)
     if not request.overwrite and finished_record(out) is not None:
-        raise InputError(instead(f"{out} already holds an evaluation", request.command, out))
+        raise InputError(overwrite_hint(f"{out} already holds an evaluation", request.command, out))
     path, data = Path(what).expanduser(), is_data(what)
     source = None if data else sampled_from(path)
     recorded = None if source is None else recorded_data(source)
@@ -223,7 +223,7 @@ def store_reference(request: EvaluateRequest, file: Path) -> Reference:
     if file.suffix != ".npz":
         raise InputError(f"a reference is kept as .npz: type --out {file}.npz.")
     if file.exists() and not request.overwrite:
-        raise InputError(instead(f"{file} is there already", request.command, file))
+        raise InputError(overwrite_hint(f"{file} is there already", request.command, file))
     real = RealImages(request.against, request.data)
     if real.dataset is None and real.found is None:
         raise InputError(f"{real.name} holds no pictures, but what was made of some: expected a data set or pictures.")
@@ -233,10 +233,10 @@ def store_reference(request: EvaluateRequest, file: Path) -> Reference:
     reference.save(file)
     about = reference.about
     print(
-        then(
+        with_commands(
             f"{about['count']:,} of {about['of']:,} pictures of {about['name']}, {about['extractor']['dimension']:,} features each, in {file}\n"
             "A model or pictures are measured against it, by adagn evaluate or adagn sweep, with:",
-            quoted(["--against", str(file), "--extractor", request.extractor]),
+            shell_line(["--against", str(file), "--extractor", request.extractor]),
         )
     )
     return reference
@@ -283,7 +283,7 @@ def _sample(
                 pipe, point, draw, bench.extractors, out / BATCHES, state, guide, keep_pixels, bar.update
             )
         except KeyboardInterrupt:
-            print(go_on(f"\nStopped. What is finished lies in {out / BATCHES}.", typed))
+            print(resume_hint(f"\nStopped. What is finished lies in {out / BATCHES}.", typed))
             raise
 
 
@@ -369,4 +369,4 @@ def _say(record: dict, out: Path, following: str = "") -> None:
     files = [name for name in (MARKDOWN, JSON, CLASSES, SHEET, NPZ) if (out / name).is_file()]
     print(f"\nLook at  {out / files[0]}\nBeside   {', '.join(files[1:])}")
     if following:
-        print(then("Next, other scales:", following))
+        print(with_commands("Next, other scales:", following))

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 from ..atomic import atomic_write, exclusive_lock
-from ..commands import go_on, then, with_options
+from ..commands import resume_hint, with_commands, with_options
 from ..config import RunConfig, differences, read_config, to_yaml
 from ..data import ImageDataset, open_dataset
 from ..diffusion.loss import DiffusionLoss
@@ -124,7 +124,7 @@ def ablate(
             for name in conditionings
         ]
         raise InputError(
-            then(
+            with_commands(
                 "adagn ablate runs in one process. To use several, train its members first, which are ordinary runs; "
                 "adagn ablate then measures and compares them.",
                 *([with_options(torchrun, **options) for options in settings] if train_command else []),
@@ -168,7 +168,7 @@ def _run(
         index = len(members) - len(unfinished) + done + 1
         print(f"[{index}/{len(members)}] {member.conditioning}, seed {member.seed}{note}")
         if _train(member, config) == STOPPED:
-            print(go_on(f"Stopped in {member.name}; saved.", command))
+            print(resume_hint(f"Stopped in {member.name}; saved.", command))
             return STOPPED
         gc.collect()  # accelerate leaves the network in a reference cycle, which would stay on the device
         _measure(member, config, heldout, costs[member.conditioning])
@@ -179,7 +179,11 @@ def _run(
     files = write_report(out, config, dataset, heldout, [m.result for m in reported], images)
     print("\n" + files[0].read_text(encoding="utf-8"))
     print("\n".join(f"{title:9} {file}" for title, file in zip(("table", "CSV", "images"), files)))
-    print(then("Sample more images from one of them:", sample_command(str(members[0].run.path), label_space(config))))
+    print(
+        with_commands(
+            "Sample more images from one of them:", sample_command(str(members[0].run.path), label_space(config))
+        )
+    )
     return 0
 
 

@@ -20,7 +20,7 @@ from accelerate import PartialState
 from tqdm.auto import tqdm
 
 from ..atomic import atomic_dir, atomic_write, exclusive_lock
-from ..commands import free, go_on, then, with_options
+from ..commands import resume_hint, unused_path, with_commands, with_options
 from ..data.npz import write_npz
 from ..errors import InputError
 from ..evaluation.bench import EvalConfig, EvalSetup, bench_of_model
@@ -131,20 +131,22 @@ def sweep(source: str, request: SweepRequest, out: Path, command: str = "") -> l
                 _sweep_record(source, name, runner, plan, points, command), finished, out, confirmed, others
             )
         except KeyboardInterrupt:
-            print(go_on(f"\nStopped. {out} contains the finished points.", command))
+            print(resume_hint(f"\nStopped. {out} contains the finished points.", command))
             raise
         except OSError as error:
             raise InputError(
-                go_on(f"cannot write to {out} ({error}). The finished points are saved: free disk space.", command)
+                resume_hint(
+                    f"cannot write to {out} ({error}). The finished points are saved: free disk space.", command
+                )
             ) from error
     print("\n" + "\n".join(summary(files)))
     print(f"\nReport  {files[0]}\nFiles   {', '.join(f.name for f in files[1:])}")
     if not plots_available():
-        print(then("Curves need matplotlib. Install it and repeat the command:", INSTALL))
+        print(with_commands("Curves need matplotlib. Install it and repeat the command:", INSTALL))
     elif not request.confirm and len(points) > 1 and eval_setup.extractor is not None:
         confirm_command = [f"{command} --confirm"] if command else []
         print(
-            then(
+            with_commands(
                 "Next, measure the best settings again with fresh seeds: the same command with --confirm",
                 *confirm_command,
             )
@@ -246,7 +248,7 @@ def _open_output_dir(out: Path, settings: dict, command: str) -> None:
         if changed := _differences(old, settings):
             text = f"{out} contains a sweep with other settings ({'; '.join(changed)}), which cannot be compared: restore them, or give another --out"
             if command and " --out" not in command:
-                raise InputError(then(f"{text}:", with_options(command, out=free(str(out)))))
+                raise InputError(with_commands(f"{text}:", with_options(command, out=unused_path(str(out)))))
             raise InputError(f"{text}.")
     elif any(not p.name.startswith(".") for p in out.iterdir()):
         raise InputError(f"{out} contains files that are not a sweep: give another --out.")

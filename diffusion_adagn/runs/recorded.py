@@ -7,7 +7,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..commands import free
+from ..commands import unused_path
 from ..config import DataConfig, read_config
 from ..errors import InputError
 from ..labels import LabelSpace
@@ -50,7 +50,7 @@ def run_name_parts(path: Path) -> tuple[str, ...]:
 def free_default_folder(kind: str, source: str | Path) -> str | None:
     """What --out must be where the default folder is taken; None: it is not."""
     own = default_folder(kind, source)
-    return free(str(own)) if own.exists() else None
+    return unused_path(str(own)) if own.exists() else None
 
 
 def weights_folder(source: str | Path, weights: str = "ema") -> Path | None:

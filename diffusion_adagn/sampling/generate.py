@@ -17,7 +17,7 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from ..atomic import atomic_write, exclusive_lock
-from ..commands import free, instead
+from ..commands import overwrite_hint, unused_path
 from ..config import SpeedConfig
 from ..data.npz import write_npz
 from ..diffusion.schedule import model_evals, sampler_name, set_timesteps, spacing_name
@@ -31,7 +31,7 @@ from ..render.grids import labelled_grid
 from ..runs.recorded import MAX_INDEX, default_folder
 from ..runtime.distributed import process_state
 from ..runtime.precision import use_precision
-from ..runtime.speed import CUDAGraphDenoiser, apply_speed, compile_blocks, describe_speed, resolve_speed_together
+from ..runtime.speed import CUDAGraphDenoiser, compile_blocks, describe_speed, resolve_speed_together
 from ..schema import read_json, short_repr
 from .class_mix import ClassInterpolation, ClassMix, ClassPlan, modulation_table
 from .guidance import Guidance
@@ -115,7 +115,7 @@ def sample_to_folder(
     pipe, what = open_pipeline(source, weights)
     if out is None:
         out = default_folder("samples", source, weights)
-        out = out if overwrite else Path(gather_object([free(str(out))])[0])  # the main process chooses
+        out = out if overwrite else Path(gather_object([unused_path(str(out))])[0])  # the main process chooses
     pipe.use_sampler(request.sampler, request.spacing)
     request = replace(request, sampler=sampler_name(pipe.scheduler), spacing=spacing_name(pipe.scheduler))
     labels = pipe.labels
@@ -167,7 +167,7 @@ def sample_to_folder(
 
         pipe.to(state.device)
         for unet in [pipe.unet] if guide is None else [pipe.unet, guide.unet]:
-            prepare(unet.to(state.device), request.speed)
+            apply_speed(unet.to(state.device), request.speed)
         planned = list(_planned_images(request, plans))
         if main:
             model = {
@@ -436,7 +436,7 @@ def _clear(out: Path, overwrite: bool, command: str = "") -> None:
     if not index.is_file():
         raise InputError(f"{out} holds files that are not samples of this program: give another --out.")
     if not overwrite:
-        raise InputError(instead(f"{out} already holds samples", command, out))
+        raise InputError(overwrite_hint(f"{out} already holds samples", command, out))
     try:
         old = [i["file"] for i in read_json(index, MAX_INDEX)["images"]]
         for name in old:

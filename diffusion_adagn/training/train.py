@@ -21,7 +21,7 @@ from accelerate.utils import broadcast_object_list, gather_object
 from tqdm.auto import tqdm
 
 from ..atomic import atomic_write, exclusive_lock
-from ..commands import command, quoted, resume_command, then
+from ..commands import command, resume_command, shell_line, with_commands
 from ..config import (
     DiffusionConfig,
     RunConfig,
@@ -35,7 +35,7 @@ from ..config import (
     to_yaml,
 )
 from ..data import ImageDataset, open_dataset
-from ..data.find import FoundSource, find_source
+from ..data.find import ResolvedSource, find_source
 from ..data.store import NothingHeldOut
 from ..diffusion.loss import DiffusionLoss
 from ..diffusion.schedule import make_scheduler
@@ -263,7 +263,7 @@ def _train(config: RunConfig, resume: bool, held: ExitStack) -> int:
                     raise InputError(
                         f"{health.consecutive} steps in a row had a loss or gradient that is not finite, and were left out (training.max_nonfinite_steps). "
                         f"{told}. The checkpoints in {run.checkpoints} are sound. Start another run with a lower training.lr or "
-                        f"speed.precision fp32; {quoted(['--init_from', str(run.path)])} keeps the weights so far."
+                        f"speed.precision fp32; {shell_line(['--init_from', str(run.path)])} keeps the weights so far."
                     )
 
             due = stopping or step % training.checkpoint_every == 0 or step == training.max_steps
@@ -298,7 +298,7 @@ def _train(config: RunConfig, resume: bool, held: ExitStack) -> int:
                 log(**seen)
                 warning = signals.warning(step, seen)
                 if main and warning is not None:
-                    say(then(warning, command("trace", run.path, **{"label-check": True})))
+                    say(with_commands(warning, command("trace", run.path, **{"label-check": True})))
                 if "label_gap_wrong" in seen:
                     label_gap = f", label gap {seen['label_gap_wrong']:+.4f}"
             if heldout is not None and training.heldout_every and step % training.heldout_every == 0:
@@ -321,7 +321,7 @@ def _train(config: RunConfig, resume: bool, held: ExitStack) -> int:
     accelerator.print(f"data      the steps waited for their pictures {100 * share:.1f} % of the time")
     if step < training.max_steps:
         accelerator.print(
-            then(
+            with_commands(
                 f"Stopped by {stop.name or 'a signal'} at step {step}; "
                 f"{'not saved, since it was left out' if fault else 'saved'}. Go on with:",
                 resume_command(run.path),
@@ -333,7 +333,7 @@ def _train(config: RunConfig, resume: bool, held: ExitStack) -> int:
     if main:
         write_pipeline(run, config, ema.model, dataset, step)
         print(
-            then(
+            with_commands(
                 f"\nDone: {step} steps. The model (EMA weights) is in {run.pipeline}\nSample it:",
                 sample_command(str(run.path), label_space(config)),
             )
@@ -346,7 +346,7 @@ def _train(config: RunConfig, resume: bool, held: ExitStack) -> int:
 
 
 def resolve(
-    config: RunConfig, progress: bool = True, found: FoundSource | None = None
+    config: RunConfig, progress: bool = True, found: ResolvedSource | None = None
 ) -> tuple[RunConfig, ImageDataset]:
     """Open the data and write what it decides (image size, channels, classes) into the config.
 
@@ -369,7 +369,7 @@ def resolve(
     return config, dataset
 
 
-def _heldout(config: RunConfig, main: bool, found: FoundSource) -> ImageDataset | None:
+def _heldout(config: RunConfig, main: bool, found: ResolvedSource) -> ImageDataset | None:
     """The held-out pictures, on the main process, if anything looks at them; the signals alone do without if there are none,
     and so does everything where every class needs its images for training (`open_dataset` has said so)."""
     asked = config.training.heldout_every > 0
@@ -486,7 +486,7 @@ def _check_run(config: RunConfig, resume: bool) -> RunFolder:
 def _occupied(run: RunFolder) -> InputError:
     at = run.newest_checkpoint()
     text = f"{run.path} already holds a run ({f'at {at.name}' if at else 'without a checkpoint yet'}). Give another --output_dir, or resume it:"
-    return InputError(then(text, resume_command(run.path)))
+    return InputError(with_commands(text, resume_command(run.path)))
 
 
 def _resume_precision(run: RunFolder, config: RunConfig) -> SpeedConfig:
@@ -674,7 +674,7 @@ class StopSignal:
         elif number == signal.SIGINT and not self._again:
             at = self.run.newest_checkpoint()
             text = f"exiting without saving; {f'a resumed run continues from {at}' if at else 'there is no checkpoint yet: a resumed run starts at step 0'}."
-            self.say(then(text, resume_command(self.run.path)))
+            self.say(with_commands(text, resume_command(self.run.path)))
             self._again = True
             interrupt_main()
 

@@ -129,7 +129,7 @@ def test_finished_job_is_not_requeued(tmp_path, script):
 def launcher_gone(monkeypatch):
     """The watch of a worker, whose launcher ends. Gives (start it, its exits)."""
     exits = []
-    monkeypatch.setattr(main, "POLL", 0.01)
+    monkeypatch.setattr(main, "POLL_SECONDS", 0.01)
     monkeypatch.setattr(main.os, "_exit", exits.append)
     return lambda: threading.Thread(target=main._watch, args=(os.getppid() + 1,)), exits
 
@@ -150,7 +150,7 @@ def test_watch_waits_for_a_save(launcher_gone, monkeypatch):
     thread.start()
     time.sleep(0.2)
     assert thread.is_alive() and not exits
-    monkeypatch.setattr(main, "PATIENCE", 0)  # the save takes too long
+    monkeypatch.setattr(main, "MAX_SAVE_SECONDS", 0)  # the save takes too long
     monkeypatch.setattr(stopping, "_requested", False)
     thread.join(10)
     assert exits == [143]
@@ -159,7 +159,7 @@ def test_watch_waits_for_a_save(launcher_gone, monkeypatch):
 def test_watch_does_not_wait_for_ever(launcher_gone, monkeypatch):
     watch, exits = launcher_gone
     monkeypatch.setattr(stopping, "_requested", True)
-    monkeypatch.setattr(main, "PATIENCE", 0.05)
+    monkeypatch.setattr(main, "MAX_SAVE_SECONDS", 0.05)
     thread = watch()
     thread.start()
     thread.join(10)
@@ -248,7 +248,7 @@ def asked_by_all_signals(folder, job, signalled):
     for process in signalled(workers):
         os.kill(process, signal.SIGUSR1)
     until((folder / "saving").exists)
-    time.sleep(4 * main.POLL)
+    time.sleep(4 * main.POLL_SECONDS)
     assert not any(ended(worker) for worker in workers) and not saved(folder)
     (folder / "release").touch()
     printed, _ = job.communicate(timeout=120)

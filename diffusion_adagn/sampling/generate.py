@@ -31,7 +31,7 @@ from ..render.grids import labelled_grid
 from ..runs.recorded import MAX_INDEX, default_folder
 from ..runtime.distributed import process_state
 from ..runtime.precision import use_precision
-from ..runtime.speed import CUDAGraphDenoiser, compile_blocks, describe_speed, resolve_speed_together
+from ..runtime.speed import CUDAGraphDenoiser, apply_speed, compile_blocks, describe_speed, resolve_speed_together
 from ..schema import read_json, short_repr
 from .class_mix import ClassInterpolation, ClassMix, ClassPlan, modulation_table
 from .guidance import Guidance

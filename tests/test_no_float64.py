@@ -9,7 +9,7 @@ from accelerate.state import AcceleratorState
 from no_float64 import Float64OnDevice, simulated
 
 from diffusion_adagn.cli.main import main
-from diffusion_adagn.evaluation.extractors import judge
+from diffusion_adagn.evaluation.extractors import classifier
 from diffusion_adagn.experiments import sweep_plots
 from diffusion_adagn.models.unet import AdaGNUNet
 from diffusion_adagn.trace import tracing
@@ -39,7 +39,7 @@ def mac(monkeypatch):
     monkeypatch.setattr(torch.mps, "manual_seed", lambda seed: None)
     monkeypatch.setattr(train_module, "measure_peak_flops", lambda *_, **__: 1e12)
     for name, value in (("MIN_PASSES", 64), ("MAX_PASSES", 64)):  # a judge of one step
-        monkeypatch.setattr(judge, name, value)
+        monkeypatch.setattr(classifier, name, value)
     monkeypatch.setattr(tracing, "label_check", partial(tracing.label_check, evaluations=40))
     monkeypatch.setattr(tracing, "NUM_PROBED_TIMESTEPS", 2)
     monkeypatch.setattr(tracing, "SAMPLER_STEPS", 2)

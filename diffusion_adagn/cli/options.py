@@ -244,16 +244,16 @@ def add_measure_options(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--extractor",
-        default="judge",
+        default="classifier",
         metavar="SPEC",
-        help="whose features are compared: judge (trained on your data at first use), sklearn (pictures up to 16x16), "
-        "inception[:WEIGHTS] (the FID's), dinov2:PATH, efficientnet:PATH, package.module:attribute, none (no metric) [judge]",
+        help="network whose features are compared: classifier (trained on your data at first use), sklearn (images up to 16x16), "
+        "inception[:WEIGHTS] (the FID's), dinov2:PATH, efficientnet:PATH, package.module:attribute, none (no metric) [classifier]",
     )
     group.add_argument(
-        "--judge",
+        "--classifier",
         choices=["auto", "none"],
         default="auto",
-        help="auto: where the extractor is no classifier of these classes, a judge says what the pictures show [auto]",
+        help="auto: if the extractor does not know the classes, a classifier of your data measures accuracy [auto]",
     )
     group.add_argument(
         "--reference_count",

@@ -93,7 +93,7 @@ def run(argv: Sequence[str]) -> int:
     from ..experiments.sweep import EvalConfig, SweepRequest, sweep
 
     eval_config = EvalConfig(
-        args.against, config_overrides(args), args.extractor, args.judge == "auto", args.reference_count, args.k
+        args.against, config_overrides(args), args.extractor, args.classifier == "auto", args.reference_count, args.k
     )
     request = SweepRequest(
         **settings,

@@ -343,8 +343,8 @@ def _agreement(decisive: Mapping[str, BestSet], points: Sequence[PointResult], n
             return f"{_capital(which)} is best at {best}."
         count = min((p.row.get("count") or 0 for p in points), default=0)
         if count < MIN_POINT_IMAGES:
-            few = f"{format_count(count, 'image')} per point are too few to say that the metrics agree"
-            return f"{_capital(which)} are best at {best}; {few}."
+            note_few_images = f"{format_count(count, 'image')} per point are too few to say that the metrics agree"
+            return f"{_capital(which)} are best at {best}; {note_few_images}."
         return f"The metrics agree: {which} are best at {best}."
     if shared:
         verb = "is" if len(shared) == 1 else "are"

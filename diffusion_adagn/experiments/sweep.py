@@ -23,7 +23,6 @@ from ..atomic import atomic_dir, atomic_write, exclusive_lock
 from ..commands import resume_hint, unused_path, with_commands, with_options
 from ..data.npz import write_npz
 from ..errors import InputError
-from ..evaluation.bench import EvalConfig, EvalSetup, bench_of_model
 from ..evaluation.extractors.base import described
 from ..evaluation.points import (
     Sampled,
@@ -37,6 +36,7 @@ from ..evaluation.points import (
     set_up,
 )
 from ..evaluation.results import Results, results, versions
+from ..evaluation.setup import EvalConfig, EvalSetup, bench_of_model
 from ..runtime.distributed import process_state
 from ..runtime.precision import AUTOCAST
 from ..sampling.guidance import Guidance
@@ -227,7 +227,7 @@ def _comparable_settings(runner: "SweepRunner", plan: SamplePlan) -> dict:
         "guide": None if runner.guide is None else model_hash(runner.guide.unet),
         "draw": plan.to_dict(),
         "extractor": None if eval_setup.extractor is None else eval_setup.extractor.hash,
-        "judge": None if eval_setup.judge is None else eval_setup.judge.hash,
+        "judge": None if eval_setup.classifier is None else eval_setup.classifier.hash,
         "reference": reference and {key: reference.get(key) for key in ("fingerprint", "count", "seed")},
         "k": runner.k,
         "device": runner.state.device.type,
@@ -334,7 +334,7 @@ class SweepRunner:
         nfe = self.evaluations[point.name]
         sampled = sample_point(
             self.pipe, point, plan, self.eval_setup.extractors, batches, self.state, self.guide, self.save_images,
-            made=lambda count: bar.update(count * nfe),
+            on_batch=lambda count: bar.update(count * nfe),
         )  # fmt: skip
         if sampled is not None:
             measured = self._evaluate(sampled, point)
@@ -346,7 +346,9 @@ class SweepRunner:
     def _evaluate(self, sampled: Sampled, point: SamplerSettings) -> Results:
         setup = self.eval_setup
         calls, device = point.calls(self.pipe), metrics_device(self.state)
-        return results(sampled, setup.reference, setup.extractor, setup.judge, setup.class_names, calls, self.k, device)
+        return results(
+            sampled, setup.reference, setup.extractor, setup.classifier, setup.class_names, calls, self.k, device
+        )
 
 
 def _save_point(folder: Path, row: dict, measured: Results, sampled: Sampled, null_id: int | None) -> None:
@@ -421,7 +423,9 @@ def _sweep_record(
         precision=plan.precision,
         batch_size=plan.batch_size,
         command=command,
-        judge={} if eval_setup.judge is None else described(eval_setup.judge) | eval_setup.judge.to_dict(),
+        classifier={}
+        if eval_setup.classifier is None
+        else described(eval_setup.classifier) | eval_setup.classifier.to_dict(),
         guide_hash=None if runner.guide is None else model_hash(runner.guide.unet),
         k=runner.k,
         versions=versions(),

@@ -20,11 +20,11 @@ from ..evaluation.report import (
     GROWING,
     MARK,
     MIN_CLASS_IMAGES_FOR_VALUES,
-    few,
-    judged_right,
+    heldout_accuracy,
+    note_few_images,
+    note_weak_classifier,
     taken_in,
     titles,
-    weak,
 )
 from ..render.grids import labelled_grid
 from ..render.text import listed, one_line, percent, plus_minus, shorten
@@ -98,7 +98,7 @@ class Sweep:
     precision: str = "fp32"
     batch_size: int = 64
     command: str = ""
-    judge: dict = field(default_factory=dict)
+    classifier: dict = field(default_factory=dict)
     guide_hash: str | None = None
     k: int = 5
     versions: dict[str, str] = field(default_factory=dict)
@@ -221,8 +221,8 @@ class SweepReport:
             "trained_steps": s.trained_steps,
             "ema_decay": s.ema_decay,
             "guide_hash": s.guide_hash,
-            "judge": s.judge.get("name"),
-            "judge_hash": s.judge.get("hash"),
+            "judge": s.classifier.get("name"),
+            "judge_hash": s.classifier.get("hash"),
             "k": s.k,
         }
 
@@ -349,7 +349,7 @@ class SweepReport:
 
     def _measured_by(self) -> list[str]:
         """Whose features, whose class probabilities, how many neighbours."""
-        e, judge, lines = self.sweep.extractor, self.sweep.judge, []
+        e, classifier, lines = self.sweep.extractor, self.sweep.classifier, []
         if e:
             seen = taken_in(e, *self._size())
             hashed = f", hash `{_tick(e['hash'])}`" if e.get("hash") else ""
@@ -358,12 +358,14 @@ class SweepReport:
             lines.append(
                 f"Features: {_plain(e.get('name') or UNNAMED)}{detail}{hashed}.{'' if e.get('is_fid') else own}"
             )
-        if judge:
-            who = "the same network" if _same(e, judge) else _plain(judge.get("name") or UNNAMED)
-            hashed = f", hash `{_tick(judge['hash'])}`" if judge.get("hash") and not _same(e, judge) else ""
-            fraction = judged_right(judge)
+        if classifier:
+            who = "the same network" if _same(e, classifier) else _plain(classifier.get("name") or UNNAMED)
+            hashed = (
+                f", hash `{_tick(classifier['hash'])}`" if classifier.get("hash") and not _same(e, classifier) else ""
+            )
+            fraction = heldout_accuracy(classifier)
             right = (
-                "" if fraction is None else f": the judge classifies {percent(fraction)} of held-out images correctly"
+                "" if fraction is None else f": the classifier gets {percent(fraction)} of held-out images right"
             )
             lines.append(f"Accuracy is by the class probabilities of {who}{hashed}{right}.")
         near = [metric_names(self.words)[m] for m in NEIGHBOURS if m in self.metrics]
@@ -609,8 +611,8 @@ class SweepReport:
             if k is not None
         ]
         notes = [
-            few(count, " a point"),
-            weak(self.sweep.judge) if "accuracy" in self.metrics else None,
+            note_few_images(count, " per point"),
+            note_weak_classifier(self.sweep.classifier) if "accuracy" in self.metrics else None,
             CERTAIN if 0 in errors else None,
             GROWING if {"recall", "coverage"} & set(self.metrics) else None,
         ]
@@ -623,19 +625,24 @@ class SweepReport:
 def _titles(sweep: Sweep) -> dict[str, str]:
     """What to call the metrics, with whose they are."""
     clean = lambda record: record | {"name": one_line(record.get("name") or "")}  # noqa: E731
-    extractor, judge = clean(sweep.extractor), clean(sweep.judge)
-    return titles(extractor, judge, _scorer(extractor, judge))
+    extractor, classifier = clean(sweep.extractor), clean(sweep.classifier)
+    return titles(extractor, classifier, _scorer(extractor, classifier))
 
 
-def _scorer(extractor: Mapping, judge: Mapping) -> Mapping | None:
+def _scorer(extractor: Mapping, classifier: Mapping) -> Mapping | None:
     """Whose probabilities the inception score is of: the extractor's own, if it has any; None where the records do not say."""
-    if _same(extractor, judge) or extractor.get("class_names") or extractor["name"] in CLASSIFIERS or not judge["name"]:
+    if (
+        _same(extractor, classifier)
+        or extractor.get("class_names")
+        or extractor["name"] in CLASSIFIERS
+        or not classifier["name"]
+    ):
         return extractor
-    return judge if extractor["name"] == "dinov2" else None
+    return classifier if extractor["name"] == "dinov2" else None
 
 
-def _same(extractor: Mapping, judge: Mapping) -> bool:
-    return all(extractor.get(key) == judge.get(key) for key in ("name", "hash"))
+def _same(extractor: Mapping, classifier: Mapping) -> bool:
+    return all(extractor.get(key) == classifier.get(key) for key in ("name", "hash"))
 
 
 def _guides(points: Iterable[PointResult]) -> dict[str, str]:

@@ -6,7 +6,7 @@ import torch
 
 from ..data import ImageDataset
 from ..diffusion.loss import DiffusionLoss
-from ..evaluation.label_usage import LabelUse, judge, label_use
+from ..evaluation.label_usage import LabelUse, gap_verdict, label_use
 from ..models.unet import AdaGNUNet
 
 UNUSED, OPEN = 3, 4  # exit statuses: not measurably used; cannot be decided
@@ -40,7 +40,7 @@ def verdict_from_losses(use: LabelUse) -> Verdict:
         )
     mean, half = use.gap("wrong")
     true, _, images = use.losses("wrong")
-    state = judge(mean, half)
+    state = gap_verdict(mean, half)
     if state == "open":
         return Verdict(
             None,

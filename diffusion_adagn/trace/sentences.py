@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from ..evaluation.label_usage import LabelUse, judge
+from ..evaluation.label_usage import LabelUse, gap_verdict
 from ..models.unet import Site
 from ..render.text import listed, number, percent, plus_minus, shorten
 from .analysis import ChannelCounts, ClassGeometry, Variance, describe_position, sum_variances
@@ -74,7 +74,7 @@ def _from_losses(use: LabelUse) -> tuple[str, str]:
             "Whether the label is used cannot be decided. All held-out images are of one class, so there is no wrong label."
         )
     (mean, half), (true, wrong, images) = use.gap("wrong"), use.losses("wrong")
-    state = judge(mean, half)
+    state = gap_verdict(mean, half)
     if state == "open":
         return (
             "open",

@@ -13,7 +13,7 @@ from torch import Tensor
 from ..config import TrainingConfig
 from ..data import ImageDataset
 from ..diffusion.loss import DiffusionLoss
-from ..evaluation.label_usage import judge, label_use
+from ..evaluation.label_usage import gap_verdict, label_use
 from ..labels import LabelSpace
 from ..models.unet import AdaGNUNet
 from ..runtime.distributed import has_float64, to_float64
@@ -137,7 +137,7 @@ class ConditioningDiagnostics:
         """A sentence, once, if the label is still unused after `training.warn_label_unused_after` steps."""
         gap, half = (signals.get(f"label_gap_wrong{end}", math.nan) for end in ("", "_ci95"))
         late = 0 < self.training.warn_label_unused_after <= step
-        verdict = judge(gap, half)
+        verdict = gap_verdict(gap, half)
         if self.warned or not late or verdict in ("used", "open"):
             return None
         self.warned = True

@@ -235,7 +235,7 @@ def test_sweep_without_extractor_has_diagnostics(model, tmp_path):
         (["--steps", "2.5"], "whole"),
         (["--classes", "7"], "7"),
         (["--data.classes", "1,2,3"], "the model has 3"),
-        (["--extractor", "jugde"], "Did you mean judge"),
+        (["--extractor", "clasifier"], "Did you mean classifier"),
         (["--guide", "runs/nowhere"], "there is no folder"),
     ],
 )

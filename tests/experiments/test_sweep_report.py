@@ -154,16 +154,19 @@ def test_metric_titles_name_their_extractor():
     titles_with = lambda **more: sweep_report._titles(with_(**more))  # noqa: E731
     fid = EXTRACTOR | {"name": "inception", "is_fid": True}
     assert titles_with(extractor=fid)["frechet"] == "FID" and titles_with(extractor=fid)["kid"] == "Kernel distance"
-    with_judge = titles_with(judge=JUDGE)
+    with_judge = titles_with(classifier=JUDGE)
     assert with_judge["frechet"] == "Frechet distance (efficientnet_lite0)"
-    assert with_judge["kid"] == "Kernel distance (efficientnet_lite0)" and with_judge["accuracy"] == "Accuracy (judge)"
-    assert with_judge["inception_score"] == "Inception score (efficientnet_lite0)"
-    assert titles_with(extractor=JUDGE, judge=JUDGE)["inception_score"] == "Inception score (judge)"
     assert (
-        titles_with(extractor=EXTRACTOR | {"name": "dinov2"}, judge=JUDGE)["inception_score"]
-        == "Inception score (judge)"
+        with_judge["kid"] == "Kernel distance (efficientnet_lite0)"
+        and with_judge["accuracy"] == "Accuracy (classifier)"
     )
-    own = titles_with(extractor={"name": "mine\n\udce6"}, judge=JUDGE)
+    assert with_judge["inception_score"] == "Inception score (efficientnet_lite0)"
+    assert titles_with(extractor=JUDGE, classifier=JUDGE)["inception_score"] == "Inception score (classifier)"
+    assert (
+        titles_with(extractor=EXTRACTOR | {"name": "dinov2"}, classifier=JUDGE)["inception_score"]
+        == "Inception score (classifier)"
+    )
+    own = titles_with(extractor={"name": "mine\n\udce6"}, classifier=JUDGE)
     assert own["inception_score"] == "Inception score" and own["kid"] == "Kernel distance (mine ?)"
     nothing = titles_with(extractor={})
     assert nothing["frechet"] == "Frechet distance" and nothing["accuracy"] == "Accuracy"
@@ -176,13 +179,13 @@ def judged(wrong=(10, 20), n=100, **more):
 
 def test_page_reports_provenance(tmp_path, monkeypatch):
     monkeypatch.setattr(sweep_plots, "available", lambda: False)
-    sweep = with_(judge=JUDGE, guide_hash="9a9a", k=3, versions={"torch": "2.11"}, date="2026-01-02")
+    sweep = with_(classifier=JUDGE, guide_hash="9a9a", k=3, versions={"torch": "2.11"}, date="2026-01-02")
     points = judged()
     points[1].row["guide"] = "runs/b/checkpoints/step-00000100"
     files = write_report(sweep, points, tmp_path)
     text = text_of(files)
     assert (
-        "Accuracy is by the class probabilities of judge, hash `1dea`: the judge classifies 74% of held-out images correctly."
+        "Accuracy is by the class probabilities of judge, hash `1dea`: the classifier gets 74% of held-out images right."
         in text
     )
     assert "- Recall: k = 3 nearest neighbours." in text and "- Made with torch 2.11 on 2026-01-02." in text
@@ -197,14 +200,14 @@ def test_page_reports_provenance(tmp_path, monkeypatch):
     later = SweepReport(replace(sweep, date="2027-01-01", versions={}), points, ()).csv()
     assert later == files[1].read_bytes()
     assert "right on" not in text and "right on 36% of held-out" in page_of(
-        with_(judge=JUDGE | {"heldout_accuracy": 0.36}), judged()
+        with_(classifier=JUDGE | {"heldout_accuracy": 0.36}), judged()
     )
     both = [p for g in ("runs/b", "runs/c") for p in judged(guide=g, id=g)[1:]]
     assert "Guide 1: `runs/b` and guide 2: `runs/c`" in page_of(SWEEP, both) and "scale 2" in page_of(SWEEP, both)
 
 
 def test_own_extractor_records_may_lack_fields():
-    text = page_of(with_(extractor={"is_fid": False, "note": "mine"}, judge={"note": "mine"}), judged())
+    text = page_of(with_(extractor={"is_fid": False, "note": "mine"}, classifier={"note": "mine"}), judged())
     assert "Features: an extractor without a name. It is not" in text
     assert "class probabilities of the same network." in text and "()" not in text
     assert "Features:" not in page_of(with_(extractor={}), judged())
@@ -219,10 +222,10 @@ def test_images_of_extractor_size_are_not_resized():
 
 
 def test_zero_errors_and_few_images_get_cautions():
-    text = page_of(with_(judge=JUDGE), judged((0, 3), n=12))
+    text = page_of(with_(classifier=JUDGE), judged((0, 3), n=12))
     assert "± 0 " not in text and "| **1** |" in text and "That is not certainty" in text
-    assert "12 pictures a point tell little" in text and "Recall and coverage grow with" in text
-    text = page_of(with_(judge=JUDGE), judged((1, 30)))
+    assert "12 images per point are too few" in text and "Recall and coverage grow with" in text
+    text = page_of(with_(classifier=JUDGE), judged((1, 30)))
     assert "certainty" not in text and "tell little" not in text
 
 
@@ -399,7 +402,7 @@ def test_legend_contains_the_pareto_front(scales, joined):
 # ---------------------------------------------------------------------- an evaluation's page
 
 
-def evaluation(judge=JUDGE, sampled=30, error=0.0, why=""):
+def evaluation(classifier=JUDGE, sampled=30, error=0.0, why=""):
     metric_value = {"value": 1.0, "standard_error": error, "why": why}
     row = {
         "metrics": {"accuracy": metric_value, "recall": metric_value},
@@ -407,23 +410,23 @@ def evaluation(judge=JUDGE, sampled=30, error=0.0, why=""):
     }
     titled = {
         m: {"title": t, "better": "higher", **metric_value}
-        for m, t in (("accuracy", "Accuracy (judge)"), ("recall", "Recall"))
+        for m, t in (("accuracy", "Accuracy (classifier)"), ("recall", "Recall"))
     }
     extractor = JUDGE | {"resize": "bilinear", "dimension": 64}
     return {
         "source": "runs/a", "count": 2 * sampled, "against": "digits", "metrics": titled, "per_class": row["per_class"],
         "class_names": ["a", "b"], "class_counts": {"sampled": [sampled] * 2, "reference": None},
         "diagnostics": statistics(1) | {"extremes_shift": -0.01}, "memorisation": None, "model": None, "settings": {}, "k": 5,
-        "notes": evaluation_report._cautions(row, 2 * sampled, judge), "extractor": extractor, "judge": judge,
+        "notes": evaluation_report._cautions(row, 2 * sampled, classifier), "extractor": extractor, "judge": classifier,
         "reference": {"name": "digits", "count": 10, "of": 10, "fingerprint": "77"}, "versions": {}, "date": "", "command": "",
         "pictures": {"height": 8, "width": 8, "channels": 1},
     }  # fmt: skip
 
 
 def test_evaluation_page_contains_cautions():
-    text = evaluation_report.markdown(evaluation(judge=JUDGE | {"heldout_accuracy": 0.36}))
+    text = evaluation_report.markdown(evaluation(classifier=JUDGE | {"heldout_accuracy": 0.36}))
     assert "± 0" not in text and "That is not certainty" in text
-    assert "60 pictures tell little" in text and "Recall and coverage grow with" in text
+    assert "60 images are too few" in text and "Recall and coverage grow with" in text
     assert "of held-out real pictures: 0.36" in text and "its accuracy says little" in text
     assert "64 features of pictures 8 px as they are" in text and "right on 36.0% of held-out pictures" in text
     assert "| a     | 30      | 1 †" in text and "† fewer than 50 sampled pictures." in text
@@ -431,5 +434,5 @@ def test_evaluation_page_contains_cautions():
     text = evaluation_report.markdown(evaluation(sampled=80, error=0.1))
     assert "1 ± 0.1" in text and "certainty" not in text and "†" not in text and "tell little" not in text
     assert "says little" not in text and "of held-out real pictures: 0.74" in text
-    text = evaluation_report.markdown(evaluation(judge=None, sampled=80, error=0.1, why="doubtful"))
-    assert "held-out" not in text and "† Accuracy (judge): doubtful." in text
+    text = evaluation_report.markdown(evaluation(classifier=None, sampled=80, error=0.1, why="doubtful"))
+    assert "held-out" not in text and "† Accuracy (classifier): doubtful." in text

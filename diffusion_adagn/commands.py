@@ -17,7 +17,7 @@ def command(name: str, *arguments: object, **options: object) -> str:
         **options: Its options by name; True: a flag, None: left out.
     """
     words = ["adagn", name, *(f"./{a}" if a.startswith("-") else a for a in map(str, arguments))]
-    return with_options(quoted(words), **options)
+    return with_options(shell_line(words), **options)
 
 
 def with_options(line: str, **options: object) -> str:
@@ -30,33 +30,35 @@ def with_options(line: str, **options: object) -> str:
             words.append(f"--{option}={value}")
         elif value is not None:
             words += [f"--{option}", str(value)]
-    return " ".join([line, quoted(words)]) if words else line
+    return " ".join([line, shell_line(words)]) if words else line
 
 
-def quoted(words: Iterable[str]) -> str:
+def shell_line(words: Iterable[str]) -> str:
     """The words as one line of a shell."""
     return " ".join(map(_quote, words))
 
 
-def then(text: str, *commands: str) -> str:
+def with_commands(text: str, *commands: str) -> str:
     """The text, and below it each command on a line of its own. The command line prints such lines as they are."""
     return "\n".join([text, *(INDENT + line for line in commands)])
 
 
-def go_on(text: str, typed: str) -> str:
+def resume_hint(text: str, typed: str) -> str:
     """The text, and that the command that was typed goes on from there."""
     text = f"{text} The same command goes on from there"
-    return then(f"{text}:", typed) if typed else f"{text}."
+    return with_commands(f"{text}:", typed) if typed else f"{text}."
 
 
-def instead(text: str, typed: str, out: str | Path) -> str:
+def overwrite_hint(text: str, typed: str, out: str | Path) -> str:
     """The text, that something is in `out` already, and the typed command with --overwrite, or with another --out."""
     if not typed:
         return f"{text}: give another --out, or --overwrite to replace it."
     overwrite = f"{typed} --overwrite"
     if " --out" in typed:
-        return then(f"{text}: give another --out, or replace it:", overwrite)
-    return then(f"{text}. Replace it, or write elsewhere:", overwrite, with_options(typed, out=free(str(out))))
+        return with_commands(f"{text}: give another --out, or replace it:", overwrite)
+    return with_commands(
+        f"{text}. Replace it, or write elsewhere:", overwrite, with_options(typed, out=unused_path(str(out)))
+    )
 
 
 def resume_command(run: str | Path) -> str:
@@ -64,7 +66,7 @@ def resume_command(run: str | Path) -> str:
     return command("train", resume=run)
 
 
-def free(path: str) -> str:
+def unused_path(path: str) -> str:
     """The path, or path-2, path-3, ... if something is there already."""
     return next(
         name for name in itertools.chain([path], (f"{path}-{i}" for i in itertools.count(2))) if not Path(name).exists()

@@ -55,7 +55,7 @@ def find(given: str | Path) -> Path:
     raise InputError(f"there is no config file {given} and no recipe of that name.{did_you_mean(path.stem)}{beside}")
 
 
-def shown(name: str) -> str:
+def name_in_command(name: str) -> str:
     """A recipe as a printed command names it: by name, unless a file of that name here would win."""
     return str(folder() / f"{name}.yaml") if Path(name).is_file() else name
 

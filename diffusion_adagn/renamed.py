@@ -3,6 +3,10 @@
 Old settings are read from YAML files, recorded runs and the command line. Old Python names raise a DeprecationWarning.
 """
 
+import functools
+import warnings
+from collections.abc import Callable
+
 CONFIG_KEYS = {
     "training.precision": "speed.precision",
     "training.most_faults": "training.max_nonfinite_steps",
@@ -12,3 +16,26 @@ CONFIG_KEYS = {
 }
 OPTIONS = {"layout": "memory_format"}  # of commands, without --
 NAMES = {"Mix": "ClassMix", "Between": "ClassInterpolation"}  # exported by the package
+
+
+def renamed_arguments(**names: str) -> Callable[[Callable], Callable]:
+    """A decorator that accepts old names of keyword arguments, with a DeprecationWarning.
+
+    Args:
+        names: old name -> new name.
+    """
+
+    def decorate(function: Callable) -> Callable:
+        @functools.wraps(function)
+        def call(*args, **kwargs):
+            for old in names.keys() & kwargs.keys():
+                new = names[old]
+                warnings.warn(f"the argument {old} is called {new} now.", DeprecationWarning, stacklevel=2)
+                if new in kwargs:
+                    raise TypeError(f"{old} and {new} are the same argument: give one of them.")
+                kwargs[new] = kwargs.pop(old)
+            return function(*args, **kwargs)
+
+        return call
+
+    return decorate

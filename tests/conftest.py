@@ -1,4 +1,4 @@
-"""What the tests share. No network, a store of decoded pictures of their own, tiny networks."""
+"""What the tests share. No network, a store of decoded images of their own, tiny networks."""
 
 import atexit
 import functools
@@ -58,7 +58,7 @@ def made_once(common_folder, _own_store):
 
 @pytest.fixture(scope="session", autouse=True)
 def _own_store(common_folder):
-    """Decoded pictures and trained judges go to a folder of this test session; torch has one thread."""
+    """Decoded images and trained classifiers go to a folder of this test session; torch has one thread."""
     import torch
 
     torch.set_num_threads(1)
@@ -100,9 +100,9 @@ def step_time(monkeypatch):
 
 @pytest.fixture
 def shared():
-    """Folder of real pictures beside the project; tests that use it are skipped without it."""
+    """Folder of real images beside the project; tests that use it are skipped without it."""
     if not SHARED.is_dir():
-        pytest.skip(f"real pictures are not at {SHARED}")
+        pytest.skip(f"real images are not at {SHARED}")
     return SHARED
 
 

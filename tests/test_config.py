@@ -14,7 +14,7 @@ def write(tmp_path, text):
     return file
 
 
-def test_the_file_is_read_and_the_command_line_wins(tmp_path):
+def test_command_line_overrides_the_file(tmp_path):
     file = write(tmp_path, "training: {lr: 1e-4, batch_size: 8}\nmodel: {channel_mult: [1, 2, 4]}\n")
     config = read_config(file, {"training.batch_size": "16", "data.classes": "3"})
     assert config.training.lr == 1e-4  # a string to PyYAML
@@ -23,7 +23,7 @@ def test_the_file_is_read_and_the_command_line_wins(tmp_path):
     assert config.data.classes == "3"
 
 
-def test_what_is_written_is_read_back(tmp_path):
+def test_configs_round_trip(tmp_path):
     config = read_config(None, {"training.lr": "3e-5", "model.channel_mult": "1,2,2", "data.channels": "1"})
     assert read_config(write(tmp_path, to_yaml(config))) == config
     assert to_dict(config) == yaml.safe_load(to_yaml(config))
@@ -52,13 +52,13 @@ def test_what_is_written_is_read_back(tmp_path):
         ("training: {lr: 1, lr: 2}", "duplicate key 'lr'"),
     ],
 )
-def test_faults_of_the_file_name_the_key_and_the_file(tmp_path, text, message):
+def test_file_errors_name_the_key(tmp_path, text, message):
     with pytest.raises(InputError, match=message) as caught:
         read_config(write(tmp_path, text))
     assert not isinstance(caught.value, UsageError)
 
 
-def test_faults_of_the_command_line_are_usage_errors():
+def test_command_line_errors_are_usage_errors():
     with pytest.raises(UsageError, match="command line"):
         read_config(None, {"training.lr": "fast"})
     with pytest.raises(UsageError, match=r"Did you mean training\.lr"):
@@ -77,12 +77,12 @@ def test_faults_of_the_command_line_are_usage_errors():
         ({"model.null_class": "false"}, "label_dropout"),
     ],
 )
-def test_wrong_combinations_are_refused_with_the_remedy(overrides, message):
+def test_contradicting_settings_are_rejected(overrides, message):
     with pytest.raises(InputError, match=message):
         read_config(None, overrides)
 
 
-def test_a_missing_file_shows_its_neighbours(tmp_path):
+def test_missing_file_lists_neighbours(tmp_path):
     write(tmp_path, "")
     with pytest.raises(InputError, match=r"c\.yaml"):
         read_config(tmp_path / "d.yaml")
@@ -93,7 +93,7 @@ def test_every_field_is_documented():
         assert len(field.metadata["help"]) > 10, key
 
 
-def test_differences_name_what_would_change_the_result_and_nothing_else():
+def test_differences_name_decisive_settings():
     a = read_config(None, {"training.max_steps": "10"})
     b = read_config(None, {"training.max_steps": "20", "training.lr": "1", "training.log_every": "3"})
     assert differences(a, b) == ["training.lr: 0.0001 -> 1.0"]

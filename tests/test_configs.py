@@ -1,4 +1,4 @@
-"""Every shipped recipe is read and dry-run, on pictures that the test makes."""
+"""Every shipped recipe is read and dry-run, on images that the test makes."""
 
 import numpy as np
 import pytest
@@ -17,9 +17,9 @@ SIZES = {
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory):
+def images(tmp_path_factory):
     """Class folders named as imagenet64_subset.yaml asks for them."""
-    folder = tmp_path_factory.mktemp("pictures")
+    folder = tmp_path_factory.mktemp("images")
     for wnid in read_config(ROOT / "configs/imagenet64_subset.yaml").data.classes.split(","):
         (folder / wnid).mkdir()
         for i in range(2):
@@ -34,11 +34,11 @@ def test_the_recipes_are_there():
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda c: c.stem)
-def test_every_recipe_dry_runs(config, pictures, step_time, capsys):
+def test_every_recipe_dry_runs(config, images, step_time, capsys):
     source = (
         []
         if config.stem == "digits"
-        else ["--data.source", str(pictures), "--data.image_size", "64" if "64" in config.stem else "32"]
+        else ["--data.source", str(images), "--data.image_size", "64" if "64" in config.stem else "32"]
     )
     assert main(["train", "--config", str(config), "--dry_run", "--verbose", "--debug", *source]) == 0
     printed = capsys.readouterr().out
@@ -50,7 +50,7 @@ def test_every_recipe_dry_runs(config, pictures, step_time, capsys):
         assert low <= millions * 1e6 <= high
 
 
-def test_the_header_of_every_recipe_says_what_it_gives():
+def test_recipe_headers_state_their_results():
     for config in CONFIGS:
         head = config.read_text().splitlines()[:6]
         assert head[0].startswith("# "), config

@@ -19,7 +19,7 @@ SETTINGS = {
     "model.model_channels": 16, "model.channel_mult": "1", "model.num_res_blocks": 1, "model.attention_resolutions": 8,
     "model.num_head_channels": 16, "model.norm_groups": 4, "diffusion.learned_variance": "true", "data.flip": "true",
     "training.batch_size": 96, "training.max_steps": 1, "training.diagnostics_every": 1, "training.heldout_every": 1,
-    "training.preview_every": 1, "training.preview_steps": 1, "training.preview_count": 1,
+    "training.preview_every": 1, "training.preview_steps": 2, "training.preview_count": 1,
 }  # fmt: skip
 
 

@@ -29,7 +29,7 @@ def shrunk(tmp_path, monkeypatch):
     return tmp_path
 
 
-def test_the_program_of_the_python_page_runs(shrunk):
+def test_python_page_runs(shrunk):
     names = {}
     for block in blocks():
         for setting, few in (

@@ -25,7 +25,7 @@ def digits(tmp_path_factory):
 
 
 class Judge:
-    """scikit-learn's SVC on the real digits: is a picture what was asked for, has it a digit's contrast, do they vary?"""
+    """scikit-learn's SVC on the real digits: has an image the class asked for, the contrast of digits, and do images vary?"""
 
     def __init__(self):
         from sklearn.datasets import load_digits
@@ -55,7 +55,7 @@ def judge():
 
 
 @pytest.mark.parametrize("steps", [10, 20, 50])
-def test_sampled_digits_are_what_was_asked_for(digits, judge, steps):
+def test_sampled_digits_have_their_class(digits, judge, steps):
     pipe = ClassConditionalPipeline.from_pretrained(digits)
     images = pipe(IDS, guidance_scale=2.0, num_inference_steps=steps, seeds=0, output_type="np").images
     right, contrast, spread = judge(images, IDS)
@@ -68,7 +68,7 @@ def test_sampled_digits_are_what_was_asked_for(digits, judge, steps):
     ("sampler", "spacing", "scale"),
     list(itertools.product(SAMPLERS, ("leading", "trailing", "linspace"), (1.0, 2.0, 4.0))),
 )
-def test_every_sampler_and_spacing_that_is_not_refused_works(digits, judge, sampler, spacing, scale):
+def test_accepted_samplers_and_spacings_work(digits, judge, sampler, spacing, scale):
     """diffusers' DDIM alone gave 7% right at scale 4: what it clipped and what it stepped by did not agree."""
     ids = IDS[::3]
     pipe = ClassConditionalPipeline.from_pretrained(digits).use_sampler(sampler, spacing)
@@ -88,7 +88,7 @@ def test_raw_weights_sample_too(digits, judge):
     assert judge(images, IDS[::3])[0] >= 0.95
 
 
-def test_a_learned_variance_samples_what_was_asked_for(tmp_path, judge):
+def test_learned_variance_samples_have_their_class(tmp_path, judge):
     out = tmp_path / "digits"
     argv = ["train", "--config", str(ROOT / "configs/digits.yaml"), "--output_dir", str(out)]
     assert main([*argv, "--diffusion.learned_variance", "true", "--training.preview_every", "0"]) == 0
@@ -101,8 +101,8 @@ def test_a_learned_variance_samples_what_was_asked_for(tmp_path, judge):
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_real_cifar10_resumes_to_the_last_digit(tmp_path, shared, precision):
-    """The small recipe on real pictures, narrower so that a CPU without bf16 instructions can do it."""
+def test_cifar10_resumes_bit_for_bit(tmp_path, shared, precision):
+    """The small recipe on real images, narrower so that a CPU without bf16 instructions can do it."""
     common = [
         "--config", str(ROOT / "configs/cifar10_small.yaml"), "--data.source", str(shared / "cifar10_tiny"),
         "--training.batch_size", "4", "--speed.precision", precision, "--training.log_every", "1",

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from .. import recipes
-from ..commands import then
+from ..commands import with_commands
 from ..config import read_config
 from ..errors import UsageError
 from .options import Parser, add_config_options, config_overrides
@@ -46,7 +46,9 @@ def run(argv: Sequence[str]) -> int:
         overrides["data.source"] = args.source
     if not overrides and args.config is None:
         raise UsageError(
-            then("which data? Its name or its path, with :split if need be, such as:", "adagn data inspect digits")
+            with_commands(
+                "which data? Its name or its path, with :split if need be, such as:", "adagn data inspect digits"
+            )
         )
     if args.count < 1:
         raise UsageError(f"--count must be at least 1, not {args.count}.")

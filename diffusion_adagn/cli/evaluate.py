@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..commands import command, quoted, then
+from ..commands import command, shell_line, with_commands
 from ..errors import UsageError
 from .options import (
     Parser,
@@ -142,14 +142,18 @@ def _pictures(p: Parser, args: argparse.Namespace, argv: Sequence[str]) -> int:
 
     from ..evaluation.evaluate import evaluate_images
     from ..evaluation.image_set import is_data
-    from ..runs.recorded import name_of
+    from ..runs.recorded import run_name_parts
 
     path = Path(args.what).expanduser()
     if not path.exists() and not is_data(args.what):
         raise UsageError(f"there is no file {path}.")
     if guidance is not None and is_data(args.what):
         raise UsageError("--guidance chooses among the scales of adagn sample's folders: leave it out.")
-    name = [path.resolve().stem.replace(":", "-")] if is_data(args.what) else name_of(path.resolve().with_suffix(""))
+    name = (
+        [path.resolve().stem.replace(":", "-")]
+        if is_data(args.what)
+        else run_name_parts(path.resolve().with_suffix(""))
+    )
     evaluate_images(args.what, guidance, _request(args, argv), Path(args.out or Path("evaluations", *name)))
     return 0
 
@@ -158,7 +162,7 @@ def _reference(p: Parser, args: argparse.Namespace, argv: Sequence[str]) -> int:
     _refuse(p, args, ("guidance", *SAMPLING, "against", "neighbours"), "has no meaning for adagn evaluate reference")
     if args.real is None or args.out is None:
         example = command("evaluate", "reference", "digits", out="references/digits.npz")
-        raise UsageError(then("which data, and which file of --out (.npz)? Such as:", example))
+        raise UsageError(with_commands("which data, and which file of --out (.npz)? Such as:", example))
 
     from ..evaluation.evaluate import store_reference
 
@@ -188,5 +192,5 @@ def _request(args: argparse.Namespace, argv: Sequence[str]):
         neighbours=args.neighbours,
         keep=args.keep,
         overwrite=args.overwrite,
-        command=quoted(["adagn", "evaluate", *argv]),
+        command=shell_line(["adagn", "evaluate", *argv]),
     )

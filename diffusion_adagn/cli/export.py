@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from ..commands import then
+from ..commands import with_commands
 from .options import Parser, add_model_options
 
 
@@ -34,6 +34,8 @@ def run(argv: Sequence[str]) -> int:
     out = export_diffusers(args.run, args.dir, args.weights, args.overwrite)
     print(
         f"{out}\nA stock diffusers pipeline: unet/ (UNet2DModel), scheduler/ and adagn_label_pipeline.py, which\n"
-        + then("trust_remote_code=True runs. This package is not needed to sample it:", stock_sample_command(out))
+        + with_commands(
+            "trust_remote_code=True runs. This package is not needed to sample it:", stock_sample_command(out)
+        )
     )
     return 0

@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..commands import then
+from ..commands import with_commands
 from ..errors import InputError
 from ..interop.adm import import_adm, next_command
 from ..interop.adm_flags import FLAGS, IGNORED, PRESETS
@@ -53,5 +53,5 @@ def run(argv: Sequence[str]) -> int:
     print(f"{folder}: {parameters / 1e6:.1f} M parameters, {classes}")
     if pipe.labels.K:
         print("no null class: sample at guidance 1, or fine-tune with adagn train --init_from to get one")
-    print(then("Next:", next_command(folder, pipe.labels)))
+    print(with_commands("Next:", next_command(folder, pipe.labels)))
     return 0

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..commands import then
+from ..commands import with_commands
 from .options import Parser
 
 
@@ -50,5 +50,5 @@ def run(argv: Sequence[str]) -> int:
     changes = changed_settings(args.folder, pipe)
     if changes:
         print(f"sampler settings changed to this package's: {'; '.join(changes)}")
-    print(then(f"{out}\n{pipe.labels.K or 'no'} classes. Next:", sample_command(str(out), pipe.labels)))
+    print(with_commands(f"{out}\n{pipe.labels.K or 'no'} classes. Next:", sample_command(str(out), pipe.labels)))
     return 0

@@ -4,7 +4,7 @@ import sys
 from collections.abc import Sequence
 
 from .. import recipes
-from ..commands import then
+from ..commands import with_commands
 from .options import Parser
 
 
@@ -26,6 +26,6 @@ def run(argv: Sequence[str]) -> int:
     names = recipes.names()
     width = 2 + max(map(len, names))
     print("\n".join(f"{name:{width}}{recipes.headline(name)}" for name in names))
-    print(then("\nTrain one by its name:", "adagn train digits"))
-    print(then("Copy one to change it:", "adagn init own_images > my.yaml"))
+    print(with_commands("\nTrain one by its name:", "adagn train digits"))
+    print(with_commands("Copy one to change it:", "adagn init own_images > my.yaml"))
     return 0

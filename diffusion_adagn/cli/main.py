@@ -13,13 +13,13 @@ import time
 from collections.abc import Sequence
 
 from .. import recipes
-from ..commands import INDENT, command, then
+from ..commands import INDENT, command, with_commands
 from ..errors import InputError, UsageError, out_of_memory
 from ..runtime import stopping
 from ..version import __version__
 
-POLL = 2  # seconds between two looks at the launcher
-PATIENCE = 600  # seconds that a save may take after the launcher has ended
+POLL_SECONDS = 2  # seconds between two looks at the launcher
+MAX_SAVE_SECONDS = 600  # seconds that a save may take after the launcher has ended
 STATUS_FILE = "DIFFUSION_ADAGN_STATUS"  # names a file for the exit status, which torchrun reports as 1
 
 REMEDY = "Close other programs, or use a machine with more memory."  # where memory is exhausted
@@ -124,11 +124,11 @@ def _end_with_the_launcher() -> None:
 def _watch(launcher: int) -> None:
     """End this process when its launcher has ended. If a signal has asked it to save, it has some minutes, and leaves by itself."""
     while os.getppid() == launcher:
-        time.sleep(POLL)
-    time.sleep(POLL)  # the signal that ended the launcher may come here a moment later
-    until = time.monotonic() + PATIENCE
-    while stopping.asked() and time.monotonic() < until:
-        time.sleep(POLL)
+        time.sleep(POLL_SECONDS)
+    time.sleep(POLL_SECONDS)  # the signal that ended the launcher may come here a moment later
+    until = time.monotonic() + MAX_SAVE_SECONDS
+    while stopping.stop_requested() and time.monotonic() < until:
+        time.sleep(POLL_SECONDS)
     os._exit(143)
 
 
@@ -169,8 +169,8 @@ def _overview() -> str:
     commands = "\n".join(f"  {name:18}{what}" for name, what in COMMANDS.items())
     return (
         "usage: adagn COMMAND [options]\n\nClass-conditional diffusion models that show what the condition does.\n\n"
-        + then(
+        + with_commands(
             f"{commands}\n\n`adagn COMMAND --help` lists a command's options. Start with:",
-            command("train", recipes.shown("digits")),
+            command("train", recipes.name_in_command("digits")),
         )
     )

@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..commands import quoted
+from ..commands import shell_line
 from ..errors import UsageError
 from .options import (
     Parser,
@@ -128,6 +128,6 @@ def run(argv: Sequence[str]) -> int:
         npz=args.npz,
     )
     out = None if args.out is None else Path(args.out)
-    typed = quoted(["adagn", "sample", *argv])
+    typed = shell_line(["adagn", "sample", *argv])
     sample_to_folder(args.run, request, out, weights=args.weights, overwrite=args.overwrite, command=typed)
     return 0

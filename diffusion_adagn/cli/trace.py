@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..commands import free
+from ..commands import unused_path
 from ..config import RunConfig, check
 from ..errors import UsageError
 from ..schema import apply
@@ -85,6 +85,6 @@ def run(argv: Sequence[str]) -> int:
     request = TraceRequest(args.timesteps, args.pictures, data, args.weights, args.compare, args.by, args.device)
     if args.label_check:
         return check_label(args.run, request)
-    out = Path(args.out or free(str(default_folder("traces", args.run, args.weights))))
+    out = Path(args.out or unused_path(str(default_folder("traces", args.run, args.weights))))
     trace(args.run, out, request)
     return 0

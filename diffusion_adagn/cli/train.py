@@ -5,10 +5,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from .. import recipes
-from ..commands import command, resume_command, then
+from ..commands import command, resume_command, with_commands
 from ..config import RunConfig, read_config
 from ..errors import InputError, UsageError
-from ..runs.layout import RunFolder, runs_near
+from ..runs.layout import RunFolder, similar_runs
 from .options import Parser, add_config_file, add_config_options, add_device_option, config_file, config_overrides
 
 
@@ -46,10 +46,10 @@ def run(argv: Sequence[str]) -> int:
         config = _resumed_config(args.resume, file, overrides)
     elif file is None and not overrides:
         raise UsageError(
-            then(
+            with_commands(
                 "what should be trained? Give a config, as an argument or as --config FILE, or settings. Recipes: "
                 f"{', '.join(recipes.names())}. Train one:",
-                command("train", recipes.shown("digits")),
+                command("train", recipes.name_in_command("digits")),
             )
         )
     else:
@@ -75,7 +75,7 @@ def _resumed_config(resume: str, file: str | None, overrides: dict[str, str]) ->
         raise UsageError(f"--resume {resume} and --output_dir {overrides['output_dir']} name two runs: give one.")
     config = read_config(file, overrides)
     if config.output_dir is None:
-        raise UsageError(f"which run? Give --resume RUN, such as --resume runs/digits.{runs_near('runs/digits')}")
+        raise UsageError(f"which run? Give --resume RUN, such as --resume runs/digits.{similar_runs('runs/digits')}")
     run = RunFolder(Path(config.output_dir))
     if not run.config_file.is_file():
         if file is not None:
@@ -83,9 +83,9 @@ def _resumed_config(resume: str, file: str | None, overrides: dict[str, str]) ->
         whole = next((p for p in list(run.path.parents)[:2] if RunFolder(p).config_file.is_file()), None)
         if whole is not None:
             text = f"{run.path} is a part of the run {whole}, and a run is resumed from its newest checkpoint:"
-            raise InputError(then(text, resume_command(whole)))
+            raise InputError(with_commands(text, resume_command(whole)))
         raise InputError(
-            f"there is no run to resume in {run.path} (no config.yaml in it).{runs_near(run.path)} To start a run, give --config."
+            f"there is no run to resume in {run.path} (no config.yaml in it).{similar_runs(run.path)} To start a run, give --config."
         )
     if file is None:
         return read_config(run.config_file, overrides)

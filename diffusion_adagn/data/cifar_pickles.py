@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError
-from .classes import named
+from .classes import to_label_space
 from .sources import Split, stamp
 
 if TYPE_CHECKING:
@@ -92,7 +92,7 @@ class CifarPickles:
         def read(some: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
             return ((rows[i], images[i]) for i in some)
 
-        return Split(named(names, str(self.path)), np.array(labels, dtype=np.int64), read)
+        return Split(to_label_space(names, str(self.path)), np.array(labels, dtype=np.int64), read)
 
 
 def is_cifar(path: Path) -> bool:

@@ -11,11 +11,11 @@ from ..labels import LabelSpace
 from .class_lists import NAMES, class_list, imagenet_classes
 
 
-def named(names: Sequence[str], said_by: str = "") -> LabelSpace:
+def to_label_space(names: Sequence[str], said_by: str = "") -> LabelSpace:
     """The label space of these class names. Names that are all WordNet ids get readable ones where ImageNet has them;
     the 1000 names of ImageNet get their WordNet ids. said_by: where they stand, for the error."""
     try:
-        return _named(names)
+        return _to_label_space(names)
     except InputError as error:
         if not said_by:
             raise
@@ -24,7 +24,7 @@ def named(names: Sequence[str], said_by: str = "") -> LabelSpace:
         ) from None
 
 
-def _named(names: Sequence[str]) -> LabelSpace:
+def _to_label_space(names: Sequence[str]) -> LabelSpace:
     table = imagenet_classes()
     if names and all(re.fullmatch(r"n\d{8}", n) for n in names):
         return LabelSpace(tuple(table.get(n, n) for n in names), wnids=tuple(names))

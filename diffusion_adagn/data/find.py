@@ -28,10 +28,10 @@ def errors_as_input_error(source: str) -> Iterator[None]:
         raise InputError(f"data.source {printable(source)} cannot be read: {error}.") from None
 
 
-FoundSource = tuple[Source, str, str | None]
+ResolvedSource = tuple[Source, str, str | None]
 
 
-def find_source(config: DataConfig) -> FoundSource:
+def find_source(config: DataConfig) -> ResolvedSource:
     """(source, NAME_OR_PATH as written, split as written or None) of `config.source`. Nothing is loaded yet."""
     with errors_as_input_error(config.source):
         return _find_source(config)

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .. import recipes
-from ..commands import command, then
+from ..commands import command, with_commands
 from ..config import DataConfig
 from ..errors import InputError
 from ..render.grids import labelled_grid
-from .find import FoundSource, find_source
+from .find import ResolvedSource, find_source
 from .label_files import SUFFIXES
 from .sources import ClassFolders
 from .store import NothingHeldOut, open_dataset
@@ -76,11 +76,11 @@ def inspect_dataset(config: DataConfig, out: Path, per_class: int = 8, following
             f"{', ...' if len(empty) > 8 else ''}. Add some, or name the classes to keep in data.classes."
         )
     elif why_none != ITSELF:
-        lines.append(then("Next, see what a run would cost:", following or train_command(config)))
+        lines.append(with_commands("Next, see what a run would cost:", following or train_command(config)))
     return "\n".join(lines)
 
 
-def _heldout(config: DataConfig, dataset: ImageDataset, found: FoundSource) -> tuple[ImageDataset | None, str]:
+def _heldout(config: DataConfig, dataset: ImageDataset, found: ResolvedSource) -> tuple[ImageDataset | None, str]:
     """(the held-out part, ""); (None, why) if nothing is held out, or if it is what is being looked at."""
     import numpy as np
 
@@ -98,7 +98,7 @@ def _heldout(config: DataConfig, dataset: ImageDataset, found: FoundSource) -> t
     return heldout, ""
 
 
-def _tables(found: FoundSource) -> dict[str, str]:
+def _tables(found: ResolvedSource) -> dict[str, str]:
     """Tables beside class folders, which may hold other labels."""
     if not isinstance(found[0], ClassFolders):
         return {}
@@ -188,7 +188,7 @@ def train_command(config: DataConfig, file: str | None = None, given: Mapping[st
         given = {f"data.{name}": getattr(config, name) for name in dict.fromkeys(["source", *changed])}
     if file is None:
         recipe = RECIPES.get(config.source.partition(":")[0], "own_images")
-        file = recipes.shown(recipe)
+        file = recipes.name_in_command(recipe)
         if RECIPES.get(config.source) == recipe:
             given = {key: value for key, value in given.items() if key != "data.source"}
     return command("train", config=file, **{key: str(value) for key, value in given.items()}, dry_run=True)

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..errors import InputError
-from .classes import named
+from .classes import to_label_space
 from .sources import TEST, VALIDATION, Split, stamp
 from .tables import inside
 
@@ -59,7 +59,7 @@ class LabelFile:
                 )
         labels = np.array([ids[name] for _, name in rows], dtype=np.int64)
         return Split(
-            named(classes, str(self.tables[split])),
+            to_label_space(classes, str(self.tables[split])),
             labels,
             lambda some: ((rows[i][0], inside(rows[i][0], [folder])) for i in some),
         )

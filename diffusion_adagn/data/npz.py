@@ -16,7 +16,7 @@ MAX_DEFLATED = 1032  # times smaller: the most that the method of .zip files can
 
 
 @dataclass(frozen=True)
-class Pictures:
+class NpzImages:
     """pixels: uint8 [N, H, W, C]; labels: int64 [N] or None; null_id: the label that means no class, where it is said."""
 
     pixels: np.ndarray
@@ -35,7 +35,7 @@ def write_npz(file: Path, pixels: np.ndarray, labels: np.ndarray | None = None, 
     return atomic_write(file, lambda tmp: np.savez(tmp, **arrays))
 
 
-def read_npz(file: Path) -> Pictures:
+def read_npz(file: Path) -> NpzImages:
     """Raises InputError for a file that does not hold such pictures, and for one that would run code."""
     try:
         with zipfile.ZipFile(file) as archive:
@@ -53,13 +53,13 @@ def read_npz(file: Path) -> Pictures:
     if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[3] not in (1, 3) or not len(pixels):
         raise InputError(f"arr_0 of {file} is {pixels.dtype} {list(pixels.shape)}: expected uint8 [N, H, W, 3].")
     if labels is None:
-        return Pictures(pixels, None)
+        return NpzImages(pixels, None)
     if labels.shape != pixels.shape[:1] or not np.issubdtype(labels.dtype, np.integer):
         raise InputError(
             f"arr_1 of {file} is {labels.dtype} {list(labels.shape)}: expected a whole number for each of {len(pixels)} pictures."
         )
     known = null_id is not None and null_id.shape == () and np.issubdtype(null_id.dtype, np.integer)
-    return Pictures(pixels, labels.astype(np.int64), int(null_id) if known else None)
+    return NpzImages(pixels, labels.astype(np.int64), int(null_id) if known else None)
 
 
 def _check_sizes(archive: zipfile.ZipFile, most: int) -> None:

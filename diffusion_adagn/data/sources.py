@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from ..errors import InputError
 from ..labels import LabelSpace
-from .classes import named
+from .classes import to_label_space
 
 if TYPE_CHECKING:
     import numpy as np
@@ -128,7 +128,9 @@ class ClassFolders:
         ids = {f: i for i, f in enumerate(classes)}
         labels = np.array([ids[f] for f in files for _ in files[f]], dtype=np.int64)
         return Split(
-            named(classes, str(self.root)), labels, lambda rows: ((paths[i], self.root / paths[i]) for i in rows)
+            to_label_space(classes, str(self.root)),
+            labels,
+            lambda rows: ((paths[i], self.root / paths[i]) for i in rows),
         )
 
 

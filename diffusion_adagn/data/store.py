@@ -22,7 +22,7 @@ from ..errors import InputError
 from ..labels import LabelSpace
 from .classes import class_lines
 from .decode import STORE_FORMAT, check_classes, decode
-from .find import FoundSource, choose_part, errors_as_input_error, find_source
+from .find import ResolvedSource, choose_part, errors_as_input_error, find_source
 from .label_files import unused_table
 from .sources import ClassFolders, Source
 from .tables import HubTable, Unlabelled
@@ -41,7 +41,7 @@ def open_dataset(
     config: DataConfig | RunConfig | Mapping | str | Path,
     part: Literal["train", "heldout"] | None = None,
     progress: bool = True,
-    found: FoundSource | None = None,
+    found: ResolvedSource | None = None,
     empty_classes: bool = False,
 ) -> ImageDataset:
     """The pictures that `config` names, decoded now if they have not been before.

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError
-from .classes import named
+from .classes import to_label_space
 from .images import BrokenImage
 from .sources import BUILT_IN, TEST, VALIDATION, Split, subfolders
 
@@ -81,7 +81,7 @@ class Table:
                     "is damaged. Write it anew."
                 )
 
-        return Split(named(names, f"{self.name} (column '{label}')"), labels, read)
+        return Split(to_label_space(names, f"{self.name} (column '{label}')"), labels, read)
 
     def _pick(self, features: dict, asked: str | None, key: str, what: str, found: list[str]) -> str:
         if asked is not None and asked not in features:

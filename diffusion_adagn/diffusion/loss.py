@@ -1,4 +1,4 @@
-"""What the network learns: noisy pictures, targets, loss weights; and predictions turned into x0 and back.
+"""Noisy images, training targets and loss weights; predictions converted to x0 and back.
 
 x_t = alpha_t x0 + sigma_t eps, alpha_t = sqrt(alphas_cumprod[t]), sigma_t = sqrt(1 - alphas_cumprod[t]).
 """
@@ -16,30 +16,39 @@ def normalize_images(pixels: Tensor) -> Tensor:
     return pixels.permute(0, 3, 1, 2).float().div(127.5).sub(1).contiguous()
 
 
-def to_x0(prediction: Tensor, x_t: Tensor, alpha: Tensor | float, sigma: Tensor | float, kind: str) -> Tensor:
-    """The x0 that a prediction means. kind: "eps" | "x0" | "v" (v = alpha eps - sigma x0; Salimans & Ho 2022, appendix D)."""
-    if kind == "eps":
+def pred_to_x0(
+    prediction: Tensor, x_t: Tensor, alpha: Tensor | float, sigma: Tensor | float, prediction_type: str
+) -> Tensor:
+    """Convert a prediction to x0. kind: "eps" | "x0" | "v" (v = alpha eps - sigma x0; Salimans & Ho 2022, appendix D)."""
+    if prediction_type == "eps":
         return (x_t - sigma * prediction) / alpha
-    return prediction if kind == "x0" else alpha * x_t - sigma * prediction
+    return prediction if prediction_type == "x0" else alpha * x_t - sigma * prediction
 
 
-def from_x0(x0: Tensor, x_t: Tensor, alpha: Tensor | float, sigma: Tensor | float, kind: str) -> Tensor:
-    """The prediction that means this x0: the inverse of `to_x0` (sigma > 0)."""
-    if kind == "eps":
+def x0_to_pred(x0: Tensor, x_t: Tensor, alpha: Tensor | float, sigma: Tensor | float, prediction_type: str) -> Tensor:
+    """Convert x0 to a prediction: the inverse of `pred_to_x0` (sigma > 0)."""
+    if prediction_type == "eps":
         return (x_t - alpha * x0) / sigma
-    return x0 if kind == "x0" else (alpha * x_t - x0) / sigma
+    return x0 if prediction_type == "x0" else (alpha * x_t - x0) / sigma
 
 
 class DiffusionLoss:
-    """The training target and the loss of one sample.
+    """The training target and the loss of each sample.
 
-    alphas_cumprod: [T], the scheduler's own. prediction: "eps" | "x0" | "v". loss_weight: "uniform" | "min_snr".
-    vlb_weight: None, or for a learned variance (2C output channels) the weight of the variational bound in the hybrid loss
+    With a learned variance (2C output channels) the loss is the hybrid one of Nichol & Dhariwal 2021 (arXiv 2102.09672),
+    equation 16 and section 3.1, with the gradient to the mean stopped in L_vlb:
 
         L = L_simple + vlb_weight * T * L_vlb(t)      for the single t that was drawn
 
-    of Nichol & Dhariwal 2021 (arXiv 2102.09672), equation 16 and section 3.1 (0.001): L_vlb moves the variance alone, the
-    gradient of the mean being stopped.
+    Args:
+        alphas_cumprod: [T], of the scheduler.
+        prediction: "eps" | "x0" | "v".
+        loss_weight: "uniform" | "min_snr" (Hang et al. 2023).
+        min_snr_gamma: gamma of min_snr.
+        vlb_weight: None, or the weight of the variational bound (0.001 in the paper).
+
+    Raises:
+        InputError: the schedule has zero terminal SNR, and the prediction is eps or the weight min_snr.
     """
 
     def __init__(
@@ -71,28 +80,28 @@ class DiffusionLoss:
         return self
 
     def add_noise(self, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
-        """x_t. x0 in [-1, 1] and noise [B, C, H, W], t [B] int."""
-        return _at(self.alpha, t) * x0 + _at(self.sigma, t) * noise
+        """x_t [B, C, H, W] from x0 in [-1, 1] and noise, both [B, C, H, W], and t [B] int."""
+        return _broadcast(self.alpha, t) * x0 + _broadcast(self.sigma, t) * noise
 
     def target(self, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
-        """What the network should answer at x_t, [B, C, H, W]."""
+        """The training target at x_t, [B, C, H, W]."""
         if self.prediction == "eps":
             return noise
-        return x0 if self.prediction == "x0" else _at(self.alpha, t) * noise - _at(self.sigma, t) * x0
+        return x0 if self.prediction == "x0" else _broadcast(self.alpha, t) * noise - _broadcast(self.sigma, t) * x0
 
     def x0(self, prediction: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
-        """The x0 that a prediction at x_t means, [B, C, H, W]; not clipped. t [B] int."""
-        return to_x0(prediction, x_t, _at(self.alpha, t), _at(self.sigma, t), self.prediction)
+        """x0 [B, C, H, W] from a prediction at x_t, not clipped. t [B] int."""
+        return pred_to_x0(prediction, x_t, _broadcast(self.alpha, t), _broadcast(self.sigma, t), self.prediction)
 
     def loss(self, output: Tensor, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
-        """The loss of each sample, float32 [B]. output: the network's at `noisy(x0, noise, t)`, [B, C or 2C, H, W]."""
+        """The loss of each sample, float32 [B]. output: of the network at `add_noise(x0, noise, t)`, [B, C or 2C, H, W]."""
         loss = self.mse(output, x0, noise, t)
         if self.vlb_weight is None:
             return loss
         return loss + self.vlb_weight * self.num_timesteps * self.vlb(output, x0, noise, t)
 
     def mse(self, output: Tensor, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
-        """Weighted mean squared error of each sample, float32 [B]: over the first C output channels."""
+        """Weighted mean squared error of each sample, float32 [B]: of the first C output channels."""
         error = output[:, : x0.shape[1]].float() - self.target(x0, noise, t).float()
         loss = error.square().flatten(1).mean(1)
         return loss if self.weight is None else loss * self.weight[t]
@@ -106,7 +115,7 @@ class DiffusionLoss:
 
 
 class Posterior:
-    """q(x_{t-1} | x_t, x0), a network's answer to it with a learned variance, and how far apart they are.
+    """q(x_{t-1} | x_t, x0), the network's estimate of it with a learned variance, and the distance between the two.
 
     q has mean c0 x0 + c1 x_t and variance beta~_t (Ho et al. 2020, equations 6, 7). The network's variance is
     exp(v log beta_t + (1 - v) log beta~_t) with v = (output + 1) / 2 (Nichol & Dhariwal 2021, equation 15). At t = 0
@@ -130,32 +139,32 @@ class Posterior:
 
     def bits_per_dim(self, x0: Tensor, x_t: Tensor, predicted_x0: Tensor, variance: Tensor, t: Tensor) -> Tensor:
         """Bits per dimension, [B]: for t > 0 KL(q || p), for t = 0 -log p(x0) of the 8-bit pixels (DDPM, section 3.3)."""
-        low, high = _at(self.log_tilde, t), _at(self.log_beta, t)
+        low, high = _broadcast(self.log_tilde, t), _broadcast(self.log_beta, t)
         log_variance = low + (variance + 1) / 2 * (high - low)
-        # the means differ by c0 times what the x0 differ by: said so, nothing cancels
-        gap = _at(self.of_x0, t) * (x0 - predicted_x0)
+        # the means differ by c0 times the difference in x0; computed this way, nothing cancels
+        gap = _broadcast(self.of_x0, t) * (x0 - predicted_x0)
         kl = 0.5 * (log_variance - low + (low - log_variance).exp() + gap.square() * (-log_variance).exp() - 1)
-        mean = _at(self.of_x0, t) * predicted_x0 + _at(self.of_x_t, t) * x_t
+        mean = _broadcast(self.of_x0, t) * predicted_x0 + _broadcast(self.of_x_t, t) * x_t
         nll = -_log_pixel_probability(x0, mean, log_variance)
         return torch.where((t == 0)[:, None, None, None], nll, kl).flatten(1).mean(1) / math.log(2)
 
 
 def _log_pixel_probability(x: Tensor, mean: Tensor, log_variance: Tensor) -> Tensor:
-    """log of the Gaussian's mass on the pixel value x in [-1, 1], of 256, the outermost reaching to infinity."""
+    """log of the Gaussian's mass on the pixel value x in [-1, 1], of 256; the outermost bins extend to infinity."""
     half, scale = 1 / 255, (-0.5 * log_variance).exp()
     low = ((x - mean - half) * scale).masked_fill(x < -0.999, -math.inf)
     high = ((x - mean + half) * scale).masked_fill(x > 0.999, math.inf)
-    right = low > 0  # a difference in the right tail is taken in the left one, where floats are fine
+    right = low > 0  # differences in the right tail are computed in the left one, where floats are precise
     low, high = torch.where(right, -high, low), torch.where(right, -low, high)
     return (torch.special.ndtr(high) - torch.special.ndtr(low)).clamp(min=1e-30).log()
 
 
 def _min_snr(abar: Tensor, prediction: str, gamma: float) -> Tensor:
-    """min(SNR, gamma) in units of the x0 loss, divided by what the prediction already weighs (Hang et al. 2023, section 3.4)."""
+    """min(SNR, gamma) in units of the x0 loss, divided by the weight that the prediction type implies (Hang et al. 2023, section 3.4)."""
     snr = abar / (1 - abar)
     return snr.clamp(max=gamma) / {"eps": snr, "x0": torch.ones_like(snr), "v": snr + 1}[prediction]
 
 
-def _at(values: Tensor, t: Tensor) -> Tensor:
-    """values [T] at t [B], to meet pictures: [B, 1, 1, 1]."""
+def _broadcast(values: Tensor, t: Tensor) -> Tensor:
+    """values [T] at t [B] -> [B, 1, 1, 1]."""
     return values[t][:, None, None, None]

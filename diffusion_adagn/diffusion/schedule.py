@@ -1,4 +1,4 @@
-"""Noise schedules and samplers: our config -> a stock diffusers scheduler, and what must hold before it may step.
+"""Noise schedules and samplers: a DiffusionConfig -> a stock diffusers scheduler, and the checks before sampling.
 
 The schedulers' own clipping is always off: x0 is clipped after guidance, in the pipeline (see there).
 """
@@ -39,8 +39,8 @@ def _betas(schedule: str, timesteps: int) -> dict:
     """Scheduler arguments for a schedule.
 
     linear: beta from 1e-4 to 0.02 (Ho et al. 2020). cosine: Nichol & Dhariwal 2021, equation 17.
-    sigmoid: beta = 1e-4 + (0.02 - 1e-4) sigmoid(-6 .. 6), GeoDiff's; passed as numbers, since of diffusers' schedulers
-    only DDPM's knows the name.
+    sigmoid: beta = 1e-4 + (0.02 - 1e-4) sigmoid(-6 .. 6), GeoDiff's; passed as numbers, since only diffusers' DDPM scheduler
+    accepts the name.
     """
     if schedule == "sigmoid":
         betas = torch.sigmoid(torch.linspace(-6, 6, timesteps)) * (0.02 - 1e-4) + 1e-4
@@ -53,7 +53,7 @@ def _betas(schedule: str, timesteps: int) -> dict:
 
 
 def make_scheduler(config: DiffusionConfig, sampler: str = "ddim", learned_variance: bool = False) -> SchedulerMixin:
-    """A diffusers scheduler for a diffusion config; every argument that decides the result is given, none left to a default.
+    """A diffusers scheduler for a diffusion config; every argument that affects the result is passed explicitly.
 
     Raises InputError for combinations that are wrong.
     """
@@ -70,7 +70,7 @@ def make_scheduler(config: DiffusionConfig, sampler: str = "ddim", learned_varia
 def with_sampler(
     scheduler: SchedulerMixin, sampler: str | None = None, spacing: str | None = None, learned_variance: bool = False
 ) -> SchedulerMixin:
-    """The same process (schedule, prediction, T) walked by another sampler or over another grid."""
+    """The same process (schedule, prediction, T) with another sampler or grid."""
     config = scheduler.config
     betas = (
         ("trained_betas",) if config.get("trained_betas") is not None else ("beta_schedule", "beta_start", "beta_end")
@@ -95,7 +95,7 @@ def spacing_name(scheduler: SchedulerMixin) -> str:
 
 
 def sampler_name(scheduler: SchedulerMixin) -> str:
-    """Our name of a scheduler's class. Raises InputError for one that we do not ship."""
+    """The name of a scheduler's class in SAMPLERS. Raises InputError for any other class."""
     for name, cls in SAMPLERS.items():
         if type(scheduler) is cls:
             return name
@@ -111,7 +111,7 @@ def _build(sampler: str, common: dict, zero_snr: bool, learned_variance: bool) -
     noise_grid = next((name for flag, name in NOISE_GRIDS.items() if common.get(flag)), None)
     if noise_grid and sampler in ("ddpm", "ddim"):
         raise InputError(
-            f"{sampler} steps over whole timesteps, and spacing {noise_grid} lies between them: use dpm++, unipc, euler or heun."
+            f"{sampler} steps over whole timesteps, and spacing {noise_grid} needs fractional ones: use dpm++, unipc, euler or heun."
         )
     if noise_grid and zero_snr:
         raise InputError(
@@ -125,12 +125,10 @@ def _build(sampler: str, common: dict, zero_snr: bool, learned_variance: bool) -
     if zero_snr and common["timestep_spacing"] != "trailing":
         raise InputError("a zero-SNR schedule must be sampled from t = T-1: use timestep spacing trailing.")
     if sampler == "heun" and zero_snr:
-        raise InputError(
-            "heun knows no zero-SNR schedule (it would walk the unscaled one). Use ddim, ddpm, dpm++, unipc or euler."
-        )
+        raise InputError("heun does not support zero-SNR schedules. Use ddim, ddpm, dpm++, unipc or euler.")
     if sampler != "heun":
         common = common | {"rescale_betas_zero_snr": zero_snr}
-    own = {
+    specific = {
         "ddpm": {"clip_sample": False, "variance_type": "learned_range" if learned_variance else "fixed_small"},
         "ddim": {"clip_sample": False, "set_alpha_to_one": True},
         "dpm++": {"algorithm_type": "dpmsolver++", "solver_order": 2, "final_sigmas_type": "zero"},
@@ -138,13 +136,13 @@ def _build(sampler: str, common: dict, zero_snr: bool, learned_variance: bool) -
         "euler": {"final_sigmas_type": "zero"},
         "heun": {"clip_sample": False},
     }[sampler]
-    return SAMPLERS[sampler](**common, **own)
+    return SAMPLERS[sampler](**common, **specific)
 
 
 def set_timesteps(scheduler: SchedulerMixin, steps: int, device: torch.device | str = "cpu") -> Tensor:
-    """Choose the grid: the timesteps of every network call, from noisy to clean ([steps]; heun [2 steps - 1]).
+    """Set the grid: the timesteps of every network evaluation, from noisy to clean ([steps]; heun [2 steps - 1]).
 
-    Raises InputError where diffusers would walk a grid that is not the scheduled one.
+    Raises InputError where diffusers would not follow the scheduled grid.
     """
     total = scheduler.config.num_train_timesteps
     name, spacing = sampler_name(scheduler), spacing_name(scheduler)
@@ -172,20 +170,20 @@ def set_timesteps(scheduler: SchedulerMixin, steps: int, device: torch.device | 
             "spacing trailing, or 2 steps or more."
         )
     if spacing == "leading" and steps > 1 and 2 * grid[0] - grid[1] < 0.75 * total:
-        # whole strides from 0 do not reach the noisy end; measured on digits: 501 steps, 94% right for 100%
+        # whole strides from 0 do not reach the noisy end; measured on digits at 501 steps: class accuracy 94 % instead of 100 %
         good = [n for n in range(2, total + 1) if total % n == 0 and n != steps]
         raise InputError(
             f"{steps} leading steps over {total} timesteps would start at t = {int(grid[0])}, far from noise: use "
             f"{' or '.join(str(n) for n in sorted(good, key=lambda n: abs(n - steps))[:2])} steps."
         )
     if name == "heun" and scheduler.sigmas[0] > 1000:
-        # measured on digits, cosine with trailing or linspace: no picture is what was asked for
+        # measured on digits, cosine with trailing or linspace: class accuracy 0
         raise InputError(
             f"heun cannot start at noise {scheduler.sigmas[0]:.0f} times the signal: its second-order step overshoots. Use "
             "spacing leading, or another sampler."
         )
     if name == "ddim":
-        # it steps to t - T // N, whatever is scheduled next
+        # it steps to t - T // N, not to the next scheduled timestep
         stride = total // steps
         wrong = int((grid[:-1] - grid[1:] != stride).sum()) + int(grid[-1] - stride >= 0)
         if wrong:
@@ -228,10 +226,9 @@ def _use_noise_grid(scheduler: SchedulerMixin, spacing: str, steps: int) -> None
 
 
 def alpha_sigma(scheduler: SchedulerMixin, timestep: Tensor) -> tuple[float, float]:
-    """alpha and sigma of x_t = alpha x0 + sigma eps (alpha^2 + sigma^2 = 1) at the network call to come.
+    """alpha and sigma of x_t = alpha x0 + sigma eps (alpha^2 + sigma^2 = 1) at the next network evaluation.
 
-    The solvers that keep a list of noise-to-signal ratios know them at fractional timesteps too; they are asked first.
-    Call after `scale_model_input`, which sets their position.
+    Solvers with a list of noise-to-signal ratios have them at fractional timesteps too, so these come first. Call after `scale_model_input`, which sets their position.
     """
     ratios = getattr(scheduler, "sigmas", None)
     if ratios is not None:
@@ -245,17 +242,25 @@ def alpha_sigma(scheduler: SchedulerMixin, timestep: Tensor) -> tuple[float, flo
 
 @dataclass(frozen=True)
 class ModelEval:
-    """One network call of a sampler: which one, at which step (heun calls twice a step), timestep, t / T, and noise level sigma_t / alpha_t."""
+    """One network evaluation of a sampler.
+
+    Attributes:
+        index: 0, 1, ... from noisy to clean.
+        step: of the sampler; heun evaluates twice per step.
+        t: timestep, whole or fractional.
+        t_frac: t / T.
+        sigma: noise level sigma_t / alpha_t.
+    """
 
     index: int
     step: int
     t: float
-    share: float
+    t_frac: float
     sigma: float
 
 
 def model_evals(scheduler: SchedulerMixin) -> list[ModelEval]:
-    """The network calls to come, from noisy to clean. Call after `set_timesteps`."""
+    """All network evaluations of the grid, from noisy to clean. Call after `set_timesteps`."""
     total = scheduler.config.num_train_timesteps
     twice = sampler_name(scheduler) == "heun"
     ratios = getattr(scheduler, "sigmas", None)

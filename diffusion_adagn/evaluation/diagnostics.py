@@ -32,11 +32,11 @@ class Meter:
     def __init__(self, calls: int):
         self.difference, self.clipped = np.zeros(calls), np.zeros(calls)
 
-    def guided(self, call: ModelEval, cond: Tensor, against: Tensor) -> None:
-        pull = (cond - against).float().square().flatten(1).mean(1).sqrt()
+    def on_guidance(self, call: ModelEval, cond: Tensor, uncond: Tensor) -> None:
+        pull = (cond - uncond).float().square().flatten(1).mean(1).sqrt()
         self.difference[call.index] += pull.cpu().double().sum().item()
 
-    def predicted(self, call: ModelEval, x0: Tensor) -> None:
+    def on_pred_x0(self, call: ModelEval, x0: Tensor) -> None:
         beyond = (x0.abs() > 1).flatten(1).to(torch.float32).mean(1)
         self.clipped[call.index] += beyond.cpu().double().sum().item()
 

@@ -11,11 +11,11 @@ from accelerate import PartialState
 from tqdm.auto import tqdm
 
 from ..atomic import exclusive_lock
-from ..commands import command, go_on, instead, quoted, then
+from ..commands import command, overwrite_hint, resume_hint, shell_line, with_commands
 from ..data.npz import write_npz
 from ..diffusion.schedule import ModelEval
 from ..errors import InputError, writing
-from ..runs.recorded import recorded_data, unused_beside
+from ..runs.recorded import free_default_folder, recorded_data
 from ..runtime.distributed import process_state
 from ..sampling.load import open_pipeline
 from ..sampling.pipeline import ClassConditionalPipeline
@@ -92,14 +92,14 @@ def evaluate_model(source: str, sampling: Sampling, request: EvaluateRequest, ou
     if main:
         check_out(out)
         if finished is not None and (not request.command or finished.get("command") != request.command):
-            raise InputError(instead(f"{out} already holds an evaluation", request.command, out))
+            raise InputError(overwrite_hint(f"{out} already holds an evaluation", request.command, out))
     pipe, what = open_pipeline(source, sampling.weights)
     guide = None if sampling.guide is None else open_pipeline(sampling.guide, sampling.weights)[0]
     precision = choose_precision(sampling.precision, state)
     set_up([pipe, guide], precision, state.device)
     point, draw = _point(sampling, pipe, guide), _draw(replace(sampling, precision=precision), request, pipe)
     calls = point.calls(pipe)
-    evaluations = point.guidance(guide).evaluations(calls)
+    evaluations = point.guidance().evaluations(calls)
     bench = bench_of_model(source, pipe, draw, request, state)
     plan = {
         "model": model_hash(pipe.unet),
@@ -129,7 +129,7 @@ def evaluate_model(source: str, sampling: Sampling, request: EvaluateRequest, ou
     following = _next(source, sampling, request) if guided else ""
     if finished is not None:
         if not _same(finished, made_by, settings, bench, request.k):
-            raise InputError(instead(f"{out} already holds an evaluation", request.command, out))
+            raise InputError(overwrite_hint(f"{out} already holds an evaluation", request.command, out))
         if main:
             print(f"{out} holds this evaluation already, of {finished['date']}.")
             _say(finished, out, following)
@@ -177,7 +177,7 @@ def _next(source: str, sampling: Sampling, request: EvaluateRequest) -> str:
         "precision": None if s.precision == "auto" else s.precision,
     }
     given |= {"weights": "raw" if s.weights == "raw" else None, "spacing": s.spacing} | request.data
-    return command("sweep", source, guidance="1:4:0.5", **given, out=unused_beside("sweeps", source))
+    return command("sweep", source, guidance="1:4:0.5", **given, out=free_default_folder("sweeps", source))
 
 
 def evaluate_images(what: str, guidance: float | None, request: EvaluateRequest, out: Path) -> dict:
@@ -190,7 +190,7 @@ def evaluate_images(what: str, guidance: float | None, request: EvaluateRequest,
         raise InputError("pictures that are there already are measured by one process: leave torchrun out.")
     check_out(out)
     if not request.overwrite and finished_record(out) is not None:
-        raise InputError(instead(f"{out} already holds an evaluation", request.command, out))
+        raise InputError(overwrite_hint(f"{out} already holds an evaluation", request.command, out))
     path, data = Path(what).expanduser(), is_data(what)
     source = None if data else sampled_from(path)
     recorded = None if source is None else recorded_data(source)
@@ -223,7 +223,7 @@ def store_reference(request: EvaluateRequest, file: Path) -> Reference:
     if file.suffix != ".npz":
         raise InputError(f"a reference is kept as .npz: type --out {file}.npz.")
     if file.exists() and not request.overwrite:
-        raise InputError(instead(f"{file} is there already", request.command, file))
+        raise InputError(overwrite_hint(f"{file} is there already", request.command, file))
     real = RealImages(request.against, request.data)
     if real.dataset is None and real.found is None:
         raise InputError(f"{real.name} holds no pictures, but what was made of some: expected a data set or pictures.")
@@ -233,10 +233,10 @@ def store_reference(request: EvaluateRequest, file: Path) -> Reference:
     reference.save(file)
     about = reference.about
     print(
-        then(
+        with_commands(
             f"{about['count']:,} of {about['of']:,} pictures of {about['name']}, {about['extractor']['dimension']:,} features each, in {file}\n"
             "A model or pictures are measured against it, by adagn evaluate or adagn sweep, with:",
-            quoted(["--against", str(file), "--extractor", request.extractor]),
+            shell_line(["--against", str(file), "--extractor", request.extractor]),
         )
     )
     return reference
@@ -253,7 +253,7 @@ def _point(
         s.scale, s.interval, s.schedule, s.rescale, s.threshold, s.guide,
         s.sampler or own.sampler, s.steps, s.eta, s.spacing or own.spacing,
     ).canonical()  # fmt: skip
-    pipe.check_guidance(point.guidance(guide))
+    pipe.check_guidance(point.guidance(), guide)
     return point
 
 
@@ -283,7 +283,7 @@ def _sample(
                 pipe, point, draw, bench.extractors, out / BATCHES, state, guide, keep_pixels, bar.update
             )
         except KeyboardInterrupt:
-            print(go_on(f"\nStopped. What is finished lies in {out / BATCHES}.", typed))
+            print(resume_hint(f"\nStopped. What is finished lies in {out / BATCHES}.", typed))
             raise
 
 
@@ -369,4 +369,4 @@ def _say(record: dict, out: Path, following: str = "") -> None:
     files = [name for name in (MARKDOWN, JSON, CLASSES, SHEET, NPZ) if (out / name).is_file()]
     print(f"\nLook at  {out / files[0]}\nBeside   {', '.join(files[1:])}")
     if following:
-        print(then("Next, other scales:", following))
+        print(with_commands("Next, other scales:", following))

@@ -9,7 +9,7 @@ import numpy as np
 
 from ..config import DataConfig
 from ..data import open_dataset
-from ..data.classes import named
+from ..data.classes import to_label_space
 from ..data.images import BrokenImage, open_image, to_array
 from ..data.npz import read_npz
 from ..data.sources import BUILT_IN, subfolders
@@ -102,7 +102,7 @@ def read_image_set(path: Path, guidance: float | None = None) -> ImageSet:
         return ImageSet(_read(loose), None, (), about)
     files = [_files(path / f, deep=True) for f in folders]
     labels = np.repeat(np.arange(len(folders)), [len(some) for some in files]).astype(np.int64)
-    return ImageSet(_read([f for some in files for f in some]), labels, named(folders).names, about)
+    return ImageSet(_read([f for some in files for f in some]), labels, to_label_space(folders).names, about)
 
 
 def is_image_source(path: Path) -> bool:

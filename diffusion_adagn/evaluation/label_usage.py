@@ -80,7 +80,7 @@ def label_use(
     batch_size: int = 128,
     autocast: Callable = nullcontext,
     progress: bool = False,
-    most_rows: int | None = None,
+    max_rows: int | None = None,
 ) -> LabelUse:
     """Measure it on about that many (picture, timestep, noise); each is shared by the three labels.
 
@@ -105,8 +105,8 @@ def label_use(
     if unet.config.null_class:
         told["null"] = torch.full_like(true, k)
     losses: dict[str, list[Tensor]] = {label: [] for label in told}
-    if most_rows is not None:
-        batch_size = min(batch_size, max(1, most_rows // len(told)))
+    if max_rows is not None:
+        batch_size = min(batch_size, max(1, max_rows // len(told)))
     batches = positions.split(batch_size)
     for places in tqdm(batches, desc="label use", unit="batch", disable=not progress, leave=False):
         pixels, _ = dataset.gather(picture[places].numpy())
@@ -116,7 +116,7 @@ def label_use(
         x_t = objective.add_noise(x0, noise, at)
         labels = torch.cat([some[places] for some in told.values()]).to(device)
         rows = x_t.repeat(len(told), 1, 1, 1), at.repeat(len(told)), labels
-        calls = zip(*(some.split(most_rows or len(labels)) for some in rows))
+        calls = zip(*(some.split(max_rows or len(labels)) for some in rows))
         with autocast():
             output = torch.cat([unet(*some).sample for some in calls])
         for label, answer in zip(told, output.chunk(len(told))):

@@ -20,8 +20,8 @@ from ..atomic import atomic_write
 from ..config import SpeedConfig
 from ..diffusion.schedule import ModelEval, model_evals, sampler_name, set_timesteps, spacing_name
 from ..errors import InputError
-from ..runtime.precision import check_tf32, computed_in
-from ..runtime.speed import choose, has_bf16, prepare
+from ..runtime.precision import check_precision, use_precision
+from ..runtime.speed import apply_speed, has_bf16, resolve_speed
 from ..sampling.guidance import Guidance, Interval
 from ..sampling.pipeline import MAX_SEED, ClassConditionalPipeline, to_pixels
 from .diagnostics import Meter, image_values
@@ -48,7 +48,7 @@ def choose_precision(asked: str, state: PartialState, recorded: str | None = Non
     if asked == "auto":
         best = "bf16" if state.device.type == "cuda" and has_bf16(state.device) else "fp32"
         (asked,) = broadcast_object_list([recorded or best])
-    check_tf32(asked, state.device, "--precision")
+    check_precision(asked, state.device, "--precision")
     return asked
 
 
@@ -60,7 +60,7 @@ def set_up(pipes: Sequence[ClassConditionalPipeline | None], precision: str, dev
         pipe.to(device)
         pipe.set_progress_bar_config(disable=True)
         if device.type == "cuda":
-            prepare(pipe.unet, choose(SpeedConfig(precision), device, flops=0))
+            apply_speed(pipe.unet, resolve_speed(SpeedConfig(precision), device, flops=0))
 
 
 @dataclass(frozen=True)
@@ -106,9 +106,8 @@ class SamplerSettings:
             return self
         return dataclasses.replace(self, interval="none", schedule="constant", rescale=0.0, guide=None)
 
-    def guidance(self, guide: ClassConditionalPipeline | None = None) -> Guidance:
-        guide = None if self.guide is None else guide
-        return Guidance(self.scale, self.interval, self.schedule, self.rescale, self.threshold, guide)
+    def guidance(self) -> Guidance:
+        return Guidance(self.scale, self.interval, self.schedule, self.rescale, self.threshold)
 
     def calls(self, pipe: ClassConditionalPipeline) -> list[ModelEval]:
         """The network calls of this point, the pipeline being set to its sampler. Raises InputError for what cannot be walked."""
@@ -243,15 +242,16 @@ def _batch(
     keep_pixels: bool,
 ) -> dict[str, np.ndarray]:
     meter = Meter(calls)
-    with computed_in(draw.precision, pipe.device):
+    with use_precision(draw.precision, pipe.device):
         images = pipe(
             draw.labels[batch.start : batch.stop].tolist(),
             num_inference_steps=point.steps,
             seeds=[draw.seed + i for i in batch],
             eta=point.eta,
             output_type="np",
-            guidance=point.guidance(guide),
-            watch=meter,
+            guidance=point.guidance(),
+            guide=None if point.guide is None else guide,
+            callback=meter,
         ).images
     pixels = to_pixels(images)
     arrays = {"values": image_values(pixels), "difference": meter.difference, "clipped": meter.clipped}

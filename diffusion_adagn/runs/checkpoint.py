@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from ..atomic import WINDOWS, atomic_dir
-from ..commands import resume_command, then
+from ..commands import resume_command, with_commands
 from ..errors import InputError
 from ..schema import read_json, short_repr
 from .layout import STATE, checkpoints
@@ -64,7 +64,7 @@ def save_checkpoint(
     except Exception as error:  # safetensors raises its own kinds
         left = checkpoints(folder)
         raise InputError(
-            then(
+            with_commands(
                 f"the checkpoint of step {state['step']} cannot be written to {folder} ({' '.join(str(error).split())[:200]}). "
                 + (f"The newest that is whole is {left[-1]}. " if left else "")
                 + "Make room, or put it right, and go on with:",

@@ -84,7 +84,7 @@ def label_space(config: RunConfig) -> LabelSpace:
     return LabelSpace.from_dict(config.labels | {"has_null": config.model.null_class})
 
 
-def runs_near(path: str | Path) -> str:
+def similar_runs(path: str | Path) -> str:
     """ " Runs here: runs/a, runs/b.": the runs beside a path and in runs/, the most similar names first; "" if there are none."""
     path = Path(path)
     found = {p.parent for folder in (path.parent, Path("runs")) for p in folder.glob("*/config.yaml")}
@@ -97,11 +97,11 @@ def check_model_path(path: str | Path) -> None:
     parts = str(path).split("/")
     if not Path(path).exists() and (len(parts) != 2 or not all(parts) or parts[0] in (".", "..", "runs")):
         beside = checkpoints(Path(path).parent)
-        there = f" Checkpoints here: {', '.join(map(str, beside))}." if beside else runs_near(path)
+        there = f" Checkpoints here: {', '.join(map(str, beside))}." if beside else similar_runs(path)
         raise InputError(f"there is no folder {path} (and a hub id looks like owner/name).{there}")
 
 
-def is_checkpoint(path: str | Path) -> bool:
+def loads_checkpoint(path: str | Path) -> bool:
     """Whether the model of a path must be built from a checkpoint: it is one, or a run that has no pipeline folder yet."""
     run = RunFolder(Path(path))
     return (run.path / STATE).is_file() or (run.config_file.is_file() and not run.pipeline.is_dir())

@@ -7,7 +7,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..commands import free
+from ..commands import unused_path
 from ..config import DataConfig, read_config
 from ..errors import InputError
 from ..labels import LabelSpace
@@ -34,10 +34,10 @@ def default_folder(kind: str, source: str | Path, weights: str = "ema") -> Path:
     elif path.name == "pipeline":
         path = path.parent
     raw = "-raw" if weights == "raw" else ""
-    return Path(kind, *name_of(path), *([] if step is None else [f"step-{step:08d}{raw}"]))
+    return Path(kind, *run_name_parts(path), *([] if step is None else [f"step-{step:08d}{raw}"]))
 
 
-def name_of(path: Path) -> tuple[str, ...]:
+def run_name_parts(path: Path) -> tuple[str, ...]:
     """The parts of an absolute path that name it: from here, after runs/; of a path elsewhere the last two."""
     here = Path.cwd()
     inside = path != here and path.is_relative_to(here)
@@ -47,10 +47,10 @@ def name_of(path: Path) -> tuple[str, ...]:
     return parts if inside else parts[-2:]
 
 
-def unused_beside(kind: str, source: str | Path) -> str | None:
+def free_default_folder(kind: str, source: str | Path) -> str | None:
     """What --out must be where the default folder is taken; None: it is not."""
     own = default_folder(kind, source)
-    return free(str(own)) if own.exists() else None
+    return unused_path(str(own)) if own.exists() else None
 
 
 def weights_folder(source: str | Path, weights: str = "ema") -> Path | None:

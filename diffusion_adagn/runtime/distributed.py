@@ -40,7 +40,7 @@ def process_state(device: str = "auto") -> PartialState:
     elif state.device.type != chosen.type:
         raise InputError(f"the processes were started on {state.device.type}, and cannot go on on {chosen.type}.")
     if device == "auto" and chosen.type == "cpu" and state.is_main_process and (note := no_gpu_note()):
-        _say_once(note)
+        _print_once(note)
     return state
 
 
@@ -79,14 +79,18 @@ def choose_device(asked: str = "auto") -> torch.device:
     if device.type == "mps":
         if not torch.backends.mps.is_available():
             raise InputError(f"there is no Apple GPU for --device mps (speed.device). {_available()}")
-        if _launched() > 1:
+        if _process_count() > 1:
             raise InputError("several processes cannot share Apple's GPU: start one, or type --device cpu.")
     return device
 
 
 def no_gpu_note() -> str:
     """What to say where a GPU was to be expected and there is none: several processes, or an NVIDIA driver. "" otherwise."""
-    if torch.cuda.is_available() or torch.backends.mps.is_available() or not (_launched() > 1 or _driver()):
+    if (
+        torch.cuda.is_available()
+        or torch.backends.mps.is_available()
+        or not (_process_count() > 1 or _has_nvidia_driver())
+    ):
         return ""
     return f"note: No GPU found: {_why_no_cuda()}. This runs on the CPU; --device cpu if that is meant."
 
@@ -102,7 +106,7 @@ def main_first(state: PartialState) -> Iterator[None]:
         yield
 
 
-def float64(x: Tensor) -> Tensor:
+def to_float64(x: Tensor) -> Tensor:
     """`x` in float64: on its device, or on the CPU where the device has no float64 (Apple's GPUs)."""
     return x.double() if has_float64(x.device) else x.cpu().double()
 
@@ -120,10 +124,10 @@ def _best() -> torch.device:
     if torch.cuda.is_available():
         return torch.device("cuda")
     # several processes cannot share Apple's GPU
-    return torch.device("mps" if torch.backends.mps.is_available() and _launched() == 1 else "cpu")
+    return torch.device("mps" if torch.backends.mps.is_available() and _process_count() == 1 else "cpu")
 
 
-def _launched() -> int:
+def _process_count() -> int:
     """How many processes a launcher has started."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
@@ -135,14 +139,14 @@ def _available() -> str:
     return f"Available here: {', '.join(names)}."
 
 
-def _driver() -> bool:
+def _has_nvidia_driver() -> bool:
     return os.path.exists("/proc/driver/nvidia") or shutil.which("nvidia-smi") is not None
 
 
 def _why_no_cuda() -> str:
     if torch.version.cuda is None and torch.version.hip is None:
         return f"this build of torch ({torch.__version__}) is without CUDA; pytorch.org has the command that installs one with it"
-    if not _driver():
+    if not _has_nvidia_driver():
         return f"torch {torch.__version__} is built for CUDA {torch.version.cuda}, but no NVIDIA driver is installed"
     return (
         f"torch {torch.__version__} is built for CUDA {torch.version.cuda}, and the driver may be too old for that (nvidia-smi shows the CUDA "
@@ -151,5 +155,5 @@ def _why_no_cuda() -> str:
 
 
 @functools.cache
-def _say_once(note: str) -> None:
+def _print_once(note: str) -> None:
     print(note, file=sys.stderr)

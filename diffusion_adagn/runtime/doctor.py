@@ -199,12 +199,12 @@ def _disk() -> tuple[str, list[str]]:
 
 
 def _chosen(asked: str, flops: int):
-    """`speed.choose` without the operator, which has a line of its own."""
+    """`speed.resolve_speed` without the operator, which has a line of its own."""
     from ..config import SpeedConfig
     from .distributed import choose_device
-    from .speed import choose
+    from .speed import resolve_speed
 
-    return choose(SpeedConfig(operator="eager"), choose_device(asked), flops)
+    return resolve_speed(SpeedConfig(operator="eager"), choose_device(asked), flops)
 
 
 def _version(name: str) -> str | None:

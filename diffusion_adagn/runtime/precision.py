@@ -20,7 +20,7 @@ def has_tf32(device: torch.device) -> bool:
         return torch.cuda.is_tf32_supported()
 
 
-def check_tf32(precision: str, device: torch.device, option: str) -> None:
+def check_precision(precision: str, device: torch.device, option: str) -> None:
     """Raises InputError where the device does not have `precision`, tf32 or fp16. option: what was given, for the message."""
     if precision == "fp16" and device.type != "cuda":
         raise InputError(f"{option} fp16 needs a CUDA GPU; use bf16 or fp32 here.")
@@ -29,15 +29,15 @@ def check_tf32(precision: str, device: torch.device, option: str) -> None:
 
 
 @contextmanager
-def computed_in(precision: str, device: torch.device) -> Iterator[None]:
+def use_precision(precision: str, device: torch.device) -> Iterator[None]:
     """The number type of what is computed in here: autocast, and TF32 in "tf32" alone. Both are as before afterwards."""
     dtype = AUTOCAST[precision]
-    with tf32(precision == "tf32"), torch.autocast(device.type, dtype, enabled=dtype is not None):
+    with use_tf32(precision == "tf32"), torch.autocast(device.type, dtype, enabled=dtype is not None):
         yield
 
 
 @contextmanager
-def tf32(on: bool) -> Iterator[None]:
+def use_tf32(on: bool) -> Iterator[None]:
     """CUDA's convolutions and matrix products of float32 in TF32, or none of them; as before afterwards.
 
     torch's default is TF32 in convolutions alone, which is good to about 1e-3. It holds for the whole process, not for a thread.

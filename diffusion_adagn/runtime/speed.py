@@ -13,13 +13,13 @@ from ..models.blocks import ResBlock, SelfAttention
 from ..models.unet import AdaGNUNet, Modulation, best_memory_format
 from ..ops import unsupported_reason
 from ..ops.cpu import compiler
-from .precision import AUTOCAST, check_tf32
+from .precision import AUTOCAST, check_precision
 
 MIN_FLOPS_FOR_BF16 = 5e8  # FLOPs of a picture: below, a CPU loses more by converting to bf16 than it gains
 COMPILER = "inductor"  # torch.compile's backend
 
 
-def choose(asked: SpeedConfig, device: torch.device, flops: int) -> SpeedConfig:
+def resolve_speed(asked: SpeedConfig, device: torch.device, flops: int) -> SpeedConfig:
     """What was asked for, each `auto` replaced by the choice for this device. flops: forward, of one picture.
 
     Raises InputError for what was forced and cannot be.
@@ -27,7 +27,7 @@ def choose(asked: SpeedConfig, device: torch.device, flops: int) -> SpeedConfig:
     precision, memory_format, operator = asked.precision, asked.memory_format, asked.operator
     if precision == "auto":
         precision = _precision(device, flops)
-    check_tf32(precision, device, "speed.precision")
+    check_precision(precision, device, "speed.precision")
     if memory_format == "auto":
         memory_format = best_memory_format(device.type, precision != "fp32")
     if operator != "eager":
@@ -43,13 +43,13 @@ def choose(asked: SpeedConfig, device: torch.device, flops: int) -> SpeedConfig:
     return dataclasses.replace(asked, precision=precision, memory_format=memory_format, operator=operator)
 
 
-def choose_together(asked: SpeedConfig, device: torch.device, flops: int) -> SpeedConfig:
-    """`choose`, with the main process's number type on every process: the cards of one job may differ."""
-    (precision,) = broadcast_object_list([choose(asked, device, flops).precision])
-    return choose(dataclasses.replace(asked, precision=precision), device, flops)
+def resolve_speed_together(asked: SpeedConfig, device: torch.device, flops: int) -> SpeedConfig:
+    """`resolve_speed`, with the main process's number type on every process: the cards of one job may differ."""
+    (precision,) = broadcast_object_list([resolve_speed(asked, device, flops).precision])
+    return resolve_speed(dataclasses.replace(asked, precision=precision), device, flops)
 
 
-def describe(chosen: SpeedConfig, asked: SpeedConfig, device: torch.device | None = None) -> str:
+def describe_speed(chosen: SpeedConfig, asked: SpeedConfig, device: torch.device | None = None) -> str:
     """ "bf16, channels_last, fused operator (chosen for this machine: precision, layout)"
 
     device: where it is given, and `auto` means the eager operator on it, the reason follows.
@@ -67,8 +67,8 @@ def _no_kernel(device: torch.device, precision: str, memory_format: str, note: b
     return unsupported_reason(device, AUTOCAST[precision] or torch.float32, memory_format == "channels_last", note=note)
 
 
-def prepare(unet: AdaGNUNet, speed: SpeedConfig) -> None:
-    """Set layout and operator. `speed` is one that `choose` returned."""
+def apply_speed(unet: AdaGNUNet, speed: SpeedConfig) -> None:
+    """Set layout and operator. `speed` is one that `resolve_speed` returned."""
     unet.set_memory_format(speed.memory_format)
     unet.set_operator(speed.operator)
 

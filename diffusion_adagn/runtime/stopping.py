@@ -13,30 +13,30 @@ from collections.abc import Callable, Iterator
 # Windows lacks one
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1") if hasattr(signal, name))
 _END = b"\0"  # the number of no signal
-_asked = False
+_requested = False
 
 
-def asked() -> bool:
-    """Whether one of SIGNALS has come since the last `listening` began."""
-    return _asked
+def stop_requested() -> bool:
+    """Whether one of SIGNALS has come since the last `listen_for_signals` began."""
+    return _requested
 
 
 @contextlib.contextmanager
-def listening(came: Callable[[int], None]) -> Iterator[None]:
+def listen_for_signals(came: Callable[[int], None]) -> Iterator[None]:
     """In here signals that have a Python handler are noted, from the main thread on.
 
     Args:
         came: Called with the number of each of SIGNALS at once, in another thread.
     """
-    global _asked
-    _asked = False
+    global _requested
+    _requested = False
     read, write = socket.socketpair()
 
     def listen() -> None:
-        global _asked
+        global _requested
         while (byte := read.recv(1)) != _END:
             if byte[0] in SIGNALS:
-                _asked = True
+                _requested = True
                 came(byte[0])
 
     with read, write:

@@ -1,4 +1,4 @@
-"""ClassConditionalPipeline: classes and seeds -> pictures."""
+"""ClassConditionalPipeline: classes and seeds -> images."""
 
 import copy
 import inspect
@@ -24,7 +24,7 @@ from diffusers.utils import BaseOutput
 from PIL import Image
 from torch import Tensor
 
-from ..diffusion.loss import from_x0, to_x0
+from ..diffusion.loss import pred_to_x0, x0_to_pred
 from ..diffusion.schedule import (
     PREDICTIONS,
     ModelEval,
@@ -37,8 +37,9 @@ from ..diffusion.schedule import (
 from ..errors import InputError, errors_as_input_error
 from ..labels import ClassSpec, LabelSpace
 from ..models.unet import AdaGNUNet
+from ..renamed import renamed_arguments
 from ..render.grids import captioned_grid
-from ..runs.layout import is_checkpoint, pipeline_folder
+from ..runs.layout import loads_checkpoint, pipeline_folder
 from ..schema import short_repr
 from .card import model_card
 from .class_mix import ClassMix, ClassPlan, modulation_table
@@ -56,8 +57,8 @@ class ImagesOutput(BaseOutput):
 
     Attributes:
         images: N PIL images, a float tensor [N, C, H, W] or an array [N, H, W, C], in 0..1.
-        class_ids: one per image; None for an image that is not of one plain class, which class_names then describes.
-        seeds: one per image, which samples it again; None where a generator was not at its seed's beginning, or latents were given.
+        class_ids: one per image; None for an image of several classes, which class_names then describes.
+        seeds: one per image, which reproduces it; None if a generator had been used before, or latents were given.
         class_names: one per image.
     """
 
@@ -89,13 +90,24 @@ class ImagesOutput(BaseOutput):
 
 
 class SamplingCallback(Protocol):
-    """Looks on while pictures are sampled."""
+    """Receives the predictions of every sampling step."""
 
-    def guided(self, call: ModelEval, cond: Tensor, against: Tensor) -> None:
-        """The two predictions that guidance combines, [N, C, H, W]; not called where guidance is off."""
+    def on_guidance(self, call: ModelEval, cond: Tensor, uncond: Tensor) -> None:
+        """Called where guidance is applied.
 
-    def predicted(self, call: ModelEval, x0: Tensor) -> None:
-        """The x0 that is meant, guided and not yet clipped, [N, C, H, W]."""
+        Args:
+            call: the network evaluation.
+            cond: conditional prediction, [N, C, H, W].
+            uncond: the prediction that guidance moves away from, [N, C, H, W].
+        """
+
+    def on_pred_x0(self, call: ModelEval, x0: Tensor) -> None:
+        """Called at every evaluation.
+
+        Args:
+            call: the network evaluation.
+            x0: predicted x0 after guidance, before clipping, [N, C, H, W].
+        """
 
 
 StepCallback = Callable[["ClassConditionalPipeline", int, Tensor, dict[str, Any]], dict[str, Any] | None]
@@ -107,13 +119,21 @@ class ClassConditionalPipeline(DiffusionPipeline):
         pipe = ClassConditionalPipeline.from_pretrained("runs/digits")
         pipe(["cat", "dog"], guidance_scale=2.0, seeds=[0, 1]).images
 
-    Calls may run side by side in several threads: each steps a scheduler of its own, and the one in `scheduler` is not changed.
-
-    labels: the classes (a LabelSpace or its dict; None: named by their ids). clip_x0: clip the predicted x0 to [-1, 1], after guidance.
-    ema_decay (None for raw weights), trained_steps and guidance_convention are kept for the record.
-
+    Calls may run concurrently in several threads: each uses a copy of the scheduler, and `scheduler` is not changed.
     `torch.compile(pipe.unet)`, `pipe.unet.compile()` and `pipe.unet.compile_repeated_blocks()` compile what a call runs;
-    `enable_model_cpu_offload()` keeps the network on the CPU between calls.
+    `enable_model_cpu_offload()` moves the network to the CPU between calls.
+
+    Args:
+        unet: the network.
+        scheduler: of diffusers; see `diffusion.schedule.make_scheduler`.
+        labels: the classes, a LabelSpace or its dict. None: named by their ids.
+        clip_x0: clip the predicted x0 to [-1, 1], after guidance.
+        ema_decay: of the weights, saved for information; None for raw weights.
+        trained_steps: saved for information.
+        guidance_convention: saved for information.
+
+    Raises:
+        InputError: the network and the label space do not match.
     """
 
     model_cpu_offload_seq = "unet"
@@ -138,7 +158,7 @@ class ClassConditionalPipeline(DiffusionPipeline):
             raise InputError(f"the network has {expected} classes, the label space {labels.K}: they must be the same.")
         if expected and labels.has_null != unet.config.null_class:
             raise InputError(
-                f"the label space says has_null: {labels.has_null}, the network null_class: {unet.config.null_class}."
+                f"the label space has has_null {labels.has_null}, the network null_class {unet.config.null_class}: they must be the same."
             )
         self.register_modules(unet=unet, scheduler=scheduler)
         self.register_to_config(
@@ -151,7 +171,7 @@ class ClassConditionalPipeline(DiffusionPipeline):
 
     @property
     def labels(self) -> LabelSpace:
-        """The classes. Made once: cleaning a thousand names takes milliseconds."""
+        """The classes. Cached: cleaning a thousand names takes milliseconds."""
         source, labels = self.__dict__.get("_labels", (None, None))
         if source is not self.config.labels:
             source, labels = self.config.labels, LabelSpace.from_dict(self.config.labels)
@@ -160,25 +180,25 @@ class ClassConditionalPipeline(DiffusionPipeline):
 
     @property
     def interrupt(self) -> bool:
-        """Whether the call ends after its present step: what `callback_on_step_end` sets as `pipe._interrupt`."""
+        """Whether the call ends after the current step; `callback_on_step_end` sets it as `pipe._interrupt`."""
         return self._interrupt
 
     @property
     def num_timesteps(self) -> int | None:
-        """Network calls of this call's sampler; in a callback."""
+        """Network evaluations of this call's sampler; for use in a callback."""
         return self.__dict__.get("_num_timesteps")
 
     def enable_sequential_cpu_offload(self, *args, **kwargs) -> None:
-        """Not supported: it moves layer by layer, and the modulation of all layers is one product."""
+        """Not supported: it moves layer by layer, while the modulation of all layers is one product."""
         raise InputError("enable_sequential_cpu_offload is not supported: use enable_model_cpu_offload().")
 
     def use_sampler(self, sampler: str | None = None, spacing: str | None = None) -> "ClassConditionalPipeline":
         """Make another sampler or timestep spacing the default of later calls; the process stays the same.
 
         Args:
-            sampler: "ddpm", "ddim", "dpm++", "unipc", "euler" or "heun". None: the present one.
+            sampler: "ddpm", "ddim", "dpm++", "unipc", "euler" or "heun". None: the current one.
             spacing: "leading", "trailing" or "linspace", over the timesteps; "karras", "exponential" or "lu" (the same as
-                exponential), over the noise levels, for dpm++, unipc, euler and heun. None: the present one.
+                exponential), over the noise levels, for dpm++, unipc, euler and heun. None: the current one.
 
         Returns:
             This pipeline.
@@ -192,46 +212,66 @@ class ClassConditionalPipeline(DiffusionPipeline):
         return self
 
     def _scheduler(self, sampler: str | None, spacing: str | None) -> SchedulerMixin:
-        """A scheduler for one call alone: schedulers count their steps, and calls may run side by side."""
+        """A scheduler for one call: schedulers have state, and calls may run concurrently."""
         if sampler is None and spacing is None:
-            return copy.deepcopy(self.scheduler)  # whatever the user put there, such as Karras sigmas
+            return copy.deepcopy(self.scheduler)  # the user may have replaced it
         return with_sampler(self.scheduler, sampler, spacing, self.unet.config.learned_variance)
 
-    def check_guidance(self, guidance: Guidance) -> None:
-        """Raises InputError, with the remedy, if there is nothing to guide against: no null class, or a guide that does not fit."""
-        if guidance.guide is not None:
-            self._check_guide(guidance.guide)
-        elif not guidance.off and (self.labels.null_id is None or not self.labels.K):
+    def check_guidance(self, guidance: Guidance, guide: "ClassConditionalPipeline | None" = None) -> None:
+        """Check that guidance is possible.
+
+        Args:
+            guidance: its settings.
+            guide: the model that guidance moves away from. None: this model's null class.
+
+        Raises:
+            InputError: the model has no null class, or the guide does not fit.
+        """
+        if guide is not None:
+            self._check_guide(guide)
+        elif not guidance.is_neutral and (self.labels.null_id is None or not self.labels.K):
             raise InputError(
-                "this model has no null class to be guided against: sample at guidance scale 1, guide it against another network "
-                "(--guide RUN: an earlier checkpoint, or one without classes), or fine-tune it with a null row (adagn train with --init_from)."
+                "guidance needs a null class, which this model lacks: sample at guidance scale 1, use another model as the guide "
+                "(--guide RUN: an earlier checkpoint, or one without classes), or fine-tune with a null row (adagn train --init_from)."
             )
 
     def _check_guide(self, guide: "ClassConditionalPipeline") -> None:
-        """Raises InputError unless `guide` answers the same question: same pictures, noise schedule, and classes (or none)."""
+        """Raises InputError unless `guide` has the same image shape, noise schedule, and classes (or none)."""
+        if not hasattr(guide, "unet"):
+            raise InputError(
+                f"guide is a ClassConditionalPipeline, such as from_pretrained(...) returns, not {short_repr(guide)}."
+            )
         ours, theirs = self.unet.config, guide.unet.config
-        for name, what in (("in_channels", "channels"), ("sample_size", "pixels a side")):
+        for name, what in (("in_channels", "channels"), ("sample_size", "pixels per side")):
             if ours[name] != theirs[name]:
                 raise InputError(
-                    f"the guide's pictures have {theirs[name]} {what}, the model's {ours[name]}: give another."
+                    f"the guide's images have {theirs[name]} {what}, the model's {ours[name]}: choose another guide."
                 )
         a, b = self.scheduler.alphas_cumprod, guide.scheduler.alphas_cumprod
         if a.shape != b.shape or not torch.allclose(a.cpu(), b.cpu(), atol=1e-5):
-            raise InputError("the guide was trained on another noise schedule: give one with the model's own.")
+            raise InputError("the guide was trained on another noise schedule: choose a guide with the same one.")
         if guide.labels.K and guide.labels.names != self.labels.names:
             raise InputError(
-                f"the guide knows other classes ({', '.join(guide.labels.names[:4])}, ...) than the model "
-                f"({', '.join(self.labels.names[:4])}, ...): give one with the same classes, or with none."
+                f"the guide has other classes ({', '.join(guide.labels.names[:4])}, ...) than the model "
+                f"({', '.join(self.labels.names[:4])}, ...): choose a guide with the same classes, or with none."
             )
 
     def plans_for(self, guide: "ClassConditionalPipeline", plans: list[ClassPlan]) -> list[ClassPlan]:
-        """What a guide is told in place of the plans: the same; or any class, where it hears none, in place of mixes."""
+        """The plans for a guide: the same, or any single class in place of mixes if it ignores classes."""
         if guide.unet.embedding.classes is not None:
             return plans
-        return [p if p.class_id is not None else ClassMix.everywhere(0, self.labels) for p in plans]
+        return [p if p.class_id is not None else ClassMix.single(0, self.labels) for p in plans]
 
     def check_eta(self, eta: float, sampler: str | None = None) -> None:
-        """Raises InputError unless eta is a number of at least 0, and 0 for samplers other than ddim. sampler: None for the pipeline's."""
+        """Check eta.
+
+        Args:
+            eta: a number of at least 0; samplers other than ddim need 0.
+            sampler: its name. None: of the pipeline.
+
+        Raises:
+            InputError: eta is out of range for the sampler.
+        """
         if not (math.isfinite(eta) and eta >= 0):
             raise InputError(f"eta is a number of at least 0 (0: no noise, 1: as much as ddpm), not {eta}.")
         sampler = sampler or sampler_name(self.scheduler)
@@ -239,11 +279,19 @@ class ClassConditionalPipeline(DiffusionPipeline):
             raise InputError(f"eta is a setting of ddim; the sampler is {sampler}.")
 
     def mix(self, text: str) -> ClassMix:
-        """Who is told which class where and when, as `diffusion.mixing.ClassMix` reads it: "cat@coarse,dog@fine"."""
+        """Read a class mix for this network.
+
+        Args:
+            text: such as "cat@coarse,dog@fine"; see `ClassMix`.
+
+        Raises:
+            InputError: see `ClassMix.parse`.
+        """
         return ClassMix.parse(text, self.labels, self.unet.sites(), self.scheduler.config.num_train_timesteps)
 
     # ------------------------------------------------------------------ sampling
 
+    @renamed_arguments(told="class_plan", watch="callback")
     @torch.no_grad()
     def __call__(
         self,
@@ -254,9 +302,9 @@ class ClassConditionalPipeline(DiffusionPipeline):
         eta: float = 0.0,
         output_type: str = "pil",
         return_dict: bool = True,
-        told: "str | ClassPlan | Sequence[str | ClassPlan] | None" = None,
+        class_plan: "str | ClassPlan | Sequence[str | ClassPlan] | None" = None,
         guidance: Guidance | None = None,
-        watch: SamplingCallback | None = None,
+        callback: SamplingCallback | None = None,
         sampler: str | None = None,
         spacing: str | None = None,
         callback_on_step_end: StepCallback | None = None,
@@ -266,6 +314,7 @@ class ClassConditionalPipeline(DiffusionPipeline):
         num_images_per_class: int = 1,
         class_labels: ClassSpec | None = None,
         num_images_per_prompt: int | None = None,
+        guide: "ClassConditionalPipeline | None" = None,
     ) -> ImagesOutput | tuple:
         """Sample images: one for each class given, or of one class for each seed, generator or latent given.
 
@@ -273,30 +322,32 @@ class ClassConditionalPipeline(DiffusionPipeline):
 
         Args:
             classes: as LabelSpace.parse takes them: "cat", 3, ["cat", 3], "all", "null". None: all (null without classes).
-            guidance_scale: one, or one per image; 1 (the default) is no guidance, and then there is no second pass.
+            guidance_scale: one, or one per image; 1 (the default) is no guidance, without a second pass.
             num_inference_steps: steps of the sampler, from 1 to T.
-            seeds: one per image, or one number s for s, s + 1, ... None: fresh ones, which the output lists.
-            eta: ddim's noise, 0 none, 1 as much as ddpm.
+            seeds: one per image, or one number s for s, s + 1, ... None: random ones, which the output lists.
+            eta: noise of ddim, from 0 (none) to 1 (as much as ddpm).
             output_type: "pil", "pt" or "np" (also "numpy").
             return_dict: False: the tuple (images,).
-            told: in place of classes, images of several classes: "cat@coarse,dog@fine" (see `mixing.ClassMix`), a ClassPlan such as
-                `mixing.ClassInterpolation`, or one per image. Guidance is against null as ever.
-            guidance: in place of guidance_scale, with an interval, a schedule, another network to guide against: see `Guidance`.
-            watch: receives the predictions of each step (see `SamplingCallback`).
-            sampler: for this call alone, as `use_sampler` takes it. None: the pipeline's own.
-            spacing: for this call alone, as `use_sampler` takes it. None: the pipeline's own.
-            callback_on_step_end: called as diffusers does, `callback(pipe, index, timestep, {"latents": x})`, after each network
-                call of the sampler (heun makes two a step); x: the noisy images, [N, C, H, W] float32. A dict that it returns may hold
-                other latents to go on from. `pipe` is this call's own view: `pipe._interrupt = True` ends the call after
-                this step, with the noisy images as they are. Set on the pipeline itself, it ends all of its calls.
+            class_plan: in place of classes, for images of several classes: "cat@coarse,dog@fine" (see `ClassMix`), a ClassPlan
+                such as `ClassInterpolation`, or one per image.
+            guidance: in place of guidance_scale, with an interval, a schedule and so on; see `Guidance`.
+            callback: receives the predictions of each step; see `SamplingCallback`.
+            sampler: for this call only; see `use_sampler`. None: of the pipeline.
+            spacing: for this call only; see `use_sampler`. None: of the pipeline.
+            callback_on_step_end: called as in diffusers, `callback(pipe, index, timestep, {"latents": x})`, after each network
+                evaluation (heun has two per step); x: noisy images [N, C, H, W] float32. It may return a dict with other latents
+                to continue from. `pipe` is a view for this call: `pipe._interrupt = True` ends the call after this step, with
+                the noisy images as they are. Set on the pipeline itself, it ends all of its calls.
             callback_on_step_end_tensor_inputs: which tensors it receives: ("latents",) or ().
-            generator: in place of seeds. A list: image i draws its noise from generator i; with `manual_seed(s)` it is the image
-                of seed s, bit for bit. One generator draws one seed per image.
-            latents: initial noise of unit variance, [N, C, H, W], one per image. Seeds then decide the noise of ddpm alone, and
+            generator: in place of seeds. A list: image i uses generator i, and after `manual_seed(s)` is bit-equal to the image of
+                seed s. A single generator draws one seed per image.
+            latents: initial noise of unit variance, [N, C, H, W], one per image. Seeds then affect only the noise of ddpm, and
                 the output lists none unless they were given.
             num_images_per_class: images of each class, one after another.
             class_labels: the same as classes.
             num_images_per_prompt: the same as num_images_per_class.
+            guide: the model that guidance moves away from, in place of the null class: an earlier checkpoint of the same run,
+                a smaller model, or one without classes (autoguidance, Karras et al. 2024).
 
         Returns:
             ImagesOutput, in the order of the classes.
@@ -307,7 +358,7 @@ class ClassConditionalPipeline(DiffusionPipeline):
         """
         if class_labels is not None and classes is not None:
             raise InputError("classes and class_labels are the same argument: give one of them.")
-        plans = self._plans(class_labels if classes is None else classes, told)
+        plans = self._plans(class_labels if classes is None else classes, class_plan)
         if num_images_per_prompt is not None and num_images_per_class != 1:
             raise InputError("num_images_per_class and num_images_per_prompt are the same argument: give one of them.")
         plans = _each(plans, num_images_per_class if num_images_per_prompt is None else num_images_per_prompt)
@@ -322,15 +373,16 @@ class ClassConditionalPipeline(DiffusionPipeline):
         if not isinstance(guidance, Guidance | None):
             raise InputError(f"guidance is a Guidance object, not {guidance!r}; guidance_scale takes numbers.")
         guidance = guidance or (UNGUIDED if guidance_scale is None else Guidance(guidance_scale))
+        guide = getattr(guidance, "_guide", None) if guide is None else guide
         guidance.scales(count)
-        self.check_guidance(guidance)
+        self.check_guidance(guidance, guide)
         if output_type not in ("pil", "pt", "np", "numpy"):
             raise InputError(f"output_type is pil, pt or np, not {output_type!r}.")
         if callback_on_step_end is not None and not callable(callback_on_step_end):
             raise InputError(
                 f"callback_on_step_end is called at each step; {short_repr(callback_on_step_end)} cannot be called."
             )
-        # a PipelineCallback of diffusers names its tensors itself
+        # a PipelineCallback of diffusers lists its tensors
         inputs = getattr(callback_on_step_end, "tensor_inputs", callback_on_step_end_tensor_inputs)
         if unknown := set(inputs) - {"latents"}:
             raise InputError(f"a callback may receive 'latents' alone, not {short_repr(min(unknown))}.")
@@ -344,18 +396,18 @@ class ClassConditionalPipeline(DiffusionPipeline):
         extra |= {"eta": eta} if eta else {}
 
         timesteps = set_timesteps(scheduler, num_inference_steps)  # on the CPU, where the schedulers' tables are
-        predict = self._predictor(plans, scheduler, guidance, watch)
+        predict = self._predictor(plans, scheduler, guidance, guide, callback)
         x = (_noise(shape, generators) if latents is None else latents.float()).to(device)
         x = x * scheduler.init_noise_sigma
         self._interrupt = False
-        view = copy.copy(self)  # calls run side by side: a callback reads and interrupts its own
+        view = copy.copy(self)  # calls run concurrently: a callback reads and interrupts its own call
         view.__dict__ |= {"scheduler": scheduler, "_num_timesteps": len(timesteps)}
         with self.progress_bar(total=len(timesteps)) as bar:
             for t, call in zip(timesteps, model_evals(scheduler)):
                 x_t = scheduler.scale_model_input(x, t)
                 prediction = predict(x_t, call)
                 prediction = self._clip(
-                    prediction, x_t, t, scheduler, guidance, watch and partial(watch.predicted, call)
+                    prediction, x_t, t, scheduler, guidance, callback and partial(callback.on_pred_x0, call)
                 )
                 x = scheduler.step(prediction, t, x, return_dict=False, **extra)[0]
                 if callback_on_step_end is not None:
@@ -375,62 +427,63 @@ class ClassConditionalPipeline(DiffusionPipeline):
         return ImagesOutput(images, class_ids, seeds, names) if return_dict else (images,)
 
     def _plans(
-        self, classes: ClassSpec | None, told: "str | ClassPlan | Sequence[str | ClassPlan] | None"
+        self, classes: ClassSpec | None, given: "str | ClassPlan | Sequence[str | ClassPlan] | None"
     ) -> list[ClassPlan]:
         labels = self.labels
-        if told is None:
+        if given is None:
             ids = labels.parse(("all" if labels.K else "null") if classes is None else classes)
-            return [ClassMix.everywhere(i, labels) for i in ids]
+            return [ClassMix.single(i, labels) for i in ids]
         if classes is not None:
-            raise InputError("classes and told were given: give one of them.")
-        told = [told] if isinstance(told, str | ClassPlan) or not isinstance(told, Sequence) else told
-        for plan in told:
+            raise InputError("classes and class_plan were given: give one of them.")
+        given = [given] if isinstance(given, str | ClassPlan) or not isinstance(given, Sequence) else given
+        for plan in given:
             if not isinstance(plan, str | ClassPlan):
-                raise InputError(f"told is a text such as 'cat@coarse,dog@fine' or a ClassPlan, not {plan!r}.")
-        return [self.mix(plan) if isinstance(plan, str) else plan for plan in told]
+                raise InputError(f"class_plan is a text such as 'cat@coarse,dog@fine' or a ClassPlan, not {plan!r}.")
+        return [self.mix(plan) if isinstance(plan, str) else plan for plan in given]
 
     def _predictor(
         self,
         plans: list[ClassPlan],
         scheduler: SchedulerMixin,
         guidance: Guidance,
-        watch: SamplingCallback | None = None,
+        guide: "ClassConditionalPipeline | None" = None,
+        callback: SamplingCallback | None = None,
     ) -> Callable[[Tensor, ModelEval], Tensor]:
-        """(x_t [N, C, H, W], the call) -> the guided prediction, [N, C or 2C, H, W], float32; one pass where guidance is off.
+        """A function (x_t [N, C, H, W], evaluation) -> guided prediction [N, C or 2C, H, W], float32; one pass where not guided.
 
-        scheduler: the call's own, its timesteps set.
+        scheduler: of this call, with its timesteps set.
         """
         one = self._one_pass(plans, scheduler.timesteps)
-        if guidance.off:
+        if guidance.is_neutral:
             return one
-        both = self._two_passes(plans, scheduler, guidance.guide)
+        both = self._two_passes(plans, scheduler, guide)
         scales = guidance.scales(len(plans)).to(self._execution_device)
 
         def predict(x: Tensor, call: ModelEval) -> Tensor:
-            strength = guidance.strength(call)
-            if not strength:
+            weight = guidance.weight(call)
+            if not weight:
                 return one(x, call)
-            # every mean channel is guided; a learned variance behind them is the conditional pass's
-            prediction, against = both(x, call)
+            # all mean channels are guided; a learned variance is taken from the conditional pass
+            prediction, uncond = both(x, call)
             cond, variance = prediction.split([x.shape[1], prediction.shape[1] - x.shape[1]], dim=1)
-            if watch is not None:
-                watch.guided(call, cond, against)
-            return torch.cat([guidance.combine(cond, against, scales, strength), variance], dim=1)
+            if callback is not None:
+                callback.on_guidance(call, cond, uncond)
+            return torch.cat([guidance.combine(cond, uncond, scales, weight), variance], dim=1)
 
         return predict
 
     def _one_pass(self, plans: list[ClassPlan], timesteps: Tensor) -> Callable[[Tensor, ModelEval], Tensor]:
-        """(x_t [N, C, H, W], the call) -> the network's answer, float32."""
-        tell, dtype, denoise = modulation_table(self.unet, plans, timesteps), self.unet.dtype, _denoise(self.unet)
-        return lambda x, call: denoise(x.to(dtype), tell(call.index)).float()
+        """A function (x_t [N, C, H, W], evaluation) -> the network's output, float32."""
+        at_step, dtype, denoise = modulation_table(self.unet, plans, timesteps), self.unet.dtype, _denoise(self.unet)
+        return lambda x, call: denoise(x.to(dtype), at_step(call.index)).float()
 
     def _two_passes(
         self, plans: list[ClassPlan], scheduler: SchedulerMixin, guide: "ClassConditionalPipeline | None"
     ) -> Callable[[Tensor, ModelEval], tuple[Tensor, Tensor]]:
-        """(x_t, the call) -> the network's answer, and the one that is guided against, its C mean channels alone."""
+        """A function (x_t, evaluation) -> the network's output, and the C mean channels that guidance moves away from."""
         timesteps = scheduler.timesteps
         if guide is None:
-            nulls = [ClassMix.everywhere(self.labels.null_id, self.labels)] * len(plans)
+            nulls = [ClassMix.single(self.labels.null_id, self.labels)] * len(plans)
             together = self._one_pass([*plans, *nulls], timesteps)
 
             def null_pass(x: Tensor, call: ModelEval) -> tuple[Tensor, Tensor]:
@@ -444,11 +497,11 @@ class ClassConditionalPipeline(DiffusionPipeline):
         ours, theirs = (PREDICTION_TYPES[p.scheduler.config.prediction_type] for p in (self, guide))
 
         def guide_pass(x: Tensor, call: ModelEval) -> tuple[Tensor, Tensor]:
-            against = weak(x, call)[:, : x.shape[1]]
+            uncond = weak(x, call)[:, : x.shape[1]]
             if ours != theirs:
                 alpha, sigma = alpha_sigma(scheduler, timesteps[call.index])
-                against = from_x0(to_x0(against, x, alpha, sigma, theirs), x, alpha, sigma, ours)
-            return cond(x, call), against
+                uncond = x0_to_pred(pred_to_x0(uncond, x, alpha, sigma, theirs), x, alpha, sigma, ours)
+            return cond(x, call), uncond
 
         return guide_pass
 
@@ -459,23 +512,23 @@ class ClassConditionalPipeline(DiffusionPipeline):
         t: Tensor,
         scheduler: SchedulerMixin,
         guidance: Guidance = UNGUIDED,
-        see: Callable[[Tensor], None] | None = None,
+        on_pred_x0: Callable[[Tensor], None] | None = None,
     ) -> Tensor:
-        """Clip the x0 that is meant, then say it again as eps or v, so that every sampler steps by what was clipped.
+        """Clip the predicted x0 and convert it back to the prediction, so that every sampler steps with the clipped x0.
 
-        Only ddpm is handed a learned variance.
+        Only ddpm receives a learned variance.
         """
         prediction, variance = prediction.split([x_t.shape[1], prediction.shape[1] - x_t.shape[1]], dim=1)
-        limited = self.config.clip_x0 or guidance.threshold is not None
-        if limited or see is not None:
-            kind = PREDICTION_TYPES[scheduler.config.prediction_type]
+        clipped = self.config.clip_x0 or guidance.threshold is not None
+        if clipped or on_pred_x0 is not None:
+            prediction_type = PREDICTION_TYPES[scheduler.config.prediction_type]
             alpha, sigma = alpha_sigma(scheduler, t)
-            x0 = to_x0(prediction, x_t, alpha, sigma, kind)
-            if see is not None:
-                see(x0)
-        if limited:
-            x0 = x0.clamp(-1, 1) if guidance.threshold is None else guidance.limit(x0)
-            prediction = from_x0(x0, x_t, alpha, sigma, kind)
+            x0 = pred_to_x0(prediction, x_t, alpha, sigma, prediction_type)
+            if on_pred_x0 is not None:
+                on_pred_x0(x0)
+        if clipped:
+            x0 = x0.clamp(-1, 1) if guidance.threshold is None else guidance.threshold_x0(x0)
+            prediction = x0_to_pred(x0, x_t, alpha, sigma, prediction_type)
         learned = isinstance(scheduler, DDPMScheduler) and scheduler.config.variance_type == "learned_range"
         return torch.cat([prediction, variance], dim=1) if learned else prediction
 
@@ -559,7 +612,7 @@ class ClassConditionalPipeline(DiffusionPipeline):
         dtype = torch_dtype if dtype is None else dtype
         if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
             raise InputError(f"torch_dtype is a floating type such as torch.bfloat16, not {short_repr(dtype)}.")
-        if is_checkpoint(path):
+        if loads_checkpoint(path):
             pipe = cls(**checkpoint_parts(checkpoint_of(path)))
             return pipe if dtype is None else pipe.to(dtype)
         folder = pipeline_folder(path, revision)
@@ -573,7 +626,7 @@ def to_pixels(images: np.ndarray) -> np.ndarray:
 
 
 def to_pil(images: np.ndarray) -> list[Image.Image]:
-    """[N, H, W, C] in 0..1 -> N pictures, gray for C = 1."""
+    """[N, H, W, C] in 0..1 -> N PIL images, gray for C = 1."""
     return [Image.fromarray(p[..., 0] if p.shape[-1] == 1 else p) for p in to_pixels(images)]
 
 
@@ -589,14 +642,14 @@ def _latents(result: object, x: Tensor) -> Tensor:
 
 
 def _denoise(unet: AdaGNUNet) -> Callable[[Tensor, Any], Tensor]:
-    """`unet.denoise`, compiled where the network is: torch.compile reaches forward alone, and a call does not run forward."""
+    """`unet.denoise`, compiled where the network is: torch.compile affects only forward, which a call does not run."""
     if hasattr(unet, "dynamo_ctx"):  # what torch.compile(unet) returns, with its options
         return unet.dynamo_ctx(unet._orig_mod.denoise)
     return unet.denoise if unet.compiled_denoise is None else partial(unet.compiled_denoise, unet)
 
 
 def _check_latents(latents: Tensor | None, shape: tuple[int, int, int]) -> Tensor | None:
-    """Latents as they were given. Raises InputError unless they are finite numbers [N, *shape]."""
+    """The latents, unchanged. Raises InputError unless they are finite numbers [N, *shape]."""
     if latents is None:
         return None
     expected = f"latents are initial noise of unit variance, a float tensor [N, {', '.join(map(str, shape))}]"
@@ -617,14 +670,14 @@ def _noise(shape: tuple[int, int, int], generators: Sequence[torch.Generator]) -
 
 
 def _each(plans: list[ClassPlan], count: int) -> list[ClassPlan]:
-    """Every plan `count` times in a row."""
+    """Every plan, `count` times."""
     if isinstance(count, bool) or not isinstance(count, Integral) or count < 1:
         raise InputError(f"num_images_per_class is a whole number of at least 1, not {short_repr(count)}.")
     return [plan for plan in plans for _ in range(count)]
 
 
 def _seed_of(generator: torch.Generator) -> int | None:
-    """The seed that a generator was set to, if nothing was drawn from it since."""
+    """The seed of a generator that was not used yet, else None."""
     seed = generator.initial_seed()
     fresh = torch.Generator(generator.device).manual_seed(seed)
     return seed if torch.equal(fresh.get_state(), generator.get_state()) else None
@@ -648,9 +701,7 @@ def _pair(
             raise InputError(f"generator is a torch.Generator, or one per image, not {short_repr(generator)}.")
         plans = plans * len(generators) if len(plans) == 1 else plans
         if len(plans) != len(generators):
-            raise InputError(
-                f"{len(generators)} generators for {len(plans)} images: give one per image, or one in all."
-            )
+            raise InputError(f"{len(generators)} generators for {len(plans)} images: give one per image, or one.")
         first = [all(g is not earlier for earlier in generators[:i]) for i, g in enumerate(generators)]
         return plans, [_seed_of(g) if alone else None for g, alone in zip(generators, first)], generators
     if seeds is None:
@@ -666,9 +717,7 @@ def _pair(
     if len(plans) == 1:
         plans = plans * len(seeds)
     if len(plans) != len(seeds) or not seeds:
-        raise InputError(
-            f"{len(plans)} classes and {len(seeds)} seeds were given: give one seed for each picture, or one in all."
-        )
+        raise InputError(f"{len(plans)} classes and {len(seeds)} seeds were given: give one seed per image, or one.")
     if min(seeds) < 0 or max(seeds) > MAX_SEED:
         raise InputError(
             f"a seed is a whole number from 0 to {MAX_SEED}, not {min(seeds) if min(seeds) < 0 else max(seeds)}."

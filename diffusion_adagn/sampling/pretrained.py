@@ -13,7 +13,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import nn
 
-from ..commands import command, resume_command, then
+from ..commands import command, resume_command, with_commands
 from ..config import DiffusionConfig, RunConfig, read_config
 from ..diffusion.schedule import PREDICTIONS, SAMPLERS, make_scheduler
 from ..errors import InputError
@@ -40,7 +40,7 @@ def pipeline_parts(folder: Path, torch_dtype: torch.dtype | None) -> dict[str, A
     scheduler_class = known.get((index.get("scheduler") or ["", ""])[1])
     if index.get("unet") == ["diffusers", "UNet2DModel"]:
         raise InputError(
-            then(f"{folder} holds a stock UNet2DModel. Import it first:", command("import-diffusers", folder))
+            with_commands(f"{folder} holds a stock UNet2DModel. Import it first:", command("import-diffusers", folder))
         )
     if "labels" not in index or scheduler_class is None:
         raise InputError(
@@ -74,7 +74,9 @@ def checkpoint_of(path: str | Path, weights: str = "ema") -> Path | None:
         return None
     newest = run.newest_checkpoint()
     if newest is None:
-        raise InputError(then(f"the run {path} has no checkpoint yet. Let it train on with:", resume_command(path)))
+        raise InputError(
+            with_commands(f"the run {path} has no checkpoint yet. Let it train on with:", resume_command(path))
+        )
     return newest
 
 
@@ -155,9 +157,11 @@ def check_fits(model: nn.Module, files: Sequence[Path], wrong: str) -> None:
         "missing keys": [name for name in wanted if name not in found],
         "unexpected keys": [short_repr(name) for name in found if name not in wanted],
     }
-    told = [f"{what}: {', '.join(some[:4])}{', ...' * (len(some) > 4)}" for what, some in faults.items() if some]
-    if told:
-        raise InputError(f"{wrong} ({'; '.join(told)}).")
+    found_faults = [
+        f"{what}: {', '.join(names[:4])}{', ...' * (len(names) > 4)}" for what, names in faults.items() if names
+    ]
+    if found_faults:
+        raise InputError(f"{wrong} ({'; '.join(found_faults)}).")
 
 
 def load_scheduler(folder: Path, kind: type[SchedulerMixin]) -> SchedulerMixin:

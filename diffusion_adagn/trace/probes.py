@@ -18,7 +18,7 @@ from ..data.rng import normal, uniform
 from ..diffusion.loss import DiffusionLoss
 from ..errors import InputError
 from ..models.unet import AdaGNUNet, Modulation
-from ..runtime.distributed import float64
+from ..runtime.distributed import to_float64
 
 Intervention = Literal["swap", "null", "zero", "freeze"]
 INTERVENTIONS = {
@@ -189,4 +189,4 @@ def _predict_x0(unet: AdaGNUNet, objective: DiffusionLoss, x_t: Tensor, m: Modul
 
 
 def _rms(difference: Tensor) -> float:
-    return float64(difference).square().mean().sqrt().item()
+    return to_float64(difference).square().mean().sqrt().item()

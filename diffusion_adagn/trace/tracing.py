@@ -14,9 +14,9 @@ from ..config import DataConfig
 from ..data import ImageDataset, open_dataset
 from ..diffusion.loss import DiffusionLoss, normalize_images
 from ..errors import InputError
-from ..runs.recorded import recorded_data, unused_beside
+from ..runs.recorded import free_default_folder, recorded_data
 from ..runtime.distributed import process_state
-from ..runtime.precision import tf32
+from ..runtime.precision import use_tf32
 from ..sampling.load import open_pipeline
 from ..sampling.pipeline import PREDICTION_TYPES, ClassConditionalPipeline, to_pixels
 from ..sampling.pretrained import model_hash
@@ -58,7 +58,7 @@ class TraceRequest:
     device: str = "auto"
 
 
-@tf32(False)
+@use_tf32(False)
 def trace(source: str | Path, out: Path, request: TraceRequest) -> list[Path]:
     """Write out/atlas.npz, out/report.html and its images. Returns the files.
 
@@ -100,7 +100,7 @@ def trace(source: str | Path, out: Path, request: TraceRequest) -> list[Path]:
     return files
 
 
-@tf32(False)
+@use_tf32(False)
 def check(source: str | Path, request: TraceRequest) -> int:
     """Print only the verdict. Returns 0 if the label is used, 3 if it is not measurably used, 4 if it cannot be decided."""
     pipe, description = _open(source, request)
@@ -217,7 +217,7 @@ def _mixing(pipe: ClassConditionalPipeline, atlas: Atlas) -> tuple[list[str], li
     plans = [plan for text in rows.values() for plan in [pipe.mix(text)] * MIX_COLUMNS]
     seeds = [seed for _ in rows for seed in range(MIX_COLUMNS)]
     images = pipe(
-        told=plans, guidance_scale=scale, num_inference_steps=SAMPLER_STEPS, seeds=seeds, output_type="np"
+        class_plan=plans, guidance_scale=scale, num_inference_steps=SAMPLER_STEPS, seeds=seeds, output_type="np"
     ).images
     pixels = to_pixels(images)
     return list(rows), [list(pixels[i : i + MIX_COLUMNS]) for i in range(0, len(pixels), MIX_COLUMNS)]
@@ -234,6 +234,6 @@ def _next_commands(
         if sensitivity is not None and has_band(sensitivity):
             interval = "none,t:{}-{}".format(*sensitivity.band(BAND))
         commands.append(
-            command("sweep", source, guidance="1:4:0.5", interval=interval, out=unused_beside("sweeps", source))
+            command("sweep", source, guidance="1:4:0.5", interval=interval, out=free_default_folder("sweeps", source))
         )
     return [*commands, command("trace", source, label_check=True)]

@@ -5,7 +5,7 @@ import json
 import math
 from pathlib import Path
 
-from ..commands import then
+from ..commands import with_commands
 from ..errors import InputError
 
 LR_CHANGE = "lr_changed_from"  # in the line that a resume with another learning rate writes
@@ -51,7 +51,7 @@ def check_tracker(name: str) -> None:
     """Raises InputError if a tracker's package is missing."""
     if name != "none" and importlib.util.find_spec(name) is None:
         raise InputError(
-            then(
+            with_commands(
                 f"training.tracker {name} needs the package {name}. Set it to none (metrics.jsonl is written in any case), or:",
                 f"pip install 'diffusion-adagn[{name}]'",
             )

@@ -21,7 +21,7 @@ from accelerate.utils import broadcast_object_list, gather_object
 from tqdm.auto import tqdm
 
 from ..atomic import atomic_write, exclusive_lock
-from ..commands import command, quoted, resume_command, then
+from ..commands import command, resume_command, shell_line, with_commands
 from ..config import (
     DiffusionConfig,
     RunConfig,
@@ -35,7 +35,7 @@ from ..config import (
     to_yaml,
 )
 from ..data import ImageDataset, open_dataset
-from ..data.find import FoundSource, find_source
+from ..data.find import ResolvedSource, find_source
 from ..data.store import NothingHeldOut
 from ..diffusion.loss import DiffusionLoss
 from ..diffusion.schedule import make_scheduler
@@ -46,10 +46,17 @@ from ..models.unet import AdaGNUNet
 from ..runs.checkpoint import latest_valid, load_checkpoint, read_state, remove_partial, save_checkpoint
 from ..runs.layout import RunFolder, label_space, network_config
 from ..runtime.distributed import main_first, process_state
-from ..runtime.precision import AUTOCAST, tf32
-from ..runtime.speed import choose, choose_together, compile_blocks, has_bf16, measure_peak_flops, prepare
-from ..runtime.speed import describe as told
-from ..runtime.stopping import SIGNALS, listening
+from ..runtime.precision import AUTOCAST, use_tf32
+from ..runtime.speed import (
+    apply_speed,
+    compile_blocks,
+    describe_speed,
+    has_bf16,
+    measure_peak_flops,
+    resolve_speed,
+    resolve_speed_together,
+)
+from ..runtime.stopping import SIGNALS, listen_for_signals
 from ..sampling.load import make_pipeline
 from ..schema import flatten
 from .diagnostics import ConditioningDiagnostics
@@ -96,10 +103,10 @@ def _train(config: RunConfig, resume: bool, held: ExitStack) -> int:
     per_pass = images_per_pass(training, processes.num_processes)
     cost = estimate_cost(network_config(config))
     asked = _resume_precision(run, config) if resume else config.speed
-    speed = choose_together(asked, device, cost.flops)
+    speed = resolve_speed_together(asked, device, cost.flops)
     plan = describe(dataclasses.replace(config, speed=asked), dataset, processes.num_processes, device, cost)
     config = dataclasses.replace(config, speed=dataclasses.replace(asked, precision=speed.precision))
-    held.enter_context(tf32(speed.precision == "tf32"))
+    held.enter_context(use_tf32(speed.precision == "tf32"))
     AcceleratorState._reset_state()  # an earlier run in this interpreter may have had another precision
     accelerator = Accelerator(
         mixed_precision="no" if AUTOCAST[speed.precision] is None else speed.precision,
@@ -121,7 +128,7 @@ def _train(config: RunConfig, resume: bool, held: ExitStack) -> int:
         print(plan)
     accelerator.wait_for_everyone()
     unet.to(device)
-    prepare(unet, speed)
+    apply_speed(unet, speed)
     if training.gradient_checkpointing:
         unet.enable_gradient_checkpointing()
     ema = EMA(unet, training.ema_decay)
@@ -185,7 +192,7 @@ def _train(config: RunConfig, resume: bool, held: ExitStack) -> int:
         accelerator.wait_for_everyone()
 
     def losses_at(network: torch.nn.Module, positions: torch.Tensor) -> tuple[torch.Tensor, Batch]:
-        batch = feed.at(positions)
+        batch = feed.batch(positions)
         x_t = objective.add_noise(batch.x0, batch.noise, batch.t)
         output = network(x_t, batch.t, batch.labels).sample
         return objective.loss(output, batch.x0, batch.noise, batch.t), batch
@@ -256,7 +263,7 @@ def _train(config: RunConfig, resume: bool, held: ExitStack) -> int:
                     raise InputError(
                         f"{health.consecutive} steps in a row had a loss or gradient that is not finite, and were left out (training.max_nonfinite_steps). "
                         f"{told}. The checkpoints in {run.checkpoints} are sound. Start another run with a lower training.lr or "
-                        f"speed.precision fp32; {quoted(['--init_from', str(run.path)])} keeps the weights so far."
+                        f"speed.precision fp32; {shell_line(['--init_from', str(run.path)])} keeps the weights so far."
                     )
 
             due = stopping or step % training.checkpoint_every == 0 or step == training.max_steps
@@ -291,7 +298,7 @@ def _train(config: RunConfig, resume: bool, held: ExitStack) -> int:
                 log(**seen)
                 warning = signals.warning(step, seen)
                 if main and warning is not None:
-                    say(then(warning, command("trace", run.path, **{"label-check": True})))
+                    say(with_commands(warning, command("trace", run.path, **{"label-check": True})))
                 if "label_gap_wrong" in seen:
                     label_gap = f", label gap {seen['label_gap_wrong']:+.4f}"
             if heldout is not None and training.heldout_every and step % training.heldout_every == 0:
@@ -314,7 +321,7 @@ def _train(config: RunConfig, resume: bool, held: ExitStack) -> int:
     accelerator.print(f"data      the steps waited for their pictures {100 * share:.1f} % of the time")
     if step < training.max_steps:
         accelerator.print(
-            then(
+            with_commands(
                 f"Stopped by {stop.name or 'a signal'} at step {step}; "
                 f"{'not saved, since it was left out' if fault else 'saved'}. Go on with:",
                 resume_command(run.path),
@@ -326,7 +333,7 @@ def _train(config: RunConfig, resume: bool, held: ExitStack) -> int:
     if main:
         write_pipeline(run, config, ema.model, dataset, step)
         print(
-            then(
+            with_commands(
                 f"\nDone: {step} steps. The model (EMA weights) is in {run.pipeline}\nSample it:",
                 sample_command(str(run.path), label_space(config)),
             )
@@ -339,7 +346,7 @@ def _train(config: RunConfig, resume: bool, held: ExitStack) -> int:
 
 
 def resolve(
-    config: RunConfig, progress: bool = True, found: FoundSource | None = None
+    config: RunConfig, progress: bool = True, found: ResolvedSource | None = None
 ) -> tuple[RunConfig, ImageDataset]:
     """Open the data and write what it decides (image size, channels, classes) into the config.
 
@@ -362,7 +369,7 @@ def resolve(
     return config, dataset
 
 
-def _heldout(config: RunConfig, main: bool, found: FoundSource) -> ImageDataset | None:
+def _heldout(config: RunConfig, main: bool, found: ResolvedSource) -> ImageDataset | None:
     """The held-out pictures, on the main process, if anything looks at them; the signals alone do without if there are none,
     and so does everything where every class needs its images for training (`open_dataset` has said so)."""
     asked = config.training.heldout_every > 0
@@ -399,7 +406,7 @@ def facts(
     """What will be trained, on what, at what cost, by name. device: this process's, unless given."""
     training, cost = config.training, cost or estimate_cost(network_config(config))
     device = device or process_state(config.speed.device).device
-    speed = choose(config.speed, device, cost.flops)
+    speed = resolve_speed(config.speed, device, cost.flops)
     pictures = images_per_pass(training, processes)
     memory = (
         cost.training_bytes(pictures, AUTOCAST[speed.precision] is not None, training.gradient_checkpointing) / 2**30
@@ -419,7 +426,7 @@ def facts(
         f"(forward; training about {3 * cost.flops / 1e9:.3f})",
         "batch": f"{training.batch_size} = {processes} process(es) x {training.gradient_accumulation} pass(es) x {pictures} pictures, "
         f"on {device}",
-        "speed": told(speed, config.speed, device),
+        "speed": describe_speed(speed, config.speed, device),
         "memory": f"about {memory + images:.2f} GiB a process (weights, gradients, AdamW, EMA, activations"
         + (
             f", {images:.2f} for the images, which lie on the device; training.images_on host leaves them out"
@@ -479,7 +486,7 @@ def _check_run(config: RunConfig, resume: bool) -> RunFolder:
 def _occupied(run: RunFolder) -> InputError:
     at = run.newest_checkpoint()
     text = f"{run.path} already holds a run ({f'at {at.name}' if at else 'without a checkpoint yet'}). Give another --output_dir, or resume it:"
-    return InputError(then(text, resume_command(run.path)))
+    return InputError(with_commands(text, resume_command(run.path)))
 
 
 def _resume_precision(run: RunFolder, config: RunConfig) -> SpeedConfig:
@@ -648,7 +655,7 @@ class StopSignal:
         self._before, self._noted = {}, ExitStack()
         if threading.current_thread() is threading.main_thread():  # Python lets no other thread handle signals
             self._before = {s: signal.signal(s, self._handle) for s in SIGNALS}
-            self._noted.enter_context(listening(self._tell))
+            self._noted.enter_context(listen_for_signals(self._tell))
         return self
 
     def __exit__(self, *_) -> None:
@@ -663,13 +670,11 @@ class StopSignal:
         if not self._came:
             self._came = True
             again = " Ctrl-C again exits without saving." if number == signal.SIGINT else ""
-            self.say(
-                f"{signal.ConditioningDiagnostics(number).name}: stopping after this step and saving a checkpoint.{again}"
-            )
+            self.say(f"{signal.Signals(number).name}: stopping after this step and saving a checkpoint.{again}")
         elif number == signal.SIGINT and not self._again:
             at = self.run.newest_checkpoint()
             text = f"exiting without saving; {f'a resumed run continues from {at}' if at else 'there is no checkpoint yet: a resumed run starts at step 0'}."
-            self.say(then(text, resume_command(self.run.path)))
+            self.say(with_commands(text, resume_command(self.run.path)))
             self._again = True
             interrupt_main()
 
@@ -678,7 +683,7 @@ class StopSignal:
             for s in SIGNALS:  # what follows must not be interrupted
                 signal.signal(s, signal.SIG_IGN)
             raise KeyboardInterrupt
-        self.name = self.name or signal.ConditioningDiagnostics(number).name
+        self.name = self.name or signal.Signals(number).name
 
 
 def _built(speed: SpeedConfig, device: torch.device) -> str:

@@ -52,7 +52,7 @@ def test_a_driver_that_nothing_uses(sound, capsys, monkeypatch):
     monkeypatch.setattr(ops, "unsupported_reason", lambda *_, **__: "")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
-    monkeypatch.setattr(distributed, "_driver", lambda: True)
+    monkeypatch.setattr(distributed, "_has_nvidia_driver", lambda: True)
     status, out = run(capsys)
     assert status == 1 and "wrong     No GPU found" in out
     assert run(capsys, "--device", "cpu")[1].count("No GPU found") == 0

@@ -11,13 +11,13 @@ from PIL import Image
 
 from diffusion_adagn import ClassConditionalPipeline, LabelSpace
 from diffusion_adagn.cli.main import COMMANDS, main
-from diffusion_adagn.commands import command, free, quoted, then, with_options
+from diffusion_adagn.commands import command, shell_line, unused_path, with_commands, with_options
 from diffusion_adagn.config import DiffusionConfig
 from diffusion_adagn.diffusion.schedule import make_scheduler
 from diffusion_adagn.errors import InputError
 from diffusion_adagn.interop.adm import next_command
 from diffusion_adagn.labels import LabelSpace as Labels
-from diffusion_adagn.runs.recorded import unused_beside
+from diffusion_adagn.runs.recorded import free_default_folder
 from diffusion_adagn.training import train as train_module
 from diffusion_adagn.training.export import sample_command
 
@@ -104,7 +104,7 @@ def test_errors_leave_commands_unbroken(monkeypatch, capsys):
 
     def fail(argv):
         raise InputError(
-            then("this is\nnot  possible. " + "Words and words. " * 20 + "Type:", line, "pip install 'x[y]'")
+            with_commands("this is\nnot  possible. " + "Words and words. " * 20 + "Type:", line, "pip install 'x[y]'")
         )
 
     monkeypatch.setattr(init, "run", fail)
@@ -115,10 +115,10 @@ def test_errors_leave_commands_unbroken(monkeypatch, capsys):
 
 
 def test_free_names_are_free(tmp_path):
-    assert unused_beside("sweeps", "runs/x") is None
+    assert free_default_folder("sweeps", "runs/x") is None
     (tmp_path / "sweeps/runs/x").mkdir(parents=True)
     (tmp_path / "sweeps/runs/x-2").mkdir()
-    assert unused_beside("sweeps", "runs/x") == "sweeps/runs/x-3" == free("sweeps/runs/x")
+    assert free_default_folder("sweeps", "runs/x") == "sweeps/runs/x-3" == unused_path("sweeps/runs/x")
     assert "--out" not in sample_command("runs/x", LabelSpace(("a",)))  # a second one gets a number
 
 
@@ -263,6 +263,6 @@ def test_several_processes_get_ablations_members(monkeypatch, capsys):
         ["torchrun", "--nproc_per_node", "2", "-m", "diffusion_adagn"]
     ] * 2
     for line, kind in zip(members, ("adagn", "none")):
-        args = parsed(quoted(["adagn", *shlex.split(line)[5:]]))
+        args = parsed(shell_line(["adagn", *shlex.split(line)[5:]]))
         assert vars(args)["model.conditioning"] == kind and args.output_dir == f"runs/a b/{kind}-seed0"
     assert parsed(again.strip()).kinds == "adagn,none"

@@ -12,7 +12,7 @@ from PIL import Image
 from diffusion_adagn.config import DataConfig
 from diffusion_adagn.data import open_dataset
 from diffusion_adagn.data.class_lists import imagenet_classes
-from diffusion_adagn.data.classes import named
+from diffusion_adagn.data.classes import to_label_space
 from diffusion_adagn.errors import InputError
 from diffusion_adagn.labels import LabelSpace
 
@@ -432,10 +432,10 @@ def test_the_hubs_imagenet_gets_wordnet_ids():
     table = imagenet_classes()
     names = list(table.values())
     names[134] = names[517] = "crane"  # as on the hub, where both are the same
-    space = named(names)
+    space = to_label_space(names)
     assert space.wnids == tuple(table)
     assert space.parse("n01440764,wnid:n01443537") == [0, 1]
-    assert named([f"thing {i}" for i in range(1000)]).wnids == ()
+    assert to_label_space([f"thing {i}" for i in range(1000)]).wnids == ()
 
 
 def test_importing_is_light():

@@ -4,7 +4,7 @@ from diffusers import DDPMScheduler
 from diffusers.training_utils import compute_snr
 
 from diffusion_adagn.config import DiffusionConfig
-from diffusion_adagn.diffusion.loss import DiffusionLoss, _log_pixel_probability, from_x0, to_x0
+from diffusion_adagn.diffusion.loss import DiffusionLoss, _log_pixel_probability, pred_to_x0, x0_to_pred
 from diffusion_adagn.diffusion.schedule import make_scheduler
 from diffusion_adagn.errors import InputError
 
@@ -18,7 +18,7 @@ def objective(prediction, **kw):
     return DiffusionLoss(make_scheduler(DiffusionConfig()).alphas_cumprod, prediction, **kw)
 
 
-def test_noisy_pictures_and_targets_are_diffusers():
+def test_noise_and_targets_equal_diffusers():
     for prediction, target in (("eps", NOISE), ("x0", X0), ("v", THEIRS.get_velocity(X0, NOISE, T))):
         mine = objective(prediction)
         assert torch.allclose(mine.add_noise(X0, NOISE, T), THEIRS.add_noise(X0, NOISE, T), atol=1e-5)
@@ -26,27 +26,27 @@ def test_noisy_pictures_and_targets_are_diffusers():
 
 
 @pytest.mark.parametrize("prediction", ["eps", "x0", "v"])
-def test_a_perfect_prediction_means_its_x0_and_back(prediction):
+def test_predictions_convert_to_x0_and_back(prediction):
     mine = objective(prediction)
     x_t, target = mine.add_noise(X0, NOISE, T), mine.target(X0, NOISE, T)
     for i, t in enumerate(T):
         alpha, sigma = mine.alpha[t].item(), mine.sigma[t].item()
-        assert torch.allclose(to_x0(target[i], x_t[i], alpha, sigma, prediction), X0[i], atol=2e-3)
-        assert torch.allclose(from_x0(X0[i], x_t[i], alpha, sigma, prediction), target[i], atol=2e-3)
+        assert torch.allclose(pred_to_x0(target[i], x_t[i], alpha, sigma, prediction), X0[i], atol=2e-3)
+        assert torch.allclose(x0_to_pred(X0[i], x_t[i], alpha, sigma, prediction), target[i], atol=2e-3)
 
 
-def test_the_conversion_is_what_diffusers_scheduler_does():
+def test_conversion_equals_diffusers():
     for prediction, theirs in (("eps", "epsilon"), ("v", "v_prediction"), ("x0", "sample")):
         scheduler = DDPMScheduler(beta_schedule="linear", prediction_type=theirs, clip_sample=False)
         mine = objective(prediction)
         for t in (0, 500, 999):
             expected = scheduler.step(NOISE, t, X0).pred_original_sample
-            got = to_x0(NOISE, X0, mine.alpha[t], mine.sigma[t], prediction)
+            got = pred_to_x0(NOISE, X0, mine.alpha[t], mine.sigma[t], prediction)
             assert torch.allclose(got, expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("prediction", ["eps", "v", "x0"])
-def test_min_snr_weights_are_the_papers(prediction):
+def test_min_snr_weights_equal_paper(prediction):
     """Hang et al. 2023: w = min(snr, 5) on the x0 loss; eps loss is snr times it, v loss snr + 1 times."""
     snr = compute_snr(THEIRS, T)
     expected = snr.clamp(max=5) / {"eps": snr, "v": snr + 1, "x0": 1}[prediction]
@@ -57,13 +57,13 @@ def test_min_snr_weights_are_the_papers(prediction):
     assert torch.allclose(ratio, expected, rtol=1e-3)
 
 
-def test_the_loss_is_one_number_a_sample():
+def test_loss_is_per_sample():
     loss = objective("eps").loss(X0, X0, NOISE, T)
     assert loss.shape == (4,)
     assert loss[2].item() == pytest.approx(((X0[2] - NOISE[2]) ** 2).mean().item(), rel=1e-6)
 
 
-def test_zero_snr_is_refused_where_it_would_divide_by_zero_or_weigh_nothing():
+def test_zero_snr_rejects_eps_and_min_snr():
     bar = make_scheduler(DiffusionConfig(zero_snr=True, prediction="v")).alphas_cumprod
     with pytest.raises(InputError, match="eps"):
         DiffusionLoss(bar, "eps")
@@ -80,7 +80,7 @@ ANSWER = torch.randn(4, 2, 4, 4, generator=G)
 
 @pytest.mark.parametrize("prediction", ["eps", "x0", "v"])
 @pytest.mark.parametrize("schedule", ["linear", "cosine"])
-def test_the_bound_is_the_kl_and_the_likelihood_of_float64_distributions(prediction, schedule):
+def test_bound_equals_float64_distributions(prediction, schedule):
     """Mean and variance of p by diffusers' DDPM scheduler, q by DDPM's equations 6 and 7, both handed to torch.distributions."""
     config = DiffusionConfig(schedule=schedule, prediction=prediction, learned_variance=True)
     scheduler = make_scheduler(config, "ddpm", learned_variance=True)
@@ -118,7 +118,7 @@ def test_the_bound_is_the_kl_and_the_likelihood_of_float64_distributions(predict
         assert bits[i].item() == pytest.approx(expected.item(), rel=1e-3, abs=1e-5)
 
 
-def test_the_likelihood_of_all_pixel_values_is_one_and_far_ones_are_finite():
+def test_pixel_likelihoods_sum_to_one():
     values = torch.arange(256).float() / 127.5 - 1
     for mean, log_variance in ((0.1, -4.0), (-0.99, -9.0), (3.0, -2.0), (0.5, 1.0)):
         logs = _log_pixel_probability(values, torch.full_like(values, mean), torch.full_like(values, log_variance))
@@ -131,7 +131,7 @@ def test_the_likelihood_of_all_pixel_values_is_one_and_far_ones_are_finite():
 
 
 @pytest.mark.parametrize("prediction", ["eps", "x0", "v"])
-def test_the_hybrid_loss_is_simple_plus_the_weighed_bound_which_moves_the_variance_alone(prediction):
+def test_hybrid_loss_trains_variance_only(prediction):
     mine = objective(prediction, vlb_weight=0.001)
     answer = ANSWER.clone().requires_grad_()
     loss, mse, bound = (f(answer, PIXELS, NOISE, T) for f in (mine.loss, mine.mse, mine.vlb))
@@ -145,7 +145,7 @@ def test_the_hybrid_loss_is_simple_plus_the_weighed_bound_which_moves_the_varian
     assert of_simple[:, 1:].abs().max() == 0
 
 
-def test_the_best_variance_is_the_true_one():
+def test_true_variance_minimizes_the_bound():
     """With a perfect mean the bound is least where the variance is the posterior's: output -1."""
     mine, t = objective("x0", vlb_weight=0.001), torch.tensor([500] * 4)
     bits = [
@@ -155,7 +155,7 @@ def test_the_best_variance_is_the_true_one():
     assert bits[0] == pytest.approx(0, abs=1e-6) and bits[0] <= bits[1] <= bits[2]
 
 
-def test_the_bound_is_finite_on_a_zero_snr_schedule():
+def test_bound_is_finite_under_zero_snr():
     bar = make_scheduler(DiffusionConfig(zero_snr=True, prediction="v")).alphas_cumprod
     mine = DiffusionLoss(bar, "v", vlb_weight=0.001)
     assert torch.isfinite(mine.loss(ANSWER, PIXELS, NOISE, torch.tensor([0, 1, 998, 999]))).all()

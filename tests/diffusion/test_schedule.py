@@ -35,7 +35,7 @@ def abar(config) -> torch.Tensor:
 
 
 @pytest.mark.parametrize(("schedule", "zero"), list(itertools.product(SCHEDULES, (False, True))))
-def test_noise_schedules_are_the_papers_and_diffusers(schedule, zero):
+def test_noise_schedules_equal_papers(schedule, zero):
     config = DiffusionConfig(schedule=schedule, zero_snr=zero, prediction="v")
     mine = make_scheduler(config).alphas_cumprod
     assert torch.allclose(mine.double(), abar(config), rtol=2e-4, atol=1e-7)
@@ -46,7 +46,7 @@ def test_noise_schedules_are_the_papers_and_diffusers(schedule, zero):
 
 
 @pytest.mark.parametrize(("schedule", "sampler"), list(itertools.product(SCHEDULES, SAMPLERS)))
-def test_every_sampler_walks_the_same_process(schedule, sampler):
+def test_samplers_agree_on_the_process(schedule, sampler):
     config = DiffusionConfig(schedule=schedule)
     scheduler = make_scheduler(config, sampler)
     assert torch.allclose(scheduler.alphas_cumprod.double(), abar(config), rtol=2e-4)
@@ -61,7 +61,7 @@ def public(scheduler) -> dict:
 
 
 def denoiser(x0):
-    """Predictions of a perfect model of one picture disturbed by a smooth error, so that a wrong grid shows."""
+    """Predictions of a perfect model of one image disturbed by a smooth error, so that a wrong grid shows."""
     return lambda x_t, alpha, sigma: (x_t - alpha * (0.6 * x0 + 0.2 * torch.sin(3 * x_t))) / sigma
 
 
@@ -154,7 +154,7 @@ DETERMINISTIC = ("ddim", "euler", "heun", "dpm++", "unipc")
 
 
 @pytest.mark.parametrize(("schedule", "sampler", "steps"), list(itertools.product(SCHEDULES, DETERMINISTIC, (10, 30))))
-def test_deterministic_samplers_take_the_closed_form_step_between_scheduled_timesteps(schedule, sampler, steps):
+def test_deterministic_steps_equal_closed_form(schedule, sampler, steps):
     config = DiffusionConfig(schedule=schedule)
     scheduler = make_scheduler(config, sampler)
     bar = scheduler.alphas_cumprod.double()
@@ -176,7 +176,7 @@ def test_deterministic_samplers_take_the_closed_form_step_between_scheduled_time
     assert torch.allclose(reached, expected, rtol=2e-3, atol=2e-4), (reached - expected).abs().max()
 
 
-def test_ddpm_takes_the_posterior_mean_between_scheduled_timesteps():
+def test_ddpm_step_equals_posterior_mean():
     """Ho et al. 2020, equation 7, for a respaced chain."""
     config = DiffusionConfig(schedule="linear")
     scheduler = make_scheduler(config, "ddpm")
@@ -195,7 +195,7 @@ def test_ddpm_takes_the_posterior_mean_between_scheduled_timesteps():
         assert torch.allclose(mine, mean + deviation * noise, rtol=1e-3, atol=1e-4)
 
 
-def test_ddim_with_eta_1_has_ddpms_variance():
+def test_ddim_eta_1_has_ddpm_variance():
     config = DiffusionConfig()
     scheduler = make_scheduler(config, "ddim")
     t, following = set_timesteps(scheduler, 50).tolist()[10:12]
@@ -222,12 +222,12 @@ def test_ddim_with_eta_1_has_ddpms_variance():
         ("unipc", "leading", 1000, "fewer steps"),
     ],
 )
-def test_grids_that_are_not_the_scheduled_ones_are_refused(sampler, spacing, steps, remedy):
+def test_unfollowable_grids_are_rejected(sampler, spacing, steps, remedy):
     with pytest.raises(InputError, match=remedy):
         set_timesteps(make_scheduler(DiffusionConfig(timestep_spacing=spacing), sampler), steps)
 
 
-def test_heun_is_not_started_where_its_step_overshoots():
+def test_heun_rejects_extreme_noise():
     for spacing in ("trailing", "linspace"):
         with pytest.raises(InputError, match="leading"):
             set_timesteps(make_scheduler(DiffusionConfig(schedule="cosine", timestep_spacing=spacing), "heun"), 20)
@@ -237,7 +237,7 @@ def test_heun_is_not_started_where_its_step_overshoots():
 @pytest.mark.parametrize(
     ("spacing", "steps"), [("leading", 30), ("leading", 7), ("trailing", 50), ("leading", 1000), ("trailing", 1)]
 )
-def test_ddim_grids_that_are_right_are_taken(spacing, steps):
+def test_exact_ddim_grids_are_accepted(spacing, steps):
     scheduler = make_scheduler(DiffusionConfig(timestep_spacing=spacing), "ddim")
     ts = set_timesteps(scheduler, steps).tolist()
     stride = 1000 // steps

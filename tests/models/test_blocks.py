@@ -7,7 +7,7 @@ from diffusion_adagn.models.blocks import Upsample
 
 @pytest.mark.parametrize("last", [True, False], ids=["channels_last", "contiguous"])
 @pytest.mark.parametrize("shape", [(2, 3, 1, 1), (2, 5, 3, 4), (1, 4, 8, 8)], ids=str)
-def test_upsampling_is_a_convolution_of_the_pixels_repeated(shape, last):
+def test_upsampling_equals_repeat_then_convolution(shape, last):
     torch.manual_seed(0)
     layer = Upsample(shape[1], 6).double()
     h = torch.randn(shape, dtype=torch.double)
@@ -27,7 +27,7 @@ def test_upsampling_is_a_convolution_of_the_pixels_repeated(shape, last):
 
 
 @pytest.mark.parametrize("autocast", [True, False])
-def test_upsampling_in_bf16_is_the_convolution_itself(autocast):
+def test_bf16_upsampling_uses_plain_convolution(autocast):
     layer, h = Upsample(16, 16), torch.randn(2, 16, 6, 6)
     if not autocast:
         layer, h = layer.bfloat16(), h.bfloat16()

@@ -12,7 +12,7 @@ from diffusion_adagn.models.conditioning import CONDITIONING, AdaGN, AdaIN, Cond
 from diffusion_adagn.models.cost import estimate_cost
 
 EVERY_KIND = pytest.mark.parametrize("kind", CONDITIONING)
-HEARING = [k for k, kind in CONDITIONING.items() if kind.class_input is not None]
+CLASS_CONDITIONED = [k for k, kind in CONDITIONING.items() if kind.class_input is not None]
 G = torch.Generator().manual_seed(1)
 X = torch.randn(3, 1, 8, 8, generator=G)
 T = torch.tensor([0.0, 749.2, 999.0])
@@ -30,7 +30,7 @@ def fresh(kind: str, **changes) -> AdaGNUNet:
 
 
 def normalised(h: torch.Tensor, size: int, eps: float) -> torch.Tensor:
-    """GroupNorm of one picture [C, H, W] without weights, groups of `size` channels."""
+    """GroupNorm of one image [C, H, W] without weights, groups of `size` channels."""
     out = torch.empty_like(h)
     for c in range(0, len(h), size):
         group = h[c : c + size]
@@ -38,8 +38,8 @@ def normalised(h: torch.Tensor, size: int, eps: float) -> torch.Tensor:
     return out
 
 
-def slow(kind: str, layer: nn.Module, h: torch.Tensor, told: dict) -> torch.Tensor:
-    """The kind's formula for one picture h [C, H, W], told: {field: [C] or [N, C]}."""
+def slow(kind: str, layer: nn.Module, h: torch.Tensor, mod: dict) -> torch.Tensor:
+    """The formula of a conditioning layer for one image h [C, H, W]; mod: {field: [C] or [N, C]}."""
 
     def affine(z):
         return torch.stack([z[c] * layer.weight[c] + layer.bias[c] for c in range(len(z))])
@@ -48,50 +48,50 @@ def slow(kind: str, layer: nn.Module, h: torch.Tensor, told: dict) -> torch.Tens
         return values.reshape(-1, 1, 1)
 
     if kind in ("adagn", "adagn_zero", "none"):
-        return affine(normalised(h, 4, 1e-5)) * (1 + each(told["gamma"])) + each(told["beta"])
+        return affine(normalised(h, 4, 1e-5)) * (1 + each(mod["gamma"])) + each(mod["beta"])
     if kind == "adain":
-        return affine(normalised(h, 1, 1e-5)) * (1 + each(told["gamma"])) + each(told["beta"])
+        return affine(normalised(h, 1, 1e-5)) * (1 + each(mod["gamma"])) + each(mod["beta"])
     if kind == "additive":
-        return affine(normalised(h + each(told["shift"]), 4, 1e-5))
+        return affine(normalised(h + each(mod["shift"]), 4, 1e-5))
     if kind == "gain":
-        return affine(normalised(h, 4, 1e-5)) * (1 + each(told["gamma"]))
+        return affine(normalised(h, 4, 1e-5)) * (1 + each(mod["gamma"]))
     if kind == "film":
-        return h * (1 + each(told["gamma"])) + each(told["beta"])
+        return h * (1 + each(mod["gamma"])) + each(mod["beta"])
     assert kind == "cross_attention", f"{kind} needs its formula here"
-    h = affine(normalised(h + each(told["shift"]), 4, 1e-5))
+    h = affine(normalised(h + each(mod["shift"]), 4, 1e-5))
     out = h.clone()
     for i in range(h.shape[1]):
         for j in range(h.shape[2]):
             q = layer.query.weight @ h[:, i, j] + layer.query.bias
-            weights = torch.stack([q @ key / len(q) ** 0.5 for key in told["keys"]]).softmax(0)
-            heard = sum(w * value for w, value in zip(weights, told["values"]))
-            out[:, i, j] += layer.proj.weight @ heard + layer.proj.bias
+            weights = torch.stack([q @ key / len(q) ** 0.5 for key in mod["keys"]]).softmax(0)
+            uses_class = sum(w * value for w, value in zip(weights, mod["values"]))
+            out[:, i, j] += layer.proj.weight @ uses_class + layer.proj.bias
     return out
 
 
 @EVERY_KIND
-def test_the_formula_against_a_slow_float64_reference(kind):
+def test_layers_equal_float64_reference(kind):
     torch.manual_seed(0)
     layer = CONDITIONING[kind](8, 2, 1e-5).double()
     for p in layer.parameters():
         nn.init.normal_(p)
     h = torch.randn(2, 8, 3, 3).double()
-    told = {f: torch.randn(2, 5, 8) if f in layer.token_params else torch.randn(2, 8) for f in layer.Params._fields}
-    told = {f: v.double() for f, v in told.items()}
-    out = layer(h, layer.Params(**told))
+    mod = {f: torch.randn(2, 5, 8) if f in layer.token_params else torch.randn(2, 8) for f in layer.Params._fields}
+    mod = {f: v.double() for f, v in mod.items()}
+    out = layer(h, layer.Params(**mod))
     for b in range(2):
-        expected = slow(kind, layer, h[b], {f: v[b] for f, v in told.items()})
+        expected = slow(kind, layer, h[b], {f: v[b] for f, v in mod.items()})
         assert torch.allclose(out[b], expected, rtol=1e-10, atol=1e-10)
 
 
-def test_with_one_channel_a_group_adagn_is_adain_and_with_four_it_is_not():
+def test_adagn_equals_adain_at_one_channel():
     torch.manual_seed(0)
-    h, told = torch.randn(2, 8, 4, 4), AdaGN.Params(torch.randn(2, 8), torch.randn(2, 8))
-    assert torch.equal(AdaGN(8, 8, 1e-5)(h, told), AdaIN(8, 2, 1e-5)(h, told))
-    assert (AdaGN(8, 2, 1e-5)(h, told) - AdaIN(8, 2, 1e-5)(h, told)).abs().max() > 0.1
+    h, mod = torch.randn(2, 8, 4, 4), AdaGN.Params(torch.randn(2, 8), torch.randn(2, 8))
+    assert torch.equal(AdaGN(8, 8, 1e-5)(h, mod), AdaIN(8, 2, 1e-5)(h, mod))
+    assert (AdaGN(8, 2, 1e-5)(h, mod) - AdaIN(8, 2, 1e-5)(h, mod)).abs().max() > 0.1
 
 
-def test_adain_is_refused_where_it_would_lose_the_picture():
+def test_adain_rejects_tiny_feature_maps():
     with pytest.raises(InputError, match=r"adain.*1x1"):
         fresh("adain", channel_mult=(1, 1, 1, 1))
     fresh("adain", channel_mult=(1, 1, 1))  # 2x2: four pixels
@@ -110,7 +110,7 @@ def test_a_new_network_answers_zero(kind):
 
 @EVERY_KIND
 @pytest.mark.parametrize("both", [False, True])
-def test_a_new_block_adds_nothing_to_its_skip(kind, both):
+def test_new_block_equals_its_skip(kind, both):
     unet = fresh(kind, modulate_both_norms=both)
     m = unet.modulation(T, Y)
     block = unet.up[0].stages[0].block
@@ -119,18 +119,18 @@ def test_a_new_block_adds_nothing_to_its_skip(kind, both):
 
 
 @EVERY_KIND
-def test_a_gate_at_zero_stands_before_a_convolution_that_is_not_and_the_other_way_round(kind):
+def test_either_gate_or_convolution_starts_zero(kind):
     unet = fresh(kind)
     for block in (m for m in unet.modules() if hasattr(m, "conv2")):
         assert (block.conv2.weight.abs().max() > 0) == CONDITIONING[kind].gated
-    told = unet.modulation(T, Y)
+    mod = unet.modulation(T, Y)
     if CONDITIONING[kind].zero_init:
-        assert all(part.abs().max() == 0 for site in told.values() for part in site)
+        assert all(part.abs().max() == 0 for site in mod.values() for part in site)
     else:
-        assert all(part.abs().max() > 0 for site in told.values() for part in site)
+        assert all(part.abs().max() > 0 for site in mod.values() for part in site)
 
 
-def test_a_zero_gate_times_a_zero_convolution_never_learns_and_ours_does():
+def test_zero_gated_block_still_learns():
     for zeroed in (False, True):
         unet = fresh("adagn_zero").train()
         nn.init.normal_(unet.conv_out.weight, std=0.1)
@@ -148,7 +148,7 @@ def test_a_zero_gate_times_a_zero_convolution_never_learns_and_ours_does():
         assert torch.equal(block.conv2.weight, start) == zeroed
 
 
-def test_under_one_seed_the_image_path_starts_alike_under_every_kind():
+def test_conditioning_keeps_image_path_init():
     plain = fresh("adagn").state_dict()
     for kind in CONDITIONING:
         mine = fresh(kind).state_dict()
@@ -162,17 +162,17 @@ def test_under_one_seed_the_image_path_starts_alike_under_every_kind():
 
 @EVERY_KIND
 @pytest.mark.parametrize("both", [False, True])
-def test_the_label_reaches_the_output_and_the_gradient_the_table(kind, both):
+def test_label_changes_output_and_gradient(kind, both):
     unet = tiny_unet(conditioning=kind, modulate_both_norms=both)
     x = X[:1].expand(4, -1, -1, -1)
     out = unet(x, 500, torch.arange(4)).sample
     apart = min((out[i] - out[j]).abs().max() for i in range(4) for j in range(i))
-    assert (apart > 1e-3) == (kind in HEARING)
+    assert (apart > 1e-3) == (kind in CLASS_CONDITIONED)
     assert (unet(x, 500, Y[:1]).sample - unet(x, 600, Y[:1]).sample).abs().max() > 1e-3
     unet.train()(X, T, Y).sample.square().sum().backward()
     silent = [n for n, p in unet.named_parameters() if p.grad is None or p.grad.abs().sum() == 0]
     assert silent == []
-    if kind in HEARING:
+    if kind in CLASS_CONDITIONED:
         rows = unet.embedding.classes.weight.grad.abs().sum(1) > 0
         assert rows.tolist() == [True, False, True, True]
     else:
@@ -180,7 +180,7 @@ def test_the_label_reaches_the_output_and_the_gradient_the_table(kind, both):
 
 
 @EVERY_KIND
-def test_time_and_class_enter_where_the_kind_says(kind):
+def test_timestep_and_class_enter_as_declared(kind):
     unet = tiny_unet(conditioning=kind)
     a, b, c = unet.modulation(500, 0), unet.modulation(500, 1), unet.modulation(600, 0)
     tokens = CONDITIONING[kind].token_params
@@ -195,7 +195,7 @@ def test_time_and_class_enter_where_the_kind_says(kind):
 
 
 @EVERY_KIND
-def test_what_a_site_is_told_is_of_its_width_and_acts_there_and_nowhere_before(kind):
+def test_site_parameters_act_from_their_site(kind):
     unet = tiny_unet(conditioning=kind, modulate_both_norms=True)
     m = unet.modulation(T, Y)
     sites = unet.sites()
@@ -219,7 +219,7 @@ def test_what_a_site_is_told_is_of_its_width_and_acts_there_and_nowhere_before(k
 
 
 @EVERY_KIND
-def test_one_row_serves_all_and_a_batch_is_its_rows(kind):
+def test_one_row_broadcasts_over_batch(kind):
     unet = tiny_unet(conditioning=kind)
     assert torch.allclose(unet.denoise(X, unet.modulation(5, 1)), unet(X, 5, torch.tensor([1, 1, 1])).sample, atol=1e-5)
     whole = unet(X, T, Y).sample
@@ -232,11 +232,11 @@ def test_one_row_serves_all_and_a_batch_is_its_rows(kind):
 
 @EVERY_KIND
 @pytest.mark.parametrize("join", ["sum", "concat"])
-def test_labels_weights_and_vectors_say_the_same(kind, join):
+def test_labels_weights_and_vectors_agree(kind, join):
     unet = tiny_unet(conditioning=kind, join=join)
     by_label = unet(X, T, Y).sample
     assert torch.allclose(unet(X, T, F.one_hot(Y, 4).float()).sample, by_label, atol=1e-6)
-    if kind not in HEARING:
+    if kind not in CLASS_CONDITIONED:
         with pytest.raises(InputError, match="ignores the class"):
             unet(X, T, class_vectors=torch.zeros(3, 64))
         return
@@ -256,10 +256,10 @@ def test_joining_is_addition_or_concatenation():
         classes = unet.embedding.classes(Y)
         vector = time + classes if join == "sum" else torch.cat([time, classes], dim=1)
         assert unet.projection.in_features == width
-        told = unet.projection(F.silu(vector))
+        mod = unet.projection(F.silu(vector))
         name = unet.sites()[1].name
         rows = unet.projection_slices()[name]
-        gamma, beta = told[:, rows].chunk(2, dim=1)
+        gamma, beta = mod[:, rows].chunk(2, dim=1)
         m = unet.modulation(T, Y)[name]
         assert torch.allclose(m.gamma, gamma, atol=1e-6) and torch.allclose(m.beta, beta, atol=1e-6)
 
@@ -281,12 +281,12 @@ def _sinus(unet):
         ({"class_vectors": [[0.0] * 5] * 3}, r"\[B, 64\]"),
     ],
 )
-def test_classes_that_do_not_fit_are_refused(arguments, message):
+def test_wrong_classes_are_rejected(arguments, message):
     with pytest.raises(InputError, match=message):
         tiny_unet()(X, T, **arguments)
 
 
-def test_networks_that_cannot_be_are_refused():
+def test_impossible_networks_are_rejected():
     with pytest.raises(InputError, match="attends to the class"):
         fresh("cross_attention", num_classes=None)
     with pytest.raises(InputError, match="sum or concat"):
@@ -297,7 +297,7 @@ def test_networks_that_cannot_be_are_refused():
 
 
 @EVERY_KIND
-def test_a_network_without_classes_of_every_kind_that_can_be(kind):
+def test_network_without_classes_works(kind):
     if CONDITIONING[kind].class_input == "tokens":
         pytest.skip("it attends to the class")
     unet = tiny_unet(conditioning=kind, num_classes=None)
@@ -328,7 +328,7 @@ def test_save_and_load(tmp_path, kind, join):
 
 @pytest.mark.slow  # by default blocks are compiled (test_speed) and the whole network is exported (test_unet)
 @EVERY_KIND
-def test_compiled_whole_it_gives_the_same(kind):
+def test_compiled_network_equals_eager(kind):
     torch.compiler.reset()
     unet = tiny_unet(conditioning=kind)
     compiled = torch.compile(unet, backend="eager", fullgraph=True)
@@ -347,14 +347,14 @@ def test_gradient_checkpointing_changes_no_number(kind):
 
 
 @EVERY_KIND
-def test_its_cost_is_counted_without_allocating(kind):
+def test_cost_is_counted_without_allocating(kind):
     config = {k: v for k, v in fresh(kind).config.items() if not k.startswith("_")}
     cost = estimate_cost(config)
     assert cost.parameters == sum(p.numel() for p in fresh(kind).parameters()) and cost.flops > 0
 
 
 @EVERY_KIND
-def test_the_registry_says_where_it_comes_from(kind):
+def test_registry_names_its_sources(kind):
     assert issubclass(CONDITIONING[kind], ConditioningLayer)
     assert "<-" in CONDITIONING[kind].__doc__ or "functions of t" in CONDITIONING[kind].__doc__
     assert "Source:" in CONDITIONING[kind].__doc__ or issubclass(CONDITIONING[kind], AdaGN)

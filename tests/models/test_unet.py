@@ -42,7 +42,7 @@ def test_forward_is_denoise_of_modulation(changes):
 
 
 @pytest.mark.parametrize("changes", SHAPES, ids=str)
-def test_sites_are_what_a_forward_pass_meets_in_that_order(changes):
+def test_sites_follow_the_forward_pass(changes):
     unet = tiny_unet(**changes)
     met = []
     for name, module in unet.named_modules():
@@ -57,7 +57,7 @@ def test_sites_are_what_a_forward_pass_meets_in_that_order(changes):
     assert all(m[s.name].gamma.shape == m[s.name].beta.shape == (3, s.channels) for s in sites)
 
 
-def test_what_a_site_is_told_acts_there_and_nowhere_before():
+def test_site_modulation_acts_from_its_site():
     unet = tiny_unet()
     m = unet.modulation(T, Y)
     site = unet.sites()[2].name
@@ -65,13 +65,13 @@ def test_what_a_site_is_told_acts_there_and_nowhere_before():
     for s in unet.sites():
         unet.get_submodule(s.name).register_forward_hook(lambda mod, i, o, n=s.name: seen.setdefault(n, []).append(o))
     unet.denoise(X, m)
-    told = m[site]
-    unet.denoise(X, {**m, site: told._replace(gamma=told.gamma + 1)})
+    mod = m[site]
+    unet.denoise(X, {**m, site: mod._replace(gamma=mod.gamma + 1)})
     changed = [n for n, (a, b) in seen.items() if not torch.equal(a, b)]
     assert changed == [s.name for s in unet.sites()][2:]
 
 
-def test_modulation_needs_no_picture_and_one_row_serves_all():
+def test_modulation_needs_no_image():
     unet = tiny_unet()
     one = unet.modulation(5, 1)
     assert torch.allclose(unet.denoise(X, one), unet(X, 5, torch.tensor([1, 1, 1])).sample, atol=1e-5)
@@ -79,7 +79,7 @@ def test_modulation_needs_no_picture_and_one_row_serves_all():
     assert torch.allclose(unet.denoise(X, rows), unet(X, 5, Y).sample, atol=1e-5)
 
 
-def test_label_and_time_change_the_output_and_every_label_differs():
+def test_label_and_timestep_change_the_output():
     unet = tiny_unet()
     x = X[:1].expand(4, -1, -1, -1)
     out = unet(x, 500, torch.arange(4)).sample
@@ -94,14 +94,14 @@ def test_gradients_reach_every_parameter():
     assert silent == []
 
 
-def test_a_new_network_answers_zero_and_with_zero_init_its_blocks_ignore_the_condition():
+def test_new_network_outputs_zero():
     unet = AdaGNUNet(sample_size=8, in_channels=1, num_classes=3, model_channels=16, channel_mult=(1, 2), norm_groups=4,
                      num_head_channels=16, zero_init_modulation=True)  # fmt: skip
     assert unet(X, T, Y).sample.abs().max() == 0
-    assert all(part.abs().max() == 0 for told in unet.modulation(T, Y).values() for part in told)
+    assert all(part.abs().max() == 0 for mod in unet.modulation(T, Y).values() for part in mod)
     plain = AdaGNUNet(sample_size=8, in_channels=1, num_classes=3, model_channels=16, channel_mult=(1, 2), norm_groups=4,
                       num_head_channels=16)  # fmt: skip
-    assert min(part.abs().max() for told in plain.modulation(T, Y).values() for part in told) > 0
+    assert min(part.abs().max() for mod in plain.modulation(T, Y).values() for part in mod) > 0
     for module in plain.modules():
         if hasattr(module, "conv2"):
             assert module.conv2.weight.abs().max() == 0 == module.conv2.bias.abs().max()
@@ -143,12 +143,12 @@ def test_save_and_load(tmp_path, changes):
         ({}, Y.float(), "whole numbers"),
     ],
 )
-def test_wrong_labels_are_refused(changes, y, message):
+def test_wrong_labels_are_rejected(changes, y, message):
     with pytest.raises(InputError, match=message):
         tiny_unet(**changes)(X, T, y)
 
 
-def test_pictures_and_modulations_that_do_not_fit_are_refused():
+def test_wrong_images_and_modulations_are_rejected():
     unet = tiny_unet()
     with pytest.raises(InputError, match="multiples of 2"):
         unet(torch.zeros(1, 1, 7, 8), 5, Y[:1])
@@ -167,7 +167,7 @@ def test_pictures_and_modulations_that_do_not_fit_are_refused():
         ({"conditioning": "adaglm"}, "adagn"),
     ],
 )
-def test_numbers_that_do_not_fit_are_refused(changes, message):
+def test_inconsistent_sizes_are_rejected(changes, message):
     with pytest.raises(InputError, match=message):
         tiny_unet(**changes)
 
@@ -179,7 +179,7 @@ def test_the_embedding_is_diffusers():
         assert torch.allclose(sinusoidal_embedding(t, dim), theirs, atol=1e-5)
 
 
-def test_adms_published_networks_have_their_published_sizes():
+def test_adm_networks_have_published_sizes():
     """296 M parameters for ADM 64x64, 554 M for 256x256 unconditional (Dhariwal & Nichol 2021); counted, not allocated."""
     adm64 = estimate_cost({"sample_size": 64, "model_channels": 192, "channel_mult": (1, 2, 3, 4), "num_res_blocks": 3,
                         "attention_resolutions": (32, 16, 8), "resblock_updown": True, "num_classes": 1000, "null_class": False,
@@ -190,7 +190,7 @@ def test_adms_published_networks_have_their_published_sizes():
     assert round(adm256.parameters / 1e6) == 553
 
 
-def test_it_is_exported_for_any_number_of_pictures():
+def test_export_takes_any_batch_size():
     unet, batch = tiny_unet(resblock_updown=True).eval(), torch.export.Dim("B")
     given = {"sample": X[:2], "timestep": T[:2], "class_labels": Y[:2]}
     shapes = {key: {0: batch} for key in given} | {"return_dict": None}
@@ -200,7 +200,7 @@ def test_it_is_exported_for_any_number_of_pictures():
         torch.testing.assert_close(found, unet(X, T, Y).sample, atol=1e-5, rtol=1e-5)
 
 
-def test_gradients_of_each_picture_and_gradients_of_gradients():
+def test_per_image_and_second_gradients():
     unet = tiny_unet().eval()
     weights = dict(unet.named_parameters())
 

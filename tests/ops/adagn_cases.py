@@ -32,7 +32,7 @@ def inputs(
 def slow(
     x: Tensor, gamma: Tensor, beta: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float, silu: bool
 ) -> Tensor:
-    """Equation 2 of Wu & He 2018 for every group of every picture, then equation 3 of Dhariwal & Nichol 2021."""
+    """Equation 2 of Wu & He 2018 for every group of every image, then equation 3 of Dhariwal & Nichol 2021."""
     d = x.shape[1] // groups
     gamma, beta = gamma.expand(len(x), -1), beta.expand(len(x), -1)
     rows = []

@@ -45,7 +45,7 @@ def throughout(x, gamma, beta, weight, bias, dy, groups):
 @pytest.mark.parametrize("silu", [True, False])
 @pytest.mark.parametrize("last", [True, False])
 @pytest.mark.parametrize("shape, groups, mean", CASES)
-def test_is_the_formula_and_no_worse_than_eager(shape, groups, mean, last, silu):
+def test_fused_operator_equals_float64_formula(shape, groups, mean, last, silu):
     for dtype in (torch.float32, torch.bfloat16):
         for rows in {1, shape[0]}:
             given = inputs(shape, mean, dtype, last, rows)
@@ -63,7 +63,7 @@ def test_is_the_formula_and_no_worse_than_eager(shape, groups, mean, last, silu)
 @needs_kernel
 @pytest.mark.parametrize("last", [True, False])
 @pytest.mark.parametrize("shape, groups, mean", CASES)
-def test_errors_in_bf16_are_below_those_of_bf16_throughout(shape, groups, mean, last):
+def test_bf16_errors_are_small(shape, groups, mean, last):
     given = inputs(shape, mean, torch.bfloat16, last, shape[0])
     for f, e, w in zip(run("fused", *given, groups), throughout(*given, groups), exact(*given, groups)):
         assert apart(f, w) < apart(e, w)
@@ -80,7 +80,7 @@ def test_reference_is_the_formula():
 
 @needs_kernel
 @pytest.mark.parametrize("operator", ["fused", "eager"])
-def test_parts_that_are_left_out_are_neutral(operator):
+def test_missing_parts_are_neutral(operator):
     x, gamma, beta, weight, bias, _ = inputs((2, 16, 4, 4), 0.0, torch.float32, True, 2)
     none, zero, one = None, torch.zeros(2, 16), torch.ones(16)
     full = lambda g, b, w, c: adagn_silu(x, g, b, 4, 1e-5, w, c, operator=operator)  # noqa: E731
@@ -93,7 +93,7 @@ def test_parts_that_are_left_out_are_neutral(operator):
 @needs_kernel
 @pytest.mark.parametrize("shape", [(1, 64, 16, 16), (3, 24, 7, 7)])
 @pytest.mark.parametrize("last", [True, False])
-def test_number_of_threads_changes_no_bit(shape, last):
+def test_thread_count_changes_no_bit(shape, last):
     given, threads = inputs(shape, 1.0, torch.float32, last, shape[0]), torch.get_num_threads()
     try:
         results = []
@@ -110,7 +110,7 @@ def test_number_of_threads_changes_no_bit(shape, last):
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("last", [True, False])
-def test_what_is_not_finite_is_not_hidden(bad, dtype, last):
+def test_nonfinite_values_propagate(bad, dtype, last):
     given = inputs((2, 16, 8, 8), 0.0, dtype, last, 2)
     given[0][1, 3, 2, 5] = bad
     y, dx, *_ = run("fused", *given, 4)
@@ -158,7 +158,7 @@ def test_slices_transposed_and_odd_tensors():
         ({"x": torch.zeros(2, 16, 4, 4, dtype=torch.float64), "operator": "fused"}, "does not take"),
     ],
 )
-def test_wrong_input_is_told(change, words):
+def test_wrong_input_is_rejected(change, words):
     given = {"x": torch.zeros(2, 16, 4, 4), "gamma": torch.zeros(2, 16), "beta": None, "groups": 4}
     with pytest.raises(InputError, match=words):
         adagn_silu(**given | change)
@@ -168,14 +168,14 @@ def test_wrong_input_is_told(change, words):
 
 
 @needs_kernel
-def test_torch_finds_no_fault_with_it():
+def test_operator_passes_torch_opcheck():
     x, gain, shift, *_ = inputs((2, 16, 4, 4), 0.0, torch.float32, True, 2)
     given = [t.requires_grad_() for t in (x, gain, shift)]
     torch.library.opcheck(torch.ops.diffusion_adagn.adagn_silu.default, (*given, 4, 1e-5, True))
 
 
 @needs_kernel
-def test_compiled_exported_and_checkpointed_it_is_the_same():
+def test_compiled_exported_checkpointed_operator_agree():
     given, groups = inputs((2, 16, 4, 4), 0.0, torch.float32, True, 2), 4
     plain = run("fused", *given, groups)
 
@@ -202,7 +202,7 @@ def test_compiled_exported_and_checkpointed_it_is_the_same():
 
 
 @needs_kernel
-def test_under_autocast_a_network_is_the_same_with_either_operator():
+def test_operators_agree_under_autocast():
     torch.manual_seed(0)
     unet = AdaGNUNet(8, model_channels=32, channel_mult=(1, 2), num_res_blocks=1, num_classes=3, num_head_channels=32)
     torch.nn.init.normal_(unet.conv_out.weight, std=0.1)
@@ -253,20 +253,20 @@ def dual(op, x):
     ],
     ids=["functionalize", "grad", "jvp", "vmap", "forward mode", "jit", "make_fx", "negated view"],
 )
-def test_whoever_looks_on_it_is_the_same(through):
+def test_hooks_and_modes_change_nothing(through):
     x, y = torch.randn(2, 2, 8, 4, 4)
     found, wanted = both_ways(lambda op: through(op, x, y), x)
     torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-4)
 
 
 @needs_kernel
-def test_the_bare_operator_takes_any_strides():
+def test_bare_operator_takes_any_strides():
     x, gain, shift = torch.randn(2, 8, 4, 6).transpose(2, 3), torch.randn(8, 2).t(), torch.randn(2, 8)
     found = torch.ops.diffusion_adagn.adagn_silu(x, gain, shift, 4, 1e-5, True)[0]
     torch.testing.assert_close(found, adagn_silu_reference(x, gain - 1, shift, 4), atol=1e-5, rtol=1e-5)
 
 
-LAID = {  # what is told and the norm's own, the same numbers laid otherwise
+LAID = {  # parameters with the same values and other strides
     "transposed": (lambda t: t.t().contiguous().t(), lambda t: torch.stack([t, t], 1)[:, 0]),
     "negated": (lambda t: torch.complex(t, -t).conj().imag, lambda t: torch.complex(t, -t).conj().imag),
     "expanded": (lambda t: t[:1].expand(len(t), -1), lambda t: t[:1].expand(len(t))),
@@ -276,7 +276,7 @@ LAID = {  # what is told and the norm's own, the same numbers laid otherwise
 @needs_kernel
 @pytest.mark.parametrize("laid", LAID)
 @pytest.mark.parametrize("left_out", [(), (1,), (1, 2), (3, 4), (1, 3), (2, 4)], ids=str)
-def test_what_is_told_may_lie_anyhow(laid, left_out):
+def test_parameters_take_any_strides(laid, left_out):
     x, *given, dy = inputs((3, 16, 4, 4), 0.0, torch.float32, True, 3)
     rows, own = LAID[laid]
     given = [None if i in left_out else (rows if i < 3 else own)(t) for i, t in enumerate(given, 1)]
@@ -307,7 +307,7 @@ def test_torch_s_defaults_change_nothing(dtype):
 @needs_kernel
 @pytest.mark.parametrize("silu", [True, False])
 @pytest.mark.parametrize("rows", [1, 3])
-def test_gradients_of_gradients_are_those_of_plain_pytorch(rows, silu):
+def test_second_gradients_equal_plain_pytorch(rows, silu):
     *given, dy = inputs((3, 8, 4, 4), 0.0, torch.float32, True, rows)
     found = []
     for operator in ("fused", "eager"):
@@ -327,26 +327,26 @@ def test_gradients_of_gradients_are_those_of_plain_pytorch(rows, silu):
 
 
 @needs_kernel
-@pytest.mark.parametrize("kept", [torch.Tensor.bfloat16, lambda t: t.transpose(0, 1).contiguous().transpose(0, 1)])
-def test_hooks_may_keep_what_is_saved_in_their_own_way(kept):
+@pytest.mark.parametrize("pack", [torch.Tensor.bfloat16, lambda t: t.transpose(0, 1).contiguous().transpose(0, 1)])
+def test_saved_tensor_hooks_work(pack):
     *given, dy = inputs((3, 16, 4, 4), 0.0, torch.float32, True, 3)
     given = [t.bfloat16().float() for t in given]
     leaves = [t.detach().clone().requires_grad_() for t in given]
-    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept(t) if t.ndim > 1 else t, lambda t: t):
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: pack(t) if t.ndim > 1 else t, lambda t: t):
         y = adagn_silu(*leaves[:3], 4, 1e-5, *leaves[3:], operator="fused")
     found, wanted = torch.autograd.grad(y, leaves, dy), exact(*given, dy, 4)[1:]
-    limit = 2e-2 if kept is torch.Tensor.bfloat16 else 1e-6
+    limit = 2e-2 if pack is torch.Tensor.bfloat16 else 1e-6
     assert all(apart(a, b) < limit for a, b in zip(found, wanted))
 
 
 @pytest.mark.parametrize("operator", ["auto", "eager"])
 @pytest.mark.parametrize("modulate", [True, False])
-def test_the_norm_is_trained_on_what_is_not(operator, modulate):
+def test_norm_trains_on_frozen_input(operator, modulate):
     """torch's own group norm ends the process here, in channels_last."""
     x, gamma, beta, weight, bias, dy = inputs((3, 16, 4, 4), 0.0, torch.float32, True, 3)
-    told = [gamma, beta] if modulate else [None, None]
+    params = [gamma, beta] if modulate else [None, None]
     leaves = [t.detach().requires_grad_() for t in (weight, bias)]
-    adagn_silu(x, *told, 4, 1e-5, *leaves, operator=operator).backward(dy)
+    adagn_silu(x, *params, 4, 1e-5, *leaves, operator=operator).backward(dy)
     zero = torch.zeros_like(gamma)
     wanted = exact(x, *([gamma, beta] if modulate else [zero, zero]), weight, bias, dy, 4)
     for leaf, grad in zip(leaves, wanted[-2:]):
@@ -354,7 +354,7 @@ def test_the_norm_is_trained_on_what_is_not(operator, modulate):
 
 
 @pytest.mark.parametrize("trained", [True, False])
-def test_without_gradients_the_norm_s_own_weights_cost_no_pass(trained):
+def test_inference_norm_needs_no_extra_pass(trained):
     x, *_, weight, bias, _ = inputs((3, 16, 4, 4), 0.0, torch.float32, True, 3)
     own = [t.detach().requires_grad_(trained) for t in (weight, bias)]
     with torch.no_grad() if trained else torch.enable_grad(), torch.profiler.profile() as seen:
@@ -365,7 +365,7 @@ def test_without_gradients_the_norm_s_own_weights_cost_no_pass(trained):
 @needs_kernel
 @pytest.mark.parametrize("last", [True, False])
 @pytest.mark.parametrize("place", [0, 13, 438, 1023])
-def test_one_pixel_far_from_the_others_costs_no_precision(last, place):
+def test_outlier_pixel_keeps_precision(last, place):
     x = torch.randn(1, 4, 32, 32, generator=torch.Generator().manual_seed(0))
     x[..., place // 32, place % 32] += 100
     x = x.contiguous(memory_format=torch.channels_last) if last else x
@@ -375,7 +375,7 @@ def test_one_pixel_far_from_the_others_costs_no_precision(last, place):
 
 
 @needs_kernel
-def test_it_is_exported_for_any_number_of_pictures():
+def test_export_takes_any_batch_size():
     class Layer(torch.nn.Module):
         def forward(self, x, gamma, beta):
             return adagn_silu(x, gamma, beta, 4)
@@ -389,16 +389,16 @@ def test_it_is_exported_for_any_number_of_pictures():
 @needs_kernel
 @pytest.mark.parametrize("last", [True, False])
 @pytest.mark.parametrize("gamma, error", [(0.0, 2e-3), (-0.9, 2e-3), (-0.99, 5e-3)])
-def test_gradients_that_cancel_are_summed_in_float32(gamma, error, last):
+def test_cancelling_gradients_sum_in_float32(gamma, error, last):
     x = inputs((4, 64, 16, 16), 0.0, torch.bfloat16, last, 4)[0].requires_grad_()
-    told = torch.full((4, 64), gamma), torch.ones(4, 64)
-    adagn_silu(x, *told, 8, operator="fused").backward(torch.ones_like(x))
+    params = torch.full((4, 64), gamma), torch.ones(4, 64)
+    adagn_silu(x, *params, 8, operator="fused").backward(torch.ones_like(x))
     exact = x.detach().double().requires_grad_()
-    adagn_silu_reference(exact, told[0].double(), told[1].double(), 8).backward(torch.ones_like(exact))
+    adagn_silu_reference(exact, params[0].double(), params[1].double(), 8).backward(torch.ones_like(exact))
     assert apart(x.grad, exact.grad) < error
 
 
-def test_eager_does_what_fused_does_where_torch_s_own_norm_does_not():
+def test_eager_handles_what_torch_rejects():
     bias = torch.zeros(4, requires_grad=True)
     adagn_silu(torch.randn(2, 4, 3, 3), None, None, 2, bias=bias, operator="eager").sum().backward()
     assert bias.grad.shape == (4,)
@@ -410,7 +410,7 @@ def test_eager_does_what_fused_does_where_torch_s_own_norm_does_not():
 
 
 @pytest.fixture
-def anew(monkeypatch, tmp_path):
+def fresh_cache(monkeypatch, tmp_path):
     """As a process that has not asked yet, with an empty cache."""
     monkeypatch.setattr(cpu, "_libraries", {})
     monkeypatch.setattr(self_check, "_noted", False)
@@ -422,37 +422,37 @@ def anew(monkeypatch, tmp_path):
     "compiler, why",
     [
         ("/nowhere/c++", "CXX names /nowhere/c++"),
-        ("false", "(false) failed with status 1: it said nothing"),
+        ("false", "(false) failed with status 1: no output"),
         ("true", "(true) failed to make a library"),
-        ("'", "CXX (') is no command: No closing quotation"),
+        ("'", "CXX (') is not a command: No closing quotation"),
     ],
 )
-def test_without_a_compiler_it_falls_back_and_says_so_once(anew, monkeypatch, capsys, compiler, why):
+def test_missing_compiler_falls_back_once(fresh_cache, monkeypatch, capsys, compiler, why):
     monkeypatch.setenv("CXX", compiler)
     given = inputs((2, 8, 4, 4), 0.0, torch.float32, True, 2)[:3]
     for x in (given[0], given[0].contiguous(), given[0].bfloat16()):
         torch.testing.assert_close(adagn_silu(x, *given[1:], 4), adagn_silu_reference(x, *given[1:], 4))
     said = capsys.readouterr().err
     assert said.count("note:") == 1 and why in said
-    assert not available("cpu") and not list(anew.rglob("*.so"))
+    assert not available("cpu") and not list(fresh_cache.rglob("*.so"))
 
 
 @needs_kernel
 @pytest.mark.parametrize("blocked", ["file", "nothing"])
-def test_where_the_cache_cannot_be_written_it_is_built_for_the_process(anew, monkeypatch, capsys, blocked):
+def test_readonly_cache_builds_for_process(fresh_cache, monkeypatch, capsys, blocked):
     if blocked == "file":
-        anew.write_text("in the way")
+        fresh_cache.write_text("in the way")
     else:
         monkeypatch.setenv("DIFFUSION_ADAGN_CACHE", "/proc/nothing/here")
     assert available("cpu") and not capsys.readouterr().err
 
 
 @needs_kernel
-def test_it_is_built_once(anew, monkeypatch):
+def test_it_is_built_once(fresh_cache, monkeypatch):
     x = torch.randn(2, 8, 4, 4)
     for _ in range(2):
         adagn_silu(x, None, None, 4, operator="fused")
-    (made,) = anew.rglob("*.so")
+    (made,) = fresh_cache.rglob("*.so")
     before = made.stat().st_mtime_ns
     monkeypatch.setattr(cpu, "_libraries", {})
     adagn_silu(x, None, None, 4, operator="fused")
@@ -467,12 +467,12 @@ made = cpu._build(torch.float32, False)
 whole = made.read_bytes()
 made.write_bytes(whole[:2000])  # to load it would kill the process
 torch.testing.assert_close(adagn_silu(x, None, None, 4), adagn_silu(x, None, None, 4, operator="eager"), atol=1e-5, rtol=1e-5)
-assert cpu.why_not(torch.float32, False) == "" and made.stat().st_size == len(whole)
+assert cpu.unsupported_reason(torch.float32, False) == "" and made.stat().st_size == len(whole)
 """
 
 
 @needs_kernel
-def test_a_damaged_one_is_made_anew(tmp_path):
+def test_corrupted_library_is_rebuilt(tmp_path):
     env = os.environ | {"DIFFUSION_ADAGN_CACHE": str(tmp_path)}
     done = subprocess.run([sys.executable, "-c", DAMAGED], env=env, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0 and not done.stderr, done.stderr

@@ -39,7 +39,7 @@ def compiler(tmp_path, monkeypatch):
     return make
 
 
-def test_pragmas_stay_where_openmp_is_rejected(compiler, monkeypatch):
+def test_pragmas_remain_without_openmp(compiler, monkeypatch):
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
     calls = compiler("-fopenmp")
     assert available("cpu")
@@ -50,7 +50,7 @@ def test_pragmas_stay_where_openmp_is_rejected(compiler, monkeypatch):
     assert not cpu._is_intact(made)
 
 
-def test_many_threads_want_a_threaded_build(compiler, monkeypatch):
+def test_many_threads_need_threaded_build(compiler, monkeypatch):
     monkeypatch.setattr(torch, "get_num_threads", lambda: 8)
     compiler("-fopenmp")
     assert "without threads (OpenMP), and PyTorch uses 8" in cpu.unsupported_reason()
@@ -62,7 +62,7 @@ def test_march_native_may_be_rejected(compiler):
     assert "-march=native" not in calls()[-1] and "-fopenmp " in calls()[-1]
 
 
-def test_a_library_that_does_not_load_is_built_plainly(compiler, monkeypatch):
+def test_unloadable_library_is_built_plainly(compiler, monkeypatch):
     real, monkeypatched = ctypes.CDLL, []
 
     def load(file):
@@ -77,7 +77,7 @@ def test_a_library_that_does_not_load_is_built_plainly(compiler, monkeypatch):
     assert available("cpu") and "-fopenmp-simd" in calls()[-1]
 
 
-def test_on_a_mac_torchs_own_openmp_is_first(monkeypatch, tmp_path):
+def test_mac_uses_torchs_openmp_first(monkeypatch, tmp_path):
     (tmp_path / "lib").mkdir()
     (tmp_path / "lib" / "libomp.dylib").touch()
     monkeypatch.setattr(sys, "platform", "darwin")

@@ -118,7 +118,7 @@ def test_full_memory_is_no_verdict(unchecked):
 
 
 @needs_kernel
-def test_check_runs_once_whatever_it_found(unchecked):
+def test_check_runs_once(unchecked):
     asked = []
 
     def kernels():
@@ -137,7 +137,7 @@ def test_check_runs_once_whatever_it_found(unchecked):
 
 
 @needs_kernel
-def test_check_leaves_the_caller_as_it_was(unchecked):
+def test_check_leaves_caller_state(unchecked):
     state = torch.get_rng_state()
     with (
         torch.inference_mode(),
@@ -181,13 +181,13 @@ def test_no_compiler_on_path_falls_back(unchecked, monkeypatch, capsys, tmp_path
     for x in (x_of(), x_of(), x_of(torch.bfloat16)):
         assert torch.equal(adagn_silu(x, None, None, 4), adagn_silu_reference(x, None, None, 4))
     asked, device = SpeedConfig(), torch.device("cpu")
-    chosen = speed.choose(asked, device, 1)
+    chosen = speed.resolve_speed(asked, device, 1)
     said, why = capsys.readouterr().err, "there is no C++ compiler (c++, g++ or clang++; or name one in CXX)"
     assert said.count("\n") == 1 and said.startswith("note: ") and why in said
-    assert f"eager operator (chosen for this machine: precision, layout, operator, since the fused one cannot be used: {why})" in (
-        speed.describe(chosen, asked, device)
+    assert f"eager operator (chosen for this machine: precision, memory_format, operator, since the fused one cannot be used: {why})" in (
+        speed.describe_speed(chosen, asked, device)
     )  # fmt: skip
-    assert "cannot be used" not in speed.describe(chosen, SpeedConfig(operator="eager"), device)
+    assert "cannot be used" not in speed.describe_speed(chosen, SpeedConfig(operator="eager"), device)
 
 
 # ---------------------------------------------------------------------- CUDA's, without a GPU
@@ -222,20 +222,20 @@ def pretended(monkeypatch, unchecked):
     ],
     ids=["no compiler", "no Python.h", "forward", "backward", "right"],
 )
-def test_cuda_falls_back_with_the_reason(pretended, capsys, kernels, words):
+def test_cuda_fallback_names_the_reason(pretended, capsys, kernels, words):
     pretended(kernels)
     asked, cuda = SpeedConfig(precision="fp32"), torch.device("cuda")
-    chosen = speed.choose(asked, cuda, 1)
+    chosen = speed.resolve_speed(asked, cuda, 1)
     said = capsys.readouterr().err
     assert chosen.operator == ("eager" if words else "fused")
-    assert words in said and said.count("\n") == bool(words) and words in speed.describe(chosen, asked, cuda)
+    assert words in said and said.count("\n") == bool(words) and words in speed.describe_speed(chosen, asked, cuda)
     if words:
         with pytest.raises(InputError, match=r"speed.operator fused cannot be: .*Take auto or eager"):
-            speed.choose(SpeedConfig(precision="fp32", operator="fused"), cuda, 1)
+            speed.resolve_speed(SpeedConfig(precision="fp32", operator="fused"), cuda, 1)
     assert list(self_check._found) == [("cuda", 0, torch.float32, False)]
 
 
-def test_devices_types_and_layouts_are_checked_apart(pretended):
+def test_devices_dtypes_formats_checked_separately(pretended):
     pretended(raising(RuntimeError("no")))
     for device in ("cuda", "cuda:0", "cuda:1"):
         unsupported_reason(device, torch.bfloat16, True, note=False)
@@ -247,7 +247,7 @@ def test_devices_types_and_layouts_are_checked_apart(pretended):
     ]
 
 
-def test_no_check_while_a_graph_is_captured(pretended, monkeypatch):
+def test_graph_capture_skips_the_check(pretended, monkeypatch):
     pretended(raising(RuntimeError("no")))
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
     assert unsupported_reason("cuda:0") == "" and not self_check._found
@@ -272,7 +272,7 @@ def test_asking_again_costs_no_search(unchecked, monkeypatch):
 
 
 @needs_triton
-def test_one_case_is_one_tile_and_one_is_not():
+def test_cases_cover_one_and_several_tiles():
     triton_kernels = _triton()
     for dtype in self_check.LIMIT:
         for last in (True, False):
@@ -328,7 +328,7 @@ class Launched:
 
 
 @needs_triton
-def test_kernels_launch_on_the_tensor_s_device(monkeypatch):
+def test_kernels_launch_on_tensor_device(monkeypatch):
     log, triton_kernels = [], _triton()
 
     class Guard:
@@ -353,7 +353,7 @@ def test_kernels_launch_on_the_tensor_s_device(monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="fewer than two CUDA GPUs")
-def test_second_gpu_computes_as_the_first():
+def test_second_gpu_equals_the_first():
     x, gamma = x_of(), torch.linspace(-1, 1, 8)[None]
     found = []
     for device in ("cuda:0", "cuda:1"):  # the current device is 0 for both
@@ -372,7 +372,7 @@ def test_second_gpu_computes_as_the_first():
 
 @needs_kernel
 @pytest.mark.parametrize("axes", [(2, 3), (1, 2), (0, 1), (0, 3)])
-def test_fake_strides_are_the_real_ones(axes):
+def test_fake_strides_equal_real_strides(axes):
     x = torch.randn(2, 8, 8, 8).transpose(*axes)
     gain = torch.ones(1, x.shape[1])
     real = torch.ops.diffusion_adagn.adagn_silu(x, gain, gain, 2, 1e-5, True)

@@ -18,11 +18,11 @@ from diffusion_adagn.ops import triton_kernels as kernels
 
 # the interpreter takes milliseconds for each program: few groups
 CASES = [((2, 12, 7, 5), 2, 100.0), ((1, 8, 4, 4), 4, 0.0), ((2, 13, 3, 3), 1, 0.0), ((1, 6, 5, 5), 6, 0.0), ((2, 8, 1, 1), 2, 0.0)]
-KINDS = [(True, torch.float32, 2), (False, torch.bfloat16, 1), (True, torch.float16, 1)]  # channels_last, type, rows told
-for most in (kernels.MOST, 32):  # 32 numbers a tile: pictures do not fit, and are read twice
+VARIANTS = [(True, torch.float32, 2), (False, torch.bfloat16, 1), (True, torch.float16, 1)]  # channels_last, type, rows of modulation
+for most in (kernels.MOST, 32):  # 32 values per tile: images do not fit, and are read twice
     kernels.MOST = most
     for shape, groups, mean in CASES if most > 32 else CASES[:1]:
-        for last, dtype, rows in KINDS if most > 32 and shape == CASES[0][0] else KINDS[:2]:
+        for last, dtype, rows in VARIANTS if most > 32 and shape == CASES[0][0] else VARIANTS[:2]:
             for silu in (True, False) if dtype == torch.float16 else (True,):
                 x, gamma, beta, _, _, dy = inputs(shape, mean, dtype, last, min(rows, shape[0]))
                 gain, shift = 1 + gamma, beta
@@ -33,7 +33,7 @@ for most in (kernels.MOST, 32):  # 32 numbers a tile: pictures do not fit, and a
                 wanted = slow(*leaves, torch.ones(c).double(), torch.zeros(c).double(), groups, 1e-5, silu)
                 wanted.backward(dy.double())
                 for a, b in zip(found, [wanted, *(t.grad for t in leaves)]):
-                    if a.shape != b.shape:  # a row a picture, where one was told to all
+                    if a.shape != b.shape:  # one row per image, where one row was given for all
                         a = a.sum(0, keepdim=True)
                     # the interpreter cuts bf16 off where a GPU rounds
                     limit = 2e-6 + 3e-7 * mean if dtype == torch.float32 else 4e-3
@@ -90,11 +90,11 @@ def test_interpreted_it_is_the_formula(tmp_path):
 
 
 @pytest.mark.slow
-def test_it_compiles_for_a_gpu_and_moves_16_bytes_at_once(tmp_path):
+def test_triton_compiles_with_wide_loads(tmp_path):
     assert run(COMPILED, tmp_path, TRITON_INTERPRET="0") == "for a GPU"
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU")
-def test_on_a_gpu_it_is_the_formula(tmp_path):
+def test_gpu_operator_equals_formula(tmp_path):
     assert run("import torch\ntorch.set_default_device('cuda')\n" + INTERPRETED, tmp_path) == "as the formula"

@@ -22,7 +22,7 @@ def cell(height: int = 8, width: int = 8, channels: int = 3) -> np.ndarray:
 
 
 @pytest.mark.parametrize(("side", "shown"), [(8, 64), (28, 84), (64, 64), (100, 100)])
-def test_small_pictures_grow_by_a_whole_factor(side, shown):
+def test_small_images_grow_by_whole_factors(side, shown):
     a = cell(side, side)
     sheet = np.asarray(labelled_grid([[a]], [""]))
     assert sheet.shape == (2 * MARGIN + shown, 2 * MARGIN + shown, 3)

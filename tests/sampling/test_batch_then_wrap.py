@@ -25,7 +25,7 @@ def request(batch_size=None, compile=True, graph=True):
     return generate.SampleRequest(None, [1.0], batch_size=batch_size, speed=speed, graph=graph)
 
 
-def test_batch_is_found_before_compiling_and_capturing(order, monkeypatch):
+def test_batch_search_precedes_compiling(order, monkeypatch):
     monkeypatch.setattr(generate, "batch_that_fits", lambda networks, most, precision: order.append(precision) or most)
     networks = [(SimpleNamespace(), 1), (SimpleNamespace(), 1)]
     assert generate._batch_then_wrap(networks, request(), 9).batch_size == 4  # graphs need as much again
@@ -37,7 +37,7 @@ def test_batch_is_found_before_compiling_and_capturing(order, monkeypatch):
     assert order == ["fp32", "fp32", "compile", "compile", *["compile", "capture"] * 2]
 
 
-def test_search_shrinks_and_frees_what_it_used(order, monkeypatch):
+def test_batch_search_frees_memory(order, monkeypatch):
     class Network:
         """What a search asks of a network; memory for five images of two rows."""
 
@@ -55,7 +55,7 @@ def test_search_shrinks_and_frees_what_it_used(order, monkeypatch):
 
     zeros = torch.zeros
     monkeypatch.setattr(torch, "zeros", lambda *size, device, **how: zeros(*size, **how))
-    monkeypatch.setattr(generate, "computed_in", lambda precision, device: torch.no_grad())
+    monkeypatch.setattr(generate, "use_precision", lambda precision, device: torch.no_grad())
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: order.append("freed"))
     monkeypatch.setattr(generate, "estimate_cost", lambda config: SimpleNamespace(activation_bytes=1600))
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free, free))
@@ -73,7 +73,7 @@ def test_search_shrinks_and_frees_what_it_used(order, monkeypatch):
     assert tries(4096, graph=False) == (5, [44, 22, 10])
 
 
-def test_real_network_samples_alike_whatever_was_searched(order):
+def test_batch_search_changes_no_sample(order):
     unet = tiny_unet()
     before = unet.denoise
     assert generate._batch_then_wrap([(unet, 2)], request(compile=False, graph=False), 3).batch_size == 3

@@ -50,7 +50,7 @@ def test_generators_equal_their_seeds(pipe, sampler):
     assert by_generator.seeds == [7, 3]
 
 
-def test_one_generator_draws_a_seed_per_image(pipe):
+def test_one_generator_seeds_every_image(pipe):
     generator = seeded(0)
     first, second = (pipe("all", generator=generator, **STEPS) for _ in range(2))
     assert len(set(first.seeds + second.seeds)) == 6
@@ -72,7 +72,7 @@ def test_latents_are_the_initial_noise(pipe):
     assert not torch.equal(one, other)  # the seed decides what ddpm adds
 
 
-def test_images_per_class_follow_each_other(pipe):
+def test_images_per_class_are_consecutive(pipe):
     expected = pipe(["cat", "cat", "dog", "dog"], seeds=0, **STEPS)
     for name in ("num_images_per_class", "num_images_per_prompt"):
         made = pipe(["cat", "dog"], seeds=0, **{name: 2}, **STEPS)
@@ -80,7 +80,7 @@ def test_images_per_class_follow_each_other(pipe):
         assert made.class_names == ["cat", "cat", "dog", "dog"]
 
 
-def test_class_labels_and_numpy_are_aliases(pipe):
+def test_class_labels_is_an_alias(pipe):
     expected = pipe([0, 2], seeds=0, num_inference_steps=4, output_type="np").images
     made = pipe(class_labels=torch.tensor([0, 2]), seeds=0, num_inference_steps=4, output_type="numpy").images
     assert np.array_equal(made, expected)
@@ -120,7 +120,7 @@ def test_callback_interrupts_its_own_call(pipe):
     assert torch.equal(other["whole"], whole) and torch.equal(other["stopped"], stopped)
 
 
-def test_interrupt_of_the_pipeline_ends_its_call(pipe):
+def test_pipeline_interrupt_ends_the_call(pipe):
     def stop(view, index, timestep, tensors):
         pipe._interrupt = True  # a closure over the pipeline, as a stop button has
         seen.append(index)
@@ -162,7 +162,7 @@ def test_outputs_show_themselves(pipe):
 
 
 @pytest.mark.parametrize("how", ["torch.compile", "unet.compile"])
-def test_compiling_the_network_compiles_the_call(how):
+def test_compiled_network_compiles_the_call(how):
     torch._dynamo.reset()
     counters.clear()
     plain = make_pipe(unet := tiny_unet(channel_mult=(1,), attention_resolutions=()))
@@ -198,13 +198,13 @@ def test_dtype_must_be_a_dtype(name, tmp_path):
 
 
 @pytest.mark.parametrize("kwargs", [{"variant": "fp16"}, {"safe_serialization": False}])
-def test_saving_what_cannot_be_loaded_is_rejected(kwargs, tmp_path):
+def test_unloadable_variants_are_not_saved(kwargs, tmp_path):
     with pytest.raises(InputError, match="leave variant and safe_serialization out"):
         make_pipe().save_pretrained(tmp_path / "saved", **kwargs)
     assert not (tmp_path / "saved").exists()
 
 
-def test_offloaded_network_is_on_its_device_in_the_call(monkeypatch):
+def test_offloaded_network_moves_for_calls(monkeypatch):
     """accelerate's hook moves the network before `forward`, which a call does not run; "moves" are counted here."""
     pipe = make_pipe()
     expected = pipe("cat", seeds=0, **STEPS).images
@@ -218,7 +218,7 @@ def test_offloaded_network_is_on_its_device_in_the_call(monkeypatch):
     assert pipe.model_cpu_offload_seq == "unet"
 
 
-def test_sequential_offload_names_the_other_one(pipe):
+def test_sequential_offload_suggests_model_offload(pipe):
     with pytest.raises(InputError, match="use enable_model_cpu_offload"):
         pipe.enable_sequential_cpu_offload()
 
@@ -230,7 +230,7 @@ def test_labels_are_made_once(pipe):
     assert other.labels.names == ("a", "b", "c") and pipe.labels.names == ("cat", "dog", "tench")
 
 
-def test_changing_the_dtype_warns_of_nothing(caplog):
+def test_dtype_change_warns_of_nothing(caplog):
     import logging
 
     logging.getLogger("diffusers").addHandler(caplog.handler)

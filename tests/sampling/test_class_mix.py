@@ -16,7 +16,7 @@ from diffusion_adagn.sampling.class_mix import ClassInterpolation, ClassMix, Cla
 
 LABELS = LabelSpace(("cat", "dog", "tench, Tinca tinca"))
 CAT, DOG, NULL = 0, 1, 3
-HEARING = [k for k, kind in CONDITIONING.items() if kind.class_input is not None]
+CLASS_CONDITIONED = [k for k, kind in CONDITIONING.items() if kind.class_input is not None]
 
 
 @pytest.fixture(scope="module")
@@ -47,12 +47,12 @@ def sample(pipe, classes=None, **kw):
 
 
 @torch.no_grad()
-def by_hand(pipe, tell, steps=5, scale=1.0, seeds=(0, 1)):
+def by_hand(pipe, at_step, steps=5, scale=1.0, seeds=(0, 1)):
     """DDIM without noise, written out. tell: t -> a modulation of one row."""
     bars = pipe.scheduler.alphas_cumprod
     x = torch.stack([torch.randn(1, 8, 8, generator=torch.Generator().manual_seed(s)) for s in seeds])
     for t in range(1000 - 1000 // steps, -1, -(1000 // steps)):
-        v = pipe.unet.denoise(x, tell(t))
+        v = pipe.unet.denoise(x, at_step(t))
         if scale != 1:
             null = pipe.unet.denoise(x, pipe.unet.modulation(t, torch.tensor([NULL])))
             v = null + scale * (v - null)
@@ -72,45 +72,45 @@ def same(a, b):
     return a.keys() == b.keys() and all(type(a[n]) is type(b[n]) and all(map(torch.equal, a[n], b[n])) for n in a)
 
 
-# ---------------------------------------------------------------------- what is told
+# ---------------------------------------------------------------------- what sites receive
 
 
 @pytest.mark.parametrize("kind", CONDITIONING)
-def test_cat_everywhere_in_parts_is_cat(pipes, kind):
+def test_same_class_everywhere_is_plain(pipes, kind):
     pipe = pipes(kind)
     mix = pipe.mix("cat@coarse,cat@fine")
     for t in (0, 600, 999):
         assert same(mix.modulation(pipe.unet, t), pipe.unet.modulation(t, torch.tensor([CAT])))
-    assert close(sample(pipe, told=mix), sample(pipe, "cat"))
+    assert close(sample(pipe, class_plan=mix), sample(pipe, "cat"))
 
 
 @pytest.mark.parametrize("kind", CONDITIONING)
 @pytest.mark.parametrize("scale", [1.0, 3.0])
-def test_a_mix_by_resolution_is_two_modulations_joined_by_hand(pipes, kind, scale):
+def test_resolution_mix_joins_two_modulations(pipes, kind, scale):
     pipe = pipes(kind)
 
     def joined(t):
         cat, dog = (pipe.unet.modulation(t, torch.tensor([c])) for c in (CAT, DOG))
         return {s.name: (cat if s.resolution == 4 else dog)[s.name] for s in pipe.unet.sites()}
 
-    mixed = sample(pipe, told="cat@coarse,dog@8x8", guidance_scale=scale)
+    mixed = sample(pipe, class_plan="cat@coarse,dog@8x8", guidance_scale=scale)
     assert close(mixed, by_hand(pipe, joined, scale=scale))
-    if kind in HEARING:
+    if kind in CLASS_CONDITIONED:
         for plain in ("cat", "dog"):
             assert np.abs(mixed - sample(pipe, plain, guidance_scale=scale)).max() > 1e-3
 
 
 @pytest.mark.parametrize("kind", CONDITIONING)
-def test_a_mix_over_time_changes_the_class_at_its_timestep(pipes, kind):
+def test_timestep_mix_switches_the_class(pipes, kind):
     pipe = pipes(kind)
-    mixed = sample(pipe, told="cat@t>600,dog@t<=600")
+    mixed = sample(pipe, class_plan="cat@t>600,dog@t<=600")
     assert close(mixed, by_hand(pipe, lambda t: pipe.unet.modulation(t, torch.tensor([CAT if t > 600 else DOG]))))
-    if kind in HEARING:
-        other = sample(pipe, told="cat@t>=600,dog@t<600")  # 600 is one of the five steps
+    if kind in CLASS_CONDITIONED:
+        other = sample(pipe, class_plan="cat@t>=600,dog@t<600")  # 600 is one of the five steps
         assert np.abs(mixed - other).max() > 1e-3
 
 
-@pytest.mark.parametrize("kind", HEARING)
+@pytest.mark.parametrize("kind", CLASS_CONDITIONED)
 def test_between_two_classes(pipes, kind):
     pipe = pipes(kind)
     unet = pipe.unet
@@ -121,24 +121,24 @@ def test_between_two_classes(pipes, kind):
     quarter = ClassInterpolation.parse("cat,dog", LABELS, 0.25)
     assert (quarter.name, quarter.class_id) == ("cat 0.75 dog 0.25", None)
     weights = torch.tensor([[0.75, 0.25, 0.0]])
-    assert close(sample(pipe, told=quarter), by_hand(pipe, lambda t: unet.modulation(t, weights)))
+    assert close(sample(pipe, class_plan=quarter), by_hand(pipe, lambda t: unet.modulation(t, weights)))
     ends = [ClassInterpolation.parse("cat,dog", LABELS, share) for share in (0, 0.25, 1)]
-    pictures = sample(pipe, told=ends, seeds=[0] * 3, num_inference_steps=2)
-    assert np.abs(pictures[0] - pictures[1]).max() > 1e-4
+    images = sample(pipe, class_plan=ends, seeds=[0] * 3, num_inference_steps=2)
+    assert np.abs(images[0] - images[1]).max() > 1e-4
     assert np.array_equal(
-        sample(pipe, told=ends[::2], num_inference_steps=2), sample(pipe, "cat,dog", num_inference_steps=2)
+        sample(pipe, class_plan=ends[::2], num_inference_steps=2), sample(pipe, "cat,dog", num_inference_steps=2)
     )
 
 
-def test_where_no_class_has_a_vector_nothing_is_between(pipes):
-    with pytest.raises(InputError, match="conditioning none hears none"):
-        sample(pipes("none"), told=ClassInterpolation.parse("cat,dog", LABELS, 0.5))
+def test_interpolation_needs_class_vectors(pipes):
+    with pytest.raises(InputError, match="conditioning none ignores the class"):
+        sample(pipes("none"), class_plan=ClassInterpolation.parse("cat,dog", LABELS, 0.5))
     unconditional = ClassConditionalPipeline(tiny_unet(num_classes=None), make_scheduler(DiffusionConfig()), None)
     with pytest.raises(InputError, match="unconditional"):
-        sample(unconditional, told="null@coarse,null@fine")
+        sample(unconditional, class_plan="null@coarse,null@fine")
     with pytest.raises(InputError, match="unconditional"):
         ClassInterpolation.parse("cat,dog", unconditional.labels, 0.5)
-    with pytest.raises(InputError, match="it has none"):
+    with pytest.raises(InputError, match="it has no classes"):
         ClassInterpolation(0, 1, 0.5, ("a", "b")).modulation(unconditional.unet, 3)
 
 
@@ -151,7 +151,7 @@ def test_where_no_class_has_a_vector_nothing_is_between(pipes):
         ("cat,dog", 1.5, "share"),
     ],
 )
-def test_ends_that_are_not_two_classes(text, share, message):
+def test_interpolation_needs_two_classes(text, share, message):
     with pytest.raises(InputError, match=message):
         ClassInterpolation.parse(text, LABELS, share)
 
@@ -159,37 +159,37 @@ def test_ends_that_are_not_two_classes(text, share, message):
 # ---------------------------------------------------------------------- the pipeline
 
 
-def test_pictures_of_one_batch_are_told_each_for_itself(pipes):
+def test_batch_images_have_own_plans(pipes):
     pipe = pipes()
     plans = ["cat", "cat@8,dog@4", "null", ClassInterpolation.parse("cat,dog", LABELS, 0.5), "dog@up,2", "cat@8,dog@4"]
     scales = [1.0, 2.0, 3.0, 0.5, 1.0, 4.0]
-    out = pipe(told=plans, guidance_scale=scales, seeds=7, num_inference_steps=5, output_type="np")
+    out = pipe(class_plan=plans, guidance_scale=scales, seeds=7, num_inference_steps=5, output_type="np")
     assert out.class_ids == [CAT, None, NULL, None, None, None]
     assert out.class_names == ["cat", "cat@8,dog@4", "null", "cat 0.5 dog 0.5", "dog@up,2", "cat@8,dog@4"]
     assert out.seeds == list(range(7, 13))
     for i, (plan, scale) in enumerate(zip(plans, scales)):
-        assert close(sample(pipe, told=plan, guidance_scale=scale, seeds=[7 + i])[0], out.images[i])
+        assert close(sample(pipe, class_plan=plan, guidance_scale=scale, seeds=[7 + i])[0], out.images[i])
     assert len({image.tobytes() for image in out.images}) == len(plans)
 
 
-def test_plain_classes_go_the_plain_way(pipes):
+def test_plain_classes_use_the_table(pipes):
     pipe = pipes()
     for scale in (1.0, [1.0, 3.0]):
-        told = sample(pipe, told=["cat", "tench, Tinca tinca"], guidance_scale=scale)
-        assert np.array_equal(told, sample(pipe, ["cat", 2], guidance_scale=scale))
+        plans = sample(pipe, class_plan=["cat", "tench, Tinca tinca"], guidance_scale=scale)
+        assert np.array_equal(plans, sample(pipe, ["cat", 2], guidance_scale=scale))
     out = pipe(["cat", "null"], seeds=0, num_inference_steps=2)
     assert (out.class_ids, out.class_names) == ([CAT, NULL], ["cat", "null"])
 
 
-def test_scale_1_makes_one_pass_and_the_null_pass_is_told_null(pipes, monkeypatch):
+def test_null_pass_receives_null(pipes, monkeypatch):
     pipe = pipes()
     handed = []
     real = pipe.unet.denoise
     monkeypatch.setattr(pipe.unet, "denoise", lambda x, m: handed.append(m) or real(x, m))
-    sample(pipe, told="cat@coarse,dog@fine", guidance_scale=1.0)
+    sample(pipe, class_plan="cat@coarse,dog@fine", guidance_scale=1.0)
     assert [len(m["middle.0.block.norm2"].gamma) for m in handed] == [2] * 5
     handed.clear()
-    sample(pipe, told="cat@coarse,dog@fine", guidance_scale=[1.0, 2.0])
+    sample(pipe, class_plan="cat@coarse,dog@fine", guidance_scale=[1.0, 2.0])
     assert len(handed) == 5
     for t, m in zip((800, 600, 400, 200, 0), handed):
         null = pipe.unet.modulation(t, torch.tensor([NULL]))
@@ -204,8 +204,8 @@ def test_other_samplers_take_mixes(pipes, sampler):
     pipe = pipes()
     pipe = ClassConditionalPipeline(pipe.unet, pipe.scheduler, LABELS).use_sampler(sampler)
     pipe.set_progress_bar_config(disable=True)
-    both = sample(pipe, told="cat@coarse&t>500,dog", seeds=[3, 4], guidance_scale=2.0)
-    assert close(sample(pipe, told="cat@coarse&t>500,dog", seeds=[4], guidance_scale=2.0)[0], both[1])
+    both = sample(pipe, class_plan="cat@coarse&t>500,dog", seeds=[3, 4], guidance_scale=2.0)
+    assert close(sample(pipe, class_plan="cat@coarse&t>500,dog", seeds=[4], guidance_scale=2.0)[0], both[1])
 
 
 def test_a_plan_of_your_own(pipes):
@@ -214,30 +214,30 @@ def test_a_plan_of_your_own(pipes):
 
         def modulation(self, unet, t):
             m = unet.modulation(t, torch.tensor([CAT]))
-            return {n: type(told)(told.gamma * 2, told.beta) for n, told in m.items()}
+            return {n: type(plans)(plans.gamma * 2, plans.beta) for n, plans in m.items()}
 
     pipe = pipes()
     assert isinstance(Louder(), ClassPlan)
-    assert close(sample(pipe, told=Louder()), by_hand(pipe, lambda t: Louder().modulation(pipe.unet, t)))
+    assert close(sample(pipe, class_plan=Louder()), by_hand(pipe, lambda t: Louder().modulation(pipe.unet, t)))
 
 
 @pytest.mark.parametrize(
     ("kw", "message"),
     [
-        ({"classes": "cat", "told": "dog"}, "classes and told"),
-        ({"told": 3}, "ClassPlan, not 3"),
-        ({"told": ["cat", 3]}, "ClassPlan, not 3"),
-        ({"told": []}, "0 classes"),
-        ({"told": ["cat", "dog", "null"]}, "3 classes and 2 seeds"),
+        ({"classes": "cat", "class_plan": "dog"}, "classes and class_plan"),
+        ({"class_plan": 3}, "ClassPlan, not 3"),
+        ({"class_plan": ["cat", 3]}, "ClassPlan, not 3"),
+        ({"class_plan": []}, "0 classes"),
+        ({"class_plan": ["cat", "dog", "null"]}, "3 classes and 2 seeds"),
     ],
 )
-def test_what_cannot_be_told(pipes, kw, message):
+def test_impossible_plans_are_rejected(pipes, kw, message):
     with pytest.raises(InputError, match=message):
         sample(pipes(), **kw)
 
 
 def test_a_mix_of_another_network(pipes):
-    with pytest.raises(InputError, match=r"another network: it does not tell down\.0\.stages\.1"):
+    with pytest.raises(InputError, match=r"another network: it has no rule for down\.0\.stages\.1"):
         pipes().mix("cat@coarse,dog@fine").modulation(tiny_unet(num_res_blocks=2), 0)
 
 
@@ -270,7 +270,7 @@ def test_a_mix_of_another_network(pipes):
         ("depth>2&depth<5 & down", lambda s: s.depth in (3, 4)),
     ],
 )
-def test_each_form_names_the_sites_it_says(deep, where, holds):
+def test_place_words_match_their_sites(deep, where, holds):
     expected = tuple(s.name for s in deep if holds(s))
     assert 0 < len(expected) < len(deep)
     base, part = ClassMix.parse(f"dog,cat@{where}", LABELS, deep).parts
@@ -278,30 +278,33 @@ def test_each_form_names_the_sites_it_says(deep, where, holds):
     assert (part.class_id, part.sites, part.times) == (CAT, expected, ())
 
 
-def test_coarse_is_at_most_the_geometric_middle():
+def test_coarse_ends_at_geometric_middle():
     for mult, coarse in (((1, 1), {4}), ((1, 1, 1), {2, 4}), ((1, 1, 1, 1), {1, 2})):
         sites = tiny_unet(channel_mult=mult, norm_groups=4, attention_resolutions=()).sites()
-        told = ClassMix.parse("cat@coarse,dog@fine", LABELS, sites).heard(0, [s.name for s in sites])
-        assert {s.resolution for s in sites if told[s.name] == CAT} == coarse
+        plans = ClassMix.parse("cat@coarse,dog@fine", LABELS, sites).class_by_site(0, [s.name for s in sites])
+        assert {s.resolution for s in sites if plans[s.name] == CAT} == coarse
         sides = [s.resolution for s in sites]
         assert max(coarse) <= math.sqrt(min(sides) * max(sides)) < min(set(sides) - coarse)
 
 
-def test_later_parts_win_and_the_base_is_weakest_wherever_it_stands(deep):
+def test_later_rules_override_earlier_ones(deep):
     names = [s.name for s in deep]
     for text in ("cat,dog@middle,2@middle.0*", "dog@middle,2@middle.0*,cat", "dog@middle,cat,2@middle.0*"):
-        told = ClassMix.parse(text, LABELS, deep).heard(5, names)
-        assert {n: c for n, c in told.items() if c != CAT} == {
+        plans = ClassMix.parse(text, LABELS, deep).class_by_site(5, names)
+        assert {n: c for n, c in plans.items() if c != CAT} == {
             n: 2 if n.startswith("middle.0") else DOG for n in names if n.startswith("middle")
         }
-    assert set(ClassMix.parse("2@middle.0*,dog@middle,cat", LABELS, deep).heard(5, names).values()) == {CAT, DOG}
+    assert set(ClassMix.parse("2@middle.0*,dog@middle,cat", LABELS, deep).class_by_site(5, names).values()) == {
+        CAT,
+        DOG,
+    }
 
 
 def test_place_and_time_together(deep):
     names = [s.name for s in deep]
     mix = ClassMix.parse("dog,cat@coarse&t>600", LABELS, deep)
-    assert set(mix.heard(600, names).values()) == {DOG}
-    late = mix.heard(600.5, names)
+    assert set(mix.class_by_site(600, names).values()) == {DOG}
+    late = mix.class_by_site(600.5, names)
     assert {s.name for s in deep if late[s.name] == CAT} == {s.name for s in deep if s.resolution <= 8}
 
 
@@ -317,12 +320,12 @@ def test_place_and_time_together(deep):
         ("you@home,dog@fine", [3, 1]),
     ],
 )
-def test_names_may_hold_commas_and_at_signs(deep, text, classes):
+def test_names_may_contain_commas_and_ats(deep, text, classes):
     labels = LabelSpace((*LABELS.names, "you@home", "a, b@c"))
     assert [p.class_id for p in ClassMix.parse(text, labels, deep).parts] == classes
 
 
-def test_one_class_without_a_place_is_that_class(deep):
+def test_single_rule_is_a_class(deep):
     mix = ClassMix.parse(" tinca tinca", LABELS, deep)
     assert (mix.name, mix.class_id) == ("tench, Tinca tinca", 2)
     assert ClassMix.parse("cat@depth>=0", LABELS, deep).class_id is None
@@ -336,37 +339,37 @@ def test_one_class_without_a_place_is_that_class(deep):
         ("cat@coarse,dgo", "no class 'dgo'.*'dog'"),
         ("@coarse,dog", "no class was given"),
         ("all@coarse,dog", "'all@coarse' names 3 classes"),
-        ("cat@,dog", "'' is no place"),
-        ("cat@corse,dog", "'corse' is no place. Expected coarse, fine"),
-        ("cat@8x4,dog", "'8x4' is no place"),
-        ("cat@depth10,dog", "'depth10' is no place"),
-        ("cat@t=6x6,dog", "'t=6x6' is no place"),
-        ("cat@up.0,dog", "'up.0' is no place"),
-        ("cat@t,dog", "'t' is no place"),
-        ("cat@64,dog", "'cat@64' names no site. There are .* 4x4, 8x8, 16x16, 32x32 and depth 0.."),
-        ("cat@coarse&fine,dog", "names no site"),
-        ("cat@side.*,dog", "names no site.*named like down.0"),
-        ("cat@t>2000,dog", "names no timestep: they are 0..999"),
-        ("cat@t>5&t<5,dog", "names no timestep"),
-        ("cat,dog", "both told everywhere"),
-        ("cat@coarse", r"no part names \d+ of \d+ sites \(down.0.*, \.\.\.\): add a part"),
+        ("cat@,dog", "'' is not a place in the network"),
+        ("cat@corse,dog", "'corse' is not a place in the network. Expected coarse, fine"),
+        ("cat@8x4,dog", "'8x4' is not a place in the network"),
+        ("cat@depth10,dog", "'depth10' is not a place in the network"),
+        ("cat@t=6x6,dog", "'t=6x6' is not a place in the network"),
+        ("cat@up.0,dog", "'up.0' is not a place in the network"),
+        ("cat@t,dog", "'t' is not a place in the network"),
+        ("cat@64,dog", "'cat@64' matches no site. There are .* 4x4, 8x8, 16x16, 32x32 and depth 0.."),
+        ("cat@coarse&fine,dog", "matches no site"),
+        ("cat@side.*,dog", "matches no site.*named like down.0"),
+        ("cat@t>2000,dog", "matches no timestep: they are 0..999"),
+        ("cat@t>5&t<5,dog", "matches no timestep"),
+        ("cat,dog", "both apply everywhere"),
+        ("cat@coarse", r"no rule covers \d+ of \d+ sites \(down.0.*, \.\.\.\): add a rule"),
         ("cat@t>600,dog@t<600", "sites at t = 600 "),
         ("cat@t>=601,dog@t<=600", "sites at t = 600.5 "),
         ("cat@t>600&coarse,dog@fine", "sites at t = 0 "),
         ("cat@t<999", "sites at t = 999 "),
     ],
 )
-def test_what_is_wrong_is_said(deep, text, message):
+def test_mix_errors_name_the_fault(deep, text, message):
     with pytest.raises(InputError, match=f"the mix '.*{message}"):
         ClassMix.parse(text, LABELS, deep)
 
 
 @pytest.mark.parametrize("text", ["cat@t<1000", "cat@t>=0", "cat@t<=999", "cat@t>600,dog@t<=600", "cat@t<9,dog@t>=9"])
-def test_all_of_time_may_be_named(deep, text):
+def test_timestep_rules_may_cover_all(deep, text):
     ClassMix.parse(text, LABELS, deep)
 
 
-def test_the_record_and_the_description_name_the_sites(pipes):
+def test_description_names_the_sites(pipes):
     sites = pipes().unet.sites()
     mix = pipes().mix("cat@coarse,dog@fine")
     first, second = mix.to_dict()
@@ -378,16 +381,16 @@ def test_the_record_and_the_description_name_the_sites(pipes):
     assert "at 8x8: down.0.stages.0.block.norm2 ... up.1.stages.1.block.norm2" in fine
 
 
-def test_what_is_kept_stays_within_its_bytes(pipes):
+def test_cached_modulation_is_bounded(pipes):
     pipe = pipes("cross_attention")
-    unet, plans = pipe.unet, [ClassMix.everywhere(c, LABELS) for c in range(3)]
+    unet, plans = pipe.unet, [ClassMix.single(c, LABELS) for c in range(3)]
     sizes = []
     for timesteps in (torch.arange(40.0), torch.arange(400.0)):
         made = []
         projected = unet.project_condition
         unet.project_condition = lambda *a, p=projected, m=made: m.append(p(*a)) or m[-1]
         try:
-            modulation_table(unet, plans, timesteps, most_bytes=2**18)(0)
+            modulation_table(unet, plans, timesteps, max_bytes=2**18)(0)
         finally:
             del unet.project_condition
         sizes.append(sum(t.numel() * 4 for t in made[0]))

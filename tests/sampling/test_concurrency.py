@@ -94,7 +94,7 @@ def test_call_sampler_equals_use_sampler(pipe, sampler, spacing):
     )
 
 
-def test_call_rejects_unknown_sampler_and_spacing(pipe):
+def test_call_rejects_unknown_sampler(pipe):
     with pytest.raises(InputError, match="there is no sampler 'dpm'"):
         sample(pipe, sampler="dpm")
     with pytest.raises(InputError, match="timestep spacing is one of leading, trailing, linspace"):
@@ -127,7 +127,7 @@ def test_step_callback_may_replace_latents(pipe):
     assert (images == 0.75).all()
 
 
-def test_step_callback_tensor_inputs_are_checked(pipe):
+def test_callback_tensor_inputs_are_checked(pipe):
     keys = []
     sample(
         pipe,
@@ -164,7 +164,7 @@ def test_pipeline_callback_names_its_tensors(pipe):
         sample(pipe, callback_on_step_end=Look(cutoff_step_ratio=0.5))
 
 
-def test_exported_pipeline_calls_equal_serial_calls():
+def test_exported_concurrent_calls_equal_serial():
     """The pipeline of exported folders, which shares no code with ours."""
     from diffusers import DPMSolverMultistepScheduler, UNet2DModel
 

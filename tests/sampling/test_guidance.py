@@ -10,7 +10,7 @@ from conftest import tiny_unet
 
 from diffusion_adagn import ClassConditionalPipeline, LabelSpace
 from diffusion_adagn.config import DiffusionConfig
-from diffusion_adagn.diffusion.loss import to_x0
+from diffusion_adagn.diffusion.loss import pred_to_x0
 from diffusion_adagn.diffusion.schedule import SAMPLERS, make_scheduler, model_evals, set_timesteps
 from diffusion_adagn.errors import InputError
 from diffusion_adagn.sampling.guidance import Guidance, Interval
@@ -47,7 +47,7 @@ def counting(pipe):
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
 @pytest.mark.parametrize("interval", [None, "t:200-700", "sigma:0.5-2", "steps:3-5", "0.2-0.4", "t:2000-3000"])
-def test_scale_1_with_any_interval_is_plain_conditional_sampling_bit_for_bit(sampler, interval):
+def test_scale_1_ignores_intervals(sampler, interval):
     pipe = pipeline(sampler=sampler)
     rows = counting(pipe)
     assert np.array_equal(plain(sampler), sample(pipe, guidance=Guidance(1.0, interval)))
@@ -56,13 +56,13 @@ def test_scale_1_with_any_interval_is_plain_conditional_sampling_bit_for_bit(sam
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
 @pytest.mark.parametrize("interval", ["t:0-999", "sigma:0-inf", "steps:0-9", "0-1"])
-def test_an_interval_over_everything_is_constant_guidance_bit_for_bit(sampler, interval):
+def test_full_interval_equals_constant_guidance(sampler, interval):
     pipe = pipeline(sampler=sampler)
     assert np.array_equal(plain(sampler, guidance_scale=3.0), sample(pipe, guidance=Guidance(3.0, interval)))
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
-def test_where_the_interval_is_off_there_is_no_second_pass(sampler):
+def test_outside_interval_is_one_pass(sampler):
     pipe = pipeline(sampler=sampler)
     rows = counting(pipe)
     guided = sample(pipe, guidance=Guidance(3.0, "steps:2-5"))
@@ -78,16 +78,16 @@ def test_where_the_interval_is_off_there_is_no_second_pass(sampler):
 
 @pytest.mark.parametrize("spacing", ["leading", "trailing", "linspace"])
 @pytest.mark.parametrize("sampler", SAMPLERS)
-def test_a_call_knows_its_timestep_its_step_and_its_noise(sampler, spacing):
+def test_evaluations_know_timestep_and_sigma(sampler, spacing):
     scheduler = make_scheduler(DiffusionConfig(schedule="linear", timestep_spacing=spacing), sampler=sampler)
     try:
         set_timesteps(scheduler, 10)
     except InputError:
-        pytest.skip("a grid that is refused")
+        pytest.skip("a rejected grid")
     calls = model_evals(scheduler)
     abar = scheduler.alphas_cumprod.double()
     for call, t in zip(calls, scheduler.timesteps.tolist()):
-        assert call.t == t and call.share == t / 1000
+        assert call.t == t and call.t_frac == t / 1000
         whole = int(t)  # between two timesteps the noise lies between theirs
         sigma = ((1 - abar) / abar).sqrt()
         assert sigma[whole] * 0.999 <= call.sigma <= sigma[min(whole + 1, 999)] * 1.001
@@ -95,7 +95,7 @@ def test_a_call_knows_its_timestep_its_step_and_its_noise(sampler, spacing):
     assert len(calls) == (19 if sampler == "heun" else 10)
 
 
-def test_the_units_name_the_same_steps():
+def test_interval_units_agree():
     scheduler = make_scheduler(DiffusionConfig())
     set_timesteps(scheduler, 10)  # t = 900, 800, ..., 0
     calls = model_evals(scheduler)
@@ -103,21 +103,21 @@ def test_the_units_name_the_same_steps():
     same = ["t:300-600", "0.3-0.6", "steps:3-6", f"sigma:{sigma[300.0] * 0.99}-{sigma[600.0] * 1.01}"]
     for text in same:
         interval = Interval.parse(text)
-        assert [c.t for c in calls if interval.holds(c)] == [600, 500, 400, 300], text
-    told = Guidance(2.0, "t:300-600").describe(calls)
-    assert "steps 3-6 of 10" in told and "14 network evaluations a picture for 20" in told
+        assert [c.t for c in calls if interval.contains(c)] == [600, 500, 400, 300], text
+    plans = Guidance(2.0, "t:300-600").describe(calls)
+    assert "steps 3-6 of 10" in plans and "14 network evaluations per image instead of 20" in plans
     assert "none of the 10 steps" in Guidance(2.0, "t:301-302").describe(calls)
     assert "no guidance: 10" in Guidance(1.0, "t:301-302").describe(calls)
 
 
 @pytest.mark.parametrize("text", ["t:1-2", "sigma:0.28-5.4", "steps:0-4", "0.2-0.8", "sigma:1e-3-inf"])
-def test_an_interval_reads_what_it_writes(text):
+def test_interval_text_round_trips(text):
     assert Interval.parse(str(Interval.parse(text))) == Interval.parse(text)
 
 
 @pytest.mark.parametrize("text", ["2-3", "t:5", "x:1-2", "0.8-0.2", "t:-1-2", "", "t:1-2-3"])
-def test_what_is_no_interval_is_refused(text):
-    with pytest.raises(InputError, match=r"interval|share|smaller"):
+def test_invalid_intervals_are_rejected(text):
+    with pytest.raises(InputError, match=r"interval|fraction|smaller"):
         Interval.parse(text)
 
 
@@ -138,9 +138,9 @@ def test_a_schedule_is_its_formula(schedule, f):
     scheduler = make_scheduler(DiffusionConfig())
     set_timesteps(scheduler, 20)
     for call in model_evals(scheduler):
-        assert Guidance(3.0, schedule=schedule).strength(call) == pytest.approx(f(call.t / 1000), abs=1e-12)
+        assert Guidance(3.0, schedule=schedule).weight(call) == pytest.approx(f(call.t / 1000), abs=1e-12)
     cond, null = torch.randn(2, 1, 4, 4), torch.randn(2, 1, 4, 4)
-    got = Guidance(3.0).combine(cond, null, torch.tensor([3.0, 1.0]), strength=0.25)
+    got = Guidance(3.0).combine(cond, null, torch.tensor([3.0, 1.0]), weight=0.25)
     assert torch.allclose(got[0], null[0] + 1.5 * (cond[0] - null[0]), atol=1e-6)
     assert torch.equal(got[1], cond[1])
 
@@ -160,7 +160,7 @@ def test_rescale_is_lins_formula():
 
 def test_dynamic_thresholding_is_imagens():
     x0 = torch.randn(4, 3, 16, 16) * torch.tensor([0.1, 1.0, 2.0, 5.0])[:, None, None, None]
-    got = Guidance(threshold=0.9).limit(x0).numpy()
+    got = Guidance(threshold=0.9).threshold_x0(x0).numpy()
     for i in range(4):
         s = max(1.0, np.percentile(x0[i].abs().numpy(), 90, method="inverted_cdf"))
         assert np.allclose(got[i], np.clip(x0[i].numpy(), -s, s) / s, atol=1e-6)
@@ -169,8 +169,8 @@ def test_dynamic_thresholding_is_imagens():
     assert np.abs(sample(pipe, guidance=Guidance(6.0, threshold=0.8)) - sample(pipe, guidance_scale=6.0)).max() > 1e-3
 
 
-def test_w_of_the_paper_is_converted():
-    assert Guidance.from_w(0.0).off and Guidance.from_w(1.5, interval="t:1-2").scale == 2.5
+def test_papers_w_is_converted():
+    assert Guidance.from_w(0.0).is_neutral and Guidance.from_w(1.5, interval="t:1-2").scale == 2.5
     cond, null = torch.randn(1, 1, 4, 4), torch.randn(1, 1, 4, 4)
     ours = Guidance.from_w(1.5).combine(cond, null, torch.tensor([2.5]))
     assert torch.allclose(ours, (1 + 1.5) * cond - 1.5 * null, atol=1e-5)
@@ -191,7 +191,7 @@ def test_w_of_the_paper_is_converted():
         {"threshold": 1.01},
     ],
 )
-def test_what_is_out_of_range_is_refused(settings):
+def test_values_out_of_range_are_rejected(settings):
     with pytest.raises(InputError):
         Guidance(**settings)
 
@@ -229,9 +229,9 @@ def walked(pipe, guide, scale, kind="eps", their_kind="eps"):
         for t in scheduler.timesteps:
             abar = scheduler.alphas_cumprod[t].double()
             alpha, sigma = abar.sqrt().item(), (1 - abar).sqrt().item()
-            ours = to_x0(pipe.unet(x, t, y).sample, x, alpha, sigma, kind)
+            ours = pred_to_x0(pipe.unet(x, t, y).sample, x, alpha, sigma, kind)
             theirs = guide.unet(x, t, y if guide.labels.K else None).sample
-            theirs = to_x0(theirs, x, alpha, sigma, their_kind)
+            theirs = pred_to_x0(theirs, x, alpha, sigma, their_kind)
             x0 = (theirs + scale * (ours - theirs)).clamp(-1, 1)
             eps = (x - alpha * x0) / sigma
             before = abar.new_ones(()) if t < 100 else scheduler.alphas_cumprod[t - 100].double()
@@ -245,29 +245,29 @@ def test_autoguidance_by_a_second_network(kinds, classes):
     pipe = pipeline(prediction=kinds[0])
     labels = NAMES if classes else LabelSpace(())
     guide = pipeline(other_network(model_channels=32, num_classes=classes), labels, prediction=kinds[1])
-    got = sample(pipe, guidance=Guidance(2.0, guide=guide))
+    got = sample(pipe, guidance=Guidance(2.0), guide=guide)
     assert np.allclose(got, walked(pipe, guide, 2.0, *kinds), atol=2e-4)
-    assert np.array_equal(sample(pipe, guidance=Guidance(1.0, guide=guide)), sample(pipe))
+    assert np.array_equal(sample(pipe, guidance=Guidance(1.0), guide=guide), sample(pipe))
 
 
 @pytest.mark.parametrize("deaf", [{"num_classes": None}, {"conditioning": "none"}], ids=str)
-def test_a_mix_is_guided_by_a_network_that_hears_no_class(deaf):
+def test_unconditional_guide_guides_a_mix(deaf):
     pipe = pipeline()
     guide = pipeline(other_network(**deaf), LabelSpace(()) if "num_classes" in deaf else NAMES)
     everywhere = ",".join(f"{NAMES.name(1)}@{where}" for where in ("coarse", "fine"))
     got = sample(
-        pipe, classes=None, told=[pipe.mix(everywhere)] * 3, seeds=[0, 1, 2], guidance=Guidance(2.0, guide=guide)
+        pipe, classes=None, class_plan=[pipe.mix(everywhere)] * 3, seeds=[0, 1, 2], guidance=Guidance(2.0), guide=guide
     )
-    plain = sample(pipe, classes=[1, 1, 1], seeds=[0, 1, 2], guidance=Guidance(2.0, guide=guide))
+    plain = sample(pipe, classes=[1, 1, 1], seeds=[0, 1, 2], guidance=Guidance(2.0), guide=guide)
     assert np.abs(got - plain).max() < 2e-4
 
 
-def test_a_network_without_null_is_guided_by_another():
+def test_guide_replaces_missing_null():
     unet = tiny_unet(null_class=False)
     pipe = pipeline(unet, LabelSpace(NAMES.names, has_null=False))
     with pytest.raises(InputError, match="--guide RUN"):
         sample(pipe, guidance_scale=2.0)
-    assert np.isfinite(sample(pipe, guidance=Guidance(2.0, guide=pipeline(other_network())))).all()
+    assert np.isfinite(sample(pipe, guidance=Guidance(2.0), guide=pipeline(other_network()))).all()
 
 
 @pytest.mark.parametrize(
@@ -280,27 +280,27 @@ def test_a_network_without_null_is_guided_by_another():
         (lambda: pipeline(num_train_timesteps=500), "noise schedule"),
     ],
 )
-def test_a_guide_that_answers_another_question_is_refused(guide, word):
+def test_unsuitable_guides_are_rejected(guide, word):
     with pytest.raises(InputError, match=word):
-        sample(pipeline(), guidance=Guidance(2.0, guide=guide()))
+        sample(pipeline(), guidance=Guidance(2.0), guide=guide())
 
 
 # ---------------------------------------------------------------------- looking on
 
 
-def test_who_looks_on_sees_both_predictions_and_the_unclipped_x0():
+def test_callback_receives_predictions_and_x0():
     class Eye:
         def __init__(self):
             self.pairs, self.x0 = [], []
 
-        def guided(self, call, cond, against):
+        def on_guidance(self, call, cond, against):
             self.pairs.append((call.step, cond, against))
 
-        def predicted(self, call, x0):
+        def on_pred_x0(self, call, x0):
             self.x0.append(x0)
 
     pipe, eye = pipeline(), Eye()
-    seen = sample(pipe, guidance=Guidance(8.0, "steps:2-4"), watch=eye)
+    seen = sample(pipe, guidance=Guidance(8.0, "steps:2-4"), callback=eye)
     assert np.array_equal(seen, sample(pipe, guidance=Guidance(8.0, "steps:2-4")))
     assert [step for step, _, _ in eye.pairs] == [2, 3, 4] and len(eye.x0) == 10
     assert max(x0.abs().max() for x0 in eye.x0) > 1

@@ -8,7 +8,7 @@ import torch
 from diffusers import DPMSolverMultistepScheduler, EulerDiscreteScheduler
 
 from diffusion_adagn.config import DiffusionConfig
-from diffusion_adagn.diffusion.loss import from_x0
+from diffusion_adagn.diffusion.loss import x0_to_pred
 from diffusion_adagn.diffusion.schedule import (
     MAX_SIGMA,
     alpha_sigma,
@@ -30,7 +30,7 @@ def scheduler_of(sampler, spacing, schedule="cosine", **settings):
 
 @pytest.mark.parametrize("schedule", ["cosine", "linear"])
 @pytest.mark.parametrize("flag", ["use_karras_sigmas", "use_exponential_sigmas"])
-def test_grid_equals_diffusers_between_the_same_levels(schedule, flag):
+def test_noise_grid_equals_diffusers(schedule, flag):
     """diffusers' Euler keeps fractional timesteps and takes a highest level: the independent reference."""
     ours = scheduler_of("euler", {"use_karras_sigmas": "karras"}.get(flag, "exponential"), schedule)
     set_timesteps(ours, 12)
@@ -44,7 +44,7 @@ def test_grid_equals_diffusers_between_the_same_levels(schedule, flag):
 @pytest.mark.parametrize("spacing", SPACINGS)
 @pytest.mark.parametrize("sampler", SAMPLERS)
 @pytest.mark.parametrize("steps", [1, 4, 20, 200])
-def test_every_step_count_has_distinct_timesteps(sampler, spacing, steps):
+def test_noise_grids_have_distinct_timesteps(sampler, spacing, steps):
     """diffusers' dpm++ repeats t = 998 nine times of twenty under the cosine schedule."""
     set_timesteps(made := scheduler_of(sampler, spacing), steps)
     calls = model_evals(made)
@@ -71,13 +71,13 @@ def test_gaussian_data_is_reached(sampler, spacing):
         alpha, sigma = alpha_sigma(scheduler, t)
         start = (x_t, alpha, sigma) if start is None else start
         x0 = alpha * s**2 / (alpha**2 * s**2 + sigma**2) * x_t
-        x = scheduler.step(from_x0(x0, x_t, alpha, sigma, "eps"), t, x, return_dict=False)[0]
+        x = scheduler.step(x0_to_pred(x0, x_t, alpha, sigma, "eps"), t, x, return_dict=False)[0]
     x_t, alpha, sigma = start
     expected = x_t * s / np.sqrt(alpha**2 * s**2 + sigma**2)
     assert torch.allclose(x, expected, rtol=0.02)
 
 
-def test_swapped_scheduler_follows_the_same_grid():
+def test_swapped_scheduler_uses_same_grid():
     """`DPMSolverMultistepScheduler.from_config(config, use_karras_sigmas=True)`, as diffusers' users write it."""
     ours = scheduler_of("dpm++", "karras")
     swapped = DPMSolverMultistepScheduler.from_config(make_scheduler(DiffusionConfig()).config, use_karras_sigmas=True)
@@ -92,7 +92,7 @@ def test_swapped_scheduler_follows_the_same_grid():
     assert torch.equal(set_timesteps(linear, 10), set_timesteps(again, 10)) and torch.equal(linear.sigmas, again.sigmas)
 
 
-def test_spacing_survives_a_change_of_sampler():
+def test_spacing_survives_sampler_change():
     scheduler = scheduler_of("dpm++", "karras")
     assert spacing_name(with_sampler(scheduler, "heun")) == "karras"
     assert spacing_name(with_sampler(scheduler, "heun", "trailing")) == "trailing"

@@ -11,7 +11,7 @@ from diffusion_adagn import ClassConditionalPipeline, LabelSpace
 from diffusion_adagn.config import DiffusionConfig
 from diffusion_adagn.diffusion.schedule import SAMPLERS, ModelEval, make_scheduler
 from diffusion_adagn.errors import InputError
-from diffusion_adagn.sampling.guidance import Guidance, guide
+from diffusion_adagn.sampling.guidance import Guidance, apply_cfg
 
 LABELS = LabelSpace(("cat", "dog", "tench, Tinca tinca"))
 
@@ -40,15 +40,15 @@ def test_output_types_and_shapes():
     tensor = sample(pipe, output_type="pt")
     assert tensor.shape == (3, 1, 8, 8)
     assert np.array_equal(tensor.permute(0, 2, 3, 1).numpy(), array)
-    picture = sample(pipe, output_type="pil")[0]
-    assert (picture.size, picture.mode) == ((8, 8), "L")
-    assert np.array_equal(np.asarray(picture), (array[0, ..., 0] * 255).round().astype("uint8"))
+    image = sample(pipe, output_type="pil")[0]
+    assert (image.size, image.mode) == ((8, 8), "L")
+    assert np.array_equal(np.asarray(image), (array[0, ..., 0] * 255).round().astype("uint8"))
     assert isinstance(pipe("cat", num_inference_steps=2, return_dict=False), tuple)
     with pytest.raises(InputError, match="pil, pt or np"):
         sample(pipe, output_type="jpg")
 
 
-def test_scale_1_is_the_conditional_pass_bit_for_bit_and_makes_no_second_pass():
+def test_scale_1_equals_conditional_pass():
     pipe = pipeline()
     calls = []
     real = pipe.unet.denoise
@@ -56,7 +56,7 @@ def test_scale_1_is_the_conditional_pass_bit_for_bit_and_makes_no_second_pass():
     out = sample(pipe, guidance_scale=1.0)
     assert calls == [3] * 5
 
-    # a slow walk, told by one matrix product for all steps and classes, as the pipeline is; and by the network's plain forward
+    # a slow reference: modulation from one matrix product for all steps and classes, and the plain forward pass
     scheduler, unet, y = make_scheduler(DiffusionConfig()), pipe.unet, torch.arange(3)
     scheduler.set_timesteps(5)
     x = plain = torch.stack([torch.randn(1, 8, 8, generator=torch.Generator().manual_seed(i)) for i in range(3)])
@@ -72,21 +72,21 @@ def test_scale_1_is_the_conditional_pass_bit_for_bit_and_makes_no_second_pass():
     assert calls == [6] * 5  # one 2N batch a step
 
 
-def test_guidance_is_its_formula_exact_at_0_and_1():
+def test_guidance_equals_its_formula():
     cond, null = torch.randn(4, 2, 3, 3), torch.randn(4, 2, 3, 3)
     scales = torch.tensor([0.0, 1.0, 2.0, 7.5])
-    out = guide(cond, null, scales)
+    out = apply_cfg(cond, null, scales)
     assert torch.equal(out[0], null[0])
     assert torch.equal(out[1], cond[1])
     assert torch.allclose(out, null + scales[:, None, None, None] * (cond - null), atol=1e-5)
 
 
-def test_scale_0_is_the_null_class():
+def test_scale_0_equals_null_class():
     pipe = pipeline()
     assert np.allclose(sample(pipe, "cat", guidance_scale=0.0), sample(pipe, "null"), atol=1e-5)
 
 
-def test_a_picture_depends_on_its_own_class_seed_and_scale_alone():
+def test_image_is_independent_of_batch():
     pipe = pipeline()
     together = sample(pipe, ["cat", "dog", "null", 2], seeds=[5, 6, 7, 8], guidance_scale=[1.0, 3.0, 2.0, 4.0])
     for i, (c, s, g) in enumerate([("cat", 5, 1.0), ("dog", 6, 3.0), ("null", 7, 2.0), (2, 8, 4.0)]):
@@ -95,7 +95,7 @@ def test_a_picture_depends_on_its_own_class_seed_and_scale_alone():
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
-def test_stochastic_samplers_are_seeded_per_picture_too(sampler):
+def test_stochastic_samplers_are_seeded_per_image(sampler):
     pipe = pipeline().use_sampler(sampler)
     both = sample(pipe, ["cat", "dog"], seeds=[5, 6])
     assert np.allclose(sample(pipe, "dog", seeds=[6])[0], both[1], atol=1e-5)
@@ -117,8 +117,8 @@ def test_seeds():
 @pytest.mark.parametrize(
     ("sampler", "scale", "prediction"), list(itertools.product(SAMPLERS, (1.0, 2.0, 4.0), ("eps", "v", "x0")))
 )
-def test_every_sampler_steps_by_the_clipped_x0(sampler, scale, prediction, monkeypatch):
-    """What each step is handed means an x0 within [-1, 1] and is consistent with x_t: eps is recomputed, not kept."""
+def test_samplers_step_with_clipped_x0(sampler, scale, prediction, monkeypatch):
+    """Each step receives a prediction whose x0 is within [-1, 1] and consistent with x_t: eps is recomputed."""
     pipe = pipeline(tiny_unet(), prediction=prediction).use_sampler(sampler)
     handed = []
     step = type(pipe.scheduler).step
@@ -147,7 +147,7 @@ def test_zero_snr_samples_are_finite(sampler):
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
-def test_all_mean_channels_are_guided_and_the_variance_is_the_conditional_one(sampler):
+def test_guidance_leaves_learned_variance(sampler):
     unet = tiny_unet(in_channels=4, learned_variance=True)
     pipe = pipeline(unet).use_sampler(sampler)
     cond, null = torch.randn(1, 8, 8, 8), torch.randn(1, 8, 8, 8)
@@ -174,11 +174,11 @@ def test_an_unconditional_network():
     for bad in ("cat", 1, "all"):
         with pytest.raises(InputError, match="unconditional"):
             sample(pipe, bad)
-    with pytest.raises(InputError, match="guided"):
+    with pytest.raises(InputError, match="needs a null class"):
         sample(pipe, "null", guidance_scale=2.0)
 
 
-def test_without_a_null_row_guidance_is_refused_with_the_remedy():
+def test_guidance_needs_a_null_row():
     labels = LabelSpace(("a", "b", "c"), has_null=False)
     pipe = pipeline(tiny_unet(null_class=False), labels)
     assert sample(pipe, guidance_scale=1.0).shape == (3, 8, 8, 1)
@@ -201,7 +201,7 @@ def test_without_a_null_row_guidance_is_refused_with_the_remedy():
         ({"seeds": 2**63 - 1}, "a seed is"),
     ],
 )
-def test_bad_input_is_refused(kw, message):
+def test_bad_input_is_rejected(kw, message):
     with pytest.raises(InputError, match=message):
         sample(pipeline(), **kw)
     with pytest.raises(InputError, match="eta"):
@@ -229,7 +229,7 @@ def test_save_and_load(tmp_path):
     assert files == {".json", ".safetensors"}
 
 
-def test_missing_surplus_and_misshapen_weights_raise(tmp_path):
+def test_wrong_weights_are_rejected(tmp_path):
     pipeline().save_pretrained(tmp_path)
     file = tmp_path / "unet/diffusion_pytorch_model.safetensors"
     weights = load_file(file)
@@ -247,14 +247,14 @@ def test_missing_surplus_and_misshapen_weights_raise(tmp_path):
     "text",
     ["{", "[]", '{"labels": {"names": ["a"]}, "scheduler": null}', '{"labels": 3, "scheduler": ["", "DDIMScheduler"]}'],
 )
-def test_damaged_json_is_named(tmp_path, text):
+def test_corrupted_json_is_named(tmp_path, text):
     pipeline().save_pretrained(tmp_path)
     (tmp_path / "model_index.json").write_text(text)
     with pytest.raises(InputError, match=str(tmp_path)):
         ClassConditionalPipeline.from_pretrained(tmp_path)
 
 
-def test_damaged_component_configs_are_named(tmp_path):
+def test_corrupted_component_configs_are_named(tmp_path):
     for file in ("scheduler/scheduler_config.json", "unet/config.json"):
         pipeline().save_pretrained(tmp_path)
         (tmp_path / file).write_text("{")

@@ -23,7 +23,7 @@ def make_pipe(**network):
 
 
 @pytest.mark.parametrize("kind", [DDIMScheduler, DDPMScheduler])
-def test_karras_flag_means_nothing_to_whole_timesteps(kind):
+def test_karras_flag_ignored_by_ddim(kind):
     pipe = make_pipe()
     plain = kind.from_config(pipe.scheduler.config)
     pipe.scheduler = plain
@@ -33,7 +33,7 @@ def test_karras_flag_means_nothing_to_whole_timesteps(kind):
     assert torch.equal(pipe("cat", **CALL).images, expected)
 
 
-def test_learned_variance_is_ddpm_s_alone():
+def test_only_ddpm_uses_learned_variance():
     pipe = make_pipe(learned_variance=True)
     expected = pipe("cat", sampler="euler", **CALL).images
     pipe.use_sampler("ddpm")
@@ -56,7 +56,7 @@ def test_zero_snr_of_eps_is_rejected():
         pipe("cat", **CALL)
 
 
-def test_seeds_that_do_not_repeat_an_image_are_not_listed():
+def test_irreproducible_seeds_are_not_listed():
     pipe, generator = make_pipe(), torch.Generator().manual_seed(4)
     call = {k: v for k, v in CALL.items() if k != "seeds"}
     assert pipe(["cat"] * 2, generator=[generator] * 2, **call).seeds == [4, None]

@@ -23,18 +23,18 @@ class Pipe:
     def set_progress_bar_config(self, **_):
         pass
 
-    def __call__(self, told, guidance, num_inference_steps, seeds, eta, output_type):
+    def __call__(self, class_plan, guidance, guide, num_inference_steps, seeds, eta, output_type):
         self.look()
         return SimpleNamespace(images=np.stack([np.full((4, 4, 1), s / 255, np.float32) for s in seeds]))
 
 
 def sample(out, pipe, count=5):
     request = generate.SampleRequest(None, [1.0], batch_size=2, speed=SpeedConfig("fp32", "contiguous", "eager"))
-    images = [generate.Picture(i, None, i, 1.0, f"{i}.png") for i in range(count)]
-    generate._sample(pipe, images, request, out, STATE)
+    images = [generate.PlannedImage(i, None, i, 1.0, f"{i}.png") for i in range(count)]
+    generate._sample(pipe, images, request, None, out, STATE)
 
 
-def test_a_batch_is_written_while_the_next_is_sampled(tmp_path, monkeypatch):
+def test_writing_overlaps_sampling(tmp_path, monkeypatch):
     save, sampled, calls = generate._save, threading.Event(), []
 
     def look():
@@ -52,7 +52,7 @@ def test_a_batch_is_written_while_the_next_is_sampled(tmp_path, monkeypatch):
         assert np.asarray(Image.open(tmp_path / f"{i}.png")).max() == i
 
 
-def test_an_error_of_writing_is_raised(tmp_path, monkeypatch):
+def test_writing_errors_are_raised(tmp_path, monkeypatch):
     def full(*_):
         raise OSError("No space left on device")
 

@@ -52,15 +52,15 @@ def weights(checkpoint):
 
 def poison(monkeypatch, steps, batch_size=4):
     """The noise of these steps' first pictures is NaN."""
-    real = BatchLoader.at
+    real = BatchLoader.batch
 
-    def at(self, positions):
+    def poisoned(self, positions):
         batch = real(self, positions)
         bad = torch.tensor([p % batch_size == 0 and p // batch_size in steps for p in positions.tolist()])
         batch.noise[bad] = math.nan
         return batch
 
-    monkeypatch.setattr(BatchLoader, "at", at)
+    monkeypatch.setattr(BatchLoader, "batch", poisoned)
 
 
 # ---------------------------------------------------------------------- not finite

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ...errors import InputError
-from ...runtime.precision import computed_in
+from ...runtime.precision import use_precision
 
 ANTIALIASED = {"bilinear": "bilinear with antialiasing", "bicubic": "bicubic with antialiasing"}
 
@@ -129,7 +129,7 @@ class NetworkExtractor:
     @torch.inference_mode()
     def __call__(self, pixels: np.ndarray) -> Features:
         x = to_planes(pixels).to(self.device)
-        with computed_in("fp32", self.device):
+        with use_precision("fp32", self.device):
             pooled, logits = self.forward(x)
         probabilities = None if logits is None else logits.float().softmax(1).cpu().numpy()
         return Features(pooled.float().cpu().numpy(), probabilities)

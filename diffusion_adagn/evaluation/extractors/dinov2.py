@@ -6,7 +6,7 @@ Source: Oquab et al. 2023; as a measure of generated pictures, Stein et al. 2023
 import torch
 from torch import Tensor, nn
 
-from ...commands import then
+from ...commands import with_commands
 from ...errors import InputError
 from .base import ANTIALIASED, NetworkExtractor, resized, to_colour
 
@@ -44,7 +44,7 @@ def open_dinov2(source: str, device: str | torch.device = "cpu") -> Dinov2Extrac
         from transformers import AutoConfig, AutoModel
     except ImportError as error:
         raise InputError(
-            then(
+            with_commands(
                 f"the extractor dinov2 needs transformers, which the extra eval brings ({error}):",
                 "pip install 'diffusion-adagn[eval]'",
             )

@@ -6,7 +6,7 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from ...commands import then
+from ...commands import with_commands
 from ...errors import InputError
 from .base import NetworkExtractor, to_colour
 
@@ -43,7 +43,7 @@ def _torch_fidelity() -> ModuleType:
         from torch_fidelity import feature_extractor_inceptionv3
     except (ImportError, RuntimeError) as error:  # RuntimeError: a torchvision built for another torch
         raise InputError(
-            then(
+            with_commands(
                 f"the extractor inception needs torch-fidelity, which cannot be imported ({error}). Its torchvision must be the one "
                 "made for the installed torch. Install both:",
                 "pip install 'diffusion-adagn[eval]'",

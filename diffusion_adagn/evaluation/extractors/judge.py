@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 
 from ...atomic import one_at_a_time
 from ...errors import InputError
-from ...runtime.precision import computed_in
+from ...runtime.precision import use_precision
 from . import cache
 from .base import ANTIALIASED, NetworkExtractor, resized, to_planes
 
@@ -154,7 +154,7 @@ def train_judge(
         torch.random.default_generator.manual_seed(SEED)
         network = JudgeNetwork(resolution, dataset.channels, dataset.label_space.K)
     network.to(device, memory_format=torch.channels_last)
-    with computed_in("fp32", device):
+    with use_precision("fp32", device):
         passes = _train(network, dataset, learned, resolution, device, progress)
     facts = {
         "resolution": resolution,

@@ -274,10 +274,8 @@ def hurt(place, what, examples):
 
 
 KEYS = [key for key, _, _ in fields_of(RunConfig)]
-LAYER_NAMES = (
-    st.sampled_from([str(v) for v in ODD]) | st.text(max_size=20) | st.integers().map(str) | st.floats().map(str)
-)
-OVERRIDES = st.dictionaries(st.sampled_from(KEYS) | st.text(max_size=8), LAYER_NAMES, min_size=1, max_size=3)
+WORDS = st.sampled_from([str(v) for v in ODD]) | st.text(max_size=20) | st.integers().map(str) | st.floats().map(str)
+OVERRIDES = st.dictionaries(st.sampled_from(KEYS) | st.text(max_size=8), WORDS, min_size=1, max_size=3)
 ASKED = st.text(max_size=30) | st.text("catDog,: 0123nulidme-", max_size=40) | values | st.lists(values, max_size=4)
 
 

@@ -6,9 +6,14 @@
     pipe = DiffusionPipeline.from_pretrained("FOLDER", trust_remote_code=True)  # runs this file in FOLDER
     pipe(["cat", 3, "null"], guidance_scale=2.0, seeds=0).images
 
-This file is distributed with the weights: it imports only torch, numpy, PIL and diffusers, and `save_pretrained` copies it.
-Another sampler for one call: pipe("cat", sampler="dpm++", spacing="karras", num_inference_steps=10). To use another stock
-scheduler:  pipe.scheduler = DPMSolverMultistepScheduler.from_config(pipe.scheduler.config)
+This file is distributed with the weights: it imports only torch, numpy, PIL and diffusers, and `save_pretrained` copies
+it. Another sampler for one call:
+
+    pipe("cat", sampler="dpm++", spacing="karras", num_inference_steps=10)
+
+Another stock scheduler:
+
+    pipe.scheduler = DPMSolverMultistepScheduler.from_config(pipe.scheduler.config)
 """
 
 import copy
@@ -61,8 +66,8 @@ class LabelPipelineOutput(ImagePipelineOutput):
 class LabelPipeline(DiffusionPipeline):
     """A class-conditional UNet2DModel with its class names.
 
-    `save_pretrained` saves all arguments. diffusers copies this file to one flat folder for all models at every load: after
-    another version of the file was loaded, saving writes that version.
+    `save_pretrained` saves all arguments. diffusers copies this file to one flat folder for all models at every load:
+    after another version of the file was loaded, saving writes that version.
 
     Args:
         unet: The network, conditioned on class labels.
@@ -109,7 +114,8 @@ class LabelPipeline(DiffusionPipeline):
         """Class ids of the given classes.
 
         Args:
-            classes: A name, one of its synonyms, an id, "null", "all", or a list of these. None: all. A string is one name.
+            classes: A name, one of its synonyms, an id, "null", "all", or a list of these. None: all. A string is one
+                name.
 
         Returns:
             One id per class; None for "null" of a network without classes.
@@ -187,10 +193,11 @@ class LabelPipeline(DiffusionPipeline):
             output_type: "pil", "pt" [N, C, H, W] or "np" (also "numpy") [N, H, W, C]; arrays are in 0..1.
             return_dict: Return a `LabelPipelineOutput`, else a tuple.
             sampler: ddpm, ddim, dpm++, unipc, euler or heun; None: `scheduler`.
-            spacing: leading, trailing, linspace; for samplers that step between timesteps also karras, exponential, lu (the
-                same as exponential); None: the scheduler's.
-            callback_on_step_end: `callback(pipe, index, timestep, {"latents": x})`, called after each network call. pipe is a
-                view of this call; `pipe._interrupt = True` ends the call. A returned dict may contain other latents.
+            spacing: leading, trailing, linspace; for samplers that step between timesteps also karras, exponential, lu
+                (the same as exponential); None: the scheduler's.
+            callback_on_step_end: `callback(pipe, index, timestep, {"latents": x})`, called after each network call.
+                pipe is a view of this call; `pipe._interrupt = True` ends the call. A returned dict may contain other
+                latents.
             callback_on_step_end_tensor_inputs: Names of the callback's tensors; only "latents" exists.
             generator: Instead of seeds: a list of one per image, or one that draws one seed per image.
             latents: Initial noise of unit variance, [N, C, H, W].
@@ -312,7 +319,8 @@ class LabelPipeline(DiffusionPipeline):
             config |= {NOISE_GRIDS[spacing]: True} if spacing in NOISE_GRIDS else {"timestep_spacing": spacing}
         if spacing in NOISE_GRIDS and "use_karras_sigmas" not in accepted:
             raise ValueError(
-                f"{scheduler_class.__name__} steps over whole timesteps: spacing {spacing} needs dpm++, unipc, euler or heun."
+                f"{scheduler_class.__name__} steps over whole timesteps: spacing {spacing} needs dpm++, unipc, euler "
+                "or heun."
             )
         grid, zero_snr = _noise_grid(config, scheduler_class), bool(config.get("rescale_betas_zero_snr"))
         if zero_snr and (
@@ -342,7 +350,7 @@ class LabelPipeline(DiffusionPipeline):
         return scheduler.timesteps
 
     def _clip(self, scheduler: SchedulerMixin, out: torch.Tensor, x_t: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-        """Clip the predicted x0, after guidance, and convert it back to the prediction type, so that any sampler uses the clipped one."""
+        """Clip the predicted x0, after guidance, and convert it back to the prediction type for any sampler."""
         prediction, variance = _split(out, x_t)
         if self.config.clip_x0:
             prediction_type, (alpha, sigma) = scheduler.config.prediction_type, _alpha_sigma(scheduler, t)
@@ -401,8 +409,8 @@ def _noise_grid(config: dict, scheduler_class: type[SchedulerMixin]) -> str | No
 def _use_noise_grid(scheduler: SchedulerMixin, spacing: str, steps: int) -> None:
     """Noise levels from at most MAX_SIGMA down, in equal steps of sigma^(1/7) (Karras et al. 2022) or of log sigma.
 
-    The network is called at their fractional timesteps. In dpm++ and unipc diffusers rounds these timesteps, and with a cosine
-    schedule most of them become equal.
+    The network is called at their fractional timesteps. In dpm++ and unipc diffusers rounds these timesteps, and with a
+    cosine schedule most of them become equal.
     """
     alpha_bar = scheduler.alphas_cumprod.cpu().double().numpy()
     levels = np.sqrt((1 - alpha_bar) / alpha_bar)

@@ -3,8 +3,8 @@
     unet = load_adm("64x64_diffusion.pt", **PRESETS["imagenet64"])
     import_adm("64x64_diffusion.pt", "models/imagenet64", preset="imagenet64")
 
-The flags are those of ADM's scripts. They are compared with the weights where possible; a flag that does not match is named.
-torch is imported only when weights are read, so that the command line can list the flags at once.
+The flags are those of ADM's scripts. They are compared with the weights where possible; a flag that does not match is
+named. torch is imported only when weights are read, so that the command line can list the flags at once.
 """
 
 from __future__ import annotations
@@ -59,9 +59,9 @@ def load_adm(state_dict_or_path: Mapping[str, Tensor] | str | Path, **adm_flags:
 
     Args:
         state_dict_or_path: A state dict, or a file (.pt, .safetensors).
-        adm_flags: ADM's flags, named as in its `create_model` and scripts, with the scripts' defaults; strings ("32,16,8",
-            "True") or Python values. Flags of the diffusion and of the machine (use_fp16, use_checkpoint) are accepted
-            and ignored. The weights do not show image_size, num_heads, num_head_channels, num_heads_upsample,
+        adm_flags: ADM's flags, named as in its `create_model` and scripts, with the scripts' defaults; strings such as
+            "32,16,8" and "True", or Python values. Flags of the diffusion and of the machine (use_fp16,
+            use_checkpoint) are accepted and ignored. The weights do not show image_size, num_heads, num_head_channels, num_heads_upsample,
             use_new_attention_order and dropout: a wrong value of these gives wrong images. All others are compared with
             the weights.
 
@@ -144,13 +144,14 @@ def _check_network(weights: Mapping[str, Tensor], flags: Mapping[str, Any]) -> N
     dimensions_of = {"time_embed.0.weight": 2, "input_blocks.0.0.weight": 4}  # key -> number of dimensions
     if any(name not in weights or weights[name].ndim != dimensions for name, dimensions in dimensions_of.items()):
         raise InputError(
-            "these are not the weights of an ADM network: time_embed.0.weight and input_blocks.0.0.weight are expected; "
-            f"there are {', '.join(list(weights)[:4]) or 'none'}. If the names have a prefix such as module., remove it first."
+            "these are not the weights of an ADM network: time_embed.0.weight and input_blocks.0.0.weight are "
+            f"expected; there are {', '.join(list(weights)[:4]) or 'none'}. If the names have a prefix such as "
+            "module., remove it first."
         )
     if not any(key.startswith("output_blocks.") for key in weights):
         raise InputError(
-            "this is an ADM classifier (it has no output_blocks), which guides a diffusion network and does not generate images: "
-            "give the diffusion checkpoint, such as 64x64_diffusion.pt."
+            "this is an ADM classifier (it has no output_blocks), which guides a diffusion network and does not "
+            "generate images: give the diffusion checkpoint, such as 64x64_diffusion.pt."
         )
     channels = weights["input_blocks.0.0.weight"].shape[1]
     if channels == 6 and flags["in_channels"] != 6:
@@ -190,7 +191,8 @@ def _flags_of_weights(weights: Mapping[str, Tensor], flags: Mapping[str, Any]) -
         rows = len(weights["out.2.weight"])
         if rows not in (channels, 2 * channels):
             raise InputError(
-                f"out.2.weight has {rows} rows: a network of {channels} channels has {channels}, or {2 * channels} with learn_sigma."
+                f"out.2.weight has {rows} rows: a network of {channels} channels has {channels}, or {2 * channels} "
+                "with learn_sigma."
             )
         shown["learn_sigma"] = rows == 2 * channels
     projection, norm = (weights.get(f"middle_block.0.{name}.weight") for name in ("emb_layers.1", "out_layers.0"))
@@ -238,8 +240,8 @@ def _weights(source: Mapping[str, Tensor] | str | Path) -> dict[str, Tensor]:
         if not isinstance(key, str) or not isinstance(value, torch.Tensor) or not value.is_floating_point():
             raise InputError(
                 f"{source_name} is not a plain state dict as ADM saves it: {short_repr(key)} is "
-                f"{value.dtype if isinstance(value, torch.Tensor) else type(value).__name__}, not a tensor of numbers. If it contains "
-                "the weights as a part, give only that part."
+                f"{value.dtype if isinstance(value, torch.Tensor) else type(value).__name__}, not a tensor of numbers. "
+                "If it contains the weights as a part, give only that part."
             )
         if (
             value.layout != torch.strided
@@ -247,7 +249,8 @@ def _weights(source: Mapping[str, Tensor] | str | Path) -> dict[str, Tensor]:
             or value.numel() * value.itemsize > value.untyped_storage().nbytes()
         ):
             raise InputError(
-                f"{source_name} is corrupted: {key} has shape {list(value.shape)}, but the file has fewer numbers for it."
+                f"{source_name} is corrupted: {key} has shape {list(value.shape)}, but the file has fewer numbers "
+                "for it."
             )
         if not value.isfinite().all():
             raise InputError(f"{source_name} is corrupted: {key} contains nan or infinity.")
@@ -273,7 +276,8 @@ def _read(path: Path) -> Any:
     except Exception as error:
         reason = " ".join(str(error).split())[:300]
         raise InputError(
-            f"{path} cannot be read as weights; it may be truncated or corrupted ({type(error).__name__}{f': {reason}' if reason else ''})."
+            f"{path} cannot be read as weights; it may be truncated or corrupted "
+            f"({type(error).__name__}{f': {reason}' if reason else ''})."
         ) from error
 
 
@@ -289,7 +293,8 @@ def import_adm(
 ) -> Path:
     """Write an ADM checkpoint as a pipeline folder, for `adagn sample` and `ClassConditionalPipeline.from_pretrained`.
 
-    A network without a learned variance is sampled by ddpm with the smaller fixed one (beta tilde); ADM's scripts use beta.
+    A network without a learned variance is sampled by ddpm with the smaller fixed one (beta tilde); ADM's scripts use
+    beta.
 
     Args:
         checkpoint: The file of weights.
@@ -302,8 +307,8 @@ def import_adm(
         The folder.
 
     Raises:
-        InputError: As `load_adm`, for a diffusion process without counterpart here, for a wrong number of class names, and
-            if the folder exists.
+        InputError: As `load_adm`, for a diffusion process without counterpart here, for a wrong number of class names,
+            and if the folder exists.
     """
     out = Path(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
@@ -335,8 +340,8 @@ def _process(flags: Mapping[str, Any]) -> dict[str, Any]:
         raise InputError(f"noise_schedule must be linear or cosine, not '{schedule}'.")
     if schedule == "linear" and steps != 1000:
         raise InputError(
-            f"diffusion_steps {steps} with noise_schedule linear: ADM multiplies the betas by 1000 / diffusion_steps, and the "
-            "linear schedule here does not. Only 1000 steps can be imported with it."
+            f"diffusion_steps {steps} with noise_schedule linear: ADM multiplies the betas by 1000 / diffusion_steps, "
+            "and the linear schedule here does not. Only 1000 steps can be imported with it."
         )
     if flags["rescale_timesteps"] and steps != 1000:
         raise InputError(
@@ -380,8 +385,8 @@ tags: [diffusion, image-generation]
 
 # {name}, imported
 
-OpenAI's guided-diffusion checkpoint `{name}` ({size}x{size} images, {parameters / 1e6:.1f} M parameters), as a network of
-diffusion_adagn. Training, data and licence are those of its authors.
+OpenAI's guided-diffusion checkpoint `{name}` ({size}x{size} images, {parameters / 1e6:.1f} M parameters), as a network
+of diffusion_adagn. Training, data and licence are those of its authors.
 
 | | |
 |---|---|

@@ -131,8 +131,8 @@ PRESETS: dict[str, dict[str, Any]] = {
 def read_flags(flags: Mapping[str, Any]) -> dict[str, Any]:
     """All flags by name; missing ones have the defaults of ADM's scripts. Values are ADM's strings or Python values.
 
-    channel_mult is resolved; num_head_channels and num_heads_upsample are None for -1. Raises InputError for an unknown flag
-    or an invalid value.
+    channel_mult is resolved; num_head_channels and num_heads_upsample are None for -1. Raises InputError for an unknown
+    flag or an invalid value.
     """
     for name in flags:
         if name not in FLAGS and name not in IGNORED:
@@ -162,8 +162,8 @@ def read_flags(flags: Mapping[str, Any]) -> dict[str, Any]:
     if not read["channel_mult"]:
         if read["image_size"] not in CHANNEL_MULT:
             raise InputError(
-                f"ADM has a default channel_mult for {format_value(CHANNEL_MULT)} pixels, not for {read['image_size']}: "
-                "give channel_mult, such as 1,2,2."
+                f"ADM has a default channel_mult for {format_value(CHANNEL_MULT)} pixels, not for "
+                f"{read['image_size']}: give channel_mult, such as 1,2,2."
             )
         read["channel_mult"] = CHANNEL_MULT[read["image_size"]]
     return read
@@ -213,6 +213,7 @@ def preset_flags(preset: str | None) -> dict[str, Any]:
     if preset is not None and preset not in PRESETS:
         nearest = difflib.get_close_matches(preset, PRESETS, n=1)
         raise InputError(
-            f"there is no preset '{preset}'.{f' Did you mean {nearest[0]}?' if nearest else ''} Presets: {', '.join(PRESETS)}."
+            f"there is no preset '{preset}'.{f' Did you mean {nearest[0]}?' if nearest else ''} Presets: "
+            f"{', '.join(PRESETS)}."
         )
     return dict(PRESETS[preset]) if preset else {}

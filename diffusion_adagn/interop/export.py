@@ -87,8 +87,8 @@ def stock_sample_command(folder: str | Path) -> str:
     names = read_json(Path(folder) / "model_index.json")["id2label"]
     path, name = (json.dumps(text, ensure_ascii=False) for text in (str(folder), names.get("0")))
     code = (
-        "from diffusers import DiffusionPipeline; "
-        f"pipe = DiffusionPipeline.from_pretrained({path}, trust_remote_code=True); "
+        f"from diffusers import DiffusionPipeline; pipe = DiffusionPipeline.from_pretrained({path}, "
+        "trust_remote_code=True); "
         f'pipe({name + ", " if names else ""}seeds=0).images[0].save("image.png")'
     )
     return f"python -c {shlex.quote(code)}"
@@ -114,7 +114,8 @@ def _check_same(ours: AdaGNUNet, theirs: UNet2DModel) -> None:
     ours_out, theirs_out = ours.eval()(x, t, y).sample, theirs(x, t, y).sample
     if not (ours_out - theirs_out).abs().max() <= 1e-3 * ours_out.abs().max():
         raise RuntimeError(
-            f"the exported network differs from the model by {(ours_out - theirs_out).abs().max():.2g}: please report this."
+            f"the exported network differs from the model by {(ours_out - theirs_out).abs().max():.2g}: please "
+            "report this."
         )
 
 
@@ -136,8 +137,9 @@ tags: [diffusion, class-conditional, image-generation]
 
 # {out.name}
 
-A class-conditional diffusion model of {side}x{side} images, for stock diffusers: `unet/` is a `UNet2DModel`, `scheduler/` a
-`{type(pipe.scheduler).__name__}`. Trained and exported with diffusion_adagn, which is not needed for sampling.
+A class-conditional diffusion model of {side}x{side} images, for stock diffusers: `unet/` is a `UNet2DModel`,
+`scheduler/` a `{type(pipe.scheduler).__name__}`. Trained and exported with diffusion_adagn, which is not needed for
+sampling.
 
 | | |
 |---|---|
@@ -156,10 +158,11 @@ images = pipe({call}).images
 ```
 
 `trust_remote_code=True` runs `{PIPELINE_CODE}`, which is in this folder and imports only torch, numpy, PIL and
-diffusers. Read it first, or do without: `UNet2DModel.from_pretrained("THIS_FOLDER", subfolder="unet")` loads only the network,
-whose `class_labels` are {labels}.
+diffusers. Read it first, or do without: `UNet2DModel.from_pretrained("THIS_FOLDER", subfolder="unet")` loads only the
+network, whose `class_labels` are {labels}.
 
-To import it into diffusion_adagn: `adagn import-diffusers THIS_FOLDER --out DIR` (reads json and safetensors, runs no code).
+To import it into diffusion_adagn: `adagn import-diffusers THIS_FOLDER --out DIR` (reads json and safetensors, runs no
+code).
 """
 
 
@@ -171,8 +174,8 @@ def open_diffusers(
 ) -> ClassConditionalPipeline:
     """Open an exported folder, or any pipeline folder or hub id with a UNet2DModel and one of our schedulers.
 
-    Only json and safetensors are read; no code in the folder is run. The scheduler's process (betas, T, prediction, spacing)
-    stays; settings of its sampler follow our rules. `changed_settings` lists the differences.
+    Only json and safetensors are read; no code in the folder is run. The scheduler's process (betas, T, prediction,
+    spacing) stays; settings of its sampler follow our rules. `changed_settings` lists the differences.
 
     Args:
         folder: The folder or hub id.
@@ -220,7 +223,7 @@ def import_diffusers(
     class_names: Sequence[str] | None = None,
     overwrite: bool = False,
 ) -> Path:
-    """Write the result of `open_diffusers` as a pipeline folder; returns the folder. Raises InputError before anything is written."""
+    """Write the result of `open_diffusers` as a pipeline folder, and return it. On an InputError nothing is written."""
     out = _free(out, overwrite, "a pipeline folder", lambda index: "labels" in index)
     return atomic_dir(out, open_diffusers(folder, null_class, class_names).save_pretrained)
 
@@ -271,8 +274,8 @@ def _stock_unet(folder: Path, index: dict) -> UNet2DModel:
     fill(unet, folder / "unet")
     if unet.config.out_channels not in (unet.config.in_channels, 2 * unet.config.in_channels):
         raise InputError(
-            f"{folder / 'unet'} has {unet.config.in_channels} input and {unet.config.out_channels} output channels; expected "
-            "as many, or twice as many for a learned variance."
+            f"{folder / 'unet'} has {unet.config.in_channels} input and {unet.config.out_channels} output channels; "
+            "expected as many, or twice as many for a learned variance."
         )
     return unet.eval()
 
@@ -288,8 +291,8 @@ def _empty_unet(file: Path) -> UNet2DModel:
         or layers > MAX_LAYERS
     ):
         raise InputError(
-            f"{file} does not describe a network: expected block_out_channels of at most {MAX_LEVELS} levels and layers_per_block of "
-            f"at most {MAX_LAYERS}, not {short_repr(levels)} and {short_repr(layers)}."
+            f"{file} does not describe a network: expected block_out_channels of at most {MAX_LEVELS} levels and "
+            f"layers_per_block of at most {MAX_LAYERS}, not {short_repr(levels)} and {short_repr(layers)}."
         )
     try:
         with torch.device("meta"):

@@ -1,7 +1,7 @@
 """The correspondence between the layers of another library's U-Net and ours, and the conversion of weights.
 
-A correspondence is a dictionary {our layer: their layers}: the rows of our weight (and bias) are theirs, concatenated. Most
-layers have one counterpart; `projection` has one for every site, and a qkv may have three.
+A correspondence is a dictionary {our layer: their layers}: the rows of our weight (and bias) are theirs, concatenated.
+Most layers have one counterpart; `projection` has one for every site, and a qkv may have three.
 """
 
 from collections.abc import Iterator, Mapping
@@ -88,7 +88,7 @@ def _concatenate(key: str, tensors: list[Tensor], ours: nn.Parameter, parts: tup
     expected = tuple(ours.shape[1:])
     if rows != len(ours) or not shapes <= {expected, (*expected, 1)}:
         raise InputError(
-            f"{parts[0]}{' and the others' if len(parts) > 1 else ''} should have shape {list(ours.shape)} for our {key}; "
-            f"got {', '.join(str(list(t.shape)) for t in tensors[:3])}{', ...' if len(tensors) > 3 else ''}."
+            f"{parts[0]}{' and the others' if len(parts) > 1 else ''} should have shape {list(ours.shape)} for our "
+            f"{key}; got {', '.join(str(list(t.shape)) for t in tensors[:3])}{', ...' if len(tensors) > 3 else ''}."
         )
     return torch.cat(tensors).reshape(ours.shape)

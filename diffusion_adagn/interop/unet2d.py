@@ -25,8 +25,9 @@ LAYER_NAMES = {
 def to_unet2d(unet: AdaGNUNet) -> UNet2DModel:
     """The same network as a stock UNet2DModel, with the same outputs and gradients.
 
-    Weights are copied; the mode (train, eval) stays. A null class is the last row of its class table, and a learned variance
-    the second half of its output channels. Raises InputError, with all reasons, for what UNet2DModel cannot express.
+    Weights are copied; the mode (train, eval) stays. A null class is the last row of its class table, and a learned
+    variance the second half of its output channels. Raises InputError, with all reasons, for what UNet2DModel cannot
+    express.
     """
     reasons = _reasons_against_export(unet)
     if reasons:
@@ -63,7 +64,8 @@ def to_unet2d(unet: AdaGNUNet) -> UNet2DModel:
 def from_unet2d(model: UNet2DModel, null_class: bool = False) -> AdaGNUNet:
     """The same network as an AdaGNUNet, with the same outputs and gradients.
 
-    Weights are copied; the mode (train, eval) stays. Twice as many output channels as input channels mean a learned variance.
+    Weights are copied; the mode (train, eval) stays. Twice as many output channels as input channels mean a learned
+    variance.
     null_class: whether the last row of the class table is a null class; the model does not store this.
     Raises InputError, with all reasons, for what AdaGNUNet cannot express.
     """
@@ -145,7 +147,7 @@ def _reasons_against_export(unet: AdaGNUNet) -> list[str]:
         f"channel_mult starts with {c.channel_mult[0]}, but its timestep embedding is as wide as its first level (1)": (
             c.channel_mult[0] != 1
         ),
-        f"attention heads are {', '.join(map(str, widths))} channels wide, but it has one width everywhere (num_head_channels)": (
+        f"attention heads are {', '.join(map(str, widths))} channels wide, but it has one width (num_head_channels)": (
             len(widths) > 1 and not _one_head(unet)
         ),
     }
@@ -186,7 +188,7 @@ def _reasons_against_import(model: UNet2DModel, null_class: bool) -> list[str]:
         f"class_embed_type {c.class_embed_type} (expected: a table)": c.class_embed_type is not None,
         f"downsample_padding {c.downsample_padding} (expected: 1)": c.downsample_padding != 1,
         "center_input_sample": c.center_input_sample,
-        f"sample_size {c.sample_size} (expected: one side, of square images; model.register_to_config(sample_size=...))": (
+        f"sample_size {c.sample_size} (expected: one side of square images; model.register_to_config(sample_size=...))": (
             None in sides or sides[0] != sides[1]
         ),
         f"null_class needs a class table of at least 2 rows, not {rows}": null_class and rows < 2,

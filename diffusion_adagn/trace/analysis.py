@@ -37,8 +37,9 @@ def variance_fractions(f: ModulationField) -> VarianceFractions | None:
 def gain_and_shift(site: SiteAtlas) -> tuple[np.ndarray, np.ndarray]:
     """The gain w (1 + gamma) and the shift b (1 + gamma) + beta of each channel, both [T, stored classes, channels].
 
-    w, b: the norm's own weight and bias (1 and 0 where it has none). A field that the conditioning lacks counts as 0. The
-    shift of additive conditioning comes before the norm and is not included. Raises InputError without gamma and beta.
+    w, b: the norm's own weight and bias (1 and 0 where it has none). A field that the conditioning lacks counts as 0.
+    The shift of additive conditioning comes before the norm and is not included. Raises InputError without gamma and
+    beta.
     """
     gamma, beta = (site.fields[name].values if name in site.fields else None for name in ("gamma", "beta"))
     if gamma is None and beta is None:
@@ -137,14 +138,14 @@ def real_class_indices(atlas: Atlas) -> list[int]:
 
 
 def class_spread(atlas: Atlas, field: str) -> np.ndarray:
-    """[sites with the field, T]: RMS over channels of the standard deviation over the stored classes at each timestep."""
+    """[sites with the field, T]: standard deviation over the stored classes at each timestep, RMS over channels."""
     real = real_class_indices(atlas)
     spreads = [_flat(f.values)[:, real].var(1, dtype=np.float64).mean(-1) for f in _fields(atlas, field)]
     return _without_rounding(np.sqrt(spreads), atlas, field)
 
 
 def time_shift(atlas: Atlas, field: str) -> np.ndarray:
-    """[sites with the field, T]: RMS over channels of the difference between the mean over all classes and its mean over time."""
+    """[sites with the field, T]: the mean over all classes minus its mean over time, RMS over channels."""
     means = [f.class_mean.reshape(len(f.class_mean), -1) for f in _fields(atlas, field)]
     return _without_rounding(np.sqrt([np.square(m - m.mean(0)).mean(-1) for m in means]), atlas, field)
 
@@ -172,7 +173,9 @@ def _flat(values: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class ClassGeometry:
-    """Cosines and distances between the stored classes: the modulation of all sites, averaged over time, as one vector per class.
+    """Cosines and distances between the stored classes.
+
+    A class is one vector: the modulation of all sites, averaged over time.
 
     Args:
         names: Names of the real classes.

@@ -3,7 +3,8 @@
     atlas = Atlas.of(pipe.unet, pipe.labels)
     atlas.sites["up.1.stages.0.block.norm2"].fields["gamma"].values   # [timesteps, classes, channels]
 
-The grid is computed in batches. The statistics cover all classes; with many classes, values are stored for some of them.
+The grid is computed in batches. The statistics cover all classes; with many classes, values are stored for some of
+them.
 """
 
 import json

@@ -35,7 +35,8 @@ def verdict_from_losses(use: LabelUse) -> Verdict:
     if use.wrong is None:
         return Verdict(
             None,
-            "Whether the label is used cannot be decided: all held-out images are of one class, so there is no wrong label.",
+            "Whether the label is used cannot be decided: all held-out images are of one class, so there is no wrong "
+            "label.",
             use,
         )
     mean, half = use.gap("wrong")
@@ -48,8 +49,8 @@ def verdict_from_losses(use: LabelUse) -> Verdict:
             use,
         )
     numbers = (
-        f"under a wrong class the loss on {images} held-out images is {mean:+.4f} ({mean / true:+.1%}) against the true "
-        f"class, 95% interval {mean - half:+.4f} to {mean + half:+.4f}"
+        f"under a wrong class the loss on {images} held-out images is {mean:+.4f} ({mean / true:+.1%}) against the "
+        f"true class, 95% interval {mean - half:+.4f} to {mean + half:+.4f}"
     )
     if state == "used":
         return Verdict(True, f"The label is used: {numbers}.", use)

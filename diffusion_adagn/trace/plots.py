@@ -154,7 +154,8 @@ def site_bars(
         for column, site in enumerate(sites):
             if site.name in stacks:
                 x = left + column * pitch
-                hover = f"{site.name}: {field} {', '.join(f'{fraction / top * 100:.1f}%' for fraction, _ in stacks[site.name])}"
+                parts = ", ".join(f"{fraction / top * 100:.1f}%" for fraction, _ in stacks[site.name])
+                hover = f"{site.name}: {field} {parts}"
                 _stack(
                     d,
                     x + 0.08 * pitch,
@@ -187,7 +188,7 @@ def _label_size(pitch: float) -> float:
 def _site_axis(
     d: Drawing, sites: Sequence[Site], names: Mapping[str, str], left: float, y: float, pitch: float
 ) -> None:
-    """A bracket for each run of sites of one resolution, and the names below, vertical. Names that would touch are skipped."""
+    """A bracket for each run of sites of one resolution, and vertical names below; names that would touch are skipped."""
     runs: list[list[int]] = []
     for column, site in enumerate(sites):
         if not runs or sites[runs[-1][-1]].resolution != site.resolution:

@@ -88,8 +88,8 @@ def probe(
         x0: Images [N, C, H, W] in [-1, 1], real or sampled.
         labels: Their classes, int [N].
         timesteps: Integers of at least 0.
-        intervention: "swap": a class drawn from the other K - 1 (K > 1). "null": the null label. "zero": gamma = beta = 0.
-            "freeze": the modulation at the middle timestep of the grid.
+        intervention: "swap": a class drawn from the other K - 1 (K > 1). "null": the null label.
+            "zero": gamma = beta = 0. "freeze": the modulation at the middle timestep of the grid.
         by: Each site is a group, or all sites of one resolution.
         progress: Show a progress bar.
 

@@ -370,8 +370,9 @@ def _page(results: TraceResults, state: str, verdict: str, sections: list[Sectio
     return (
         f'<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<title>{title}: conditioning</title>\n'
         f'<meta name="viewport" content="width=device-width">\n<style>{STYLE}</style>\n</head>\n<body>\n'
-        f"<header><p class=faint>{title}</p><h1 class={state}>{escape(headline)}</h1><p class=sentence>{escape(numbers)}</p>"
-        f"<p class=faint>{escape(one_line(results.description))}; {escape(about)}.</p></header>\n"
+        f"<header><p class=faint>{title}</p><h1 class={state}>{escape(headline)}</h1><p "
+        f"class=sentence>{escape(numbers)}</p><p class=faint>{escape(one_line(results.description))}; "
+        f"{escape(about)}.</p></header>\n"
         + "\n".join(map(_figure, sections))
         + f"\n<details><summary>What each number means</summary><dl>{meanings}</dl></details>\n</body>\n</html>\n"
     )
@@ -404,58 +405,69 @@ dt { font-weight: 600; margin-top: 10px } dd { margin: 0; max-width: 1000px }
 MEANINGS = [
     (
         "Names of sites",
-        "down, middle, up: the encoder, the middle, the decoder. up 1.0 is the first block of the decoder's second level; r is the block that "
-        "resamples; a and b are the two norms of a block where both are modulated. Move the pointer over an image for the numbers.",
+        "down, middle, up: the encoder, the middle, the decoder. up 1.0 is the first block of the decoder's second "
+        "level; r is the block that resamples; a and b are the two norms of a block where both are modulated. Move "
+        "the pointer over an image for the numbers.",
     ),
     (
         "Is the label used?",
-        "Loss on held-out images under a wrong class minus the loss under the true one, on the same image, timestep and noise. The wrong class "
-        "is that of another held-out image, so each class is as often wrong as it is true. Used: the whole 95% interval of the mean over images "
-        "is above 0. A network may respond to its label without using it, even an untrained one: only held-out losses show the use.",
+        "Loss on held-out images under a wrong class minus the loss under the true one, on the same image, timestep "
+        "and noise. The wrong class is that of another held-out image, so each class is as often wrong as it is true. "
+        "Used: the whole 95% interval of the mean over images is above 0. A network may respond to its label without "
+        "using it, even an untrained one: only held-out losses show the use.",
     ),
     (
         "Fractions of variance",
-        "Of a site's modulation, over the grid of timesteps and all classes (without null), summed over channels: the part that depends on "
-        "time alone, on the class alone, and on both together; they sum to 1. none: nothing varies beyond rounding.",
+        "Of a site's modulation, over the grid of timesteps and all classes (without null), summed over channels: the "
+        "part that depends on time alone, on the class alone, and on both together; they sum to 1. none: nothing "
+        "varies beyond rounding.",
     ),
     (
         "The class fraction of a site",
-        "Class alone and both together, as a fraction of the variance of the site's whole modulation. Between-class variance is the same sum "
-        "before the division: the variance between the classes at one timestep, averaged over the timesteps.",
+        "Class alone and both together, as a fraction of the variance of the site's whole modulation. Between-class "
+        "variance is the same sum before the division: the variance between the classes at one timestep, averaged "
+        "over the timesteps.",
     ),
     (
         "Words that depend on a threshold",
-        f"The class enters mostly at one place: at least {say.MOSTLY:.0%} of all between-class variance. Sites follow time: a class fraction of at "
-        f"most {say.FOLLOWS:.0%}; follow the class: of at least {1 - say.FOLLOWS:.0%}. Alone: a fraction of at least {say.ALONE:.1%}. Everywhere alike: no place's part of it is more than {say.EVEN:g} times its part of the channels, or less than 1 / {say.EVEN:g}. About as much: the "
-        f"largest is at most {say.EVEN:g} times the smallest. The same modulation: classes nearer than {say.SAME_CLASS_DISTANCE:g} of the mean distance of a class from "
-        f"the mean of the classes. Unrelated: every cosine within {say.UNRELATED:g} of -1 / (classes - 1). Much the same modulation: a cosine of at "
-        f"least {say.CLEARLY_ALIKE:g}.",
+        f"The class enters mostly at one place: at least {say.MOSTLY:.0%} of all between-class variance. Sites follow "
+        f"time: a class fraction of at most {say.FOLLOWS:.0%}; follow the class: of at least {1 - say.FOLLOWS:.0%}. "
+        f"Alone: a fraction of at least {say.ALONE:.1%}. Everywhere alike: no place's part of it is more than "
+        f"{say.EVEN:g} times its part of the channels, or less than 1 / {say.EVEN:g}. About as much: the largest is at "
+        f"most {say.EVEN:g} times the smallest. The same modulation: classes nearer than {say.SAME_CLASS_DISTANCE:g} "
+        "of the mean distance of a class from the mean of the classes. Unrelated: every cosine within "
+        f"{say.UNRELATED:g} of -1 / (classes - 1). Much the same modulation: a cosine of at least "
+        f"{say.CLEARLY_ALIKE:g}.",
     ),
     (
         "Class against time",
-        "At one timestep: RMS over channels of the standard deviation over the classes whose values are stored (without null); and the difference "
-        "between the mean over all classes and its mean over time, RMS over channels. Both have one colour scale.",
+        "At one timestep: RMS over channels of the standard deviation over the classes whose values are stored "
+        "(without null); and the difference between the mean over all classes and its mean over time, RMS over "
+        "channels. Both have one colour scale.",
     ),
     (
         "Channels",
-        "The gain of a channel is w (1 + gamma), the shift b (1 + gamma) + beta, with the norm's own w and b. Over all timesteps "
-        f"and stored classes, silenced: |gain| stays below {SILENCED:.0%} of the site's median |gain|; flipped: the gain changes its sign; constant: "
-        f"neither gain nor shift moves by more than {CONSTANT:.0%} of that median.",
+        "The gain of a channel is w (1 + gamma), the shift b (1 + gamma) + beta, with the norm's own w and b. Over "
+        f"all timesteps and stored classes, silenced: |gain| stays below {SILENCED:.0%} of the site's median |gain|; "
+        f"flipped: the gain changes its sign; constant: neither gain nor shift moves by more than {CONSTANT:.0%} of "
+        "that median.",
     ),
     (
         "Distances between classes",
-        "The modulation of all sites under a class, averaged over time, as one vector, minus the mean over the classes: the cosine between two of "
-        "them, and their distance. Unrelated classes have cosines near -1 / (classes - 1).",
+        "The modulation of all sites under a class, averaged over time, as one vector, minus the mean over the "
+        "classes: the cosine between two of them, and their distance. Unrelated classes have cosines near -1 / "
+        "(classes - 1).",
     ),
     (
         "Influence and sensitivity",
-        "RMS over images, channels and positions of how far the predicted x0 moves (pixels are from -1 to 1, so 2 is from black to white) "
-        "when the modulation of one site, or of all, is changed, on the same noisy images. Each map and each line has its own scale.",
+        "RMS over images, channels and positions of how far the predicted x0 moves (pixels are from -1 to 1, so 2 is "
+        "from black to white) when the modulation of one site, or of all, is changed, on the same noisy images. Each "
+        "map and each line has its own scale.",
     ),
     (
         "The candidate band",
-        f"From the first to the last timestep at which the label moves x0 by at least {say.BAND:.0%} of the largest change at any timestep. "
-        "Guidance may help there; only a sweep over intervals shows whether it does.",
+        f"From the first to the last timestep at which the label moves x0 by at least {say.BAND:.0%} of the largest "
+        "change at any timestep. Guidance may help there; only a sweep over intervals shows whether it does.",
     ),
     ("Drift", "RMS of the difference between the two checkpoints, divided by the RMS of the earlier one."),
 ]

@@ -102,7 +102,7 @@ def trace(source: str | Path, out: Path, request: TraceRequest) -> list[Path]:
 
 @use_tf32(False)
 def check(source: str | Path, request: TraceRequest) -> int:
-    """Print only the verdict. Returns 0 if the label is used, 3 if it is not measurably used, 4 if it cannot be decided."""
+    """Print only the verdict. Returns 0: the label is used, 3: it is not measurably used, 4: it cannot be decided."""
     pipe, description = _open(source, request)
     verdict: Verdict = label_check(
         pipe.unet, objective_of(pipe), heldout_images(source, pipe, request.data), progress=True
@@ -114,8 +114,8 @@ def check(source: str | Path, request: TraceRequest) -> int:
 def probed_timesteps(objective: DiffusionLoss) -> list[int]:
     """Timesteps of the probes, evenly spaced over 0..T-1.
 
-    Under eps-prediction only those with alpha of at least 5%: beyond, the predicted x0, (x_t - sigma eps) / alpha, depends on
-    the last digits of eps."""
+    Under eps-prediction only those with alpha of at least 5%: beyond, the predicted x0, (x_t - sigma eps) / alpha,
+    depends on the last digits of eps."""
     last = objective.num_timesteps - 1
     if objective.prediction == "eps":
         last = int((objective.alpha >= MIN_SIGNAL).nonzero().max())
@@ -192,7 +192,7 @@ def _influence(
 
 
 def _mixing(pipe: ClassConditionalPipeline, atlas: Atlas) -> tuple[list[str], list[list[np.ndarray]]] | None:
-    """The two classes whose modulations differ most: each alone, and the coarse layers of one with the fine layers of the other.
+    """The two classes whose modulations differ most: each alone, and coarse layers of one with fine layers of the other.
 
     Returns row names and rows of uint8 [H, W, C] images; None where no grid can be made."""
     geometry = class_geometry(atlas)

@@ -292,7 +292,7 @@ def test_a_batch_that_fits_the_memory(monkeypatch):
 def test_batch_size_and_speed_are_chosen_or_forced(model, tmp_path, capsys):
     assert sample(model, tmp_path / "a", "--guidance", "2", "--batch_size", "auto") == 0
     out = capsys.readouterr().out
-    assert "batches of 6 fit the memory" in out and "chosen for this machine: precision, layout, operator" in out
+    assert "batches of 6 fit the memory" in out and "chosen for this machine: precision, memory_format, operator" in out
     forced = "--precision", "fp32", "--layout", "contiguous", "--operator", "eager"
     assert sample(model, tmp_path / "b", "--guidance", "2", *forced) == 0
     assert "fp32, contiguous, eager operator\n" in capsys.readouterr().out

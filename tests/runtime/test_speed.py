@@ -51,7 +51,7 @@ def test_what_is_forced_and_cannot_be_is_refused(monkeypatch):
         speed.resolve_speed(SpeedConfig(operator="fused"), CPU, LARGE)
     assert speed.resolve_speed(SpeedConfig(), CPU, LARGE).operator == "eager"
     monkeypatch.setenv("CXX", "/nowhere/c++")
-    with pytest.raises(InputError, match=r"CXX names /nowhere/c\+\+.*Leave out speed.compile"):
+    with pytest.raises(InputError, match=r"CXX names /nowhere/c\+\+.*Omit speed.compile"):
         speed.resolve_speed(SpeedConfig(compile=True), CPU, LARGE)
 
 

@@ -405,7 +405,7 @@ def test_class_names_that_differ_by_spaces_are_refused_and_by_case_are_two(tmp_p
     data = opened(root)
     assert data.label_space.names == ("Red Ant", "bee", "red ant")
     assert [data.label_space.parse([n])[0] for n in ("Red Ant", "red ant")] == [0, 2]
-    with pytest.raises(InputError, match="may mean several classes"):
+    with pytest.raises(InputError, match="matches several classes"):
         data.label_space.parse(["RED ANT"])
     (root / "bee").rename(root / "   ")
     with pytest.raises(InputError, match=r"the classes of .* empty name"):

@@ -1,4 +1,4 @@
-"""Folders and files written whole or not at all."""
+"""Atomic writes of folders and files, and locks on folders."""
 
 import contextlib
 import os
@@ -10,16 +10,16 @@ from pathlib import Path
 
 from .errors import InputError
 
-WINDOWS = os.name == "nt"  # which syncs what is open for writing alone, and moves no folder with an open file
+WINDOWS = os.name == "nt"  # syncs only files opened for writing; cannot move a folder with an open file
 
 
 def cache_root() -> Path:
-    """Where what can be made again is kept: $DIFFUSION_ADAGN_CACHE or ~/.cache/diffusion_adagn."""
+    """The folder of all caches: $DIFFUSION_ADAGN_CACHE or ~/.cache/diffusion_adagn."""
     return Path(os.environ.get("DIFFUSION_ADAGN_CACHE") or "~/.cache/diffusion_adagn").expanduser().absolute()
 
 
 def atomic_dir(out: Path, write: Callable[[Path], None]) -> Path:
-    """Write a folder beside `out` and rename it, so that a broken-off write leaves `out` as it was. Returns `out`."""
+    """Write a temporary folder and rename it to `out`. An interrupted write leaves `out` unchanged. Returns `out`."""
     tmp, old = out.with_name(f".{out.name}.new"), out.with_name(f".{out.name}.old")
     for leftover in (tmp, old):
         shutil.rmtree(leftover, ignore_errors=True)
@@ -37,7 +37,7 @@ def atomic_dir(out: Path, write: Callable[[Path], None]) -> Path:
 
 
 def atomic_write(file: Path, write: Callable[[Path], None]) -> Path:
-    """Write a file beside itself and rename it, so that a broken-off write leaves it as it was. The name's ending is kept. Returns it."""
+    """Write a temporary file with the same suffix and rename it to `file`. An interrupted write leaves `file` unchanged. Returns `file`."""
     tmp = file.with_name(f".{uuid.uuid4().hex[:8]}.{file.name}")  # machines that share a disk share process numbers
     file.parent.mkdir(parents=True, exist_ok=True)
     try:
@@ -50,58 +50,66 @@ def atomic_write(file: Path, write: Callable[[Path], None]) -> Path:
 
 @contextlib.contextmanager
 def locked(folder: Path, wait: bool = False) -> Iterator[bool | None]:
-    """Whether a lock on the folder could be had: False if another process has it, None where there are no locks (not on Unix,
-    or a file system without). Held until the end, or until the process dies; seen on one machine."""
+    """Lock a folder until the end of the block or of the process. Processes on other machines may not see the lock.
+
+    Args:
+        folder: An existing folder.
+        wait: Wait for another process to release the lock.
+
+    Yields:
+        Whether the lock was acquired. None where locks are not supported (not on Unix, or by the file system).
+    """
     try:
         import fcntl
 
-        held = os.open(folder, os.O_RDONLY)
+        descriptor = os.open(folder, os.O_RDONLY)
     except (ImportError, OSError):
         yield None
         return
     try:
         try:
-            fcntl.flock(held, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError:
-            got = False
+            acquired = False
         except OSError:
-            got = None
+            acquired = None
         else:
-            got = True
-        yield got
+            acquired = True
+        yield acquired
     finally:
-        os.close(held)
+        os.close(descriptor)
 
 
 @contextlib.contextmanager
 def one_at_a_time(folder: Path, what: str = "") -> Iterator[None]:
-    """Held while a process makes `folder`. Another that wants to make it waits, and should look again once it is in.
+    """Lock the creation of `folder`: other processes wait. After the wait, check whether the folder exists by now.
 
-    The lock is a hidden folder beside, removed at the end. As with `locked`, it does nothing where there are no locks.
+    The lock is a hidden folder in the same parent folder, removed at the end. Like `locked`, it does nothing where locks
+    are not supported.
 
     Args:
-        folder: what is made; it need not be there.
-        what: in words, for a line on stderr where there is a wait; "" for none.
+        folder: The folder to create; it need not exist.
+        what: What the other process does, for a line on stderr before a wait; "" for none.
     """
     lock = folder.with_name(f".{folder.name}.lock")
     with contextlib.suppress(OSError):
         lock.mkdir(parents=True, exist_ok=True)
-    with contextlib.ExitStack() as held:
-        if held.enter_context(locked(lock)) is False:
+    with contextlib.ExitStack() as stack:
+        if stack.enter_context(locked(lock)) is False:
             if what:
                 print(f"waiting for another process: {what}", file=sys.stderr)
-            held.enter_context(locked(lock, wait=True))
+            stack.enter_context(locked(lock, wait=True))
         try:
             yield
-        finally:  # who waits for it has it open, and finds what was made
+        finally:  # a waiting process has it open, and finds the new folder
             with contextlib.suppress(OSError):
                 lock.rmdir()
 
 
 @contextlib.contextmanager
 def exclusive_lock(folder: Path) -> Iterator[None]:
-    """Held while a process works in a folder. Raises InputError if another does."""
-    with locked(folder) as got:
-        if got is False:
-            raise InputError(f"another process is at work in {folder}: wait for it, stop it, or give another folder.")
+    """Lock a folder for the block. Raises InputError if another process has it locked."""
+    with locked(folder) as acquired:
+        if acquired is False:
+            raise InputError(f"another process is using {folder}: wait for it, stop it, or give another folder.")
         yield

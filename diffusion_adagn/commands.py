@@ -1,4 +1,4 @@
-"""Commands as they are printed for people to type: complete, quoted for a shell, each on a line of its own."""
+"""Commands printed for users to copy: complete, quoted for a shell, one per line."""
 
 import itertools
 import shlex
@@ -13,15 +13,15 @@ def command(name: str, *arguments: object, **options: object) -> str:
 
     Args:
         name: The command.
-        *arguments: Its positional arguments; those that begin with a dash are written as paths (./-x).
-        **options: Its options by name; True: a flag, None: left out.
+        *arguments: Its positional arguments; one that begins with a dash is written as a path (./-x).
+        **options: Its options by name. True writes a flag, None skips the option.
     """
     words = ["adagn", name, *(f"./{a}" if a.startswith("-") else a for a in map(str, arguments))]
     return with_options(shell_line(words), **options)
 
 
 def with_options(line: str, **options: object) -> str:
-    """A command with these options added, as `command` writes them."""
+    """A command with more options, written as in `command`."""
     words = []
     for option, value in options.items():
         if value is True:
@@ -34,23 +34,23 @@ def with_options(line: str, **options: object) -> str:
 
 
 def shell_line(words: Iterable[str]) -> str:
-    """The words as one line of a shell."""
+    """The words as one line of shell code."""
     return " ".join(map(_quote, words))
 
 
 def with_commands(text: str, *commands: str) -> str:
-    """The text, and below it each command on a line of its own. The command line prints such lines as they are."""
+    """The text, and each command on its own line below. `adagn` prints such lines without reflowing."""
     return "\n".join([text, *(INDENT + line for line in commands)])
 
 
 def resume_hint(text: str, typed: str) -> str:
-    """The text, and that the command that was typed goes on from there."""
-    text = f"{text} The same command goes on from there"
+    """The text, and that the typed command resumes the work."""
+    text = f"{text} The same command resumes it"
     return with_commands(f"{text}:", typed) if typed else f"{text}."
 
 
 def overwrite_hint(text: str, typed: str, out: str | Path) -> str:
-    """The text, that something is in `out` already, and the typed command with --overwrite, or with another --out."""
+    """The text, and the typed command with --overwrite or another --out. `out` exists already."""
     if not typed:
         return f"{text}: give another --out, or --overwrite to replace it."
     overwrite = f"{typed} --overwrite"
@@ -62,12 +62,12 @@ def overwrite_hint(text: str, typed: str, out: str | Path) -> str:
 
 
 def resume_command(run: str | Path) -> str:
-    """What to type to go on with a run."""
+    """The command that resumes a run."""
     return command("train", resume=run)
 
 
 def unused_path(path: str) -> str:
-    """The path, or path-2, path-3, ... if something is there already."""
+    """The path, or the first of path-2, path-3, ... that does not exist."""
     return next(
         name for name in itertools.chain([path], (f"{path}-{i}" for i in itertools.count(2))) if not Path(name).exists()
     )
@@ -76,7 +76,7 @@ def unused_path(path: str) -> str:
 def _quote(word: str) -> str:
     if word.isprintable():
         return shlex.quote(word)
-    # $'...' of bash and zsh: a control character would break the line
+    # $'...' of bash and zsh: a raw control character would break the line
     return "$'" + "".join(c if c.isprintable() and c not in "\\'" else _escape(c) for c in word) + "'"
 
 

@@ -1,6 +1,6 @@
-"""LabelSpace: the classes of a data set or a model, and how people name them.
+"""LabelSpace: the classes of a data set or a model, and how users name them.
 
-Imports nothing heavy, so that a wrong class name is answered at once.
+Imports nothing heavy, so that a wrong class name is reported at once.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ ClassSpec = str | int | Sequence["str | int"]
 
 
 MAX_CLASSES = 1_000_000
-MAX_NAME = 1000  # characters
+MAX_NAME_CHARS = 1000
 
 
 def _clean(text: str) -> str:
-    """One line that can be printed and written: no control characters, no lone surrogates."""
+    """The text as one printable line: no control characters, no lone surrogates."""
     if not text.isprintable():
         text = text.encode("utf-8", "replace").decode()
         text = "".join(" " if unicodedata.category(c) == "Cc" else c for c in text)
@@ -35,12 +35,17 @@ def _clean(text: str) -> str:
 class LabelSpace:
     """K class names in the order of their ids 0..K-1, and whether there is a null label (id K).
 
-    names: one string a class, unique. ImageNet-style names may hold synonyms: "tench, Tinca tinca".
-    original_ids: the ids that these classes had before a subset was taken (default: 0..K-1).
-    wnids: WordNet ids such as "n01440764" where the data has them, else empty.
-    has_null: False for networks without a null row (imported ones): they sample at guidance scale 1 only.
-
     K = 0 is the label space of an unconditional network: its only label is "null".
+
+    Args:
+        names: One unique string per class. ImageNet-style names may contain synonyms: "tench, Tinca tinca".
+        original_ids: The ids of these classes before a subset was taken. Default: 0..K-1.
+        wnids: WordNet ids such as "n01440764"; empty if the data has none.
+        has_null: False for networks without a null label (imported ones): they sample at guidance scale 1 only.
+
+    Raises:
+        InputError: A name is empty, too long or repeated; there are more than MAX_CLASSES names; or the numbers of ids and
+            of names differ.
     """
 
     names: tuple[str, ...]
@@ -50,21 +55,21 @@ class LabelSpace:
 
     def __post_init__(self) -> None:
         if len(self.names) > MAX_CLASSES:
-            raise InputError(f"{len(self.names):,} classes were given; there may be {MAX_CLASSES:,} at most.")
+            raise InputError(f"{len(self.names):,} classes were given; at most {MAX_CLASSES:,} are allowed.")
         object.__setattr__(self, "names", tuple(_clean(str(n)) for n in self.names))
         object.__setattr__(self, "original_ids", tuple(int(i) for i in self.original_ids) or tuple(range(self.K)))
         object.__setattr__(self, "wnids", tuple(_clean(str(w)) for w in self.wnids))
         if any(not n for n in self.names):
             raise InputError(f"class {self.names.index('')} has an empty name; every class needs one.")
         longest = max(map(len, self.names), default=0)
-        if longest > MAX_NAME:
-            raise InputError(f"a class name has {longest:,} characters; {MAX_NAME} at most are expected.")
-        twice = sorted(n for n, count in Counter(self.names).items() if count > 1)
-        if twice:
-            raise InputError(f"class names must be unique; given more than once: {', '.join(map(repr, twice[:5]))}.")
-        for what, values in (("original_ids", self.original_ids), ("wnids", self.wnids)):
+        if longest > MAX_NAME_CHARS:
+            raise InputError(f"a class name has {longest:,} characters; at most {MAX_NAME_CHARS} are allowed.")
+        repeated = sorted(n for n, count in Counter(self.names).items() if count > 1)
+        if repeated:
+            raise InputError(f"class names must be unique; given more than once: {', '.join(map(repr, repeated[:5]))}.")
+        for field, values in (("original_ids", self.original_ids), ("wnids", self.wnids)):
             if values and len(values) != self.K:
-                raise InputError(f"a label space of {self.K} classes was given {len(values)} {what}.")
+                raise InputError(f"a label space of {self.K} classes was given {len(values)} {field}.")
 
     @property
     def K(self) -> int:
@@ -73,20 +78,33 @@ class LabelSpace:
 
     @property
     def null_id(self) -> int | None:
-        """The null label's id, K; None if there is no null label."""
+        """Id of the null label, K; None if there is no null label."""
         return self.K if self.has_null else None
 
     def name(self, class_id: int) -> str:
-        """The name of a class id; "null" for the null label."""
+        """The name of a class.
+
+        Args:
+            class_id: 0..K-1, or the null label.
+
+        Returns:
+            The class name; "null" for the null label.
+        """
         return "null" if class_id == self.null_id else self.names[class_id]
 
     # ------------------------------------------------------------------ parsing
 
     def parse(self, classes: ClassSpec) -> list[int]:
-        """Class ids for anything a person may write: "cat", 3, "cat,dog,7", ["cat", 3], "all", "null",
-        "id:3", "name:3", "wnid:n01440764". Order and repetitions are kept.
+        """Class ids of a selection such as "cat", 3, "cat,dog,7", ["cat", 3], "all", "null", "id:3", "name:3", "wnid:n01440764".
 
-        Raises InputError for an unknown or ambiguous class, with the choices or the nearest names.
+        Args:
+            classes: A string, an integer, a list of both, or an integer array or tensor.
+
+        Returns:
+            One id per class, in the given order, repetitions included: 0..K-1, or K for "null".
+
+        Raises:
+            InputError: A class is unknown or ambiguous. The message lists the choices or the nearest names.
         """
         if isinstance(classes, str):
             return self._parse_text(classes)
@@ -108,36 +126,35 @@ class LabelSpace:
             raise InputError(f"no class was given. {self._help()}")
         if words == ["all"] and "all" not in self.names:
             if not self.K:
-                raise InputError("this model is unconditional: it has no classes. Write 'null'.")
+                raise InputError("this model is unconditional and has no classes. Write 'null'.")
             return list(range(self.K))
-        ids, at = [], 0
+        ids, start = [], 0
         folded = {n.casefold() for n in self.names}
         longest = 1 + max((n.count(", ") for n in self.names), default=0)
-        while at < len(words):
-            # a name that holds commas wins over its parts: try the longest run of words first
-            for end in range(min(len(words), at + longest), at, -1):
-                whole = ", ".join(words[at:end])
-                if end == at + 1 or whole.removeprefix("name:").strip().casefold() in folded:
+        while start < len(words):
+            # a name with commas takes precedence over its parts: try the longest run of words first
+            for end in range(min(len(words), start + longest), start, -1):
+                whole = ", ".join(words[start:end])
+                if end == start + 1 or whole.removeprefix("name:").strip().casefold() in folded:
                     ids.append(self._resolve(whole))
-                    at = end
+                    start = end
                     break
         return ids
 
     def _resolve(self, word: str) -> int:
-        if len(word) > len("name:") + MAX_NAME:
+        if len(word) > len("name:") + MAX_NAME_CHARS:
             raise InputError(f"there is no class '{word[:60]}...' ({len(word):,} characters). {self._help()}")
         for prefix, find in (("id:", self._by_id), ("name:", self._by_name), ("wnid:", self._by_wnid)):
             if word.startswith(prefix) and word not in self.names:
                 return find(word.removeprefix(prefix).strip())
         if word == "null" and word in self.names and self.null_id is not None:
             raise InputError(
-                f"'null' is the name of a class and the null label. Say which: name:null or id:{self.null_id}."
+                f"'null' is a class name and also the null label. Write which one: name:null or id:{self.null_id}."
             )
         if word == "null" and word not in self.names:
             if self.null_id is None:
                 raise InputError(
-                    "this model has no null label (has_null: false), so it cannot be sampled without a class. "
-                    f"{self._help()}"
+                    f"this model has no null label (has_null: false), so sampling needs a class. {self._help()}"
                 )
             return self.null_id
         by_name = [self.names.index(word)] if word in self.names else self._by_synonym(word)
@@ -146,11 +163,11 @@ class LabelSpace:
         if by_name and by_id is not None and by_name != [by_id]:
             raise InputError(
                 f"'{word}' is the name of class {by_name[0]} and the id of class {by_id} "
-                f"(named '{self.name(by_id)}'). Say which: name:{word} or id:{word}."
+                f"(named '{self.name(by_id)}'). Write which one: name:{word} or id:{word}."
             )
         if len(by_name) > 1:
             choices = "; ".join(f"id:{i} ({self.names[i]})" for i in by_name)
-            raise InputError(f"'{word}' may mean several classes. Say which: {choices}.")
+            raise InputError(f"'{word}' matches several classes. Write which one: {choices}.")
         if by_name:
             return by_name[0]
         if word in self.wnids:
@@ -162,9 +179,9 @@ class LabelSpace:
     def _by_synonym(self, word: str) -> list[int]:
         folded = word.casefold()
         for words in ([n.casefold()] for n in self.names), (n.casefold().split(", ") for n in self.names):
-            found = [i for i, names in enumerate(words) if folded in names]
-            if found:
-                return found
+            ids = [i for i, names in enumerate(words) if folded in names]
+            if ids:
+                return ids
         return []
 
     def _by_id(self, word: str) -> int:
@@ -174,18 +191,20 @@ class LabelSpace:
             raise error if isinstance(error, InputError) else InputError(f"'id:{word}': expected a number.") from None
 
     def _by_name(self, word: str) -> int:
-        found = [self.names.index(word)] if word in self.names else self._by_synonym(word)
-        if len(found) == 1:
-            return found[0]
-        if found:
-            raise InputError(f"'{word}' names several classes: {', '.join(f'id:{i}' for i in found)}. Say which.")
+        ids = [self.names.index(word)] if word in self.names else self._by_synonym(word)
+        if len(ids) == 1:
+            return ids[0]
+        if ids:
+            raise InputError(
+                f"'{word}' names several classes: {', '.join(f'id:{i}' for i in ids)}. Write one of these."
+            )
         raise InputError(self._unknown(word))
 
     def _by_wnid(self, word: str) -> int:
         if word in self.wnids:
             return self.wnids.index(word)
         if not self.wnids:
-            raise InputError(f"these classes carry no WordNet ids, so 'wnid:{word}' cannot be found. {self._help()}")
+            raise InputError(f"these classes have no WordNet ids, so 'wnid:{word}' does not exist. {self._help()}")
         near = difflib.get_close_matches(word, self.wnids, n=3)
         raise InputError(f"no class has the WordNet id '{word}'." + (f" Nearest: {', '.join(near)}." if near else ""))
 
@@ -203,13 +222,13 @@ class LabelSpace:
             ) from None
         if not self._is_id(number):
             if not self.K:
-                raise InputError(f"class {number} was asked of an unconditional model. Write 'null'.")
+                raise InputError(f"class {number} does not exist: the model is unconditional. Write 'null'.")
             raise InputError(f"class id {number} does not exist. {self._help()}")
         return number
 
     def _unknown(self, word: str) -> str:
         if not self.K:
-            return f"class '{word}' was asked of an unconditional model: it has no classes. Write 'null'."
+            return f"class '{word}' does not exist: the model is unconditional. Write 'null'."
         table = {s.casefold(): s for n in self.names for s in (n, *n.split(", "))}
         near = [table[m] for m in difflib.get_close_matches(word.casefold(), table, n=3, cutoff=0.5)]
         nearest = f" Nearest: {', '.join(map(repr, dict.fromkeys(near)))}." if near else ""
@@ -223,28 +242,34 @@ class LabelSpace:
         return f"Classes are 0..{self.K - 1}{null}, or by name: {shown}."
 
     def parts_of_mix(self, text: str) -> Iterator[tuple[str, int, str | None]]:
-        """Each part of "cat@coarse,dog", its class and its WHERE (None: everywhere). A name may hold commas and @: the longest
-        run that is a class wins.
+        """Split a class mix such as "cat@coarse,dog". A name may contain commas and @: the longest class name matches first.
 
-        Raises InputError for a part that is not one class.
+        Args:
+            text: Parts CLASS or CLASS@WHERE, separated by commas.
+
+        Yields:
+            The part, its class id, and its WHERE (None: everywhere).
+
+        Raises:
+            InputError: A part is not exactly one class.
         """
         words = [w.strip() for w in text.split(",") if w.strip()]
         if not words:
-            raise InputError("it has no part. Expected something like cat@coarse,dog@fine.")
+            raise InputError("it is empty. Expected parts such as cat@coarse,dog@fine.")
         while words:
             for end in range(len(words), 0, -1):
                 part = ", ".join(words[:end])
-                what, at, where = part.rpartition("@")
+                name, separator, where = part.rpartition("@")
                 if (class_id := self._one_class(part)) is not None:
                     yield part, class_id, None
-                elif at and "," not in where and (class_id := self._one_class(what)) is not None:
+                elif separator and "," not in where and (class_id := self._one_class(name)) is not None:
                     yield part, class_id, where
                 else:
                     continue
                 words = words[end:]
                 break
             else:
-                ids = self.parse(what if at else part)  # says what is wrong with it
+                ids = self.parse(name if separator else part)  # raises the reason
                 raise InputError(f"'{part}' names {len(ids)} classes: expected one.")
 
     def _one_class(self, text: str) -> int | None:
@@ -257,12 +282,19 @@ class LabelSpace:
     # ------------------------------------------------------------------ subsets, storage
 
     def subset(self, ids: Sequence[int]) -> LabelSpace:
-        """The label space of some of these classes, renumbered 0.. in the order given; original ids and names stay."""
+        """The label space of a subset of the classes, renumbered 0.. in the given order. Original ids and names are preserved.
+
+        Args:
+            ids: Class ids, 0..K-1, each once.
+
+        Raises:
+            InputError: An id is repeated, or is the null label.
+        """
         repeated = [i for i, count in Counter(ids).items() if count > 1]
         if repeated:
             raise InputError(f"a subset names class '{self.names[repeated[0]]}' more than once.")
         if any(i >= self.K for i in ids):
-            raise InputError("'null' is not a class of the data; leave it out of the subset.")
+            raise InputError("'null' is not a class of the data; remove it from the subset.")
         return LabelSpace(
             names=tuple(self.names[i] for i in ids),
             original_ids=tuple(self.original_ids[i] for i in ids),
@@ -271,7 +303,7 @@ class LabelSpace:
         )
 
     def to_dict(self) -> dict:
-        """Plain JSON/YAML types; `from_dict` reads it back."""
+        """The fields as JSON/YAML types, for `from_dict`."""
         return {
             "names": list(self.names),
             "original_ids": list(self.original_ids),
@@ -281,20 +313,29 @@ class LabelSpace:
 
     @classmethod
     def from_dict(cls, values: dict | Sequence[str]) -> LabelSpace:
-        """Raises InputError for what `to_dict` does not write; a plain list of names is taken as well."""
+        """The label space in the output of `to_dict`.
+
+        Args:
+            values: The dict, or a plain list of names.
+
+        Raises:
+            InputError: The values have another form.
+        """
         if isinstance(values, list | tuple) and values:
             values = {"names": values}
-        kinds = {"names": str | int, "original_ids": int, "wnids": str}
+        types = {"names": str | int, "original_ids": int, "wnids": str}
         if isinstance(values, Mapping) and "names" in values:
-            lists = {key: values.get(key) or () for key in kinds}
+            lists = {key: values.get(key) or () for key in types}
             has_null = values.get("has_null", True)
-            if isinstance(has_null, bool) and all(_all_of(some, kinds[key]) for key, some in lists.items()):
-                return cls(**{key: tuple(some) for key, some in lists.items()}, has_null=has_null)
+            if isinstance(has_null, bool) and all(_all_of(items, types[key]) for key, items in lists.items()):
+                return cls(**{key: tuple(items) for key, items in lists.items()}, has_null=has_null)
         raise InputError(
             "not a label space: expected names (a list of words), original_ids (of whole numbers), wnids (of words) and has_null "
             "(true or false)."
         )
 
 
-def _all_of(values: object, kind: type) -> bool:
-    return isinstance(values, list | tuple) and all(isinstance(v, kind) and not isinstance(v, bool) for v in values)
+def _all_of(values: object, item_type: type) -> bool:
+    return isinstance(values, list | tuple) and all(
+        isinstance(v, item_type) and not isinstance(v, bool) for v in values
+    )

@@ -1,6 +1,6 @@
-"""The recipes: the YAML files of configs/, by name, wherever the package is installed. Nothing heavy is imported.
+"""The recipes: the YAML files of configs/, found by name. Imports nothing heavy.
 
-A wheel holds them as diffusion_adagn/configs; in a checkout and an editable install they are configs/ beside the package.
+A wheel contains them as diffusion_adagn/configs. In a checkout or an editable install they are in configs/, next to the package.
 """
 
 import difflib
@@ -38,7 +38,7 @@ def headline(name: str) -> str:
 
 
 def find(given: str | Path) -> Path:
-    """The config file that a path or a recipe's name means; an existing file wins.
+    """The config file at a path, or of a recipe's name. An existing file takes precedence.
 
     Raises:
         InputError: It is neither.
@@ -51,12 +51,12 @@ def find(given: str | Path) -> Path:
     if (path / "config.yaml").is_file():
         raise InputError(f"{given} is a folder; the config in it is {path / 'config.yaml'}.")
     near = ", ".join(str(p) for p in sorted(path.parent.glob("*.yaml"))[:8]) if path.parent.is_dir() else ""
-    beside = f" Beside it: {near}." if near else ""
-    raise InputError(f"there is no config file {given} and no recipe of that name.{did_you_mean(path.stem)}{beside}")
+    others = f" In that folder: {near}." if near else ""
+    raise InputError(f"there is no config file {given} and no recipe of that name.{did_you_mean(path.stem)}{others}")
 
 
 def name_in_command(name: str) -> str:
-    """A recipe as a printed command names it: by name, unless a file of that name here would win."""
+    """A recipe as written in a printed command: its name, or its path if a file of that name exists here."""
     return str(folder() / f"{name}.yaml") if Path(name).is_file() else name
 
 

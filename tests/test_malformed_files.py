@@ -29,7 +29,7 @@ from diffusion_adagn.errors import InputError
 from diffusion_adagn.evaluation.image_set import read_image_set, sampled_from
 from diffusion_adagn.interop.adm import load_adm
 from diffusion_adagn.interop.export import export_diffusers, import_diffusers, open_diffusers
-from diffusion_adagn.labels import MAX_CLASSES, MAX_NAME
+from diffusion_adagn.labels import MAX_CLASSES, MAX_NAME_CHARS
 from diffusion_adagn.models.cost import estimate_cost
 from diffusion_adagn.runs.checkpoint import load_weights, read_state, verify
 from diffusion_adagn.runs.layout import checkpoints
@@ -760,7 +760,7 @@ def test_label_spaces_that_are_none():
         {"names": [None]},
         {"names": [["a"]]},
         {"names": [True]},
-        {"names": ["x" * (MAX_NAME + 1)]},
+        {"names": ["x" * (MAX_NAME_CHARS + 1)]},
         {"names": ["same"] * 10**5},
         {"original_ids": [1]},
         {"original_ids": [1, 2, "x"]},

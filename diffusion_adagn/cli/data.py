@@ -13,27 +13,27 @@ from .options import Parser, add_config_options, config_overrides
 def parser() -> Parser:
     p = Parser(
         prog="adagn data",
-        description="inspect: count the pictures of each class and draw one labelled sheet of real examples.",
+        description="inspect: count the images per class and save a labelled sheet of examples.",
     )
     p.add_argument("action", choices=["inspect"])
     p.add_argument(
         "source",
         nargs="?",
         metavar="NAME_OR_PATH[:split]|CONFIG",
-        help="the data; or a YAML file or a recipe, whose data settings are taken (a data set of that name comes first)",
+        help="the data; or a YAML file or recipe with data settings (a data set of that name takes precedence)",
     )
-    p.add_argument("--config", metavar="CONFIG", help="the YAML file or the recipe")
+    p.add_argument("--config", metavar="CONFIG", help="a YAML file or a recipe")
     p.add_argument("--count", type=int, default=8, metavar="INT", help="examples per class [8]")
-    p.add_argument("--out", metavar="FILE.png", help="the sheet [samples/data-NAME.png]")
+    p.add_argument("--out", metavar="FILE.png", help="where to save the sheet [samples/data-NAME.png]")
     add_config_options(p, sections=["data"])
     return p
 
 
-def _is_config(given: str) -> bool:
+def _is_config(source: str) -> bool:
     from ..data.sources import BUILT_IN
 
-    return given.endswith((".yaml", ".yml")) or (
-        given in recipes.names() and given not in BUILT_IN and not Path(given).exists()
+    return source.endswith((".yaml", ".yml")) or (
+        source in recipes.names() and source not in BUILT_IN and not Path(source).exists()
     )
 
 
@@ -47,7 +47,8 @@ def run(argv: Sequence[str]) -> int:
     if not overrides and args.config is None:
         raise UsageError(
             with_commands(
-                "which data? Its name or its path, with :split if need be, such as:", "adagn data inspect digits"
+                "a data set is required: its name or path, optionally with :split, such as:",
+                "adagn data inspect digits",
             )
         )
     if args.count < 1:

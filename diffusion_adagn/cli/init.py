@@ -12,9 +12,9 @@ def parser() -> Parser:
     p = Parser(
         prog="adagn init",
         usage="adagn init [RECIPE]",
-        description="Print a recipe, to make it your own: adagn init own_images > my.yaml. Without a name: list the recipes.",
+        description="Print a recipe, to save and edit: adagn init own_images > my.yaml. Without a name, list the recipes.",
     )
-    p.add_argument("recipe", nargs="?", metavar="RECIPE", help="its name")
+    p.add_argument("recipe", nargs="?", metavar="RECIPE", help="name of the recipe")
     return p
 
 
@@ -26,6 +26,6 @@ def run(argv: Sequence[str]) -> int:
     names = recipes.names()
     width = 2 + max(map(len, names))
     print("\n".join(f"{name:{width}}{recipes.headline(name)}" for name in names))
-    print(with_commands("\nTrain one by its name:", "adagn train digits"))
-    print(with_commands("Copy one to change it:", "adagn init own_images > my.yaml"))
+    print(with_commands("\nTrain with a recipe:", "adagn train digits"))
+    print(with_commands("Copy a recipe to edit it:", "adagn init own_images > my.yaml"))
     return 0

@@ -1,6 +1,6 @@
-"""`adagn COMMAND ...`: find the command, run it, turn errors into a paragraph and a status.
+"""`adagn COMMAND ...`: run a command; print an error as one paragraph and exit with a status.
 
-Status: 0 done, 1 an error of the input, 2 usage, 75 saved and left on a signal.
+Exit status: 0 success, 1 invalid input or a failure, 2 usage, 75 stopped by a signal after saving.
 """
 
 import difflib
@@ -18,36 +18,36 @@ from ..errors import InputError, UsageError, out_of_memory
 from ..runtime import stopping
 from ..version import __version__
 
-POLL_SECONDS = 2  # seconds between two looks at the launcher
-MAX_SAVE_SECONDS = 600  # seconds that a save may take after the launcher has ended
-STATUS_FILE = "DIFFUSION_ADAGN_STATUS"  # names a file for the exit status, which torchrun reports as 1
+POLL_SECONDS = 2  # between checks of the launcher
+MAX_SAVE_SECONDS = 600  # allowed for a save after the launcher has ended
+STATUS_FILE = "DIFFUSION_ADAGN_STATUS"  # file for the exit status, since torchrun reports 1 for every error
 
-REMEDY = "Close other programs, or use a machine with more memory."  # where memory is exhausted
+REMEDY = "Close other programs, or use a machine with more memory."  # when memory is exhausted
 REMEDIES = dict.fromkeys(
     ("train", "ablate"),
-    "To need less: raise training.gradient_accumulation (2 halves the images in memory at once), set training.gradient_checkpointing "
-    "true (slower), lower training.batch_size, set speed.precision bf16 where the device computes in it, or take a smaller model "
+    "To use less: raise training.gradient_accumulation (2 halves the images in memory at once), set training.gradient_checkpointing "
+    "true (slower), lower training.batch_size, set speed.precision bf16 if the device supports it, or use a smaller model "
     "(model.model_channels, data.image_size). A resumed run may change the first two.",
 ) | dict.fromkeys(("sample", "evaluate", "sweep"), f"Lower --batch_size. {REMEDY}")
 
 COMMANDS = {
-    "init": "print a recipe, to make it your own",
+    "init": "print a recipe, to save and edit",
     "train": "train a class-conditional diffusion model",
-    "sample": "sample pictures by class label",
-    "evaluate": "measure pictures or a model against real ones",
-    "sweep": "guidance, intervals, steps and samplers, side by side with numbers",
-    "trace": "see what the condition does, and whether the label is used",
-    "data": "look at labelled images (adagn data inspect)",
-    "doctor": "look at this installation, and say what is wrong with it",
-    "ablate": "train the same run under several conditioning kinds, and compare",
-    "import-adm": "turn an OpenAI ADM checkpoint into a pipeline folder",
-    "import-diffusers": "turn a diffusers folder with a UNet2DModel into a pipeline folder",
-    "export": "write a folder that stock diffusers loads without this package",
+    "sample": "sample images by class label",
+    "evaluate": "compare images or a model with real images",
+    "sweep": "compare guidance scales, intervals, steps and samplers by metrics",
+    "trace": "show the effect of the condition, and whether the label is used",
+    "data": "inspect labelled images (adagn data inspect)",
+    "doctor": "check this installation and report problems",
+    "ablate": "train the same run with several conditioning layers, and compare",
+    "import-adm": "convert an OpenAI ADM checkpoint to a pipeline folder",
+    "import-diffusers": "convert a diffusers folder with a UNet2DModel to a pipeline folder",
+    "export": "export a folder that stock diffusers loads without this package",
 }
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command line; argv without the program's name. Returns the exit status."""
+    """Run a command line and return its exit status. `argv` excludes the program's name."""
     argv = list(sys.argv[1:] if argv is None else argv)
     if argv[:1] == ["help"] and len(argv) > 1:
         argv = [argv[1], "--help"]
@@ -79,61 +79,61 @@ def main(argv: Sequence[str] | None = None) -> int:
         if "--debug" in argv:
             raise
         if os.environ.get("RANK", "0") != "0" and "onnection" in str(error):
-            return 1  # another process left, and has said why
+            return 1  # the process that failed has printed why
         text = f"{type(error).__name__}: {error}"
         if out_of_memory(error):
-            text = f"out of memory{_asked_for(error)}. {REMEDIES.get(argv[0], REMEDY)}"
+            text = f"out of memory{_failed_allocation(error)}. {REMEDIES.get(argv[0], REMEDY)}"
         print(_paragraph(f"{text} (--debug shows where)"), file=sys.stderr)
         return 1
 
 
 def _close_bars() -> None:
-    """An error is not printed on the line of a progress bar."""
+    """Close progress bars, so that an error starts on a new line."""
     if "tqdm" in sys.modules:
         for bar in list(sys.modules["tqdm"].tqdm._instances):
             bar.close()
 
 
-def _asked_for(error: BaseException) -> str:
-    """ " (64 MiB were asked for)", where the allocator says so."""
-    found = re.search(r"allocate ([\d.]+) ?(bytes|[KMGT]iB)", str(error))
-    if not found:
+def _failed_allocation(error: BaseException) -> str:
+    """ " (64 MiB could not be allocated)", if the allocator reports the amount; else ""."""
+    match = re.search(r"allocate ([\d.]+) ?(bytes|[KMGT]iB)", str(error))
+    if not match:
         return ""
-    amount, unit = found.groups()
+    amount, unit = match.groups()
     return f" ({f'{int(amount) / 2**20:,.4g} MiB' if unit == 'bytes' else f'{amount} {unit}'} could not be allocated)"
 
 
 def script(command: str) -> None:
-    """Entry of train.py and sample.py, and of several processes: ends the interpreter with main's status."""
-    _end_with_the_launcher()
+    """Entry point of train.py and sample.py, also under launchers. Ends the interpreter with the status of `main`."""
+    _exit_with_launcher()
     leave(main([command, *sys.argv[1:]]))
 
 
 def console() -> None:
-    """Entry of the console script `adagn`."""
-    _end_with_the_launcher()
+    """Entry point of the console script `adagn`."""
+    _exit_with_launcher()
     leave(main())
 
 
-def _end_with_the_launcher() -> None:
-    """One of several processes would wait for the others for hours where torchrun was killed and could not end them."""
-    if _several():
+def _exit_with_launcher() -> None:
+    """End this process when its launcher ends. After torchrun was killed, it would wait for the others for hours."""
+    if _is_multi_process():
         threading.Thread(target=_watch, args=(os.getppid(),), daemon=True).start()
 
 
 def _watch(launcher: int) -> None:
-    """End this process when its launcher has ended. If a signal has asked it to save, it has some minutes, and leaves by itself."""
+    """Exit once the launcher has ended. A process that was signalled to save has MAX_SAVE_SECONDS for it."""
     while os.getppid() == launcher:
         time.sleep(POLL_SECONDS)
-    time.sleep(POLL_SECONDS)  # the signal that ended the launcher may come here a moment later
-    until = time.monotonic() + MAX_SAVE_SECONDS
-    while stopping.stop_requested() and time.monotonic() < until:
+    time.sleep(POLL_SECONDS)  # the signal that ended the launcher may arrive here later
+    deadline = time.monotonic() + MAX_SAVE_SECONDS
+    while stopping.stop_requested() and time.monotonic() < deadline:
         time.sleep(POLL_SECONDS)
     os._exit(143)
 
 
 def leave(status: int) -> None:
-    """End the interpreter. The main process leaves the status in the file that $DIFFUSION_ADAGN_STATUS names, if it is set."""
+    """End the interpreter. The main process writes the status to the file in $DIFFUSION_ADAGN_STATUS, if set."""
     sys.stdout.flush()
     sys.stderr.flush()
     file, main_process = os.environ.get(STATUS_FILE), os.environ.get("RANK", "0") == "0"
@@ -143,21 +143,21 @@ def leave(status: int) -> None:
                 handle.write(f"{status}\n")
         except OSError as error:
             print(f"the status {status} could not be written to {file} ({error})", file=sys.stderr, flush=True)
-    if _several():
+    if _is_multi_process():
         if status and not main_process:
-            # torchrun ends all when one leaves with an error: the main process has more to do, and goes first
+            # torchrun ends all processes after the first error: the main process, which has more to do, exits first
             time.sleep(1)
-        os._exit(status)  # gloo's threads now and then abort a normal exit, after all is done
+        os._exit(status)  # gloo's threads sometimes abort a normal exit after all work is done
     sys.exit(status)
 
 
-def _several() -> bool:
+def _is_multi_process() -> bool:
     return int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
 def _paragraph(error: object) -> str:
-    """The message as one line, and each command of it on a line of its own. The terminal wraps them: what a program
-    breaks (a command, a path with a space) cannot be copied."""
+    """The message on one line, and each of its commands on its own line. The terminal wraps them: commands and paths that
+    a program breaks across lines cannot be copied."""
     prose, commands = [], []
     for line in str(error).splitlines():
         is_command = line.startswith((f"{INDENT}adagn ", f"{INDENT}torchrun ", f"{INDENT}pip "))
@@ -168,9 +168,9 @@ def _paragraph(error: object) -> str:
 def _overview() -> str:
     commands = "\n".join(f"  {name:18}{what}" for name, what in COMMANDS.items())
     return (
-        "usage: adagn COMMAND [options]\n\nClass-conditional diffusion models that show what the condition does.\n\n"
+        "usage: adagn COMMAND [options]\n\nClass-conditional diffusion models, with tools that show the effect of the condition.\n\n"
         + with_commands(
-            f"{commands}\n\n`adagn COMMAND --help` lists a command's options. Start with:",
+            f"{commands}\n\n`adagn COMMAND --help` lists the options of a command. Start with:",
             command("train", recipes.name_in_command("digits")),
         )
     )

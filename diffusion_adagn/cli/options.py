@@ -1,4 +1,4 @@
-"""The parser that every command shares: dashes and underscores alike, unknown options answered with the nearest one."""
+"""The parser and options that commands share. Dashes equal underscores; an unknown option is answered with the nearest one."""
 
 import argparse
 import dataclasses
@@ -13,7 +13,7 @@ from ..renamed import CONFIG_KEYS, OPTIONS
 from ..schema import fields_of, type_name
 
 SAMPLERS = ("ddpm", "ddim", "dpm++", "unipc", "euler", "heun")
-ELSEWHERE = {  # options of other software -> ours, the first that the command has
+FOREIGN_OPTIONS = {  # option of other software -> candidates here; the first that the command has is suggested
     **dict.fromkeys(("cfg", "cfg_scale", "cfg_weight", "guidance_scale"), ("guidance", "training.preview_guidance")),
     **dict.fromkeys(("num_inference_steps", "num_steps", "sampling_steps"), ("steps", "training.preview_steps")),
     **dict.fromkeys(
@@ -26,7 +26,7 @@ ELSEWHERE = {  # options of other software -> ours, the first that the command h
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse, raising UsageError instead of leaving, and naming the nearest option."""
+    """An ArgumentParser that raises UsageError instead of exiting, and suggests the nearest option."""
 
     def __init__(self, **kwargs: Any):
         super().__init__(allow_abbrev=False, formatter_class=_Formatter, **kwargs)
@@ -34,9 +34,14 @@ class Parser(argparse.ArgumentParser):
 
     def parse(self, argv: Sequence[str]) -> argparse.Namespace:
         args, unknown = self.parse_known_args([self._canonical(word) for word in argv])
-        for action in self._actions:  # argparse takes an optional argument before the first option only
-            late = unknown and not unknown[0].startswith("-")
-            if late and not action.option_strings and action.nargs == "?" and getattr(args, action.dest) is None:
+        for action in self._actions:  # argparse accepts an optional positional argument only before the first option
+            has_late_argument = unknown and not unknown[0].startswith("-")
+            if (
+                has_late_argument
+                and not action.option_strings
+                and action.nargs == "?"
+                and getattr(args, action.dest) is None
+            ):
                 setattr(args, action.dest, unknown.pop(0))
         if unknown:
             hint = self._hint(unknown[0].partition("=")[0]) or f" `{self.prog} --help` lists the options."
@@ -44,7 +49,7 @@ class Parser(argparse.ArgumentParser):
         return args
 
     def _canonical(self, word: str) -> str:
-        """--dry-run is --dry_run, and an option's old name is its new one."""
+        """The option with underscores instead of dashes, and with its new name instead of an old one."""
         if not word.startswith("--"):
             return word
         name, equals, value = word[2:].partition("=")
@@ -55,13 +60,13 @@ class Parser(argparse.ArgumentParser):
 
     def _hint(self, option: str) -> str:
         known = [o for action in self._actions for o in action.option_strings]
-        same = [f"--{o}" for o in ELSEWHERE.get(option.lstrip("-"), ()) if f"--{o}" in known][:1]
+        same = [f"--{o}" for o in FOREIGN_OPTIONS.get(option.lstrip("-"), ()) if f"--{o}" in known][:1]
         same = same or [o for o in known if o.rpartition(".")[2] == option.lstrip("-")]  # without its section
         near = same or difflib.get_close_matches(option, known, n=2)
         return f" Did you mean {' or '.join(near)}?" if near else ""
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
-        """argparse's own check, and the nearest choice."""
+        """The check of argparse, with the nearest choice in its message."""
         if action.choices is not None and value not in action.choices:
             raise argparse.ArgumentError(action, unknown_choice(str(value), action.choices))
 
@@ -70,10 +75,10 @@ class Parser(argparse.ArgumentParser):
 
 
 def unknown_choice(word: str, choices: Iterable[str]) -> str:
-    """What is wrong with a word that is none of the choices, and the nearest one."""
+    """The error message for a word that is not among the choices, with the nearest choice."""
     choices = list(map(str, choices))
-    begin = [c for c in choices if c[:3] == word.lower()[:3]]  # dpm, dpmpp, dpmsolver: dpm++
-    near = begin[:1] or difflib.get_close_matches(word.lower(), choices, n=1)
+    same_start = [c for c in choices if c[:3] == word.lower()[:3]]  # dpm, dpmpp, dpmsolver: dpm++
+    near = same_start[:1] or difflib.get_close_matches(word.lower(), choices, n=1)
     hint = f"Did you mean {near[0]}? " if near else ""
     return f"there is no '{word}'. {hint}Choices: {', '.join(choices)}"
 
@@ -84,7 +89,7 @@ class _Formatter(argparse.HelpFormatter):
 
 
 def add_config_options(parser: argparse.ArgumentParser, sections: Sequence[str] = ()) -> None:
-    """An option for every config field, with its one documentation; values stay words until config.py reads them."""
+    """An option for every config field, with the field's help. Values stay strings until config.py parses them."""
     docs = {
         f.name: f.default_factory for f in dataclasses.fields(RunConfig) if f.default_factory is not dataclasses.MISSING
     }
@@ -119,7 +124,7 @@ def add_config_file(parser: argparse.ArgumentParser) -> None:
 
 
 def config_file(args: argparse.Namespace) -> str | None:
-    """The config that was given in either way. Raises UsageError for two different ones."""
+    """The config given as argument or as --config. Raises UsageError for two different ones."""
     argument, option = args.config_argument, args.config
     if None not in (argument, option) and argument != option:
         raise UsageError(f"two configs were given, {argument} and --config {option}: give one.")
@@ -127,7 +132,7 @@ def config_file(args: argparse.Namespace) -> str | None:
 
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:
-    """RUN and --weights, as `loading.open_pipeline` takes them."""
+    """RUN and --weights, for `sampling.load.open_pipeline`."""
     parser.add_argument(
         "run",
         metavar="RUN",
@@ -145,7 +150,7 @@ def config_overrides(args: argparse.Namespace) -> dict[str, str]:
 
 
 def _help(f: dataclasses.Field) -> str:
-    """What the field says of itself, and its default."""
+    """The help of a field, and its default."""
     default = f.default
     if isinstance(default, tuple):
         default = ",".join(map(str, default))
@@ -155,37 +160,39 @@ def _help(f: dataclasses.Field) -> str:
 
 
 def add_sampler_options(parser: argparse.ArgumentParser) -> None:
-    """One sampler; a sweep takes lists."""
+    """The options of one sampler. (A sweep accepts lists instead.)"""
     parser.add_argument(
         "--steps", "--num_inference_steps", type=int, default=50, metavar="INT", help="sampler steps [50]"
     )
-    parser.add_argument("--sampler", choices=SAMPLERS, help="[the model's own: ddim]")
+    parser.add_argument("--sampler", choices=SAMPLERS, help="[the sampler of the model: ddim]")
     parser.add_argument(
-        "--eta", type=float, default=0.0, metavar="NUMBER", help="ddim's noise: 0 none, 1 as much as ddpm [0]"
+        "--eta", type=float, default=0.0, metavar="NUMBER", help="noise of ddim: 0 none, 1 as much as ddpm [0]"
     )
     parser.add_argument(
         "--spacing",
         choices=SPACINGS,
-        help="timestep spacing; karras, exponential and lu (the same) need dpm++, unipc, euler or heun [the model's own]",
+        help="timestep spacing; karras, exponential and lu (the same) need dpm++, unipc, euler or heun [the spacing of the model]",
     )
 
 
 def add_speed_options(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
-    """The speed section of a config, without its name; `speed_of` reads it."""
-    group = parser.add_argument_group("speed", "how it is computed; auto picks for this machine, and is told")
+    """The options of config section `speed`, without the prefix. Read by `speed_of`."""
+    group = parser.add_argument_group(
+        "speed", "how the model is computed; auto chooses for this machine, and the choice is printed"
+    )
     for key, hint, f in fields_of(SpeedConfig):
-        how = {"action": "store_true"} if hint is bool else {"default": f.default}
-        how |= {"choices": get_args(hint)} if get_args(hint) else {}
-        how |= {"metavar": "DEVICE"} if key == "device" else {}
-        group.add_argument(f"--{key}", help=_help(f), **how)
+        kwargs = {"action": "store_true"} if hint is bool else {"default": f.default}
+        kwargs |= {"choices": get_args(hint)} if get_args(hint) else {}
+        kwargs |= {"metavar": "DEVICE"} if key == "device" else {}
+        group.add_argument(f"--{key}", help=_help(f), **kwargs)
     return group
 
 
 def add_device_option(parser: argparse.ArgumentParser | argparse._ArgumentGroup, config: bool = False) -> None:
-    """--device, with the documentation of speed.device. config: as another name of that config option."""
+    """--device, with the help of speed.device. config: make it an alias of that config option."""
     (f,) = (f for key, _, f in fields_of(SpeedConfig) if key == "device")
-    where = {"dest": "speed.device", "default": argparse.SUPPRESS} if config else {"default": f.default}
-    parser.add_argument("--device", metavar="DEVICE", help=_help(f), **where)
+    kwargs = {"dest": "speed.device", "default": argparse.SUPPRESS} if config else {"default": f.default}
+    parser.add_argument("--device", metavar="DEVICE", help=_help(f), **kwargs)
 
 
 def speed_of(args: argparse.Namespace) -> SpeedConfig:
@@ -193,9 +200,9 @@ def speed_of(args: argparse.Namespace) -> SpeedConfig:
 
 
 def add_guidance_options(parser: argparse.ArgumentParser, several: bool = False) -> None:
-    """How pictures are guided; `guidance_scales`, `number` and `words` read them. several: lists, for a sweep."""
-    many = ", with commas between" if several else ""
-    group = parser.add_argument_group("guidance", "pred = null + scale * (cond - null); what is not said is neutral")
+    """The guidance options, read by `guidance_scales`, `number` and `split_words`. several: accept lists, for a sweep."""
+    many = ", separated by commas" if several else ""
+    group = parser.add_argument_group("guidance", "pred = null + scale * (cond - null); the defaults change nothing")
     group.add_argument(
         "--guidance",
         "--guidance_scale",
@@ -203,44 +210,47 @@ def add_guidance_options(parser: argparse.ArgumentParser, several: bool = False)
         help="guidance scales: 1,2,4 or from:to:step such as 1:4:0.5; 1 is no guidance [1]",
     )
     group.add_argument(
-        "--w", metavar="NUMBER,...", help="in their place w of the classifier-free guidance paper: scale - 1"
+        "--w", metavar="NUMBER,...", help="w of the classifier-free guidance paper (scale - 1), instead of --guidance"
     )
     group.add_argument(
         "--interval",
         default="none",
         metavar="FROM-TO",
-        help="where it is on: t:200-800 (timesteps, high is noise), sigma:0.3-5 (noise levels), steps:4-14 (steps of the sampler, 0 "
-        f"the noisiest), 0.2-0.8 (a share of the timesteps), none: everywhere{many} [none]",
+        help="where guidance is on: t:200-800 (timesteps, high is noise), sigma:0.3-5 (noise levels), steps:4-14 (sampler steps, 0 is "
+        f"the noisiest), 0.2-0.8 (a fraction of the timesteps), none: everywhere{many} [none]",
     )
     group.add_argument(
         "--guidance_schedule",
         default="constant",
         metavar="SHAPE",
-        help=f"how it grows from noise to picture: constant, linear, cosine, cosine:4 (MDT's power-cosine), power:2{many} [constant]",
+        help=f"how the scale changes from noise to image: constant, linear, cosine, cosine:4 (MDT's power-cosine), power:2{many} [constant]",
     )
     group.add_argument(
-        "--rescale", default="0", metavar="PHI", help=f"towards the spread of the unguided prediction, 0..1{many} [0]"
+        "--rescale",
+        default="0",
+        metavar="PHI",
+        help=f"rescale towards the standard deviation of the unguided prediction, 0..1{many} [0]",
     )
     group.add_argument(
         "--threshold",
         default="none",
-        metavar="SHARE",
-        help=f"dynamic thresholding of x0 in place of clipping, such as 0.995{many} [none]",
+        metavar="FRACTION",
+        help=f"dynamic thresholding of x0 instead of clipping, such as 0.995{many} [none]",
     )
     group.add_argument(
         "--guide",
         metavar="RUN",
-        help="guide against this network in place of null: an earlier checkpoint of the run, a smaller run, one without classes",
+        help="guide against this network instead of null: an earlier checkpoint of the run, a smaller run, one without classes",
     )
 
 
 def add_measure_options(parser: argparse.ArgumentParser) -> None:
-    """What pictures are measured with and against."""
-    group = parser.add_argument_group("measuring")
+    """The options of a measurement: reference images, extractor, metrics."""
+    group = parser.add_argument_group("measurement")
     group.add_argument(
         "--against",
         metavar="NAME_OR_PATH[:split]",
-        help="the real pictures [the run's own data, the part it was trained on]",
+        help="the reference images [the training part of the run's data]",
     )
     group.add_argument(
         "--extractor",
@@ -260,66 +270,70 @@ def add_measure_options(parser: argparse.ArgumentParser) -> None:
         type=int,
         default=10_000,
         metavar="INT",
-        help="real pictures to compare with, at most [10000]",
+        help="maximum number of reference images [10000]",
     )
     group.add_argument(
-        "--k", type=int, default=5, metavar="INT", help="neighbours of precision, recall, density, coverage [5]"
+        "--k",
+        type=int,
+        default=5,
+        metavar="INT",
+        help="number of neighbours for precision, recall, density, coverage [5]",
     )
-    group.add_argument("--batch_size", type=int, default=64, metavar="INT", help="pictures at a time [64]")
+    group.add_argument("--batch_size", type=int, default=64, metavar="INT", help="images per batch [64]")
     group.add_argument(
         "--precision",
         choices=["auto", "fp32", "bf16", "fp16", "tf32"],
         default="auto",
-        help="autocast type of the network; auto: bf16 on a CUDA GPU that has it, else fp32, and what an existing sweep began with; tf32: fp32 "
-        "with its products and convolutions in TF32 (CUDA) [auto]",
+        help="autocast type of the network; auto: bf16 on a CUDA GPU that supports it, else fp32; an existing sweep continues with its "
+        "first type; tf32: fp32 with matrix products and convolutions in TF32 (CUDA) [auto]",
     )
     add_device_option(group)
 
 
 def guidance_scales(args: argparse.Namespace) -> list[float]:
-    """The scales of --guidance, or of --w, which is scale - 1. Each once, in the order given."""
+    """The scales of --guidance, or of --w (scale - 1). Each once, in the given order."""
     if args.guidance is not None and args.w is not None:
-        raise UsageError("--guidance and --w say the same thing (scale = w + 1): give one of them.")
+        raise UsageError("--guidance and --w both set the scale (scale = w + 1): give one of them.")
     if args.w is not None:
         return [round(w + 1, 12) for w in numbers(args.w, "--w")]
     return numbers("1" if args.guidance is None else args.guidance, "--guidance")
 
 
-def numbers(text: str, option: str, kind: type = float) -> list:
-    """ "1,2,4" or "1:4:0.5" (both ends belong to it), or both. Each once. Raises UsageError."""
-    found = []
+def numbers(text: str, option: str, number_type: type = float) -> list:
+    """The numbers in "1,2,4" or "1:4:0.5" (both ends included) or a mix of these. Each once. Raises UsageError."""
+    values = []
     try:
         for word in (w.strip() for w in text.split(",") if w.strip()):
             if ":" not in word:
-                found.append(kind(word))
+                values.append(number_type(word))
                 continue
             first, last, step = (Decimal(part) for part in word.split(":"))
             count = (last - first) / step
             if not 0 <= count <= 1000:
                 raise ValueError
-            found += [kind(first + i * step) for i in range(int(count) + 1)]
+            values += [number_type(first + i * step) for i in range(int(count) + 1)]
     except (ValueError, ArithmeticError):
         raise UsageError(
-            f"{option} takes {'whole ' if kind is int else ''}numbers such as 1,2,4 or from:to:step such as 1:4:1, not '{text}'."
+            f"{option} takes {'whole ' if number_type is int else ''}numbers such as 1,2,4 or from:to:step such as 1:4:1, not '{text}'."
         ) from None
-    if not found:
+    if not values:
         raise UsageError(f"{option} needs at least one number, such as 1,2,4.")
-    return list(dict.fromkeys(found))
+    return list(dict.fromkeys(values))
 
 
 def number(text: str, option: str, none: bool = False) -> float | None:
-    """One number; with `none`, "none" is None. Raises UsageError."""
+    """One number. With `none`, the word "none" returns None. Raises UsageError."""
     if none and text.strip().lower() == "none":
         return None
-    found = numbers(text, option)
-    if len(found) > 1:
+    values = numbers(text, option)
+    if len(values) > 1:
         raise UsageError(f"{option} takes one number here, not '{text}'; adagn sweep takes several.")
-    return found[0]
+    return values[0]
 
 
-def words(text: str, option: str) -> list[str]:
-    """ "a,b" -> its words, each once. Raises UsageError if there is none."""
-    found = list(dict.fromkeys(w.strip() for w in text.split(",") if w.strip()))
-    if not found:
+def split_words(text: str, option: str) -> list[str]:
+    """The words in "a,b", each once. Raises UsageError if there is none."""
+    words = list(dict.fromkeys(w.strip() for w in text.split(",") if w.strip()))
+    if not words:
         raise UsageError(f"{option} is empty.")
-    return found
+    return words

@@ -16,8 +16,8 @@ from .options import (
     config_overrides,
     guidance_scales,
     numbers,
+    split_words,
     unknown_choice,
-    words,
 )
 
 
@@ -68,13 +68,13 @@ def run(argv: Sequence[str]) -> int:
         raise UsageError(f"--seed must be at least 0, not {args.seed}.")
     settings = {
         "scales": guidance_scales(args),
-        "intervals": words(args.interval, "--interval"),
-        "schedules": words(args.guidance_schedule, "--guidance_schedule"),
+        "intervals": split_words(args.interval, "--interval"),
+        "schedules": split_words(args.guidance_schedule, "--guidance_schedule"),
         "rescales": numbers(args.rescale, "--rescale"),
         "thresholds": [
-            None if w == "none" else numbers(w, "--threshold")[0] for w in words(args.threshold, "--threshold")
+            None if w == "none" else numbers(w, "--threshold")[0] for w in split_words(args.threshold, "--threshold")
         ],
-        "samplers": [None if w == "own" else w for w in words(args.sampler, "--sampler")],
+        "samplers": [None if w == "own" else w for w in split_words(args.sampler, "--sampler")],
         "steps": numbers(args.steps, "--steps", int),
         "etas": numbers(args.eta, "--eta"),
     }

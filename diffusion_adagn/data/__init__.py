@@ -1,4 +1,4 @@
-"""Labelled images: any source, decoded once into a memory-mapped store, gathered by batch."""
+"""Labelled images: a source is decoded once into a memory-mapped store, and read in batches."""
 
 from typing import TYPE_CHECKING
 
@@ -11,7 +11,7 @@ __all__ = ["ImageDataset", "open_dataset"]
 
 
 def __getattr__(name: str):
-    if name == "ImageDataset":  # imports torch: what is wrong with a source is answered without
+    if name == "ImageDataset":  # imports torch, which errors of a source should not wait for
         from .dataset import ImageDataset
 
         return ImageDataset

@@ -1,7 +1,7 @@
 """CIFAR as its authors distribute it: cifar-10-batches-py and cifar-100-python, as a folder or as the .tar.gz.
 
-Their files are pickles, which may run any code when they are read. Here a pickle may hold bytes, text, numbers, lists, dicts and
-uint8 arrays; everything else is rejected, and nothing that a pickle names is imported.
+The files are pickles, which can run any code when loaded. This reader accepts bytes, text, numbers, lists, dicts and uint8
+arrays. It rejects everything else, and imports nothing that a pickle names.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError
 from .classes import to_label_space
-from .sources import Split, stamp
+from .sources import Split, size_and_mtime
 
 if TYPE_CHECKING:
     import numpy as np
 
 ARCHIVES = (".tar.gz", ".tgz", ".tar")
-MAX_BYTES = 2**30  # of a file; CIFAR-100's largest has 155 MB
+MAX_BYTES = 2**30  # per file; the largest of CIFAR-100 has 155 MB
 _BATCH = re.compile(r"data_batch_\d+")
 
 
@@ -36,28 +36,30 @@ class CifarPickles:
         self.files = _files(path)
         if not self.files:
             raise InputError(
-                f"{path} holds no CIFAR; expected the files of cifar-10-batches-py (data_batch_1, ..., test_batch, batches.meta) "
+                f"{path} does not contain CIFAR; expected the files of cifar-10-batches-py (data_batch_1, ..., test_batch, batches.meta) "
                 "or of cifar-100-python (train, test, meta)."
             )
-        self.hundred = "meta" in self.files
+        self.is_cifar100 = "meta" in self.files
         batches = sorted(int(name.split("_")[-1]) for name in self.files if _BATCH.fullmatch(name))
         if missing := sorted(set(range(1, max(batches, default=0))) - set(batches)):
-            raise InputError(f"{path} lacks {', '.join(f'data_batch_{i}' for i in missing)}: copy or unpack it again.")
+            raise InputError(
+                f"{path}: {', '.join(f'data_batch_{i}' for i in missing)} missing; copy or unpack it again."
+            )
 
     def splits(self) -> Sequence[str]:
         return ("train", "test") if {"test", "test_batch"} & set(self.files) else ("train",)
 
     def facts(self, split: str) -> dict:
         if self.path.is_file():
-            return {"files": [stamp(self.path)]}
-        return {"files": [(name, *stamp(self.path / name)) for name in [*self._parts(split), self._meta]]}
+            return {"files": [size_and_mtime(self.path)]}
+        return {"files": [(name, *size_and_mtime(self.path / name)) for name in [*self._parts(split), self._meta]]}
 
     @property
     def _meta(self) -> str:
-        return "meta" if self.hundred else "batches.meta"
+        return "meta" if self.is_cifar100 else "batches.meta"
 
     def _parts(self, split: str) -> list[str]:
-        if self.hundred:
+        if self.is_cifar100:
             return [split]
         return sorted(filter(_BATCH.fullmatch, self.files)) if split == "train" else ["test_batch"]
 
@@ -65,21 +67,21 @@ class CifarPickles:
         import numpy as np
 
         parts = self._parts(split)
-        held = _read(self.path, {name: self.files[name] for name in [*parts, self._meta]})
-        names = held[self._meta].get("fine_label_names" if self.hundred else "label_names")
+        contents = _read(self.path, {name: self.files[name] for name in [*parts, self._meta]})
+        names = contents[self._meta].get("fine_label_names" if self.is_cifar100 else "label_names")
         if not isinstance(names, list) or not all(isinstance(n, str) for n in names):
-            raise InputError(f"{self.path}: {self._meta} does not name the classes. Download CIFAR again.")
+            raise InputError(f"{self.path}: {self._meta} contains no class names. Download CIFAR again.")
         pixels, labels, rows = [], [], []
         for part in parts:
-            data, ids = held[part].get("data"), held[part].get("fine_labels" if self.hundred else "labels")
-            sound = (
+            data, ids = contents[part].get("data"), contents[part].get("fine_labels" if self.is_cifar100 else "labels")
+            valid = (
                 isinstance(data, np.ndarray)
                 and (data.dtype, data.ndim, data.shape[-1]) == (np.uint8, 2, 3 * 32 * 32)
                 and isinstance(ids, list)
                 and len(ids) == len(data)
                 and all(type(i) is int and 0 <= i < len(names) for i in ids)
             )
-            if not sound:
+            if not valid:
                 raise InputError(
                     f"{self.path}: {part} is not a batch of CIFAR: expected data, uint8 [N, 3072], and N labels below "
                     f"{len(names)}. Download CIFAR again."
@@ -89,71 +91,71 @@ class CifarPickles:
             rows += [f"{part}, row {i}" for i in range(len(ids))]
         images = np.concatenate(pixels)
 
-        def read(some: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
-            return ((rows[i], images[i]) for i in some)
+        def read(indices: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
+            return ((rows[i], images[i]) for i in indices)
 
         return Split(to_label_space(names, str(self.path)), np.array(labels, dtype=np.int64), read)
 
 
 def is_cifar(path: Path) -> bool:
-    """Whether that path is CIFAR's own folder, or an archive."""
+    """Whether the path is a folder of CIFAR's files, or an archive."""
     return path.name.endswith(ARCHIVES) if path.is_file() else bool(_files(path))
 
 
 def _files(path: Path) -> dict[str, str]:
-    """Name of a file of CIFAR -> the file or the archive's member; empty if it is no CIFAR."""
+    """Name of each CIFAR file -> the file or the archive's member; empty if this is not CIFAR."""
     if path.is_file():
         try:
             with tarfile.open(path) as archive:
-                found = {Path(m.name).name: m.name for m in archive if m.isfile()}
+                files = {Path(m.name).name: m.name for m in archive if m.isfile()}
         except (tarfile.TarError, OSError, EOFError) as error:
             raise InputError(f"{path} cannot be read as a tar archive: {error}. Download it again.") from None
     elif any((path / meta).is_file() for meta in ("batches.meta", "meta")):
-        found = {p.name: p.name for p in path.iterdir() if p.is_file()}
+        files = {p.name: p.name for p in path.iterdir() if p.is_file()}
     else:
         return {}
-    ten = "batches.meta" in found and any(map(_BATCH.fullmatch, found))
-    return found if ten or {"meta", "train"} <= set(found) else {}
+    is_cifar10 = "batches.meta" in files and any(map(_BATCH.fullmatch, files))
+    return files if is_cifar10 or {"meta", "train"} <= set(files) else {}
 
 
 def _read(path: Path, files: dict[str, str]) -> dict[str, dict[str, Any]]:
-    """What each file holds."""
+    """The contents of each file."""
     contents = {}
     try:
         if path.is_file():
             with tarfile.open(path) as archive:
                 wanted = {member: name for name, member in files.items()}
-                for member in archive:  # in the archive's order: going back would decompress it again
+                for member in archive:  # in the order of the archive: seeking back would decompress it again
                     if member.name in wanted and member.size <= MAX_BYTES:
                         contents[wanted[member.name]] = archive.extractfile(member).read()
         else:
             contents = {n: (path / f).read_bytes() for n, f in files.items() if (path / f).stat().st_size <= MAX_BYTES}
     except (tarfile.TarError, OSError, EOFError) as error:
         raise InputError(f"{path} cannot be read: {error}. Download CIFAR again.") from None
-    missing = [name for name in files if name not in contents]
-    if missing:
-        raise InputError(f"{path}: {', '.join(missing)} has more than {MAX_BYTES:,} bytes, which no file of CIFAR has.")
+    too_large = [name for name in files if name not in contents]
+    if too_large:
+        raise InputError(f"{path}: {', '.join(too_large)} has more than {MAX_BYTES:,} bytes, unlike any file of CIFAR.")
     return {name: load_plain(content, f"{path}: {name}") for name, content in contents.items()}
 
 
 def load_plain(content: bytes, name: str) -> dict[str, Any]:
-    """The dict in a pickle of plain values and uint8 arrays; its keys and texts as str.
+    """The dict in a pickle of plain values and uint8 arrays. Keys and texts become str.
 
     Args:
         content: The pickle.
-        name: What it is called, for the error.
+        name: Its name in errors.
 
     Raises:
-        InputError: It is no pickle, holds an object of another kind, or is no dict.
+        InputError: It is not a pickle, contains an object of another type, or is not a dict.
     """
     try:
         values = _Plain(io.BytesIO(content), encoding="bytes").load()
     except pickle.UnpicklingError as error:
         raise InputError(f"{name} cannot be read as a pickle of CIFAR: {error}.") from None
-    except Exception as error:  # a corrupted pickle makes the reader raise this and that
+    except Exception as error:  # a corrupted pickle raises errors of many types
         raise InputError(f"{name} is not a pickle of CIFAR: {type(error).__name__}: {error}.") from None
     if not isinstance(values, dict):
-        raise InputError(f"{name} holds a {type(values).__name__}; expected a dict, as CIFAR's files do.")
+        raise InputError(f"{name} contains a {type(values).__name__}; expected a dict, as in the files of CIFAR.")
     return {_text(key): _plain(value) for key, value in values.items()}
 
 
@@ -168,7 +170,7 @@ def _text(value: Any) -> Any:
 
 
 class _Plain(pickle.Unpickler):
-    """Knows the few functions that arrays are pickled by, under NumPy's old and new names, in versions of its own."""
+    """An unpickler with safe replacements of the functions that arrays are pickled by (old and new NumPy names)."""
 
     def find_class(self, module: str, name: str) -> Any:
         known = {
@@ -179,33 +181,35 @@ class _Plain(pickle.Unpickler):
             "_codecs.encode": _encode,
         }
         plain = re.sub(r"^numpy\._?core\.", "", module)
-        found = known.get(f"{plain}.{name}")
-        if found is None:
-            raise pickle.UnpicklingError(f"it holds a {module}.{name}, and only plain values and uint8 arrays are read")
-        return found
+        replacement = known.get(f"{plain}.{name}")
+        if replacement is None:
+            raise pickle.UnpicklingError(
+                f"it contains a {module}.{name}, but only plain values and uint8 arrays are allowed"
+            )
+        return replacement
 
     def persistent_load(self, _: Any) -> Any:
-        raise pickle.UnpicklingError("it refers to objects outside it")
+        raise pickle.UnpicklingError("it refers to objects outside the file")
 
 
-_ARRAY = "numpy.ndarray"  # stands for the class, and can do nothing
+_ARRAY = "numpy.ndarray"  # a placeholder for the class, which cannot be called
 
 
 class _Dtype:
-    """uint8; the byte order in its state has no meaning for single bytes."""
+    """uint8. The byte order in its state has no meaning for single bytes."""
 
     def __setstate__(self, _: Any) -> None:
         pass
 
 
-def _dtype(kind: Any, *_: Any) -> _Dtype:
-    if _text(kind) != "u1":
-        raise pickle.UnpicklingError(f"it holds an array of {_text(kind)!r:.20}, and only uint8 is read")
+def _dtype(code: Any, *_: Any) -> _Dtype:
+    if _text(code) != "u1":
+        raise pickle.UnpicklingError(f"it contains an array of {_text(code)!r:.20}, but only uint8 is allowed")
     return _Dtype()
 
 
 class _Array:
-    """Holds a uint8 array, once its state has been set."""
+    """Contains a uint8 array after `__setstate__`."""
 
     array: np.ndarray | None = None
 
@@ -220,10 +224,10 @@ def _empty(*_: Any) -> _Array:
     return _Array()
 
 
-def _from_buffer(content: Any, kind: _Dtype, shape: tuple[int, ...], order: str) -> _Array:
-    found = _Array()
-    found.__setstate__((1, shape, kind, order == "F", content))
-    return found
+def _from_buffer(content: Any, dtype: _Dtype, shape: tuple[int, ...], order: str) -> _Array:
+    array = _Array()
+    array.__setstate__((1, shape, dtype, order == "F", content))
+    return array
 
 
 def _encode(text: str, encoding: str) -> bytes:

@@ -1,4 +1,4 @@
-"""Named lists of ImageNet classes, for `data.classes`. In each list the classes are in the order of their WordNet ids."""
+"""Named lists of ImageNet classes, for `data.classes`. Each list is sorted by WordNet id."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ NAMES = ("imagenette", "imagewoof", "imagenet100", "imagenet_first100", "imagene
 
 @functools.cache
 def class_list(name: str) -> tuple[str, ...]:
-    """The WordNet ids of the list of that name, ascending. Raises KeyError for another name."""
+    """The WordNet ids of a list in NAMES, ascending. Raises KeyError for another name."""
     if name == "imagenet_first100":
         return tuple(imagenet_classes())[:100]
     lists = (_IMAGENETTE, _IMAGEWOOF, _IMAGENET100, "", _CIFAR10)
@@ -49,6 +49,6 @@ def class_list(name: str) -> tuple[str, ...]:
 
 @functools.cache
 def imagenet_classes() -> dict[str, str]:
-    """WordNet id -> names of the 1000 ImageNet classes, in the order of their ids."""
+    """WordNet id -> names of the 1000 ImageNet classes, in the order of their class ids."""
     lines = (Path(__file__).parent / "imagenet_classes.tsv").read_text(encoding="utf-8").splitlines()
     return dict(line.split("\t") for line in lines if not line.startswith("#"))

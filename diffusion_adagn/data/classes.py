@@ -1,4 +1,4 @@
-"""The names of a source's classes: ImageNet's table, and the subset that a config asks for."""
+"""Class names of a source (with the names of ImageNet), and the subset selected in a config."""
 
 from __future__ import annotations
 
@@ -11,16 +11,22 @@ from ..labels import LabelSpace
 from .class_lists import NAMES, class_list, imagenet_classes
 
 
-def to_label_space(names: Sequence[str], said_by: str = "") -> LabelSpace:
-    """The label space of these class names. Names that are all WordNet ids get readable ones where ImageNet has them;
-    the 1000 names of ImageNet get their WordNet ids. said_by: where they stand, for the error."""
+def to_label_space(names: Sequence[str], origin: str = "") -> LabelSpace:
+    """The label space of these class names.
+
+    If all names are WordNet ids, those of ImageNet get readable names. The 1000 names of ImageNet get their WordNet ids.
+
+    Args:
+        names: One per class.
+        origin: Where the names come from, for the error.
+    """
     try:
         return _to_label_space(names)
     except InputError as error:
-        if not said_by:
+        if not origin:
             raise
         raise InputError(
-            f"the classes of {said_by} cannot be told apart (a run of spaces counts as one space): {error} Rename them."
+            f"the class names of {origin} are not valid (spaces in a row count as one): {error} Rename them."
         ) from None
 
 
@@ -29,20 +35,23 @@ def _to_label_space(names: Sequence[str]) -> LabelSpace:
     if names and all(re.fullmatch(r"n\d{8}", n) for n in names):
         return LabelSpace(tuple(table.get(n, n) for n in names), wnids=tuple(names))
     if len(names) == len(table):
-        first = [[n.split(",")[0].strip().casefold() for n in both] for both in (names, table.values())]
+        first = [[n.split(",")[0].strip().casefold() for n in ns] for ns in (names, table.values())]
         if sum(a == b for a, b in zip(*first)) >= 0.95 * len(table):
             return LabelSpace(tuple(_distinct_names(names, table)), wnids=tuple(table))
     return LabelSpace(tuple(names))
 
 
 def _distinct_names(names: Sequence[str], table: dict[str, str]) -> list[str]:
-    """The hub's ImageNet names, with the table's where a name is given twice (two classes are a "crane")."""
+    """The given ImageNet names, with our table's name where a name is repeated (two classes are called "crane")."""
     return [ours if list(names).count(theirs) > 1 else theirs for theirs, ours in zip(names, table.values())]
 
 
 def class_ids(space: LabelSpace, classes: str) -> list[int]:
-    """Ids of `config.classes`: what LabelSpace.parse reads, the name of a list in class_lists.py (unless a class is called
-    so), or a .txt file with one class a line (# for comments)."""
+    """Ids of the classes in `config.classes`.
+
+    That is a selection for LabelSpace.parse, the name of a list in class_lists.py (unless a class has that name), or a .txt
+    file with one class per line (# for comments).
+    """
     if classes in NAMES and classes not in space.names:
         missing = [wnid for wnid in class_list(classes) if wnid not in space.wnids]
         if missing:
@@ -50,7 +59,7 @@ def class_ids(space: LabelSpace, classes: str) -> list[int]:
             raise InputError(
                 f"data.classes {classes} is a list of {len(class_list(classes))} ImageNet classes, and the data lacks {len(missing)} "
                 f"of them: {', '.join(f'{wnid} ({names[wnid]})' for wnid in missing[:3])}{', ...' if len(missing) > 3 else ''}. "
-                "Its class folders are to be called by WordNet ids."
+                "Name its class folders by WordNet ids."
             )
         return [space.wnids.index(wnid) for wnid in class_list(classes)]
     if not classes.endswith(".txt"):
@@ -58,21 +67,21 @@ def class_ids(space: LabelSpace, classes: str) -> list[int]:
     ids = []
     for number, line in class_lines(classes):
         try:
-            found = space.parse([line])
+            line_ids = space.parse([line])
         except InputError as error:
             raise InputError(f"{classes}, line {number}: {error}") from None
-        if len(found) != 1:
-            raise InputError(f"{classes}, line {number}: expected one class a line, got {line!r}.")
-        ids += found
+        if len(line_ids) != 1:
+            raise InputError(f"{classes}, line {number}: expected one class per line, got {line!r}.")
+        ids += line_ids
     if not ids:
-        raise InputError(f"{classes} names no class; expected one a line (a name, an id or a WordNet id).")
+        raise InputError(f"{classes} lists no class; expected one per line (a name, an id or a WordNet id).")
     return ids
 
 
-def class_lines(path: str | Path, said_by: str = "data.classes") -> list[tuple[int, str]]:
-    """(line number, class) of a text file with one class a line, # for comments. said_by: who named it, for the error."""
+def class_lines(path: str | Path, option: str = "data.classes") -> list[tuple[int, str]]:
+    """(line number, class) of a text file with one class per line, # for comments. option: the setting with the path."""
     try:
         lines = Path(path).expanduser().read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{said_by} names the file {path}, which cannot be read as text: {error}.") from None
+        raise InputError(f"{option}: the file {path} cannot be read as text: {error}.") from None
     return [(n, line.strip()) for n, line in enumerate(lines, 1) if line.strip() and not line.strip().startswith("#")]

@@ -1,4 +1,4 @@
-"""The decoded images of one part, as torch and the training loop take them. Apart from store.py, which answers without torch."""
+"""ImageDataset: the decoded images of one part, for torch and the training loop. Separate from store.py, which reports errors without torch."""
 
 from __future__ import annotations
 
@@ -22,15 +22,22 @@ from ..labels import LabelSpace
 
 @dataclass(frozen=True)
 class ImageDataset(Dataset):
-    """One part of a data set: a map-style torch Dataset, which a DataLoader takes, with any num_workers.
+    """One part of a data set: a map-style torch Dataset, for a DataLoader with any num_workers.
 
-    dataset[i] is (image, label): float32 [C, H, W] in [-1, 1], as the network takes it, and an int. Nothing is mirrored
-    (`data.flip` is of training alone) or shuffled. `gather` gives many images at once, as uint8. A pickled data set holds the store's path, not its pixels.
+    dataset[i] is (image, label): float32 [C, H, W] in [-1, 1], the network's input, and an int. Images are not mirrored
+    (`data.flip` applies to training only) or shuffled. `gather` reads many images at once, as uint8. A pickled data set
+    contains the path of the store instead of the pixels.
 
-    images: uint8 [M, H, W, C], the memory-mapped store; labels: int64 [N], ids of `label_space`.
-    indices: int64 [N], the part's rows of the store; None if it is the whole store.
-    fingerprint: sha256 over pixels, labels and class names: what the part holds, not where it lies.
-    skipped: "name: reason" of the broken pictures left out of the store.
+    Args:
+        name: SOURCE:split, for messages.
+        images: uint8 [M, H, W, C], the memory-mapped store.
+        labels: int64 [N], ids of `label_space`.
+        label_space: The classes.
+        fingerprint: sha256 of pixels, labels and class names. It does not depend on the path.
+        indices: int64 [N], the part's rows of the store; None for the whole store.
+        skipped: "name: reason" of each broken image that was not stored.
+        resized: How the images were cropped and resized.
+        folder: The folder of the store.
     """
 
     name: str
@@ -47,16 +54,22 @@ class ImageDataset(Dataset):
         return len(self.labels)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        """Image float32 [C, H, W] in [-1, 1] and label of picture `index`, 0..N-1; negative ones count from the end.
+        """One image and its label.
+
+        Args:
+            index: 0..N-1; a negative index counts from the end.
+
+        Returns:
+            The image, float32 [C, H, W] in [-1, 1], and its label.
 
         Raises:
-            IndexError: There is no such picture.
-            TypeError: The index is no whole number.
+            IndexError: The index is out of range.
+            TypeError: The index is not an integer.
         """
-        at = operator.index(index)
-        if not -len(self) <= at < len(self):
-            raise IndexError(f"index {at} is out of range for {len(self)} pictures")
-        pixels, labels = self.gather([at % len(self)])
+        index = operator.index(index)
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"index {index} is out of range for {len(self)} images")
+        pixels, labels = self.gather([index % len(self)])
         return normalize_images(torch.from_numpy(pixels))[0], int(labels[0])
 
     def __getstate__(self) -> dict[str, Any]:
@@ -76,32 +89,43 @@ class ImageDataset(Dataset):
         return self.images.shape[3]
 
     def gather(self, indices: Iterable[int], out: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
-        """(uint8 [B, H, W, C], int64 [B]) of these pictures (0..N-1), in the order given; copies.
+        """Copy images and labels, in the given order.
 
-        out: uint8 [B, H, W, C], C-contiguous; the pixels are written there and nowhere else. Raises IndexError for a picture
-        that there is not.
+        Args:
+            indices: B indices, 0..N-1.
+            out: uint8 [B, H, W, C], C-contiguous: where to write the pixels. None allocates an array.
+
+        Returns:
+            The pixels, uint8 [B, H, W, C], and the labels, int64 [B].
+
+        Raises:
+            IndexError: An index is out of range.
         """
-        at = np.asarray(indices, dtype=np.int64)
-        labels = self.labels.take(at)  # looks whether they are in range
-        rows = at if self.indices is None else self.indices.take(at)
-        # "wrap" never comes to it; with "raise" NumPy fills a buffer of its own before `out`
+        indices = np.asarray(indices, dtype=np.int64)
+        labels = self.labels.take(indices)  # checks the range
+        rows = indices if self.indices is None else self.indices.take(indices)
+        # nothing wraps here; with mode "raise" NumPy fills a temporary buffer before `out`
         return self.images.take(rows, axis=0, out=out, mode="wrap"), labels
 
     def counts(self) -> np.ndarray:
-        """int64 [K]: how many pictures each class has."""
+        """The number of images per class, int64 [K]."""
         return np.bincount(self.labels, minlength=self.label_space.K)
 
     def check_classes(self, labels: LabelSpace) -> None:
-        """Raises InputError unless these pictures' classes are a model's, in the same order (a model without classes takes any)."""
-        found = self.label_space.names
-        if labels.K and found != labels.names:
+        """Raises InputError unless the classes equal the model's, in the same order. A model without classes accepts any.
+
+        Args:
+            labels: The label space of the model.
+        """
+        names = self.label_space.names
+        if labels.K and names != labels.names:
             raise InputError(
-                f"the pictures of {self.name} have {len(found)} classes ({', '.join(found[:5])}, ...), the model has {labels.K} "
-                f"({', '.join(labels.names[:5])}, ...): give --data.classes, so that they are the same in the same order."
+                f"{self.name} has {len(names)} classes ({', '.join(names[:5])}, ...), but the model has {labels.K} "
+                f"({', '.join(labels.names[:5])}, ...): give --data.classes with the classes of the model in the same order."
             )
 
     def part(self, indices: np.ndarray, name: str) -> ImageDataset:
-        """Some of these pictures (int64 [B]) as a data set of their own, on the same store."""
+        """A subset (indices int64 [B]) as a data set with another name, on the same store."""
         fingerprint = hashlib.sha256(self.fingerprint.encode() + indices.astype("<i8").tobytes()).hexdigest()
         rows = indices if self.indices is None else self.indices[indices]
         return dataclasses.replace(self, name=name, labels=self.labels[indices], indices=rows, fingerprint=fingerprint)

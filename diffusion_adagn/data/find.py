@@ -1,4 +1,4 @@
-"""Which source, and which part of it, a data argument NAME_OR_PATH[:split] means."""
+"""Find the source and the split of a data argument NAME_OR_PATH[:split]."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from pathlib import Path
 from ..config import DataConfig
 from ..errors import InputError
 from .cifar_pickles import ARCHIVES, CifarPickles, is_cifar
-from .label_files import SUFFIXES, LabelFile, has_labels, tables
+from .label_files import SUFFIXES, LabelFile, find_tables, has_labels
 from .sources import BUILT_IN, TEST, VALIDATION, ClassFolders, Digits, Source, is_text, printable
 from .tables import HubTable, ParquetTable, folders_near, parquet_files
 
-_LOCAL = "Give files that are here: --data.source PATH_TO_PARQUET (one file, or a folder of them), or --data.source {}"
+_LOCAL = "Give local files: --data.source PATH_TO_PARQUET (one file, or a folder of them), or --data.source {}"
 _FILES = (".parquet", *SUFFIXES, *ARCHIVES)
 
 
 @contextlib.contextmanager
-def errors_as_input_error(source: str) -> Iterator[None]:
-    """An OSError of the source's files or folders as InputError."""
+def os_errors_as_input_error(source: str) -> Iterator[None]:
+    """Turns an OSError in the block into an InputError about the source."""
     try:
         yield
     except OSError as error:
@@ -32,15 +32,15 @@ ResolvedSource = tuple[Source, str, str | None]
 
 
 def find_source(config: DataConfig) -> ResolvedSource:
-    """(source, NAME_OR_PATH as written, split as written or None) of `config.source`. Nothing is loaded yet."""
-    with errors_as_input_error(config.source):
+    """(source, NAME_OR_PATH as written, split as written or None) of `config.source`. Loads no images."""
+    with os_errors_as_input_error(config.source):
         return _find_source(config)
 
 
 def _find_source(config: DataConfig) -> tuple[Source, str, str | None]:
     text = config.source.strip()
     if not is_text(text) or "\0" in text:
-        raise InputError(f"data.source {printable(text)} is not UTF-8 text. Rename the folder, or give a link to it.")
+        raise InputError(f"data.source {printable(text)} is not UTF-8 text. Rename the folder, or use a link to it.")
     head, split = text, None
     if not text or (text not in BUILT_IN and not Path(text).expanduser().exists()):
         before, colon, after = text.rpartition(":")
@@ -73,8 +73,8 @@ def _open(head: str, config: DataConfig) -> Source:
             return CifarPickles(path)
         if parquet_files(path):
             return ParquetTable(path, *columns)
-        # a column was named: the table says which columns it has
-        return LabelFile(path, *columns) if config.label_column and tables(path) else ClassFolders(path)
+        # with data.label_column set, a table is read, whose error lists the columns
+        return LabelFile(path, *columns) if config.label_column and find_tables(path) else ClassFolders(path)
     if path.is_absolute() or head.startswith((".", "~")) or head.count("/") > 1 or re.search(r"\\|\s|\.parquet$", head):
         raise InputError(
             f"there is no such path: {head}.{folders_near(path)} Expected {', '.join(BUILT_IN)}, a data set's name on the hub, a folder "
@@ -83,33 +83,41 @@ def _open(head: str, config: DataConfig) -> Source:
     near = difflib.get_close_matches(head.lower(), BUILT_IN, n=1, cutoff=0.75)
     if near and "/" not in head:
         raise InputError(
-            f"there is no folder {head} here, nor a data set of that name. Did you mean {near[0]}? Expected "
+            f"there is no folder or data set {head}. Did you mean {near[0]}? Expected "
             f"{', '.join(BUILT_IN)}, OWNER/NAME on the hub, or the path of a folder of class folders or of parquet files."
         )
     return HubTable(head, *columns)
 
 
 def choose_part(source: Source, word: str | None, part: str | None) -> tuple[list[str], str, bool]:
-    """(splits, the first of which that has labels is the one; "train" or "heldout"; whether a seeded share of the split
-    is (to be) cut off, because the source has no held-out split of its own).
+    """Choose the splits to try for a part of a source.
 
-    word: the split as the user wrote it, None for train; part: "train", "heldout" or None for the one written.
-    Raises InputError for a split that does not exist, with those that do.
+    Args:
+        source: The source.
+        word: The split as the user wrote it; None for train.
+        part: "train", "heldout", or None for the written split.
+
+    Returns:
+        The splits, of which the first with labels is used; "train" or "heldout"; and whether a seeded fraction of the split
+        is held out, since the source has no held-out split.
+
+    Raises:
+        InputError: The split does not exist. The message lists the splits.
     """
     splits = list(source.splits())
-    asked = word or "train"
-    alike = VALIDATION if asked in VALIDATION else (asked,)
-    found = next((s for s in (asked, *alike) if s in splits), None)
-    if found is None and asked not in ("heldout", *TEST, *VALIDATION):
+    wanted = word or "train"
+    aliases = VALIDATION if wanted in VALIDATION else (wanted,)
+    split = next((s for s in (wanted, *aliases) if s in splits), None)
+    if split is None and wanted not in ("heldout", *TEST, *VALIDATION):
         raise InputError(
-            f"{source.name} has no split '{asked}'. It has: {', '.join(splits)}; 'heldout' always works. "
+            f"{source.name} has no split '{wanted}'. It has: {', '.join(splits)}; 'heldout' always works. "
             f"Write one of them after a colon, such as NAME_OR_PATH:{splits[0]}."
         )
-    own = [s for s in (*TEST, *VALIDATION) if s in splits and s != found]
-    if found is None or part == "heldout":
+    heldout_splits = [s for s in (*TEST, *VALIDATION) if s in splits and s != split]
+    if split is None or part == "heldout":
         if part == "train":
-            raise InputError(f"the source names its held-out part ('{asked}'); to train, name another split or none.")
-        base = found or ("train" if "train" in splits else splits[0])
-        return own or [base], "heldout", not own
-    whole = bool(own) or (part is None and found in (*TEST, *VALIDATION))
-    return [found], "train", not whole
+            raise InputError(f"'{wanted}' is the held-out part; to train, give another split or none.")
+        base = split or ("train" if "train" in splits else splits[0])
+        return heldout_splits or [base], "heldout", not heldout_splits
+    whole = bool(heldout_splits) or (part is None and split in (*TEST, *VALIDATION))
+    return [split], "train", not whole

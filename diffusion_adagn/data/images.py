@@ -1,4 +1,4 @@
-"""One picture of any kind -> uint8 pixels of the size and channels that the config says."""
+"""Decode one image of any format to uint8 pixels of a given size and number of channels."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ if TYPE_CHECKING:
 
     Raw = bytes | Path | np.ndarray | Image.Image | "BrokenImage" | None
 
-# Only pictures: Pillow would also hand PostScript to an interpreter.
+# Image formats only: Pillow would pass PostScript to an interpreter.
 _FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "BMP", "DIB", "GIF", "TIFF", "PPM", "AVIF", "JPEG2000")
-_MAX_BYTES = 2**30  # of a file: more than all the pixels that Pillow takes
-_ORIENTATION = 0x0112  # EXIF's
+_MAX_BYTES = 2**30  # per file: more than the pixels of the largest image that Pillow accepts
+_ORIENTATION = 0x0112  # EXIF tag
 
 
 class BrokenImage(InputError):
-    """A picture that cannot be decoded; the message is the reason, without the picture's name."""
+    """An image that cannot be decoded. The message is the reason, without the image's name."""
 
 
 class TooLarge(BrokenImage):
-    """A picture with more pixels than are decoded: a sound one, or a decompression bomb."""
+    """An image with more pixels than Pillow's limit: a valid one, or a decompression bomb."""
 
     def __init__(self, pixels: int, limit: int):
         super().__init__(
@@ -47,8 +47,8 @@ def _formats() -> list[str]:
 
 
 @contextlib.contextmanager
-def _broken_reason() -> Iterator[None]:
-    """Pillow's errors as BrokenPicture: it raises OSError, SyntaxError, ValueError, struct.error, zlib.error ..."""
+def _errors_as_broken_image() -> Iterator[None]:
+    """Turns Pillow's errors into BrokenImage: OSError, SyntaxError, ValueError, struct.error, zlib.error ..."""
     from PIL import Image, UnidentifiedImageError
 
     try:
@@ -56,8 +56,8 @@ def _broken_reason() -> Iterator[None]:
     except (BrokenImage, MemoryError):
         raise
     except UnidentifiedImageError:
-        raise BrokenImage("it is not a picture that Pillow knows") from None
-    except Image.DecompressionBombError as error:  # beyond twice the limit
+        raise BrokenImage("it is not an image that Pillow can read") from None
+    except Image.DecompressionBombError as error:  # above twice the limit
         limit = Image.MAX_IMAGE_PIXELS or 0
         pixels = re.search(r"\d+", str(error))
         raise TooLarge(int(pixels[0]) if pixels else 2 * limit, limit) from None
@@ -65,13 +65,15 @@ def _broken_reason() -> Iterator[None]:
         raise BrokenImage(" ".join(str(error).split()) or type(error).__name__) from None
 
 
-@_broken_reason()
+@_errors_as_broken_image()
 def open_image(raw: Raw) -> Image.Image:
-    """A decoded picture (its first frame) from file contents, a path, an array uint8 [H, W] or [H, W, 3], or a picture.
-    What it is shows in its contents, not in its name.
+    """Decode an image (its first frame). Its contents determine the format, not its file name.
 
-    Raises BrokenPicture for whatever Pillow cannot read whole, for decompression bombs (before their pixels are
-    allocated), and the one that it is given.
+    Args:
+        raw: File contents, a path, an array uint8 [H, W] or [H, W, 3], or a Pillow image. A BrokenImage is raised.
+
+    Raises:
+        BrokenImage: Pillow cannot read the whole image, or it is a decompression bomb (found before its pixels are allocated).
     """
     from PIL import Image
 
@@ -95,21 +97,32 @@ def open_image(raw: Raw) -> Image.Image:
 
 
 def _contents(path: Path) -> bytes:
-    found = path.stat()
-    if not stat.S_ISREG(found.st_mode):  # a pipe would be waited for, for ever
+    info = path.stat()
+    if not stat.S_ISREG(info.st_mode):  # reading a pipe could wait forever
         raise BrokenImage("it is not a file")
-    if found.st_size > _MAX_BYTES:
-        raise BrokenImage(f"it has {found.st_size:,} bytes, more than any picture that is read ({_MAX_BYTES:,})")
+    if info.st_size > _MAX_BYTES:
+        raise BrokenImage(f"it has {info.st_size:,} bytes, more than the limit of {_MAX_BYTES:,} for an image")
     return path.read_bytes()
 
 
 def to_array(image: Image.Image, size: int | None, channels: int, background: str = "white") -> np.ndarray:
-    """uint8 [size, size, channels], or [H, W, channels] as it is if size is None.
+    """Convert an image to an array of the given size and channels.
 
-    In this order: turned upright (EXIF; one that cannot be read turns nothing), made 8-bit gray (channels 1) or RGB (3), transparency laid over `background`,
-    centre-cropped to a square, resized: the area average (BOX) when shrinking, BICUBIC when growing.
-    16-bit gray is divided by 257; colour profiles (ICC) are not applied. Raises BrokenPicture for what has no agreed
-    8-bit meaning (floats, 32-bit ints), and for what Pillow cannot convert.
+    In this order: rotate by the EXIF orientation (unreadable EXIF is ignored), convert to 8-bit gray or RGB with `background`
+    behind transparent pixels, centre-crop to a square, resize: area average (BOX) to shrink, BICUBIC to enlarge. 16-bit gray
+    is divided by 257. Colour profiles (ICC) are not applied.
+
+    Args:
+        image: The image.
+        size: The side in pixels; None neither crops nor resizes.
+        channels: 1 for gray, 3 for RGB.
+        background: A colour that Pillow knows.
+
+    Returns:
+        uint8 [size, size, channels], or [H, W, channels] if size is None.
+
+    Raises:
+        BrokenImage: The pixels have no agreed 8-bit meaning (floats, 32-bit integers), or Pillow cannot convert the image.
     """
     import numpy as np
     from PIL import Image
@@ -128,41 +141,43 @@ def to_array(image: Image.Image, size: int | None, channels: int, background: st
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    """Not ImageOps.exif_transpose, which also writes the EXIF anew, and fails where that is damaged."""
+    """Rotate by the EXIF orientation. ImageOps.exif_transpose also rewrites the EXIF, and fails if it is corrupted."""
     from PIL.Image import Transpose
 
-    turns = dict(zip(range(2, 9), (
+    transposes = dict(zip(range(2, 9), (
         Transpose.FLIP_LEFT_RIGHT, Transpose.ROTATE_180, Transpose.FLIP_TOP_BOTTOM, Transpose.TRANSPOSE,
         Transpose.ROTATE_270, Transpose.TRANSVERSE, Transpose.ROTATE_90,
     )))  # fmt: skip
     try:
-        turn = turns.get(image.getexif().get(_ORIENTATION))
+        transpose = transposes.get(image.getexif().get(_ORIENTATION))
     except Exception:  # SyntaxError, struct.error ...
         return image
-    return image if turn is None else image.transpose(turn)
+    return image if transpose is None else image.transpose(transpose)
 
 
-@_broken_reason()
+@_errors_as_broken_image()
 def _eight_bit(image: Image.Image, mode: str, background: str) -> Image.Image:
     import numpy as np
     from PIL import Image, ImageColor
 
     if image.mode == "F":
         raise BrokenImage("its pixels are floating point, which has no agreed range; save it as 8 or 16 bits")
-    if image.mode == "I" and image.format != "PNG":  # a 16-bit PNG may be opened as this; other files mean 32 bits
+    if (
+        image.mode == "I" and image.format != "PNG"
+    ):  # a 16-bit PNG may open in this mode; in other formats it means 32 bits
         raise BrokenImage("its pixels are 32-bit integers, which have no agreed range; save it as 8 or 16 bits")
     if image.mode == "I" or image.mode.startswith("I;16"):
         values = np.asarray(image).astype(np.int64)
         if values.min() < 0 or values.max() > 65535:
             raise BrokenImage(f"its pixels are {values.min()}..{values.max()}, beyond 16 bits; save it as 8 or 16 bits")
-        seen = ((values + 128) // 257).astype(np.uint8)
-        if isinstance(clear := image.info.get("transparency"), int):  # the gray that means transparent
-            seen[values == clear] = ImageColor.getcolor(background, "L")
-        return Image.fromarray(seen).convert(mode)
+        gray = ((values + 128) // 257).astype(np.uint8)
+        if isinstance(transparent := image.info.get("transparency"), int):  # the gray value that means transparent
+            gray[values == transparent] = ImageColor.getcolor(background, "L")
+        return Image.fromarray(gray).convert(mode)
     if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
         image = image.convert("LA").convert("RGBA") if image.mode == "La" else image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, background), image)
     if image.mode == mode:
         return image
-    # a palette holds colours; gray is made of those, as of every other colour space
+    # palettes and other colour spaces are converted to gray by way of RGB
     return image.convert("RGB").convert(mode) if image.mode not in ("1", "L", "RGB") else image.convert(mode)

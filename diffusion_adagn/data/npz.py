@@ -1,4 +1,4 @@
-"""The .npz files of OpenAI's ADM evaluator: arr_0 pictures uint8 [N, H, W, 3], arr_1 labels int64 [N] (if they have any)."""
+"""The .npz files of OpenAI's ADM evaluator: arr_0, images uint8 [N, H, W, 3]; optionally arr_1, labels int64 [N]."""
 
 import math
 import zipfile
@@ -12,12 +12,18 @@ from ..errors import InputError
 from ..models.config import machine_memory
 
 HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
-MAX_DEFLATED = 1032  # times smaller: the most that the method of .zip files can do
+MAX_DEFLATE_RATIO = 1032  # the maximum compression ratio of deflate, the method of .zip files
 
 
 @dataclass(frozen=True)
 class NpzImages:
-    """pixels: uint8 [N, H, W, C]; labels: int64 [N] or None; null_id: the label that means no class, where it is said."""
+    """Images and labels of an .npz file.
+
+    Args:
+        pixels: uint8 [N, H, W, C].
+        labels: int64 [N] or None.
+        null_id: The label that means no class; None if the file does not contain it.
+    """
 
     pixels: np.ndarray
     labels: np.ndarray | None
@@ -25,8 +31,17 @@ class NpzImages:
 
 
 def write_npz(file: Path, pixels: np.ndarray, labels: np.ndarray | None = None, null_id: int | None = None) -> Path:
-    """pixels: uint8 [N, H, W, C], gray ones written as RGB, which is all that the evaluator reads; labels: int [N] or None; null_id:
-    the label among them that means no class, in an array of that name, which the evaluator does not look at."""
+    """Write an .npz file for the ADM evaluator.
+
+    Args:
+        file: The file to write.
+        pixels: uint8 [N, H, W, C]. Gray images are written as RGB, the only form that the evaluator reads.
+        labels: int [N] or None.
+        null_id: The label that means no class. It is written as an array of that name, which the evaluator ignores.
+
+    Returns:
+        The file.
+    """
     arrays = {"arr_0": np.repeat(pixels, 3, axis=3) if pixels.shape[3] == 1 else pixels}
     if labels is not None:
         arrays["arr_1"] = np.asarray(labels, dtype=np.int64)
@@ -36,43 +51,43 @@ def write_npz(file: Path, pixels: np.ndarray, labels: np.ndarray | None = None, 
 
 
 def read_npz(file: Path) -> NpzImages:
-    """Raises InputError for a file that does not hold such pictures, and for one that would run code."""
+    """Read an .npz file of images. Raises InputError for other contents, and for a file that would run code."""
     try:
         with zipfile.ZipFile(file) as archive:
-            _check_sizes(archive, MAX_DEFLATED * file.stat().st_size)
+            _check_sizes(archive, MAX_DEFLATE_RATIO * file.stat().st_size)
         with np.load(file, allow_pickle=False) as arrays:
             if "arr_0" not in arrays:
                 raise InputError(
-                    f"{file} holds {', '.join(arrays.files[:5]) or 'nothing'}: expected arr_0, uint8 [N, H, W, 3], and arr_1, labels [N]."
+                    f"{file} contains {', '.join(arrays.files[:5]) or 'nothing'}: expected arr_0, uint8 [N, H, W, 3], and arr_1, labels [N]."
                 )
             pixels, labels, null_id = arrays["arr_0"], arrays.get("arr_1"), arrays.get("null_id")
     except InputError:
         raise
-    except Exception as error:  # zipfile, zlib and numpy raise many kinds
-        raise InputError(f"{file} is no .npz of pictures: {error}") from None
+    except Exception as error:  # zipfile, zlib and numpy raise errors of many types
+        raise InputError(f"{file} is not an .npz file of images: {error}") from None
     if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[3] not in (1, 3) or not len(pixels):
         raise InputError(f"arr_0 of {file} is {pixels.dtype} {list(pixels.shape)}: expected uint8 [N, H, W, 3].")
     if labels is None:
         return NpzImages(pixels, None)
     if labels.shape != pixels.shape[:1] or not np.issubdtype(labels.dtype, np.integer):
         raise InputError(
-            f"arr_1 of {file} is {labels.dtype} {list(labels.shape)}: expected a whole number for each of {len(pixels)} pictures."
+            f"arr_1 of {file} is {labels.dtype} {list(labels.shape)}: expected one whole number for each of {len(pixels)} images."
         )
-    known = null_id is not None and null_id.shape == () and np.issubdtype(null_id.dtype, np.integer)
-    return NpzImages(pixels, labels.astype(np.int64), int(null_id) if known else None)
+    has_null = null_id is not None and null_id.shape == () and np.issubdtype(null_id.dtype, np.integer)
+    return NpzImages(pixels, labels.astype(np.int64), int(null_id) if has_null else None)
 
 
-def _check_sizes(archive: zipfile.ZipFile, most: int) -> None:
-    """Memory is taken for what a header claims before anything is read: raises ValueError where that is not what the file holds."""
+def _check_sizes(archive: zipfile.ZipFile, max_bytes: int) -> None:
+    """Raises ValueError if a header claims another size than the file contains: NumPy allocates that size before reading."""
     for info in archive.infolist():
         name = info.filename.removesuffix(".npy")
         if name not in ("arr_0", "arr_1", "null_id"):
             continue
         with archive.open(info) as member:
             shape, _, dtype = HEADERS[np.lib.format.read_magic(member)](member)
-            held = info.file_size - member.tell()
+            contained = info.file_size - member.tell()
         claimed = math.prod(shape) * dtype.itemsize
-        if not dtype.hasobject and (claimed != held or held > most):  # objects are refused when they are read
+        if not dtype.hasobject and (claimed != contained or contained > max_bytes):  # objects are rejected later
             raise ValueError(f"{name} claims {claimed:,} bytes, which are not in the file")
         if claimed > machine_memory():
             raise ValueError(

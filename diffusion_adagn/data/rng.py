@@ -1,7 +1,7 @@
-"""Randomness as a function of position: what a run draws for its p-th sample depends on (seed, p) alone.
+"""Counter-based random numbers: what a run draws for its p-th sample depends on (seed, p) only.
 
-Nothing of it is saved in a checkpoint, and a process can draw for exactly its own samples: the same data, noise and
-drops are seen on 1, 2 or 8 processes and after every resume.
+A checkpoint needs no random state, and each process draws for exactly its own samples. So the data, noise and dropped
+labels are the same on 1, 2 or 8 processes and after every resume.
 """
 
 import math
@@ -17,20 +17,20 @@ _MASK = 0xFFFFFFFF
 def philox(counter: Sequence, key: tuple[int, int]) -> tuple:
     """Philox4x32-10, a counter-based generator: four 32-bit words for each counter of four words.
 
-    Words are int64 tensors or uint64 arrays holding 0..2^32-1, of shapes that broadcast together (the first two rounds are
-    almost free where they are not yet of the full shape). Source: Salmon et al. 2011, "Parallel random numbers: as easy as
-    1, 2, 3"; checked against the known answers of its Random123 library.
+    Words are int64 tensors or uint64 arrays with values 0..2^32-1. Their shapes are broadcast; the first two rounds are cheap
+    while the shapes are smaller than the result. Source: Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3".
+    Tested against the known answers of its Random123 library.
     """
     c0, c1, c2, c3 = counter
     k0, k1 = key
     for _ in range(10):
-        a, b = c0 * 0xD2511F53, c2 * 0xCD9E8D57  # 64-bit products wrap, which keeps all their bits
+        a, b = c0 * 0xD2511F53, c2 * 0xCD9E8D57  # 64-bit products wrap around and lose no bits
         c0, c1, c2, c3 = ((b >> 32) & _MASK) ^ (c1 ^ k0), b & _MASK, ((a >> 32) & _MASK) ^ (c3 ^ k1), a & _MASK
         k0, k1 = (k0 + 0x9E3779B9) & _MASK, (k1 + 0xBB67AE85) & _MASK
     return c0, c1, c2, c3
 
 
-# what the draws are for; a stream each
+# one stream per purpose
 STREAMS = {
     name: i
     for i, name in enumerate(
@@ -40,7 +40,7 @@ STREAMS = {
 
 
 def _philox(seed: int, *counter: Tensor) -> list[Tensor]:
-    """philox under the run's seed; int64 tensors in and out. On the CPU NumPy does it, twice as fast as torch does."""
+    """`philox` with the run's seed, on int64 tensors. On the CPU it uses NumPy, which is twice as fast as torch here."""
     key = (seed & _MASK, (seed >> 32) & _MASK)
     if counter[0].device.type != "cpu":
         return list(philox(counter, key))
@@ -49,39 +49,44 @@ def _philox(seed: int, *counter: Tensor) -> list[Tensor]:
 
 
 def words(seed: int, stream: str, positions: Tensor, count: int) -> Tensor:
-    """count 32-bit words for each position: int64 [B, 4 * ceil(count / 4)], on positions' device."""
+    """At least `count` 32-bit words for each position: int64 [B, 4 * ceil(count / 4)], on the positions' device."""
     blocks = torch.arange(math.ceil(count / 4), device=positions.device)
     low, high = positions[:, None] & _MASK, (positions[:, None] >> 32) & _MASK
     return torch.stack(_philox(seed, blocks, low, high, torch.full_like(low[:1], STREAMS[stream])), dim=-1).flatten(1)
 
 
 def uniforms(seed: int, streams: Sequence[str], positions: Tensor) -> Tensor:
-    """One number in [0, 1) a stream and position, float64 [S, B]: `uniform` of several streams at the cost of one."""
+    """One number in [0, 1) per stream and position, float64 [S, B]. Several streams cost as much as one."""
     zero = torch.zeros_like(positions[:1])
-    which = torch.tensor([[STREAMS[s]] for s in streams], device=positions.device)
-    return _philox(seed, zero, positions & _MASK, (positions >> 32) & _MASK, which)[0].double() / 2**32
+    stream_ids = torch.tensor([[STREAMS[s]] for s in streams], device=positions.device)
+    return _philox(seed, zero, positions & _MASK, (positions >> 32) & _MASK, stream_ids)[0].double() / 2**32
 
 
 def uniform(seed: int, stream: str, positions: Tensor) -> Tensor:
-    """One number in [0, 1) a position, float64 [B]."""
+    """One number in [0, 1) per position, float64 [B]."""
     return uniforms(seed, (stream,), positions)[0]
 
 
 def normal(seed: int, stream: str, positions: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """Standard normal noise, float32 [B, *shape], by Box & Muller's transform of pairs of words."""
+    """Standard normal noise, float32 [B, *shape], by the Box-Muller transform of pairs of words."""
     size = math.prod(shape)
-    both = words(seed, stream, positions, 2 * math.ceil(size / 2)).double().add_(0.5).div_(2**32)
-    # in place: new memory for every intermediate took longer than the arithmetic
-    radius, angle = both.unflatten(1, (2, -1)).unbind(1)
+    values = words(seed, stream, positions, 2 * math.ceil(size / 2)).double().add_(0.5).div_(2**32)
+    # in place: allocating every intermediate took longer than the arithmetic
+    radius, angle = values.unflatten(1, (2, -1)).unbind(1)
     radius.log_().mul_(-2).sqrt_()
     sine = angle.mul_(2 * math.pi).sin().mul_(radius)
-    radius.mul_(angle.cos_())  # the first half of `both` is done; the angles' half takes the sines
+    radius.mul_(angle.cos_())  # the first half of `values` is done; the sines replace the angles
     angle.copy_(sine)
-    return both[:, :size].float().reshape(len(positions), *shape)
+    return values[:, :size].float().reshape(len(positions), *shape)
 
 
 class SampleOrder:
-    """Which sample stands at a position: position p is epoch p // n, place p % n of that epoch's permutation of 0..n-1."""
+    """The sample at each position: position p is place p % n in the permutation of 0..n-1 of epoch p // n.
+
+    Args:
+        n: The number of samples.
+        seed: The seed of the run.
+    """
 
     def __init__(self, n: int, seed: int):
         self.n, self.seed = n, seed
@@ -92,8 +97,8 @@ class SampleOrder:
         epochs, places = positions // self.n, positions % self.n
         indices = torch.empty_like(positions)
         for epoch in epochs.unique().tolist():
-            mine = epochs == epoch
-            indices[mine] = self._permutation(epoch)[places[mine]]
+            mask = epochs == epoch
+            indices[mask] = self._permutation(epoch)[places[mask]]
         return indices
 
     def _permutation(self, epoch: int) -> Tensor:
@@ -104,27 +109,27 @@ class SampleOrder:
         return self._epochs[epoch]
 
 
-def _permutation(n: int, seed: int, number: int, of: int, stream: str) -> Tensor:
-    """A permutation of 0..n-1, the `number`-th of `of`."""
-    # word i of counter (i, number): n places, two words each to make ties rare; stable where they happen
-    rest = [torch.tensor([word]) for word in (number, of, STREAMS[stream])]
+def _permutation(n: int, seed: int, number: int, group: int, stream: str) -> Tensor:
+    """A permutation of 0..n-1, int64 [n]: the `number`-th of a group (a class, or 0)."""
+    # place i sorts by two words of counter (i, number, group), which makes ties rare; the sort is stable for ties
+    rest = [torch.tensor([word]) for word in (number, group, STREAMS[stream])]
     high, low, *_ = _philox(seed, torch.arange(n), *rest)
     return torch.argsort((high << 31) | (low >> 1), stable=True)
 
 
 class BalancedOrder:
-    """Which sample stands at a position when classes are drawn equally often (`data.balance`).
+    """The sample at each position if classes are drawn equally often (`data.balance`).
 
-    Position p draws one of the K classes uniformly, then the next image of that class: its m-th draw in the run takes place
-    m % n_c of the class's permutation m // n_c, n_c being its number of images. A function of (seed, p) alone: how many
-    draws of a class stand before a block of positions is counted once, from the start of the run.
+    Position p draws one of the K classes uniformly, then the next image of that class. The m-th draw of a class with n_c
+    images is place m % n_c of the class's permutation m // n_c. The result depends on (seed, p) only: the draws of each class
+    before a block of positions are counted once, from the start of the run.
 
     Args:
-        labels: int64 [N], 0..K-1. Each class has an image.
-        seed: The run's.
+        labels: int64 [N], 0..K-1. Every class has an image.
+        seed: The seed of the run.
     """
 
-    BLOCK = 2**16  # positions whose draws are counted at a time; a multiple of 4
+    BLOCK = 2**16  # positions whose draws are counted together; a multiple of 4
 
     def __init__(self, labels: np.ndarray, seed: int):
         labels = torch.from_numpy(np.asarray(labels))
@@ -132,30 +137,32 @@ class BalancedOrder:
         self._members = torch.argsort(labels, stable=True).split(self.sizes.tolist())
         self._before = {0: torch.zeros_like(self.sizes)}  # block -> draws of each class before it
         self._blocks: dict[int, tuple[Tensor, Tensor]] = {}
-        self._orders: dict[int, tuple[int, np.ndarray]] = {}  # class -> (number, its images in that permutation)
+        self._orders: dict[
+            int, tuple[int, np.ndarray]
+        ] = {}  # class -> (number of the permutation, its images in that order)
 
     def __call__(self, positions: Tensor) -> Tensor:
         """positions [B] int64 -> sample indices [B] int64."""
         indices = torch.empty_like(positions)
         for block in (positions // self.BLOCK).unique().tolist():
-            mine = positions // self.BLOCK == block
-            classes, ranks = (some[positions[mine] % self.BLOCK] for some in self._block(block))
-            indices[mine] = torch.tensor([self._image(*pair) for pair in zip(classes.tolist(), ranks.tolist())])
+            mask = positions // self.BLOCK == block
+            classes, ranks = (values[positions[mask] % self.BLOCK] for values in self._block(block))
+            indices[mask] = torch.tensor([self._image(*pair) for pair in zip(classes.tolist(), ranks.tolist())])
         return indices
 
     def _classes(self, block: int) -> Tensor:
-        """The class that each position of a block draws: position p has word p % 4 of counter p // 4."""
-        at = torch.arange(block * self.BLOCK // 4, (block + 1) * self.BLOCK // 4)
-        return words(self.seed, "balance", at, 4).flatten() * len(self.sizes) >> 32
+        """The class drawn at each position of a block, int64 [BLOCK]: position p uses word p % 4 of counter p // 4."""
+        counters = torch.arange(block * self.BLOCK // 4, (block + 1) * self.BLOCK // 4)
+        return words(self.seed, "balance", counters, 4).flatten() * len(self.sizes) >> 32
 
     def _block(self, block: int) -> tuple[Tensor, Tensor]:
-        """(class, how many draws of that class stand before) of each position of a block."""
+        """The class drawn at each position of a block, and the number of earlier draws of that class; int64 [BLOCK] each."""
         if block not in self._blocks:
             while len(self._blocks) > 1:
                 self._blocks.pop(min(self._blocks))
-            near = max(b for b in self._before if b <= block)
-            before = self._before[near]
-            for earlier in range(near, block):
+            nearest = max(b for b in self._before if b <= block)
+            before = self._before[nearest]
+            for earlier in range(nearest, block):
                 before = before + torch.bincount(self._classes(earlier), minlength=len(self.sizes))
             self._before = {0: self._before[0], block: before}
             classes = self._classes(block)

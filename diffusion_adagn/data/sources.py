@@ -1,6 +1,6 @@
-"""Where labelled pictures come from. A source knows its splits; a split gives labels, then pictures on demand.
+"""Sources of labelled images. A source has splits; a split has labels, and reads images on demand.
 
-Adding a source: a class with `name`, `channels`, `splits()`, `facts(split)` and `load(split)`, and a line in `find.py`.
+To add a source: write a class with the protocol `Source`, and add a line to `find.py`.
 """
 
 from __future__ import annotations
@@ -27,7 +27,13 @@ _SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
 
 @dataclass
 class Split:
-    """labels: int64 [N]; read(rows) yields (name, raw picture) of those rows (ascending), in that order."""
+    """The images of one split.
+
+    Args:
+        label_space: The classes.
+        labels: int64 [N].
+        read: Takes ascending rows, int64 [M]; yields (name, raw image) of each, in that order.
+    """
 
     label_space: LabelSpace
     labels: np.ndarray
@@ -35,18 +41,27 @@ class Split:
 
 
 class Source(Protocol):
-    """name: how it is told from others; channels: its pictures' own.
+    """Protocol of a source of labelled images.
 
-    splits(): the parts that it has. facts(split): what tells one state of its files from another, cheap and JSON.
-    load(split): the labels and a way to the pictures; may be slow, and is called only when nothing is stored yet.
+    Attributes:
+        name: Identifies the source; part of the store's key.
+        channels: Of its images, 1 or 3, if data.channels is unset.
     """
 
     name: str
     channels: int
 
-    def splits(self) -> Sequence[str]: ...
-    def facts(self, split: str) -> dict: ...
-    def load(self, split: str) -> Split: ...
+    def splits(self) -> Sequence[str]:
+        """The names of its splits."""
+        ...
+
+    def facts(self, split: str) -> dict:
+        """JSON values that change when the files of a split change, such as sizes and times. Must be fast."""
+        ...
+
+    def load(self, split: str) -> Split:
+        """The labels of a split, and a reader of its images. May be slow: called only if the split is not stored yet."""
+        ...
 
 
 class Digits:
@@ -71,46 +86,50 @@ class Digits:
 
 
 class ClassFolders:
-    """DIR/class/picture.png, or DIR/train/class/picture.png with test/ or validation/ beside it."""
+    """Class folders: DIR/class/image.png, or DIR/train/class/image.png and optionally DIR/test or DIR/validation."""
 
     channels = 3
 
     def __init__(self, root: Path):
         self.root, self.name = root, root.resolve().as_posix()
-        self._found: dict[str, dict[str, list[str]]] = {}
+        self._files_of_split: dict[str, dict[str, list[str]]] = {}
         self._facts: dict[str, dict] = {}
         train = root / "train"
-        self.parted = train.is_dir() and not _pictures(train, nested=False) and bool(subfolders(train))
+        self.has_splits = train.is_dir() and not _image_files(train, nested=False) and bool(subfolders(train))
 
     def splits(self) -> Sequence[str]:
         known = ("train", *TEST, *VALIDATION)
-        return [s for s in known if (self.root / s).is_dir()] if self.parted else ("train",)
+        return [s for s in known if (self.root / s).is_dir()] if self.has_splits else ("train",)
 
     def _files(self, split: str) -> dict[str, list[str]]:
-        """Class folder -> its pictures' paths below the root, sorted. Looked up once a split."""
-        if split not in self._found:
-            self._found[split] = self._find(split)
-        return self._found[split]
+        """Class folder -> paths of its images relative to the root, sorted. A split is listed once."""
+        if split not in self._files_of_split:
+            self._files_of_split[split] = self._list_files(split)
+        return self._files_of_split[split]
 
-    def _find(self, split: str) -> dict[str, list[str]]:
-        root = self.root / split if self.parted else self.root
+    def _list_files(self, split: str) -> dict[str, list[str]]:
+        root = self.root / split if self.has_splits else self.root
         for folder in subfolders(root):
             _check_folder(root, folder)
-        folders = {f: _pictures(root / f) for f in subfolders(root)}
+        folders = {f: _image_files(root / f) for f in subfolders(root)}
         if not any(folders.values()):
-            loose = "it holds pictures, but no class folders" if _pictures(root, nested=False) else "no pictures in it"
+            loose = (
+                "it contains images, but no class folders"
+                if _image_files(root, nested=False)
+                else "it contains no images"
+            )
             raise InputError(
-                f"{root} is not a folder of class folders: {loose}. Expected {self.root}/CLASS/picture.png, "
-                f"or {self.root}/train/CLASS/picture.png (and test/CLASS/...), or {self.root}/metadata.csv with the columns "
+                f"{root} is not a folder of class folders: {loose}. Expected {self.root}/CLASS/image.png, "
+                f"or {self.root}/train/CLASS/image.png (and test/CLASS/...), or {self.root}/metadata.csv with the columns "
                 "file_name and label, or *.parquet files."
             )
-        below = f"{split}{os.sep}" if self.parted else ""
-        return {f: [f"{below}{f}{os.sep}{p}" for p in pictures] for f, pictures in folders.items()}
+        prefix = f"{split}{os.sep}" if self.has_splits else ""
+        return {f: [f"{prefix}{f}{os.sep}{p}" for p in images] for f, images in folders.items()}
 
     def facts(self, split: str) -> dict:
-        if split not in self._facts:  # a million files are looked at once, however many parts are opened
-            root, paths = str(self.root), [p for some in self._files(split).values() for p in some]
-            files = [(p, *stamp(os.path.join(root, p))) for p in paths]
+        if split not in self._facts:  # a million files are checked once, even if several parts are opened
+            root, paths = str(self.root), [p for images in self._files(split).values() for p in images]
+            files = [(p, *size_and_mtime(os.path.join(root, p))) for p in paths]
             self._facts[split] = {"files": files, "classes": sorted(self._files("train"))}
         return self._facts[split]
 
@@ -121,7 +140,7 @@ class ClassFolders:
         unknown = [f for f in files if f not in classes]
         if unknown:
             raise InputError(
-                f"{self.root / split} has class folders that train/ lacks: {', '.join(unknown[:5])}. Expected some of: "
+                f"{self.root / split} has class folders that are missing in train/: {', '.join(unknown[:5])}. Expected only: "
                 f"{', '.join(classes[:12])}{', ...' if len(classes) > 12 else ''}. Rename or remove them."
             )
         paths = [p for f in files for p in files[f]]
@@ -135,48 +154,47 @@ class ClassFolders:
 
 
 def _check_folder(root: Path, folder: str) -> None:
-    """Raises InputError for a class folder whose name is no text, or that is a link to where it lies itself."""
+    """Raises InputError for a class folder whose name is not text, or that links to a parent of itself."""
     if not is_text(folder):
         raise InputError(f"class folder {root}/{printable(folder)} has a name that is not UTF-8 text. Rename it.")
     path = root / folder
     if path.is_symlink() and root.resolve().is_relative_to(path.resolve()):
-        raise InputError(f"class folder {path} is a link to a folder that it lies in, {path.resolve()}. Remove it.")
+        raise InputError(f"class folder {path} is a link to a folder that contains it, {path.resolve()}. Remove it.")
 
 
 def subfolders(root: Path) -> list[str]:
     return sorted(p.name for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
 
 
-def _pictures(folder: Path, nested: bool = True) -> list[str]:
-    """The paths of the pictures below a folder, sorted name by name."""
-    found = []
-    for at, folders, files in os.walk(folder, onerror=_raise):
+def _image_files(folder: Path, nested: bool = True) -> list[str]:
+    """The relative paths of the images in a folder, sorted component by component. nested: also in its subfolders."""
+    paths = []
+    for parent, folders, files in os.walk(folder, onerror=_raise):
         folders[:] = sorted(f for f in folders if nested and not f.startswith("."))
-        below = "" if at == os.fspath(folder) else os.path.relpath(at, folder) + os.sep
-        found += [below + f for f in files if os.path.splitext(f)[1].lower() in _SUFFIXES and not f.startswith(".")]
-    return sorted(found, key=lambda path: os.path.normcase(path).split(os.sep))
+        prefix = "" if parent == os.fspath(folder) else os.path.relpath(parent, folder) + os.sep
+        paths += [prefix + f for f in files if os.path.splitext(f)[1].lower() in _SUFFIXES and not f.startswith(".")]
+    return sorted(paths, key=lambda path: os.path.normcase(path).split(os.sep))
 
 
 def _raise(error: OSError) -> None:
-    """A folder that cannot be listed must not pass for an empty one."""
+    """Raises the error of a folder that cannot be listed: it must not count as empty."""
     raise error
 
 
-def stamp(path: Path | str) -> tuple[int, int]:
-    """(bytes, time of the last change); zeros for what cannot be looked at, such as a link that leads nowhere: that is
-    told as a broken picture when it is read."""
+def size_and_mtime(path: Path | str) -> tuple[int, int]:
+    """(bytes, time of the last change in ns). Zeros if unreadable, such as a dangling link; reading it then reports it."""
     try:
-        found = os.stat(path)
+        info = os.stat(path)
     except OSError:
         return 0, 0
-    return found.st_size, found.st_mtime_ns
+    return info.st_size, info.st_mtime_ns
 
 
 def is_text(name: str) -> bool:
-    """False for a file's name whose bytes are no UTF-8; Python has it with surrogates in their place."""
+    """Whether a file name is UTF-8. Python represents other bytes by surrogates."""
     return not any("\ud800" <= c <= "\udfff" for c in name)
 
 
 def printable(name: str) -> str:
-    """A file's name as messages show it: line breaks, and bytes that are no UTF-8, as escapes."""
+    """A file name for messages: line breaks, and bytes that are not UTF-8, become escapes."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in name)

@@ -1,4 +1,4 @@
-"""Sources that are tables with a picture column and a label column: parquet files, and data sets of the hub."""
+"""Sources that are tables with an image column and a label column: parquet files, and data sets of the hub."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ MAX_TABLE_CLASSES = 100_000
 
 
 class Unlabelled(InputError):
-    """A split whose labels are all missing, as in the test part of a contest."""
+    """A split whose labels are all missing, as in the test split of a contest."""
 
 
 class Table:
-    """What parquet and hub sources share. Subclasses give `features`, `column` and `batches`."""
+    """The common part of parquet and hub sources. Subclasses define `features`, `column`, `folders` and `batches`."""
 
     name: str
     channels = 3
@@ -47,94 +47,94 @@ class Table:
         raise NotImplementedError
 
     def folders(self) -> list[Path]:
-        """Where the files may lie that a row names instead of holding its picture."""
+        """The folders that may contain the image files named by rows."""
         raise NotImplementedError
 
     def batches(self, split: str, name: str) -> Iterator[tuple[str, pa.Array]]:
-        """(where, rows) of one column, in order; `where` is what row numbers count from the start of."""
+        """Yields (file, rows) of one column, in order. Row numbers in messages count from the start of the file."""
         raise NotImplementedError
 
     def load(self, split: str) -> Split:
         features = self.features(split)
-        image = self._pick(features, self.image_column, "data.image_column", "picture", _image_columns(features))
+        image = self._pick(features, self.image_column, "data.image_column", "image", _image_columns(features))
         label = self._pick(features, self.label_column, "data.label_column", "label", _label_columns(features))
         if not _holds_images(features[image]):
             raise InputError(
-                f"column '{image}' of {self.name} holds no pictures. Columns: {', '.join(features)}. Set data.image_column."
+                f"column '{image}' of {self.name} contains no images. Columns: {', '.join(features)}. Set data.image_column."
             )
         names = self._names(split, label)
         labels = self._labels(split, label, names)
         folders = [f.resolve() for f in self.folders()]
 
         def read(rows: np.ndarray) -> Iterator[tuple[str, Raw]]:
-            wanted, row, file, first = set(rows.tolist()), 0, None, 0
-            for where, values in self.batches(split, image):
-                if where != file:  # rows are named by their place in their own file
-                    file, first = where, row
+            wanted, row, previous, first = set(rows.tolist()), 0, None, 0
+            for file, values in self.batches(split, image):
+                if file != previous:  # row numbers count from the start of each file
+                    previous, first = file, row
                 for value in values:
                     if row in wanted:
-                        yield f"{where}, row {row - first}", _raw(value, folders)
+                        yield f"{file}, row {row - first}", _raw(value, folders)
                     row += 1
-            if row != len(labels):  # later rows would have got the labels of others
+            if row != len(labels):  # later images would get wrong labels
                 raise InputError(
                     f"{self.name}:{split} has {len(labels)} rows in column '{label}', but {row} in column '{image}': a file "
-                    "is damaged. Write it anew."
+                    "is corrupted. Write it again."
                 )
 
         return Split(to_label_space(names, f"{self.name} (column '{label}')"), labels, read)
 
-    def _pick(self, features: dict, asked: str | None, key: str, what: str, found: list[str]) -> str:
-        if asked is not None and asked not in features:
-            near = difflib.get_close_matches(asked, features, n=3)
+    def _pick(self, features: dict, requested: str | None, key: str, role: str, candidates: list[str]) -> str:
+        if requested is not None and requested not in features:
+            near = difflib.get_close_matches(requested, features, n=3)
             hint = f" Nearest: {', '.join(near)}." if near else ""
-            raise InputError(f"{self.name} has no column '{asked}' ({key}).{hint} Its columns: {', '.join(features)}.")
-        if asked is None and not found:
             raise InputError(
-                f"{self.name} has no {what} column that is known as one. Its columns: {', '.join(features)}. Set {key}."
+                f"{self.name} has no column '{requested}' ({key}).{hint} Its columns: {', '.join(features)}."
             )
-        return asked or found[0]
+        if requested is None and not candidates:
+            raise InputError(f"{self.name} has no known {role} column. Its columns: {', '.join(features)}. Set {key}.")
+        return requested or candidates[0]
 
     def _names(self, split: str, label: str) -> list[str]:
-        """Class names, as the data writes them: the column's own, else made of its values."""
-        base = "train" if "train" in self.splits() else split  # a test part must not number its classes anew
-        own, theirs = self._label_kind(split, label), self._label_kind(base, label)
-        if own != theirs:
+        """Class names as written in the data: those of the column's feature, else from its values."""
+        base = "train" if "train" in self.splits() else split  # a test split must use the class ids of train
+        labels, base_labels = self._label_type(split, label), self._label_type(base, label)
+        if labels != base_labels:
             raise InputError(
-                f"column '{label}' of {self.name} holds {_in_words(own)} in '{split}', but {_in_words(theirs)} in "
-                f"'{base}'; expected the same classes in the same order. Write one of them anew."
+                f"column '{label}' of {self.name} contains {_describe_labels(labels)} in '{split}', but {_describe_labels(base_labels)} in "
+                f"'{base}'; expected the same classes in the same order. Write one of them again."
             )
-        if isinstance(own, list):
-            return own
+        if isinstance(labels, list):
+            return labels
         values = self._values(base, label, unique=True)
-        most = max(values, default=-1) if own == "numbers" else len(values)
-        if most > MAX_TABLE_CLASSES:
-            told = f"reaches {most}" if own == "numbers" else f"holds {most} names"
+        largest = max(values, default=-1) if labels == "numbers" else len(values)
+        if largest > MAX_TABLE_CLASSES:
+            fact = f"reaches {largest}" if labels == "numbers" else f"contains {largest} names"
             raise InputError(
-                f"column '{label}' of {self.name} {told}: not class ids, which count from 0, nor names of classes. "
+                f"column '{label}' of {self.name} {fact}: neither class ids, which count from 0, nor class names. "
                 f"Columns: {', '.join(self.features(base))}. Set data.label_column."
             )
-        return sorted(values) if own == "names" else [str(i) for i in range(most + 1)]
+        return sorted(values) if labels == "names" else [str(i) for i in range(largest + 1)]
 
-    def _label_kind(self, split: str, label: str) -> str | list[str]:
-        """What a split's label column holds: "numbers" or "names", or the names that it gives its numbers."""
+    def _label_type(self, split: str, label: str) -> str | list[str]:
+        """The type of a split's label column: "numbers", "names", or the list of names of its numbers."""
         features = self.features(split)
         if label not in features:
             raise InputError(f"{self.name}:{split} has no column '{label}'. Its columns: {', '.join(features)}.")
         feature = features[label]
         if getattr(feature, "names", None):
             return [str(name) for name in feature.names]
-        kind = getattr(feature, "dtype", "several values in each row")
-        if kind in ("string", "large_string"):
+        dtype = getattr(feature, "dtype", "several values in each row")
+        if dtype in ("string", "large_string"):
             return "names"
-        if kind != "bool" and not re.fullmatch(r"u?int\d+", kind):
+        if dtype != "bool" and not re.fullmatch(r"u?int\d+", dtype):
             raise InputError(
-                f"column '{label}' of {self.name} holds {kind}; labels are whole numbers or names. "
+                f"column '{label}' of {self.name} contains {dtype}; labels are whole numbers or names. "
                 f"Columns: {', '.join(features)}. Set data.label_column."
             )
         return "numbers"
 
     def _values(self, split: str, label: str, unique: bool = False) -> list:
-        """The labels of the rows (None for a missing one); unique: each once, without None."""
+        """The labels of the rows, None for a missing one. unique: each label once, without None."""
         import pyarrow.compute
 
         column = self.column(split, label)
@@ -142,11 +142,11 @@ class Table:
             return pyarrow.compute.unique(column).drop_null().to_pylist() if unique else column.to_pylist()
         except UnicodeDecodeError as error:
             raise InputError(
-                f"column '{label}' of {self.name}:{split} holds a name that is not UTF-8 text: {error}."
+                f"column '{label}' of {self.name}:{split} contains a name that is not UTF-8 text: {error}."
             ) from None
 
     def _labels(self, split: str, label: str, names: list[str]) -> np.ndarray:
-        """int64 [N], checked. Raises InputError naming the first row whose label is none of the classes."""
+        """The class ids, int64 [N]. Raises InputError for the first row whose label is not a class."""
         import numpy as np
 
         values = self._values(split, label)
@@ -161,7 +161,7 @@ class Table:
             if value not in ids:
                 shown = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
                 raise InputError(
-                    f"{self.name}:{split}, row {row}: label {value!r} in column '{label}' is none of the {len(names)} "
+                    f"{self.name}:{split}, row {row}: label {value!r} in column '{label}' is not among the {len(names)} "
                     f"classes ({shown}). Correct or remove the row."
                 )
         return np.array([ids[v] for v in values], dtype=np.int64)
@@ -173,13 +173,13 @@ def _image_columns(features: dict) -> list[str]:
 
 
 def _holds_images(feature: Any) -> bool:
-    bare = getattr(feature, "dtype", "") in ("binary", "large_binary")
-    return type(feature).__name__ == "Image" or bare or (isinstance(feature, dict) and "bytes" in feature)
+    is_binary = getattr(feature, "dtype", "") in ("binary", "large_binary")
+    return type(feature).__name__ == "Image" or is_binary or (isinstance(feature, dict) and "bytes" in feature)
 
 
 def _label_columns(features: dict) -> list[str]:
     typed = [n for n, f in features.items() if type(f).__name__ == "ClassLabel"]
-    if "fine_label" in typed:  # CIFAR-100's other one is the coarse label
+    if "fine_label" in typed:  # the other column of CIFAR-100 is the coarse label
         return ["fine_label"]
     return typed or [n for n in ("label", "labels", "fine_label", "class") if n in features]
 
@@ -192,27 +192,29 @@ def _raw(value: pa.Scalar, folders: list[Path]) -> Raw:
     if isinstance(value, dict):
         value = value.get("bytes") or value.get("path")
     if isinstance(value, str) and value:
-        return inside(value, folders)
+        return resolve_inside(value, folders)
     return value if isinstance(value, bytes) else None
 
 
-def inside(path: str, folders: list[Path]) -> Path | BrokenImage:
-    """The file that a row names, if it lies below one of these folders: a table may be anyone's, and name any file."""
+def resolve_inside(path: str, folders: list[Path]) -> Path | BrokenImage:
+    """The file named by a row, if it is inside one of these folders: an untrusted table may name any file."""
     try:
-        found = next((p for f in folders if (p := (f / path).resolve()).is_relative_to(f)), None)
+        file = next((p for f in folders if (p := (f / path).resolve()).is_relative_to(f)), None)
     except (OSError, ValueError, RuntimeError) as error:  # a NUL, a loop of links
-        return BrokenImage(f"it is at {path!r}, which is no path: {error}")
-    if found is None:
-        return BrokenImage(f"it is at {path!r}, outside {folders[0]}; only files below that are opened")
-    return found
+        return BrokenImage(f"its path {path!r} is invalid: {error}")
+    if file is None:
+        return BrokenImage(f"its path {path!r} is outside {folders[0]}; only files inside that folder are opened")
+    return file
 
 
-def _in_words(kind: str | list[str]) -> str:
-    return kind if isinstance(kind, str) else f"the classes {', '.join(kind[:8])}" + (", ..." if len(kind) > 8 else "")
+def _describe_labels(labels: str | list[str]) -> str:
+    if isinstance(labels, str):
+        return labels
+    return f"the classes {', '.join(labels[:8])}" + (", ..." if len(labels) > 8 else "")
 
 
 class ParquetTable(Table):
-    """One parquet file, or a folder of them; the first word of a file's name says its split."""
+    """One parquet file, or a folder of them. The first word of a file name is its split."""
 
     def __init__(self, path: Path, *columns: str | None):
         super().__init__(*columns)
@@ -233,7 +235,7 @@ class ParquetTable(Table):
         import pyarrow.parquet as pq
 
         if path not in self._opened:
-            if not path.is_file():  # a pipe would be waited for, for ever
+            if not path.is_file():  # reading a pipe could wait forever
                 raise InputError(f"{path} is not a file; expected parquet. Remove it.")
             with _reading(path):
                 self._opened[path] = pq.ParquetFile(path, pre_buffer=False)
@@ -258,9 +260,9 @@ class ParquetTable(Table):
                 schema = self._open(path).schema_arrow
             try:
                 self._features[path] = dict(datasets.Features.from_arrow_schema(schema))
-            except Exception as error:  # of json, pyarrow, datasets: whatever its description of itself breaks
+            except Exception as error:  # errors of json, pyarrow or datasets about the schema
                 reason = " ".join(str(error).split())[:300].rstrip(".") or type(error).__name__
-                raise InputError(f"{path} describes its columns in a way that cannot be read: {reason}.") from None
+                raise InputError(f"the column description of {path} cannot be read: {reason}.") from None
         return self._features[path]
 
     def column(self, split: str, name: str) -> pa.ChunkedArray:
@@ -280,7 +282,7 @@ class ParquetTable(Table):
         for path in self.files[split]:
             feature = self._features_of(path)[name]
             if not _holds_images(feature):
-                raise _unlike(path, f"{feature} in column '{name}'", self.files[split][0], "pictures")
+                raise _unlike(path, f"{feature} in column '{name}'", self.files[split][0], "images")
             batches = self._open(path).iter_batches(batch_size=64, columns=[name], use_threads=False)
             while True:
                 with _reading(path):
@@ -292,7 +294,7 @@ class ParquetTable(Table):
 
 def _unlike(path: Path, has: str, first: Path, expected: Any) -> InputError:
     return InputError(
-        f"{path} has {has}, but {first.name} {expected}. Files of one split must be alike: remove one, or write it anew."
+        f"{path} has {has}, but {first.name} {expected}. Files of one split must have the same columns: remove one, or write it again."
     )
 
 
@@ -307,31 +309,35 @@ def _reading(path: Path) -> Iterator[None]:
 
 
 def parquet_files(path: Path) -> dict[str, list[Path]]:
-    """Split -> files. A single file is "train", as are files whose name begins with no split's name."""
+    """Split -> files. A single file is "train", and so are files whose names start with no split's name."""
     if path.is_file():
         return {"train": [path]}
-    found = sorted(
+    files = sorted(
         p for folder in (path, path / "data") for p in folder.glob("*.parquet") if not p.name.startswith(".")
     )
     order = ("train", *TEST, *VALIDATION)
     split_of = {
         p: next((s for s in order if p.stem == s or p.name.startswith((f"{s}-", f"{s}_", f"{s}."))), "train")
-        for p in found
+        for p in files
     }
-    return {s: files for s in order if (files := [p for p in found if split_of[p] == s])}
+    return {s: matches for s in order if (matches := [p for p in files if split_of[p] == s])}
 
 
 class HubTable(Table):
-    """A data set of the Hugging Face hub. What was decoded of it is cached by name: delete the store to fetch it again.
+    """A data set of the Hugging Face hub. Decoded images are cached by its name: delete the store to fetch it again.
 
-    local: what to do where it cannot be fetched, for the error.
+    Args:
+        name: OWNER/NAME on the hub.
+        *columns: data.image_column and data.label_column.
+        known: Its splits, if known without the network.
+        local: What to do if it cannot be fetched, for the error.
     """
 
     def __init__(self, name: str, *columns: str | None, known: Sequence[str] = (), local: str = ""):
         super().__init__(*columns)
         self.name, self.known, self.local = name, known, local
         self._splits: dict[str, Any] = {}
-        self._asked = False
+        self._hub_checked = False
 
     def splits(self) -> Sequence[str]:
         if not self.known:
@@ -344,36 +350,36 @@ class HubTable(Table):
 
     @contextlib.contextmanager
     def _fetching(self) -> Iterator[Any]:
-        """The module `datasets`, if the hub has this data set; its errors as InputError."""
+        """Yields the module `datasets`, if the hub has this data set. Errors in the block become InputError."""
         try:
-            if not self._asked:
+            if not self._hub_checked:
                 _check_hub(self.name)  # before the import, which takes a second
-                self._asked = True
+                self._hub_checked = True
             import datasets
 
             yield datasets
         except InputError:
             raise
-        except Exception as error:  # of huggingface_hub, httpx, pyarrow, datasets: whatever stands in the way
+        except Exception as error:  # errors of huggingface_hub, httpx, pyarrow or datasets
             reason = (" ".join(str(error).split())[:300] or type(error).__name__).rstrip(".")
             if self.local:
                 raise InputError(
                     f"{self.name} cannot be fetched from the Hugging Face hub: {reason}. {self.local}"
                 ) from None
             raise InputError(
-                f"there is no folder {self.name} here, and no data set of that name can be fetched from the Hugging Face hub: "
+                f"there is no folder {self.name}, and no data set of that name can be fetched from the Hugging Face hub: "
                 f"{reason}.{folders_near(Path(self.name))} Expected the path of a folder of class folders or of parquet files, "
                 f"OWNER/NAME on the hub, or {', '.join(BUILT_IN)}."
             ) from None
 
     def folders(self) -> list[Path]:
-        """What was fetched; a path in a data set of the hub leads to nothing else of this machine."""
+        """The caches of fetched files: paths in a hub data set may not lead to other files of this machine."""
         import datasets.config
         import huggingface_hub.constants
 
         config = datasets.config
-        kept = (config.HF_DATASETS_CACHE, config.DOWNLOADED_DATASETS_PATH, config.EXTRACTED_DATASETS_PATH)
-        return [Path(huggingface_hub.constants.HF_HUB_CACHE), *map(Path, kept)]
+        caches = (config.HF_DATASETS_CACHE, config.DOWNLOADED_DATASETS_PATH, config.EXTRACTED_DATASETS_PATH)
+        return [Path(huggingface_hub.constants.HF_HUB_CACHE), *map(Path, caches)]
 
     def _split(self, split: str):
         if split not in self.splits():
@@ -385,17 +391,17 @@ class HubTable(Table):
 
     @functools.cached_property
     def _builder(self) -> Any:
-        """What the data set says of itself; nothing is fetched but that."""
+        """The description of the data set; fetches nothing else."""
         with self._fetching() as datasets:
             return datasets.load_dataset_builder(self.name)
 
     def _files_of(self, split: str) -> dict[str, Any]:
-        """Arguments that make `load_dataset` fetch the files of this split alone; it fetches all splits' otherwise."""
+        """Arguments that make `load_dataset` fetch only the files of this split instead of all splits."""
         builder = self._builder
         files = builder.config.data_files or {}
         if set(files) <= {split} or split not in files or Path(builder.cache_dir).is_dir():
             return {}
-        # the numbers of the other splits are missed, and what the data set's card says of columns is not looked up, else
+        # without these, the check misses the counts of other splits, and column types of the data set's card are ignored
         return {
             "data_files": {split: list(files[split])},
             "features": builder.info.features,
@@ -415,14 +421,14 @@ class HubTable(Table):
             yield f"{self.name}:{split}", batch.column(0)
 
 
-HUB_SECONDS = 10.0  # for the hub's first answer
-BARE_SECONDS = 2.0  # for a name without its owner, which is most likely a mistyped folder
+HUB_SECONDS = 10.0  # to wait for the hub's first answer
+BARE_SECONDS = 2.0  # for a name without an owner, probably a mistyped folder
 
 
 def _check_hub(name: str) -> None:
-    """Raises an error at once where the hub cannot answer or has no such data set: `datasets` tries for half a minute.
+    """Raises an error quickly if the hub does not answer or lacks the data set: `datasets` would retry for half a minute.
 
-    A data set that an earlier run fetched is opened without an answer.
+    A data set in the cache needs no answer.
     """
     import threading
 
@@ -430,7 +436,7 @@ def _check_hub(name: str) -> None:
     from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
 
     if huggingface_hub.constants.HF_HUB_OFFLINE:
-        return  # `datasets` looks at what is cached, and nowhere else
+        return  # `datasets` uses its cache only
     outcome: list[Exception | None] = []
     limit = HUB_SECONDS if "/" in name else BARE_SECONDS
 
@@ -441,27 +447,27 @@ def _check_hub(name: str) -> None:
         except Exception as error:
             outcome.append(error)
 
-    thread = threading.Thread(target=ask, daemon=True)  # looking up the hub's address has no time limit
+    thread = threading.Thread(target=ask, daemon=True)  # the DNS look-up has no time limit
     thread.start()
     thread.join(limit)
     error = outcome[0] if outcome else TimeoutError(f"no answer in {limit:g} s")
     if error is None or _is_cached(name):
         return
     if isinstance(error, RepositoryNotFoundError) and not isinstance(error, GatedRepoError):
-        raise LookupError(f"it has no {name}, or none that you may see")
-    if not isinstance(error, HfHubHTTPError):  # with those, `datasets` says what is wrong at once
+        raise LookupError(f"it has no {name}, or you have no access")
+    if not isinstance(error, HfHubHTTPError):  # for those, `datasets` reports the reason at once
         raise ConnectionError(f"it cannot be reached ({' '.join(str(error).split())[:100] or type(error).__name__})")
 
 
 def _is_cached(name: str) -> bool:
     from huggingface_hub.constants import HF_HOME
 
-    cache = os.environ.get("HF_DATASETS_CACHE") or os.path.join(HF_HOME, "datasets")  # as `datasets` has it
+    cache = os.environ.get("HF_DATASETS_CACHE") or os.path.join(HF_HOME, "datasets")  # as in `datasets`
     return Path(cache, name.replace("/", "___")).is_dir()
 
 
 def folders_near(path: Path) -> str:
-    """ " Did you mean ...?" with the folders beside a path that are called like it."""
-    tmp = subfolders(path.parent) if path.parent.is_dir() else []
-    near = difflib.get_close_matches(path.name, tmp, n=3, cutoff=0.6)
+    """ " Did you mean ...?" with similarly named folders in the same parent folder."""
+    siblings = subfolders(path.parent) if path.parent.is_dir() else []
+    near = difflib.get_close_matches(path.name, siblings, n=3, cutoff=0.6)
     return f" Did you mean {' or '.join(str(path.parent / n) for n in near)}?" if near else ""

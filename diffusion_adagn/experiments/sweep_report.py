@@ -364,9 +364,7 @@ class SweepReport:
                 f", hash `{_tick(classifier['hash'])}`" if classifier.get("hash") and not _same(e, classifier) else ""
             )
             fraction = heldout_accuracy(classifier)
-            right = (
-                "" if fraction is None else f": the classifier gets {percent(fraction)} of held-out images right"
-            )
+            right = "" if fraction is None else f": the classifier gets {percent(fraction)} of held-out images right"
             lines.append(f"Accuracy is by the class probabilities of {who}{hashed}{right}.")
         near = [metric_names(self.words)[m] for m in NEIGHBOURS if m in self.metrics]
         return [*lines, f"{_capital(listed(near))}: k = {self.sweep.k} nearest neighbours."] if near else lines

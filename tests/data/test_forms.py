@@ -502,7 +502,7 @@ def test_files_are_looked_at_once_for_both_parts(monkeypatch):
     monkeypatch.setattr(sources, "_pictures", lambda *a, **k: walked.append(a) or pictures(*a, **k))
     config = DataConfig("own")
     found = find_source(config)
-    data, heldout = (open_dataset(config, part, progress=False, found=found) for part in ("train", "heldout"))
+    data, heldout = (open_dataset(config, part, progress=False, resolved=found) for part in ("train", "heldout"))
     assert len(looked) == 60 and len(walked) == 2
     assert len(data) + len(heldout) == 60
 

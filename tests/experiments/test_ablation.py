@@ -91,7 +91,7 @@ def test_stopped_ablation_resumes(tmp_path, monkeypatch, capsys):
     with monkeypatch.context() as m:
         m.setattr(train_module, "StopSignal", Stop)
         assert ablate(tmp_path / "a", "--kinds=adagn", "--seeds=0") == 75
-    assert "The same command goes on" in capsys.readouterr().out
+    assert "The same command resumes it" in capsys.readouterr().out
     assert not (tmp_path / "a/adagn-seed0/result.json").exists()
     assert ablate(tmp_path / "a", "--kinds=adagn", "--seeds=0") == 0
     assert ablate(tmp_path / "b", "--kinds=adagn", "--seeds=0") == 0

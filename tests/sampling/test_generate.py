@@ -152,7 +152,7 @@ def test_sampling_locks_its_folder(model, tmp_path, capsys):
     saved = (out / "samples.json").read_text()
     with exclusive_lock(out):
         assert main(["sample", str(model), "--out", str(out), "--steps", "3", "--overwrite"]) == 1
-    assert "another process is at work" in one_line(capsys.readouterr().err)
+    assert "another process is using" in one_line(capsys.readouterr().err)
     assert (out / "samples.json").read_text() == saved
 
 

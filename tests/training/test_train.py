@@ -314,7 +314,7 @@ def test_signals_save_and_leave_with_75(tmp_path, number, capsys):
         time.sleep(0.05)
     # meanwhile nobody else may train there
     assert main(["train", "--resume", "auto", "--output_dir", str(out)]) == 1
-    assert "another process is at work" in one_line(capsys.readouterr().err)
+    assert "another process is using" in one_line(capsys.readouterr().err)
     process.signal(number)
     status, printed = process.wait(), process.printed()
     assert status == 75, printed

@@ -109,5 +109,5 @@ def test_sweeping_needs_no_float64(tmp_path, trained, mac, samplers):
 
 
 def test_tracing_needs_no_float64(tmp_path, trained, mac):
-    assert adagn("trace", trained, "--out", tmp_path / "out", "--timesteps", 3, "--pictures", 4) == 0
+    assert adagn("trace", trained, "--out", tmp_path / "out", "--timesteps", 3, "--images", 4) == 0
     assert set(mac) == {"mps"}

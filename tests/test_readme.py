@@ -30,7 +30,7 @@ SHRINK = {
     "export": "",
     "sweep": "--guidance 1,2 --steps 2 --count 20 --extractor sklearn",
     "evaluate": "",
-    "trace": "--timesteps 3 --pictures 2",
+    "trace": "--timesteps 3 --images 2",
     "import-diffusers": "",
 }
 SETUP = ("make ", "python3 -m venv", "pip install", "uv pip install")

@@ -49,7 +49,7 @@ def parser() -> Parser:
     p.add_argument(
         "--timesteps", type=int, default=50, metavar="INT", help="timesteps of the atlas, evenly spaced [50]"
     )
-    p.add_argument("--pictures", type=int, default=32, metavar="INT", help="images that the probes use [32]")
+    p.add_argument("--images", type=int, default=32, metavar="INT", help="images that the probes use [32]")
     add_device_option(p)
     add_config_options(p, sections=["data"])
     return p
@@ -57,7 +57,7 @@ def parser() -> Parser:
 
 def run(argv: Sequence[str]) -> int:
     args = parser().parse(argv)
-    for name in ("timesteps", "pictures"):
+    for name in ("timesteps", "images"):
         if getattr(args, name) < 1:
             raise UsageError(f"--{name} must be at least 1, not {getattr(args, name)}.")
     if args.label_check and args.out:
@@ -82,7 +82,7 @@ def run(argv: Sequence[str]) -> int:
         check(config)
         data = config.data
 
-    request = TraceRequest(args.timesteps, args.pictures, data, args.weights, args.compare, args.by, args.device)
+    request = TraceRequest(args.timesteps, args.images, data, args.weights, args.compare, args.by, args.device)
     if args.label_check:
         return check_label(args.run, request)
     out = Path(args.out or unused_path(str(default_folder("traces", args.run, args.weights))))

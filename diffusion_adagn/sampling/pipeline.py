@@ -257,7 +257,12 @@ class ClassConditionalPipeline(DiffusionPipeline):
             )
 
     def plans_for(self, guide: "ClassConditionalPipeline", plans: list[ClassPlan]) -> list[ClassPlan]:
-        """The plans for a guide: the same, or any single class in place of mixes if it ignores classes."""
+        """The plans for a guide: the same, or any single class in place of mixes if it ignores classes.
+
+        Args:
+            guide: the guide.
+            plans: of this model, one per image.
+        """
         if guide.unet.embedding.classes is not None:
             return plans
         return [p if p.class_id is not None else ClassMix.single(0, self.labels) for p in plans]

@@ -79,12 +79,18 @@ STOPPED = 75  # exit status: saved and left on a signal (EX_TEMPFAIL: try again)
 
 
 def train(config: RunConfig | Mapping | str | Path, resume: bool = False) -> int:
-    """Train to training.max_steps. Returns 0 when done, 75 when a signal came and everything was saved.
+    """Train to `training.max_steps`. A step with a non-finite loss or gradient is skipped and reported.
 
-    config: a config; or what `config.as_config` makes one of: a YAML file, a recipe's name, or a dict of settings.
-    resume: go on from output_dir's newest checkpoint, or start if there is none.
-    A step whose loss or gradient is not finite is left out, and told. Raises InputError for input that cannot be used, before the
-    first step and with nothing lost; and for too many steps left out in a row, with the checkpoints from before them in place.
+    Args:
+        config: a RunConfig, a YAML file, the name of a recipe, or a dict of settings.
+        resume: continue from the latest checkpoint of `output_dir`; start if there is none.
+
+    Returns:
+        0 when finished; 75 when a signal stopped the run after a checkpoint was saved.
+
+    Raises:
+        InputError: the settings or the data cannot be used (nothing is changed), or too many consecutive steps were not finite
+            (earlier checkpoints are intact).
     """
     with ExitStack() as held:  # the run folder's lock
         return _train(as_config(config), resume, held)

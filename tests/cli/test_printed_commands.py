@@ -240,7 +240,7 @@ def test_measurements_say_what_to_do_next(tmp_path, monkeypatch, capsys):
                 "0,1,2",
                 "--timesteps",
                 "3",
-                "--pictures",
+                "--images",
                 "2",
             ]
         )

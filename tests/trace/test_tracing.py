@@ -55,7 +55,7 @@ def text_of(report):
 
 def test_trace_of_a_run(run, tmp_path, capsys):
     out = tmp_path / "trace"
-    argv = ["trace", str(run), "--out", str(out), "--timesteps", "8", "--pictures", "4"]
+    argv = ["trace", str(run), "--out", str(out), "--timesteps", "8", "--images", "4"]
     assert main([*argv, "--compare", str(run / "checkpoints/step-00000003"), "--debug"]) == 0
     printed = capsys.readouterr().out
     assert str(out / "report.html") in printed and "held out of digits" in printed and "NOT" in printed
@@ -95,7 +95,7 @@ def test_label_check_exit_status(run, tmp_path, capsys):
 def test_each_conditioning_without_images(tmp_path, conditioning, capsys):
     folder = saved(tmp_path / "net", conditioning=conditioning)
     assert (
-        main(["trace", str(folder), "--out", str(tmp_path / "t"), "--timesteps", "3", "--pictures", "2", "--debug"])
+        main(["trace", str(folder), "--out", str(tmp_path / "t"), "--timesteps", "3", "--images", "2", "--debug"])
         == 0
     )
     assert "sampled ones" in capsys.readouterr().out
@@ -110,7 +110,7 @@ def test_each_conditioning_without_images(tmp_path, conditioning, capsys):
 def test_trace_without_null_or_classes(tmp_path, labels):
     folder = saved(tmp_path / "net", labels)
     assert (
-        main(["trace", str(folder), "--out", str(tmp_path / "t"), "--timesteps", "3", "--pictures", "2", "--debug"])
+        main(["trace", str(folder), "--out", str(tmp_path / "t"), "--timesteps", "3", "--images", "2", "--debug"])
         == 0
     )
 

@@ -8,6 +8,7 @@ them.
 """
 
 import json
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +20,7 @@ from tqdm.auto import tqdm
 from ..errors import InputError
 from ..labels import LabelSpace
 from ..models.unet import AdaGNUNet, Site
+from ..renamed import renamed_arguments
 
 MAX_STORED_CLASSES = 64  # null included; the statistics are over all classes
 BATCH_ROWS = 256  # (timestep, class) pairs in one call of `modulation`
@@ -85,6 +87,7 @@ class Atlas:
     model: dict = field(default_factory=dict)
 
     @classmethod
+    @renamed_arguments(keep="class_ids")
     @torch.no_grad()
     def of(
         cls,
@@ -179,6 +182,17 @@ class Atlas:
         raise InputError(
             f"the atlas stores no values of class {name_or_id!r}. It stores: {', '.join(self.classes[:20])}."
         )
+
+    def place(self, name_or_id: str | int) -> int:
+        """The old name of `class_index`."""
+        warnings.warn("Atlas.place is called class_index now.", DeprecationWarning, stacklevel=2)
+        return self.class_index(name_or_id)
+
+    @property
+    def kept_ids(self) -> list[int]:
+        """The old name of `class_ids`."""
+        warnings.warn("Atlas.kept_ids is called class_ids now.", DeprecationWarning, stacklevel=2)
+        return self.class_ids
 
     # ------------------------------------------------------------------ files
 

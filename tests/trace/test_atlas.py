@@ -120,6 +120,15 @@ def test_atlas_without_classes():
     assert class_geometry(atlas) is None
 
 
+def test_old_atlas_names_warn():
+    with pytest.warns(DeprecationWarning, match="class_ids"):
+        atlas = Atlas.of(tiny_unet(), LABELS, timesteps=2, keep=[1])
+    with pytest.warns(DeprecationWarning, match="class_index"):
+        assert atlas.place("dog") == 0
+    with pytest.warns(DeprecationWarning, match="class_ids"):
+        assert atlas.kept_ids == atlas.class_ids == [1, 3]
+
+
 # ---------------------------------------------------------------------- networks with known properties
 
 

@@ -95,8 +95,7 @@ def test_label_check_exit_status(run, tmp_path, capsys):
 def test_each_conditioning_without_images(tmp_path, conditioning, capsys):
     folder = saved(tmp_path / "net", conditioning=conditioning)
     assert (
-        main(["trace", str(folder), "--out", str(tmp_path / "t"), "--timesteps", "3", "--images", "2", "--debug"])
-        == 0
+        main(["trace", str(folder), "--out", str(tmp_path / "t"), "--timesteps", "3", "--images", "2", "--debug"]) == 0
     )
     assert "sampled ones" in capsys.readouterr().out
     assert (tmp_path / "t/report.html").is_file()
@@ -110,8 +109,7 @@ def test_each_conditioning_without_images(tmp_path, conditioning, capsys):
 def test_trace_without_null_or_classes(tmp_path, labels):
     folder = saved(tmp_path / "net", labels)
     assert (
-        main(["trace", str(folder), "--out", str(tmp_path / "t"), "--timesteps", "3", "--images", "2", "--debug"])
-        == 0
+        main(["trace", str(folder), "--out", str(tmp_path / "t"), "--timesteps", "3", "--images", "2", "--debug"]) == 0
     )
 
 

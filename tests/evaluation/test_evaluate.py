@@ -146,7 +146,7 @@ def test_what_is_written_of_a_model(model, data, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("form", ["folder", "npz"])
-def test_pictures_measure_as_the_model_that_they_are_sampled_from(model, data, tmp_path, form):
+def test_images_measure_like_their_model(model, data, tmp_path, form):
     common = ["--classes", "dog", "--count", "30", "--steps", "3", "--seed", "7", "--guidance", "2"]
     against = ["--against", data, *CHEAP]
     assert evaluate(model, tmp_path / "model", *common, *against) == 0
@@ -202,7 +202,7 @@ def test_a_model_without_classes(data, tmp_path):
     assert read_npz(tmp_path / "e/samples.npz").labels is None
 
 
-def test_metrics_are_called_by_who_measured_them():
+def test_metric_titles_name_the_network():
     ours, classifier, theirs = ({"name": n, "is_fid": n == "inception"} for n in ("quarters", "judge", "inception"))
     told = titles(ours, classifier, classifier)
     assert told["frechet"].endswith("distance (quarters)") and told["kid"].endswith("(quarters)")
@@ -234,7 +234,7 @@ def test_one_of_several_scales_is_chosen(model, data, tmp_path, capsys):
     assert record(tmp_path / "e")["settings"]["guidance"] == 2
 
 
-def test_class_folders_and_a_class_without_pictures(data, tmp_path):
+def test_empty_class_folder_is_measured(data, tmp_path):
     for name in ("owl", "cat"):
         (tmp_path / "s" / name).mkdir(parents=True)
         for i in range(6):
@@ -247,7 +247,7 @@ def test_class_folders_and_a_class_without_pictures(data, tmp_path):
     assert any("dog (0)" in note for note in found["notes"])
 
 
-def test_a_stopped_evaluation_goes_on_only_with_the_same_settings(model, data, tmp_path, capsys, monkeypatch):
+def test_stopped_evaluation_resumes_same_settings(model, data, tmp_path, capsys, monkeypatch):
     argv = ["--against", data, *CHEAP, "--count", 12, "--steps", 2, "--batch_size", 4]
     assert evaluate(model, tmp_path / "whole", *argv) == 0
     batch, made = points._batch, []
@@ -292,7 +292,7 @@ def test_finished_evaluation_is_shown_again(model, data, tmp_path, capsys, monke
     assert (out / "evaluation.json").read_text() != first
 
 
-def test_other_files_are_never_touched_and_an_evaluation_only_if_asked(real, data, tmp_path, capsys):
+def test_evaluation_overwrites_only_if_asked(real, data, tmp_path, capsys):
     out, argv = tmp_path / "e", ["--against", data, "--data.channels", 1, *CHEAP]
     assert evaluate(real, out, *argv) == 0
     first = (out / "evaluation.json").read_text()
@@ -323,7 +323,7 @@ def test_published_statistics_serve_the_fid_alone(model, tmp_path, monkeypatch):
     assert not (tmp_path / "e/neighbours.png").exists()
 
 
-def test_fewer_pictures_than_features_and_one_alone(real, tmp_path):
+def test_few_images_give_no_frechet(real, tmp_path):
     for count in (6, 1):
         some = tmp_path / str(count)
         some.mkdir()
@@ -381,14 +381,14 @@ def spoil(what, real, tmp_path):
         ("mixed", "images and folders of images (cat)"),
     ],
 )
-def test_pictures_that_cannot_be_measured(real, tmp_path, capsys, what, message):
+def test_unmeasurable_images_are_rejected(real, tmp_path, capsys, what, message):
     bad = spoil(what, real, tmp_path)
     assert evaluate(bad, tmp_path / "e", "--against", real, *CHEAP, debug=False) == 1
     assert message in said(capsys)
     assert not (tmp_path / "e").exists()
 
 
-def test_labels_outside_the_classes_and_classes_that_are_not_there(data, real, tmp_path, capsys):
+def test_wrong_labels_and_classes_are_rejected(data, real, tmp_path, capsys):
     pixels = np.stack([np.asarray(Image.open(f))[..., None] for f in sorted(real.iterdir())[:5]])
     argv = ["--against", data, "--data.channels", 1, *CHEAP]
     write_npz(tmp_path / "s.npz", pixels, [0, 1, 2, 3, 3])
@@ -441,7 +441,7 @@ def test_a_reference_in_a_file(model, data, real, tmp_path, capsys):
     ],
     ids=str,
 )
-def test_bad_requests_of_a_model_write_nothing(model, data, tmp_path, capsys, argv, status, message):
+def test_bad_requests_write_nothing(model, data, tmp_path, capsys, argv, status, message):
     against = [] if "--against" in argv else ["--against", data]
     assert evaluate(model, tmp_path / "e", *against, *CHEAP, *argv, debug=False) == status
     assert message in said(capsys)
@@ -492,7 +492,7 @@ def test_two_processes_give_the_same_numbers(model, data, tmp_path):
     assert values(tmp_path / "two") == values(tmp_path / "one")
 
 
-def test_a_data_set_against_another_part_of_it(tmp_path):
+def test_data_set_against_its_other_part(tmp_path):
     argv = ["--against", "digits", "--extractor", "sklearn", "--neighbours", "2", "--debug"]
     assert main(["evaluate", "digits:heldout", "--out", str(tmp_path / "e"), *argv]) == 0
     record = json.loads((tmp_path / "e/evaluation.json").read_text())
@@ -504,7 +504,7 @@ def test_a_data_set_against_another_part_of_it(tmp_path):
         main(["evaluate", "digits:soon", "--out", str(tmp_path / "f"), *argv])
 
 
-def test_null_among_the_labels_of_our_own_npz(model, data, tmp_path):
+def test_npz_labels_may_be_null(model, data, tmp_path):
     where = tmp_path / "s"
     argv = ["sample", str(model), "--classes", "cat,null", "--steps", "2", "--count", "3", "--npz", "--out", str(where)]
     assert main([*argv, "--debug"]) == 0

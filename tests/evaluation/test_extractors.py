@@ -71,7 +71,7 @@ def no_training(monkeypatch):
     monkeypatch.setattr(small, "_trained", refuse)
 
 
-def test_the_judge_learns_the_digits(digits_judge):
+def test_classifier_learns_the_digits(digits_judge):
     opened, moved = digits_judge
     pixels, labels = (data := open_dataset(DataConfig(), "heldout")).gather(range(90))
     features = opened(pixels)
@@ -85,7 +85,7 @@ def test_the_judge_learns_the_digits(digits_judge):
         opened(noise(2, 8))
 
 
-def test_a_judge_is_trained_once_and_one_in_another_process_is_the_same(digits_judge, no_training):
+def test_classifier_is_trained_once(digits_judge, no_training):
     again = open_extractor("judge", open_dataset(DataConfig(), "train"), progress=False)
     assert again.hash == digits_judge[0].hash and again.to_dict() == digits_judge[0].to_dict()
     assert np.array_equal(again(noise(3, 8, 1)).pooled, digits_judge[0](noise(3, 8, 1)).pooled)
@@ -107,7 +107,7 @@ def quick(monkeypatch, tmp_path):
     return tmp_path
 
 
-def test_the_judge_is_the_same_when_trained_again_and_another_for_other_data(quick, capsys):
+def test_classifier_training_is_deterministic(quick, capsys):
     first = open_extractor("judge", small_data())
     (kept,) = (quick / "judges").iterdir()
     assert str(kept) in capsys.readouterr().out
@@ -123,7 +123,7 @@ def test_the_judge_is_the_same_when_trained_again_and_another_for_other_data(qui
 
 
 @pytest.mark.parametrize(("side", "dimension"), [(16, 64), (20, 128), (48, 128), (96, 128)])
-def test_judges_of_colour_pictures_of_other_sizes(quick, side, dimension, monkeypatch):
+def test_classifiers_take_colour_and_sizes(quick, side, dimension, monkeypatch):
     monkeypatch.setattr(classifier, "MIN_PASSES", 64)
     monkeypatch.setattr(classifier, "MAX_EPOCHS", 2)
     opened = open_extractor("judge", small_data(36, side, 3, 3), progress=False)
@@ -149,7 +149,7 @@ def test_rare_and_empty_classes(quick):
 
 
 @pytest.mark.slow
-def test_the_judge_learns_real_pictures(shared, tmp_path, monkeypatch):
+def test_classifier_learns_real_images(shared, tmp_path, monkeypatch):
     monkeypatch.setenv("DIFFUSION_ADAGN_CACHE", str(tmp_path))
     path = f"{shared}/cifar10_tiny"
     opened = open_extractor("judge", open_dataset(DataConfig(source=path, image_size=32), "train"), progress=False)
@@ -182,7 +182,7 @@ def test_the_small_network_against_scikit_learn(quick, monkeypatch):
     assert open_extractor("sklearn", small_data()).hash == opened.hash != open_extractor("sklearn", data).hash
 
 
-def test_the_small_network_is_for_small_pictures(quick):
+def test_sklearn_network_rejects_large_images(quick):
     with pytest.raises(InputError, match="type classifier"):
         open_extractor("sklearn", small_data(side=17))
     with pytest.raises(InputError, match=r"\[8, 8, 1\]"):
@@ -274,7 +274,7 @@ def test_lite0_knows_imagenet(shared):
 
 
 @pytest.mark.slow
-def test_lite0_orders_what_is_done_to_pictures(shared):
+def test_lite0_orders_image_corruptions(shared):
     from PIL import Image, ImageFilter
 
     n, opened = 1500, open_extractor(f"efficientnet:{shared / LITE0}")
@@ -356,7 +356,7 @@ def test_inception_weights_that_are_none(torch_fidelity, tmp_path):
             open_extractor(f"inception:{tmp_path}/{name}.pth")
 
 
-def test_without_their_packages_they_say_what_to_install(monkeypatch):
+def test_missing_packages_are_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "torch_fidelity", None)
     monkeypatch.setitem(sys.modules, "transformers", None)
     with pytest.raises(InputError, match=r"pip install 'diffusion-adagn\[eval\]'"):

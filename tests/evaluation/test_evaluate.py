@@ -136,8 +136,8 @@ def test_what_is_written_of_a_model(model, data, tmp_path, capsys):
     assert [row["class_name"] for row in table] == list(NAMES)
     assert [row["sampled"] for row in table] == ["8"] * 3
     assert float(table[1]["kid"]) == found["per_class"]["kid"][1]["value"]
-    kept = read_npz(tmp_path / "e/samples.npz")
-    assert kept.labels.tolist() == [0, 1, 2] * 8
+    cached = read_npz(tmp_path / "e/samples.npz")
+    assert cached.labels.tolist() == [0, 1, 2] * 8
     assert Image.open(tmp_path / "e/neighbours.png").height > 8 * 64
     printed, text = capsys.readouterr().out, (tmp_path / "e/evaluation.md").read_text()
     assert "adagn sweep" in printed and str(tmp_path / "e/evaluation.md") in printed
@@ -152,9 +152,9 @@ def test_images_measure_like_their_model(model, data, tmp_path, form):
     assert evaluate(model, tmp_path / "model", *common, *against) == 0
     assert main(["sample", str(model), "--out", str(tmp_path / "s"), *common, "--npz", "--debug"]) == 0
     images = tmp_path / "s" if form == "folder" else tmp_path / "s/samples.npz"
-    assert evaluate(images, tmp_path / "pictures", *against, "--data.channels", 1) == 0
-    assert values(tmp_path / "pictures") == values(tmp_path / "model")
-    one, two = record(tmp_path / "model"), record(tmp_path / "pictures")
+    assert evaluate(images, tmp_path / "images_only", *against, "--data.channels", 1) == 0
+    assert values(tmp_path / "images_only") == values(tmp_path / "model")
+    one, two = record(tmp_path / "model"), record(tmp_path / "images_only")
     assert one["per_class"] == two["per_class"] and one["memorisation"] == two["memorisation"]
     if form == "folder":
         assert two["settings"]["seeds"] == [7, 36] and two["model"]["hash"] == one["model"]["hash"]
@@ -204,11 +204,11 @@ def test_a_model_without_classes(data, tmp_path):
 
 def test_metric_titles_name_the_network():
     ours, classifier, theirs = ({"name": n, "is_fid": n == "inception"} for n in ("quarters", "judge", "inception"))
-    told = titles(ours, classifier, classifier)
-    assert told["frechet"].endswith("distance (quarters)") and told["kid"].endswith("(quarters)")
-    assert (told["inception_score"], told["accuracy"]) == ("Inception score (classifier)", "Accuracy (classifier)")
-    told = titles(theirs, classifier, theirs)
-    assert (told["frechet"], told["inception_score"]) == ("FID", "Inception score")
+    reported = titles(ours, classifier, classifier)
+    assert reported["frechet"].endswith("distance (quarters)") and reported["kid"].endswith("(quarters)")
+    assert (reported["inception_score"], reported["accuracy"]) == ("Inception score (classifier)", "Accuracy (classifier)")
+    reported = titles(theirs, classifier, theirs)
+    assert (reported["frechet"], reported["inception_score"]) == ("FID", "Inception score")
     assert titles(theirs, None, None)["accuracy"] == "Accuracy"
 
 

@@ -51,9 +51,9 @@ def check(extractor: Extractor, pixels: np.ndarray) -> None:
         np.testing.assert_allclose(whole.probabilities.sum(1), 1, atol=1e-5)
         np.testing.assert_allclose(apart.probabilities, whole.probabilities, atol=1e-4)
         assert extractor.class_names is None or whole.probabilities.shape[1] == len(extractor.class_names)
-    told = json.loads(json.dumps(extractor.to_dict()))
+    reported = json.loads(json.dumps(extractor.to_dict()))
     for key in ("name", "hash", "dimension", "resolution", "resize", "is_fid"):
-        assert told[key] == getattr(extractor, key)
+        assert reported[key] == getattr(extractor, key)
     for wrong in (pixels.astype(np.float32), pixels[0], np.repeat(pixels[..., :1], 4, axis=3), pixels.tolist()):
         with pytest.raises(InputError, match="uint8"):
             extractor(wrong)
@@ -64,31 +64,31 @@ def check(extractor: Extractor, pixels: np.ndarray) -> None:
 
 @pytest.fixture
 def no_training(monkeypatch):
-    def refuse(*_):
+    def fail(*_):
         raise AssertionError("trained again")
 
-    monkeypatch.setattr(classifier, "train_classifier", refuse)
-    monkeypatch.setattr(small, "_trained", refuse)
+    monkeypatch.setattr(classifier, "train_classifier", fail)
+    monkeypatch.setattr(small, "_trained", fail)
 
 
-def test_classifier_learns_the_digits(digits_judge):
-    opened, moved = digits_judge
+def test_classifier_learns_the_digits(digits_classifier):
+    opened, moved = digits_classifier
     pixels, labels = (data := open_dataset(DataConfig(), "heldout")).gather(range(90))
     features = opened(pixels)
     assert (features.probabilities.argmax(1) == labels).mean() >= 0.97
     assert opened.class_names == data.label_space.names and opened.dimension == 64 and opened.resolution == 8
     assert not moved and not opened.is_fid
-    told = opened.to_dict()
-    assert told["heldout_accuracy"] >= 0.97 and told["heldout_images"] == 85 and told["data"] == "digits:train"
+    reported = opened.to_dict()
+    assert reported["heldout_accuracy"] >= 0.97 and reported["heldout_images"] == 85 and reported["data"] == "digits:train"
     check(opened, pixels[:7])
     with pytest.raises(InputError, match="1 channels and was given 3"):
         opened(noise(2, 8))
 
 
-def test_classifier_is_trained_once(digits_judge, no_training):
+def test_classifier_is_trained_once(digits_classifier, no_training):
     again = open_extractor("judge", open_dataset(DataConfig(), "train"), progress=False)
-    assert again.hash == digits_judge[0].hash and again.to_dict() == digits_judge[0].to_dict()
-    assert np.array_equal(again(noise(3, 8, 1)).pooled, digits_judge[0](noise(3, 8, 1)).pooled)
+    assert again.hash == digits_classifier[0].hash and again.to_dict() == digits_classifier[0].to_dict()
+    assert np.array_equal(again(noise(3, 8, 1)).pooled, digits_classifier[0](noise(3, 8, 1)).pooled)
     code = (
         "from diffusion_adagn import open_dataset; from diffusion_adagn.config import DataConfig\n"
         "from diffusion_adagn.evaluation.extractors import classifier, open_extractor\n"
@@ -109,12 +109,12 @@ def quick(monkeypatch, tmp_path):
 
 def test_classifier_training_is_deterministic(quick, capsys):
     first = open_extractor("judge", small_data())
-    (kept,) = (quick / "judges").iterdir()
-    assert str(kept) in capsys.readouterr().out
-    (kept / "weights.safetensors").write_bytes(b"damaged")
+    (cached,) = (quick / "judges").iterdir()
+    assert str(cached) in capsys.readouterr().out
+    (cached / "weights.safetensors").write_bytes(b"corrupted")
     torch.manual_seed(5)
     again = open_extractor("judge", small_data(), progress=False)
-    assert again.hash == first.hash and sorted(f.name for f in (quick / "judges").iterdir()) == [kept.name]
+    assert again.hash == first.hash and sorted(f.name for f in (quick / "judges").iterdir()) == [cached.name]
     other = open_extractor("judge", dataclasses.replace(small_data(), fingerprint="another"), progress=False)
     assert other.hash == first.hash and len(list((quick / "judges").iterdir())) == 2  # the same images, another name
     changed = open_extractor("judge", small_data(44), progress=False)

@@ -48,7 +48,7 @@ def test_losses_use_the_given_labels():
     assert len(use.true) == 70 and torch.allclose(use.true, torch.zeros(70).double(), atol=1e-4)
     level = LEVEL[torch.from_numpy(LABELS)[use.image]].double()
     assert torch.allclose(use.null, (level - 0.5).square(), atol=1e-4)
-    # wrong classes lie 1 or 2 levels away; which one is told is dealt out
+    # wrong classes lie 1 or 2 levels away; which one is used is permuted
     known = ~use.wrong.isnan()
     assert known.sum() >= 60 and set(use.wrong[known].round().tolist()) == {1.0, 4.0}
     assert use.losses("wrong") == pytest.approx((0, use.wrong.nanmean().item(), 7), abs=1e-4)
@@ -102,18 +102,18 @@ def test_gap_needs_other_classes_or_null():
 def test_wrong_labels_are_a_permutation(counts):
     labels = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts))
     labels = labels[torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))]
-    told = []
+    reported = []
     for r in range(4):
         dealt = other_labels(labels, r)
         assert torch.equal(dealt.sort().values, labels.sort().values)
         left = int((dealt == labels).sum())
         assert left <= max(0, 2 * max(counts) - len(labels)) + 3
-        told.append(dealt)
-    assert len(counts) == 2 or any(not torch.equal(told[0], other) for other in told[1:])
+        reported.append(dealt)
+    assert len(counts) == 2 or any(not torch.equal(reported[0], other) for other in reported[1:])
 
 
 def test_uninformative_labels_show_no_use():
-    """A net that answers worse when told the rare class, whatever the image: the label says nothing."""
+    """A net that predicts worse for the rare class, whatever the image: the label is uninformative."""
 
     class Uneven(Flat):
         labels = np.array([0] * 60 + [1] * 12)

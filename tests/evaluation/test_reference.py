@@ -79,7 +79,7 @@ def test_reference_is_cached_and_verified(dataset):
     extractor = Quarters()
     first = reference_of(dataset, extractor, 100, progress=False)
     again = reference_of(dataset, extractor, 100, progress=False)
-    assert extractor.seen == 104  # a few of them once more: it may have changed and kept its hash
+    assert extractor.seen == 104  # a few of them once more: it may have changed with the same hash
     assert np.array_equal(first.features, again.features) and first.about == again.about
     (file,) = references_folder().iterdir()
     file.write_bytes(file.read_bytes()[:200])
@@ -148,7 +148,7 @@ def test_files_that_are_no_reference(dataset, tmp_path, change):
 
 
 def test_images_without_labels(dataset):
-    found = reference_of_images(dataset.images, None, (), "pictures", Quarters(), progress=False)
+    found = reference_of_images(dataset.images, None, (), "images", Quarters(), progress=False)
     assert found.labels is None and found.class_names == ()
     assert (found.about["count"], found.about["image_size"], found.about["channels"]) == (300, 8, 1)
     json.dumps(found.about)

@@ -122,11 +122,11 @@ def test_reused_target_equals_fresh_one():
 def test_target_cache_is_computed_once(monkeypatch):
     target = Target(Y, THEIRS)
     measure(X, P, OURS, target, NAMES)
-    kept = target.gaussian, target.kernel.own(), target.radii(5), target.of_class(0)
+    cached = target.gaussian, target.kernel.own(), target.radii(5), target.of_class(0)
     monkeypatch.setattr("diffusion_adagn.evaluation.metrics.measure.radii", None)
     measure(X, P, OURS, target, NAMES)
     assert all(
-        a is b for a, b in zip(kept, (target.gaussian, target.kernel.own(), target.radii(5), target.of_class(0)))
+        a is b for a, b in zip(cached, (target.gaussian, target.kernel.own(), target.radii(5), target.of_class(0)))
     )
 
 
@@ -187,8 +187,8 @@ def test_errors_assume_fixed_class_counts():
 
     fresh = [drawn_and_measured(seed) for seed in range(1, 121)]
     for name in ("kid", "frechet", "precision", "density"):
-        told = np.mean([one[name].standard_error for one in fresh])
-        assert told == pytest.approx(np.std([one[name].value for one in fresh]), rel=0.3), name
+        reported = np.mean([one[name].standard_error for one in fresh])
+        assert reported == pytest.approx(np.std([one[name].value for one in fresh]), rel=0.3), name
         assert abs(fresh[0][name].influence[:60].mean()) < 1e-9
 
 

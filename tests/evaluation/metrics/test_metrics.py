@@ -52,13 +52,13 @@ def resamples(n, times=200, seed=5):
 
 
 def follows(measured: MetricValue, again, n, tolerance=0.2, correlation=0.95):
-    """The influences tell the spread of true resamples, and each of them."""
+    """The influences predict the spread of true resamples, and each of them."""
     draws = resamples(n)
     true = np.array([again(rows) for rows in draws]) - measured.value
-    told = measured.influence[draws].mean(1)
+    reported = measured.influence[draws].mean(1)
     assert abs(measured.influence.mean()) < 1e-9 * max(1, np.abs(measured.influence).max())
-    assert told.std() == pytest.approx(true.std(), rel=tolerance)
-    assert np.corrcoef(true, told)[0, 1] > correlation
+    assert reported.std() == pytest.approx(true.std(), rel=tolerance)
+    assert np.corrcoef(true, reported)[0, 1] > correlation
 
 
 def slow_frechet(x, y):
@@ -196,8 +196,8 @@ def test_kid_resampled_and_its_standard_error():
     follows(measured, again, 300, tolerance=0.25)
     # the reference is held fixed, as for the other metrics
     fresh = [kid(draw(300, 6, 10 + i, 1.3, 0.5), reference) for i in range(150)]
-    told = np.mean([one.standard_error for one in fresh])
-    assert told == pytest.approx(np.std([one.value for one in fresh]), rel=0.2)
+    reported = np.mean([one.standard_error for one in fresh])
+    assert reported == pytest.approx(np.std([one.value for one in fresh]), rel=0.2)
 
 
 def test_kid_is_unbiased():

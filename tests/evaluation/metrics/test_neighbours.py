@@ -107,13 +107,13 @@ def test_influences_against_true_resamples():
     draws = np.random.default_rng(0).integers(0, len(x), (200, len(x)))
     true = np.array([resampled(*both, rows) for rows in draws])
     for column, name in enumerate(NAMES):
-        told = found[name].value + found[name].influence[draws].mean(1)
+        reported = found[name].value + found[name].influence[draws].mean(1)
         assert abs(found[name].influence.mean()) < 1e-12
         if name in ("precision", "density"):
-            np.testing.assert_allclose(told, true[:, column], atol=1e-12)
+            np.testing.assert_allclose(reported, true[:, column], atol=1e-12)
         else:
-            assert 0.8 < told.std() / true[:, column].std() < 1.9
-            assert np.corrcoef(told, true[:, column])[0, 1] > 0.5
+            assert 0.8 < reported.std() / true[:, column].std() < 1.9
+            assert np.corrcoef(reported, true[:, column])[0, 1] > 0.5
 
 
 def test_influence_predicts_leaving_one_out():
@@ -131,9 +131,9 @@ def test_standard_errors_against_fresh_samples(n, scale):
     fresh = [precision_recall(draw(n, seed=i, scale=scale), y, y_radii=radii(y)) for i in range(1, 80)]
     for name in NAMES:
         spread = np.std([one[name].value for one in fresh])
-        told = np.mean([one[name].standard_error for one in fresh])
+        reported = np.mean([one[name].standard_error for one in fresh])
         # coverage and recall err on the large side
-        assert 0.75 < told / spread < (1.3 if name in ("precision", "density") else 2)
+        assert 0.75 < reported / spread < (1.3 if name in ("precision", "density") else 2)
 
 
 def test_nearest():

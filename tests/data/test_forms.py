@@ -453,9 +453,7 @@ def test_missing_name_fails_quickly(name, monkeypatch):
     monkeypatch.setattr(tables, "BARE_SECONDS", 0.2)
     monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", lambda *_, **__: time.sleep(30))
     start = time.monotonic()
-    with pytest.raises(
-        InputError, match=f"^there is no folder {name}.*no answer in 0.2 s"
-    ) as error:
+    with pytest.raises(InputError, match=f"^there is no folder {name}.*no answer in 0.2 s") as error:
         opened(name)
     assert time.monotonic() - start < 3
     assert ("Did you mean own?" in str(error.value)) == (name == "owm")

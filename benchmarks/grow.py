@@ -1,4 +1,4 @@
-"""How time grows with the batch, the picture's side, the channels and the number of classes; ours alone."""
+"""How time grows with the batch, the image size, the channels and the number of classes; for our network only."""
 
 import dataclasses
 import math
@@ -9,29 +9,29 @@ import torch
 
 from . import ours
 from .machine import full_fp32
-from .networks import Case, Nets, Variant, Work, free
+from .networks import Case, Networks, Variant, Workload, free
 from .sizes import Size
 from .timing import Clock, Deadline, interleave, summary
 
-# values of each axis; those that a size's own network is at are multiples of its batch, side and channels
+# values of the classes axis; the other axes are multiples of the size's own batch, side and channels
 CLASSES = (1, 10, 100, 1_000, 10_000, 100_000)
-EXPECTED = {"batch": "1", "side": "2, and towards 4 where attention rules", "channels": "2", "classes": "0"}
+EXPECTED = {"batch": "1", "side": "2, up to 4 where attention dominates", "channels": "2", "classes": "0"}
 
 
 def axes(size: Size, batch: int, device: str) -> dict[str, list[tuple[int, Size, int]]]:
-    """{axis: [(value, the network, its batch)]}, rising."""
+    """{axis: [(value, the network, its batch)]}, in increasing order."""
     step = size.groups
     sides = [size.side // 2, size.side, 2 * size.side] + ([4 * size.side] if device == "cuda" else [])
     widths = sorted({max(step, size.channels // 2 // step * step), size.channels, 2 * size.channels})
     batches = [1] + [b for b in (2, 4, 8, 16, 32, 64, 128, 256, 512, 1024) if b <= max(2, 2 * batch)]
-    fewer = max(1, batch // 4)
-    # attention stays at the levels where it is: its sides grow with the picture
+    small_batch = max(1, batch // 4)
+    # attention stays at the same levels: its resolutions grow with the image
     attention = {side: tuple(a * side // size.side for a in size.attention) for side in sides}
     return {
         "batch": [(b, size, b) for b in batches],
-        "side": [(s, dataclasses.replace(size, side=s, attention=attention[s]), fewer) for s in sides],
-        "channels": [(w, dataclasses.replace(size, channels=w, head=min(size.head, w)), fewer) for w in widths],
-        "classes": [(k, dataclasses.replace(size, classes=k), fewer) for k in CLASSES],
+        "side": [(s, dataclasses.replace(size, side=s, attention=attention[s]), small_batch) for s in sides],
+        "channels": [(w, dataclasses.replace(size, channels=w, head=min(size.head, w)), small_batch) for w in widths],
+        "classes": [(k, dataclasses.replace(size, classes=k), small_batch) for k in CLASSES],
     }
 
 
@@ -54,26 +54,26 @@ def measure(
     sample_seconds: float = 0.2,
     deadline: Deadline | None = None,
 ) -> dict:
-    """{"rows", "exponents", "sentences", "plot", ...}: the points of one axis interleaved with each other."""
+    """{"rows", "exponents", "sentences", "plot", ...}: the points of one axis are interleaved."""
     deadline = deadline or Deadline()
-    operator, layout = ours.operators(clock.device)[0][0], "nhwc"
+    operator, memory_format = ours.operators(clock.device)[0][0], "nhwc"
     result: dict = {"rows": [], "ratios": [], "not_measured": [], "exponents": {}, "sentences": [], "plot": None}
     for what in ("infer", "train"):
         for axis, points in axes(size, batch, clock.device.type).items():
             if deadline.passed:
-                result["not_measured"].append(f"growth of {what} with {axis}: the time limit came first")
+                result["not_measured"].append(f"growth of {what} with {axis}: the time limit was reached")
                 continue
             works = {}
             with full_fp32():
                 for value, shape, rows in points:
                     case = Case(what, shape, dtype, rows, clock.device, resample)
-                    variant = Variant(ours.SIDE, layout, operator)
+                    variant = Variant(ours.SIDE, memory_format, operator)
                     try:
-                        works[value] = Work(case, variant, Nets(case).get(ours.SIDE))
+                        works[value] = Workload(case, variant, Networks(case).get(ours.SIDE))
                         works[value].step()
                     except torch.OutOfMemoryError:
                         works.pop(value, None)
-                        result["not_measured"].append(f"growth of {what} with {axis}: {value} does not fit in memory")
+                        result["not_measured"].append(f"growth of {what} with {axis}: {value} does not fit into memory")
                 calls = {value: work.step for value, work in works.items()}
                 taken = interleave(calls, clock, rounds, sample_seconds, deadline, f"grow {what} {axis}")
             del works, calls
@@ -89,7 +89,7 @@ def measure(
                 result["sentences"].append(
                     f"{what}: time grows as {axis}^{whole:.2f} over all points, ^{end:.2f} over the last two; expected {EXPECTED[axis]}"
                     + (
-                        " (training: the optimizer passes over every row of the class table)."
+                        " (training: the optimizer updates every row of the class embedding)."
                         if axis == "classes" and what == "train"
                         else "."
                     )
@@ -102,7 +102,7 @@ def measure(
 
 
 def plot(rows: Sequence[dict], file: Path) -> str | None:
-    """A panel an axis, both logarithmic; returns the file's name."""
+    """One panel per axis, on logarithmic axes; returns the file's name."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -124,7 +124,7 @@ def plot(rows: Sequence[dict], file: Path) -> str | None:
         panel.set_xticks(ticks, [f"{v // 1000}k" if v >= 1000 else str(v) for v in ticks])
         panel.minorticks_off()
         panel.grid(alpha=0.3)
-    panels[0][0].set_ylabel("seconds a step (median, min to max)")
+    panels[0][0].set_ylabel("seconds per step (median, min to max)")
     panels[0][0].legend()
     figure.tight_layout()
     file.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""The machine that is measured, and how many of its cores are used."""
+"""The machine that is measured, and the number of cores used."""
 
 import contextlib
 import os
@@ -15,7 +15,7 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def _cpu_info(field: str) -> str:
-    """The first value of a field of /proc/cpuinfo; "" where there is none."""
+    """The first value of a field of /proc/cpuinfo; "" if there is none."""
     with contextlib.suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
             name, _, value = line.partition(":")
@@ -24,11 +24,11 @@ def _cpu_info(field: str) -> str:
     return ""
 
 
-def facts(device: torch.device) -> dict:
-    """What a figure depends on: machine, CPU, GPU, versions."""
+def machine_info(device: torch.device) -> dict:
+    """What the numbers depend on: machine, CPU, GPU, versions."""
     import diffusers
 
-    found = {
+    info = {
         "machine": f"{platform.system()} {platform.machine()}",
         "cpu": _cpu_info("model name") or platform.processor() or "unknown",
         "cores": os.cpu_count(),
@@ -40,27 +40,27 @@ def facts(device: torch.device) -> dict:
         "gpu": None,
     }
     with contextlib.suppress(OSError, AttributeError):
-        found["load_average"] = round(os.getloadavg()[0], 2)
+        info["load_average"] = round(os.getloadavg()[0], 2)
     if device.type == "cuda":
         gpu = torch.cuda.get_device_properties(device)
-        found |= {
+        info |= {
             "gpu": gpu.name,
             "gpu_memory_bytes": gpu.total_memory,
             "gpu_l2_bytes": getattr(gpu, "L2_cache_size", None),
             "cuda": torch.version.cuda,
             "cudnn": torch.backends.cudnn.version(),
         }
-    return found
+    return info
 
 
 def device_name(device: torch.device) -> str:
-    """Short, for a folder's name."""
+    """A short name of the device, for a folder."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
 
 
 @contextlib.contextmanager
 def threads(count: int, pin: bool = True) -> Iterator[None]:
-    """`count` threads of torch on as many cores, the idlest of those allowed."""
+    """Run torch with `count` threads on as many cores, the most idle of those allowed."""
     before, allowed = torch.get_num_threads(), _allowed()
     if pin and allowed:
         os.sched_setaffinity(0, idlest(allowed, count))
@@ -74,8 +74,10 @@ def threads(count: int, pin: bool = True) -> Iterator[None]:
 
 
 def idlest(allowed: set[int], count: int, seconds: float = 0.2) -> set[int]:
-    """The `count` cores that were idle most over a moment; the last ones where the system does not say (the first meets
-    the interrupts)."""
+    """The `count` cores that were most idle for `seconds`.
+
+    If the system does not report idle times, the last cores: the first one handles interrupts.
+    """
     order = sorted(allowed, reverse=True)
     if count < len(order):
         before = _idle_ticks()
@@ -86,7 +88,7 @@ def idlest(allowed: set[int], count: int, seconds: float = 0.2) -> set[int]:
 
 
 def _idle_ticks() -> dict[int, int]:
-    """{core: its idle time so far, ticks}; {} where the system does not say."""
+    """{core: its idle time so far, ticks}; {} if the system does not report it."""
     with contextlib.suppress(OSError):
         lines = [line.split() for line in Path("/proc/stat").read_text().splitlines()]
         return {int(words[0][3:]): int(words[4]) for words in lines if words[0][:3] == "cpu" and words[0] != "cpu"}
@@ -95,7 +97,7 @@ def _idle_ticks() -> dict[int, int]:
 
 @contextlib.contextmanager
 def unpinned() -> Iterator[None]:
-    """Every core that this process was given, for what is not timed: compiling."""
+    """Use every core of this process, for compiling, which is not timed."""
     before = _allowed()
     if before:
         with contextlib.suppress(OSError):
@@ -113,7 +115,7 @@ def _allowed() -> set[int]:
 
 @contextlib.contextmanager
 def full_fp32() -> Iterator[None]:
-    """fp32 means fp32 on CUDA too: no TF32, for any side."""
+    """Full fp32 on CUDA for every side: TF32 is off."""
     before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     try:
@@ -126,5 +128,5 @@ _AT_START = _allowed()
 
 
 def cores() -> int:
-    """How many cores this process may use."""
+    """The number of cores that this process may use."""
     return len(_AT_START) or os.cpu_count() or 1

@@ -1,4 +1,4 @@
-"""Peak memory of one variant on the CPU, in a process of its own: python -m benchmarks.memory '{"what": "infer", ...}'."""
+"""Peak memory of one variant on the CPU, in a separate process: python -m benchmarks.memory '{"what": "infer", ...}'."""
 
 import contextlib
 import ctypes
@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from .machine import threads
-from .networks import Case, Nets, Variant, Work
+from .networks import Case, Networks, Variant, Workload
 from .sizes import SIZES
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -20,9 +20,9 @@ STEPS = 2
 
 
 def peak_bytes() -> int:
-    """Most memory this process has held (resident), since its start or since `forget_peak`.
+    """Peak resident memory of this process, since its start or since `reset_peak`.
 
-    Read from /proc where there is one: getrusage's figure is inherited from the process that started this one.
+    Read from /proc if there is one: getrusage's value is inherited from the parent process.
     """
     with contextlib.suppress(OSError):
         for line in Path("/proc/self/status").read_text().splitlines():
@@ -30,12 +30,12 @@ def peak_bytes() -> int:
                 return int(line.split()[1]) * 1024
     import resource
 
-    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return most if sys.platform == "darwin" else most * 1024
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
 
 
-def forget_peak() -> None:
-    """Give freed memory back to the system and start counting the peak anew, where the system knows how."""
+def reset_peak() -> None:
+    """Return freed memory to the system and reset the peak, if the system supports it."""
     gc.collect()
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).malloc_trim(0)
@@ -44,12 +44,12 @@ def forget_peak() -> None:
 
 
 def peak_of(case: Case, variant: Variant, timeout: float = 600) -> dict:
-    """{"peak_memory_bytes", "idle_memory_bytes"} of a fresh process: over two steps, and before the network was made.
+    """{"peak_memory_bytes", "idle_memory_bytes"} of a new process: over two steps, and before the network was created.
 
-    {} where that failed or took too long.
+    {} if that failed or took too long.
     """
-    told = {"case": asdict(case) | {"size": case.size.name, "device": "cpu"}, "variant": asdict(variant)}
-    command = [sys.executable, "-m", "benchmarks.memory", json.dumps(told)]
+    arguments = {"case": asdict(case) | {"size": case.size.name, "device": "cpu"}, "variant": asdict(variant)}
+    command = [sys.executable, "-m", "benchmarks.memory", json.dumps(arguments)]
     try:
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=timeout, check=True)
         return json.loads(done.stdout.splitlines()[-1])
@@ -58,14 +58,14 @@ def peak_of(case: Case, variant: Variant, timeout: float = 600) -> dict:
 
 
 def main(text: str) -> None:
-    told = json.loads(text)
-    case = Case(**told["case"] | {"size": SIZES[told["case"]["size"]], "device": torch.device("cpu")})
-    variant = Variant(**told["variant"])
-    forget_peak()
+    arguments = json.loads(text)
+    case = Case(**arguments["case"] | {"size": SIZES[arguments["case"]["size"]], "device": torch.device("cpu")})
+    variant = Variant(**arguments["variant"])
+    reset_peak()
     idle = peak_bytes()
     with threads(1):
-        work = Work(case, variant, Nets(case).get(variant.side))  # the networks it was made from are freed here
-        forget_peak()
+        work = Workload(case, variant, Networks(case).get(variant.side))  # the original networks are freed here
+        reset_peak()
         for _ in range(STEPS):
             work.step()
     print(json.dumps({"peak_memory_bytes": peak_bytes(), "idle_memory_bytes": idle}))

@@ -1,4 +1,4 @@
-"""This package's side: everything that the benchmarks ask of it, in one place."""
+"""This package's side of the benchmarks."""
 
 import torch
 from torch import nn
@@ -11,7 +11,7 @@ SIDE = "ours"
 
 
 def network(seed: int = 0, **config) -> AdaGNUNet:
-    """AdaGNUNet(**config), seeded, with what starts at zero drawn small, so that every path shows in its output."""
+    """AdaGNUNet(**config), seeded. Parameters that start at zero get small random values, so that every path affects the output."""
     torch.manual_seed(seed)
     unet = AdaGNUNet(**config)
     with torch.no_grad():
@@ -22,24 +22,25 @@ def network(seed: int = 0, **config) -> AdaGNUNet:
 
 
 def operators(device: torch.device) -> tuple[list[str], str]:
-    """The operators that the network can be set to on this device, and why the fused one is not among them ("" if it is)."""
-    why = unsupported_reason(device)
-    return (["eager"] if why else ["fused", "eager"]), why
+    """The operators available on this device, and the reason why the fused one is not ("" if it is)."""
+    reason = unsupported_reason(device)
+    return (["eager"] if reason else ["fused", "eager"]), reason
 
 
-def prepare(unet: AdaGNUNet, operator: str, layout: torch.memory_format) -> None:
+def prepare(unet: AdaGNUNet, operator: str, memory_format: torch.memory_format) -> None:
+    """Set the operator and the memory format."""
     unet.set_operator(operator)
-    unet.set_memory_format("channels_last" if layout == torch.channels_last else "contiguous")
+    unet.set_memory_format("channels_last" if memory_format == torch.channels_last else "contiguous")
 
 
 def compile_network(unet: AdaGNUNet) -> AdaGNUNet:
-    """Its repeated blocks compiled, as the package itself does."""
+    """Compile the repeated blocks, as the package does."""
     compile_blocks(unet)
     return unet
 
 
 def pipeline(unet: AdaGNUNet):
-    """(pipe without clipping or progress bar, DDIM on the linear schedule; the scheduler's copy for another loop)."""
+    """(a pipeline with DDIM on the linear schedule, without clipping or progress bar; a copy of its scheduler)."""
     from diffusion_adagn import ClassConditionalPipeline
     from diffusion_adagn.config import DiffusionConfig
     from diffusion_adagn.diffusion.schedule import make_scheduler

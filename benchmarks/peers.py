@@ -1,4 +1,4 @@
-"""The others: diffusers' UNet2DModel with our weights, and denoising-diffusion-pytorch's classifier-free Unet with its own."""
+"""The peers: diffusers' UNet2DModel with our weights, and denoising-diffusion-pytorch's classifier-free Unet with its own."""
 
 import contextlib
 import importlib.util
@@ -18,11 +18,11 @@ PEERS = (DIFFUSERS, LUCIDRAINS)
 
 
 class PeerMissing(Exception):
-    """A peer that cannot be measured here; the message says why and what to type."""
+    """A peer that cannot be measured here; the message gives the reason and the command to install it."""
 
 
 def diffusers_twin(unet: AdaGNUNet) -> nn.Module:
-    """The same network as diffusers' UNet2DModel, through the exporter. Raises ValueError unless it has as many parameters."""
+    """The same network as diffusers' UNet2DModel, by the exporter. Raises ValueError if the parameter counts differ."""
     twin = to_unet2d(unet)
     ours, theirs = (sum(p.numel() for p in net.parameters()) for net in (unet, twin))
     if ours != theirs:
@@ -31,9 +31,9 @@ def diffusers_twin(unet: AdaGNUNet) -> nn.Module:
 
 
 class LucidrainsUnet(nn.Module):
-    """Its Unet behind our call (sample, timestep, labels) -> (prediction,).
+    """denoising-diffusion-pytorch's Unet with our signature (sample, timestep, labels) -> (prediction,).
 
-    Its timestep embedding is float32 whatever its weights are, so that bf16 and fp16 need autocast.
+    Its timestep embedding is always float32, so bf16 and fp16 need autocast.
     """
 
     def __init__(self, unet: nn.Module):
@@ -47,10 +47,10 @@ class LucidrainsUnet(nn.Module):
 
 
 def lucidrains(size: Size, seed: int = 0) -> nn.Module:
-    """Its nearest network: same width and levels; 2 blocks a level, linear attention and RMSNorm are fixed there.
+    """Its most similar network: same width and levels; its 2 blocks per level, linear attention and RMSNorm are fixed.
 
     Only the file with the network is loaded: the package's __init__ imports torchvision and others, which the network does
-    not use and which often do not fit a CPU build of torch. Raises PeerMissing when it is not installed.
+    not need and which often do not match a CPU build of torch. Raises PeerMissing if it is not installed.
     """
     package = importlib.util.find_spec(LUCIDRAINS.replace("-", "_"))
     if package is None or not package.submodule_search_locations:
@@ -67,9 +67,9 @@ def lucidrains(size: Size, seed: int = 0) -> nn.Module:
 
 
 def flops(net: nn.Module, x: Tensor, t: Tensor, y: Tensor) -> int:
-    """Forward FLOPs of one picture (a multiply-add counts as 2); x, t, y: one row each.
+    """Forward FLOPs of one image (a multiply-add counts as 2); x, t, y: one row each.
 
-    Counted on the meta device, where nothing is computed and every attention is counted. The network is moved there.
+    Counted on the meta device, without computing anything; every attention is counted. Moves the network there.
     """
     from torch.utils.flop_counter import FlopCounterMode
 

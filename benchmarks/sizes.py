@@ -1,4 +1,4 @@
-"""The networks that are measured, and lists of names on the command line."""
+"""The networks that are measured, and the parsing of lists of names."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -8,9 +8,9 @@ from diffusion_adagn.errors import UsageError
 
 @dataclass(frozen=True)
 class Size:
-    """One network's shapes, in ADM's terms, and how many pictures it is given at once.
+    """One network's shapes, in ADM's terms, and its batch sizes.
 
-    side: of the pictures, pixels. batch: {"cpu" | "cuda": {"infer" | "train" | "sample": pictures}}.
+    side: of the images, in pixels. batch: {"cpu" | "cuda": {"infer" | "train" | "sample": images}}.
     """
 
     name: str
@@ -56,12 +56,12 @@ SIZES = {
 }
 
 
-def chosen(option: str, text: str, known: Iterable[str]) -> list[str]:
-    """Names with commas between, each once, in the order given. Raises UsageError, naming the choices, for an unknown one."""
+def parse_choices(option: str, text: str, known: Iterable[str]) -> list[str]:
+    """Names separated by commas, without duplicates, in order. Raises UsageError with the choices for an unknown one."""
     known = list(known)
     names = list(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
     unknown = [name for name in names if name not in known]
     if unknown or not names:
-        fault = f"does not know {unknown[0]!r}" if unknown else "is empty"
-        raise UsageError(f"{option} {fault}: choose from {', '.join(known)}, with commas between.")
+        fault = f"has no choice {unknown[0]!r}" if unknown else "is empty"
+        raise UsageError(f"{option} {fault}: choose from {', '.join(known)}, separated by commas.")
     return names

@@ -1,4 +1,4 @@
-"""Times that may be compared: interleaved in one process, in rounds whose order alternates, as medians of paired ratios."""
+"""Comparable times: interleaved in one process, in rounds of alternating order, as medians of paired ratios."""
 
 import math
 import statistics
@@ -9,56 +9,56 @@ from dataclasses import dataclass
 import torch
 from tqdm import tqdm
 
-CLEAN = 0.97  # of a sample's wall time that one thread must have been running
-MAX_ROUNDS = 2  # times the rounds asked for, while samples are noisy
+CLEAN = 0.97  # minimum fraction of a sample's wall time that the thread was running
+MAX_ROUNDS = 2  # at most this many times the requested rounds, while samples are noisy
 
 
 @dataclass(frozen=True)
 class Sample:
-    """seconds: of one call. cpu_share: CPU time of the process / wall time; None where it says nothing (CUDA)."""
+    """seconds: of one call. cpu_share: CPU time of the process / wall time; None on CUDA and with several threads."""
 
     seconds: float
-    cpu_share: float | None = None
+    cpu_fraction: float | None = None
 
     @property
     def clean(self) -> bool | None:
-        return None if self.cpu_share is None else self.cpu_share >= CLEAN
+        return None if self.cpu_fraction is None else self.cpu_fraction >= CLEAN
 
 
 class Deadline:
-    """A moment after which nothing new is begun. minutes: from now; None: never."""
+    """A time after which nothing new is started. minutes: from now; None: never."""
 
     def __init__(self, minutes: float | None = None):
         self.end = math.inf if minutes is None else time.monotonic() + 60 * minutes
 
     @property
-    def left(self) -> float:
-        """Seconds, not below 0."""
+    def remaining(self) -> float:
+        """Remaining seconds, at least 0."""
         return max(0.0, self.end - time.monotonic())
 
     @property
     def passed(self) -> bool:
-        return self.left == 0
+        return self.remaining == 0
 
 
 class Clock:
     """Times calls on one device: wall and CPU time, or CUDA events.
 
-    threads: a sample is judged clean or noisy with one thread alone, since with more an idle thread is no noise.
+    threads: samples are classified as clean or noisy only with one thread; with more, an idle thread is not noise.
     """
 
     def __init__(self, device: torch.device | str, threads: int = 1):
         self.device, self.threads = torch.device(device), threads
 
     def sample(self, call: Callable[[], object], repeats: int = 1) -> Sample:
-        """The mean of `repeats` calls, one after the other."""
+        """The mean of `repeats` calls in sequence."""
         if self.device.type == "cuda":
             first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))
             torch.cuda.synchronize()
-            first.to_dict()
+            first.record()
             for _ in range(repeats):
                 call()
-            last.to_dict()
+            last.record()
             torch.cuda.synchronize()
             return Sample(first.elapsed_time(last) / 1000 / repeats)
         wall, cpu = time.perf_counter(), time.process_time()
@@ -77,11 +77,19 @@ def interleave(
     title: str = "",
     expected: Mapping[str, float] | None = None,
 ) -> dict[str, list[Sample]]:
-    """{name: one sample a round} of calls that have been warmed up.
+    """Time calls in rounds, after their warm-up: {name: one sample per round}.
 
-    A sample repeats a short call until it lasts about sample_seconds. Every second round goes backwards. Up to twice the
-    rounds are made while some are noisy. Past the deadline no further round is begun, except the first.
-    expected: {name: seconds of one call} where they are known; the others are called once more to tell.
+    A sample repeats a short call until it takes about sample_seconds. Every second round runs in reverse order. Up to twice
+    the rounds are run while some are noisy. After the deadline no further round starts, except the first.
+
+    Args:
+        calls: By name.
+        clock: Measures the samples.
+        rounds: Requested rounds.
+        sample_seconds: Minimum duration of a sample.
+        deadline: None: no limit.
+        title: Of the progress bar.
+        expected: {name: seconds of one call} if known; the others are called once more to measure it.
     """
     deadline = deadline or Deadline()
     known = {name: (expected or {}).get(name) or clock.sample(call).seconds for name, call in calls.items()}
@@ -101,7 +109,7 @@ def interleave(
 
 
 def summary(samples: Sequence[Sample]) -> dict:
-    """median_s, min_s, max_s (seconds), rounds, clean (samples, None where not told) and every sample."""
+    """median_s, min_s, max_s (seconds), rounds, clean (samples, None if not known) and every sample."""
     seconds = [s.seconds for s in samples]
     return {
         "median_s": statistics.median(seconds),
@@ -110,26 +118,31 @@ def summary(samples: Sequence[Sample]) -> dict:
         "rounds": len(samples),
         "clean": clean_count(samples),
         "samples_s": seconds,
-        "cpu_shares": [s.cpu_share for s in samples],
+        "cpu_fractions": [s.cpu_fraction for s in samples],
     }
 
 
 def clean_count(samples: Sequence[Sample]) -> int | None:
-    told = [s.clean for s in samples if s.clean is not None]
-    return sum(told) if told else None
+    known = [s.clean for s in samples if s.clean is not None]
+    return sum(known) if known else None
 
 
 def paired(ours: Sequence[Sample], theirs: Sequence[Sample]) -> dict:
     """How many times faster ours is: median, min and max of theirs / ours within each round.
 
-    Rounds in which both samples were clean are used where there are three or more, else all; rounds: of how many were made;
-    used: how many went into the ratio; clean: how many were clean on both sides (None where not told).
+    Uses the rounds in which both samples were clean if there are three or more, else all.
+
+    Returns:
+        median, min and max of the ratio; rounds: the number of rounds; used: the number of rounds in the ratio; clean: the
+        number of rounds that were clean on both sides (None if not known).
     """
     if len(ours) != len(theirs) or not ours:
-        raise ValueError(f"paired samples come in rounds: {len(ours)} and {len(theirs)} were given")
+        raise ValueError(
+            f"paired samples need equal numbers of rounds, at least one: got {len(ours)} and {len(theirs)}"
+        )
     pairs = list(zip(ours, theirs))
-    told = [pair for pair in pairs if pair[0].clean is not None and pair[1].clean is not None]
-    clean = [pair for pair in told if pair[0].clean and pair[1].clean]
+    known = [pair for pair in pairs if pair[0].clean is not None and pair[1].clean is not None]
+    clean = [pair for pair in known if pair[0].clean and pair[1].clean]
     used = clean if len(clean) >= 3 else pairs
     ratios = [b.seconds / a.seconds for a, b in used]
     return {
@@ -138,11 +151,11 @@ def paired(ours: Sequence[Sample], theirs: Sequence[Sample]) -> dict:
         "max": max(ratios),
         "rounds": len(pairs),
         "used": len(used),
-        "clean": len(clean) if told else None,
+        "clean": len(clean) if known else None,
     }
 
 
 def fastest(rows: Sequence[dict]) -> dict | None:
-    """The measured row of the least median time."""
+    """The measured row with the smallest median time; None if there is none."""
     measured = [row for row in rows if row.get("median_s")]
     return min(measured, key=lambda row: row["median_s"]) if measured else None

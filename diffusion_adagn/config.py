@@ -229,9 +229,14 @@ class RunConfig:
 
 
 def read_config(file: str | Path | None = None, overrides: Mapping[str, str] | None = None) -> RunConfig:
-    """The config of a YAML file or a recipe's name (or the defaults), with dotted overrides, which always win.
+    """Read the settings of a run.
 
-    Raises InputError for errors in the file and UsageError for errors in the overrides; both name the key and its place.
+    Args:
+        file: a YAML file, or the name of a recipe. None: the defaults.
+        overrides: values by dotted key, such as {"training.lr": "1e-4"}; they take precedence over the file.
+
+    Raises:
+        InputError: an error in the file; UsageError: an error in the overrides. Both name the key and its place.
     """
     config = RunConfig()
     if file is not None:

@@ -14,7 +14,8 @@ CONFIG_KEYS = {
     "training.warn_unused_after": "training.warn_label_unused_after",
     "speed.layout": "speed.memory_format",
 }
-OPTIONS = {"layout": "memory_format"}  # of commands, without --
+OPTIONS = {"layout": "memory_format", "judge": "classifier", "pictures": "images"}  # of commands, without --
+EXTRACTORS = {"judge": "classifier"}  # of --extractor
 NAMES = {"Mix": "ClassMix", "Between": "ClassInterpolation"}  # exported by the package
 
 

@@ -9,7 +9,7 @@ from accelerate.state import AcceleratorState
 from no_float64 import Float64OnDevice, simulated
 
 from diffusion_adagn.cli.main import main
-from diffusion_adagn.evaluation.extractors import judge
+from diffusion_adagn.evaluation.extractors import classifier
 from diffusion_adagn.experiments import sweep_plots
 from diffusion_adagn.models.unet import AdaGNUNet
 from diffusion_adagn.trace import tracing
@@ -19,7 +19,7 @@ SETTINGS = {
     "model.model_channels": 16, "model.channel_mult": "1", "model.num_res_blocks": 1, "model.attention_resolutions": 8,
     "model.num_head_channels": 16, "model.norm_groups": 4, "diffusion.learned_variance": "true", "data.flip": "true",
     "training.batch_size": 96, "training.max_steps": 1, "training.diagnostics_every": 1, "training.heldout_every": 1,
-    "training.preview_every": 1, "training.preview_steps": 1, "training.preview_count": 1,
+    "training.preview_every": 1, "training.preview_steps": 2, "training.preview_count": 1,
 }  # fmt: skip
 
 
@@ -39,11 +39,11 @@ def mac(monkeypatch):
     monkeypatch.setattr(torch.mps, "manual_seed", lambda seed: None)
     monkeypatch.setattr(train_module, "measure_peak_flops", lambda *_, **__: 1e12)
     for name, value in (("MIN_PASSES", 64), ("MAX_PASSES", 64)):  # a judge of one step
-        monkeypatch.setattr(judge, name, value)
+        monkeypatch.setattr(classifier, name, value)
     monkeypatch.setattr(tracing, "label_check", partial(tracing.label_check, evaluations=40))
-    monkeypatch.setattr(tracing, "PROBED", 2)
-    monkeypatch.setattr(tracing, "STEPS", 2)
-    monkeypatch.setattr(tracing, "write_report", lambda findings, out: [])  # it draws with NumPy
+    monkeypatch.setattr(tracing, "NUM_PROBED_TIMESTEPS", 2)
+    monkeypatch.setattr(tracing, "SAMPLER_STEPS", 2)
+    monkeypatch.setattr(tracing, "write_report", lambda results, out: [])  # it draws with NumPy
     monkeypatch.setattr(sweep_plots, "available", lambda: False)  # curves
     monkeypatch.setenv("PYTORCH_ENABLE_MPS_FALLBACK", "1")  # accelerate sets it
     calls, denoise = [], AdaGNUNet.denoise
@@ -109,5 +109,5 @@ def test_sweeping_needs_no_float64(tmp_path, trained, mac, samplers):
 
 
 def test_tracing_needs_no_float64(tmp_path, trained, mac):
-    assert adagn("trace", trained, "--out", tmp_path / "out", "--timesteps", 3, "--pictures", 4) == 0
+    assert adagn("trace", trained, "--out", tmp_path / "out", "--timesteps", 3, "--images", 4) == 0
     assert set(mac) == {"mps"}

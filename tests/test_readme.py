@@ -1,4 +1,4 @@
-"""Every command of the README: run, shrunk, in a folder of its own; those that need a GPU or the network are parsed."""
+"""Every command of the README and the user guide: run with small settings; those that need a GPU or the network are parsed."""
 
 import functools
 import re
@@ -30,14 +30,18 @@ SHRINK = {
     "export": "",
     "sweep": "--guidance 1,2 --steps 2 --count 20 --extractor sklearn",
     "evaluate": "",
-    "trace": "--timesteps 3 --pictures 2",
+    "trace": "--timesteps 3 --images 2",
     "import-diffusers": "",
 }
 SETUP = ("make ", "python3 -m venv", "pip install", "uv pip install")
 
 
+PAGES = ("README.md", "docs/guide.md")
+
+
 def blocks(language):
-    return re.findall(rf"```{language}\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    text = "\n".join((ROOT / page).read_text() for page in PAGES)
+    return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
 
 
 def commands():
@@ -59,7 +63,7 @@ def place(tmp_path, monkeypatch):
 
 def test_readme_commands_run(place, step_time, monkeypatch):
     monkeypatch.setattr(ablation, "EVALUATIONS", 32)  # no command says how many of these
-    for name, number in (("MIXED", 1), ("STEPS", 3), ("PROBED", 2)):
+    for name, number in (("MIX_COLUMNS", 1), ("SAMPLER_STEPS", 3), ("NUM_PROBED_TIMESTEPS", 2)):
         monkeypatch.setattr(tracing, name, number)
     monkeypatch.setattr(tracing, "label_check", functools.partial(label_check, evaluations=360))
     ran = 0
@@ -98,7 +102,7 @@ def test_readme_commands_run(place, step_time, monkeypatch):
     assert ran >= 6
     for block in blocks("python"):
         exec(compile(block, "README.md", "exec"), {})
-    assert (place / "three.png").exists()
+    assert (place / "three.png").exists() and (place / "threes.png").exists()
 
 
 def test_readme_files_exist():
@@ -111,8 +115,8 @@ def test_readme_files_exist():
     assert [line for line in text.splitlines() if len(line) >= 160] == []
 
 
-def test_the_contents_name_every_section():
-    text = (ROOT / "README.md").read_text()
+def test_guide_contents_list_every_section():
+    text = (ROOT / "docs/guide.md").read_text()
     headings = re.findall(r"^## (.*)$", text, re.MULTILINE)
     anchors = [re.sub(r"[^\w -]", "", heading).lower().replace(" ", "-") for heading in headings]
     assert re.findall(r"\]\(#(.*?)\)", text) == anchors

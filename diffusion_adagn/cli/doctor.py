@@ -8,8 +8,8 @@ from .options import Parser, add_device_option
 def parser() -> Parser:
     p = Parser(
         prog="adagn doctor",
-        description="Look at this installation: versions, device, precision, the fused operator's self-check, memory, caches. Status 1 where "
-        "something is wrong, with what to do.",
+        description="Check this installation: versions, device, precision, the fused operator's self-check, memory, caches. Status 1 if "
+        "there is a problem, with its remedy.",
     )
     add_device_option(p)
     return p
@@ -20,9 +20,9 @@ def run(argv: Sequence[str]) -> int:
 
     from ..runtime.doctor import examine
 
-    wrong = examine(args.device)
-    for problem in wrong:
-        print(f"wrong     {problem}")
-    if not wrong:
-        print("all is well")
-    return 1 if wrong else 0
+    problems = examine(args.device)
+    for problem in problems:
+        print(f"problem   {problem}")
+    if not problems:
+        print("no problems found")
+    return 1 if problems else 0

@@ -30,33 +30,33 @@ def parser() -> Parser:
         usage="adagn evaluate RUN [--count 1000] [--guidance 2] [--against DATA] [options]\n"
         "       adagn evaluate PICTURES --against DATA_OR_PICTURES_OR_REFERENCE.npz [options]\n"
         "       adagn evaluate reference DATA --out FILE.npz [options]",
-        description="Measure a model's pictures, or pictures that are there already, against real ones: distances, precision and recall, "
-        "class accuracy, the real pictures nearest to a sampled one. reference: keep the real side in a file.",
+        description="Measure a model's images, or images that are there already, against real ones: distances, precision and recall, "
+        "class accuracy, the real images nearest to a sampled one. reference: keep the real side in a file.",
     )
     p.add_argument(
         "what",
         metavar="RUN_OR_PICTURES",
-        help="a run, a checkpoint, a pipeline folder or owner/name on the hub; a folder of adagn sample, of pictures or of class "
+        help="a run, a checkpoint, a pipeline folder or owner/name on the hub; a folder of adagn sample, of images or of class "
         "folders; an .npz of the ADM evaluator; a data set, NAME_OR_PATH:split; or the word reference",
     )
-    p.add_argument("real", nargs="?", metavar="DATA", help="after reference: the data or pictures")
+    p.add_argument("real", nargs="?", metavar="DATA", help="after reference: the data or images")
     add_guidance_options(p)
     p.add_argument(
         "--weights", choices=["ema", "raw"], default="ema", help="raw: the unaveraged weights of a checkpoint [ema]"
     )
     add_sampler_options(p)
     p.add_argument("--classes", help="names, ids or 'all', with commas between [all]")
-    p.add_argument("--count", type=int, default=1000, metavar="INT", help="pictures, over all classes together [1000]")
-    p.add_argument("--seed", type=int, default=0, metavar="INT", help="picture i starts from the noise of seed + i [0]")
+    p.add_argument("--count", type=int, default=1000, metavar="INT", help="images, over all classes together [1000]")
+    p.add_argument("--seed", type=int, default=0, metavar="INT", help="image i starts from the noise of seed + i [0]")
     add_measure_options(p)
     p.add_argument(
         "--neighbours",
         type=int,
         default=8,
         metavar="INT",
-        help="rows of the sheet of real pictures that lie nearest to sampled ones; 0: do not look for them [8]",
+        help="rows of the sheet of real images that lie nearest to sampled ones; 0: do not look for them [8]",
     )
-    p.add_argument("--keep", action="store_true", help="keep the sampled pictures, as samples.npz of the ADM evaluator")
+    p.add_argument("--keep", action="store_true", help="keep the sampled images, as samples.npz of the ADM evaluator")
     p.add_argument(
         "--out", metavar="DIR", help="where the numbers go [evaluations/RUN/step-STEP]; of reference: FILE.npz"
     )
@@ -82,7 +82,7 @@ def run(argv: Sequence[str]) -> int:
         return _reference(p, args, argv)
     if args.real is not None:
         raise UsageError(
-            f"adagn evaluate takes one model or one set of pictures; '{args.real}' is more: say --against {args.real}."
+            f"adagn evaluate takes one model or one set of images; '{args.real}' is more: say --against {args.real}."
         )
     scales = guidance_scales(args)
     if len(scales) > 1:
@@ -91,7 +91,7 @@ def run(argv: Sequence[str]) -> int:
 
 
 def _is_model(what: str) -> bool:
-    """Whether it is a model rather than pictures; of a path that is not there, whether it looks like one on the hub."""
+    """Whether it is a model rather than images; of a path that is not there, whether it looks like one on the hub."""
     from ..evaluation.image_set import is_data
 
     path = Path(what).expanduser()
@@ -137,19 +137,23 @@ def _model(args: argparse.Namespace, argv: Sequence[str], scale: float) -> int:
 
 
 def _pictures(p: Parser, args: argparse.Namespace, argv: Sequence[str]) -> int:
-    _refuse(p, args, SAMPLING, "says how a model is sampled, and these pictures are there already")
+    _refuse(p, args, SAMPLING, "says how a model is sampled, and these images are there already")
     guidance = None if args.guidance is None else guidance_scales(args)[0]
 
     from ..evaluation.evaluate import evaluate_images
     from ..evaluation.image_set import is_data
-    from ..runs.recorded import name_of
+    from ..runs.recorded import run_name_parts
 
     path = Path(args.what).expanduser()
     if not path.exists() and not is_data(args.what):
         raise UsageError(f"there is no file {path}.")
     if guidance is not None and is_data(args.what):
         raise UsageError("--guidance chooses among the scales of adagn sample's folders: leave it out.")
-    name = [path.resolve().stem.replace(":", "-")] if is_data(args.what) else name_of(path.resolve().with_suffix(""))
+    name = (
+        [path.resolve().stem.replace(":", "-")]
+        if is_data(args.what)
+        else run_name_parts(path.resolve().with_suffix(""))
+    )
     evaluate_images(args.what, guidance, _request(args, argv), Path(args.out or Path("evaluations", *name)))
     return 0
 
@@ -180,7 +184,7 @@ def _request(args: argparse.Namespace, argv: Sequence[str]):
         against=args.against,
         data=config_overrides(args),
         extractor=args.extractor,
-        judge=args.judge == "auto",
+        classifier=args.classifier == "auto",
         reference_count=args.reference_count,
         k=args.k,
         batch_size=args.batch_size,

@@ -29,11 +29,13 @@ def run(argv: Sequence[str]) -> int:
     from ..runs.layout import check_model_path
 
     check_model_path(args.run)
-    from ..interop.export import export_diffusers, sample_line
+    from ..interop.export import export_diffusers, stock_sample_command
 
     out = export_diffusers(args.run, args.dir, args.weights, args.overwrite)
     print(
         f"{out}\nA stock diffusers pipeline: unet/ (UNet2DModel), scheduler/ and adagn_label_pipeline.py, which\n"
-        + with_commands("trust_remote_code=True runs. This package is not needed to sample it:", sample_line(out))
+        + with_commands(
+            "trust_remote_code=True runs. This package is not needed to sample it:", stock_sample_command(out)
+        )
     )
     return 0

@@ -17,15 +17,19 @@ def parser() -> Parser:
         description="Turn a checkpoint of OpenAI's guided-diffusion (ADM) into a pipeline folder.",
     )
     p.add_argument("checkpoint", metavar="CHECKPOINT", help="the file of a diffusion network: .pt or .safetensors")
-    p.add_argument("--preset", choices=list(PRESETS), help="the flags of a published checkpoint; those given below win")
+    p.add_argument(
+        "--preset", choices=list(PRESETS), help="the flags of a published checkpoint; flags below override them"
+    )
     p.add_argument("--out", metavar="DIR", help="the pipeline folder [models/NAME]")
-    p.add_argument("--class_names", metavar="FILE", help="one class a line [ImageNet's for 1000 classes, else ids]")
-    flags = p.add_argument_group("ADM's flags", "As its scripts name them, with the scripts' defaults.")
+    p.add_argument(
+        "--class_names", metavar="FILE", help="a text file, one class per line [ImageNet's for 1000 classes, else ids]"
+    )
+    flags = p.add_argument_group("ADM's flags", "Named as in its scripts, with the scripts' defaults.")
     for name, flag in FLAGS.items():
-        shown = f" [{flag.default}]" if flag.default != "" else ""
+        default = f" [{flag.default}]" if flag.default != "" else ""
         switch = {"nargs": "?", "const": "True"} if isinstance(flag.default, bool) else {}
         flags.add_argument(
-            f"--{name}", default=argparse.SUPPRESS, metavar="VALUE", help=f"{flag.help}{shown}", **switch
+            f"--{name}", default=argparse.SUPPRESS, metavar="VALUE", help=f"{flag.help}{default}", **switch
         )
     for name in IGNORED:
         flags.add_argument(f"--{name}", default=argparse.SUPPRESS, nargs="?", metavar="VALUE", help="accepted, ignored")
@@ -48,6 +52,6 @@ def run(argv: Sequence[str]) -> int:
     classes = f"{pipe.labels.K} classes" if pipe.labels.K else "no classes"
     print(f"{folder}: {parameters / 1e6:.1f} M parameters, {classes}")
     if pipe.labels.K:
-        print("no null class: sample at guidance 1, or fine-tune with adagn train --init_from to get a null row")
+        print("no null class: sample at guidance 1, or fine-tune with adagn train --init_from to get one")
     print(with_commands("Next:", next_command(folder, pipe.labels)))
     return 0

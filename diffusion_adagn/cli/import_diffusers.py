@@ -10,8 +10,8 @@ from .options import Parser
 def parser() -> Parser:
     p = Parser(
         prog="adagn import-diffusers",
-        description="Make a pipeline folder of a diffusers folder (an `adagn export`, or any with a UNet2DModel and one of "
-        "our schedulers). Reads json and safetensors only; no code of the folder is run.",
+        description="Convert a diffusers folder (an `adagn export`, or any with a UNet2DModel and one of our schedulers) to a "
+        "pipeline folder. Reads json and safetensors only; no code of the folder is run.",
     )
     p.add_argument("folder", metavar="FOLDER", help="a folder with model_index.json, or owner/name on the hub")
     p.add_argument("--out", metavar="DIR", help="the folder to write [imported/NAME]")
@@ -19,10 +19,12 @@ def parser() -> Parser:
         "--null_class",
         action="store_true",
         default=None,
-        help="the last row of the class table means 'no class', as in training with dropped labels [as an export says, "
-        "else not]",
+        help="the last row of the class table means 'no class', as in training with label dropout [as an export says, "
+        "else no]",
     )
-    p.add_argument("--class_names", metavar="FILE", help="a text file, one class name a line [the folder's, else ids]")
+    p.add_argument(
+        "--class_names", metavar="FILE", help="a text file, one class name per line [those of the folder, else ids]"
+    )
     p.add_argument("--overwrite", action="store_true", help="replace an earlier import in DIR")
     return p
 
@@ -47,6 +49,6 @@ def run(argv: Sequence[str]) -> int:
     pipe = ClassConditionalPipeline.from_pretrained(out)
     changes = changed_settings(args.folder, pipe)
     if changes:
-        print(f"sampler settings by this package's rules: {'; '.join(changes)}")
+        print(f"sampler settings changed to this package's: {'; '.join(changes)}")
     print(with_commands(f"{out}\n{pipe.labels.K or 'no'} classes. Next:", sample_command(str(out), pipe.labels)))
     return 0

@@ -127,7 +127,7 @@ def _watch(launcher: int) -> None:
         time.sleep(POLL_SECONDS)
     time.sleep(POLL_SECONDS)  # the signal that ended the launcher may arrive here later
     deadline = time.monotonic() + MAX_SAVE_SECONDS
-    while stopping.asked() and time.monotonic() < deadline:
+    while stopping.stop_requested() and time.monotonic() < deadline:
         time.sleep(POLL_SECONDS)
     os._exit(143)
 

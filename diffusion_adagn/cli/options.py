@@ -254,16 +254,16 @@ def add_measure_options(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--extractor",
-        default="judge",
+        default="classifier",
         metavar="SPEC",
-        help="features to compare: judge (a classifier trained on your data at first use), sklearn (images up to 16x16), "
-        "inception[:WEIGHTS] (the network of FID), dinov2:PATH, efficientnet:PATH, package.module:attribute, none (no metric) [judge]",
+        help="network whose features are compared: classifier (trained on your data at first use), sklearn (images up to 16x16), "
+        "inception[:WEIGHTS] (the FID's), dinov2:PATH, efficientnet:PATH, package.module:attribute, none (no metric) [classifier]",
     )
     group.add_argument(
-        "--judge",
+        "--classifier",
         choices=["auto", "none"],
         default="auto",
-        help="auto: if the extractor does not classify these classes, also use a judge for the class accuracy [auto]",
+        help="auto: if the extractor does not know the classes, a classifier of your data measures accuracy [auto]",
     )
     group.add_argument(
         "--reference_count",

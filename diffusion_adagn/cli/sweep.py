@@ -25,38 +25,36 @@ def parser() -> Parser:
     p = Parser(
         prog="adagn sweep",
         usage="adagn sweep RUN --guidance 1:4:0.5 [--interval none,t:200-800] [--steps 10,25] [--count 1000] [options]",
-        description="The same pictures at every combination of these settings, measured: curves, grids, and which settings are best by "
-        "which number. Stopped, it goes on by the same command; settings may be added later.",
+        description="Sample the same classes and noise at every combination of these settings, measure each, and report the best "
+        "settings by each metric, with curves and image grids. The same command resumes a stopped sweep; settings may be added later.",
     )
     add_model_options(p)
     add_guidance_options(p, several=True)
     p.add_argument("--sampler", default="own", metavar="NAME,...", help=f"{', '.join(SAMPLERS)} [the model's own]")
     p.add_argument("--steps", "--num_inference_steps", default="25", metavar="INT,...", help="sampler steps [25]")
-    p.add_argument("--eta", default="0", metavar="NUMBER,...", help="ddim's noise: 0 none, 1 as much as ddpm [0]")
+    p.add_argument("--eta", default="0", metavar="NUMBER,...", help="ddim's noise: 0 none, 1 as in ddpm [0]")
     p.add_argument(
         "--spacing",
         choices=SPACINGS,
         help="timestep spacing; karras, exponential and lu (the same) need dpm++, unipc, euler or heun [the model's own]",
     )
-    p.add_argument("--classes", help="names, ids or 'all', with commas between [all]")
-    p.add_argument(
-        "--count", type=int, default=1000, metavar="INT", help="pictures a point, over all classes together [1000]"
-    )
+    p.add_argument("--classes", help="names or ids, separated by commas, or 'all' [all]")
+    p.add_argument("--count", type=int, default=1000, metavar="INT", help="images per point, over all classes [1000]")
     p.add_argument(
         "--seed",
         type=int,
         default=0,
         metavar="INT",
-        help="picture i starts from the noise of seed + i at every point [0]",
+        help="image i starts from the noise of seed + i at every point [0]",
     )
-    p.add_argument("--confirm", action="store_true", help="the best settings once more, with fresh seeds")
+    p.add_argument("--confirm", action="store_true", help="measure the best settings again with fresh seeds")
     p.add_argument(
         "--keep",
         action="store_true",
-        help="keep each new point's pictures, as samples.npz of the ADM evaluator in its folder",
+        help="save each new point's images in its folder, as samples.npz in the ADM evaluator's format",
     )
     add_measure_options(p)
-    p.add_argument("--out", metavar="DIR", help="where the report goes [sweeps/RUN/step-STEP]")
+    p.add_argument("--out", metavar="DIR", help="folder of the report [sweeps/RUN/step-STEP]")
     add_config_options(p, sections=["data"])
     return p
 
@@ -94,8 +92,8 @@ def run(argv: Sequence[str]) -> int:
     check_classes(args.run, args.weights, args.classes)
     from ..experiments.sweep import EvalConfig, SweepRequest, sweep
 
-    measuring = EvalConfig(
-        args.against, config_overrides(args), args.extractor, args.judge == "auto", args.reference_count, args.k
+    eval_config = EvalConfig(
+        args.against, config_overrides(args), args.extractor, args.classifier == "auto", args.reference_count, args.k
     )
     request = SweepRequest(
         **settings,
@@ -108,8 +106,8 @@ def run(argv: Sequence[str]) -> int:
         precision=args.precision,
         device=args.device,
         weights=args.weights,
-        measuring=measuring,
-        keep=args.keep,
+        eval_config=eval_config,
+        save_images=args.keep,
         confirm=args.confirm,
     )
     out = Path(args.out or default_folder("sweeps", args.run, args.weights))

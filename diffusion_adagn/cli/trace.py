@@ -20,22 +20,23 @@ def parser() -> Parser:
     p = Parser(
         prog="adagn trace",
         usage="adagn trace RUN [--out DIR] [--label_check] [--against DATA] [--compare OTHER] [options]",
-        description="See what the condition does: what every site is told, over timesteps and classes, what changes when it is told "
-        "something else, and whether the label is used. Writes report.html, its pictures and atlas.npz.",
+        description="Inspect the conditioning: the modulation of every site over timesteps and classes, how the output changes when "
+        "it is edited, and whether the label is used. Writes report.html, its images and atlas.npz.",
     )
     add_model_options(p)
     p.add_argument(
-        "--out", metavar="DIR", help="where the report goes [traces/RUN/step-STEP; if that exists, step-STEP-2, ...]"
+        "--out", metavar="DIR", help="folder of the report [traces/RUN/step-STEP; if that exists, step-STEP-2, ...]"
     )
     p.add_argument(
         "--label_check",
         action="store_true",
-        help="only say, in one line, whether the label is used: status 0, 3 if it is not seen to be, 4 if it cannot be said",
+        help="only print, in one line, whether the label is used: status 0, 3 if it is not measurably used, 4 if it cannot be "
+        "decided",
     )
     p.add_argument(
         "--against",
         metavar="NAME_OR_PATH[:split]",
-        help="labelled pictures that the model was not trained on [held-out ones of the run's own data]",
+        help="labelled images that the model was not trained on [held-out ones of the run's own data]",
     )
     p.add_argument(
         "--compare", metavar="OTHER", help="an earlier checkpoint or another run: how far each site moved since"
@@ -43,12 +44,12 @@ def parser() -> Parser:
     p.add_argument(
         "--by",
         choices=["site", "resolution"],
-        help="what the probes tell something else at a time [site, up to 60 of them]",
+        help="what the probes edit at a time [site if there are at most 60, else resolution]",
     )
     p.add_argument(
-        "--timesteps", type=int, default=50, metavar="INT", help="timesteps of the atlas, evenly spread [50]"
+        "--timesteps", type=int, default=50, metavar="INT", help="timesteps of the atlas, evenly spaced [50]"
     )
-    p.add_argument("--pictures", type=int, default=32, metavar="INT", help="pictures that the probes look at [32]")
+    p.add_argument("--images", type=int, default=32, metavar="INT", help="images that the probes use [32]")
     add_device_option(p)
     add_config_options(p, sections=["data"])
     return p
@@ -56,11 +57,11 @@ def parser() -> Parser:
 
 def run(argv: Sequence[str]) -> int:
     args = parser().parse(argv)
-    for name in ("timesteps", "pictures"):
+    for name in ("timesteps", "images"):
         if getattr(args, name) < 1:
             raise UsageError(f"--{name} must be at least 1, not {getattr(args, name)}.")
     if args.label_check and args.out:
-        raise UsageError("--label_check writes no files: leave --out out, or --label_check for a report.")
+        raise UsageError("--label_check writes no files: remove --out, or for a report --label_check.")
     overrides = config_overrides(args)
 
     from ..runs.layout import check_model_path
@@ -74,14 +75,14 @@ def run(argv: Sequence[str]) -> int:
     if overrides or args.against is not None:
         config = RunConfig()
         if args.against is not None:
-            overrides["data.source"] = args.against  # other data: nothing of the run's own settings holds for it
+            overrides["data.source"] = args.against  # other data: none of the run's own data settings apply
         else:
             config.data = recorded_data(args.run) or config.data
         apply(config, overrides, where="on the command line", error=UsageError)
         check(config)
         data = config.data
 
-    request = TraceRequest(args.timesteps, args.pictures, data, args.weights, args.compare, args.by, args.device)
+    request = TraceRequest(args.timesteps, args.images, data, args.weights, args.compare, args.by, args.device)
     if args.label_check:
         return check_label(args.run, request)
     out = Path(args.out or unused_path(str(default_folder("traces", args.run, args.weights))))

@@ -8,7 +8,7 @@ from .. import recipes
 from ..commands import command, resume_command, with_commands
 from ..config import RunConfig, read_config
 from ..errors import InputError, UsageError
-from ..runs.layout import RunFolder, runs_near
+from ..runs.layout import RunFolder, similar_runs
 from .options import Parser, add_config_file, add_config_options, add_device_option, config_file, config_overrides
 
 
@@ -75,7 +75,7 @@ def _resumed_config(resume: str, file: str | None, overrides: dict[str, str]) ->
         raise UsageError(f"--resume {resume} and --output_dir {overrides['output_dir']} name two runs: give one.")
     config = read_config(file, overrides)
     if config.output_dir is None:
-        raise UsageError(f"which run? Give --resume RUN, such as --resume runs/digits.{runs_near('runs/digits')}")
+        raise UsageError(f"which run? Give --resume RUN, such as --resume runs/digits.{similar_runs('runs/digits')}")
     run = RunFolder(Path(config.output_dir))
     if not run.config_file.is_file():
         if file is not None:
@@ -85,7 +85,7 @@ def _resumed_config(resume: str, file: str | None, overrides: dict[str, str]) ->
             text = f"{run.path} is a part of the run {whole}, and a run is resumed from its newest checkpoint:"
             raise InputError(with_commands(text, resume_command(whole)))
         raise InputError(
-            f"there is no run to resume in {run.path} (no config.yaml in it).{runs_near(run.path)} To start a run, give --config."
+            f"there is no run to resume in {run.path} (no config.yaml in it).{similar_runs(run.path)} To start a run, give --config."
         )
     if file is None:
         return read_config(run.config_file, overrides)

@@ -1,1 +1,1 @@
-"""What a model is worth: measurements that need labelled pictures."""
+"""What a model is worth: measurements that need labelled images."""

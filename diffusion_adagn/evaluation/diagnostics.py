@@ -1,4 +1,4 @@
-"""What guidance does to pictures, told without any extractor: how hard it pulls, what is clipped, colour and contrast."""
+"""Effects of guidance that need no extractor: size of the guidance term, clipping, colour and contrast."""
 
 import numpy as np
 import torch
@@ -22,10 +22,10 @@ def image_values(pixels: np.ndarray) -> np.ndarray:
     return np.stack(columns, axis=1)
 
 
-class Meter:
-    """A `SamplingCallback` that sums over pictures, a number a network call: sums of several batches may be added.
+class GuidanceMeter:
+    """A `SamplingCallback` that sums over images, a number a network call: sums of several batches may be added.
 
-    difference: float64 [calls], the rms over a picture's values of cond - against, in the units of the prediction; 0 where there
+    difference: float64 [calls], the rms over an image's values of cond - against, in the units of the prediction; 0 where there
     is no second pass. clipped: float64 [calls], the share of x0's values beyond [-1, 1].
     """
 
@@ -41,7 +41,7 @@ class Meter:
         self.clipped[call.index] += beyond.cpu().double().sum().item()
 
 
-def against_data(values: np.ndarray, reference: np.ndarray) -> dict[str, float | None]:
+def compared_with_data(values: np.ndarray, reference: np.ndarray) -> dict[str, float | None]:
     """Means of `image_values` against those of the data: float64 [4] each.
 
     contrast_ratio, saturation_ratio: 1 is the data's; None where the data have none. brightness_shift, extremes_shift: differences.

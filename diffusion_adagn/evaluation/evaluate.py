@@ -1,4 +1,4 @@
-"""adagn evaluate, top to bottom: sampled pictures into features, their metrics against real ones, what lies near a real one."""
+"""adagn evaluate: sampled images -> features -> metrics against real images; the nearest real images."""
 
 import contextlib
 import json
@@ -15,12 +15,11 @@ from ..commands import command, overwrite_hint, resume_hint, shell_line, with_co
 from ..data.npz import write_npz
 from ..diffusion.schedule import ModelEval
 from ..errors import InputError, writing
-from ..runs.recorded import recorded_data, unused_beside
+from ..runs.recorded import free_default_folder, recorded_data
 from ..runtime.distributed import process_state
 from ..sampling.load import open_pipeline
 from ..sampling.pipeline import ClassConditionalPipeline
 from ..sampling.pretrained import model_hash
-from .bench import EvalConfig, EvalSetup, bench_of_model, check_against, open_bench
 from .diagnostics import image_values
 from .extractors import features_of
 from .image_set import ImageSet, is_data, read_data, read_image_set, sampled_from
@@ -41,13 +40,14 @@ from .real import RealImages
 from .reference import Reference
 from .report import CLASSES, JSON, MARKDOWN, described_by, full_record, overall_table, write_report
 from .results import results
+from .setup import EvalConfig, EvalSetup, bench_of_model, check_reference, open_bench
 
 SHEET, NPZ = "neighbours.png", "samples.npz"
 
 
 @dataclass(frozen=True)
 class EvaluateRequest(EvalConfig):
-    """device: as `choose_device` takes it. neighbours: rows of the sheet, 0 for none. keep: the sampled pictures as samples.npz."""
+    """device: as `choose_device` takes it. neighbours: rows of the sheet, 0 for none. keep: the sampled images as samples.npz."""
 
     batch_size: int = 64
     device: str = "auto"
@@ -80,7 +80,7 @@ class Sampling:
 
 
 def evaluate_model(source: str, sampling: Sampling, request: EvaluateRequest, out: Path) -> dict | None:
-    """Sample a model and measure the pictures; files into `out`. Returns what evaluation.json holds, on the main process.
+    """Sample a model and measure the images; files into `out`. Returns what evaluation.json holds, on the main process.
 
     Under torchrun each process samples its share. What was sampled before a stop is taken up again if all is as it was; of a
     finished evaluation that would be the same again, the record is returned. Raises InputError before anything is sampled
@@ -100,13 +100,13 @@ def evaluate_model(source: str, sampling: Sampling, request: EvaluateRequest, ou
     point, draw = _point(sampling, pipe, guide), _draw(replace(sampling, precision=precision), request, pipe)
     calls = point.calls(pipe)
     evaluations = point.guidance().evaluations(calls)
-    bench = bench_of_model(source, pipe, draw, request, state)
+    setup = bench_of_model(source, pipe, draw, request, state)
     plan = {
         "model": model_hash(pipe.unet),
         "guide": None if guide is None else model_hash(guide.unet),
         "point": point.to_dict(),
         "draw": draw.to_dict(),
-        "extractors": [e.hash for e in bench.extractors],
+        "extractors": [e.hash for e in setup.extractors],
         "pixels": request.keep or request.neighbours > 0,
     }
     made_by = {
@@ -128,7 +128,7 @@ def evaluate_model(source: str, sampling: Sampling, request: EvaluateRequest, ou
     guided = guide is not None or (pipe.labels.K and pipe.labels.has_null)
     following = _next(source, sampling, request) if guided else ""
     if finished is not None:
-        if not _same(finished, made_by, settings, bench, request.k):
+        if not _same(finished, made_by, settings, setup, request.k):
             raise InputError(overwrite_hint(f"{out} already holds an evaluation", request.command, out))
         if main:
             print(f"{out} holds this evaluation already, of {finished['date']}.")
@@ -136,8 +136,8 @@ def evaluate_model(source: str, sampling: Sampling, request: EvaluateRequest, ou
         return finished
     if main:
         print(
-            f"{what}\n{draw.count:,} pictures, guidance {point.scale:g}, {point.sampler}, {point.steps} steps, {evaluations} network "
-            f"evaluations each, on {state.num_processes} process(es), {state.device}, {draw.precision}\nagainst {bench.against}"
+            f"{what}\n{draw.count:,} images, guidance {point.scale:g}, {point.sampler}, {point.steps} steps, {evaluations} network "
+            f"evaluations each, on {state.num_processes} process(es), {state.device}, {draw.precision}\nagainst {setup.against}"
         )
         if note := point.inactive_interval_note(calls):
             print(note)
@@ -147,22 +147,22 @@ def evaluate_model(source: str, sampling: Sampling, request: EvaluateRequest, ou
         if main:
             resume_batches(out / BATCHES, plan)
         state.wait_for_everyone()
-        sampled = _sample(pipe, guide, point, draw, bench, plan["pixels"], out, state, request.command)
+        sampled = _sample(pipe, guide, point, draw, setup, plan["pixels"], out, state, request.command)
         if sampled is None:
             return None
-        config, own = pipe.unet.config, f"The real pictures are the run's own: {bench.against}."
+        config, own = pipe.unet.config, f"The real images are the run's own: {setup.against}."
         shape = (draw.count, config.sample_size, config.sample_size, config.in_channels)
         about = {"source": str(source), "model": made_by, "settings": settings}
         notes = [own] if request.own_data else []
-        record = _measure(sampled, shape, about, bench, calls, request, out, notes)
+        record = _measure(sampled, shape, about, setup, calls, request, out, notes)
         remove_batches(out / BATCHES)
     _say(record, out, following)
     return record
 
 
-def _same(record: dict, made_by: dict, settings: dict, bench: EvalSetup, k: int) -> bool:
+def _same(record: dict, made_by: dict, settings: dict, setup: EvalSetup, k: int) -> bool:
     """Whether the command of a finished evaluation would make the same again: the model and the data may have changed."""
-    now = {"model": made_by, "settings": settings, "k": k, **described_by(bench)}
+    now = {"model": made_by, "settings": settings, "k": k, **described_by(setup)}
     return all(record.get(key) == value for key, value in json.loads(json.dumps(now)).items())
 
 
@@ -171,30 +171,30 @@ def _next(source: str, sampling: Sampling, request: EvaluateRequest) -> str:
     s = sampling
     given = {"against": request.against, "guide": s.guide, "sampler": s.sampler, "classes": s.classes}
     given |= {
-        "extractor": None if request.extractor == "judge" else request.extractor,
+        "extractor": None if request.extractor == "classifier" else request.extractor,
         "steps": s.steps,
         "count": s.count,
         "precision": None if s.precision == "auto" else s.precision,
     }
     given |= {"weights": "raw" if s.weights == "raw" else None, "spacing": s.spacing} | request.data
-    return command("sweep", source, guidance="1:4:0.5", **given, out=unused_beside("sweeps", source))
+    return command("sweep", source, guidance="1:4:0.5", **given, out=free_default_folder("sweeps", source))
 
 
 def evaluate_images(what: str, guidance: float | None, request: EvaluateRequest, out: Path) -> dict:
-    """Measure the pictures of a folder, an .npz or a data set; files into `out`. Returns what evaluation.json holds.
+    """Measure the images of a folder, an .npz or a data set; files into `out`. Returns what evaluation.json holds.
 
-    guidance: which scale, for a folder of `adagn sample` that holds several. Raises InputError for pictures that cannot be measured.
+    guidance: which scale, for a folder of `adagn sample` that holds several. Raises InputError for images that cannot be measured.
     """
     state = process_state(request.device)
     if state.num_processes > 1:
-        raise InputError("pictures that are there already are measured by one process: leave torchrun out.")
+        raise InputError("images that are there already are measured by one process: leave torchrun out.")
     check_out(out)
     if not request.overwrite and finished_record(out) is not None:
         raise InputError(overwrite_hint(f"{out} already holds an evaluation", request.command, out))
     path, data = Path(what).expanduser(), is_data(what)
     source = None if data else sampled_from(path)
     recorded = None if source is None else recorded_data(source)
-    check_against(request, recorded, what)
+    check_reference(request, recorded, what)
     found = None if data else read_image_set(path, guidance)
     real = RealImages(request.against, request.data, recorded)
     found = read_data(real.settings(None, what)) if data else found
@@ -204,16 +204,16 @@ def evaluate_images(what: str, guidance: float | None, request: EvaluateRequest,
     names = real.class_names or found.class_names or (real.learned.label_space.names if real.learned else ())
     labels = found.labels_among(names)
     names = names if labels is not None else ()
-    bench = open_bench(real, request, names, labels, pixels.shape[3], state)
-    print(f"{len(pixels):,} pictures of {what}\nagainst {bench.against}")
+    setup = open_bench(real, request, names, labels, pixels.shape[3], state)
+    print(f"{len(pixels):,} images of {what}\nagainst {setup.against}")
     with writing(out):
         out.mkdir(parents=True, exist_ok=True)
     with writing(out), exclusive_lock(out):
-        sampled = _features(pixels, labels, bench, request.batch_size)
+        sampled = _features(pixels, labels, setup, request.batch_size)
         settings = found.about.get("settings", {}) | {"seeds": found.about.get("seeds")}
         about = {"source": what, "model": found.about.get("made_by"), "settings": settings}
-        notes = _notes_on(found, pixels, bench, request)
-        record = _measure(sampled, pixels.shape, about, bench, (), request, out, notes)
+        notes = _notes_on(found, pixels, setup, request)
+        record = _measure(sampled, pixels.shape, about, setup, (), request, out, notes)
     _say(record, out)
     return record
 
@@ -221,28 +221,28 @@ def evaluate_images(what: str, guidance: float | None, request: EvaluateRequest,
 def store_reference(request: EvaluateRequest, file: Path) -> Reference:
     """Make the reference of `request.against` and keep it in `file`. Raises InputError for a file that is there already."""
     if file.suffix != ".npz":
-        raise InputError(f"a reference is kept as .npz: type --out {file}.npz.")
+        raise InputError(f"a reference is saved as .npz: type --out {file}.npz.")
     if file.exists() and not request.overwrite:
         raise InputError(overwrite_hint(f"{file} is there already", request.command, file))
     real = RealImages(request.against, request.data)
     if real.dataset is None and real.found is None:
-        raise InputError(f"{real.name} holds no pictures, but what was made of some: expected a data set or pictures.")
+        raise InputError(f"{real.name} contains statistics, not images: expected a data set or images.")
     names, channels = real.class_names, real.image_shape[2]
     state = process_state(request.device)
-    reference = open_bench(real, replace(request, judge=False), names, None, channels, state).reference
+    reference = open_bench(real, replace(request, classifier=False), names, None, channels, state).reference
     reference.save(file)
     about = reference.about
     print(
         with_commands(
-            f"{about['count']:,} of {about['of']:,} pictures of {about['name']}, {about['extractor']['dimension']:,} features each, in {file}\n"
-            "A model or pictures are measured against it, by adagn evaluate or adagn sweep, with:",
+            f"{about['count']:,} of {about['of']:,} images of {about['name']}, {about['extractor']['dimension']:,} features each, in {file}\n"
+            "A model or images are measured against it, by adagn evaluate or adagn sweep, with:",
             shell_line(["--against", str(file), "--extractor", request.extractor]),
         )
     )
     return reference
 
 
-# ---------------------------------------------------------------------- before the first picture
+# ---------------------------------------------------------------------- before the first image
 
 
 def _point(
@@ -262,7 +262,7 @@ def _draw(sampling: Sampling, request: EvaluateRequest, pipe: ClassConditionalPi
     return SamplePlan(ids, sampling.count, sampling.seed, request.batch_size, sampling.precision, shown=0)
 
 
-# ---------------------------------------------------------------------- pictures, numbers, files
+# ---------------------------------------------------------------------- images, numbers, files
 
 
 def _sample(
@@ -270,7 +270,7 @@ def _sample(
     guide: ClassConditionalPipeline | None,
     point: SamplerSettings,
     draw: SamplePlan,
-    bench: EvalSetup,
+    setup: EvalSetup,
     keep_pixels: bool,
     out: Path,
     state: PartialState,
@@ -280,28 +280,28 @@ def _sample(
     with tqdm(total=mine, unit="picture", desc=out.name, disable=not state.is_main_process, leave=False) as bar:
         try:
             return sample_point(
-                pipe, point, draw, bench.extractors, out / BATCHES, state, guide, keep_pixels, bar.update
+                pipe, point, draw, setup.extractors, out / BATCHES, state, guide, keep_pixels, bar.update
             )
         except KeyboardInterrupt:
-            print(resume_hint(f"\nStopped. What is finished lies in {out / BATCHES}.", typed))
+            print(resume_hint(f"\nStopped. Finished batches are in {out / BATCHES}.", typed))
             raise
 
 
-def _features(pixels: np.ndarray, labels: np.ndarray | None, bench: EvalSetup, batch_size: int) -> Sampled:
-    """Pictures that are there already, as if they had been sampled here, but for what only the sampler knows."""
+def _features(pixels: np.ndarray, labels: np.ndarray | None, setup: EvalSetup, batch_size: int) -> Sampled:
+    """Images that are there already, as if they had been sampled here, but for what only the sampler knows."""
     batches = [pixels[i : i + batch_size] for i in range(0, len(pixels), batch_size)]
-    features = {e.name: features_of(e, batches, len(pixels)) for e in bench.extractors}
+    features = {e.name: features_of(e, batches, len(pixels)) for e in setup.extractors}
     values, unknown = np.concatenate([image_values(some) for some in batches]), np.zeros(0)
     return Sampled(features, labels, values, unknown, unknown, pixels[:0], pixels)
 
 
-def _notes_on(found: ImageSet, pixels: np.ndarray, bench: EvalSetup, request: EvaluateRequest) -> list[str]:
+def _notes_on(found: ImageSet, pixels: np.ndarray, setup: EvalSetup, request: EvaluateRequest) -> list[str]:
     notes = []
     if request.own_data:
-        notes.append(f"The real pictures are those of the run that was sampled: {bench.against}.")
+        notes.append(f"The real images are those of the run that was sampled: {setup.against}.")
     if pixels.shape[3] != found.pixels.shape[3]:
-        notes.append("The pictures were written as colour and are gray: they were measured as gray ones.")
-    if found.labels is not None and not bench.class_names:
+        notes.append("The images were written as colour and are gray: they were measured as gray ones.")
+    if found.labels is not None and not setup.class_names:
         notes.append("The labels are of no use, since the classes they mean are not known.")
     return notes
 
@@ -310,20 +310,20 @@ def _measure(
     sampled: Sampled,
     shape: tuple[int, int, int, int],
     about: dict,
-    bench: EvalSetup,
+    setup: EvalSetup,
     calls: Sequence[ModelEval],
     request: EvaluateRequest,
     out: Path,
     notes: list[str],
 ) -> dict:
-    """Measure, and write it all; returns the record. shape: [N, H, W, C] of the pictures. about: source, model, settings."""
-    e, reference, names = bench.extractor, bench.reference, bench.class_names
+    """Measure, and write it all; returns the record. shape: [N, H, W, C] of the images. about: source, model, settings."""
+    e, reference, names = setup.extractor, setup.reference, setup.class_names
     device = metrics_device(process_state(request.device))
     found = results(
         sampled,
         reference,
         e,
-        bench.judge,
+        setup.classifier,
         names,
         calls,
         request.k,
@@ -332,15 +332,17 @@ def _measure(
     )
     memory, sheet = None, None
     if request.neighbours and reference.features is not None:
-        gather = bench.real.gather(reference)
+        gather = setup.real.gather(reference)
         memory = memorisation(
             sampled.features[e.name].pooled, sampled.pixels, reference, gather, progress=True, device=device
         )
         if gather is not None:
-            told = _names_of(sampled.labels, names)
-            sheet = draw_neighbours(out / SHEET, memory, sampled.pixels, told, reference, gather, request.neighbours)
+            names_by_image = _names_of(sampled.labels, names)
+            sheet = draw_neighbours(
+                out / SHEET, memory, sampled.pixels, names_by_image, reference, gather, request.neighbours
+            )
         else:
-            notes = [*notes, f"No sheet of neighbours: the pictures behind {reference.about['name']} are not at hand."]
+            notes = [*notes, f"No sheet of neighbours: the images of {reference.about['name']} are not available."]
     if sheet is None:
         (out / SHEET).unlink(missing_ok=True)
     if request.keep:
@@ -349,13 +351,13 @@ def _measure(
         (out / NPZ).unlink(missing_ok=True)
     copied = None if memory is None else memory.to_dict(request.neighbours)
     scored = sampled.features[e.name].probabilities is not None
-    record = full_record(found, about, shape, sampled.labels, scored, bench, copied, notes, request.k, request.command)
+    record = full_record(found, about, shape, sampled.labels, scored, setup, copied, notes, request.k, request.command)
     write_report(record, out)
     return record
 
 
 def _names_of(labels: np.ndarray | None, names: tuple[str, ...]) -> list[str] | None:
-    """What each picture was sampled as, None without labels."""
+    """What each image was sampled as, None without labels."""
     all_names = [*names, "null"]
     return None if labels is None or not names else [all_names[c] for c in labels]
 

@@ -1,4 +1,4 @@
-"""Pictures that are there already: a folder of `adagn sample`, any folder of pictures, an .npz of the ADM evaluator, a data set."""
+"""Images that are there already: a folder of `adagn sample`, any folder of images, an .npz of the ADM evaluator, a data set."""
 
 import os
 from collections.abc import Sequence
@@ -59,28 +59,28 @@ class ImageSet:
         unknown = [n for n in used if n not in new]
         if unknown:
             raise InputError(
-                f"the pictures are of classes that the reference does not have: {', '.join(unknown[:5])}{', ...' * (len(unknown) > 5)}. Its "
+                f"the images are of classes that the reference does not have: {', '.join(unknown[:5])}{', ...' * (len(unknown) > 5)}. Its "
                 f"classes are {', '.join(class_names[:8])}{', ...' * (k > 8)}: give --against data with the same classes."
             )
         return np.array([new.get(name, k) for name in self.class_names] + [k], dtype=np.int64)[self.labels]
 
     def with_channels(self, channels: int | None) -> np.ndarray:
-        """The pixels, gray ones that were written as colour made gray again if the reference is gray."""
+        """The pixels; gray images saved as colour become gray again if the reference is gray."""
         p = self.pixels
         gray = channels == 1 and p.shape[3] == 3 and (p[..., :1] == p[..., 1:]).all()
         return p[..., :1] if gray else p
 
 
 def read_image_set(path: Path, guidance: float | None = None) -> ImageSet:
-    """All pictures of a folder or .npz, as they are. guidance: which scale, where a folder of `adagn sample` holds several.
+    """All images of a folder or .npz, as they are. guidance: which scale, where a folder of `adagn sample` holds several.
 
-    Raises InputError for an empty folder, a broken picture (named), pictures of unequal sizes, and a choice that is not there.
+    Raises InputError for an empty folder, a broken image (named), images of unequal sizes, and a choice that is not there.
     """
     if path.is_file():
         try:
             found = read_npz(path)
         except (MemoryError, RecursionError, OverflowError) as error:  # of headers that claim anything
-            raise InputError(f"{path} is no .npz of pictures: {type(error).__name__} {error}") from None
+            raise InputError(f"{path} is no .npz of images: {type(error).__name__} {error}") from None
         return ImageSet(found.pixels, found.labels, (), {"source": str(path), "kind": "npz", "null_id": found.null_id})
     if (path / SAMPLES_INDEX).is_file():
         return _sampled(path, guidance)
@@ -91,11 +91,11 @@ def read_image_set(path: Path, guidance: float | None = None) -> ImageSet:
     loose, folders = _files(path), [f for f in subfolders(path) if _files(path / f, deep=True)]
     if loose and folders:
         raise InputError(
-            f"{path} holds pictures and folders of pictures ({', '.join(folders[:3])}): expected pictures alone, or one folder a class."
+            f"{path} holds images and folders of images ({', '.join(folders[:3])}): expected images alone, or one folder a class."
         )
     if not loose and not folders:
         raise InputError(
-            f"{path} holds no picture ({', '.join(sorted(ENDINGS))}): expected some, or a folder for each class."
+            f"{path} holds no image ({', '.join(sorted(ENDINGS))}): expected some, or a folder for each class."
         )
     about = {"source": str(path), "kind": "folder"}
     if loose:
@@ -106,12 +106,12 @@ def read_image_set(path: Path, guidance: float | None = None) -> ImageSet:
 
 
 def is_image_source(path: Path) -> bool:
-    """Whether it is an .npz, a folder of `adagn sample`, or a folder that holds pictures directly."""
+    """Whether it is an .npz, a folder of `adagn sample`, or a folder that holds images directly."""
     return path.suffix == ".npz" or (path.is_dir() and ((path / SAMPLES_INDEX).is_file() or bool(_files(path))))
 
 
 def is_data(what: str) -> bool:
-    """Whether it names a data set rather than a path of pictures: a built-in name, parquet files, or NAME_OR_PATH:split."""
+    """Whether it names a data set rather than a path of images: a built-in name, parquet files, or NAME_OR_PATH:split."""
     path = Path(what).expanduser()
     if path.exists():
         return path.suffix == ".parquet" or (path.is_dir() and bool(parquet_files(path)))
@@ -119,7 +119,7 @@ def is_data(what: str) -> bool:
 
 
 def read_data(config: DataConfig) -> ImageSet:
-    """All pictures of a data set's split, in memory."""
+    """All images of a data set's split, in memory."""
     dataset = open_dataset(config)
     about = {"source": dataset.name, "kind": "data", "fingerprint": dataset.fingerprint}
     return ImageSet(*dataset.gather(range(len(dataset))), dataset.label_space.names, about)
@@ -149,7 +149,7 @@ def _sampled(folder: Path, guidance: float | None) -> ImageSet:
             raise ValueError(f"{short_repr(wrong)} in place of the id of one of {len(names)} classes, or of a seed")
     except (InputError, ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise InputError(
-            f"{folder / SAMPLES_INDEX} is damaged ({repr(error)[:300]}): sample again by adagn sample."
+            f"{folder / SAMPLES_INDEX} is corrupted ({repr(error)[:300]}): sample again with adagn sample."
         ) from None
     if record.get("unfinished"):
         raise InputError(
@@ -158,15 +158,15 @@ def _sampled(folder: Path, guidance: float | None) -> ImageSet:
     if guidance is None and len(scales) > 1:
         there = ", ".join(f"{s:g}" for s in scales)
         raise InputError(
-            f"{folder} holds pictures at the guidance scales {there}: choose one, such as --guidance {scales[0]:g}."
+            f"{folder} holds images at the guidance scales {there}: choose one, such as --guidance {scales[0]:g}."
         )
     if guidance is not None and guidance not in scales:
         raise InputError(
-            f"{folder} holds no pictures at guidance {guidance:g}: it has {', '.join(f'{s:g}' for s in scales)}."
+            f"{folder} holds no images at guidance {guidance:g}: it has {', '.join(f'{s:g}' for s in scales)}."
         )
     chosen = [i for i, e in enumerate(entries) if guidance is None or float(e["guidance"]) == guidance]
     if not chosen:
-        raise InputError(f"{folder / SAMPLES_INDEX} lists no picture.")
+        raise InputError(f"{folder / SAMPLES_INDEX} lists no image.")
     some = [entries[i] for i in chosen]
     alike = {k: v for k, v in some[0].items() if all(e.get(k) == v for e in some)}
     seeds = [e["seed"] for e in some if "seed" in e]
@@ -181,8 +181,8 @@ def _files(folder: Path, deep: bool = False) -> list[Path]:
 
 
 def _read(files: list[Path]) -> np.ndarray:
-    """uint8 [N, H, W, C], gray if all are; raises InputError naming the picture that cannot be used."""
-    pictures = []
+    """uint8 [N, H, W, C], gray if all are; raises InputError naming the image that cannot be used."""
+    images = []
     for file in files:
         try:
             if not os.path.isfile(file):
@@ -190,17 +190,17 @@ def _read(files: list[Path]) -> np.ndarray:
             image = open_image(file)
             pixels = to_array(image, None, 1 if image.mode in GRAY else 3)
         except BrokenImage as error:
-            raise InputError(f"broken picture {file}: {error}. Replace or remove it.") from None
-        if pictures and pixels.shape[:2] != pictures[0].shape[:2]:
-            (h, w), (first_h, first_w) = pixels.shape[:2], pictures[0].shape[:2]
+            raise InputError(f"broken image {file}: {error}. Replace or remove it.") from None
+        if images and pixels.shape[:2] != images[0].shape[:2]:
+            (h, w), (first_h, first_w) = pixels.shape[:2], images[0].shape[:2]
             raise InputError(
-                f"pictures must be of one size: {file} is {w}x{h}, {files[0]} is {first_w}x{first_h}. Resize them before they are measured."
+                f"images must be of one size: {file} is {w}x{h}, {files[0]} is {first_w}x{first_h}. Resize them before they are measured."
             )
-        pictures.append(pixels)
+        images.append(pixels)
         if len(files) * pixels.nbytes > machine_memory():
             raise InputError(
-                f"{len(files):,} pictures like {file} ({pixels.shape[1]}x{pixels.shape[0]}) take {len(files) * pixels.nbytes / 2**30:,.0f} GiB, "
+                f"{len(files):,} images like {file} ({pixels.shape[1]}x{pixels.shape[0]}) take {len(files) * pixels.nbytes / 2**30:,.0f} GiB, "
                 f"and this machine has {machine_memory() / 2**30:,.0f}: give fewer or smaller ones."
             )
-    channels = max(p.shape[2] for p in pictures)
-    return np.stack([np.repeat(p, channels, axis=2) if p.shape[2] < channels else p for p in pictures])
+    channels = max(p.shape[2] for p in images)
+    return np.stack([np.repeat(p, channels, axis=2) if p.shape[2] < channels else p for p in images])

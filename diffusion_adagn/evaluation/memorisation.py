@@ -1,4 +1,4 @@
-"""Are sampled pictures copies? The real pictures nearest to them, and how near real pictures lie to each other."""
+"""Are sampled images copies? The real images nearest to them, and how near real images lie to each other."""
 
 import hashlib
 from collections.abc import Callable, Sequence
@@ -12,9 +12,9 @@ from ..render.grids import labelled_grid
 from .metrics import nearest
 from .reference import Reference
 
-NEAREST = 4  # real pictures beside a sampled one
+NEAREST = 4  # real images beside a sampled one
 DISTANCE_BATCH = 500
-MUCH_NEARER = 0.5  # of the distance between real pictures
+MUCH_NEARER = 0.5  # of the distance between real images
 MAX_NAMED_COPIES = 5  # copies that are named
 
 Gather = Callable[[np.ndarray], np.ndarray]
@@ -22,10 +22,10 @@ Gather = Callable[[np.ndarray], np.ndarray]
 
 @dataclass(frozen=True)
 class Memorisation:
-    """places: int64 [N, n], the nearest of the reference's pictures to each sampled one, nearest first; distances: float64 [N, n].
+    """places: int64 [N, n], the nearest of the reference's images to each sampled one, nearest first; distances: float64 [N, n].
 
-    real: float64 [M], the distance of each real picture to its nearest other one; None if there is one alone. copies: (sampled,
-    real) that are equal in every pixel; None if the pixels were not at hand. sentence: all of it in words.
+    real: float64 [M], the distance of each real image to its nearest other one; None if there is one alone. copies: (sampled,
+    real) that are equal in every pixel; None if the pixels are not available. sentence: all of it in words.
     """
 
     places: np.ndarray = field(repr=False)
@@ -36,7 +36,7 @@ class Memorisation:
 
     @property
     def order(self) -> np.ndarray:
-        """The sampled pictures, those nearest to a real one first."""
+        """The sampled images, those nearest to a real one first."""
         return np.argsort(self.distances[:, 0], kind="stable")
 
     def to_dict(self, rows: int) -> dict:
@@ -60,10 +60,10 @@ def memorisation(
     progress: bool = False,
     device: str = "cpu",
 ) -> Memorisation:
-    """Look for the nearest of the reference's pictures to each sampled one, in the extractor's features.
+    """Look for the nearest of the reference's images to each sampled one, in the extractor's features.
 
     pooled: float32 [N, D]; pixels: uint8 [N, H, W, C] of the same. gather: places in the reference -> its pixels, None if those are
-    not at hand. The reference needs features. device: where distances are computed.
+    not available. The reference needs features. device: where distances are computed.
     """
     real = reference.features
     places, distances = nearest(pooled, real, min(NEAREST, len(real)), device, progress=progress)
@@ -82,7 +82,7 @@ def draw_neighbours(
     gather: Gather,
     rows: int,
 ) -> Path:
-    """The sheet of the `rows` sampled pictures that lie nearest to a real one. names: [N], what each was sampled as, or None."""
+    """The sheet of the `rows` sampled images that lie nearest to a real one. names: [N], what each was sampled as, or None."""
     shown = found.order[:rows]
     real = gather(found.places[shown].ravel()).reshape(*found.places[shown].shape, *pixels.shape[1:])
     cells = [[pixels[i], *some] for i, some in zip(shown, real)]
@@ -91,7 +91,7 @@ def draw_neighbours(
         labels = [f"{_short(names[i])}: {label}" for i, label in zip(shown, labels)]
     columns = ["sampled", *(f"real {n + 1}" for n in range(found.places.shape[1]))]
     label = "the class, then the distances" if names is not None else "the distances"
-    title = f"Sampled pictures nearest to a real one of {reference.about['name']}, and beside each its nearest real ones. Row labels: {label} to real 1, 2, ..."
+    title = f"Sampled images nearest to a real one of {reference.about['name']}, and beside each its nearest real ones. Row labels: {label} to real 1, 2, ..."
     return atomic_write(file, labelled_grid(cells, labels, columns, title).save)
 
 
@@ -101,42 +101,42 @@ def _short(name: str) -> str:
 
 def _how_near(sampled: np.ndarray, real: np.ndarray | None, reference: Reference) -> str:
     about, median = reference.about, float(np.median(sampled))
-    where = f"{about['name']}, {'all ' if about['count'] == about['of'] else ''}{about['count']:,} pictures"
+    where = f"{about['name']}, {'all ' if about['count'] == about['of'] else ''}{about['count']:,} images"
     if about["count"] != about["of"]:
         where += f" drawn from {about['of']:,}"
-    short_repr = f"Nearest real picture ({where}; median distance in the features of {about['extractor']['name']}): {median:.3g} from a sampled one"
+    short_repr = f"Nearest real image ({where}; median distance in the features of {about['extractor']['name']}): {median:.3g} from a sampled one"
     if real is None:
         return f"{short_repr}."
     between = float(np.median(real))
     short_repr += f", {between:.3g} from another real one"
     if between > 0 and median < MUCH_NEARER * between:
-        return f"{short_repr}. Sampled pictures lie much nearer to real ones than those to each other: look for copies in the sheet."
+        return f"{short_repr}. Sampled images lie much nearer to real ones than those to each other: look for copies in the sheet."
     return f"{short_repr}."
 
 
 def _copies(pixels: np.ndarray, count: int, gather: Gather) -> list[tuple[int, int]]:
-    """(sampled, real) of pictures that are equal in every pixel, each sampled one once."""
+    """(sampled, real) of images that are equal in every pixel, each sampled one once."""
     known: dict[bytes, list[int]] = {}
-    for i, picture in enumerate(pixels):
-        known.setdefault(_digest(picture), []).append(i)
+    for i, image in enumerate(pixels):
+        known.setdefault(_digest(image), []).append(i)
     found: dict[int, int] = {}
     for start in range(0, count, DISTANCE_BATCH):
-        for place, picture in enumerate(gather(np.arange(start, min(start + DISTANCE_BATCH, count))), start):
-            for i in known.get(_digest(picture), ()):
+        for place, image in enumerate(gather(np.arange(start, min(start + DISTANCE_BATCH, count))), start):
+            for i in known.get(_digest(image), ()):
                 found.setdefault(i, place)
     return sorted(found.items())
 
 
-def _digest(picture: np.ndarray) -> bytes:
-    return hashlib.sha256(np.ascontiguousarray(picture)).digest()
+def _digest(image: np.ndarray) -> bytes:
+    return hashlib.sha256(np.ascontiguousarray(image)).digest()
 
 
 def _said(copies: list[tuple[int, int]] | None, count: int) -> str:
     if copies is None:
         return ""
     if not copies:
-        return f"No sampled picture equals one of these {count:,} in every pixel."
+        return f"No sampled image equals one of these {count:,} in every pixel."
     pairs = ", ".join(f"sampled {i} = real {j}" for i, j in copies[:MAX_NAMED_COPIES])
     more = f" and {len(copies) - MAX_NAMED_COPIES} more" if len(copies) > MAX_NAMED_COPIES else ""
     one = len(copies) == 1
-    return f"{len(copies)} sampled picture{'' if one else 's'} {'equals' if one else 'equal'} a real one in every pixel: {pairs}{more}."
+    return f"{len(copies)} sampled image{'' if one else 's'} {'equals' if one else 'equal'} a real one in every pixel: {pairs}{more}."

@@ -1,6 +1,6 @@
-"""Pictures of a model at one setting, streamed into features; the same classes and noises at every setting.
+"""Images of a model at one setting, streamed into features; the same classes and noises at every setting.
 
-Work is cut into batches fixed by their index, whoever makes them. A finished batch is a file, so that nothing is made twice,
+Work is split into batches fixed by their index, for any number of processes. A finished batch is a file, so that nothing is sampled twice,
 and several processes meet in the folder.
 """
 
@@ -20,11 +20,11 @@ from ..atomic import atomic_write
 from ..config import SpeedConfig
 from ..diffusion.schedule import ModelEval, model_evals, sampler_name, set_timesteps, spacing_name
 from ..errors import InputError
-from ..runtime.precision import check_tf32, computed_in
-from ..runtime.speed import choose, has_bf16, prepare
+from ..runtime.precision import check_precision, use_precision
+from ..runtime.speed import apply_speed, has_bf16, resolve_speed
 from ..sampling.guidance import Guidance, Interval
 from ..sampling.pipeline import MAX_SEED, ClassConditionalPipeline, to_pixels
-from .diagnostics import Meter, image_values
+from .diagnostics import GuidanceMeter, image_values
 from .extractors import Extractor, Features
 
 MAX_GRID_CLASSES = 40  # classes in a grid
@@ -36,11 +36,11 @@ def metrics_device(state: PartialState) -> str:
 
 
 def choose_precision(asked: str, state: PartialState, recorded: str | None = None) -> str:
-    """The number type that pictures are sampled in to be measured; the main process's choice on all.
+    """The number type that images are sampled in to be measured; the main process's choice on all.
 
     Args:
         asked: "auto", or one of `number_type.AUTOCAST`. auto: bf16 on a CUDA GPU that computes in it, fp32 elsewhere.
-        recorded: on the main process, what earlier pictures that are to be compared were sampled in; it decides what auto is.
+        recorded: on the main process, what earlier images that are to be compared were sampled in; it decides what auto is.
 
     Raises:
         InputError: for tf32 on a device that has none.
@@ -48,7 +48,7 @@ def choose_precision(asked: str, state: PartialState, recorded: str | None = Non
     if asked == "auto":
         best = "bf16" if state.device.type == "cuda" and has_bf16(state.device) else "fp32"
         (asked,) = broadcast_object_list([recorded or best])
-    check_tf32(asked, state.device, "--precision")
+    check_precision(asked, state.device, "--precision")
     return asked
 
 
@@ -60,7 +60,7 @@ def set_up(pipes: Sequence[ClassConditionalPipeline | None], precision: str, dev
         pipe.to(device)
         pipe.set_progress_bar_config(disable=True)
         if device.type == "cuda":
-            prepare(pipe.unet, choose(SpeedConfig(precision), device, flops=0))
+            apply_speed(pipe.unet, resolve_speed(SpeedConfig(precision), device, flops=0))
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ class SamplerSettings:
         return "_".join([*words, self.spacing])
 
     def canonical(self) -> "SamplerSettings":
-        """The point without what changes nothing: at scale 1 no interval, schedule, rescaling or guide is heard."""
+        """The point without settings that have no effect: at scale 1 these are interval, schedule, rescale and guide."""
         if self.scale != 1:
             return self
         return dataclasses.replace(self, interval="none", schedule="constant", rescale=0.0, guide=None)
@@ -134,9 +134,9 @@ def classes_of(pipe: ClassConditionalPipeline, classes: str | None) -> tuple[int
 
 @dataclass(frozen=True)
 class SamplePlan:
-    """Which pictures are made, the same at every point: picture i is of classes[i % len(classes)], from the noise of seed + i.
+    """Which images are made, the same at every point: image i is of classes[i % len(classes)], from the noise of seed + i.
 
-    classes: ids (the null id too), each once. shown: how many of each class are kept as pictures, for grids.
+    classes: ids (the null id too), each once. shown: how many of each class are saved as images, for grids.
     """
 
     classes: tuple[int, ...]
@@ -149,7 +149,7 @@ class SamplePlan:
     def __post_init__(self) -> None:
         object.__setattr__(self, "classes", tuple(dict.fromkeys(self.classes)))
         if not self.classes or self.count < 1 or self.batch_size < 1:
-            raise InputError("there must be at least one class, one picture and one picture a batch.")
+            raise InputError("there must be at least one class, one image and one image a batch.")
         if self.seed < 0 or self.seed + self.count > MAX_SEED:
             raise InputError(f"seeds lie between 0 and {MAX_SEED}; {self.seed} + {self.count} does not.")
 
@@ -164,7 +164,7 @@ class SamplePlan:
 
     @property
     def grid(self) -> np.ndarray:
-        """int64 [classes, shown]: the pictures that are kept for grids, a row a class."""
+        """int64 [classes, shown]: the images saved for grids, one row per class."""
         rows = np.arange(min(len(self.classes), self.count, MAX_GRID_CLASSES))
         columns = np.arange(max(1, min(self.shown, self.count // len(self.classes))))
         return rows[:, None] + columns * len(self.classes)
@@ -178,7 +178,7 @@ class Sampled:
     """What became of a point. N = count.
 
     features: extractor's name -> Features [N, ...]. values: float64 [N, 4] (`image_values`). difference, clipped: float64
-    [calls], means over the pictures (`Meter`). shown: uint8 [classes, n, H, W, C], the pictures of `SamplePlan.grid`. pixels: uint8 [N, H, W, C] if kept.
+    [calls], means over the images (`GuidanceMeter`). shown: uint8 [classes, n, H, W, C], the images of `SamplePlan.grid`. pixels: uint8 [N, H, W, C] if saved.
     """
 
     features: dict[str, Features] = field(repr=False)
@@ -199,11 +199,11 @@ def sample_point(
     state: PartialState,
     guide: ClassConditionalPipeline | None = None,
     keep_pixels: bool = False,
-    made: Callable[[int], None] = lambda count: None,
+    on_batch: Callable[[int], None] = lambda count: None,
 ) -> Sampled | None:
     """Make what is missing of a point in `folder`, a file a batch; every process makes its share. The main process gets the whole.
 
-    made: told of every batch, how many pictures are ready. The files stay: `remove_batches` removes them when they are no longer needed.
+    on_batch: called after every batch with its number of images. The files stay: `remove_batches` removes them when they are no longer needed.
     """
     calls = point.calls(pipe)
     files = [folder / f"batch-{i:06d}.npz" for i in range(len(draw.batches))]
@@ -212,7 +212,7 @@ def sample_point(
         if not _sound(files[i], keep_pixels):
             arrays = _batch(pipe, point, draw, draw.batches[i], extractors, guide, len(calls), keep_pixels)
             atomic_write(files[i], lambda tmp, arrays=arrays: np.savez(tmp, **arrays))
-        made(len(draw.batches[i]))
+        on_batch(len(draw.batches[i]))
     state.wait_for_everyone()
     return _gather(files, draw, extractors, keep_pixels) if state.is_main_process else None
 
@@ -222,7 +222,7 @@ def remove_batches(folder: Path) -> None:
 
 
 def _sound(file: Path, with_pixels: bool) -> bool:
-    """Whether a batch is there; one that a full disk or another accident has damaged is made again."""
+    """Whether a batch exists and is valid; a corrupted one is sampled again."""
     try:
         with np.load(file, allow_pickle=False) as arrays:
             whole = "values" in arrays and ("pixels" in arrays or not with_pixels)
@@ -241,8 +241,8 @@ def _batch(
     calls: int,
     keep_pixels: bool,
 ) -> dict[str, np.ndarray]:
-    meter = Meter(calls)
-    with computed_in(draw.precision, pipe.device):
+    meter = GuidanceMeter(calls)
+    with use_precision(draw.precision, pipe.device):
         images = pipe(
             draw.labels[batch.start : batch.stop].tolist(),
             num_inference_steps=point.steps,

@@ -1,4 +1,4 @@
-"""What --against means: a data set, pictures of a folder or an .npz, published statistics, a file of `adagn evaluate reference`."""
+"""What --against means: a data set, images of a folder or an .npz, published statistics, a file of `adagn evaluate reference`."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -19,9 +19,9 @@ from .reference import Reference, published, reference_of, reference_of_images
 
 
 class RealImages:
-    """The real pictures, before an extractor has seen them: one of dataset, found, stored and file; the others are None.
+    """The real images, before an extractor has seen them: one of dataset, found, stored and file; the others are None.
 
-    dataset: its split. found: pictures of a folder or .npz. stored: a reference made earlier. file: published statistics.
+    dataset: its split. found: images of a folder or .npz. stored: a reference made earlier. file: published statistics.
     """
 
     dataset: ImageDataset | None = None
@@ -38,7 +38,7 @@ class RealImages:
         channels: int | None = None,
     ):
         """against: None for the recorded data. overrides: config fields by dotted key. recorded: the run's own data settings.
-        size, channels: of a model's pictures, which a data set is decoded to. Raises InputError for what cannot be opened."""
+        size, channels: of a model's images, which a data set is decoded to. Raises InputError for what cannot be opened."""
         self.against, self.overrides, self.recorded = against, dict(overrides), recorded
         self.size, self.channels = size, channels
         path = None if against is None else Path(against).expanduser()
@@ -71,8 +71,8 @@ class RealImages:
 
     @cached_property
     def learned(self) -> ImageDataset | None:
-        """The labelled pictures that a judge learns from: --data.source, or the training part of the data that are measured
-        against, or of the run's own, or of those that the reference's judge learned from. None if there are none."""
+        """The labelled images that a classifier learns from: --data.source, or the training part of the data that are measured
+        against, or of the run's own, or of those that the reference's classifier learned from. None if there are none."""
         if "data.source" in self.overrides:
             return open_dataset(self.settings(None))
         if self.dataset is not None:
@@ -107,8 +107,8 @@ class RealImages:
             return self.dataset.name
         return self.found.about["source"] if self.found is not None else str(self.against)
 
-    def check_shape(self, height: int, width: int, channels: int, whose: str = "the pictures") -> None:
-        """Raises InputError unless the real pictures are of this size."""
+    def check_shape(self, height: int, width: int, channels: int, whose: str = "the images") -> None:
+        """Raises InputError unless the real images are of this size."""
         if self.image_shape is None:
             return
         h, w, c = self.image_shape
@@ -133,7 +133,7 @@ class RealImages:
         channels: int | None,
         progress: bool = True,
     ) -> Reference:
-        """count: of a data set's pictures, at most. class_names, channels: of what is measured, for files that do not say.
+        """count: of a data set's images, at most. class_names, channels: of what is measured, for files that do not say.
 
         Raises InputError for a stored reference of another extractor, and for labels that are none of the classes."""
         if self.dataset is not None:
@@ -150,7 +150,7 @@ class RealImages:
         )
 
     def gather(self, reference: Reference) -> Gather | None:
-        """Places in the reference -> its pixels; None if they are not at hand."""
+        """A function: rows of the reference -> pixels; None if they are not available."""
         if self.found is not None:
             pixels = self.found.with_channels(reference.about["channels"])
             return lambda places: pixels[places]
@@ -169,7 +169,7 @@ def _held(path: Path) -> set[str]:
             return set(arrays.files)
     except Exception as error:
         raise InputError(
-            f"{path} is no .npz: {error}. Expected pictures (arr_0), statistics (mu, sigma), or a file of adagn evaluate reference."
+            f"{path} is no .npz: {error}. Expected images (arr_0), statistics (mu, sigma), or a file of adagn evaluate reference."
         ) from None
 
 

@@ -1,4 +1,4 @@
-"""The real pictures' side of an evaluation: their features, made once and kept, and what sampled pictures are measured against."""
+"""Features of the real images, cached, which sampled images are compared with."""
 
 import hashlib
 import json
@@ -20,9 +20,9 @@ from .extractors.base import described
 from .metrics import Gaussian
 from .metrics.measure import Target
 
-FILE_VERSION = 1  # of the files; another is made again
-FEATURE_BATCH = 250  # pictures
-UNKNOWN_COUNT = 10**9  # of pictures behind published statistics, which do not say
+FILE_VERSION = 1  # of the files; other versions are computed again
+FEATURE_BATCH = 250  # images
+UNKNOWN_COUNT = 10**9  # of images behind published statistics, which do not say
 CORRUPTED = (
     OSError,
     ValueError,
@@ -38,10 +38,10 @@ CORRUPTED = (
 
 @dataclass(frozen=True)
 class Reference:
-    """Real pictures as an extractor sees them.
+    """Real images as an extractor sees them.
 
     features: float32 [M, D]; None where there are statistics or values alone. labels: int64 [M], ids of class_names, or None.
-    values: float64 [4], the mean of `image_values`; None if unknown. indices: int64 [M], which pictures of the data set; None if
+    values: float64 [4], the mean of `image_values`; None if unknown. indices: int64 [M], which images of the data set; None if
     there is none. statistics: published ones, which then stand for the features in the Frechet distance.
     about: JSON; name (of the data), fingerprint, count (M), of (how many there were), seed, image_size, channels, resized, extractor, date.
     """
@@ -56,7 +56,7 @@ class Reference:
     _targets: dict[tuple[int, str], Target] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def target(self, k: int = 5, device: str = "cpu") -> Target:
-        """What pictures are measured against, with what is costly about it kept. k: neighbours. device: where it is computed."""
+        """The target of the metrics, with costly parts cached. k: neighbours. device: where they are computed."""
         if (k, device) not in self._targets:
             if self.features is None:
                 if self.statistics is None:
@@ -73,30 +73,30 @@ class Reference:
 
     @property
     def gaussian(self) -> Gaussian:
-        """Raises InputError for fewer than two pictures."""
+        """Raises InputError for fewer than two images."""
         return self.target().gaussian
 
     def check(self, extractor: Extractor) -> None:
         """Raises InputError unless it was made with this extractor."""
-        made, name = self.about["extractor"], self.about["name"]
-        if made is None:
+        made_with, name = self.about["extractor"], self.about["name"]
+        if made_with is None:
             raise InputError(
                 f"the reference {name} was made without an extractor: it has no features to measure against."
             )
-        if made.get("hash") is None:
+        if made_with.get("hash") is None:
             if not extractor.is_fid:
                 raise InputError(
                     f"{name} holds statistics of the FID's Inception network; the extractor is {extractor.name}. Type --extractor "
-                    "inception, or give real pictures by --against."
+                    "inception, or give real images by --against."
                 )
             same = self.target().dimension == extractor.dimension
         else:
-            same = made["hash"] == extractor.hash
+            same = made_with["hash"] == extractor.hash
         if not same:
             raise InputError(
-                f"the reference {name} was made with the extractor {made['name']} ({_told(made)}), and the pictures are measured with "
-                f"{extractor.name} ({_told(described(extractor))}): distances between the two mean nothing. Type --extractor "
-                f"{made['name']} and, where it learns from data, --data.source with the data it learned from; or make the reference "
+                f"the reference {name} was made with the extractor {made_with['name']} ({_describe_record(made_with)}), and the images are measured with "
+                f"{extractor.name} ({_describe_record(described(extractor))}): distances between the two mean nothing. Type --extractor "
+                f"{made_with['name']} and, where it learns from data, --data.source with the data it learned from; or make the reference "
                 "again, by adagn evaluate reference."
             )
 
@@ -124,18 +124,18 @@ class Reference:
         head = json.loads(str(arrays["head"]))
         if head["version"] != FILE_VERSION:
             raise ValueError(f"it is of version {head['version']}, this program's are of {FILE_VERSION}")
-        some = {name: arrays.get(name) for name in ARRAYS}
+        first_rows = {name: arrays.get(name) for name in ARRAYS}
         statistics = Gaussian(arrays["mu"], arrays["sigma"], int(arrays["behind"])) if "mu" in arrays else None
-        features, labels, k = some["features"], some["labels"], len(head["class_names"])
-        if features is None and statistics is None and some["values"] is None:
+        features, labels, k = first_rows["features"], first_rows["labels"], len(head["class_names"])
+        if features is None and statistics is None and first_rows["values"] is None:
             raise ValueError("neither features nor statistics are in it")
         if features is not None and (features.ndim != 2 or features.dtype != np.float32 or not len(features)):
             raise ValueError(f"its features are {features.dtype} {list(features.shape)}, not float32 [M, D]")
         if labels is not None and (labels.shape != (head["about"]["count"],) or labels.min() < 0 or labels.max() >= k):
-            raise ValueError(f"its labels are not one of {k} classes for each picture")
+            raise ValueError(f"its labels are not one of {k} classes for each image")
         if not {"name", "count", "extractor"} <= set(head["about"]):
-            raise ValueError("it does not say what it was made of")
-        return cls(**some, class_names=tuple(head["class_names"]), about=head["about"], statistics=statistics)
+            raise ValueError("it does not record its data")
+        return cls(**first_rows, class_names=tuple(head["class_names"]), about=head["about"], statistics=statistics)
 
 
 ARRAYS = ("features", "labels", "values", "indices")
@@ -144,17 +144,17 @@ ARRAYS = ("features", "labels", "values", "indices")
 def reference_of(
     dataset: ImageDataset, extractor: Extractor | None, count: int = 10_000, seed: int = 0, progress: bool = True
 ) -> Reference:
-    """The reference of at most `count` of these pictures, a random part with the data's own shares of the classes; all if there
+    """The reference of at most `count` of these images, a random part with the data's own shares of the classes; all if there
     are no more. extractor None: its values alone. Kept in DIFFUSION_ADAGN_CACHE, and read from there the next time."""
     if count < 1:
-        raise InputError(f"a reference needs at least one picture, not {count}.")
-    told = [FILE_VERSION, dataset.fingerprint, extractor and extractor.hash, min(count, len(dataset)), seed]
-    file = references_folder() / f"{hashlib.sha256(json.dumps(told).encode()).hexdigest()[:16]}.npz"
+        raise InputError(f"a reference needs at least one image, not {count}.")
+    key_parts = [FILE_VERSION, dataset.fingerprint, extractor and extractor.hash, min(count, len(dataset)), seed]
+    file = references_folder() / f"{hashlib.sha256(json.dumps(key_parts).encode()).hexdigest()[:16]}.npz"
     try:
-        kept = Reference.load(file)
-        if extractor is None or _still_true(kept, dataset, extractor):
-            return kept
-    except InputError:  # not there, or damaged
+        cached = Reference.load(file)
+        if extractor is None or _is_current(cached, dataset, extractor):
+            return cached
+    except InputError:  # missing or corrupted
         pass
     indices = some_of(dataset.labels, count, seed)
     about = {
@@ -173,16 +173,18 @@ def reference_of(
         reference.save(file)
     except OSError as error:
         raise InputError(
-            f"the reference cannot be kept in {file.parent}: {error}. Set DIFFUSION_ADAGN_CACHE."
+            f"the reference cannot be saved in {file.parent}: {error}. Set DIFFUSION_ADAGN_CACHE."
         ) from None
     return reference
 
 
-def _still_true(kept: Reference, dataset: ImageDataset, extractor: Extractor) -> bool:
-    """Whether the extractor gives the features that were kept: a changed one may have kept its hash."""
-    some = kept.features[:4]
-    now = extractor(dataset.gather(kept.indices[:4])[0]).pooled
-    return now.shape == some.shape and np.allclose(now, some, rtol=1e-2, atol=1e-3 * np.abs(some).max())
+def _is_current(cached: Reference, dataset: ImageDataset, extractor: Extractor) -> bool:
+    """Whether the extractor reproduces the cached features: its code may have changed under the same hash."""
+    first_rows = cached.features[:4]
+    now = extractor(dataset.gather(cached.indices[:4])[0]).pooled
+    return now.shape == first_rows.shape and np.allclose(
+        now, first_rows, rtol=1e-2, atol=1e-3 * np.abs(first_rows).max()
+    )
 
 
 def reference_of_images(
@@ -193,9 +195,9 @@ def reference_of_images(
     extractor: Extractor,
     progress: bool = True,
 ) -> Reference:
-    """The reference of these pictures, uint8 [M, H, W, C], all of them; not kept. labels: int64 [M], ids of class_names, or None."""
+    """The reference of these images, uint8 [M, H, W, C], all of them; not cached. labels: int64 [M], ids of class_names, or None."""
     if pixels.shape[1] != pixels.shape[2]:
-        raise InputError(f"the pictures of {name} are {pixels.shape[2]}x{pixels.shape[1]}: expected squares.")
+        raise InputError(f"the images of {name} are {pixels.shape[2]}x{pixels.shape[1]}: expected squares.")
     about = {
         "name": name,
         "fingerprint": hashlib.sha256(np.ascontiguousarray(pixels)).hexdigest(),
@@ -210,22 +212,22 @@ def reference_of_images(
 
 
 def published(file: Path, extractor: Extractor, progress: bool = True) -> Reference | None:
-    """Statistics (mu [D], sigma [D, D]) of the FID's Inception network in this .npz, and its pictures (arr_0), if there are any.
+    """Statistics (mu [D], sigma [D, D]) of the FID's Inception network in this .npz, and its images (arr_0), if there are any.
 
-    None if there are no statistics. The Frechet distance is to the statistics, as the ADM evaluator's; the rest is to the pictures.
-    Raises InputError for a file that cannot be read, and for another extractor where there are no pictures.
+    None if there are no statistics. The Frechet distance is to the statistics, as the ADM evaluator's; the rest is to the images.
+    Raises InputError for a file that cannot be read, and for another extractor where there are no images.
     """
     try:
         with np.load(file, allow_pickle=False) as arrays:
             if not {"mu", "sigma"} <= set(arrays.files):
                 return None
             statistics = Gaussian(arrays["mu"], arrays["sigma"], UNKNOWN_COUNT)
-            pictures = "arr_0" in arrays.files
+            images = "arr_0" in arrays.files
     except CORRUPTED as error:
         raise InputError(
-            f"{file} cannot be read: {error}. Expected mu [D] and sigma [D, D], or pictures arr_0."
+            f"{file} cannot be read: {error}. Expected mu [D] and sigma [D, D], or images arr_0."
         ) from None
-    if pictures:
+    if images:
         found = read_npz(file)
         reference = reference_of_images(found.pixels, None, (), str(file), extractor, progress)
         fits = extractor.is_fid and extractor.dimension == len(statistics.mean)
@@ -253,7 +255,7 @@ def some_of(labels: np.ndarray, count: int, seed: int) -> np.ndarray:
 
 
 def references_folder() -> Path:
-    """Where references are kept: beside the decoded pictures, in DIFFUSION_ADAGN_CACHE or ~/.cache/diffusion_adagn."""
+    """Where references are cached: next to the decoded images, in DIFFUSION_ADAGN_CACHE or ~/.cache/diffusion_adagn."""
     return cache_root() / "references"
 
 
@@ -286,12 +288,12 @@ def _made(
 
 
 def _seen(batches: Iterable[np.ndarray], add: Callable[[np.ndarray], object]) -> Iterator[np.ndarray]:
-    """The batches, their picture values added up on the way."""
+    """The batches, their image values added up on the way."""
     for pixels in batches:
         add(image_values(pixels).sum(axis=0))
         yield pixels
 
 
-def _told(record: dict) -> str:
+def _describe_record(record: dict) -> str:
     data = f", learned from {record['data']}" if record.get("data") else ""
     return f"{record['hash'] or 'published'}, {record['dimension']} features{data}"

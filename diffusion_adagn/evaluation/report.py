@@ -1,4 +1,4 @@
-"""What an evaluation leaves: evaluation.json with every number and what made it, evaluation.md to read, per_class.csv."""
+"""The files of an evaluation: evaluation.json with every number and its origin, evaluation.md, per_class.csv."""
 
 import csv
 import json
@@ -9,75 +9,82 @@ from pathlib import Path
 import numpy as np
 
 from ..atomic import atomic_write
-from .bench import EvalSetup
+from ..renamed import EXTRACTORS
 from .extractors import Extractor
 from .extractors.base import described
 from .metrics import METRICS
 from .results import Results, versions
+from .setup import EvalSetup
 
 JSON, MARKDOWN, CLASSES = "evaluation.json", "evaluation.md", "per_class.csv"
 FOREIGN = (
     "These numbers are not comparable with published ones: the features are not those of the FID's Inception network."
 )
 MIN_IMAGES = (
-    "Published FIDs are of 50,000 pictures, mostly against the whole training set; with fewer the FID comes out higher."
+    "Published FIDs are of 50,000 images, mostly against the whole training set; with fewer the FID comes out higher."
 )
 PUBLISHED = 50_000
 
 
-MIN_CLASS_IMAGES, MIN_CLASS_IMAGES_FOR_VALUES = 100, 50  # pictures, below which numbers tell little
+MIN_CLASS_IMAGES, MIN_CLASS_IMAGES_FOR_VALUES = 100, 50  # images, below which numbers are unreliable
 MARK = "†"  # beside a value that is to be read with care
-WEAK = 0.7  # of held-out pictures that a judge tells right, below which its accuracy says little
+MIN_CLASSIFIER_ACCURACY = 0.7  # on held-out images, below which the accuracy metric is unreliable
 GROWING = (
-    "Recall and coverage grow with the number of sampled pictures: compare them at equal numbers of sampled and real "
-    "pictures only."
+    "Recall and coverage grow with the number of sampled images: compare them at equal numbers of sampled and real "
+    "images only."
 )
-CERTAIN = "A value without ± has a standard error of 0: all of the sampled pictures count, or none does. That is not certainty."
+CERTAIN = (
+    "A value without ± has a standard error of 0: all of the sampled images count, or none does. That is not certainty."
+)
 
 
-def titles(extractor: Mapping, judge: Mapping | None, scorer: Mapping | None) -> dict[str, str]:
-    """How each metric is called: FID only where the features are those of the FID's Inception network.
+def titles(extractor: Mapping, classifier: Mapping | None, scorer: Mapping | None) -> dict[str, str]:
+    """The title of each metric: FID only for features of the FID's Inception network.
 
-    Takes records: of the extractor, of the judge, and of whichever of them gave the probabilities of the inception score."""
-    measured_by = {"frechet": extractor, "kid": extractor, "inception_score": scorer, "accuracy": judge}
-    short_repr = {name: kind.title for name, kind in METRICS.items()}
+    Args:
+        extractor: its record.
+        classifier: its record.
+        scorer: the record of the one whose probabilities gave the inception score.
+    """
+    measured_by = {"frechet": extractor, "kid": extractor, "inception_score": scorer, "accuracy": classifier}
+    metric_titles = {name: kind.title for name, kind in METRICS.items()}
     for metric, who in measured_by.items():
         if who and who.get("name") and not who.get("is_fid"):
-            short_repr[metric] += f" ({who['name']})"
-    return short_repr | ({"frechet": "FID"} if extractor.get("is_fid") else {})
+            metric_titles[metric] += f" ({EXTRACTORS.get(who['name'], who['name'])})"
+    return metric_titles | ({"frechet": "FID"} if extractor.get("is_fid") else {})
 
 
-def comparable(extractor: Mapping, count: int) -> str | None:
+def note_not_comparable(extractor: Mapping, count: int) -> str | None:
     """The note on published numbers, if there is one to make."""
     if not extractor.get("is_fid"):
         return FOREIGN
     return MIN_IMAGES if count < PUBLISHED else None
 
 
-def judged_right(judge: Mapping | None) -> float | None:
-    """The share of held-out pictures that the judge tells right, where its record knows."""
-    share = (judge or {}).get("heldout_accuracy")
-    return share if isinstance(share, (int, float)) else None
+def heldout_accuracy(classifier: Mapping | None) -> float | None:
+    """The fraction of held-out images that the classifier gets right, if it is recorded."""
+    fraction = (classifier or {}).get("heldout_accuracy")
+    return fraction if isinstance(fraction, (int, float)) else None
 
 
-def weak(judge: Mapping | None) -> str | None:
-    """The note on a judge that is often wrong itself."""
-    share = judged_right(judge)
-    if share is None or share >= WEAK:
+def note_weak_classifier(classifier: Mapping | None) -> str | None:
+    """The note on a classifier that is often wrong itself."""
+    fraction = heldout_accuracy(classifier)
+    if fraction is None or fraction >= MIN_CLASSIFIER_ACCURACY:
         return None
-    return f"The judge itself is right on {share:.0%} of held-out pictures: its accuracy says little."
+    return f"The classifier itself is right on {fraction:.0%} of held-out images: its accuracy says little."
 
 
-def few(count: int, each: str = "") -> str | None:
-    """The note on few pictures. each: " a point"."""
+def note_few_images(count: int, each: str = "") -> str | None:
+    """The note on few images. each: " per point"."""
     if count >= MIN_CLASS_IMAGES:
         return None
-    pictures, tell = ("picture", "tells") if count == 1 else ("pictures", "tell")
-    return f"{count:,} {pictures}{each} {tell} little: most of what so few differ in is chance, and the errors are rough too."
+    images = "image" if count == 1 else "images"
+    return f"{count:,} {images}{each} are too few: most differences are chance, and the standard errors are rough."
 
 
 def taken_in(extractor: Mapping, height: int | None, width: int | None) -> str:
-    """At what size an extractor looks at pictures of this size (None: unknown): "resized to 224 px by bicubic ..."."""
+    """At what size an extractor looks at images of this size (None: unknown): "resized to 224 px by bicubic ..."."""
     side, how = extractor.get("resolution"), extractor.get("resize")
     if (side and (height, width) == (side, side)) or how == "none":
         return f"{side} px as they are" if side else "as they are"
@@ -91,19 +98,19 @@ def full_record(
     shape: tuple[int, int, int, int],
     labels: np.ndarray | None,
     scored: bool,
-    bench: EvalSetup,
+    setup: EvalSetup,
     memorisation: dict | None,
     notes: list[str],
     k: int,
     command: str,
 ) -> dict:
-    """What evaluation.json holds: every number, and all that made it. shape: [N, H, W, C] of the pictures, labels theirs;
+    """The content of evaluation.json: every number and its origin. shape: [N, H, W, C] of the images, labels theirs;
     scored: whether the extractor itself gives class probabilities; about: source, model and settings; memorisation: its record."""
-    by = described_by(bench)
-    extractor, judge = by["extractor"], by["judge"]
-    called = titles(extractor, judge, extractor if scored else judge)
+    by = described_by(setup)
+    extractor, classifier = by["extractor"], by["judge"]
+    metric_titles = titles(extractor, classifier, extractor if scored else classifier)
     metrics = {
-        name: {"title": called[name], "better": METRICS[name].better, **measured}
+        name: {"title": metric_titles[name], "better": METRICS[name].better, **measured}
         for name, measured in found.row["metrics"].items()
     }
     n, height, width, channels = shape
@@ -114,12 +121,17 @@ def full_record(
         "model": about["model"],
         "settings": about["settings"],
         "metrics": metrics,
-        "class_names": list(bench.class_names),
-        "class_counts": _counts(labels, bench),
+        "class_names": list(setup.class_names),
+        "class_counts": _counts(labels, setup),
         "per_class": found.row["per_class"],
         "diagnostics": found.row["diagnostics"],
         "memorisation": memorisation,
-        "notes": [*notes, *filter(None, [comparable(extractor, n)]), *found.notes, *_cautions(found.row, n, judge)],
+        "notes": [
+            *notes,
+            *filter(None, [note_not_comparable(extractor, n)]),
+            *found.notes,
+            *_cautions(found.row, n, classifier),
+        ],
         "k": k,
         **by,
         "date": datetime.now().astimezone().isoformat(timespec="seconds"),
@@ -127,31 +139,31 @@ def full_record(
     }
 
 
-def described_by(bench: EvalSetup) -> dict:
+def described_by(setup: EvalSetup) -> dict:
     """What the numbers are measured with and against, as evaluation.json holds it."""
     return {
-        "against": bench.against,
-        "extractor": _record(bench.extractor),
-        "judge": None if bench.judge is None else _record(bench.judge),
-        "reference": bench.reference.about,
+        "against": setup.against,
+        "extractor": _record(setup.extractor),
+        "judge": None if setup.classifier is None else _record(setup.classifier),
+        "reference": setup.reference.about,
         "versions": versions(),
     }
 
 
-def _cautions(row: dict, count: int, judge: dict | None) -> list[str]:
-    """What is to be kept in mind with these numbers."""
+def _cautions(row: dict, count: int, classifier: dict | None) -> list[str]:
+    """Notes on the reliability of the numbers."""
     overall, every = (
         row["metrics"],
         [*row["metrics"].values(), *(m for some in row["per_class"].values() for m in some)],
     )
     has = lambda name: overall.get(name, {}).get("value") is not None  # noqa: E731
-    short_repr = [
-        few(count),
-        weak(judge) if has("accuracy") else None,
+    metric_titles = [
+        note_few_images(count),
+        note_weak_classifier(classifier) if has("accuracy") else None,
         CERTAIN if any(m["standard_error"] == 0 for m in every) else None,
         GROWING if has("recall") or has("coverage") else None,
     ]
-    return [note for note in short_repr if note]
+    return [note for note in metric_titles if note]
 
 
 def write_report(record: dict, out: Path) -> None:
@@ -172,21 +184,21 @@ def _record(extractor: Extractor) -> dict:
     return described(extractor) | extractor.to_dict()
 
 
-def _counts(labels: np.ndarray | None, bench: EvalSetup) -> dict[str, list[int] | None]:
-    """How many pictures each class has, sampled and real."""
+def _counts(labels: np.ndarray | None, setup: EvalSetup) -> dict[str, list[int] | None]:
+    """How many images each class has, sampled and real."""
 
     def counts(some: np.ndarray | None) -> list[int] | None:
-        k = len(bench.class_names)
+        k = len(setup.class_names)
         return None if some is None or not k else np.bincount(some, minlength=k)[:k].tolist()
 
-    return {"sampled": counts(labels), "reference": counts(bench.reference.labels)}
+    return {"sampled": counts(labels), "reference": counts(setup.reference.labels)}
 
 
 def markdown(record: dict) -> str:
     """The whole record in words and tables."""
     parts = [
         f"# {record['source']}",
-        f"{record['count']:,} picture{'s' * (record['count'] != 1)} against {record['against']}.",
+        f"{record['count']:,} image{'s' * (record['count'] != 1)} against {record['against']}.",
         overall_table(record),
     ]
     if record["per_class"]:
@@ -208,12 +220,12 @@ def overall_table(record: dict) -> str:
 
 def _beside(name: str, m: dict, record: dict) -> str:
     """What stands beside a value."""
-    share = judged_right(record.get("judge")) if name == "accuracy" and m["value"] is not None else None
-    short_repr = [
-        "" if share is None else f"of held-out real pictures: {share:.4g}",
+    fraction = heldout_accuracy(record.get("judge")) if name == "accuracy" and m["value"] is not None else None
+    metric_titles = [
+        "" if fraction is None else f"of held-out real images: {fraction:.4g}",
         "see below" if m["why"] else "",
     ]
-    return "; ".join(filter(None, short_repr))
+    return "; ".join(filter(None, metric_titles))
 
 
 def value_of(m: dict, digits: int = 4) -> str:
@@ -253,13 +265,13 @@ def _class_table(record: dict) -> str:
         cells = [_marked(value_of(some[i], 3), some[i], thin) for some in metrics.values()]
         rows.append([name, str(sampled[i]), *cells])
     heads = [f"{record['metrics'][m]['title']}, {record['metrics'][m]['better']} is better" for m in metrics]
-    short_repr = [_table(["class", "sampled", *heads], rows)]
+    metric_titles = [_table(["class", "sampled", *heads], rows)]
     if any(MARK in cell for row in rows for cell in row[2:]):
-        short_repr.append(f"{MARK} {_marks_mean(record, metrics)}.")
+        metric_titles.append(f"{MARK} {_marks_mean(record, metrics)}.")
     for metric, some in record["per_class"].items():
         if metric not in metrics:
-            short_repr.append(f"{record['metrics'][metric]['title']} of each class left blank: {some[0]['why']}.")
-    return "\n\n".join(short_repr)
+            metric_titles.append(f"{record['metrics'][metric]['title']} of each class left blank: {some[0]['why']}.")
+    return "\n\n".join(metric_titles)
 
 
 def _marked(text: str, m: dict, thin: bool) -> str:
@@ -274,49 +286,49 @@ def _marks_mean(record: dict, metrics: dict[str, list[dict]]) -> str:
         if whys:
             more = f" ({len(whys) - 1} more in {CLASSES})" if len(whys) > 1 else ""
             named.setdefault(f"{whys[0]}{more}", []).append(record["metrics"][metric]["title"])
-    short_repr = [f"{', '.join(some)}: {why}" for why, some in named.items()]
-    return "; ".join(short_repr) or f"fewer than {MIN_CLASS_IMAGES_FOR_VALUES} sampled pictures"
+    metric_titles = [f"{', '.join(some)}: {why}" for why, some in named.items()]
+    return "; ".join(metric_titles) or f"fewer than {MIN_CLASS_IMAGES_FOR_VALUES} sampled images"
 
 
 def _looks(d: dict) -> str:
     """The diagnostics that need no extractor, in a sentence or two."""
-    short_repr = f"Brightness {d['brightness']:.3f}, contrast {d['contrast']:.3f}, saturation {d['saturation']:.3f} (each 0 to 1); "
-    short_repr += f"{d['extremes']:.1%} of the values are at 0 or 255"
+    metric_titles = f"Brightness {d['brightness']:.3f}, contrast {d['contrast']:.3f}, saturation {d['saturation']:.3f} (each 0 to 1); "
+    metric_titles += f"{d['extremes']:.1%} of the values are at 0 or 255"
     beyond = d.get("extremes_shift")
-    short_repr += "." if beyond is None else f" ({max(d['extremes'] - beyond, 0):.1%} of the real pictures' are)."
+    metric_titles += "." if beyond is None else f" ({max(d['extremes'] - beyond, 0):.1%} of the real images' are)."
     if d["contrast_ratio"] is not None:
-        short_repr += f" Against the real pictures: contrast x {d['contrast_ratio']:.3f}"
-        short_repr += "" if d["saturation_ratio"] is None else f", saturation x {d['saturation_ratio']:.3f}"
-        short_repr += f", brightness {d['brightness_shift']:+.3f}."
-    return short_repr
+        metric_titles += f" Against the real images: contrast x {d['contrast_ratio']:.3f}"
+        metric_titles += "" if d["saturation_ratio"] is None else f", saturation x {d['saturation_ratio']:.3f}"
+        metric_titles += f", brightness {d['brightness_shift']:+.3f}."
+    return metric_titles
 
 
 def _made(record: dict) -> str:
     e, r, p = record["extractor"], record["reference"], record["pictures"]
-    count = "published statistics" if r["count"] is None else f"{r['count']:,} of {r['of']:,} pictures"
+    count = "published statistics" if r["count"] is None else f"{r['count']:,} of {r['of']:,} images"
     seen = taken_in(e, p["height"], p["width"])
-    short_repr = {
+    metric_titles = {
         "pictures": f"{record['count']:,}, {p['width']}x{p['height']}, {p['channels']} channel{'s' * (p['channels'] != 1)}",
         **{f"model's {key}": value for key, value in (record["model"] or {}).items()},
         **record["settings"],
-        "extractor": f"{e['name']} {e['hash']}, {e['dimension']:,} features of pictures {seen}",
-        "judge": record["judge"] and _judge_said(record["judge"]),
+        "extractor": f"{e['name']} {e['hash']}, {e['dimension']:,} features of images {seen}",
+        "judge": record["judge"] and _classifier_line(record["judge"]),
         "reference": f"{r['name']}, {count}, fingerprint {r['fingerprint'][:16]}",
-        "reference's pictures": r.get("resized"),
+        "reference's images": r.get("resized"),
         "neighbours": f"{record['k']} (precision, recall, density, coverage)",
         "versions": ", ".join(f"{name} {number}" for name, number in record["versions"].items()),
         "date": record["date"],
         "command": record["command"] and f"`{record['command']}`",
     }
     return "\n".join(
-        f"- {key.replace('_', ' ')}: {_words(value)}" for key, value in short_repr.items() if value not in (None, "")
+        f"- {key.replace('_', ' ')}: {_words(value)}" for key, value in metric_titles.items() if value not in (None, "")
     )
 
 
-def _judge_said(judge: dict) -> str:
-    share = judged_right(judge)
-    right = "" if share is None else f", right on {share:.1%} of held-out pictures"
-    return f"{judge['name']} {judge['hash']}{right}"
+def _classifier_line(classifier: dict) -> str:
+    fraction = heldout_accuracy(classifier)
+    right = "" if fraction is None else f", right on {fraction:.1%} of held-out images"
+    return f"{EXTRACTORS.get(classifier['name'], classifier['name'])} {classifier['hash']}{right}"
 
 
 def _words(value: object) -> str:

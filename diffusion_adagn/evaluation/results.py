@@ -1,4 +1,4 @@
-"""The numbers of one point: its metrics against the reference, over all pictures and for each class, and its diagnostics."""
+"""The numbers of one point: its metrics against the reference, over all images and for each class, and its diagnostics."""
 
 import platform
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ import numpy as np
 
 from ..diffusion.schedule import ModelEval
 from ..version import __version__
-from .diagnostics import VALUES, against_data
+from .diagnostics import VALUES, compared_with_data
 from .extractors import Extractor
 from .metrics import MetricValue
 from .metrics.measure import measure
@@ -18,7 +18,7 @@ from .reference import Reference
 
 
 def versions() -> dict[str, str]:
-    """What made the numbers."""
+    """The versions behind the numbers."""
     made = {name: version(name) for name in ("torch", "diffusers", "numpy")}
     return {"diffusion_adagn": __version__, "python": platform.python_version(), **made}
 
@@ -40,7 +40,7 @@ def results(
     sampled: Sampled,
     reference: Reference | None,
     extractor: Extractor | None,
-    judge: Extractor | None,
+    classifier: Extractor | None,
     class_names: Sequence[str],
     calls: Sequence[ModelEval],
     k: int = 5,
@@ -49,15 +49,15 @@ def results(
 ) -> Results:
     """Measure what was sampled.
 
-    extractor: whose features are compared (None: diagnostics alone); judge: whose probabilities over `class_names` say what a picture shows (None: no
-    accuracy). class_names: the model's classes, () without. calls: of the point; () for pictures from elsewhere. device: where the
+    extractor: whose features are compared (None: diagnostics alone); classifier: whose probabilities over `class_names` say what an image shows (None: no
+    accuracy). class_names: the model's classes, () without. calls: of the point; () for images from elsewhere. device: where the
     metrics are computed, in float64.
     """
     diagnostics = _diagnostics(sampled, None if reference is None else reference.values, calls)
     if extractor is None:
         return Results({"metrics": {}, "per_class": {}, "diagnostics": diagnostics}, {}, {}, [])
     features = sampled.features[extractor.name]
-    judged = None if judge is None else sampled.features[judge.name].probabilities
+    judged = None if classifier is None else sampled.features[classifier.name].probabilities
     names = list(class_names) or None
     target = reference.target(k, device)
     found = measure(features.pooled, judged, sampled.labels, target, names, k, True, progress, features.probabilities)
@@ -91,4 +91,4 @@ def _diagnostics(sampled: Sampled, reference: np.ndarray | None, calls: Sequence
         **dict(zip(VALUES, values.tolist())),
     }
     unknown = dict.fromkeys(("contrast_ratio", "saturation_ratio", "brightness_shift", "extremes_shift"))
-    return found | (unknown if reference is None else against_data(values, reference))
+    return found | (unknown if reference is None else compared_with_data(values, reference))

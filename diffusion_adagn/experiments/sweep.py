@@ -1,7 +1,8 @@
-"""The same pictures at many settings of the sampler, measured: which guidance, over which interval, in how many steps?
+"""Sample the same classes and noise at many sampler settings, and measure each: guidance scale, interval, steps and others.
 
-A point is a setting. Its pictures are streamed into features a batch at a time, the batches dealt out to the processes; a finished
-point is OUT/points/NAME and is never made again, a half-done one lies in OUT/batches and is never counted.
+A point is one combination of settings. Its images are sampled in batches, which the processes share, and only their features
+are stored. OUT/points/NAME contains a finished point, which is not sampled again. OUT/batches contains the batches of
+an unfinished point, which no result includes.
 """
 
 import contextlib
@@ -22,7 +23,6 @@ from ..atomic import atomic_dir, atomic_write, exclusive_lock
 from ..commands import resume_hint, unused_path, with_commands, with_options
 from ..data.npz import write_npz
 from ..errors import InputError
-from ..evaluation.bench import EvalConfig, EvalSetup, bench_of_model
 from ..evaluation.extractors.base import described
 from ..evaluation.points import (
     Sampled,
@@ -36,6 +36,7 @@ from ..evaluation.points import (
     set_up,
 )
 from ..evaluation.results import Results, results, versions
+from ..evaluation.setup import EvalConfig, EvalSetup, bench_of_model
 from ..runtime.distributed import process_state
 from ..runtime.precision import AUTOCAST
 from ..sampling.guidance import Guidance
@@ -47,12 +48,17 @@ from .sweep_plots import INSTALL
 from .sweep_plots import available as plots_available
 from .sweep_report import Sweep, summary, write_report
 
-POINT_VERSION = 1  # of what a point is; points of another are not taken over
+POINT_VERSION = 1  # version of the stored points; a sweep does not reuse points of another version
 
 
 @dataclass(frozen=True)
 class SweepRequest:
-    """What to sweep: every combination of the lists. None: the model's own."""
+    """What to sweep: every combination of the lists.
+
+    None as a sampler, spacing or threshold means the model's own sampler and spacing, and no threshold. `count` is the number
+    of images of one point, over all classes. `precision` is as `points.choose_precision` takes it. `shown` is the number of
+    images per class in the grid. `save_images` writes each point's images in the ADM evaluator's format.
+    """
 
     scales: list[float]
     intervals: list[str]
@@ -65,75 +71,91 @@ class SweepRequest:
     spacing: str | None = None
     guide: str | None = None
     classes: str | None = None
-    count: int = 1000  # over all classes together
+    count: int = 1000
     seed: int = 0
     batch_size: int = 64
-    precision: str = "auto"  # as `points.choose_precision` takes it
+    precision: str = "auto"
     device: str = "auto"
     weights: str = "ema"
-    measuring: EvalConfig = EvalConfig()
+    eval_config: EvalConfig = EvalConfig()
     shown: int = 4
-    keep: bool = False  # the pictures, as the ADM evaluator's files
+    save_images: bool = False
     confirm: bool = False
 
 
 def sweep(source: str, request: SweepRequest, out: Path, command: str = "") -> list[Path]:
     """Sample and measure every point, and write sweep.md, sweep.csv, sweep.json, grid.png and the curves into `out`.
 
-    Under torchrun the processes share the work. Returns the files (of the main process). Raises InputError before anything is
-    sampled for whatever would fail later.
+    Under torchrun the processes share the work.
+
+    Args:
+        source: The model: a run folder, a checkpoint, a pipeline folder or a hub id.
+        request: The settings to sweep.
+        out: The output folder.
+        command: The command that repeats this sweep, for messages and the report; empty: not printed.
+
+    Returns:
+        The report's files on the main process; an empty list on the others.
+
+    Raises:
+        InputError: Before anything is sampled, for whatever would fail later.
     """
     state = process_state(request.device)
-    pipe, what = open_pipeline(source, request.weights)
-    guide, guide_what = (None, "") if request.guide is None else open_pipeline(request.guide, request.weights)
+    pipe, name = open_pipeline(source, request.weights)
+    guide, guide_name = (None, "") if request.guide is None else open_pipeline(request.guide, request.weights)
     recorded = _recorded_precision(out) if state.is_main_process else None
     request = dataclasses.replace(request, precision=choose_precision(request.precision, state, recorded))
     set_up([pipe, guide], request.precision, state.device)
     points = make_points(request, pipe)
-    cost = _check(points, pipe, guide)
-    draw = _draw(request, pipe)
-    bench = bench_of_model(source, pipe, draw, request.measuring, state)
-    table = SweepRunner(pipe, guide, bench, request.measuring.k, state, cost, request.keep)
+    evaluations = _check(points, pipe, guide)
+    plan = _make_plan(request, pipe)
+    eval_setup = bench_of_model(source, pipe, plan, request.eval_config, state)
+    runner = SweepRunner(pipe, guide, eval_setup, request.eval_config.k, state, evaluations, request.save_images)
     if state.is_main_process:
         if out.exists() and not out.is_dir():
             raise InputError(f"{out} is a file: give another --out.")
         out.mkdir(parents=True, exist_ok=True)
     with exclusive_lock(out) if state.is_main_process else contextlib.nullcontext():
         if state.is_main_process:
-            _open_run_dir(out, _plan(table, draw), command)
-            _say(what, guide_what, points, draw, table, out)
+            _open_output_dir(out, _comparable_settings(runner, plan), command)
+            _print_plan(name, guide_name, points, plan, runner, out)
         state.wait_for_everyone()
         try:
-            table.make(points, draw, out / "points", out / "batches", out.name)
-            done = [_read(out / "points" / p.name, p) for p in points]
-            confirmed = _confirm(table, points, done, draw, out) if request.confirm else []
+            runner.run(points, plan, out / "points", out / "batches", out.name)
+            finished = [_load_point(out / "points" / p.name, p) for p in points]
+            confirmed = _confirm(runner, points, finished, plan, out) if request.confirm else []
             if not state.is_main_process:
                 return []
             others = len(list((out / "points").iterdir())) - len(points)
-            files = write_report(_about(source, what, table, draw, points, command), done, out, confirmed, others)
+            files = write_report(
+                _sweep_record(source, name, runner, plan, points, command), finished, out, confirmed, others
+            )
         except KeyboardInterrupt:
-            print(resume_hint(f"\nStopped. What is finished lies in {out}.", command))
+            print(resume_hint(f"\nStopped. {out} contains the finished points.", command))
             raise
         except OSError as error:
             raise InputError(
-                resume_hint(f"{out} cannot be written to ({error}). What is finished is safe: make room.", command)
+                resume_hint(
+                    f"cannot write to {out} ({error}). The finished points are saved: free disk space.", command
+                )
             ) from error
     print("\n" + "\n".join(summary(files)))
-    print(f"\nLook at  {files[0]}\nBeside   {', '.join(f.name for f in files[1:])}")
+    print(f"\nReport  {files[0]}\nFiles   {', '.join(f.name for f in files[1:])}")
     if not plots_available():
-        print(with_commands("Curves need matplotlib; with it, the same command draws them:", INSTALL))
-    elif not request.confirm and len(points) > 1 and bench.extractor is not None:
-        again = [f"{command} --confirm"] if command else []
+        print(with_commands("Curves need matplotlib. Install it and repeat the command:", INSTALL))
+    elif not request.confirm and len(points) > 1 and eval_setup.extractor is not None:
+        confirm_command = [f"{command} --confirm"] if command else []
         print(
             with_commands(
-                "Next, the best settings once more, with fresh seeds: the same command with --confirm", *again
+                "Next, measure the best settings again with fresh seeds: the same command with --confirm",
+                *confirm_command,
             )
         )
     return files
 
 
 def make_points(request: SweepRequest, pipe: ClassConditionalPipeline) -> list[SamplerSettings]:
-    """Every combination once; at scale 1 all intervals, schedules, rescalings and guides are one point."""
+    """Every combination once. At scale 1, all intervals, schedules, rescalings and guides are one point."""
     own = SamplerSettings.of(pipe)
     lists = (
         request.samplers,
@@ -154,33 +176,33 @@ def make_points(request: SweepRequest, pipe: ClassConditionalPipeline) -> list[S
     ]  # fmt: skip
     points = list(dict.fromkeys(points))
     names = [p.name for p in points]
-    if twice := [n for n in names if names.count(n) > 1]:
-        raise InputError(f"two settings look alike ({twice[0]}): leave one out.")
+    if repeated := [n for n in names if names.count(n) > 1]:
+        raise InputError(f"two settings have the same name ({repeated[0]}): remove one.")
     return points
 
 
-# ---------------------------------------------------------------------- before the first picture
+# ---------------------------------------------------------------------- before the first image
 
 
 def _check(
     points: Sequence[SamplerSettings], pipe: ClassConditionalPipeline, guide: ClassConditionalPipeline | None
 ) -> dict[str, int]:
-    """Network evaluations a picture of every point. Raises InputError for a point that cannot be walked, naming it."""
-    cost = {}
+    """Network evaluations per image, by the point's name. Raises InputError for a point that cannot be sampled, naming it."""
+    evaluations = {}
     if guide is not None:
         pipe.check_guidance(Guidance(), guide)
     for point in points:
         try:
             guidance = point.guidance()
             pipe.check_guidance(guidance, guide)
-            cost[point.name] = guidance.evaluations(point.calls(pipe))
+            evaluations[point.name] = guidance.evaluations(point.calls(pipe))
         except InputError as error:
             raise InputError(f"the point {point.name} cannot be sampled: {error}") from None
-    return cost
+    return evaluations
 
 
-def _draw(request: SweepRequest, pipe: ClassConditionalPipeline) -> SamplePlan:
-    draw = SamplePlan(
+def _make_plan(request: SweepRequest, pipe: ClassConditionalPipeline) -> SamplePlan:
+    plan = SamplePlan(
         classes_of(pipe, request.classes),
         request.count,
         request.seed,
@@ -188,88 +210,88 @@ def _draw(request: SweepRequest, pipe: ClassConditionalPipeline) -> SamplePlan:
         request.precision,
         request.shown,
     )
-    if request.count < len(draw.classes):
+    if request.count < len(plan.classes):
         raise InputError(
-            f"--count {request.count} is the total over {len(draw.classes)} classes: give at least one a class, or name fewer --classes."
+            f"--count {request.count} is the total over {len(plan.classes)} classes: give at least one image per class, or fewer --classes."
         )
-    return draw
+    return plan
 
 
-def _plan(table: "SweepRunner", draw: SamplePlan) -> dict:
-    """All that decides a point's numbers but the point itself."""
-    bench = table.bench
-    known = None if bench.reference is None else bench.reference.about
+def _comparable_settings(runner: "SweepRunner", plan: SamplePlan) -> dict:
+    """Everything that a point's numbers depend on, except the point's own settings."""
+    eval_setup = runner.eval_setup
+    reference = None if eval_setup.reference is None else eval_setup.reference.about
     return {
         "version": POINT_VERSION,
-        "model": model_hash(table.pipe.unet),
-        "guide": None if table.guide is None else model_hash(table.guide.unet),
-        "draw": draw.to_dict(),
-        "extractor": None if bench.extractor is None else bench.extractor.hash,
-        "judge": None if bench.judge is None else bench.judge.hash,
-        "reference": known and {key: known.get(key) for key in ("fingerprint", "count", "seed")},
-        "k": table.k,
-        "device": table.state.device.type,
+        "model": model_hash(runner.pipe.unet),
+        "guide": None if runner.guide is None else model_hash(runner.guide.unet),
+        "draw": plan.to_dict(),
+        "extractor": None if eval_setup.extractor is None else eval_setup.extractor.hash,
+        "judge": None if eval_setup.classifier is None else eval_setup.classifier.hash,
+        "reference": reference and {key: reference.get(key) for key in ("fingerprint", "count", "seed")},
+        "k": runner.k,
+        "device": runner.state.device.type,
     }
 
 
-def _open_run_dir(out: Path, plan: dict, command: str) -> None:
-    """Make `out` this sweep's, or check that it is; points may be added to it later."""
+def _open_output_dir(out: Path, settings: dict, command: str) -> None:
+    """Write plan.json into `out`, or check that an existing one has these settings. Points may be added later."""
     file = out / "plan.json"
-    plan = json.loads(json.dumps(plan))
+    settings = json.loads(json.dumps(settings))
     if file.is_file():
         try:
             old = json.loads(file.read_text(encoding="utf-8"))
         except ValueError as error:
             raise InputError(
-                f"{file}, which says what the points of this sweep have in common, is damaged ({error}): give another --out."
+                f"{file}, the settings that all points of this sweep share, is corrupted ({error}): give another --out."
             ) from None
-        if changed := _changed(old, plan):
-            text = f"{out} holds a sweep of something else ({'; '.join(changed)}), and its points would not compare: put it back, or give another --out"
+        if changed := _differences(old, settings):
+            text = f"{out} contains a sweep with other settings ({'; '.join(changed)}), which cannot be compared: restore them, or give another --out"
             if command and " --out" not in command:
                 raise InputError(with_commands(f"{text}:", with_options(command, out=unused_path(str(out)))))
             raise InputError(f"{text}.")
     elif any(not p.name.startswith(".") for p in out.iterdir()):
-        raise InputError(f"{out} holds files that are not a sweep: give another --out.")
+        raise InputError(f"{out} contains files that are not a sweep: give another --out.")
     else:
-        atomic_write(file, lambda tmp: tmp.write_text(json.dumps(plan, indent=1), encoding="utf-8"))
-    for leftover in [*out.glob("batches*/*/.*.npz"), *out.glob(".*.*")]:  # broken off while they were written
+        atomic_write(file, lambda tmp: tmp.write_text(json.dumps(settings, indent=1), encoding="utf-8"))
+    for leftover in [*out.glob("batches*/*/.*.npz"), *out.glob(".*.*")]:  # temporary files of a killed process
         leftover.unlink(missing_ok=True)
 
 
 def _recorded_precision(out: Path) -> str | None:
-    """What the sweep in `out` was begun in; None where there is none. `_open_run_dir` says what is wrong with a plan."""
+    """The precision of the sweep in `out`; None if there is none. `_open_output_dir` reports a corrupted plan."""
     try:
-        found = json.loads((out / "plan.json").read_text(encoding="utf-8"))["draw"]["precision"]
+        precision = json.loads((out / "plan.json").read_text(encoding="utf-8"))["draw"]["precision"]
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    return found if found in AUTOCAST else None
+    return precision if precision in AUTOCAST else None
 
 
-def _changed(old: object, new: object, key: str = "") -> list[str]:
-    """What differs between two plans, in words."""
+def _differences(old: object, new: object, key: str = "") -> list[str]:
+    """What differs between two plans, as text."""
     if isinstance(old, dict) and isinstance(new, dict):
-        return [word for k in new for word in _changed(old.get(k), new[k], k)]
-    return [] if old == new else [f"{key}: {_brief(old)} -> {_brief(new)}"]
+        return [line for k in new for line in _differences(old.get(k), new[k], k)]
+    return [] if old == new else [f"{key}: {_abbreviated(old)} -> {_abbreviated(new)}"]
 
 
-def _brief(value: object) -> str:
+def _abbreviated(value: object) -> str:
     text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
     return text if len(text) <= 30 else f"{text[:27]}..."
 
 
-def _say(
-    what: str, guide_what: str, points: Sequence[SamplerSettings], draw: SamplePlan, table: "SweepRunner", out: Path
+def _print_plan(
+    name: str, guide_name: str, points: Sequence[SamplerSettings], plan: SamplePlan, runner: "SweepRunner", out: Path
 ) -> None:
     finished = sum((out / "points" / p.name).is_dir() for p in points)
-    state = table.state
+    state = runner.state
     print(
-        f"{what}\n{len(points)} points of {draw.count:,} pictures ({len(draw.classes)} classes), {finished} finished, on "
-        f"{state.num_processes} process(es), {state.device}, {draw.precision}, in {out}"
+        f"{name}\n{len(points)} points of {plan.count:,} images ({len(plan.classes)} classes), {finished} finished, on "
+        f"{state.num_processes} process(es), {state.device}, {plan.precision}, in {out}"
     )
-    if guide_what:
-        print(f"guided against {guide_what}")
-    print(f"measured against {table.bench.against}")
-    for note in {p.inactive_interval_note(p.calls(table.pipe)) for p in points} - {""}:
+    if guide_name:
+        print(f"guide: {guide_name}")
+    print(f"measured against {runner.eval_setup.against}")
+    for note in {p.inactive_interval_note(p.calls(runner.pipe)) for p in points} - {""}:
         print(note)
 
 
@@ -278,55 +300,62 @@ def _say(
 
 @dataclass(frozen=True)
 class SweepRunner:
-    """What every point is made and measured with. cost: network evaluations a picture, by the point's name.
-    keep: whether the pictures are kept."""
+    """Samples and measures points.
+
+    evaluations: network evaluations per image, by the point's name. save_images: write each point's images to its folder.
+    """
 
     pipe: ClassConditionalPipeline
     guide: ClassConditionalPipeline | None
-    bench: EvalSetup
+    eval_setup: EvalSetup
     k: int
     state: PartialState
-    cost: dict[str, int]
-    keep: bool
+    evaluations: dict[str, int]
+    save_images: bool
 
-    def make(self, points: Sequence[SamplerSettings], draw: SamplePlan, done: Path, batches: Path, title: str) -> None:
-        """Make and measure the points that are not in `done` yet; the bar counts network evaluations."""
+    def run(
+        self, points: Sequence[SamplerSettings], plan: SamplePlan, finished: Path, batches: Path, title: str
+    ) -> None:
+        """Sample and measure the points that are not in `finished` yet. The progress bar counts network evaluations."""
         state, main = self.state, self.state.is_main_process
-        waiting = [p for p in points if not (done / p.name).is_dir()]
-        state.wait_for_everyone()  # all have looked before any is finished
-        mine = sum(map(len, draw.batches[state.process_index :: state.num_processes]))
-        total = sum(mine * self.cost[p.name] for p in waiting)
-        with tqdm(total=total, desc=title, unit="eval", unit_scale=True, disable=not main or not waiting) as bar:
-            for point in waiting:
+        unfinished = [p for p in points if not (finished / p.name).is_dir()]
+        state.wait_for_everyone()  # every process lists the folder before one adds to it
+        mine = sum(map(len, plan.batches[state.process_index :: state.num_processes]))
+        total = sum(mine * self.evaluations[p.name] for p in unfinished)
+        with tqdm(total=total, desc=title, unit="eval", unit_scale=True, disable=not main or not unfinished) as bar:
+            for point in unfinished:
                 bar.set_postfix_str(point.name)
-                self._make(point, draw, done / point.name, batches / point.name, bar)
+                self._run_point(point, plan, finished / point.name, batches / point.name, bar)
         state.wait_for_everyone()
         if main:
             remove_batches(batches)
 
-    def _make(self, point: SamplerSettings, draw: SamplePlan, done: Path, folder: Path, bar: tqdm) -> None:
-        nfe = self.cost[point.name]
+    def _run_point(self, point: SamplerSettings, plan: SamplePlan, out: Path, batches: Path, bar: tqdm) -> None:
+        nfe = self.evaluations[point.name]
         sampled = sample_point(
-            self.pipe, point, draw, self.bench.extractors, folder, self.state, self.guide, self.keep,
-            made=lambda count: bar.update(count * nfe),
+            self.pipe, point, plan, self.eval_setup.extractors, batches, self.state, self.guide, self.save_images,
+            on_batch=lambda count: bar.update(count * nfe),
         )  # fmt: skip
         if sampled is not None:
-            found = self._measured(sampled, point)
-            settings = {"id": point.name, **point.to_dict(), "nfe": nfe, "count": draw.count}
-            _keep(done, settings | found.row | {"notes": found.notes}, found, sampled, self.pipe.labels.null_id)
-            remove_batches(folder)
+            measured = self._evaluate(sampled, point)
+            settings = {"id": point.name, **point.to_dict(), "nfe": nfe, "count": plan.count}
+            row = settings | measured.row | {"notes": measured.notes}
+            _save_point(out, row, measured, sampled, self.pipe.labels.null_id)
+            remove_batches(batches)
 
-    def _measured(self, sampled: Sampled, point: SamplerSettings) -> Results:
-        b = self.bench
+    def _evaluate(self, sampled: Sampled, point: SamplerSettings) -> Results:
+        setup = self.eval_setup
         calls, device = point.calls(self.pipe), metrics_device(self.state)
-        return results(sampled, b.reference, b.extractor, b.judge, b.class_names, calls, self.k, device)
+        return results(
+            sampled, setup.reference, setup.extractor, setup.classifier, setup.class_names, calls, self.k, device
+        )
 
 
-def _keep(folder: Path, row: dict, found: Results, sampled: Sampled, null_id: int | None) -> None:
-    """A finished point's folder, written whole."""
-    arrays = dict(found.influence)
-    for metric, some in found.class_influence.items():
-        arrays |= {f"{metric}.{c}": influence for c, influence in enumerate(some) if influence is not None}
+def _save_point(folder: Path, row: dict, measured: Results, sampled: Sampled, null_id: int | None) -> None:
+    """Write a finished point's folder atomically."""
+    arrays = dict(measured.influence)
+    for metric, by_class in measured.class_influence.items():
+        arrays |= {f"{metric}.{c}": influence for c, influence in enumerate(by_class) if influence is not None}
 
     def write(tmp: Path) -> None:
         tmp.mkdir()
@@ -339,7 +368,7 @@ def _keep(folder: Path, row: dict, found: Results, sampled: Sampled, null_id: in
     atomic_dir(folder, write)
 
 
-def _read(folder: Path, point: SamplerSettings) -> PointResult:
+def _load_point(folder: Path, point: SamplerSettings) -> PointResult:
     try:
         row = json.loads((folder / "row.json").read_text(encoding="utf-8"))
         if row["id"] != point.name:
@@ -347,54 +376,58 @@ def _read(folder: Path, point: SamplerSettings) -> PointResult:
         with np.load(folder / "influence.npz", allow_pickle=False) as arrays:
             influence = {name: arrays[name] for name in arrays.files}
         classes = {
-            metric: [influence.get(f"{metric}.{c}") for c in range(len(some))]
-            for metric, some in row["per_class"].items()
+            metric: [influence.get(f"{metric}.{c}") for c in range(len(values))]
+            for metric, values in row["per_class"].items()
         }
         overall = {name: values for name, values in influence.items() if "." not in name}
         return PointResult(row, overall, classes, np.load(folder / "shown.npy", allow_pickle=False))
     except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
-        raise InputError(f"{folder} is damaged ({error}): remove it, and the same command makes it again.") from None
+        raise InputError(
+            f"{folder} is corrupted ({error}): remove it, and the same command samples it again."
+        ) from None
 
 
 def _confirm(
-    table: SweepRunner, points: Sequence[SamplerSettings], done: Sequence[PointResult], draw: SamplePlan, out: Path
+    runner: SweepRunner, points: Sequence[SamplerSettings], finished: Sequence[PointResult], plan: SamplePlan, out: Path
 ) -> list[PointResult]:
-    """The best sets once more, with noises that no point has seen: the best of many on shared noise is flattered."""
-    wanted = {member for choice in best_sets(done).values() for member in choice.members}
-    again = [p for p in points if p.name in wanted]
-    fresh = dataclasses.replace(draw, seed=draw.seed + draw.count)
-    if table.state.is_main_process:
-        print(
-            f"{len(again)} points that are best, or cannot be told apart from the best, again with seeds {fresh.seed}..."
-        )
-    table.make(again, fresh, out / "confirmed", out / "batches_confirmed", f"{out.name}, again")
-    return [_read(out / "confirmed" / p.name, p) for p in again]
+    """Measure the best sets again with new noise: the best of many points on shared noise looks better than it is."""
+    chosen = {member for choice in best_sets(finished).values() for member in choice.members}
+    again = [p for p in points if p.name in chosen]
+    fresh = dataclasses.replace(plan, seed=plan.seed + plan.count)
+    if runner.state.is_main_process:
+        print(f"measuring {len(again)} points of the best sets again with seeds {fresh.seed}...")
+    runner.run(again, fresh, out / "confirmed", out / "batches_confirmed", f"{out.name}, again")
+    return [_load_point(out / "confirmed" / p.name, p) for p in again]
 
 
-def _about(
-    source: str, what: str, table: SweepRunner, draw: SamplePlan, points: Sequence[SamplerSettings], command: str
+def _sweep_record(
+    source: str, name: str, runner: SweepRunner, plan: SamplePlan, points: Sequence[SamplerSettings], command: str
 ) -> Sweep:
     records = [p.to_dict() for p in points]
-    values = {name: list(dict.fromkeys(r[name] for r in records)) for name in records[0]}
-    pipe, bench = table.pipe, table.bench
+    values = {key: list(dict.fromkeys(r[key] for r in records)) for key in records[0]}
+    pipe, eval_setup = runner.pipe, runner.eval_setup
     return Sweep(
         source=source,
-        what=what,
+        what=name,
         model_hash=model_hash(pipe.unet),
         trained_steps=pipe.config.trained_steps,
         ema_decay=pipe.config.ema_decay,
         class_names=pipe.labels.names,
-        swept={name: some for name, some in values.items() if len(some) > 1},
-        reference={} if bench.reference is None else bench.reference.about,
-        extractor={} if bench.extractor is None else described(bench.extractor) | bench.extractor.to_dict(),
-        seed=draw.seed,
-        count=draw.count,
-        precision=draw.precision,
-        batch_size=draw.batch_size,
+        swept={key: distinct for key, distinct in values.items() if len(distinct) > 1},
+        reference={} if eval_setup.reference is None else eval_setup.reference.about,
+        extractor={}
+        if eval_setup.extractor is None
+        else described(eval_setup.extractor) | eval_setup.extractor.to_dict(),
+        seed=plan.seed,
+        count=plan.count,
+        precision=plan.precision,
+        batch_size=plan.batch_size,
         command=command,
-        judge={} if bench.judge is None else described(bench.judge) | bench.judge.to_dict(),
-        guide_hash=None if table.guide is None else model_hash(table.guide.unet),
-        k=table.k,
+        classifier={}
+        if eval_setup.classifier is None
+        else described(eval_setup.classifier) | eval_setup.classifier.to_dict(),
+        guide_hash=None if runner.guide is None else model_hash(runner.guide.unet),
+        k=runner.k,
         versions=versions(),
         date=datetime.date.today().isoformat(),
     )

@@ -1,4 +1,4 @@
-"""A guidance sweep as a page (sweep.md), a table (sweep.csv), all of it (sweep.json), one sheet of pictures and figures.
+"""The report of a guidance sweep: a page (sweep.md), a table (sweep.csv), all results (sweep.json), an image grid and figures.
 
 write_report(Sweep(source="runs/digits", ...), points, Path("sweep"))
 """
@@ -20,50 +20,49 @@ from ..evaluation.report import (
     GROWING,
     MARK,
     MIN_CLASS_IMAGES_FOR_VALUES,
-    few,
-    judged_right,
+    heldout_accuracy,
+    note_few_images,
+    note_weak_classifier,
     taken_in,
     titles,
-    weak,
 )
 from ..render.grids import labelled_grid
-from ..trace.drawing import one_line, shorten
-from ..trace.sentences import listed, percent, plus_minus
+from ..render.text import listed, one_line, percent, plus_minus, shorten
 from . import sweep_plots as plots
 from .selection import (
-    CHANCE,
+    CHANCE_ERRORS,
     SETTINGS,
-    TRADES,
+    TRADEOFFS,
     BestSet,
     PointResult,
-    advice_said,
-    advised,
     at_the_edge,
     best_sets,
     class_best_sets,
-    clipped_share,
-    counted,
+    clipped_fraction,
     differing,
     disagreement,
+    format_advice,
+    format_count,
     format_point,
     format_points,
     in_order,
     mean_of,
-    measured,
-    names,
+    metric_names,
+    metric_value,
+    metrics_with_values,
     overguidance_notes,
     pareto,
+    recommend,
     rounded,
     selection_bias_note,
-    valued,
     worse_by,
 )
 
-MAX_COLUMNS, MAX_GRID_CLASSES = 24, 24  # of the sheet of pictures
+MAX_COLUMNS, MAX_GRID_CLASSES = 24, 24  # of the image grid
 MAX_SHOWN_CLASSES = 30  # in the page's table; sweep.json has all
 FIGURES = ("grid.png", "curves.png", "tradeoff.png", "diagnostics.png", "classes.png")
 RATIOS = ("contrast_ratio", "saturation_ratio", "brightness_shift", "extremes_shift")
-LOOKS = ("brightness", "contrast", "saturation", "extremes", *RATIOS)
+IMAGE_STATISTICS = ("brightness", "contrast", "saturation", "extremes", *RATIOS)
 NEIGHBOURS = ("precision", "recall", "density", "coverage")
 CLASSIFIERS = (
     "efficientnet_lite0",
@@ -80,7 +79,7 @@ class Sweep:
 
     what: which weights. swept: the settings that had several values, with them. reference: name, count, fingerprint;
     extractor: name, hash, resolution, resize, dimension, is_fid; either is empty where there was none, and a user's
-    own extractor may say less. count: pictures a point. command: what to type to repeat it. judge: the record of the
+    own extractor may say less. count: images per point. command: repeats the sweep. judge: the record of the
     extractor whose class probabilities give the accuracy. k: neighbours of precision, recall, density and coverage.
     versions: of what made the numbers.
     """
@@ -99,7 +98,7 @@ class Sweep:
     precision: str = "fp32"
     batch_size: int = 64
     command: str = ""
-    judge: dict = field(default_factory=dict)
+    classifier: dict = field(default_factory=dict)
     guide_hash: str | None = None
     k: int = 5
     versions: dict[str, str] = field(default_factory=dict)
@@ -107,9 +106,9 @@ class Sweep:
 
 
 def write_report(
-    sweep: Sweep, points: Iterable[PointResult], out: Path, confirmed: Iterable[PointResult] = (), left_out: int = 0
+    sweep: Sweep, points: Iterable[PointResult], out: Path, confirmed: Iterable[PointResult] = (), other_points: int = 0
 ) -> list[Path]:
-    """Writes the files into `out`, each beside its place and renamed. Returns them, the page first.
+    """Write the files into `out` atomically. Returns them, the page first.
 
     confirmed: points measured again with fresh seeds. left_out: finished points that are not among these. The order
     of the points does not matter: equal sweeps give equal tables. Where matplotlib is not installed no figure is
@@ -120,27 +119,27 @@ def write_report(
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
     figures = report.figures()
-    pictures = {name: _png(draw) for name, draw in figures.items() if name == "grid.png" or plots.available()}
-    earlier = [name for name in figures if name not in pictures and (out / name).exists()]
+    images = {name: _png(draw) for name, draw in figures.items() if name == "grid.png" or plots.available()}
+    earlier = [name for name in figures if name not in images and (out / name).exists()]
     files = {
         "sweep.csv": report.csv(),
         "sweep.json": report.json(),
-        **pictures,
-        "sweep.md": report.page(list(pictures), earlier, left_out),
+        **images,
+        "sweep.md": report.page(list(images), earlier, other_points),
     }
     for name, content in files.items():
         atomic_write(out / name, lambda tmp, content=content: tmp.write_bytes(content))
     for name in FIGURES:
         if name not in figures:
             (out / name).unlink(missing_ok=True)
-    return [out / name for name in ("sweep.md", "sweep.csv", "sweep.json", *pictures)]
+    return [out / name for name in ("sweep.md", "sweep.csv", "sweep.json", *images)]
 
 
 def summary(files: Sequence[Path]) -> list[str]:
     """What a written report says in a few lines, the advice first."""
-    found = json.loads(next(f for f in files if f.suffix == ".json").read_text(encoding="utf-8"))
-    verdict, *looks = found["sentences"]
-    return [found["advice"]["sentence"] if found["advice"] else verdict, *looks]
+    report = json.loads(next(f for f in files if f.suffix == ".json").read_text(encoding="utf-8"))
+    verdict, *image_notes = report["sentences"]
+    return [report["advice"]["sentence"] if report["advice"] else verdict, *image_notes]
 
 
 class SweepReport:
@@ -154,29 +153,29 @@ class SweepReport:
         twice = sorted({i for i in ids if ids.count(i) > 1})
         if twice:
             raise InputError(f"two points of the sweep have the id {twice[0]!r}; every point needs one of its own.")
-        self.rows, self.rows_again = ([p.row for p in some] for some in (self.points, self.confirmed))
+        self.rows, self.rows_again = ([p.row for p in group] for group in (self.points, self.confirmed))
         self.guides = _guides(self.points)
         self.points, self.confirmed = (
-            [_renamed(p, self.guides) for p in some] for some in (self.points, self.confirmed)
+            [_renamed(p, self.guides) for p in group] for group in (self.points, self.confirmed)
         )
         self.row = {p.id: p.row for p in self.points}
         self.titles = _titles(sweep)
         self.words = {m: t.partition(" (")[0] for m, t in self.titles.items()}  # inside a sentence
         self.settings = differing(self.points)
-        self.metrics = valued(self.points)
+        self.metrics = metrics_with_values(self.points)
         self.choices = best_sets(self.points)
         self.by_class = class_best_sets(self.points)
-        self.trades = [t for t in TRADES if set(t) <= set(self.metrics)]
-        short_repr = (
+        self.trades = [t for t in TRADEOFFS if set(t) <= set(self.metrics)]
+        sentences = (
             disagreement(self.choices, self.points, self.words),
             at_the_edge(self.choices, self.points, self.words),
         )
-        self.verdict = " ".join(filter(None, short_repr))
-        self.looks = overguidance_notes(self.points)
-        self.advice = advised(self.points, self.choices)
+        self.verdict = " ".join(filter(None, sentences))
+        self.image_notes = overguidance_notes(self.points)
+        self.advice = recommend(self.points, self.choices)
         self.again = {b.id: (b, p) for p in self.confirmed if (b := self._before(p))}
         again = {i: p for i, (_, p) in self.again.items()}
-        self.use = advice_said(self.advice, self.points, self.choices, self.words, again) if self.advice else ""
+        self.use = format_advice(self.advice, self.points, self.choices, self.words, again) if self.advice else ""
         self.choices_again = best_sets([replace(p, row=p.row | {"id": i}) for i, (_, p) in self.again.items()])
 
     def _before(self, point: PointResult) -> PointResult | None:
@@ -200,21 +199,21 @@ class SweepReport:
         return _bytes(text.getvalue())
 
     def _flat(self, row: Mapping) -> dict:
-        """One row: settings, metrics, what the pictures look like, and what made the numbers."""
-        s, e, r, looks = self.sweep, self.sweep.extractor, self.sweep.reference, row.get("diagnostics", {})
+        """One row: settings, metrics, image statistics, and what produced the numbers."""
+        s, e, r, statistics = self.sweep, self.sweep.extractor, self.sweep.reference, row.get("diagnostics", {})
         flat = {"id": row["id"], **{k: row.get(k) for k in ("scale", *SETTINGS[:-1], "nfe", "count")}}
         for metric in METRICS:
-            value, error, _ = measured(row, metric)
+            value, error, _ = metric_value(row, metric)
             flat |= {metric: value, f"{metric}_standard_error": error}
-        flat |= {"difference": mean_of(looks.get("difference")), "clipped": mean_of(looks.get("clipped"))}
-        flat |= {k: _finite(looks.get(k)) for k in LOOKS}
+        flat |= {"difference": mean_of(statistics.get("difference")), "clipped": mean_of(statistics.get("clipped"))}
+        flat |= {k: _finite(statistics.get(k)) for k in IMAGE_STATISTICS}
         flat |= {
             f"extractor_{k}".removesuffix("_name"): e.get(k) for k in ("name", "hash", "resolution", "resize", "is_fid")
         }
         flat |= {f"reference_{k}".removesuffix("_name"): r.get(k) for k in ("name", "count", "fingerprint")}
         return flat | {
             "seed": s.seed,
-            "sampling_precision": s.precision,  # beside the metric of that name
+            "sampling_precision": s.precision,  # "precision" is a metric
             "batch_size": s.batch_size,
             "source": s.source,
             "weights": s.what,
@@ -222,31 +221,31 @@ class SweepReport:
             "trained_steps": s.trained_steps,
             "ema_decay": s.ema_decay,
             "guide_hash": s.guide_hash,
-            "judge": s.judge.get("name"),
-            "judge_hash": s.judge.get("hash"),
+            "judge": s.classifier.get("name"),
+            "judge_hash": s.classifier.get("hash"),
             "k": s.k,
         }
 
     def json(self) -> bytes:
-        found = {
+        contents = {
             "sweep": asdict(self.sweep),
             "rows": self.rows,
             "choices": {m: asdict(c) for m, c in self.choices.items()},
-            "class_choices": {m: [c and asdict(c) for c in some] for m, some in self.by_class.items()},
+            "class_choices": {m: [c and asdict(c) for c in sets] for m, sets in self.by_class.items()},
             "pareto": {f"{a} and {b}": pareto(self.points, a, b) for a, b in self.trades},
             "advice": self.advice and asdict(self.advice) | {"sentence": self.use},
-            "sentences": [self.verdict, *self.looks],
+            "sentences": [self.verdict, *self.image_notes],
             "confirmed": self.rows_again,
             "confirmed_choices": {m: asdict(c) for m, c in self.choices_again.items()},
         }
-        return _bytes(json.dumps(_finite(found), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+        return _bytes(json.dumps(_finite(contents), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
 
-    # ------------------------------------------------------------------ pictures
+    # ------------------------------------------------------------------ images
 
     def figures(self) -> dict[str, Callable]:
         """By name, what writes the PNG of each that there is something to draw for into a file."""
-        sheet = self._sheet()
-        found = {} if sheet is None else {"grid.png": lambda file: sheet.save(file, format="PNG")}
+        grid = self._grid()
+        writers = {} if grid is None else {"grid.png": lambda file: grid.save(file, format="PNG")}
         points, titles = self.points, self.titles
         drawn = {}
         if self.metrics:
@@ -258,18 +257,18 @@ class SweepReport:
         if self.by_class:
             first = next(iter(self.by_class))
             drawn["classes.png"] = lambda: plots.per_class(points, first, self.sweep.class_names, titles)
-        return found | {
+        return writers | {
             name: lambda file, draw=draw: draw().savefig(file, format="png") for name, draw in drawn.items()
         }
 
-    def _sheet(self):
-        """Classes in rows, points in columns, a column's pictures from the same noise as those of the others; None without pictures."""
+    def _grid(self):
+        """Classes in rows, points in columns, all columns from the same noise; None without images."""
         best = {self.advice.point} if self.advice else set()
         points = [p for p in self.points if p.shown is not None and p.shown.size]
         if not points:
             return None
-        points = _some(points, best)
-        left_out = len(self.points) - len(points)
+        points = _select_columns(points, best)
+        hidden = len(self.points) - len(points)
         classes = min(min(len(p.shown) for p in points), MAX_GRID_CLASSES)
         each = max(1, min(min(p.shown.shape[1] for p in points), MAX_GRID_CLASSES // classes))
         rows = [[p.shown[c, i] for p in points] for c in range(classes) for i in range(each)]
@@ -277,7 +276,7 @@ class SweepReport:
         heads = [("* " if p.id in best else "") + _head(p.row, self.settings) for p in points]
         title = "one row, one noise"
         title += "; * use this: see sweep.md" if best else ""
-        title += f"; {counted(left_out, 'point')} {'is' if left_out == 1 else 'are'} not shown" if left_out else ""
+        title += f"; {format_count(hidden, 'point')} {'is' if hidden == 1 else 'are'} not shown" if hidden else ""
         return labelled_grid(rows, labels, heads, title, min_side=64 if max(map(len, heads)) <= 24 else 128)
 
     def _class_name(self, index: int) -> str:
@@ -288,36 +287,41 @@ class SweepReport:
 
     # ------------------------------------------------------------------ the page
 
-    def page(self, pictures: Sequence[str], earlier: Sequence[str] = (), left_out: int = 0) -> bytes:
-        """earlier: figures of an earlier report that lie there and could not be drawn anew."""
+    def page(self, images: Sequence[str], earlier: Sequence[str] = (), other_points: int = 0) -> bytes:
+        """earlier: figures of an earlier report, which could not be drawn again."""
         parts = [
             [f"# Guidance sweep of {_plain(self.sweep.source)}", *(["", _plain(self.use)] if self.use else [])],
-            self._made_of(left_out),
-            ["## What it says", "", _plain(self.verdict), *[f"\n{_plain(s)}" for s in self.looks]],
+            self._provenance(other_points),
+            ["## What it says", "", _plain(self.verdict), *[f"\n{_plain(s)}" for s in self.image_notes]],
             ["## Points", "", *self._points()],
             self._best(),
             self._classes(),
             self._confirmed(),
-            self._pictures(pictures, earlier),
+            self._figures_section(images, earlier),
             self._notes(),
             ["## Again", "", *_code(self.sweep.command)] if self.sweep.command else [],
         ]
         return _bytes("\n\n".join("\n".join(part) for part in parts if part) + "\n")
 
-    def _made_of(self, left_out: int) -> list[str]:
+    def _provenance(self, other_points: int) -> list[str]:
         s, r = self.sweep, self.sweep.reference
         trained = f", trained for {s.trained_steps:,} steps" if s.trained_steps and "steps" not in s.what else ""
         ema = f", EMA decay {s.ema_decay:g}" if s.ema_decay is not None else ""
-        short_repr = lambda v: "none" if v is None else f"{v:g}" if isinstance(v, float) else self.guides.get(v, str(v))  # noqa: E731
-        swept = {k: some for k, some in s.swept.items() if k != "guide" or len(self.guides) > 1}
-        swept = listed([f"{k} ({', '.join(map(short_repr, some))})" for k, some in swept.items()], 12)
+
+        def format_value(value):
+            if value is None:
+                return "none"
+            return f"{value:g}" if isinstance(value, float) else self.guides.get(value, str(value))
+
+        swept = {k: values for k, values in s.swept.items() if k != "guide" or len(self.guides) > 1}
+        swept = listed([f"{k} ({', '.join(map(format_value, values))})" for k, values in swept.items()], 12)
         fixed = [format_point(self.points[0].row, [k]) for k in ("scale", *SETTINGS[:-1]) if k not in self.settings]
         lines = [
             f"{_plain(s.what)}{trained}{ema}; model hash `{_tick(s.model_hash)}`.",
-            f"{counted(len(self.points), 'point')}, {counted(s.count, 'picture')} each: the same classes and noise "
+            f"{format_count(len(self.points), 'point')}, {format_count(s.count, 'image')} each: the same classes and noise "
             f"at every point, seed {s.seed}, {_plain(s.precision)}, batches of {s.batch_size}.",
-            f"{counted(left_out, 'more finished point')} {'lies' if left_out == 1 else 'lie'} in points/, not asked for this time."
-            if left_out
+            f"{format_count(other_points, 'more finished point')} {'is' if other_points == 1 else 'are'} in points/, not requested this time."
+            if other_points
             else "",
             f"Swept: {_plain(swept)}." if swept else "Nothing was swept.",
             *self._guided_by(),
@@ -328,7 +332,9 @@ class SweepReport:
         ]
         if r:
             print_ = f", fingerprint `{_tick(r['fingerprint'])}`" if r.get("fingerprint") else ""
-            lines.append(f"Reference: {_plain(r.get('name', ''))}, {counted(r.get('count') or 0, 'picture')}{print_}.")
+            lines.append(
+                f"Reference: {_plain(r.get('name', ''))}, {format_count(r.get('count') or 0, 'image')}{print_}."
+            )
         made = [f"{name} {number}" for name, number in s.versions.items()]
         if made or s.date:
             with_ = f" with {_plain(', '.join(made))}" if made else ""
@@ -343,41 +349,43 @@ class SweepReport:
 
     def _measured_by(self) -> list[str]:
         """Whose features, whose class probabilities, how many neighbours."""
-        e, judge, lines = self.sweep.extractor, self.sweep.judge, []
+        e, classifier, lines = self.sweep.extractor, self.sweep.classifier, []
         if e:
             seen = taken_in(e, *self._size())
             hashed = f", hash `{_tick(e['hash'])}`" if e.get("hash") else ""
             own = " It is not the network that FID is defined by: compare its numbers with its own alone."
-            detail = f" (pictures {_plain(seen)})" if seen else ""
+            detail = f" (images {_plain(seen)})" if seen else ""
             lines.append(
                 f"Features: {_plain(e.get('name') or UNNAMED)}{detail}{hashed}.{'' if e.get('is_fid') else own}"
             )
-        if judge:
-            who = "the same network" if _same(e, judge) else _plain(judge.get("name") or UNNAMED)
-            hashed = f", hash `{_tick(judge['hash'])}`" if judge.get("hash") and not _same(e, judge) else ""
-            share = judged_right(judge)
-            right = "" if share is None else f": the judge tells {percent(share)} of held-out pictures right"
+        if classifier:
+            who = "the same network" if _same(e, classifier) else _plain(classifier.get("name") or UNNAMED)
+            hashed = (
+                f", hash `{_tick(classifier['hash'])}`" if classifier.get("hash") and not _same(e, classifier) else ""
+            )
+            fraction = heldout_accuracy(classifier)
+            right = "" if fraction is None else f": the classifier gets {percent(fraction)} of held-out images right"
             lines.append(f"Accuracy is by the class probabilities of {who}{hashed}{right}.")
-        near = [names(self.words)[m] for m in NEIGHBOURS if m in self.metrics]
+        near = [metric_names(self.words)[m] for m in NEIGHBOURS if m in self.metrics]
         return [*lines, f"{_capital(listed(near))}: k = {self.sweep.k} nearest neighbours."] if near else lines
 
     def _size(self) -> tuple[int | None, int | None]:
-        """Of the pictures, H and W."""
+        """H and W of the images."""
         shown = next((p.shown for p in self.points if p.shown is not None and p.shown.size), None)
         side = self.sweep.reference.get("image_size")
         return (side, side) if shown is None else (shown.shape[2], shown.shape[3])
 
     def _points(self) -> list[str]:
         if not self.metrics:
-            head = ["point", "evaluations a picture", "contrast", "saturation", "clipped"]
-            looks = [p.row.get("diagnostics", {}) for p in self.points]
+            head = ["point", "evaluations per image", "contrast", "saturation", "clipped"]
+            statistics = [p.row.get("diagnostics", {}) for p in self.points]
             rows = [
                 [_plain(self.format_point(p)), str(p.row.get("nfe", "-"))]
-                + [_number(d.get("contrast_ratio")), _number(d.get("saturation_ratio")), _number(clipped_share(p))]
-                for p, d in zip(self.points, looks)
+                + [_number(d.get("contrast_ratio")), _number(d.get("saturation_ratio")), _number(clipped_fraction(p))]
+                for p, d in zip(self.points, statistics)
             ]
             return [*_table(head, rows), "", "Contrast and saturation: as a ratio to the data's."]
-        head = ["point", "evaluations a picture", *(_plain(self.titles[m]) for m in self.metrics)]
+        head = ["point", "evaluations per image", *(_plain(self.titles[m]) for m in self.metrics)]
         rows = [
             [_plain(self.format_point(p)), str(p.row.get("nfe", "-")), *(self._value(p, m) for m in self.metrics)]
             for p in self.points
@@ -385,7 +393,7 @@ class SweepReport:
         return [
             *_table(head, rows),
             "",
-            "± one standard error over the pictures, where it is not 0. **Bold**: best; \\*: cannot be told apart from it.",
+            "± one standard error over the images, where it is not 0. **Bold**: best; \\*: not distinguishable from it.",
         ]
 
     def _value(self, point: PointResult, metric: str) -> str:
@@ -398,7 +406,7 @@ class SweepReport:
     def _best(self) -> list[str]:
         if not self.choices:
             return []
-        head = ["metric", "better", "best at", "value", "cannot be told apart"]
+        head = ["metric", "better", "best at", "value", "not distinguishable"]
         rows = [
             [
                 _plain(self.titles[m]),
@@ -409,16 +417,16 @@ class SweepReport:
             ]
             for m, c in self.choices.items()
         ]
-        told = (
-            "A point cannot be told apart from the best where the 95% interval of their difference has 0 in it: a bootstrap over the "
-            "pictures, which are the same at every point."
+        note = (
+            "A point is not distinguishable from the best if the 95% interval of their difference contains 0: a bootstrap over the "
+            "images, which share classes and noise at every point."
         )
         fronts = []
         for a, b in self.trades:
             front = pareto(self.points, a, b)
-            what = " and ".join(names(self.words)[m] for m in (a, b))
+            what = " and ".join(metric_names(self.words)[m] for m in (a, b))
             fronts += ["", f"Not beaten in both {what}: {_plain(format_points(front, self.points))}."]
-        return ["## Best by each metric", "", *_table(head, rows), "", told, *fronts]
+        return ["## Best by each metric", "", *_table(head, rows), "", note, *fronts]
 
     def _others(self, choice: BestSet) -> str:
         if not choice.intervals:
@@ -432,7 +440,7 @@ class SweepReport:
         if not self.by_class:
             return []
         lines = ["## Best by class"]
-        for metric, some in self.by_class.items():
+        for metric, sets in self.by_class.items():
             rows = [
                 [
                     _plain(self._class_name(c)),
@@ -440,17 +448,17 @@ class SweepReport:
                     self._class_value(k, metric, c),
                     self._others(k),
                 ]
-                for c, k in enumerate(some[:MAX_SHOWN_CLASSES])
+                for c, k in enumerate(sets[:MAX_SHOWN_CLASSES])
                 if k is not None
             ]
             left = (
-                f" The first {MAX_SHOWN_CLASSES} of {len(some):,} classes; sweep.json has all."
-                if len(some) > MAX_SHOWN_CLASSES
+                f" The first {MAX_SHOWN_CLASSES} of {len(sets):,} classes; sweep.json has all."
+                if len(sets) > MAX_SHOWN_CLASSES
                 else ""
             )
-            blank = sum(k is None for k in some[:MAX_SHOWN_CLASSES])
+            blank = sum(k is None for k in sets[:MAX_SHOWN_CLASSES])
             none = f" {blank} without a value." if blank else ""
-            head = ["class", "best at", "value", "cannot be told apart"]
+            head = ["class", "best at", "value", "not distinguishable"]
             lines += [
                 "",
                 f"{_plain(self.titles[metric])}, {METRICS[metric].better} is better.{left}{none}",
@@ -463,56 +471,62 @@ class SweepReport:
     def _class_value(self, choice: BestSet, metric: str, index: int) -> str:
         """With a mark where `_warnings` says why."""
         text = _with_error(self.row[choice.best], metric, index)
-        doubt = measured(self.row[choice.best], metric, index)[2] or self._thin(metric, index)
+        doubt = metric_value(self.row[choice.best], metric, index)[2] or self._few_images(metric, index)
         return f"{text} {MARK}" if doubt else text
 
-    def _thin(self, metric: str, index: int) -> bool:
-        some = next((p.class_influence.get(metric) for p in self.points if p.class_influence.get(metric)), None) or []
-        return index < len(some) and some[index] is not None and len(some[index]) < MIN_CLASS_IMAGES_FOR_VALUES
+    def _few_images(self, metric: str, index: int) -> bool:
+        influence = (
+            next((p.class_influence.get(metric) for p in self.points if p.class_influence.get(metric)), None) or []
+        )
+        return (
+            index < len(influence)
+            and influence[index] is not None
+            and len(influence[index]) < MIN_CLASS_IMAGES_FOR_VALUES
+        )
 
     def _warnings(self, metric: str) -> list[str]:
         """What the mark beside a class's value means."""
-        some = self.by_class[metric][:MAX_SHOWN_CLASSES]
-        whys = [measured(self.row[k.best], metric, c)[2] for c, k in enumerate(some) if k is not None]
-        thin = any(self._thin(metric, c) for c, k in enumerate(some) if k is not None)
-        short_repr = [why for why in dict.fromkeys(whys) if why][:1]
-        short_repr += (
-            [f"fewer than {MIN_CLASS_IMAGES_FOR_VALUES} pictures of the class"] if thin and not short_repr else []
+        sets = self.by_class[metric][:MAX_SHOWN_CLASSES]
+        whys = [metric_value(self.row[k.best], metric, c)[2] for c, k in enumerate(sets) if k is not None]
+        few_images = any(self._few_images(metric, c) for c, k in enumerate(sets) if k is not None)
+        reasons = [why for why in dict.fromkeys(whys) if why][:1]
+        reasons += (
+            [f"fewer than {MIN_CLASS_IMAGES_FOR_VALUES} images of the class"] if few_images and not reasons else []
         )
-        return ["", f"{MARK} {_plain('; '.join(short_repr))}."] if short_repr else []
+        return ["", f"{MARK} {_plain('; '.join(reasons))}."] if reasons else []
 
     def _confirmed(self) -> list[str]:
-        """Before and after of the metrics by which a point was best or not told apart from it; sentences on the best alone."""
+        """Before and after of the metrics by which a point is in the best set; sentences on the best only."""
         if not self.confirmed:
             return []
-        spoken = [m for m, c in self.choices.items() if set(c.members) & set(self.again)]
+        chosen_by = [m for m, c in self.choices.items() if set(c.members) & set(self.again)]
         rows = [
-            [_plain(self.format_point(i)), *(self._twice(i, m) for m in spoken)]
+            [_plain(self.format_point(i)), *(self._before_and_after(i, m) for m in chosen_by)]
             for i in self.again
-            if any(i in self.choices[m].members for m in spoken)
+            if any(i in self.choices[m].members for m in chosen_by)
         ]
         if not rows:
             return ["## With fresh seeds", "", "None of the points that were measured again was chosen by a metric."]
         why = (
             "The best of several is partly the luckiest of them, so that it was sampled again with fresh seeds: as chosen, then "
-            "(→) with fresh seeds, where a point was best (bold) or could not be told apart from the best."
+            "(→) with fresh seeds, where a point was best (bold) or not distinguishable from the best."
         )
-        table = _table(["point", *(_plain(self.titles[m]) for m in spoken)], rows)
-        short_repr = [
+        table = _table(["point", *(_plain(self.titles[m]) for m in chosen_by)], rows)
+        sentences = [
             f"- {_plain(self.format_point(i))}: {_plain(selection_bias_note(*self.again[i], m, self.words[m]))}"
             for m, i in self._best_again().items()
         ]
-        return ["## With fresh seeds", "", why, "", *table, "", " ".join(self._holds_up()), "", *short_repr]
+        return ["## With fresh seeds", "", why, "", *table, "", " ".join(self._holds_up()), "", *sentences]
 
     def _best_again(self) -> dict[str, str]:
         """By metric, the best point, of those that were measured again."""
         return {
             m: c.best
             for m, c in self.choices.items()
-            if c.best in self.again and measured(self.again[c.best][1].row, m)[0] is not None
+            if c.best in self.again and metric_value(self.again[c.best][1].row, m)[0] is not None
         }
 
-    def _twice(self, point: str, metric: str) -> str:
+    def _before_and_after(self, point: str, metric: str) -> str:
         choice, (before, after) = self.choices[metric], self.again[point]
         if point not in choice.members:
             return ""
@@ -526,28 +540,28 @@ class SweepReport:
             return ["No best point was measured again."]
         moved = {m: worse_by(*self.again[i], m) for m, i in best.items()}
         known = [z for z in moved.values() if z is not None]
-        worse = sum(z > CHANCE for z in known)
-        of = f"Of {counted(len(known), 'best value')}, {worse or 'none'} {'is' if worse < 2 else 'are'}"
-        short_repr = [
-            f"{of} worse with fresh seeds by more than {CHANCE:g} standard errors (about one in twenty moves so far by chance, "
+        worse = sum(z > CHANCE_ERRORS for z in known)
+        of = f"Of {format_count(len(known), 'best value')}, {worse or 'none'} {'is' if worse < 2 else 'are'}"
+        sentences = [
+            f"{of} worse with fresh seeds by more than {CHANCE_ERRORS:g} standard errors (about one in twenty moves so far by chance, "
             "for the worse or the better)."
         ]
         compared = [m for m in best if m in self.choices_again and self.choices_again[m].intervals]
         if not compared:
-            return [*short_repr, "Too few points were measured again to compare them."]
+            return [*sentences, "Too few points were measured again to compare them."]
         lost = [m for m in compared if best[m] not in self.choices_again[m].members]
-        of = f"among the {counted(len(self.again), 'point')} measured again, by the fresh values alone, the best point"
+        of = f"among the {format_count(len(self.again), 'point')} measured again, by the fresh values alone, the best point"
         if not lost:
-            return [*short_repr, f"The best sets hold up: {of} is still in the best set of every metric."]
+            return [*sentences, f"The best sets hold up: {of} is still in the best set of every metric."]
         now = [
-            f"{names(self.words)[m]} (now best at {_plain(self.format_point(self.choices_again[m].best))})"
+            f"{metric_names(self.words)[m]} (now best at {_plain(self.format_point(self.choices_again[m].best))})"
             for m in lost
         ]
-        held = f"{len(compared) - len(lost)} of {counted(len(compared), 'metric')}"
-        return [*short_repr, f"{_capital(of)} is still in the best set of {held}; not by {listed(now, 8)}."]
+        held = f"{len(compared) - len(lost)} of {format_count(len(compared), 'metric')}"
+        return [*sentences, f"{_capital(of)} is still in the best set of {held}; not by {listed(now, 8)}."]
 
-    def _pictures(self, pictures: Sequence[str], earlier: Sequence[str]) -> list[str]:
-        lines = [f"![{name.removesuffix('.png')}]({name})" for name in pictures]
+    def _figures_section(self, images: Sequence[str], earlier: Sequence[str]) -> list[str]:
+        lines = [f"![{name.removesuffix('.png')}]({name})" for name in images]
         if not plots.available():
             what, _, command = plots.MISSING.partition(": ")
             old = (
@@ -556,49 +570,51 @@ class SweepReport:
                 else ""
             )
             lines.append(f"{_capital(what)}: `{command}`.{old}")
-        return ["## Pictures", "", "\n\n".join(lines)] if lines else []
+        return ["## Images", "", "\n\n".join(lines)] if lines else []
 
     def _notes(self) -> list[str]:
         """Why columns are blank, and what is to be said of those that are not."""
         notes: dict[tuple[bool, str], dict[str, list[PointResult]]] = {}
         for p in self.points:
             for m in METRICS:
-                value, _, why = measured(p.row, m)
+                value, _, why = metric_value(p.row, m)
                 if value is None or why:
                     notes.setdefault((value is None, why or "not measured"), {}).setdefault(m, []).append(p)
         lines: dict[tuple[str, bool, str], list[str]] = {}
         for (blank, why), by_metric in notes.items():
-            for m, some in by_metric.items():
+            for m, points in by_metric.items():
                 where = (
-                    "" if len(some) == len(self.points) else f" at {format_points([p.id for p in some], self.points)}"
+                    ""
+                    if len(points) == len(self.points)
+                    else f" at {format_points([p.id for p in points], self.points)}"
                 )
                 lines.setdefault((where, blank, why), []).append(self.titles[m])
-        short_repr = []
-        for (where, blank, why), some in lines.items():
-            none = f" {'has' if len(some) == 1 else 'have'} no value" if blank else ""
-            short_repr.append(f"- {_plain(f'{listed(some, 8)}{none}{where}: {why}')}")
-        short_repr += [f"- {_plain(caution)}" for caution in self._cautions()]
-        return ["## Notes", "", *short_repr] if short_repr else []
+        items = []
+        for (where, blank, why), metrics in lines.items():
+            none = f" {'has' if len(metrics) == 1 else 'have'} no value" if blank else ""
+            items.append(f"- {_plain(f'{listed(metrics, 8)}{none}{where}: {why}')}")
+        items += [f"- {_plain(caution)}" for caution in self._cautions()]
+        return ["## Notes", "", *items] if items else []
 
     def _cautions(self) -> list[str]:
-        """What is to be kept in mind with these numbers."""
+        """Cautions about these numbers."""
         if not self.metrics:
             return []
         count = min((p.row.get("count") or self.sweep.count for p in self.points), default=0)
-        errors = [measured(p.row, m)[1] for p in self.points for m in self.metrics]
+        errors = [metric_value(p.row, m)[1] for p in self.points for m in self.metrics]
         errors += [
-            measured(self.row[k.best], m, c)[1]
-            for m, some in self.by_class.items()
-            for c, k in enumerate(some[:MAX_SHOWN_CLASSES])
+            metric_value(self.row[k.best], m, c)[1]
+            for m, sets in self.by_class.items()
+            for c, k in enumerate(sets[:MAX_SHOWN_CLASSES])
             if k is not None
         ]
-        short_repr = [
-            few(count, " a point"),
-            weak(self.sweep.judge) if "accuracy" in self.metrics else None,
+        notes = [
+            note_few_images(count, " per point"),
+            note_weak_classifier(self.sweep.classifier) if "accuracy" in self.metrics else None,
             CERTAIN if 0 in errors else None,
             GROWING if {"recall", "coverage"} & set(self.metrics) else None,
         ]
-        return [note for note in short_repr if note]
+        return [note for note in notes if note]
 
 
 # ---------------------------------------------------------------------- small things
@@ -607,19 +623,24 @@ class SweepReport:
 def _titles(sweep: Sweep) -> dict[str, str]:
     """What to call the metrics, with whose they are."""
     clean = lambda record: record | {"name": one_line(record.get("name") or "")}  # noqa: E731
-    extractor, judge = clean(sweep.extractor), clean(sweep.judge)
-    return titles(extractor, judge, _scorer(extractor, judge))
+    extractor, classifier = clean(sweep.extractor), clean(sweep.classifier)
+    return titles(extractor, classifier, _scorer(extractor, classifier))
 
 
-def _scorer(extractor: Mapping, judge: Mapping) -> Mapping | None:
+def _scorer(extractor: Mapping, classifier: Mapping) -> Mapping | None:
     """Whose probabilities the inception score is of: the extractor's own, if it has any; None where the records do not say."""
-    if _same(extractor, judge) or extractor.get("class_names") or extractor["name"] in CLASSIFIERS or not judge["name"]:
+    if (
+        _same(extractor, classifier)
+        or extractor.get("class_names")
+        or extractor["name"] in CLASSIFIERS
+        or not classifier["name"]
+    ):
         return extractor
-    return judge if extractor["name"] == "dinov2" else None
+    return classifier if extractor["name"] == "dinov2" else None
 
 
-def _same(extractor: Mapping, judge: Mapping) -> bool:
-    return all(extractor.get(key) == judge.get(key) for key in ("name", "hash"))
+def _same(extractor: Mapping, classifier: Mapping) -> bool:
+    return all(extractor.get(key) == classifier.get(key) for key in ("name", "hash"))
 
 
 def _guides(points: Iterable[PointResult]) -> dict[str, str]:
@@ -638,8 +659,8 @@ def _capital(text: str) -> str:
     return text[:1].upper() + text[1:]
 
 
-def _some(points: Sequence[PointResult], best: set[str]) -> list[PointResult]:
-    """At most MOST_COLUMNS points in their order: the best ones, and evenly of the others."""
+def _select_columns(points: Sequence[PointResult], best: set[str]) -> list[PointResult]:
+    """At most MAX_COLUMNS points in their order: the best ones, and evenly of the others."""
     others = [p.id for p in points if p.id not in best]
     room = MAX_COLUMNS - sum(p.id in best for p in points)
     if len(others) > room:
@@ -661,7 +682,7 @@ def _brief_setting(setting: str, value: object) -> str:
 
 
 def _with_error(row: Mapping, metric: str, class_index: int | None = None) -> str:
-    value, error, _ = measured(row, metric, class_index)
+    value, error, _ = metric_value(row, metric, class_index)
     return plus_minus(value, error) if error else rounded(value, error)
 
 
@@ -670,7 +691,7 @@ def _number(value: float | None) -> str:
 
 
 def _finite(value):
-    """The same with None in place of every number that JSON has no word for."""
+    """The same with None in place of numbers that JSON cannot represent."""
     if isinstance(value, dict):
         return {str(k): _finite(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
@@ -679,7 +700,7 @@ def _finite(value):
 
 
 def _bytes(text: str) -> bytes:
-    return text.encode("utf-8", "replace")  # a name may hold lone surrogates
+    return text.encode("utf-8", "replace")  # a name may contain lone surrogates
 
 
 def _png(save) -> bytes:

@@ -1,14 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""LabelPipeline: class names and seeds -> pictures, with nothing but diffusers installed.
+"""LabelPipeline: images from class names and seeds; it needs only diffusers.
 
     from diffusers import DiffusionPipeline
 
-    pipe = DiffusionPipeline.from_pretrained("FOLDER", trust_remote_code=True)  # runs this file, which lies in FOLDER
+    pipe = DiffusionPipeline.from_pretrained("FOLDER", trust_remote_code=True)  # runs this file in FOLDER
     pipe(["cat", 3, "null"], guidance_scale=2.0, seeds=0).images
 
-This file travels with the weights: it imports torch, numpy, PIL and diffusers alone, and `save_pretrained` copies it along.
-Another sampler for one call: pipe("cat", sampler="dpm++", spacing="karras", num_inference_steps=10). Other stock schedulers may
-be put in:  pipe.scheduler = DPMSolverMultistepScheduler.from_config(pipe.scheduler.config)
+This file is distributed with the weights: it imports only torch, numpy, PIL and diffusers, and `save_pretrained` copies
+it. Another sampler for one call:
+
+    pipe("cat", sampler="dpm++", spacing="karras", num_inference_steps=10)
+
+Another stock scheduler:
+
+    pipe.scheduler = DPMSolverMultistepScheduler.from_config(pipe.scheduler.config)
 """
 
 import copy
@@ -48,12 +53,12 @@ SAMPLERS = {
 }
 NOISE_GRIDS = {"karras": "use_karras_sigmas", "exponential": "use_exponential_sigmas", "lu": "use_exponential_sigmas"}
 SPACINGS = ("leading", "trailing", "linspace", *NOISE_GRIDS)
-MAX_SIGMA = 80.0  # of a grid over noise levels; where the cosine schedule ends, noise is 20,000 times the signal
+MAX_SIGMA = 80.0  # of a grid over noise levels; the cosine schedule ends at 20,000
 
 
 @dataclass
 class LabelPipelineOutput(ImagePipelineOutput):
-    """images as ImagePipelineOutput has them; seeds: one per image (None for a generator that was not at its seed's beginning)."""
+    """images: as in ImagePipelineOutput. seeds: one per image (None for a generator that was used before)."""
 
     seeds: list[int | None] | None = None
 
@@ -61,12 +66,18 @@ class LabelPipelineOutput(ImagePipelineOutput):
 class LabelPipeline(DiffusionPipeline):
     """A class-conditional UNet2DModel with its class names.
 
-    id2label: {"0": name, ...}; a name may hold synonyms with commas between; {} for a network without classes.
-    null_id: the label that means "no class" (None: there is none, and so no guidance). clip_x0: clip x0 to [-1, 1].
-    sample_defaults: num_inference_steps and guidance_scale where a call gives none. record: where the weights come from.
+    `save_pretrained` saves all arguments. diffusers copies this file to one flat folder for all models at every load:
+    after another version of the file was loaded, saving writes that version.
 
-    `save_pretrained` and a reload keep all of it. What diffusers does not keep: it copies this file to one flat folder for
-    all models at every load, so that after another version of it was loaded, saving writes that version.
+    Args:
+        unet: The network, conditioned on class labels.
+        scheduler: A stock scheduler.
+        id2label: {"0": name, ...}; a name may contain synonyms, separated by commas; {} for a network without classes.
+        null_id: The label that means "no class"; None: there is none, and so no guidance.
+        clip_x0: Clip x0 to [-1, 1].
+        sample_defaults: num_inference_steps and guidance_scale of a call that gives none.
+        guidance_convention: A note on the meaning of guidance_scale.
+        record: Where the weights come from.
     """
 
     model_cpu_offload_seq = "unet"
@@ -96,28 +107,36 @@ class LabelPipeline(DiffusionPipeline):
 
     @property
     def labels(self) -> dict[int, str]:
-        """Class id -> name."""
-        return dict(sorted((int(i), name) for i, name in self.config.id2label.items()))  # json sorts "10" before "2"
+        """{class id: name}."""
+        return dict(sorted((int(i), name) for i, name in self.config.id2label.items()))  # JSON sorts "10" before "2"
 
     def get_label_ids(self, classes) -> list[int | None]:
-        """Class ids of a name or a synonym in it, an id, "null", "all", or a list of these; None: all.
+        """Class ids of the given classes.
 
-        A string is one name, a number an id. "null" of a network without classes is None. ValueError for anything else.
+        Args:
+            classes: A name, one of its synonyms, an id, "null", "all", or a list of these. None: all. A string is one
+                name.
+
+        Returns:
+            One id per class; None for "null" of a network without classes.
+
+        Raises:
+            ValueError: For an unknown or ambiguous class.
         """
         names = self.labels
         if classes is None:
             classes = "all" if names else "null"
         classes = classes.tolist() if hasattr(classes, "tolist") else classes
-        one = isinstance(classes, str | bytes) or not isinstance(classes, Iterable)
+        is_single = isinstance(classes, str | bytes) or not isinstance(classes, Iterable)
         ids = []
-        for label in [classes] if one else classes:
-            every = isinstance(label, str) and label == "all" and names and "all" not in names.values()
-            ids += list(names) if every else [self._label_id(label, names)]
+        for label in [classes] if is_single else classes:
+            is_all = isinstance(label, str) and label == "all" and names and "all" not in names.values()
+            ids += list(names) if is_all else [self._label_id(label, names)]
         return ids
 
     def _label_id(self, label, names: dict[int, str]) -> int | None:
         null_id = self.config.null_id
-        known = f"Classes are 0..{len(names) - 1}" if names else "There are no classes: write 'null'"
+        known = f"Classes are 0..{len(names) - 1}" if names else "There are no classes: give 'null'"
         known += f", and {null_id} or 'null'." if null_id is not None else "."
         if not isinstance(label, str):
             try:
@@ -125,23 +144,23 @@ class LabelPipeline(DiffusionPipeline):
             except TypeError:
                 index = None
             if index is None or (index not in names and index != null_id):
-                raise ValueError(f"{label!r} is no class. {known}")
+                raise ValueError(f"{label!r} is not a class. {known}")
             return index
-        wanted = ", ".join(" ".join(word.split()) for word in label.split(","))
-        folded = wanted.casefold()
+        spelling = ", ".join(" ".join(word.split()) for word in label.split(","))
+        folded = spelling.casefold()
         spelled = {i: (name.casefold(), *name.casefold().split(", ")) for i, name in names.items()}
-        found = [i for i, name in names.items() if name == wanted] or [
-            i for i, any_ in spelled.items() if folded in any_
+        matches = [i for i, name in names.items() if name == spelling] or [
+            i for i, names_of in spelled.items() if folded in names_of
         ]
-        if len(found) > 1:
-            raise ValueError(f"{label!r} may mean several classes. Give an id: {', '.join(map(str, found))}.")
-        if found:
-            return found[0]
-        if wanted == "null" and (null_id is not None or not names):
+        if len(matches) > 1:
+            raise ValueError(f"{label!r} is ambiguous. Give an id: {', '.join(map(str, matches))}.")
+        if matches:
+            return matches[0]
+        if spelling == "null" and (null_id is not None or not names):
             return null_id
         words = {word.casefold(): word for name in names.values() for word in (name, *name.split(", "))}
-        near = ", ".join(repr(words[word]) for word in difflib.get_close_matches(folded, words, n=3, cutoff=0.5))
-        raise ValueError(f"there is no class {label!r}. " + (f"Nearest: {near}. " if near else "") + known)
+        nearest = ", ".join(repr(words[word]) for word in difflib.get_close_matches(folded, words, n=3, cutoff=0.5))
+        raise ValueError(f"there is no class {label!r}. " + (f"Nearest: {nearest}. " if nearest else "") + known)
 
     @torch.no_grad()
     def __call__(
@@ -163,17 +182,34 @@ class LabelPipeline(DiffusionPipeline):
         class_labels=None,
         num_images_per_prompt: int | None = None,
     ) -> LabelPipelineOutput | tuple:
-        """One image for each class (or of one class for each seed, generator or latent).
+        """Sample one image per class, or per seed, generator or latent if one class is given.
 
-        classes: see `get_label_ids`; also class_labels. guidance_scale: one, or one per image; 1 is no guidance and makes no second pass.
-        seeds: one per image, or one number s for s, s + 1, ...; None: fresh ones. The noise is drawn on the CPU.
-        eta: DDIM's noise, 0..1. output_type: "pil", "pt" [N, C, H, W] or "np" (also "numpy") [N, H, W, C], the latter in 0..1.
-        sampler: ddpm, ddim, dpm++, unipc, euler or heun; None: `scheduler`. spacing: leading, trailing, linspace; for samplers that step
-          between timesteps also karras, exponential, lu (the same as exponential); None: the scheduler's.
-        callback_on_step_end: `callback(pipe, index, timestep, {"latents": x})` after each network call; pipe is this call's own view, and
-          `pipe._interrupt = True` ends the call. A returned dict may hold other latents.
-        generator: in place of seeds: a list of one per image, or one that draws one seed per image.
-        latents: initial noise of unit variance, [N, C, H, W]. num_images_per_class: images of each class, also num_images_per_prompt.
+        Args:
+            classes: See `get_label_ids`.
+            guidance_scale: One number, or one per image; 1 is no guidance and needs no second pass. None: the default.
+            num_inference_steps: Sampling steps. None: the default.
+            seeds: One per image, or one number s for s, s + 1, ...; None: random ones. The noise is drawn on the CPU.
+            eta: DDIM's noise, 0..1.
+            output_type: "pil", "pt" [N, C, H, W] or "np" (also "numpy") [N, H, W, C]; arrays are in 0..1.
+            return_dict: Return a `LabelPipelineOutput`, else a tuple.
+            sampler: ddpm, ddim, dpm++, unipc, euler or heun; None: `scheduler`.
+            spacing: leading, trailing, linspace; for samplers that step between timesteps also karras, exponential, lu
+                (the same as exponential); None: the scheduler's.
+            callback_on_step_end: `callback(pipe, index, timestep, {"latents": x})`, called after each network call.
+                pipe is a view of this call; `pipe._interrupt = True` ends the call. A returned dict may contain other
+                latents.
+            callback_on_step_end_tensor_inputs: Names of the callback's tensors; only "latents" exists.
+            generator: Instead of seeds: a list of one per image, or one that draws one seed per image.
+            latents: Initial noise of unit variance, [N, C, H, W].
+            num_images_per_class: Images of each class.
+            class_labels: The same as classes.
+            num_images_per_prompt: The same as num_images_per_class.
+
+        Returns:
+            The images and their seeds.
+
+        Raises:
+            ValueError: For invalid or contradictory arguments.
         """
         if classes is not None and class_labels is not None:
             raise ValueError("classes and class_labels are the same argument: give one of them.")
@@ -181,10 +217,10 @@ class LabelPipeline(DiffusionPipeline):
             raise ValueError(f"callback_on_step_end {callback_on_step_end!r} cannot be called.")
         if num_images_per_prompt is not None and num_images_per_class != 1:
             raise ValueError("num_images_per_class and num_images_per_prompt are the same argument: give one of them.")
-        each = num_images_per_class if num_images_per_prompt is None else num_images_per_prompt
-        if isinstance(each, bool) or not isinstance(each, int) or each < 1:
-            raise ValueError(f"num_images_per_class is a whole number of at least 1, not {each!r}.")
-        ids = [i for i in self.get_label_ids(class_labels if classes is None else classes) for _ in range(each)]
+        per_class = num_images_per_class if num_images_per_prompt is None else num_images_per_prompt
+        if isinstance(per_class, bool) or not isinstance(per_class, int) or per_class < 1:
+            raise ValueError(f"num_images_per_class must be a whole number of at least 1, not {per_class!r}.")
+        ids = [i for i in self.get_label_ids(class_labels if classes is None else classes) for _ in range(per_class)]
         config = self.unet.config
         shape = (config.in_channels, config.sample_size, config.sample_size)
         if latents is not None:
@@ -193,11 +229,11 @@ class LabelPipeline(DiffusionPipeline):
                 or tuple(latents.shape[1:]) != shape
                 or not latents.isfinite().all()
             ):
-                raise ValueError(f"latents are a tensor [N, {', '.join(map(str, shape))}] of finite numbers.")
+                raise ValueError(f"latents must be a tensor [N, {', '.join(map(str, shape))}] of finite numbers.")
             ids = ids * len(latents) if len(ids) == 1 else ids
-        given = seeds is not None or generator is not None
-        ids, seeds, generators = _pair(ids, seeds, generator)
-        seeds = seeds if given or latents is None else [None] * len(seeds)
+        has_noise_source = seeds is not None or generator is not None
+        ids, seeds, generators = _match_lengths(ids, seeds, generator)
+        seeds = seeds if has_noise_source or latents is None else [None] * len(seeds)
         if latents is not None and len(latents) != len(ids):
             raise ValueError(f"{len(latents)} latents for {len(ids)} images: give one per image.")
         defaults = self.config.sample_defaults
@@ -205,18 +241,18 @@ class LabelPipeline(DiffusionPipeline):
         guided = bool((scales != 1).any())
         if guided and self.config.null_id is None:
             raise ValueError("this model has no null class to guide against: only guidance_scale=1 is possible.")
-        scheduler = self._own_scheduler(sampler, spacing)
+        scheduler = self._copy_scheduler(sampler, spacing)
         if hasattr(scheduler, "state_in_first_order") and not isinstance(scheduler, HeunDiscreteScheduler):
             raise ValueError(f"{type(scheduler).__name__} calls the network between its timesteps: use another one.")
         if output_type not in ("pil", "pt", "np", "numpy"):
-            raise ValueError(f"output_type is pil, pt or np, not {output_type!r}.")
+            raise ValueError(f"output_type must be pil, pt or np, not {output_type!r}.")
         inputs = getattr(callback_on_step_end, "tensor_inputs", callback_on_step_end_tensor_inputs)
         if set(inputs) - {"latents"}:
-            raise ValueError(f"a callback may receive 'latents' alone, not {', '.join(map(repr, inputs))}.")
-        takes = inspect.signature(scheduler.step).parameters
-        if eta and "eta" not in takes:
+            raise ValueError(f"a callback may only receive 'latents', not {', '.join(map(repr, inputs))}.")
+        accepted = inspect.signature(scheduler.step).parameters
+        if eta and "eta" not in accepted:
             raise ValueError(f"{type(scheduler).__name__} has no eta; DDIMScheduler has.")
-        extra = {k: v for k, v in {"generator": generators, "eta": eta}.items() if k in takes}
+        extra = {k: v for k, v in {"generator": generators, "eta": eta}.items() if k in accepted}
 
         device = self._execution_device
         y = torch.tensor(ids, device=device) if self.config.id2label else None
@@ -229,7 +265,7 @@ class LabelPipeline(DiffusionPipeline):
             latents = torch.stack([torch.randn(shape, generator=g, device=g.device) for g in generators])
         x = latents.float().to(device) * getattr(scheduler, "init_noise_sigma", 1.0)
         self._interrupt = False
-        view = copy.copy(self)  # calls may run side by side: a callback reads and interrupts its own
+        view = copy.copy(self)  # calls may run concurrently: a callback sees and interrupts only its own
         view.__dict__ |= {"scheduler": scheduler, "_num_timesteps": len(timesteps)}
         for index, t in enumerate(self.progress_bar(timesteps)):
             x_t = scheduler.scale_model_input(x, t)
@@ -237,7 +273,7 @@ class LabelPipeline(DiffusionPipeline):
             out = self.unet(
                 inputs_.to(self.unet.dtype), t.to(device).expand(len(inputs_)), class_labels=y
             ).sample.float()
-            if guided:  # the mean channels; a learned variance behind them is the conditional pass's
+            if guided:  # only the mean channels; a learned variance comes from the conditional pass
                 (cond, variance), (null, _) = (_split(part, x_t) for part in out.chunk(2))
                 out = torch.cat([torch.lerp(null, cond, scales), variance], dim=1)  # lerp: at scale 1 exactly cond
             x = scheduler.step(self._clip(scheduler, out, x_t, t), t, x, return_dict=False, **extra)[0]
@@ -245,7 +281,7 @@ class LabelPipeline(DiffusionPipeline):
                 result = callback_on_step_end(view, index, t, {"latents": x} if inputs else {})
                 latents = x if result is None else result.get("latents", x)
                 if latents.shape != x.shape:
-                    raise ValueError(f"a callback returns latents {list(x.shape)}, not {list(latents.shape)}.")
+                    raise ValueError(f"a callback must return latents {list(x.shape)}, not {list(latents.shape)}.")
                 x = latents.to(x)
             if view._interrupt or self._interrupt:
                 break
@@ -261,49 +297,52 @@ class LabelPipeline(DiffusionPipeline):
 
     @property
     def interrupt(self) -> bool:
-        """Whether the call ends after its present step."""
+        """Whether the call ends after its current step."""
         return self._interrupt
 
     @property
     def num_timesteps(self) -> int | None:
-        """Network calls of this call's sampler; in a callback."""
+        """Number of network calls of this call's sampler; for use in a callback."""
         return self.__dict__.get("_num_timesteps")
 
-    def _own_scheduler(self, sampler: str | None, spacing: str | None) -> SchedulerMixin:
-        """A scheduler for one call alone: schedulers count their steps, and calls may run side by side."""
+    def _copy_scheduler(self, sampler: str | None, spacing: str | None) -> SchedulerMixin:
+        """A scheduler for this call only: schedulers have state, and calls may run concurrently."""
         if sampler is None and spacing is None:
             return copy.deepcopy(self.scheduler)
-        for what, value, known in (("sampler", sampler, SAMPLERS), ("spacing", spacing, SPACINGS)):
+        for name, value, known in (("sampler", sampler, SAMPLERS), ("spacing", spacing, SPACINGS)):
             if value is not None and value not in known:
-                raise ValueError(f"{what} is one of {', '.join(known)}, not {value!r}.")
-        kind = SAMPLERS[sampler] if sampler else type(self.scheduler)
-        config, takes = dict(self.scheduler.config), inspect.signature(kind.__init__).parameters
+                raise ValueError(f"{name} must be one of {', '.join(known)}, not {value!r}.")
+        scheduler_class = SAMPLERS[sampler] if sampler else type(self.scheduler)
+        config, accepted = dict(self.scheduler.config), inspect.signature(scheduler_class.__init__).parameters
         if spacing is not None:
             config |= dict.fromkeys(("use_karras_sigmas", "use_exponential_sigmas", "use_lu_lambdas"), False)
             config |= {NOISE_GRIDS[spacing]: True} if spacing in NOISE_GRIDS else {"timestep_spacing": spacing}
-        if spacing in NOISE_GRIDS and "use_karras_sigmas" not in takes:
+        if spacing in NOISE_GRIDS and "use_karras_sigmas" not in accepted:
             raise ValueError(
-                f"{kind.__name__} steps over whole timesteps: spacing {spacing} needs dpm++, unipc, euler or heun."
+                f"{scheduler_class.__name__} steps over whole timesteps: spacing {spacing} needs dpm++, unipc, euler "
+                "or heun."
             )
-        grid, zero_snr = _noise_grid(config, kind), bool(config.get("rescale_betas_zero_snr"))
-        if zero_snr and (grid or config.get("timestep_spacing") != "trailing" or "rescale_betas_zero_snr" not in takes):
+        grid, zero_snr = _noise_grid(config, scheduler_class), bool(config.get("rescale_betas_zero_snr"))
+        if zero_snr and (
+            grid or config.get("timestep_spacing") != "trailing" or "rescale_betas_zero_snr" not in accepted
+        ):
             raise ValueError("a zero-SNR schedule needs spacing trailing, and a sampler other than heun.")
         learned = self.unet.config.out_channels == 2 * self.unet.config.in_channels
         config |= {"clip_sample": False, "steps_offset": 0}
         config |= {"variance_type": "learned_range" if learned else "fixed_small"}
-        return kind(**{k: v for k, v in config.items() if k in takes})
+        return scheduler_class(**{k: v for k, v in config.items() if k in accepted})
 
     def _timesteps(self, scheduler: SchedulerMixin, steps: int) -> torch.Tensor:
         total = scheduler.config.num_train_timesteps
         if scheduler.config.get("rescale_betas_zero_snr") and scheduler.config.prediction_type == "epsilon":
             raise ValueError("a zero-SNR schedule with eps-prediction divides by zero at its first step.")
         if not isinstance(steps, int) or not 1 <= steps <= total:
-            raise ValueError(f"num_inference_steps is a whole number from 1 to {total}, not {steps!r}.")
-        scheduler.set_timesteps(steps)  # on the CPU, where the tables are: reading them there waits for nothing
+            raise ValueError(f"num_inference_steps must be a whole number from 1 to {total}, not {steps!r}.")
+        scheduler.set_timesteps(steps)  # on the CPU, to avoid synchronizations with the device
         if grid := _noise_grid(scheduler.config, type(scheduler)):
             _use_noise_grid(scheduler, grid, steps)
         if isinstance(scheduler, DDIMScheduler):
-            # DDIM steps to t - T // steps, whatever is scheduled next
+            # DDIM steps to t - T // steps, which may not be the next timestep
             times, stride = scheduler.timesteps.tolist(), total // steps
             if any(a - b != stride for a, b in itertools.pairwise(times)) or times[-1] >= stride:
                 spacing = scheduler.config.timestep_spacing
@@ -311,14 +350,14 @@ class LabelPipeline(DiffusionPipeline):
         return scheduler.timesteps
 
     def _clip(self, scheduler: SchedulerMixin, out: torch.Tensor, x_t: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-        """Clip the x0 that is meant, after guidance, and say it again as eps or v: any sampler steps by what was clipped."""
+        """Clip the predicted x0, after guidance, and convert it back to the prediction type for any sampler."""
         prediction, variance = _split(out, x_t)
         if self.config.clip_x0:
-            kind, (alpha, sigma) = scheduler.config.prediction_type, _signal_and_noise(scheduler, t)
-            if kind == "epsilon":
+            prediction_type, (alpha, sigma) = scheduler.config.prediction_type, _alpha_sigma(scheduler, t)
+            if prediction_type == "epsilon":
                 x0 = ((x_t - sigma * prediction) / alpha).clamp(-1, 1)
                 prediction = (x_t - alpha * x0) / sigma
-            elif kind == "v_prediction":
+            elif prediction_type == "v_prediction":
                 x0 = (alpha * x_t - sigma * prediction).clamp(-1, 1)
                 prediction = (alpha * x_t - x0) / sigma
             else:
@@ -327,7 +366,7 @@ class LabelPipeline(DiffusionPipeline):
         return torch.cat([prediction, variance], dim=1) if learned else prediction
 
     def save_config(self, save_directory, push_to_hub: bool = False, **kwargs) -> None:
-        """model_index.json, and this file beside it, by which it can be loaded again."""
+        """Write model_index.json, and a copy of this file, which loading needs."""
         super().save_config(save_directory, push_to_hub=push_to_hub, **kwargs)
         source, index = Path(__file__), Path(save_directory, self.config_name)
         values = json.loads(index.read_text(encoding="utf-8")) | {"_class_name": [source.stem, type(self).__name__]}
@@ -335,8 +374,8 @@ class LabelPipeline(DiffusionPipeline):
         index.with_name(source.name).write_bytes(source.read_bytes())
 
 
-def _signal_and_noise(scheduler: SchedulerMixin, t: torch.Tensor) -> tuple[float, float]:
-    """alpha, sigma of x_t = alpha x0 + sigma eps; from a solver's noise-to-signal ratios where it keeps them."""
+def _alpha_sigma(scheduler: SchedulerMixin, t: torch.Tensor) -> tuple[float, float]:
+    """alpha, sigma of x_t = alpha x0 + sigma eps; from the scheduler's noise-to-signal ratios if it has them."""
     ratios = getattr(scheduler, "sigmas", None)
     if ratios is not None:
         ratio = float(ratios[scheduler.step_index or 0])
@@ -353,14 +392,14 @@ def _scales(scale, count: int) -> torch.Tensor:
     scales = torch.as_tensor(scale, dtype=torch.float32).cpu().reshape(-1)
     if len(scales) not in (1, count) or not scales.isfinite().all() or (scales < 0).any():
         raise ValueError(
-            f"guidance_scale is one number of at least 0, or one for each of {count} pictures, not {scale}."
+            f"guidance_scale must be one number of at least 0, or one for each of {count} images, not {scale}."
         )
     return scales.expand(count)
 
 
-def _noise_grid(config: dict, kind: type[SchedulerMixin]) -> str | None:
-    """The spacing over noise levels that a config asks for; None for a class that has none, whatever its config carried over."""
-    if "use_karras_sigmas" not in inspect.signature(kind.__init__).parameters:
+def _noise_grid(config: dict, scheduler_class: type[SchedulerMixin]) -> str | None:
+    """The spacing over noise levels in a config; None for a scheduler without one, even if its config has the entry."""
+    if "use_karras_sigmas" not in inspect.signature(scheduler_class.__init__).parameters:
         return None
     if config.get("use_karras_sigmas"):
         return "karras"
@@ -370,8 +409,8 @@ def _noise_grid(config: dict, kind: type[SchedulerMixin]) -> str | None:
 def _use_noise_grid(scheduler: SchedulerMixin, spacing: str, steps: int) -> None:
     """Noise levels from at most MAX_SIGMA down, in equal steps of sigma^(1/7) (Karras et al. 2022) or of log sigma.
 
-    The network is called at the fractional timestep of each. diffusers rounds these timesteps in dpm++ and unipc, so that under a
-    cosine schedule most of them are the same one.
+    The network is called at their fractional timesteps. In dpm++ and unipc diffusers rounds these timesteps, and with a
+    cosine schedule most of them become equal.
     """
     alpha_bar = scheduler.alphas_cumprod.cpu().double().numpy()
     levels = np.sqrt((1 - alpha_bar) / alpha_bar)
@@ -382,38 +421,38 @@ def _use_noise_grid(scheduler: SchedulerMixin, spacing: str, steps: int) -> None
         sigmas = np.exp(np.linspace(*np.log(ends), steps))
     times = np.interp(np.log(sigmas), np.log(levels), np.arange(len(levels)))
     sigmas, times = (torch.from_numpy(a).float() for a in (np.append(sigmas, 0.0), times))
-    if isinstance(scheduler, HeunDiscreteScheduler):  # two calls a step
+    if isinstance(scheduler, HeunDiscreteScheduler):  # two calls per step
         sigmas = torch.cat([sigmas[:1], sigmas[1:-1].repeat_interleave(2), sigmas[-1:]])
         times = torch.cat([times[:1], times[1:].repeat_interleave(2)])
     scheduler.sigmas, scheduler.timesteps = sigmas, times.to(scheduler.timesteps.device)
 
 
 def _seed_of(generator: torch.Generator) -> int | None:
-    """The seed that a generator was set to, if nothing was drawn from it since."""
-    fresh = torch.Generator(generator.device).manual_seed(generator.initial_seed())
-    return generator.initial_seed() if torch.equal(fresh.get_state(), generator.get_state()) else None
+    """The seed of a generator; None if numbers were drawn from it."""
+    unused = torch.Generator(generator.device).manual_seed(generator.initial_seed())
+    return generator.initial_seed() if torch.equal(unused.get_state(), generator.get_state()) else None
 
 
-def _pair(ids: list, seeds, generator) -> tuple[list, list, list[torch.Generator]]:
+def _match_lengths(ids: list, seeds, generator) -> tuple[list, list, list[torch.Generator]]:
     """One class, one seed and one generator per image."""
     if generator is not None and seeds is not None:
         raise ValueError("seeds and generator were given: give one of them.")
     if generator is not None and not isinstance(generator, torch.Generator | list | tuple):
-        raise ValueError(f"generator is one torch.Generator, or a list of one per image, not {generator!r}.")
+        raise ValueError(f"generator must be one torch.Generator, or a list of one per image, not {generator!r}.")
     if isinstance(generator, list | tuple):
         ids = ids * len(generator) if len(ids) == 1 else ids
         if not generator or len(ids) != len(generator) or not all(isinstance(g, torch.Generator) for g in generator):
-            raise ValueError(f"generator is one torch.Generator, or a list of one for each of {len(ids)} images.")
+            raise ValueError(f"generator must be one torch.Generator, or a list of one for each of {len(ids)} images.")
         first = [all(g is not earlier for earlier in generator[:i]) for i, g in enumerate(generator)]
-        return ids, [_seed_of(g) if alone else None for g, alone in zip(generator, first)], list(generator)
+        return ids, [_seed_of(g) if is_first else None for g, is_first in zip(generator, first)], list(generator)
     if seeds is None:
         device = "cpu" if generator is None else generator.device
         seeds = torch.randint(0, 2**31, (len(ids),), generator=generator, device=device)
     seeds = seeds.tolist() if hasattr(seeds, "tolist") else seeds
     seeds = [seeds + i for i in range(len(ids))] if isinstance(seeds, int) else seeds
     if not isinstance(seeds, Iterable) or not all(isinstance(seed, int) and 0 <= seed < 2**63 for seed in seeds):
-        raise ValueError(f"seeds are whole numbers from 0 to 2^63 - 1, not {seeds}.")
+        raise ValueError(f"seeds must be whole numbers from 0 to 2^63 - 1, not {seeds}.")
     ids = ids * len(seeds) if len(ids) == 1 else ids
     if len(ids) != len(seeds) or not seeds:
-        raise ValueError(f"{len(ids)} classes and {len(seeds)} seeds: give one seed a picture, or one in all.")
+        raise ValueError(f"{len(ids)} classes and {len(seeds)} seeds: give one seed per image, or one for all.")
     return ids, list(seeds), [torch.Generator().manual_seed(seed) for seed in seeds]

@@ -1,10 +1,10 @@
-"""OpenAI's guided-diffusion ("ADM", Dhariwal & Nichol 2021) checkpoints in.
+"""Import of OpenAI's guided-diffusion ("ADM", Dhariwal & Nichol 2021) checkpoints.
 
     unet = load_adm("64x64_diffusion.pt", **PRESETS["imagenet64"])
     import_adm("64x64_diffusion.pt", "models/imagenet64", preset="imagenet64")
 
-The flags are those of ADM's scripts. What the weights show is compared with them, and a flag that does not fit is named.
-Nothing heavy is imported before weights are read, so that the command line can list the flags at once.
+The flags are those of ADM's scripts. They are compared with the weights where possible; a flag that does not match is
+named. torch is imported only when weights are read, so that the command line can list the flags at once.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from ..errors import InputError
 from ..schema import short_repr
 from .adm_flags import (
     CHANNEL_MULT,
-    attending_levels,
-    in_words,
+    attention_levels,
+    attention_sides,
+    format_value,
     network_config,
     plain_number,
     preset_flags,
     read_flags,
-    sides_of,
 )
 
 if TYPE_CHECKING:
@@ -39,10 +39,10 @@ if TYPE_CHECKING:
 
 # ---------------------------------------------------------------------- weights -> network
 
-BLOCK_LAYERS = {  # our layer inside a block or attention -> ADM's
+LAYER_NAMES = {  # our layer inside a block or attention -> ADM's; see `layout.correspondence`
     "norm1": ("in_layers.0",),
     "conv1": ("in_layers.2",),
-    "told": ("emb_layers.1",),
+    "projection": ("emb_layers.1",),
     "norm2": ("out_layers.0",),
     "conv2": ("out_layers.3",),
     "skip": ("skip_connection",),
@@ -53,17 +53,24 @@ BLOCK_LAYERS = {  # our layer inside a block or attention -> ADM's
 
 
 def load_adm(state_dict_or_path: Mapping[str, Tensor] | str | Path, **adm_flags: Any) -> AdaGNUNet:
-    """The network of an ADM checkpoint, in eval mode, float32: a file (.pt, .safetensors) or a state dict, and ADM's flags.
+    """The network of an ADM checkpoint, in eval mode, float32.
 
-    adm_flags: as ADM's `create_model` and scripts name them, with the scripts' defaults; strings ("32,16,8", "True") or Python
-      values. Those of the diffusion and of the machine (use_fp16, use_checkpoint) are accepted and change nothing here.
-    The number of classes is the class table's; there is never a null class.
+    The number of classes is that of the class table; there is never a null class.
 
-    Weights cannot show image_size, num_heads, num_head_channels, num_heads_upsample, use_new_attention_order and dropout:
-    these are taken at their word, and a wrong one gives wrong pictures. All others are compared with the weights.
+    Args:
+        state_dict_or_path: A state dict, or a file (.pt, .safetensors).
+        adm_flags: ADM's flags, named as in its `create_model` and scripts, with the scripts' defaults; strings such as
+            "32,16,8" and "True", or Python values. Flags of the diffusion and of the machine (use_fp16,
+            use_checkpoint) are accepted and ignored. The weights do not show image_size, num_heads, num_head_channels, num_heads_upsample,
+            use_new_attention_order and dropout: a wrong value of these gives wrong images. All others are compared with
+            the weights.
 
-    Raises InputError for an unknown flag, for flags that do not fit the weights (each named, with both values), for missing
-    and left-over weights, for files that would run code, and for ADM's upsamplers and classifiers.
+    Returns:
+        The network.
+
+    Raises:
+        InputError: For an unknown flag, flags that do not match the weights (each named, with both values), missing and
+            unexpected weights, files that would run code, and ADM's upsamplers and classifiers.
     """
     flags = read_flags(adm_flags)
     weights = _weights(state_dict_or_path)
@@ -80,48 +87,48 @@ def load_adm(state_dict_or_path: Mapping[str, Tensor] | str | Path, **adm_flags:
     check_size(network_config(flags, classes))
     with torch.device("meta"):
         unet = AdaGNUNet(**network_config(flags, classes))
-    state = gather(correspondence(unet, _places(unet), BLOCK_LAYERS), unet, weights)
+    state = gather(correspondence(unet, _module_names(unet), LAYER_NAMES), unet, weights)
     if not flags["use_new_attention_order"]:
-        state |= {key: _by_part(rows, unet, key) for key, rows in state.items() if ".qkv." in key}
+        state |= {key: _reorder_qkv(rows, unet, key) for key, rows in state.items() if ".qkv." in key}
     unet.load_state_dict({key: tensor.float() for key, tensor in state.items()}, assign=True)
     return unet.eval()
 
 
-def _by_part(rows: Tensor, unet: AdaGNUNet, key: str) -> Tensor:
-    """Rows [head][q, k, v][dim], ADM's older order, as [q, k, v][head][dim], ours."""
+def _reorder_qkv(rows: Tensor, unet: AdaGNUNet, key: str) -> Tensor:
+    """Rows in ADM's older order, [head][q, k, v][dim], in our order, [q, k, v][head][dim]."""
     heads = unet.get_submodule(key.partition(".qkv.")[0]).heads
     return rows.unflatten(0, (heads, 3, -1)).transpose(0, 1).flatten(0, 2)
 
 
-def _places(unet: AdaGNUNet) -> dict[str, str]:
-    """{our module: ADM's}. ADM numbers its blocks through, and puts a level's step up behind its last block."""
-    places = {"conv_in": "input_blocks.0.0", "embedding.time.0": "time_embed.0", "embedding.time.2": "time_embed.2"}
-    places |= {"middle.0.block": "middle_block.0", "middle.0.attention": "middle_block.1"}
-    places |= {"middle.1.block": "middle_block.2", "norm_out": "out.0", "conv_out": "out.2"}
+def _module_names(unet: AdaGNUNet) -> dict[str, str]:
+    """{our module: ADM's}. ADM numbers all blocks, and appends the upsampling of a level to its last block."""
+    names = {"conv_in": "input_blocks.0.0", "embedding.time.0": "time_embed.0", "embedding.time.2": "time_embed.2"}
+    names |= {"middle.0.block": "middle_block.0", "middle.0.attention": "middle_block.1"}
+    names |= {"middle.1.block": "middle_block.2", "norm_out": "out.0", "conv_out": "out.2"}
     if unet.embedding.classes is not None:
-        places["embedding.classes"] = "label_emb"
+        names["embedding.classes"] = "label_emb"
     updown = unet.config.resblock_updown
 
     number = 1
     for i, level in enumerate(unet.down):
         for j, stage in enumerate(level.stages):
-            places |= _stage(f"down.{i}.stages.{j}", f"input_blocks.{number}", stage)
+            names |= _stage(f"down.{i}.stages.{j}", f"input_blocks.{number}", stage)
             number += 1
         if level.resample is not None:
             step = (".block", "") if updown else ("", ".op")
-            places[f"down.{i}.resample{step[0]}"] = f"input_blocks.{number}.0{step[1]}"
+            names[f"down.{i}.resample{step[0]}"] = f"input_blocks.{number}.0{step[1]}"
             number += 1
 
     number = 0
     for i, level in enumerate(unet.up):
         for j, stage in enumerate(level.stages):
-            places |= _stage(f"up.{i}.stages.{j}", f"output_blocks.{number}", stage)
+            names |= _stage(f"up.{i}.stages.{j}", f"output_blocks.{number}", stage)
             number += 1
         if level.resample is not None:
             step = (".block", "") if updown else ("", ".conv")
             last = 1 if stage.attention is None else 2
-            places[f"up.{i}.resample{step[0]}"] = f"output_blocks.{number - 1}.{last}{step[1]}"
-    return places
+            names[f"up.{i}.resample{step[0]}"] = f"output_blocks.{number - 1}.{last}{step[1]}"
+    return names
 
 
 def _stage(ours: str, theirs: str, stage) -> dict[str, str]:
@@ -129,81 +136,84 @@ def _stage(ours: str, theirs: str, stage) -> dict[str, str]:
     return {f"{ours}.block": f"{theirs}.0"} | attention
 
 
-# ---------------------------------------------------------------------- what the weights show
+# ---------------------------------------------------------------------- flags and weights
 
 
 def _check_network(weights: Mapping[str, Tensor], flags: Mapping[str, Any]) -> None:
     """Raises InputError unless these are the weights of ADM's diffusion network."""
-    first = {"time_embed.0.weight": 2, "input_blocks.0.0.weight": 4}  # their dimensions
-    if any(name not in weights or weights[name].ndim != dimensions for name, dimensions in first.items()):
+    dimensions_of = {"time_embed.0.weight": 2, "input_blocks.0.0.weight": 4}  # key -> number of dimensions
+    if any(name not in weights or weights[name].ndim != dimensions for name, dimensions in dimensions_of.items()):
         raise InputError(
-            "these are not the weights of an ADM network: time_embed.0.weight and input_blocks.0.0.weight are expected; "
-            f"there are {', '.join(list(weights)[:4]) or 'none'}. If the names begin with module. or the like, take that off first."
+            "these are not the weights of an ADM network: time_embed.0.weight and input_blocks.0.0.weight are "
+            f"expected; there are {', '.join(list(weights)[:4]) or 'none'}. If the names have a prefix such as "
+            "module., remove it first."
         )
     if not any(key.startswith("output_blocks.") for key in weights):
         raise InputError(
-            "this is an ADM classifier (it has no output_blocks), which guides a diffusion network and makes no pictures: "
-            "give the diffusion checkpoint, such as 64x64_diffusion.pt."
+            "this is an ADM classifier (it has no output_blocks), which guides a diffusion network and does not "
+            "generate images: give the diffusion checkpoint, such as 64x64_diffusion.pt."
         )
     channels = weights["input_blocks.0.0.weight"].shape[1]
     if channels == 6 and flags["in_channels"] != 6:
         raise InputError(
-            "this is an ADM upsampler: its 6 input channels are the noisy picture and a small one. Upsamplers are not "
-            "imported; give a plain diffusion checkpoint, such as 256x256_diffusion.pt."
+            "this is an ADM upsampler: its 6 input channels are the noisy image and a small one. Upsamplers are not "
+            "supported; give a plain diffusion checkpoint, such as 256x256_diffusion.pt."
         )
 
 
 def _check_flags(flags: dict[str, Any], weights: Mapping[str, Tensor]) -> None:
-    """Raises one InputError that names every flag which the weights contradict, with both values."""
-    declared = flags | {"attention_resolutions": sides_of(flags, attending_levels(flags))}
-    seen = _seen(weights, flags)
+    """Raises one InputError that names every flag that does not match the weights, with both values."""
+    declared = flags | {"attention_resolutions": attention_sides(flags, attention_levels(flags))}
+    shown = _flags_of_weights(weights, flags)
     wrong = [
-        f"{name}: the flags say {in_words(declared[name])}, the weights {in_words(value)}"
-        for name, value in seen.items()
+        f"{name}: the flags give {format_value(declared[name])}, the weights {format_value(value)}"
+        for name, value in shown.items()
         if declared[name] != value
     ]
     if wrong:
-        seen_mult = seen.get("channel_mult")
+        seen_mult = shown.get("channel_mult")
         size = [s for s, mult in CHANNEL_MULT.items() if mult == seen_mult != flags["channel_mult"]]
         hint = f" The weights' channel_mult is ADM's for image_size {size[0]}." if size else ""
         if any(w.startswith("attention_resolutions") for w in wrong):
-            hint += (
-                f" The sides are read for image_size {flags['image_size']}, which weights cannot show: at another size they are "
-                "others."
-            )
-        raise InputError(f"flags that do not fit the weights: {'; '.join(wrong)}.{hint}")
+            hint += f" The sides are computed for image_size {flags['image_size']}, which the weights do not show."
+        raise InputError(f"flags that do not match the weights: {'; '.join(wrong)}.{hint}")
 
 
-def _seen(weights: Mapping[str, Tensor], flags: Mapping[str, Any]) -> dict[str, Any]:
-    """The flags that the weights show. The way up shows them all: its levels end where something resamples."""
+def _flags_of_weights(weights: Mapping[str, Tensor], flags: Mapping[str, Any]) -> dict[str, Any]:
+    """The flags that the weights show. Levels are read from the decoder, where each ends with an upsampling layer."""
     channels, width = weights["input_blocks.0.0.weight"].shape[1], weights["time_embed.0.weight"].shape[1]
-    seen: dict[str, Any] = {"in_channels": channels, "num_channels": width, "class_cond": "label_emb.weight" in weights}
+    shown: dict[str, Any] = {
+        "in_channels": channels,
+        "num_channels": width,
+        "class_cond": "label_emb.weight" in weights,
+    }
     if "out.2.weight" in weights:
         rows = len(weights["out.2.weight"])
         if rows not in (channels, 2 * channels):
             raise InputError(
-                f"out.2.weight has {rows} rows: a network of {channels} channels has {channels}, or {2 * channels} with learn_sigma."
+                f"out.2.weight has {rows} rows: a network of {channels} channels has {channels}, or {2 * channels} "
+                "with learn_sigma."
             )
-        seen["learn_sigma"] = rows == 2 * channels
-    told, norm = (weights.get(f"middle_block.0.{name}.weight") for name in ("emb_layers.1", "out_layers.0"))
-    if told is not None and norm is not None:
-        seen["use_scale_shift_norm"] = len(told) == 2 * len(norm)
+        shown["learn_sigma"] = rows == 2 * channels
+    projection, norm = (weights.get(f"middle_block.0.{name}.weight") for name in ("emb_layers.1", "out_layers.0"))
+    if projection is not None and norm is not None:
+        shown["use_scale_shift_norm"] = len(projection) == 2 * len(norm)
 
-    levels = _levels_up(weights)[::-1]
+    levels = _decoder_levels(weights)[::-1]
     if len(levels) > 1:
-        seen["resblock_updown"] = not any(re.fullmatch(r"output_blocks\.\d+\.[12]\.conv\..*", key) for key in weights)
+        shown["resblock_updown"] = not any(re.fullmatch(r"output_blocks\.\d+\.[12]\.conv\..*", key) for key in weights)
     blocks = {len(level) - 1 for level in levels}
-    seen["num_res_blocks"] = blocks.pop() if len(blocks) == 1 else tuple(len(level) - 1 for level in levels)
+    shown["num_res_blocks"] = blocks.pop() if len(blocks) == 1 else tuple(len(level) - 1 for level in levels)
     widths = [weights.get(f"output_blocks.{level[0]}.0.out_layers.0.weight") for level in levels]
     if all(w is not None for w in widths):
-        seen["channel_mult"] = tuple(plain_number(len(w) / width) for w in widths)
+        shown["channel_mult"] = tuple(plain_number(len(w) / width) for w in widths)
     attending = {i for i, level in enumerate(levels) if f"output_blocks.{level[0]}.1.qkv.weight" in weights}
-    seen["attention_resolutions"] = sides_of(flags, attending)
-    return seen
+    shown["attention_resolutions"] = attention_sides(flags, attending)
+    return shown
 
 
-def _levels_up(weights: Mapping[str, Tensor]) -> list[list[int]]:
-    """Numbers of the output blocks of each level, lowest resolution first."""
+def _decoder_levels(weights: Mapping[str, Tensor]) -> list[list[int]]:
+    """Numbers of the output blocks of each level of the decoder, lowest resolution first."""
     numbers = sorted({int(key.split(".")[1]) for key in weights if re.match(r"output_blocks\.\d+\.0\.", key)})
     ends = {
         int(m[1])
@@ -219,19 +229,19 @@ def _levels_up(weights: Mapping[str, Tensor]) -> list[list[int]]:
 
 
 def _weights(source: Mapping[str, Tensor] | str | Path) -> dict[str, Tensor]:
-    """The tensors of a state dict or file, by name. Raises InputError for what is none; no code in a file is run."""
+    """The tensors of a state dict or file, by name. Raises InputError for anything else; no code in a file is run."""
     import torch
 
-    where = "the state dict" if isinstance(source, Mapping) else str(source)
+    source_name = "the state dict" if isinstance(source, Mapping) else str(source)
     state = source if isinstance(source, Mapping) else _read(Path(source))
     if not isinstance(state, Mapping) or not state:
-        raise InputError(f"{where} holds no state dict (names and tensors), but {type(state).__name__}.")
+        raise InputError(f"{source_name} contains no state dict (names and tensors), but {type(state).__name__}.")
     for key, value in state.items():
         if not isinstance(key, str) or not isinstance(value, torch.Tensor) or not value.is_floating_point():
             raise InputError(
-                f"{where} is not a plain state dict, as ADM saves it: {short_repr(key)} is "
-                f"{value.dtype if isinstance(value, torch.Tensor) else type(value).__name__}, not a tensor of numbers. If the weights "
-                "lie deeper in it, give that part alone."
+                f"{source_name} is not a plain state dict as ADM saves it: {short_repr(key)} is "
+                f"{value.dtype if isinstance(value, torch.Tensor) else type(value).__name__}, not a tensor of numbers. "
+                "If it contains the weights as a part, give only that part."
             )
         if (
             value.layout != torch.strided
@@ -239,10 +249,11 @@ def _weights(source: Mapping[str, Tensor] | str | Path) -> dict[str, Tensor]:
             or value.numel() * value.itemsize > value.untyped_storage().nbytes()
         ):
             raise InputError(
-                f"{where} is damaged: {key} claims {list(value.shape)}, more numbers than the file holds for it."
+                f"{source_name} is corrupted: {key} has shape {list(value.shape)}, but the file has fewer numbers "
+                "for it."
             )
         if not value.isfinite().all():
-            raise InputError(f"{where} is damaged: {key} holds nan or infinity.")
+            raise InputError(f"{source_name} is corrupted: {key} contains nan or infinity.")
     return {key: value.detach() for key, value in state.items()}
 
 
@@ -259,13 +270,14 @@ def _read(path: Path) -> Any:
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
         raise InputError(
-            f"{path} holds more than tensors, and opening it would run code that came with it: give ADM's plain state dict, "
+            f"{path} contains more than tensors, and opening it would run code in it: give ADM's plain state dict, "
             "or save it as .safetensors."
         ) from None
     except Exception as error:
-        why = " ".join(str(error).split())[:300]
+        reason = " ".join(str(error).split())[:300]
         raise InputError(
-            f"{path} cannot be read as weights; it may be cut short or damaged ({type(error).__name__}{f': {why}' if why else ''})."
+            f"{path} cannot be read as weights; it may be truncated or corrupted "
+            f"({type(error).__name__}{f': {reason}' if reason else ''})."
         ) from error
 
 
@@ -281,20 +293,30 @@ def import_adm(
 ) -> Path:
     """Write an ADM checkpoint as a pipeline folder, for `adagn sample` and `ClassConditionalPipeline.from_pretrained`.
 
-    preset: a name of PRESETS, the flags of a published checkpoint; `flags` win over it. class_names: a text file, one class a
-    line. Without it 1000 classes are ImageNet's, and others are named by their ids.
-    A network without a learned variance is sampled by ddpm with the smaller fixed one (beta tilde); ADM's scripts take beta.
+    A network without a learned variance is sampled by ddpm with the smaller fixed one (beta tilde); ADM's scripts use
+    beta.
 
-    Returns the folder. Raises InputError as `load_adm` does, for a diffusion that has no counterpart here, for class names
-    that are not as many as the classes, and for a folder that is there already.
+    Args:
+        checkpoint: The file of weights.
+        out: The folder to write.
+        preset: A name of PRESETS: the flags of a published checkpoint.
+        class_names: A text file, one class per line. None: 1000 classes have ImageNet's names, others their ids.
+        flags: ADM's flags; they override the preset.
+
+    Returns:
+        The folder.
+
+    Raises:
+        InputError: As `load_adm`, for a diffusion process without counterpart here, for a wrong number of class names,
+            and if the folder exists.
     """
     out = Path(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise InputError(f"{out} is there already and is not overwritten: give another --out, or remove it.")
-    chosen = preset_flags(preset) | flags
-    read = read_flags(chosen)
+        raise InputError(f"{out} exists and is not overwritten: give another --out, or remove it.")
+    all_flags = preset_flags(preset) | flags
+    read = read_flags(all_flags)
     process = _process(read)
-    unet = load_adm(checkpoint, **chosen)
+    unet = load_adm(checkpoint, **all_flags)
 
     from ..config import DiffusionConfig
     from ..diffusion.schedule import make_scheduler
@@ -306,32 +328,32 @@ def import_adm(
 
     def write(folder: Path) -> None:
         pipe.save_pretrained(folder)
-        (folder / "README.md").write_text(_card(Path(checkpoint).name, chosen, process, pipe), encoding="utf-8")
+        (folder / "README.md").write_text(_card(Path(checkpoint).name, all_flags, process, pipe), encoding="utf-8")
 
     return atomic_dir(out, write)
 
 
 def _process(flags: Mapping[str, Any]) -> dict[str, Any]:
-    """DiffusionConfig's fields for ADM's flags."""
+    """Fields of DiffusionConfig for ADM's flags."""
     steps, schedule = flags["diffusion_steps"], flags["noise_schedule"]
     if schedule not in ("linear", "cosine"):
-        raise InputError(f"noise_schedule is linear or cosine, not '{schedule}'.")
+        raise InputError(f"noise_schedule must be linear or cosine, not '{schedule}'.")
     if schedule == "linear" and steps != 1000:
         raise InputError(
-            f"diffusion_steps {steps} with noise_schedule linear: ADM multiplies the betas by 1000 / diffusion_steps, and the "
-            "linear schedule here does not. Only 1000 steps can be imported with it."
+            f"diffusion_steps {steps} with noise_schedule linear: ADM multiplies the betas by 1000 / diffusion_steps, "
+            "and the linear schedule here does not. Only 1000 steps can be imported with it."
         )
     if flags["rescale_timesteps"] and steps != 1000:
         raise InputError(
-            f"rescale_timesteps with diffusion_steps {steps}: ADM then tells the network t * 1000 / {steps}, and samplers "
-            "here tell it t. Only 1000 steps can be imported with it."
+            f"rescale_timesteps with diffusion_steps {steps}: ADM's network then receives t * 1000 / {steps}, but "
+            "here it receives t. Only 1000 steps can be imported with it."
         )
     prediction = "x0" if flags["predict_xstart"] else "eps"
     return {"schedule": schedule, "num_train_timesteps": steps, "prediction": prediction}
 
 
 def _labels(classes: int, class_names: str | Path | None) -> LabelSpace | None:
-    """The label space of a network with this many classes and no null class; None: named by their ids."""
+    """The label space of a network with this many classes and no null class; None: classes are named by their ids."""
     from ..data.class_lists import imagenet_classes
     from ..data.classes import class_lines
     from ..labels import LabelSpace
@@ -339,7 +361,7 @@ def _labels(classes: int, class_names: str | Path | None) -> LabelSpace | None:
     if class_names is not None:
         names = tuple(line for _, line in class_lines(class_names, "class_names"))
         if len(names) != classes:
-            raise InputError(f"{class_names} names {len(names)} classes, the network has {classes}: give one a line.")
+            raise InputError(f"{class_names} has {len(names)} classes, the network has {classes}: give one per line.")
         return LabelSpace(names, has_null=not classes)
     table = imagenet_classes()
     if classes == len(table):
@@ -363,8 +385,8 @@ tags: [diffusion, image-generation]
 
 # {name}, imported
 
-OpenAI's guided-diffusion checkpoint `{name}` ({size}x{size} pictures, {parameters / 1e6:.1f} M parameters), as a network of
-diffusion_adagn. Its training, its data and its licence are its authors' own.
+OpenAI's guided-diffusion checkpoint `{name}` ({size}x{size} images, {parameters / 1e6:.1f} M parameters), as a network
+of diffusion_adagn. Training, data and licence are those of its authors.
 
 | | |
 |---|---|
@@ -377,15 +399,15 @@ diffusion_adagn. Its training, its data and its licence are its authors' own.
 {next_command("THIS_FOLDER", pipe.labels)}
 ```
 
-No quality figure was measured when this card was written.
+No quality metric was measured when this card was written.
 """
 
 
 def next_command(folder: str | Path, labels: LabelSpace) -> str:
-    """What to type to sample an imported model."""
+    """The command that samples an imported model."""
     classes = labels.names[0].split(",")[0] if labels.K else "null"
     try:
         classes = classes if not labels.K or labels.parse(classes) == [0] else "id:0"
-    except InputError:  # a name that could mean two classes
+    except InputError:  # an ambiguous name
         classes = "id:0"
     return command("sample", folder, classes=classes, sampler="ddpm", steps=250)

@@ -1,6 +1,6 @@
-"""The flags of OpenAI's guided-diffusion ("ADM"), as its scripts name them, and the network that they describe.
+"""The flags of OpenAI's guided-diffusion ("ADM"), named as in its scripts, and the network that they describe.
 
-Nothing heavy is imported, so that the command line can list them at once.
+This module does not import torch, so that the command line can list the flags at once.
 """
 
 import difflib
@@ -10,25 +10,25 @@ from typing import Any, NamedTuple
 from ..errors import InputError
 
 
-def _whole(value: Any) -> int:
+def _parse_int(value: Any) -> int:
     if isinstance(value, bool) or float(value) != int(float(value)):
         raise ValueError
     return int(float(value))
 
 
-def _truth(value: Any) -> bool:
-    words = {"true": True, "yes": True, "t": True, "y": True, "1": True}
-    words |= {"false": False, "no": False, "f": False, "n": False, "0": False}
-    word = str(value).strip().lower()
-    if word not in words:
+def _parse_bool(value: Any) -> bool:
+    values = {"true": True, "yes": True, "t": True, "y": True, "1": True}
+    values |= {"false": False, "no": False, "f": False, "n": False, "0": False}
+    text = str(value).strip().lower()
+    if text not in values:
         raise ValueError
-    return words[word]
+    return values[text]
 
 
-def _list(of: Callable[[Any], Any]) -> Callable[[Any], tuple]:
+def _list_parser(of: Callable[[Any], Any]) -> Callable[[Any], tuple]:
     def read(value: Any) -> tuple:
         if isinstance(value, str):
-            value = [word for word in value.strip("[]() ").split(",") if word.strip()]
+            value = [text for text in value.strip("[]() ").split(",") if text.strip()]
         return tuple(of(v) for v in (value if isinstance(value, list | tuple) else [value]))
 
     return read
@@ -39,7 +39,14 @@ def plain_number(value: Any) -> int | float:
 
 
 class Flag(NamedTuple):
-    """A flag of ADM's scripts: its default there, how its value is read, what is expected, and what it means."""
+    """A flag of ADM's scripts.
+
+    Args:
+        default: The default of ADM's scripts.
+        read: Parses a value.
+        expected: The expected value, in words.
+        help: The meaning.
+    """
 
     default: Any
     read: Callable[[Any], Any]
@@ -48,22 +55,24 @@ class Flag(NamedTuple):
 
 
 def _int(default: int, help: str) -> Flag:
-    return Flag(default, _whole, "a whole number", help)
+    return Flag(default, _parse_int, "a whole number", help)
 
 
 def _bool(default: bool, help: str) -> Flag:
-    return Flag(default, _truth, "True or False", help)
+    return Flag(default, _parse_bool, "True or False", help)
 
 
 FLAGS: dict[str, Flag] = {
-    "image_size": _int(64, "side of the pictures"),
-    "in_channels": _int(3, "channels of the pictures (ADM's scripts: always 3)"),
+    "image_size": _int(64, "side of the images"),
+    "in_channels": _int(3, "channels of the images (ADM's scripts: always 3)"),
     "num_channels": _int(128, "base width"),
     "num_res_blocks": _int(2, "residual blocks per level"),
     "channel_mult": Flag(
-        "", _list(plain_number), "numbers with commas", "width multiplier of each level; empty: by image_size"
+        "", _list_parser(plain_number), "numbers with commas", "width multiplier of each level; empty: by image_size"
     ),
-    "attention_resolutions": Flag("16,8", _list(_whole), "whole numbers with commas", "sides with attention"),
+    "attention_resolutions": Flag(
+        "16,8", _list_parser(_parse_int), "whole numbers with commas", "sides with attention"
+    ),
     "num_heads": _int(4, "attention heads, where num_head_channels is -1"),
     "num_head_channels": _int(-1, "channels per attention head; -1: num_heads decides"),
     "num_heads_upsample": _int(-1, "heads on the way up; -1: num_heads"),
@@ -76,9 +85,15 @@ FLAGS: dict[str, Flag] = {
     "diffusion_steps": _int(1000, "T"),
     "noise_schedule": Flag("linear", str, "linear or cosine", "linear or cosine"),
     "predict_xstart": _bool(False, "the network predicts x0, not eps"),
-    "rescale_timesteps": _bool(False, "timesteps are told as t * 1000 / T"),
+    "rescale_timesteps": _bool(False, "the network receives t * 1000 / T"),
 }
-IGNORED = ("use_checkpoint", "use_fp16", "timestep_respacing", "use_kl", "rescale_learned_sigmas")  # not about weights
+IGNORED = (
+    "use_checkpoint",
+    "use_fp16",
+    "timestep_respacing",
+    "use_kl",
+    "rescale_learned_sigmas",
+)  # do not affect the weights
 
 CHANNEL_MULT = {64: (1, 2, 3, 4), 128: (1, 1, 2, 3, 4), 256: (1, 1, 2, 2, 4, 4), 512: (0.5, 1, 1, 2, 2, 4, 4)}
 
@@ -114,17 +129,17 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 
 def read_flags(flags: Mapping[str, Any]) -> dict[str, Any]:
-    """Every flag by its name, the defaults of ADM's scripts where none is given; ADM's words or Python's values.
+    """All flags by name; missing ones have the defaults of ADM's scripts. Values are ADM's strings or Python values.
 
-    channel_mult is resolved; num_head_channels and num_heads_upsample are None for -1. Raises InputError for an unknown flag
-    and a value that cannot be read.
+    channel_mult is resolved; num_head_channels and num_heads_upsample are None for -1. Raises InputError for an unknown
+    flag or an invalid value.
     """
     for name in flags:
         if name not in FLAGS and name not in IGNORED:
-            near = difflib.get_close_matches(name, [*FLAGS, *IGNORED], n=3)
+            nearest = difflib.get_close_matches(name, [*FLAGS, *IGNORED], n=3)
             raise InputError(
                 f"ADM has no flag '{name}'."
-                + (f" Did you mean {' or '.join(near)}?" if near else f" Its flags: {', '.join(FLAGS)}.")
+                + (f" Did you mean {' or '.join(nearest)}?" if nearest else f" Its flags: {', '.join(FLAGS)}.")
             )
     read = {}
     for name, flag in FLAGS.items():
@@ -132,28 +147,30 @@ def read_flags(flags: Mapping[str, Any]) -> dict[str, Any]:
         try:
             read[name] = flag.read(value)
         except (ValueError, TypeError, OverflowError):
-            raise InputError(f"{name} is {flag.expected}, not {value!r}.") from None
+            raise InputError(f"{name} must be {flag.expected}, not {value!r}.") from None
     for name in ("image_size", "in_channels", "num_channels", "num_res_blocks", "num_heads", "diffusion_steps"):
         if read[name] < 1:
-            raise InputError(f"{name} is at least 1, not {read[name]}.")
+            raise InputError(f"{name} must be at least 1, not {read[name]}.")
     if not 0 <= read["dropout"] < 1:
-        raise InputError(f"dropout is at least 0 and below 1, not {read['dropout']:g}.")
+        raise InputError(f"dropout must be at least 0 and below 1, not {read['dropout']:g}.")
     if min(read["attention_resolutions"], default=1) < 1:
-        raise InputError(f"attention_resolutions are sides in pixels, not {in_words(read['attention_resolutions'])}.")
+        raise InputError(
+            f"attention_resolutions must be sides in pixels, not {format_value(read['attention_resolutions'])}."
+        )
     for name in ("num_head_channels", "num_heads_upsample"):
         read[name] = read[name] if read[name] > 0 else None
     if not read["channel_mult"]:
         if read["image_size"] not in CHANNEL_MULT:
             raise InputError(
-                f"ADM has a channel_mult of its own for {in_words(CHANNEL_MULT)} pixels, not for {read['image_size']}: "
-                "give channel_mult, such as 1,2,2."
+                f"ADM has a default channel_mult for {format_value(CHANNEL_MULT)} pixels, not for "
+                f"{read['image_size']}: give channel_mult, such as 1,2,2."
             )
         read["channel_mult"] = CHANNEL_MULT[read["image_size"]]
     return read
 
 
 def network_config(flags: Mapping[str, Any], num_classes: int | None = 1000) -> dict[str, Any]:
-    """AdaGNUNet's arguments for flags as `read_flags` gives them, and the number of classes (used with class_cond)."""
+    """AdaGNUNet's arguments. flags: from `read_flags`. num_classes: used with class_cond."""
     return {
         "sample_size": flags["image_size"],
         "in_channels": flags["in_channels"],
@@ -162,7 +179,7 @@ def network_config(flags: Mapping[str, Any], num_classes: int | None = 1000) -> 
         "model_channels": flags["num_channels"],
         "channel_mult": flags["channel_mult"],
         "num_res_blocks": flags["num_res_blocks"],
-        "attention_resolutions": sides_of(flags, attending_levels(flags)),
+        "attention_resolutions": attention_sides(flags, attention_levels(flags)),
         "num_heads": flags["num_heads"],
         "num_heads_upsample": flags["num_heads_upsample"],
         "num_head_channels": flags["num_head_channels"],
@@ -175,27 +192,28 @@ def network_config(flags: Mapping[str, Any], num_classes: int | None = 1000) -> 
     }
 
 
-def attending_levels(flags: Mapping[str, Any]) -> set[int]:
+def attention_levels(flags: Mapping[str, Any]) -> set[int]:
     """The levels with attention: ADM compares image_size // resolution with a level's downsampling factor."""
     factors = {flags["image_size"] // side for side in flags["attention_resolutions"]}
     return {level for level in range(len(flags["channel_mult"])) if 2**level in factors}
 
 
-def sides_of(flags: Mapping[str, Any], levels: set[int]) -> tuple[int, ...]:
+def attention_sides(flags: Mapping[str, Any], levels: set[int]) -> tuple[int, ...]:
     return tuple(flags["image_size"] // 2**level for level in sorted(levels))
 
 
-def in_words(value: Any) -> str:
+def format_value(value: Any) -> str:
     if isinstance(value, list | tuple | dict | set):
         return ",".join(f"{v:g}" for v in value) or "none"
     return str(value)
 
 
 def preset_flags(preset: str | None) -> dict[str, Any]:
-    """The flags of a preset, {} for None. Raises InputError with the names there are."""
+    """The flags of a preset, {} for None. Raises InputError with the known names."""
     if preset is not None and preset not in PRESETS:
-        near = difflib.get_close_matches(preset, PRESETS, n=1)
+        nearest = difflib.get_close_matches(preset, PRESETS, n=1)
         raise InputError(
-            f"there is no preset '{preset}'.{f' Did you mean {near[0]}?' if near else ''} Presets: {', '.join(PRESETS)}."
+            f"there is no preset '{preset}'.{f' Did you mean {nearest[0]}?' if nearest else ''} Presets: "
+            f"{', '.join(PRESETS)}."
         )
     return dict(PRESETS[preset]) if preset else {}

@@ -1,7 +1,7 @@
-"""To diffusers and back: a folder that stock diffusers loads and samples without this package, and such folders opened.
+"""Export to a folder that stock diffusers loads and samples without this package, and import of such folders.
 
 DIR/model_index.json            class names, null id, clipping; "_class_name": ["adagn_label_pipeline", "LabelPipeline"]
-DIR/adagn_label_pipeline.py     a copy of the file beside this one
+DIR/adagn_label_pipeline.py     a copy of the file in this folder
 DIR/unet/                       UNet2DModel
 DIR/scheduler/                  the model's own scheduler
 DIR/README.md
@@ -31,18 +31,28 @@ from ..schema import read_json, short_repr
 from .adagn_label_pipeline import LabelPipeline
 from .unet2d import from_unet2d, to_unet2d
 
-CODE = Path(inspect.getsourcefile(LabelPipeline)).name
-CLASS_NAME = [Path(CODE).stem, LabelPipeline.__name__]  # in model_index.json
-MAX_LAYERS = 64  # in a level
-PIPELINE_FILES = {"model_index.json", "unet", "scheduler", "README.md", CODE}
+PIPELINE_CODE = Path(inspect.getsourcefile(LabelPipeline)).name
+CLASS_NAME = [Path(PIPELINE_CODE).stem, LabelPipeline.__name__]  # in model_index.json
+MAX_LAYERS = 64  # per level
+PIPELINE_FILES = {"model_index.json", "unet", "scheduler", "README.md", PIPELINE_CODE}
 
-# ---------------------------------------------------------------------- there
+# ---------------------------------------------------------------------- export
 
 
 def export_diffusers(source: str | Path, out: str | Path, weights: str = "ema", overwrite: bool = False) -> Path:
-    """Write the model that `source` means (see `loading.open_pipeline`) as a folder for stock diffusers; returns it.
+    """Write a model as a folder for stock diffusers.
 
-    Raises InputError, before anything is written, for a network that UNet2DModel cannot express and for a folder in the way.
+    Args:
+        source: A run, checkpoint, pipeline folder or hub id; see `sampling.load.open_pipeline`.
+        out: The folder to write.
+        weights: "ema" or "raw".
+        overwrite: Replace an earlier export.
+
+    Returns:
+        The folder.
+
+    Raises:
+        InputError: For a network that UNet2DModel cannot express, and if the folder exists; nothing is written then.
     """
     out = _free(out, overwrite, "an export", lambda index: index.get("_class_name") == CLASS_NAME)
     pipe, _ = open_pipeline(source, weights)
@@ -72,21 +82,21 @@ def export_diffusers(source: str | Path, out: str | Path, weights: str = "ema", 
     return atomic_dir(out, write)
 
 
-def sample_line(folder: str | Path) -> str:
-    """What to type to sample an exported folder with stock diffusers."""
+def stock_sample_command(folder: str | Path) -> str:
+    """The command that samples an exported folder with stock diffusers."""
     names = read_json(Path(folder) / "model_index.json")["id2label"]
     path, name = (json.dumps(text, ensure_ascii=False) for text in (str(folder), names.get("0")))
     code = (
-        "from diffusers import DiffusionPipeline; "
-        f"pipe = DiffusionPipeline.from_pretrained({path}, trust_remote_code=True); "
-        f'pipe({name + ", " if names else ""}seeds=0).images[0].save("picture.png")'
+        f"from diffusers import DiffusionPipeline; pipe = DiffusionPipeline.from_pretrained({path}, "
+        "trust_remote_code=True); "
+        f'pipe({name + ", " if names else ""}seeds=0).images[0].save("image.png")'
     )
     return f"python -c {shlex.quote(code)}"
 
 
-def _default_steps(scheduler: SchedulerMixin, most: int = 50) -> int:
-    """The largest number of steps up to 50 that this scheduler walks as scheduled."""
-    for steps in range(min(most, scheduler.config.num_train_timesteps), 1, -1):
+def _default_steps(scheduler: SchedulerMixin, max_steps: int = 50) -> int:
+    """The largest number of steps up to `max_steps` for which the scheduler follows its timesteps exactly."""
+    for steps in range(min(max_steps, scheduler.config.num_train_timesteps), 1, -1):
         try:
             set_timesteps(scheduler, steps)
             return steps
@@ -97,14 +107,15 @@ def _default_steps(scheduler: SchedulerMixin, most: int = 50) -> int:
 
 @torch.no_grad()
 def _check_same(ours: AdaGNUNet, theirs: UNet2DModel) -> None:
-    """Raises RuntimeError unless both networks answer the same, once, at a random picture."""
+    """Raises RuntimeError unless both networks have the same output for a random image."""
     c = ours.config
     x = torch.randn(1, c.in_channels, c.sample_size, c.sample_size, generator=torch.Generator().manual_seed(0))
     t, y = torch.tensor([500.0]), torch.tensor([0]) if c.num_classes else None
-    a, b = ours.eval()(x, t, y).sample, theirs(x, t, y).sample
-    if not (a - b).abs().max() <= 1e-3 * a.abs().max():
+    ours_out, theirs_out = ours.eval()(x, t, y).sample, theirs(x, t, y).sample
+    if not (ours_out - theirs_out).abs().max() <= 1e-3 * ours_out.abs().max():
         raise RuntimeError(
-            f"the exported network differs from the model by {(a - b).abs().max():.2g}: please report this."
+            f"the exported network differs from the model by {(ours_out - theirs_out).abs().max():.2g}: please "
+            "report this."
         )
 
 
@@ -126,8 +137,9 @@ tags: [diffusion, class-conditional, image-generation]
 
 # {out.name}
 
-A class-conditional diffusion model of {side}x{side} pictures, for stock diffusers: `unet/` is a `UNet2DModel`, `scheduler/` a
-`{type(pipe.scheduler).__name__}`. Trained and exported with diffusion_adagn, which is not needed to use it.
+A class-conditional diffusion model of {side}x{side} images, for stock diffusers: `unet/` is a `UNet2DModel`,
+`scheduler/` a `{type(pipe.scheduler).__name__}`. Trained and exported with diffusion_adagn, which is not needed for
+sampling.
 
 | | |
 |---|---|
@@ -145,27 +157,36 @@ pipe = DiffusionPipeline.from_pretrained("THIS_FOLDER", trust_remote_code=True)
 images = pipe({call}).images
 ```
 
-`trust_remote_code=True` runs `{CODE}`, which lies beside this card and imports torch, numpy, PIL and
-diffusers alone. Read it, or do without: `UNet2DModel.from_pretrained("THIS_FOLDER", subfolder="unet")` loads the network alone,
-whose `class_labels` are {labels}.
+`trust_remote_code=True` runs `{PIPELINE_CODE}`, which is in this folder and imports only torch, numpy, PIL and
+diffusers. Read it first, or do without: `UNet2DModel.from_pretrained("THIS_FOLDER", subfolder="unet")` loads only the
+network, whose `class_labels` are {labels}.
 
-Back into diffusion_adagn: `adagn import-diffusers THIS_FOLDER --out DIR` (reads json and safetensors, runs no code).
+To import it into diffusion_adagn: `adagn import-diffusers THIS_FOLDER --out DIR` (reads json and safetensors, runs no
+code).
 """
 
 
-# ---------------------------------------------------------------------- and back
+# ---------------------------------------------------------------------- import
 
 
 def open_diffusers(
     folder: str | Path, null_class: bool | None = None, class_names: Sequence[str] | None = None
 ) -> ClassConditionalPipeline:
-    """The model of an exported folder, or of any pipeline folder or hub id with a UNet2DModel and one of our schedulers.
+    """Open an exported folder, or any pipeline folder or hub id with a UNet2DModel and one of our schedulers.
 
-    null_class: whether the last row of the class table means "no class"; None: as the folder says, else not.
-    class_names: names in the order of the ids; None: the folder's, else the ids.
-    Only json and safetensors are read; no code in the folder is run. The scheduler keeps its process (betas, T, prediction,
-    spacing); what only belongs to its sampler follows our rules, `changed_settings` tells what differs.
-    Raises InputError for a folder that holds something else.
+    Only json and safetensors are read; no code in the folder is run. The scheduler's process (betas, T, prediction,
+    spacing) stays; settings of its sampler follow our rules. `changed_settings` lists the differences.
+
+    Args:
+        folder: The folder or hub id.
+        null_class: Whether the last row of the class table means "no class"; None: as the folder says, else False.
+        class_names: Names in the order of the ids; None: those of the folder, else the ids.
+
+    Returns:
+        The pipeline.
+
+    Raises:
+        InputError: For a folder with other contents.
     """
     folder = pipeline_folder(folder)
     with errors_as_input_error(folder):
@@ -202,41 +223,43 @@ def import_diffusers(
     class_names: Sequence[str] | None = None,
     overwrite: bool = False,
 ) -> Path:
-    """`open_diffusers`, written as a pipeline folder of ours; returns it. Raises InputError before anything is written."""
+    """Write the result of `open_diffusers` as a pipeline folder, and return it. On an InputError nothing is written."""
     out = _free(out, overwrite, "a pipeline folder", lambda index: "labels" in index)
     return atomic_dir(out, open_diffusers(folder, null_class, class_names).save_pretrained)
 
 
 def changed_settings(folder: str | Path, pipe: ClassConditionalPipeline) -> list[str]:
-    """What the scheduler in the folder says otherwise than the opened pipeline's: "steps_offset: 1 -> 0"."""
+    """Scheduler settings of the folder that differ in the opened pipeline, such as "steps_offset: 1 -> 0"."""
     theirs = read_json(pipeline_folder(folder) / "scheduler" / "scheduler_config.json")
     ours = pipe.scheduler.config
-    kept = {"clip_sample"} if pipe.config.clip_x0 else set()  # the pipeline clips instead
+    ignored = {"clip_sample"} if pipe.config.clip_x0 else set()  # the pipeline clips instead
     if ours.get("trained_betas") is not None:
-        kept |= {"trained_betas", "beta_schedule", "beta_start", "beta_end"}
+        ignored |= {"trained_betas", "beta_schedule", "beta_start", "beta_end"}
     accepted = inspect.signature(type(pipe.scheduler).__init__).parameters
-    return [f"{k}: {v} -> {ours[k]}" for k, v in theirs.items() if k in accepted and k not in kept and ours.get(k) != v]
+    return [
+        f"{k}: {v} -> {ours[k]}" for k, v in theirs.items() if k in accepted and k not in ignored and ours.get(k) != v
+    ]
 
 
 def _check_index(index: dict) -> None:
-    """Raises InputError for entries of a model_index.json that an export does not write."""
+    """Raises InputError for invalid entries of an export's model_index.json."""
     names, null_id, record = index.get("id2label", {}), index.get("null_id"), index.get("record", {})
-    whole, numbers = (int, type(None)), (float, int, type(None))
+    integer_types, number_types = (int, type(None)), (float, int, type(None))
     checks = {
         "id2label": isinstance(names, dict) and all(isinstance(name, str) for name in names.values()),
-        "null_id": type(null_id) in whole,
+        "null_id": type(null_id) in integer_types,
         "clip_x0": isinstance(index.get("clip_x0", True), bool),
         "record": isinstance(record, dict)
-        and type(record.get("trained_steps")) in whole
-        and type(record.get("ema_decay")) in numbers,
+        and type(record.get("trained_steps")) in integer_types
+        and type(record.get("ema_decay")) in number_types,
     }
-    wrong = [key for key, right in checks.items() if not right]
-    if wrong:
-        raise InputError(f"{wrong[0]} in model_index.json cannot be {short_repr(index[wrong[0]])}.")
+    invalid = [key for key, valid in checks.items() if not valid]
+    if invalid:
+        raise InputError(f"{invalid[0]} in model_index.json is invalid: {short_repr(index[invalid[0]])}.")
 
 
 def _component(index: dict, name: str) -> str | None:
-    """The class of a component, only if it is one of diffusers' own."""
+    """The class of a component; None unless it is one of diffusers."""
     value = index.get(name)
     return value[1] if isinstance(value, list) and len(value) == 2 and value[0] == "diffusers" else None
 
@@ -245,20 +268,20 @@ def _stock_unet(folder: Path, index: dict) -> UNet2DModel:
     named = [_component(index, "unet"), read_json(folder / "unet" / "config.json").get("_class_name")]
     if named != ["UNet2DModel"] * 2:
         raise InputError(
-            f"{folder} holds the network {index.get('unet')}; only diffusers' UNet2DModel can be imported."
+            f"{folder} contains the network {index.get('unet')}; only diffusers' UNet2DModel can be imported."
         )
     unet = _empty_unet(folder / "unet" / "config.json")
     fill(unet, folder / "unet")
     if unet.config.out_channels not in (unet.config.in_channels, 2 * unet.config.in_channels):
         raise InputError(
-            f"{folder / 'unet'} has {unet.config.in_channels} input and {unet.config.out_channels} output channels; expected "
-            "as many, or twice as many for a learned variance."
+            f"{folder / 'unet'} has {unet.config.in_channels} input and {unet.config.out_channels} output channels; "
+            "expected as many, or twice as many for a learned variance."
         )
     return unet.eval()
 
 
 def _empty_unet(file: Path) -> UNet2DModel:
-    """The network that a config.json describes, on the meta device. Raises InputError for what can be none."""
+    """The network that a config.json describes, on the meta device. Raises InputError for an invalid one."""
     config = read_json(file)
     levels, layers = config.get("block_out_channels", ()), config.get("layers_per_block", 2)
     if (
@@ -268,14 +291,14 @@ def _empty_unet(file: Path) -> UNet2DModel:
         or layers > MAX_LAYERS
     ):
         raise InputError(
-            f"{file} describes no network: expected block_out_channels of {MAX_LEVELS} levels at most and layers_per_block of "
-            f"{MAX_LAYERS} at most, not {short_repr(levels)} and {short_repr(layers)}."
+            f"{file} does not describe a network: expected block_out_channels of at most {MAX_LEVELS} levels and "
+            f"layers_per_block of at most {MAX_LAYERS}, not {short_repr(levels)} and {short_repr(layers)}."
         )
     try:
         with torch.device("meta"):
             return UNet2DModel.from_config(config)
-    except Exception as error:  # diffusers does not look at what it is given
-        raise InputError(f"{file} describes no network: {' '.join(str(error).split())[:300]}") from error
+    except Exception as error:  # diffusers does not check its arguments
+        raise InputError(f"{file} does not describe a network: {' '.join(str(error).split())[:300]}") from error
 
 
 def _stock_scheduler(folder: Path, index: dict) -> SchedulerMixin:
@@ -289,23 +312,23 @@ def _stock_scheduler(folder: Path, index: dict) -> SchedulerMixin:
 
 
 def _our_scheduler(theirs: SchedulerMixin, learned_variance: bool) -> SchedulerMixin:
-    """The same process by our rules (see `schedule.with_sampler`)."""
+    """A scheduler of the same process with our settings (see `schedule.with_sampler`)."""
     c = theirs.config
     if c.prediction_type not in PREDICTIONS.values():
         raise InputError(f"prediction_type {c.prediction_type!r} is not one of {', '.join(PREDICTIONS.values())}.")
     if learned_variance and c.get("variance_type") == "learned":
-        raise InputError("variance_type 'learned' is not known here: only 'learned_range' (Nichol & Dhariwal 2021).")
+        raise InputError("variance_type 'learned' is not supported, only 'learned_range' (Nichol & Dhariwal 2021).")
     if c.get("clip_sample_range", 1.0) != 1.0 and _clips(theirs):
         raise InputError(f"the scheduler clips to {c.clip_sample_range}; here x0 is clipped to [-1, 1] or not at all.")
     if c.beta_schedule not in ("linear", "scaled_linear", "squaredcos_cap_v2") and c.trained_betas is None:
-        theirs = type(theirs).from_config(c, trained_betas=theirs.betas.tolist())  # a schedule that other samplers lack
+        theirs = type(theirs).from_config(c, trained_betas=theirs.betas.tolist())  # other samplers lack this schedule
     return with_sampler(
         theirs, spacing="trailing" if c.get("rescale_betas_zero_snr") else None, learned_variance=learned_variance
     )
 
 
 def _clips(scheduler: SchedulerMixin) -> bool:
-    """Whether a stock scheduler clips x0; a leftover entry of another one's config does nothing."""
+    """Whether a stock scheduler clips x0; an entry left from another scheduler's config has no effect."""
     accepted = inspect.signature(type(scheduler).__init__).parameters
     return "clip_sample" in accepted and bool(scheduler.config.clip_sample)
 
@@ -321,25 +344,25 @@ def _labels(unet: AdaGNUNet, class_names: Sequence[str] | None, id2label: dict |
             raise InputError("id2label in model_index.json must name the classes 0, 1, 2, ... without gaps.") from None
     if len(names) != count:
         missing_null = len(names) == count - 1 and not unet.config.null_class
-        hint = " If the last row of its table means no class, give --null_class." if missing_null else ""
+        hint = " If the last row of its class table means no class, give --null_class." if missing_null else ""
         raise InputError(f"the network has {count} classes, but {len(names)} names were given.{hint}")
-    kept = {k: record.get(k) for k in ("original_ids", "wnids")} if class_names is None else {}
-    return LabelSpace.from_dict({"names": names, "has_null": unet.config.null_class or not count, **kept})
+    extra = {k: record.get(k) for k in ("original_ids", "wnids")} if class_names is None else {}
+    return LabelSpace.from_dict({"names": names, "has_null": unet.config.null_class or not count, **extra})
 
 
 # ---------------------------------------------------------------------- folders
 
 
-def _free(out: str | Path, overwrite: bool, kind: str, is_kind: Callable[[dict], bool]) -> Path:
-    """The folder to write, resolved. Raises InputError if something is there that may not be replaced."""
+def _free(out: str | Path, overwrite: bool, content: str, is_content: Callable[[dict], bool]) -> Path:
+    """The folder to write, resolved. Raises InputError if it exists and may not be replaced."""
     out = Path(out).resolve()
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         try:
-            ours = is_kind(read_json(out / "model_index.json")) and {p.name for p in out.iterdir()} <= PIPELINE_FILES
+            ours = is_content(read_json(out / "model_index.json")) and {p.name for p in out.iterdir()} <= PIPELINE_FILES
         except InputError:
             ours = False
         if not ours:
-            raise InputError(f"{out} is in the way and holds something else than {kind}: name another folder.")
+            raise InputError(f"{out} exists and is not {content}: give another folder.")
         if not overwrite:
-            raise InputError(f"{out} exists: name another folder, or give --overwrite to replace it.")
+            raise InputError(f"{out} exists: give another folder, or --overwrite to replace it.")
     return out

@@ -214,9 +214,15 @@ class AdaGNUNet(ModelMixin, ConfigMixin):
         class_labels: Tensor | None = None,
         class_vectors: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None]:
-        """`modulation` before it is split: [B, width], all sites concatenated, and [B, tokens, width] where the class is tokens.
+        """`modulation` before it is split by site. Rows may be selected and cached before `split_modulation`.
 
-        Rows may be selected and cached before `split_modulation`.
+        Args:
+            timestep: see `modulation`.
+            class_labels: see `modulation`.
+            class_vectors: see `modulation`.
+
+        Returns:
+            [B, width], all sites concatenated, and [B, tokens, width] where the class is tokens, else None.
         """
         timestep, classes = self._check_condition(timestep, class_labels, class_vectors)
         vector, tokens = self.embedding(timestep, classes)
@@ -224,7 +230,15 @@ class AdaGNUNet(ModelMixin, ConfigMixin):
         return self.projection(F.silu(vector)), attended
 
     def split_modulation(self, projected: Tensor, attended: Tensor | None = None) -> Modulation:
-        """Split the output of `project_condition` by site."""
+        """Split the output of `project_condition` by site.
+
+        Args:
+            projected: [B, width].
+            attended: [B, tokens, width], or None.
+
+        Returns:
+            As `modulation`.
+        """
         plain = projected.split(self._widths, dim=-1)
         more = [None] * len(plain) if attended is None else attended.split(self._token_widths, dim=-1)
         return {
@@ -232,7 +246,18 @@ class AdaGNUNet(ModelMixin, ConfigMixin):
         }
 
     def denoise(self, x: Tensor, m: Modulation) -> Tensor:
-        """The image path: x [B, in_channels, H, W] and a modulation of B (or 1) rows -> [B, out_channels, H, W], contiguous."""
+        """The image path.
+
+        Args:
+            x: noisy images [B, in_channels, H, W].
+            m: a modulation of B rows, or of 1.
+
+        Returns:
+            The prediction [B, out_channels, H, W], contiguous.
+
+        Raises:
+            InputError: the modulation is missing a site.
+        """
         missing = [s.name for s in self._sites if s.name not in m]
         if missing:
             raise InputError(f"modulation is missing {len(missing)} sites: {', '.join(missing[:3])}.")

@@ -1,4 +1,4 @@
-"""Sheets of labelled pictures: rows of cells with names beside and above them."""
+"""Sheets of labelled images: rows of cells with names beside and above them."""
 
 from __future__ import annotations
 
@@ -62,8 +62,8 @@ def labelled_grid(
             if cell is None:
                 draw.rectangle((*at, at[0] + width - 1, at[1] + height - 1), HOLLOW)
             else:
-                picture = Image.fromarray(cell[:, :, 0] if shape[2] == 1 else cell)
-                sheet.paste(picture.resize((width, height), Image.Resampling.NEAREST), at)
+                image = Image.fromarray(cell[:, :, 0] if shape[2] == 1 else cell)
+                sheet.paste(image.resize((width, height), Image.Resampling.NEAREST), at)
     return sheet
 
 

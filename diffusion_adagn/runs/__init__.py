@@ -1,1 +1,1 @@
-"""A run is a folder: its layout, its checkpoints, what is recorded there."""
+"""Run folders: layout, checkpoints, recorded settings."""

@@ -1,4 +1,4 @@
-"""Checkpoints: a folder a step, safetensors and json, written beside and renamed into place, with a manifest of sizes and hashes."""
+"""Checkpoints: one folder per step, of safetensors and JSON files, with a manifest of sizes and hashes. Writes are atomic."""
 
 import hashlib
 import json
@@ -19,9 +19,9 @@ from ..errors import InputError
 from ..schema import read_json, short_repr
 from .layout import STATE, checkpoints
 
-MANIFEST = "manifest.json"  # {file: {bytes, sha256}} of all the others
-PLAIN = re.compile(r"\w[\w.-]{0,99}")  # a file of the folder itself; a stranger's may name any
-PARTIAL_PREFIX = ".step-"  # how names of unfinished and of removed checkpoints begin
+MANIFEST = "manifest.json"  # {file name: {bytes, sha256}} of all other files
+FILE_NAME = re.compile(r"\w[\w.-]{0,99}")  # without a folder; a downloaded manifest may name any path
+PARTIAL_PREFIX = ".step-"  # of the names of unfinished and of removed checkpoints
 
 
 def save_checkpoint(
@@ -34,26 +34,40 @@ def save_checkpoint(
     keep_every: int = 0,
     prune: bool = True,
 ) -> Path:
-    """Write folder/step-XXXXXXXX, then prune all but the newest `keep` and multiples of `keep_every` steps. Returns the path.
+    """Write folder/step-XXXXXXXX, then remove old checkpoints.
 
-    state: JSON, with "step". prune False: leave that to the next save, where a launcher may soon end the process. Raises InputError if it cannot be written; the earlier ones are then as they were.
+    Args:
+        folder: The run's checkpoints folder.
+        state: What JSON can hold, with "step".
+        model: The network.
+        ema: The network of the EMA weights.
+        optimizer: The optimizer of `model`.
+        keep: How many of the newest checkpoints are not removed.
+        keep_every: Checkpoints at multiples of this step are not removed either; 0 for none.
+        prune: Whether old checkpoints are removed. False when a launcher may soon end the process: the next save removes them.
+
+    Returns:
+        The checkpoint's folder.
+
+    Raises:
+        InputError: The checkpoint cannot be written. Earlier checkpoints are unchanged.
     """
     path = folder / f"step-{state['step']:08d}"
 
     def write(tmp: Path) -> None:
         tmp.mkdir(parents=True)
-        facts = {}
-        with ThreadPoolExecutor(1) as thread:  # hashes a file and syncs it while the next one is written
+        digests = {}
+        with ThreadPoolExecutor(1) as thread:  # hashes and syncs a file while the next one is written
             for name, tensors in (
                 ("optimizer.safetensors", lambda: _optimizer_tensors(model, optimizer)),  # the largest
                 ("model.safetensors", lambda: _tensors(model)),
                 ("ema.safetensors", lambda: _tensors(ema)),
             ):
                 save_file(tensors(), tmp / name)
-                facts[name] = thread.submit(_finished, tmp / name)
+                digests[name] = thread.submit(_sync_and_digest, tmp / name)
             (tmp / STATE).write_text(json.dumps(state, indent=2) + "\n", encoding="utf-8")
-            facts[STATE] = thread.submit(_finished, tmp / STATE)
-            manifest = {name: facts[name].result() for name in sorted(facts)}
+            digests[STATE] = thread.submit(_sync_and_digest, tmp / STATE)
+            manifest = {name: digests[name].result() for name in sorted(digests)}
         (tmp / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
         for path in (tmp / MANIFEST, tmp):
             _sync(path)
@@ -61,13 +75,13 @@ def save_checkpoint(
     try:
         atomic_dir(path, write)
         _sync(folder)
-    except Exception as error:  # safetensors raises its own kinds
-        left = checkpoints(folder)
+    except Exception as error:  # safetensors raises its own exceptions
+        valid = checkpoints(folder)
         raise InputError(
             with_commands(
                 f"the checkpoint of step {state['step']} cannot be written to {folder} ({' '.join(str(error).split())[:200]}). "
-                + (f"The newest that is whole is {left[-1]}. " if left else "")
-                + "Make room, or put it right, and go on with:",
+                + (f"The newest complete checkpoint is {valid[-1]}. " if valid else "")
+                + "Free disk space or fix the cause, then resume:",
                 resume_command(folder.parent),
             )
         ) from error
@@ -78,46 +92,51 @@ def save_checkpoint(
 
 
 def remove_partial(folder: Path) -> None:
-    """Remove what a killed process left unfinished. Call while the run is locked."""
+    """Remove unfinished checkpoints of killed processes. The run must be locked."""
     for tmp in folder.glob(f"{PARTIAL_PREFIX}*"):
         shutil.rmtree(tmp, ignore_errors=True)
 
 
-def latest_valid(folder: Path, say: Callable[[str], None] = print) -> Path | None:
-    """The newest whole checkpoint, every byte of it looked at; damaged ones are named and passed over. None if there is none.
+def latest_valid(folder: Path, report: Callable[[str], None] = print) -> Path | None:
+    """The newest valid checkpoint, after a check of every byte; None if there are no checkpoints.
 
-    Raises InputError if there are some and all are damaged.
+    Args:
+        folder: The run's checkpoints folder.
+        report: Receives a line for each corrupted checkpoint, which is skipped.
+
+    Raises:
+        InputError: All checkpoints are corrupted.
     """
-    found = checkpoints(folder)
-    for checkpoint in reversed(found):
-        wrong = verify(checkpoint)
-        if wrong is None:
+    paths = checkpoints(folder)
+    for checkpoint in reversed(paths):
+        problem = verify(checkpoint)
+        if problem is None:
             return checkpoint
-        say(f"the checkpoint {checkpoint} is damaged ({wrong}): passed over")
-    if found:
+        report(f"the checkpoint {checkpoint} is corrupted ({problem}): skipped")
+    if paths:
         raise InputError(
-            f"every checkpoint in {folder} is damaged: the run cannot go on. Start another (--init_from keeps what weights can be read)."
+            f"every checkpoint in {folder} is corrupted: the run cannot be resumed. Start another run (--init_from loads the weights that can be read)."
         )
     return None
 
 
-def verify(checkpoint: Path, only: str | None = None) -> str | None:
-    """What is wrong with a checkpoint, or with one file of it; None if it is as it was written."""
+def verify(checkpoint: Path, file_name: str | None = None) -> str | None:
+    """What is wrong with a checkpoint, or with its file `file_name` alone; None if it is valid."""
     try:
         manifest = read_json(checkpoint / MANIFEST)
-        for name, facts in manifest.items():
-            if only not in (None, name):
+        for name, expected in manifest.items():
+            if file_name not in (None, name):
                 continue
-            if not PLAIN.fullmatch(name):
-                return f"{MANIFEST} names {short_repr(name)}, which is no file of a checkpoint"
+            if not FILE_NAME.fullmatch(name):
+                return f"{MANIFEST} names {short_repr(name)}, which is not a file of a checkpoint"
             file = checkpoint / name
             if not file.is_file():
                 return f"{name} is missing"
             size = file.stat().st_size
-            if size != facts["bytes"]:
-                return f"{name} has {size} bytes in place of {short_repr(facts['bytes'])}"
-            if _digest(file) != facts:
-                return f"{name} is not what was written"
+            if size != expected["bytes"]:
+                return f"{name} has {size} bytes, expected {short_repr(expected['bytes'])}"
+            if _digest(file) != expected:
+                return f"{name} differs from its recorded SHA-256"
         missing = {STATE, "model.safetensors", "ema.safetensors", "optimizer.safetensors"} - set(manifest)
         return f"{min(missing)} is not in {MANIFEST}" if missing else None
     except (OSError, ValueError, TypeError, KeyError) as error:
@@ -129,18 +148,18 @@ def _digest(file: Path) -> dict:
         return {"bytes": file.stat().st_size, "sha256": hashlib.file_digest(handle, "sha256").hexdigest()}
 
 
-def _finished(file: Path) -> dict:
-    """Put a file that has been written onto the disk; its facts."""
-    facts = _digest(file)
+def _sync_and_digest(file: Path) -> dict:
+    """Flush a written file to the disk; its size and hash."""
+    digest = _digest(file)
     _sync(file)
-    return facts
+    return digest
 
 
 def _sync(path: Path) -> None:
-    """Onto the disk, a folder's names too."""
-    if WINDOWS and path.is_dir():  # Windows opens no folder
+    """Flush a file, or the names in a folder, to the disk."""
+    if WINDOWS and path.is_dir():  # Windows cannot open a folder
         return
-    handle = os.open(path, os.O_RDWR if WINDOWS else os.O_RDONLY)  # Windows syncs what is open for writing
+    handle = os.open(path, os.O_RDWR if WINDOWS else os.O_RDONLY)  # Windows syncs only files that are open for writing
     try:
         os.fsync(handle)
     finally:
@@ -148,7 +167,7 @@ def _sync(path: Path) -> None:
 
 
 def _remove(checkpoint: Path) -> None:
-    """Out of sight first, so that half of one is never seen."""
+    """Remove a checkpoint; it is renamed first, so that a partly removed one is never visible."""
     tmp = checkpoint.with_name(f".{checkpoint.name}.removed")
     shutil.rmtree(tmp, ignore_errors=True)
     checkpoint.rename(tmp)
@@ -156,7 +175,7 @@ def _remove(checkpoint: Path) -> None:
 
 
 def read_state(checkpoint: Path) -> dict:
-    """Its state.json. Raises InputError if that cannot be read, or says no step."""
+    """The checkpoint's state.json. Raises InputError if it cannot be read or has no valid step."""
     try:
         state = read_json(checkpoint / STATE)
         if type(state.get("step")) is not int or state["step"] < 0:
@@ -164,12 +183,12 @@ def read_state(checkpoint: Path) -> dict:
         return state
     except (OSError, ValueError) as error:
         raise InputError(
-            f"the checkpoint {checkpoint} is damaged ({error}): remove it to go on from the one before."
+            f"the checkpoint {checkpoint} is corrupted ({error}): remove it to resume from the one before."
         ) from None
 
 
 def load_checkpoint(checkpoint: Path, model: nn.Module, ema: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Put weights, EMA and optimizer back, bit for bit."""
+    """Restore weights, EMA and optimizer, bit for bit."""
     load_weights(checkpoint / "model.safetensors", model)
     load_weights(checkpoint / "ema.safetensors", ema)
     saved = _load(checkpoint / "optimizer.safetensors")
@@ -178,31 +197,35 @@ def load_checkpoint(checkpoint: Path, model: nn.Module, ema: nn.Module, optimize
     weights = dict(model.named_parameters())
     for key, tensor in saved.items():
         name, _, part = key.rpartition("/")
-        like = weights[name]  # files are contiguous, weights may be channels_last
-        state[index[name]][part] = torch.empty_like(like, device="cpu").copy_(tensor) if tensor.ndim else tensor
+        weight = weights[name]  # files are contiguous, weights may be channels_last
+        state[index[name]][part] = torch.empty_like(weight, device="cpu").copy_(tensor) if tensor.ndim else tensor
     optimizer.load_state_dict({"state": state if saved else {}, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
 def load_weights(file: Path, model: nn.Module) -> None:
-    """Strict: raises InputError naming missing, surplus or misshapen weights, and a file of a checkpoint that is not as it was written."""
-    if (file.parent / MANIFEST).is_file() and (wrong := verify(file.parent, file.name)):
+    """Load `file` into `model`, strictly.
+
+    Raises:
+        InputError: Weights are missing, unexpected or of another shape, or the file of a checkpoint is corrupted.
+    """
+    if (file.parent / MANIFEST).is_file() and (problem := verify(file.parent, file.name)):
         others = [c for c in checkpoints(file.parent.parent) if c != file.parent]
-        remedy = f"name another, such as {others[-1]}" if others else "there is no other beside it"
-        raise InputError(f"the checkpoint {file.parent} is damaged ({wrong}): {remedy}.")
+        remedy = f"use another one, such as {others[-1]}" if others else "there is no other checkpoint in its folder"
+        raise InputError(f"the checkpoint {file.parent} is corrupted ({problem}): {remedy}.")
     try:
         model.load_state_dict(_load(file))
     except RuntimeError as error:
         raise InputError(
-            f"{file} does not fit the network of this config: {' '.join(str(error).split())[:400]}"
+            f"{file} does not match the network of this config: {' '.join(str(error).split())[:400]}"
         ) from None
 
 
 def _load(file: Path) -> dict[str, torch.Tensor]:
     try:
         return load_file(file)
-    except Exception as error:  # safetensors raises its own kinds
+    except Exception as error:  # safetensors raises its own exceptions
         raise InputError(
-            f"{file} cannot be read ({error}): remove its checkpoint to go on from the one before."
+            f"{file} cannot be read ({error}): remove its checkpoint to resume from the one before."
         ) from None
 
 
@@ -211,7 +234,7 @@ def _tensors(model: nn.Module) -> dict[str, torch.Tensor]:
 
 
 def _optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
-    """AdamW's state by parameter name: "conv_in.weight/exp_avg"."""
+    """AdamW's state by parameter name, such as "conv_in.weight/exp_avg"."""
     return {
         f"{name}/{part}": torch.as_tensor(value).detach().contiguous().cpu()
         for name, p in model.named_parameters()

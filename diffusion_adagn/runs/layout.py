@@ -1,4 +1,4 @@
-"""A run is a folder: where its things lie, and what its config means for the network. Nothing heavy is imported.
+"""The files of a run folder, and the network's arguments from its config. This module imports without torch.
 
 config.yaml  metrics.jsonl  previews/  checkpoints/step-00000500/  pipeline/
 """
@@ -16,18 +16,18 @@ from ..errors import InputError
 from ..labels import LabelSpace
 from ..models.config import check_size
 
-STATE = "state.json"  # of a checkpoint, written last
+STATE = "state.json"  # of a checkpoint
 
 
 def checkpoints(folder: Path) -> list[Path]:
     """The complete checkpoints of a run, oldest first."""
-    found = (p.parent for p in folder.glob(f"step-*/{STATE}"))
-    return sorted(p for p in found if re.fullmatch(r"step-[0-9]{8,12}", p.name))
+    paths = (p.parent for p in folder.glob(f"step-*/{STATE}"))
+    return sorted(p for p in paths if re.fullmatch(r"step-[0-9]{8,12}", p.name))
 
 
 @dataclass(frozen=True)
 class RunFolder:
-    """The layout of a run."""
+    """The files and folders of a run."""
 
     path: Path
 
@@ -52,19 +52,20 @@ class RunFolder:
         return self.path / "pipeline"
 
     def newest_checkpoint(self) -> Path | None:
-        found = checkpoints(self.checkpoints)
-        return found[-1] if found else None
+        paths = checkpoints(self.checkpoints)
+        return paths[-1] if paths else None
 
 
 def network_config(config: RunConfig) -> dict:
-    """AdaGNUNet's arguments for a resolved config (labels, image size and channels known).
+    """AdaGNUNet's arguments for a resolved config (labels, image size and channels are set).
 
-    Raises InputError for a config that is not, and for a network that this machine cannot hold.
+    Raises:
+        InputError: The config is not resolved, or the network does not fit this machine's memory.
     """
     model = asdict(config.model)
     conditional = model.pop("class_conditional")
     if config.data.image_size is None or config.data.channels is None:
-        raise InputError("the config does not say data.image_size and data.channels, as a run's own config.yaml does.")
+        raise InputError("the config lacks data.image_size and data.channels; a run's config.yaml has them.")
     network = model | {
         "sample_size": config.data.image_size,
         "in_channels": config.data.channels,
@@ -76,39 +77,39 @@ def network_config(config: RunConfig) -> dict:
 
 
 def label_space(config: RunConfig) -> LabelSpace:
-    """The classes the network knows: the data's, without a null row if the config says so; none if unconditional."""
+    """The network's classes: those of the data, without a null label if the config says so; none if unconditional."""
     if not config.model.class_conditional:
         return LabelSpace(())
     if config.labels is None:
-        raise InputError("the config does not say its classes (labels), as a run's own config.yaml does.")
+        raise InputError("the config lacks the classes (labels); a run's config.yaml has them.")
     return LabelSpace.from_dict(config.labels | {"has_null": config.model.null_class})
 
 
-def runs_near(path: str | Path) -> str:
-    """ " Runs here: runs/a, runs/b.": the runs beside a path and in runs/, the most similar names first; "" if there are none."""
+def similar_runs(path: str | Path) -> str:
+    """ " Runs here: runs/a, runs/b.": runs in the path's folder and in runs/, most similar names first; "" if there are none."""
     path = Path(path)
-    found = {p.parent for folder in (path.parent, Path("runs")) for p in folder.glob("*/config.yaml")}
-    found = sorted(found, key=lambda p: (-SequenceMatcher(None, p.name, path.name).ratio(), str(p)))[:6]
-    return f" Runs here: {', '.join(shlex.quote(str(p)) for p in found)}." if found else ""
+    runs = {p.parent for folder in (path.parent, Path("runs")) for p in folder.glob("*/config.yaml")}
+    runs = sorted(runs, key=lambda p: (-SequenceMatcher(None, p.name, path.name).ratio(), str(p)))[:6]
+    return f" Runs here: {', '.join(shlex.quote(str(p)) for p in runs)}." if runs else ""
 
 
 def check_model_path(path: str | Path) -> None:
-    """Raises InputError unless the path exists or looks like a hub id, owner/name."""
+    """Raises InputError unless the path exists or has the form of a hub id, owner/name."""
     parts = str(path).split("/")
     if not Path(path).exists() and (len(parts) != 2 or not all(parts) or parts[0] in (".", "..", "runs")):
-        beside = checkpoints(Path(path).parent)
-        there = f" Checkpoints here: {', '.join(map(str, beside))}." if beside else runs_near(path)
-        raise InputError(f"there is no folder {path} (and a hub id looks like owner/name).{there}")
+        siblings = checkpoints(Path(path).parent)
+        hint = f" Checkpoints here: {', '.join(map(str, siblings))}." if siblings else similar_runs(path)
+        raise InputError(f"there is no folder {path} (a hub id has the form owner/name).{hint}")
 
 
-def is_checkpoint(path: str | Path) -> bool:
-    """Whether the model of a path must be built from a checkpoint: it is one, or a run that has no pipeline folder yet."""
+def loads_checkpoint(path: str | Path) -> bool:
+    """Whether the model is loaded from a checkpoint: the path is one, or a run without a pipeline folder."""
     run = RunFolder(Path(path))
     return (run.path / STATE).is_file() or (run.config_file.is_file() and not run.pipeline.is_dir())
 
 
 def pipeline_folder(path: str | Path, revision: str | None = None) -> Path:
-    """The folder with model_index.json that a path or hub id means. Raises InputError if there is none."""
+    """The folder with model_index.json of a path or hub id. Raises InputError if there is none."""
     for folder in (Path(path), Path(path) / "pipeline"):
         if (folder / "model_index.json").is_file():
             return folder
@@ -119,9 +120,9 @@ def pipeline_folder(path: str | Path, revision: str | None = None) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     try:
-        wanted = ["model_index.json", "unet/*.json", "unet/*.safetensors", "scheduler/*.json"]
-        return Path(snapshot_download(str(path), revision=revision, allow_patterns=wanted))
+        patterns = ["model_index.json", "unet/*.json", "unet/*.safetensors", "scheduler/*.json"]
+        return Path(snapshot_download(str(path), revision=revision, allow_patterns=patterns))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
         raise InputError(
-            f"there is no folder {path}, and the hub did not give it: {str(error).splitlines()[0]}"
+            f"there is no folder {path}, and the hub download failed: {str(error).splitlines()[0]}"
         ) from error

@@ -1,6 +1,6 @@
-"""What the folder of a model says without its weights: its classes, its step, and the default folders of the commands.
+"""A model folder's metadata, without its weights: classes, step, data settings; and the commands' default output folders.
 
-Nothing heavy is imported, so that a wrong class name is answered at once.
+This module imports without torch, so that a wrong class name is reported at once.
 """
 
 import os
@@ -15,18 +15,18 @@ from ..schema import read_json
 from .layout import STATE, RunFolder, label_space, pipeline_folder
 
 MODEL_INDEX = "model_index.json"
-MAX_INDEX = 2**27  # bytes of a samples.json; 300,000 pictures or so
+MAX_INDEX = 2**27  # bytes of a samples.json; about 300,000 images
 
 
-def default_folder(kind: str, source: str | Path, weights: str = "ema") -> Path:
-    """Where a command writes without --out: KIND/RUN/step-00000400, after the run and the step of the weights.
+def default_folder(parent: str, source: str | Path, weights: str = "ema") -> Path:
+    """Where a command writes without --out: PARENT/RUN/step-00000400, from the run and the step of the weights.
 
-    RUN is the path from here, without what comes before and with runs/: runs/digits and imported/digits get folders of
-    their own. An unknown step is left out.
+    RUN is the path relative to the working directory, without the parts up to and including runs/. So runs/digits and
+    imported/digits get different folders. An unknown step is omitted.
     """
     path = Path(source)
     if not path.exists():
-        return Path(kind, *str(source).split("/"))
+        return Path(parent, *str(source).split("/"))
     path = path.resolve()
     step = _step(weights_folder(path, weights))
     if path.parent.name == "checkpoints":
@@ -34,30 +34,30 @@ def default_folder(kind: str, source: str | Path, weights: str = "ema") -> Path:
     elif path.name == "pipeline":
         path = path.parent
     raw = "-raw" if weights == "raw" else ""
-    return Path(kind, *name_of(path), *([] if step is None else [f"step-{step:08d}{raw}"]))
+    return Path(parent, *run_name_parts(path), *([] if step is None else [f"step-{step:08d}{raw}"]))
 
 
-def name_of(path: Path) -> tuple[str, ...]:
-    """The parts of an absolute path that name it: from here, after runs/; of a path elsewhere the last two."""
-    here = Path.cwd()
-    inside = path != here and path.is_relative_to(here)
-    parts = path.relative_to(here).parts if inside else path.parts[1:]
+def run_name_parts(path: Path) -> tuple[str, ...]:
+    """The parts of an absolute path that name a run: relative to the working directory and after runs/; elsewhere the last two."""
+    cwd = Path.cwd()
+    inside = path != cwd and path.is_relative_to(cwd)
+    parts = path.relative_to(cwd).parts if inside else path.parts[1:]
     if "runs" in parts[:-1]:
         return parts[len(parts) - parts[::-1].index("runs", 1) :]
     return parts if inside else parts[-2:]
 
 
-def unused_beside(kind: str, source: str | Path) -> str | None:
-    """What --out must be where the default folder is taken; None: it is not."""
-    own = default_folder(kind, source)
-    return unused_path(str(own)) if own.exists() else None
+def free_default_folder(parent: str, source: str | Path) -> str | None:
+    """A free folder for --out if the default folder exists; None if it does not."""
+    default = default_folder(parent, source)
+    return unused_path(str(default)) if default.exists() else None
 
 
 def weights_folder(source: str | Path, weights: str = "ema") -> Path | None:
-    """The checkpoint or pipeline folder that `loading.open_pipeline` loads; None: it is on the hub, or there is none yet.
+    """The checkpoint or pipeline folder that `sampling.load.open_pipeline` loads; None if it is on the hub or does not exist yet.
 
     Raises:
-        InputError: The folder is neither a run, nor a checkpoint, nor a pipeline.
+        InputError: The folder is not a run, a checkpoint or a pipeline.
     """
     run = RunFolder(Path(source))
     if (run.path / STATE).is_file():
@@ -68,7 +68,7 @@ def weights_folder(source: str | Path, weights: str = "ema") -> Path | None:
 
 
 def check_classes(source: str | Path, weights: str, classes: str | None, mixes: Sequence[str] = ()) -> None:
-    """Raises InputError for classes and mixes that name no class of the model; what is on the hub is not looked at."""
+    """Raises InputError for classes and mixes that the model does not have; a model on the hub is not checked."""
     labels = _labels(weights_folder(source, weights))
     if labels is None:
         return
@@ -102,10 +102,10 @@ def _step(folder: Path | None) -> int | None:
 
 
 def recorded_data(source: str | Path) -> DataConfig | None:
-    """The data settings of the run that a run folder, its checkpoint or its pipeline folder belongs to."""
+    """The data settings of the run of a run folder, checkpoint or pipeline folder; None if there is no run."""
     try:
         path = Path(source).resolve()
-    except (OSError, ValueError, RuntimeError):  # no path at all, such as a name with a NUL in it, or a loop of links
+    except (OSError, ValueError, RuntimeError):  # not a path: a name with a NUL in it, or a loop of links
         return None
     run = path.parent.parent if path.parent.name == "checkpoints" else path.parent if path.name == "pipeline" else path
     file = RunFolder(run).config_file

@@ -1,1 +1,1 @@
-"""The machine: devices, precision, compilation, processes, signals."""
+"""Devices, precision, compilation, processes and signals."""

@@ -1,4 +1,4 @@
-"""The processes that share the work, and the device that each computes on."""
+"""The processes of a command, and the device of each."""
 
 import contextlib
 import functools
@@ -19,16 +19,18 @@ from ..errors import InputError
 
 
 def process_state(device: str = "auto") -> PartialState:
-    """Those of torchrun or accelerate, or one alone. The others wait for hours while one decodes pictures or trains a judge.
+    """The processes that torchrun or accelerate started, or a single one.
+
+    The timeout is 12 hours: one process decodes the images or trains a classifier while the others wait.
 
     Args:
-        device: as `choose_device` takes it; what the state's own `device` will be.
+        device: As in `choose_device`; becomes the state's `device`.
 
     Returns:
-        The state that all parts of this interpreter share.
+        The state, one per interpreter.
 
     Raises:
-        InputError: for a device that is not there, or that several processes cannot share.
+        InputError: The device is not available, or several processes cannot share it.
     """
     device = device.lower()
     chosen = choose_device(device)
@@ -38,72 +40,76 @@ def process_state(device: str = "auto") -> PartialState:
         if chosen.type == "cuda" and chosen.index is not None:
             torch.cuda.set_device(chosen)
     elif state.device.type != chosen.type:
-        raise InputError(f"the processes were started on {state.device.type}, and cannot go on on {chosen.type}.")
+        raise InputError(f"the processes were started on {state.device.type} and cannot change to {chosen.type}.")
     if device == "auto" and chosen.type == "cpu" and state.is_main_process and (note := no_gpu_note()):
-        _say_once(note)
+        _print_once(note)
     return state
 
 
-def choose_device(asked: str = "auto") -> torch.device:
-    """The device of this process. The only place where one is chosen.
+def choose_device(requested: str = "auto") -> torch.device:
+    """The device of this process. No other function chooses one.
 
     Args:
         asked: "auto" (CUDA if there is one, else Apple's GPU, else the CPU), "cpu", "cuda", "cuda:1" or "mps".
 
     Returns:
-        The device. Without a number it is the current one, which under a launcher is the process's own.
+        The device. "cuda" is the current GPU; under a launcher each process has a different one.
 
     Raises:
-        InputError: for a device that is not there, or that several processes cannot share.
+        InputError: The device is not available, or several processes cannot share it.
     """
-    asked = asked.lower()
-    if not re.fullmatch(DEVICE, asked):
+    requested = requested.lower()
+    if not re.fullmatch(DEVICE, requested):
         raise InputError(
-            f"--device (speed.device): there is no device '{asked}': expected auto, cpu, cuda, cuda:1 or mps."
+            f"--device (speed.device): there is no device '{requested}': expected auto, cpu, cuda, cuda:1 or mps."
         )
-    if asked == "auto":
-        return _best()
-    device = torch.device(asked)
+    if requested == "auto":
+        return _default_device()
+    device = torch.device(requested)
     if device.type == "cuda":
         if not torch.cuda.is_available():
             raise InputError(
-                f"there is no CUDA GPU for --device {asked} (speed.device): {_why_no_cuda()}. {_available()}"
+                f"there is no CUDA GPU for --device {requested} (speed.device): {_why_no_cuda()}. {_available_devices()}"
             )
         if device.index is not None and "LOCAL_RANK" in os.environ:
             raise InputError(
-                f"--device {asked} (speed.device) is for one process: torchrun and accelerate launch give each process a GPU of its own. Type --device cuda, "
-                "and choose the GPUs by CUDA_VISIBLE_DEVICES."
+                f"--device {requested} (speed.device) is for one process: torchrun and accelerate launch assign one GPU to each process. Type --device cuda, "
+                "and choose the GPUs with CUDA_VISIBLE_DEVICES."
             )
         if device.index is not None and device.index >= torch.cuda.device_count():
-            raise InputError(f"there is no GPU {asked} (--device, speed.device). {_available()}")
+            raise InputError(f"there is no GPU {requested} (--device, speed.device). {_available_devices()}")
     if device.type == "mps":
         if not torch.backends.mps.is_available():
-            raise InputError(f"there is no Apple GPU for --device mps (speed.device). {_available()}")
-        if _launched() > 1:
-            raise InputError("several processes cannot share Apple's GPU: start one, or type --device cpu.")
+            raise InputError(f"there is no Apple GPU for --device mps (speed.device). {_available_devices()}")
+        if _process_count() > 1:
+            raise InputError("several processes cannot share Apple's GPU: start one process, or type --device cpu.")
     return device
 
 
 def no_gpu_note() -> str:
-    """What to say where a GPU was to be expected and there is none: several processes, or an NVIDIA driver. "" otherwise."""
-    if torch.cuda.is_available() or torch.backends.mps.is_available() or not (_launched() > 1 or _driver()):
+    """A note if a GPU is expected (several processes, or an NVIDIA driver) but none is available; "" otherwise."""
+    if (
+        torch.cuda.is_available()
+        or torch.backends.mps.is_available()
+        or not (_process_count() > 1 or _has_nvidia_driver())
+    ):
         return ""
-    return f"note: No GPU found: {_why_no_cuda()}. This runs on the CPU; --device cpu if that is meant."
+    return f"note: No GPU found: {_why_no_cuda()}. Running on the CPU. Type --device cpu if this is intended."
 
 
 @contextlib.contextmanager
 def main_first(state: PartialState) -> Iterator[None]:
-    """The main process, then one process of each other machine, then all others: what is made once a machine is found by the rest.
+    """Run the block on the main process, then on one process of each other machine, then on all others.
 
-    Every process passes two barriers: the main one both at the end, the first of another machine one at either end, the others
-    both at the beginning.
+    So files are written once per machine, and the other processes read them. Every process passes two barriers: the main
+    process both after the block, the first process of another machine one before and one after, the others both before.
     """
     with state.main_process_first(), state.local_main_process_first():
         yield
 
 
-def float64(x: Tensor) -> Tensor:
-    """`x` in float64: on its device, or on the CPU where the device has no float64 (Apple's GPUs)."""
+def to_float64(x: Tensor) -> Tensor:
+    """`x` in float64, on its device; on the CPU if the device has no float64 (Apple's GPUs)."""
     return x.double() if has_float64(x.device) else x.cpu().double()
 
 
@@ -111,45 +117,45 @@ def has_float64(device: torch.device) -> bool:
     return device.type != "mps"
 
 
-def _best() -> torch.device:
-    forced = os.environ.get("ACCELERATE_TORCH_DEVICE")  # accelerate's own way to say it
-    if forced:
-        return torch.device(forced)
+def _default_device() -> torch.device:
+    override = os.environ.get("ACCELERATE_TORCH_DEVICE")  # accelerate's setting
+    if override:
+        return torch.device(override)
     if os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes"):  # accelerate launch --cpu
         return torch.device("cpu")
     if torch.cuda.is_available():
         return torch.device("cuda")
     # several processes cannot share Apple's GPU
-    return torch.device("mps" if torch.backends.mps.is_available() and _launched() == 1 else "cpu")
+    return torch.device("mps" if torch.backends.mps.is_available() and _process_count() == 1 else "cpu")
 
 
-def _launched() -> int:
-    """How many processes a launcher has started."""
+def _process_count() -> int:
+    """The number of processes that the launcher started."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
-def _available() -> str:
+def _available_devices() -> str:
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     names = ["auto", "cpu"] + ["cuda"] * (count > 0) + [f"cuda:{i}" for i in range(count)]
     names += ["mps"] * torch.backends.mps.is_available()
     return f"Available here: {', '.join(names)}."
 
 
-def _driver() -> bool:
+def _has_nvidia_driver() -> bool:
     return os.path.exists("/proc/driver/nvidia") or shutil.which("nvidia-smi") is not None
 
 
 def _why_no_cuda() -> str:
     if torch.version.cuda is None and torch.version.hip is None:
-        return f"this build of torch ({torch.__version__}) is without CUDA; pytorch.org has the command that installs one with it"
-    if not _driver():
+        return f"this build of torch ({torch.__version__}) has no CUDA; pytorch.org has the command that installs one with CUDA"
+    if not _has_nvidia_driver():
         return f"torch {torch.__version__} is built for CUDA {torch.version.cuda}, but no NVIDIA driver is installed"
     return (
-        f"torch {torch.__version__} is built for CUDA {torch.version.cuda}, and the driver may be too old for that (nvidia-smi shows the CUDA "
+        f"torch {torch.__version__} is built for CUDA {torch.version.cuda}, and the driver may be too old for it (nvidia-smi shows the CUDA "
         "version it supports), or CUDA_VISIBLE_DEVICES hides every GPU"
     )
 
 
 @functools.cache
-def _say_once(note: str) -> None:
+def _print_once(note: str) -> None:
     print(note, file=sys.stderr)

@@ -1,4 +1,4 @@
-"""What `adagn doctor` looks at: versions, device, operator, memory, caches. A check returns what it found, and what is wrong."""
+"""The checks of `adagn doctor`: versions, device, operator, memory, caches. Each returns its text and a list of problems."""
 
 import os
 import platform
@@ -29,17 +29,17 @@ MIN_FREE = 2 * 2**30  # bytes of disk: decoded images and a few checkpoints
 GIB = 2**30
 
 
-def examine(device: str = "auto", say: Callable[..., None] = print) -> list[str]:
-    """Look at this machine and print a line for each thing, its name before the work is done.
+def examine(device: str = "auto", write: Callable[..., None] = print) -> list[str]:
+    """Check this installation and print a line per check; the check's name is printed before it starts.
 
     Args:
-        device: as `processes.choose_device` takes it.
-        say: as `print`.
+        device: As in `distributed.choose_device`.
+        write: A function with the arguments of `print`.
 
     Returns:
-        What is wrong, each with what to do; empty where all is well.
+        The problems, each with a remedy; empty if there are none.
     """
-    wrong = []
+    problems = []
     checks = {
         "versions": _versions,
         "optional": _optional,
@@ -52,63 +52,69 @@ def examine(device: str = "auto", say: Callable[..., None] = print) -> list[str]
         "disk": _disk,
     }
     for name, check in checks.items():
-        say(f"{name:10}", end="", flush=True)
+        write(f"{name:10}", end="", flush=True)
         try:
-            found, problems = check()
-        except Exception as error:  # one check that fails leaves the others
-            found = "could not be checked"
-            problems = [str(error) if isinstance(error, InputError) else f"{name}: {type(error).__name__}: {error}"]
-        say(f"\n{'':10}".join(found.splitlines()))
-        wrong += [problem for problem in problems if problem not in wrong]
-    return wrong
+            text, new_problems = check()
+        except Exception as error:  # the other checks still run
+            text = "could not be checked"
+            new_problems = [str(error) if isinstance(error, InputError) else f"{name}: {type(error).__name__}: {error}"]
+        write(f"\n{'':10}".join(text.splitlines()))
+        problems += [problem for problem in new_problems if problem not in problems]
+    return problems
 
 
 def _versions() -> tuple[str, list[str]]:
-    """This package's and those of what it needs."""
+    """Versions of this package and of its requirements."""
     from packaging.requirements import Requirement
 
-    found, wrong = [f"{DISTRIBUTION} {__version__}, Python {platform.python_version()}, {platform.platform()}"], []
+    found, problems = [f"{DISTRIBUTION} {__version__}, Python {platform.python_version()}, {platform.platform()}"], []
     try:
         needed = [Requirement(line) for line in requires(DISTRIBUTION) or []]
-    except PackageNotFoundError:  # its folder is on the path
+    except PackageNotFoundError:  # not installed: its folder is on the path
         needed = [
             Requirement(name) for name in ("torch", "diffusers", "accelerate", "datasets", "safetensors", "numpy")
         ]
     import torch
 
     names = []
-    for one in needed:
-        if one.marker is not None and not one.marker.evaluate({"extra": ""}):
+    for requirement in needed:
+        if requirement.marker is not None and not requirement.marker.evaluate({"extra": ""}):
             continue
-        have = _version(one.name)
-        shown = torch.__version__ if one.name == "torch" and have else have  # it names the build, +cpu or +cu130
-        names.append(f"{one.name} {shown or '(missing)'}")
-        if have is None or not one.specifier.contains(have, prereleases=True):
-            is_there = "is not installed" if have is None else f"{have} is installed, {one.specifier} is expected"
-            wrong.append(f"{one.name} {is_there}: pip install '{one.name}{one.specifier}'.")
+        installed = _version(requirement.name)
+        shown = (
+            torch.__version__ if requirement.name == "torch" and installed else installed
+        )  # with the build, +cpu or +cu130
+        names.append(f"{requirement.name} {shown or '(missing)'}")
+        if installed is None or not requirement.specifier.contains(installed, prereleases=True):
+            status = (
+                "is not installed"
+                if installed is None
+                else f"{installed} is installed, {requirement.specifier} is expected"
+            )
+            problems.append(f"{requirement.name} {status}: pip install '{requirement.name}{requirement.specifier}'.")
     found += [", ".join(names[i : i + 6]) for i in range(0, len(names), 6)]
-    return "\n".join(found), wrong
+    return "\n".join(found), problems
 
 
 def _optional() -> tuple[str, list[str]]:
-    have = {name: _version(name) for name in OPTIONAL}
-    there = ", ".join(f"{name} {number}" for name, number in have.items() if number) or "none"
-    missing = ", ".join(name for name, number in have.items() if not number)
-    return there + (f"; not installed: {missing}" if missing else ""), []
+    versions = {name: _version(name) for name in OPTIONAL}
+    installed = ", ".join(f"{name} {number}" for name, number in versions.items() if number) or "none"
+    missing = ", ".join(name for name, number in versions.items() if not number)
+    return installed + (f"; not installed: {missing}" if missing else ""), []
 
 
-def _device(asked: str) -> tuple[str, list[str]]:
-    """The device that commands use, and a driver that nothing uses."""
+def _device(requested: str) -> tuple[str, list[str]]:
+    """The device that commands use; a driver without a usable GPU is a problem."""
     import torch
 
     from .distributed import choose_device, no_gpu_note
 
-    device = choose_device(asked)
+    device = choose_device(requested)
     found = f"{device}" + (f", {_processor()}" if device.type == "cpu" else "")
     for i in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
         card = torch.cuda.get_device_properties(i)
         found += f"\ncuda:{i} {card.name}, {card.total_memory / GIB:.1f} GiB, capability {card.major}.{card.minor}, CUDA {torch.version.cuda}"
-    note = no_gpu_note() if asked == "auto" else ""
+    note = no_gpu_note() if requested == "auto" else ""
     return found, [note.removeprefix("note: ")] if note else []
 
 
@@ -122,53 +128,55 @@ def _cores() -> tuple[str, list[str]]:
     return f"{count} of {os.cpu_count()} for this process; torch uses {torch.get_num_threads()} threads ({threads})", []
 
 
-def _memory(asked: str) -> tuple[str, list[str]]:
+def _memory(requested: str) -> tuple[str, list[str]]:
     import torch
 
     from ..models.config import machine_memory
     from .distributed import choose_device
 
-    found = f"{machine_memory() / GIB:.1f} GiB" + (f", {free / GIB:.1f} available" if (free := _available()) else "")
-    device = choose_device(asked)
+    found = f"{machine_memory() / GIB:.1f} GiB" + (
+        f", {free / GIB:.1f} available" if (free := _available_memory()) else ""
+    )
+    device = choose_device(requested)
     if device.type == "cuda":
-        free, whole = torch.cuda.mem_get_info(device)
-        found += f"; on {device} {whole / GIB:.1f} GiB, {free / GIB:.1f} free"
+        free, total = torch.cuda.mem_get_info(device)
+        found += f"; on {device} {total / GIB:.1f} GiB, {free / GIB:.1f} free"
     return found, []
 
 
-def _speed(asked: str) -> tuple[str, list[str]]:
-    """What `auto` means here; on a CPU the number type depends on the network."""
-    small, large = (_chosen(asked, flops) for flops in (0, 10**12))
+def _speed(requested: str) -> tuple[str, list[str]]:
+    """What `auto` means here; on a CPU the precision depends on the network."""
+    small, large = (_resolve_auto(requested, flops) for flops in (0, 10**12))
     found = f"{small.precision}, {small.memory_format} for --precision auto of adagn train and adagn sample"
     if large.precision != small.precision:
         found += f"; {large.precision} for networks of half a GFLOP an image or more"
     return found, []
 
 
-def _operator(asked: str) -> tuple[str, list[str]]:
-    """Build the fused operator and compare it with plain PyTorch; a few seconds where it lies in no cache."""
+def _operator(requested: str) -> tuple[str, list[str]]:
+    """Build the fused operator and compare it with plain PyTorch; this takes a few seconds if it is not cached."""
     import torch
 
     from ..ops import unsupported_reason
     from .distributed import choose_device
     from .precision import AUTOCAST
 
-    device, speed = choose_device(asked), _chosen(asked, 0)
+    device, speed = choose_device(requested), _resolve_auto(requested, 0)
     dtype = AUTOCAST[speed.precision] or torch.float32
-    began = time.perf_counter()
-    why = unsupported_reason(device, dtype, speed.memory_format == "channels_last", note=False)
-    seconds = f"{time.perf_counter() - began:.1f} s"
-    if not why:
+    start = time.perf_counter()
+    reason = unsupported_reason(device, dtype, speed.memory_format == "channels_last", note=False)
+    seconds = f"{time.perf_counter() - start:.1f} s"
+    if not reason:
         kernel = "Triton" if device.type == "cuda" else "C++"
         return f"fused ({kernel}), self-check passed in {speed.precision}, {speed.memory_format} ({seconds})", []
     if device.type == "mps":
         return "eager (plain PyTorch): there is no fused kernel for Apple's GPU", []
-    problem = f"the fused operator cannot be used, and plain PyTorch, which is slower, takes its place: {why}"
-    return "eager (plain PyTorch), since the fused one cannot be used", [problem]
+    problem = f"the fused operator cannot be used; plain PyTorch is used, which is slower: {reason}"
+    return "eager (plain PyTorch): the fused one cannot be used", [problem]
 
 
 def _caches() -> tuple[str, list[str]]:
-    """Each folder of what can be made or downloaded again, and its size."""
+    """The cache folders, which can be deleted, and their sizes."""
     from huggingface_hub.constants import HF_HUB_CACHE
 
     root = cache_root()
@@ -177,34 +185,38 @@ def _caches() -> tuple[str, list[str]]:
     folders = {
         f"decoded data in {root}": stores,
         "compiled operator in ops": own[:1],
-        "judges in judges": own[1:2],
+        "classifiers in judges": own[1:2],
         "references in references": own[2:],
         f"hub {HF_HUB_CACHE}": [Path(HF_HUB_CACHE)],
     }
-    found = [f"{_size(sum(map(_bytes, some))):>9}  {what}" for what, some in folders.items()]
+    found = [f"{_size(sum(map(_bytes, paths))):>9}  {name}" for name, paths in folders.items()]
     return "\n".join(found), _not_writable(root)
 
 
 def _disk() -> tuple[str, list[str]]:
-    """Free space where caches lie and where runs go."""
-    found, wrong = [], []
+    """Free space on the disks of the caches and of the working directory."""
+    found, problems = [], []
     for what, folder in (("caches", cache_root()), ("here", Path.cwd())):
-        there = next(p for p in (folder, *folder.parents) if p.exists())
-        free = shutil.disk_usage(there).free
+        existing = next(p for p in (folder, *folder.parents) if p.exists())
+        free = shutil.disk_usage(existing).free
         found.append(f"{_size(free)} free for {what} ({folder})")
         if free < MIN_FREE:
-            remedy = "make room, or name another disk in DIFFUSION_ADAGN_CACHE" if what == "caches" else "make room"
-            wrong.append(f"the disk of {folder} has {_size(free)} free, {_size(MIN_FREE)} are expected: {remedy}.")
-    return "\n".join(found), wrong
+            remedy = (
+                "free some space, or set DIFFUSION_ADAGN_CACHE to a folder on another disk"
+                if what == "caches"
+                else "free some space"
+            )
+            problems.append(f"the disk of {folder} has {_size(free)} free, {_size(MIN_FREE)} is expected: {remedy}.")
+    return "\n".join(found), problems
 
 
-def _chosen(asked: str, flops: int):
-    """`speed.choose` without the operator, which has a line of its own."""
+def _resolve_auto(requested: str, flops: int):
+    """`speed.resolve_speed` with the eager operator; the fused one is checked in `_operator`."""
     from ..config import SpeedConfig
     from .distributed import choose_device
-    from .speed import choose
+    from .speed import resolve_speed
 
-    return choose(SpeedConfig(operator="eager"), choose_device(asked), flops)
+    return resolve_speed(SpeedConfig(operator="eager"), choose_device(requested), flops)
 
 
 def _version(name: str) -> str | None:
@@ -222,8 +234,8 @@ def _processor() -> str:
         return platform.processor() or platform.machine()
 
 
-def _available() -> int | None:
-    """Bytes of memory that programs may still take, where the system says so."""
+def _available_memory() -> int | None:
+    """Bytes of memory available to programs; None if the system does not report it."""
     try:
         lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
         return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
@@ -241,9 +253,9 @@ def _files(folder: Path) -> Iterator[os.DirEntry]:
             for entry in entries:
                 if entry.is_dir(follow_symlinks=False):
                     yield from _files(Path(entry.path))
-                elif entry.is_file(follow_symlinks=False):  # the hub's links count once
+                elif entry.is_file(follow_symlinks=False):  # so that the hub's links are not counted twice
                     yield entry
-    except OSError:  # missing, or another's
+    except OSError:  # missing, or not readable
         return
 
 
@@ -259,6 +271,6 @@ def _not_writable(root: Path) -> list[str]:
         probe.unlink()
     except OSError as error:
         return [
-            f"the cache {root} cannot be written to ({error.strerror}): name another folder in DIFFUSION_ADAGN_CACHE."
+            f"the cache {root} cannot be written to ({error.strerror}): set DIFFUSION_ADAGN_CACHE to another folder."
         ]
     return []

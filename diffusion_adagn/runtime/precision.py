@@ -1,4 +1,4 @@
-"""The number type that a network is computed in: autocast, and TF32, which is decided here alone."""
+"""The precision that a network computes in: autocast and TF32. No other module sets TF32."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,15 +13,15 @@ Value = TypeVar("Value")
 
 
 def has_tf32(device: torch.device) -> bool:
-    """Whether the device multiplies float32 numbers in TF32."""
+    """Whether the device supports TF32."""
     if device.type != "cuda" or not torch.cuda.is_available():
         return False
     with torch.cuda.device(device):
         return torch.cuda.is_tf32_supported()
 
 
-def check_tf32(precision: str, device: torch.device, option: str) -> None:
-    """Raises InputError where the device does not have `precision`, tf32 or fp16. option: what was given, for the message."""
+def check_precision(precision: str, device: torch.device, option: str) -> None:
+    """Raises InputError if the device does not support tf32 or fp16, and this is the precision. option: its name in the message."""
     if precision == "fp16" and device.type != "cuda":
         raise InputError(f"{option} fp16 needs a CUDA GPU; use bf16 or fp32 here.")
     if precision == "tf32" and not has_tf32(device):
@@ -29,19 +29,19 @@ def check_tf32(precision: str, device: torch.device, option: str) -> None:
 
 
 @contextmanager
-def computed_in(precision: str, device: torch.device) -> Iterator[None]:
-    """The number type of what is computed in here: autocast, and TF32 in "tf32" alone. Both are as before afterwards."""
+def use_precision(precision: str, device: torch.device) -> Iterator[None]:
+    """Compute the block in this precision: autocast, and TF32 only for "tf32". Restores both settings."""
     dtype = AUTOCAST[precision]
-    with tf32(precision == "tf32"), torch.autocast(device.type, dtype, enabled=dtype is not None):
+    with use_tf32(precision == "tf32"), torch.autocast(device.type, dtype, enabled=dtype is not None):
         yield
 
 
 @contextmanager
-def tf32(on: bool) -> Iterator[None]:
-    """CUDA's convolutions and matrix products of float32 in TF32, or none of them; as before afterwards.
+def use_tf32(on: bool) -> Iterator[None]:
+    """Switch TF32 on or off for CUDA's float32 convolutions and matrix products. Restores the setting.
 
-    torch's default is TF32 in convolutions alone, which is good to about 1e-3. It holds for the whole process, not for a thread.
-    Both of torch's settings, `allow_tf32` and `fp32_precision`, get the value: reading one raises where they differ.
+    torch's default is TF32 in convolutions only, accurate to about 1e-3. The setting is per process, not per thread.
+    Both of torch's settings, `allow_tf32` and `fp32_precision`, get the value: reading one raises if they differ.
     """
     before = _tf32_state()
     _set_tf32(("highest", "high")[on], on, *[("ieee", "tf32")[on]] * 3)
@@ -54,8 +54,8 @@ def tf32(on: bool) -> Iterator[None]:
 def _tf32_state() -> tuple[str | None, bool | None, str, str, str]:
     backends = torch.backends
     return (
-        _legible(torch.get_float32_matmul_precision),
-        _legible(lambda: backends.cudnn.allow_tf32),
+        _or_none_if_inconsistent(torch.get_float32_matmul_precision),
+        _or_none_if_inconsistent(lambda: backends.cudnn.allow_tf32),
         backends.cuda.matmul.fp32_precision,
         backends.cudnn.conv.fp32_precision,
         backends.cudnn.rnn.fp32_precision,
@@ -63,8 +63,8 @@ def _tf32_state() -> tuple[str | None, bool | None, str, str, str]:
 
 
 def _set_tf32(products: str | None, convolutions: bool | None, matmul: str, conv: str, rnn: str) -> None:
-    """`_tf32_state`'s values. None: as it is."""
-    if products == "medium":  # not one of ours; it is the CPU's too
+    """Set the values of `_tf32_state`. None leaves a setting unchanged."""
+    if products == "medium":  # set by the caller, and also for the CPU
         torch.set_float32_matmul_precision(products)
     elif products is not None:
         torch.backends.cuda.matmul.allow_tf32 = products == "high"
@@ -75,8 +75,8 @@ def _set_tf32(products: str | None, convolutions: bool | None, matmul: str, conv
     torch.backends.cudnn.rnn.fp32_precision = rnn
 
 
-def _legible(flag: Callable[[], Value]) -> Value | None:
+def _or_none_if_inconsistent(flag: Callable[[], Value]) -> Value | None:
     try:
         return flag()
-    except RuntimeError:  # the caller has set TF32 in both of torch's ways, differently
+    except RuntimeError:  # the caller set torch's two settings to different values
         return None

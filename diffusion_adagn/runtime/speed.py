@@ -1,4 +1,4 @@
-"""How a network is computed on the machine at hand: number type, layout in memory, operator, compiled or not."""
+"""How a network computes on this machine: precision, memory format, operator, torch.compile."""
 
 import dataclasses
 import time
@@ -13,70 +13,84 @@ from ..models.blocks import ResBlock, SelfAttention
 from ..models.unet import AdaGNUNet, Modulation, best_memory_format
 from ..ops import unsupported_reason
 from ..ops.cpu import compiler
-from .precision import AUTOCAST, check_tf32
+from .precision import AUTOCAST, check_precision
 
-MIN_FLOPS_FOR_BF16 = 5e8  # FLOPs of a picture: below, a CPU loses more by converting to bf16 than it gains
+MIN_FLOPS_FOR_BF16 = 5e8  # per image, forward; below this, converting to bf16 costs a CPU more than it gains
 COMPILER = "inductor"  # torch.compile's backend
 
 
-def choose(asked: SpeedConfig, device: torch.device, flops: int) -> SpeedConfig:
-    """What was asked for, each `auto` replaced by the choice for this device. flops: forward, of one picture.
+def resolve_speed(asked: SpeedConfig, device: torch.device, flops: int) -> SpeedConfig:
+    """Replace each `auto` by the choice for this device.
 
-    Raises InputError for what was forced and cannot be.
+    Args:
+        asked: The settings of the run or command.
+        device: The device of the network.
+        flops: Forward FLOPs of one image.
+
+    Returns:
+        Settings without `auto`, except in `device`.
+
+    Raises:
+        InputError: This machine does not support a setting that is not `auto`.
     """
     precision, memory_format, operator = asked.precision, asked.memory_format, asked.operator
     if precision == "auto":
         precision = _precision(device, flops)
-    check_tf32(precision, device, "speed.precision")
+    check_precision(precision, device, "speed.precision")
     if memory_format == "auto":
         memory_format = best_memory_format(device.type, precision != "fp32")
     if operator != "eager":
-        why = _no_kernel(device, precision, memory_format, note=operator == "auto")
-        if why and operator == "fused":
-            raise InputError(f"speed.operator fused cannot be: {why} Take auto or eager.")
-        operator = "eager" if why else "fused"
+        reason = _no_kernel(device, precision, memory_format, note=operator == "auto")
+        if reason and operator == "fused":
+            raise InputError(f"speed.operator fused is not available: {reason} Use auto or eager.")
+        operator = "eager" if reason else "fused"
     if asked.compile and device.type == "cpu":
         try:
             compiler()
         except RuntimeError as error:
-            raise InputError(f"torch.compile cannot be: {error} Leave out speed.compile (--compile).") from None
+            raise InputError(f"torch.compile is not available: {error} Omit speed.compile (--compile).") from None
     return dataclasses.replace(asked, precision=precision, memory_format=memory_format, operator=operator)
 
 
-def choose_together(asked: SpeedConfig, device: torch.device, flops: int) -> SpeedConfig:
-    """`choose`, with the main process's number type on every process: the cards of one job may differ."""
-    (precision,) = broadcast_object_list([choose(asked, device, flops).precision])
-    return choose(dataclasses.replace(asked, precision=precision), device, flops)
+def resolve_speed_together(asked: SpeedConfig, device: torch.device, flops: int) -> SpeedConfig:
+    """`resolve_speed`, with the main process's precision on every process: the GPUs of one job may differ."""
+    (precision,) = broadcast_object_list([resolve_speed(asked, device, flops).precision])
+    return resolve_speed(dataclasses.replace(asked, precision=precision), device, flops)
 
 
-def describe(chosen: SpeedConfig, asked: SpeedConfig, device: torch.device | None = None) -> str:
-    """ "bf16, channels_last, fused operator (chosen for this machine: precision, layout)"
+def describe_speed(chosen: SpeedConfig, asked: SpeedConfig, device: torch.device | None = None) -> str:
+    """ "bf16, channels_last, fused operator (chosen for this machine: precision, memory_format)"
 
-    device: where it is given, and `auto` means the eager operator on it, the reason follows.
+    Args:
+        chosen: What `resolve_speed` returned.
+        asked: The settings that it was called with.
+        device: If given, and `auto` resolved to the eager operator on it, the text contains the reason.
     """
-    own = [f.name for f in dataclasses.fields(asked) if getattr(asked, f.name) == "auto" and f.name != "device"]
-    told = f"{chosen.precision}, {chosen.memory_format}, {chosen.operator} operator" + ", compiled" * chosen.compile
+    auto_settings = [
+        f.name for f in dataclasses.fields(asked) if getattr(asked, f.name) == "auto" and f.name != "device"
+    ]
+    text = f"{chosen.precision}, {chosen.memory_format}, {chosen.operator} operator" + ", compiled" * chosen.compile
     if device is not None and chosen.operator == "eager" and asked.operator == "auto":
-        why = _no_kernel(device, chosen.precision, chosen.memory_format, note=False)
-        own[-1] += f", since the fused one cannot be used: {why.rstrip('.')}" * bool(why)
-    return told + (f" (chosen for this machine: {', '.join(own)})" if own else "")
+        reason = _no_kernel(device, chosen.precision, chosen.memory_format, note=False)
+        auto_settings[-1] += f", since the fused one cannot be used: {reason.rstrip('.')}" * bool(reason)
+    return text + (f" (chosen for this machine: {', '.join(auto_settings)})" if auto_settings else "")
 
 
 def _no_kernel(device: torch.device, precision: str, memory_format: str, note: bool) -> str:
-    """Why there is no fused operator for what was chosen; "" if there is one."""
+    """Why the fused operator does not support these settings; "" if it does."""
     return unsupported_reason(device, AUTOCAST[precision] or torch.float32, memory_format == "channels_last", note=note)
 
 
-def prepare(unet: AdaGNUNet, speed: SpeedConfig) -> None:
-    """Set layout and operator. `speed` is one that `choose` returned."""
+def apply_speed(unet: AdaGNUNet, speed: SpeedConfig) -> None:
+    """Set the network's memory format and operator. speed: what `resolve_speed` returned."""
     unet.set_memory_format(speed.memory_format)
     unet.set_operator(speed.operator)
 
 
 def compile_blocks(unet: AdaGNUNet) -> None:
-    """torch.compile for each kind of repeated block, in place; a few seconds or minutes of the first calls go into it."""
+    """Compile each type of repeated block with torch.compile, in place. The first calls take seconds to minutes longer."""
     blocks = [m for m in unet.modules() if isinstance(m, ResBlock | SelfAttention)]
-    # one piece of code for all of them, compiled for each shape: torch gives up after eight
+    # the blocks share one code object, which is compiled per shape; torch's limit is 8
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 4 * len(blocks))
     torch._dynamo.config.accumulated_recompile_limit = max(
         torch._dynamo.config.accumulated_recompile_limit, 16 * len(blocks)
@@ -86,61 +100,61 @@ def compile_blocks(unet: AdaGNUNet) -> None:
 
 
 class CUDAGraphDenoiser:
-    """`unet.denoise` as one CUDA graph a shape: captured at its first call, replayed at the others, which spares the host's
-    launching of each kernel. Sampling only: no gradients.
+    """`unet.denoise` as one CUDA graph per shape: captured at the first call, replayed at the others.
 
-    Casts of autocast lie in the graph, since their results do not outlive the context that they were made in.
+    A replay saves the host's launch of each kernel. For sampling only: no gradients. The graph includes autocast's casts,
+    because their results are not valid outside the autocast context.
     """
 
     def __init__(self, unet: AdaGNUNet):
         self._denoise = unet.denoise
-        self._made: dict[tuple, tuple] = {}
-        self._side: torch.cuda.Stream | None = None
-        self._pool: tuple | None = None  # the memory of all graphs: one replays at a time, and what it leaves is copied
+        self._captured: dict[tuple, tuple] = {}
+        self._stream: torch.cuda.Stream | None = None
+        self._pool: tuple | None = None  # memory shared by all graphs: one replays at a time, and its output is copied
 
     def __call__(self, x: Tensor, m: Modulation) -> Tensor:
-        """As `AdaGNUNet.denoise`."""
+        """See `AdaGNUNet.denoise`."""
         key = x.shape, x.dtype, len(next(iter(m.values()))[0])
-        with torch.cuda.device_of(x):  # streams and graphs are the current device's
-            if key not in self._made:
-                self._made[key] = self._capture(x, m)
-            graph, kept_x, kept_m, out = self._made[key]
-            kept_x.copy_(x)
-            torch._foreach_copy_(_fields(kept_m), _fields(m))
+        with torch.cuda.device_of(x):  # streams and graphs belong to the current device
+            if key not in self._captured:
+                self._captured[key] = self._capture(x, m)
+            graph, static_x, static_m, out = self._captured[key]
+            static_x.copy_(x)
+            torch._foreach_copy_(_fields(static_m), _fields(m))
             graph.replay()
             return out.clone()
 
     def _capture(self, x: Tensor, m: Modulation) -> tuple[torch.cuda.CUDAGraph, Tensor, Modulation, Tensor]:
-        x, m = x.clone(), {name: type(told)(*(field.clone() for field in told)) for name, told in m.items()}
+        x, m = x.clone(), {name: type(mod)(*(field.clone() for field in mod)) for name, mod in m.items()}
         dtype, half = torch.get_autocast_dtype("cuda"), torch.is_autocast_enabled("cuda")
         with torch.autocast("cuda", dtype, enabled=half, cache_enabled=False):
-            self._side = self._side or torch.cuda.Stream()
-            self._side.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(self._side):
-                for _ in range(3):  # what libraries do at a first call cannot be captured
+            self._stream = self._stream or torch.cuda.Stream()
+            self._stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(self._stream):
+                for _ in range(3):  # warm-up: the first calls of libraries cannot be captured
                     self._denoise(x, m)
-            torch.cuda.current_stream().wait_stream(self._side)
+            torch.cuda.current_stream().wait_stream(self._stream)
             graph = torch.cuda.CUDAGraph()
-            # not torch's own stream for captures, which is of the device that captured first
-            with torch.cuda.graph(graph, pool=self._pool, stream=self._side):
+            # torch's own capture stream belongs to the device that captured first
+            with torch.cuda.graph(graph, pool=self._pool, stream=self._stream):
                 out = self._denoise(x, m)
             self._pool = graph.pool()
         return graph, x, m, out
 
 
 def _fields(m: Modulation) -> list[Tensor]:
-    return [field for told in m.values() for field in told]
+    return [field for mod in m.values() for field in mod]
 
 
 def has_bf16(device: torch.device) -> bool:
-    """Whether the device computes in bf16, rather than imitating it."""
+    """Whether the device has bf16 arithmetic, and does not emulate it."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     if device.type != "cpu":
         return False
     return any(
         getattr(torch.cpu, name, bool)() for name in ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
-    )  # torch has no public question
+    )  # torch has no public function for this
 
 
 def _precision(device: torch.device, flops: int) -> str:
@@ -150,8 +164,8 @@ def _precision(device: torch.device, flops: int) -> str:
 
 
 def measure_peak_flops(device: torch.device | str, dtype: torch.dtype = torch.float32, seconds: float = 0.2) -> float:
-    """FLOP/s of the fastest square matrix product that was tried, on as many threads as torch uses now."""
-    device, best = torch.device(device), 0.0
+    """FLOP/s of the fastest square matrix product measured, with torch's current number of threads."""
+    device, peak = torch.device(device), 0.0
     wait = {"cuda": torch.cuda.synchronize, "mps": torch.mps.synchronize}.get(device.type, lambda: None)
     end = time.perf_counter() + seconds
     for side in {"cpu": (512, 1024), "mps": (1024, 2048)}.get(device.type, (4096, 8192)):
@@ -160,9 +174,9 @@ def measure_peak_flops(device: torch.device | str, dtype: torch.dtype = torch.fl
         tries = 0
         while tries < 2 or (time.perf_counter() < end and tries < 20):
             wait()
-            began = time.perf_counter()
+            start = time.perf_counter()
             a @ b
             wait()
-            best = max(best, 2 * side**3 / (time.perf_counter() - began))
+            peak = max(peak, 2 * side**3 / (time.perf_counter() - start))
             tries += 1
-    return best
+    return peak

@@ -1,7 +1,8 @@
-"""Whether a signal has asked this process to save and leave: known at once, also while the main thread computes.
+"""Whether a signal has asked this process to save and exit. The answer is immediate, also while the main thread computes.
 
-Python runs a signal's handler between two lines of the main thread, and one line may be minutes of waiting for other processes.
-The signal's number is written to a socket at once, and another thread reads it there. Nothing heavy is imported.
+Python runs a signal handler only between two bytecode instructions of the main thread, and one of them may wait for minutes
+for other processes. Here the signal's number is written to a socket at once, and another thread reads it. This module imports
+without torch.
 """
 
 import contextlib
@@ -10,43 +11,43 @@ import socket
 import threading
 from collections.abc import Callable, Iterator
 
-# Windows lacks one
+# Windows has no SIGUSR1
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1") if hasattr(signal, name))
-_END = b"\0"  # the number of no signal
-_asked = False
+_END = b"\0"  # not the number of a signal
+_requested = False
 
 
-def asked() -> bool:
-    """Whether one of SIGNALS has come since the last `listening` began."""
-    return _asked
+def stop_requested() -> bool:
+    """Whether one of SIGNALS was received since the start of the last `listen_for_signals`."""
+    return _requested
 
 
 @contextlib.contextmanager
-def listening(came: Callable[[int], None]) -> Iterator[None]:
-    """In here signals that have a Python handler are noted, from the main thread on.
+def listen_for_signals(on_signal: Callable[[int], None]) -> Iterator[None]:
+    """Within the block, record signals that have a Python handler. To be entered in the main thread.
 
     Args:
-        came: Called with the number of each of SIGNALS at once, in another thread.
+        on_signal: Called at once with the number of each of SIGNALS, in another thread.
     """
-    global _asked
-    _asked = False
+    global _requested
+    _requested = False
     read, write = socket.socketpair()
 
     def listen() -> None:
-        global _asked
+        global _requested
         while (byte := read.recv(1)) != _END:
             if byte[0] in SIGNALS:
-                _asked = True
-                came(byte[0])
+                _requested = True
+                on_signal(byte[0])
 
     with read, write:
         write.setblocking(False)
         thread = threading.Thread(target=listen, daemon=True)
-        before = signal.set_wakeup_fd(write.fileno(), warn_on_full_buffer=False)
+        previous = signal.set_wakeup_fd(write.fileno(), warn_on_full_buffer=False)
         thread.start()
         try:
             yield
         finally:
-            signal.set_wakeup_fd(before)
+            signal.set_wakeup_fd(previous)
             write.send(_END)
             thread.join()

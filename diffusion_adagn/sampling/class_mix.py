@@ -100,7 +100,12 @@ class ClassMix:
 
     @classmethod
     def single(cls, class_id: int, labels: LabelSpace) -> "ClassMix":
-        """One class at all sites and timesteps."""
+        """One class at all sites and timesteps.
+
+        Args:
+            class_id: the class.
+            labels: the classes.
+        """
         return cls(labels.name(class_id), (MixRule(labels.name(class_id), class_id),))
 
     @classmethod
@@ -132,7 +137,15 @@ class ClassMix:
         return mix
 
     def class_by_site(self, t: float, names: Sequence[str]) -> dict[str, int]:
-        """The class that each site receives at t, {site name: class id}. Sites without a rule are missing."""
+        """The class that each site receives.
+
+        Args:
+            t: timestep, 0..T-1.
+            names: of all sites.
+
+        Returns:
+            {site name: class id}; sites without a rule are missing.
+        """
         classes: dict[str, int] = {}
         for part in self.parts:
             if part.contains(t):
@@ -140,6 +153,12 @@ class ClassMix:
         return classes
 
     def modulation(self, unet: AdaGNUNet, t: Tensor | float) -> Modulation:
+        """See `ClassPlan.modulation`.
+
+        Args:
+            unet: the network.
+            t: timestep, 0..T-1.
+        """
         names = [s.name for s in unet.sites()]
         class_of = self.class_by_site(float(t), names)
         missing = [n for n in names if n not in class_of]
@@ -232,6 +251,12 @@ class ClassInterpolation:
         return cls(*ids, share, (labels.name(ids[0]), labels.name(ids[1])))
 
     def modulation(self, unet: AdaGNUNet, t: Tensor | float) -> Modulation:
+        """See `ClassPlan.modulation`.
+
+        Args:
+            unet: the network.
+            t: timestep, 0..T-1.
+        """
         table = unet.embedding.classes
         if table is None:
             why = (
@@ -244,6 +269,7 @@ class ClassInterpolation:
         return unet.modulation(t, class_vectors=torch.lerp(a, b, self.share))
 
     def to_dict(self) -> dict:
+        """The settings as plain JSON types."""
         return {"classes": [self.a, self.b], "share": self.share}
 
 

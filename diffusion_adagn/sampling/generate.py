@@ -30,8 +30,8 @@ from ..models.unet import AdaGNUNet
 from ..render.grids import labelled_grid
 from ..runs.recorded import MAX_INDEX, default_folder
 from ..runtime.distributed import process_state
-from ..runtime.precision import computed_in
-from ..runtime.speed import CUDAGraphDenoiser, choose_together, compile_blocks, describe, prepare
+from ..runtime.precision import use_precision
+from ..runtime.speed import CUDAGraphDenoiser, apply_speed, compile_blocks, describe_speed, resolve_speed_together
 from ..schema import read_json, short_repr
 from .class_mix import ClassInterpolation, ClassMix, ClassPlan, modulation_table
 from .guidance import Guidance
@@ -126,7 +126,7 @@ def sample_to_folder(
     for guidance in guidances.values():
         pipe.check_guidance(guidance, guide)
     asked, asked_batch = request.speed, request.batch_size
-    request = replace(request, speed=choose_together(asked, state.device, estimate_cost(pipe.unet.config).flops))
+    request = replace(request, speed=resolve_speed_together(asked, state.device, estimate_cost(pipe.unet.config).flops))
     if request.graph and state.device.type != "cuda":
         raise InputError(f"CUDA graphs need a CUDA GPU, and this is {state.device.type}: remove --graph.")
     if main and labels.K and CONDITIONING[pipe.unet.config.conditioning].class_input is None:
@@ -154,7 +154,7 @@ def sample_to_folder(
             )
             print(
                 f"{what}\n{len(plans)} {rows} x {request.count} images x {len(request.scales)} scales, {request.sampler}, "
-                f"{request.steps} steps, on {state.num_processes} process(es), {state.device}, {describe(request.speed, asked, state.device)}"
+                f"{request.steps} steps, on {state.num_processes} process(es), {state.device}, {describe_speed(request.speed, asked, state.device)}"
             )
             if guide is not None:
                 print(f"guide: {guide_what}")
@@ -167,7 +167,7 @@ def sample_to_folder(
 
         pipe.to(state.device)
         for unet in [pipe.unet] if guide is None else [pipe.unet, guide.unet]:
-            prepare(unet.to(state.device), request.speed)
+            apply_speed(unet.to(state.device), request.speed)
         planned = list(_planned_images(request, plans))
         if main:
             model = {
@@ -238,7 +238,7 @@ def batch_that_fits(networks: list[tuple[AdaGNUNet, int]], max_batch: int, preci
             config, count = unet.config, rows * (batch_size + batch_size // 10)
             x = torch.zeros(count, config.in_channels, *[config.sample_size] * 2, device=device)
             labels = torch.zeros(count, dtype=torch.long, device=device) if config.num_classes else None
-            with torch.no_grad(), computed_in(precision, device):
+            with torch.no_grad(), use_precision(precision, device):
                 unet.denoise(x.to(unet.dtype), unet.modulation(torch.zeros(count, device=device), labels))
         return batch_size
 
@@ -293,7 +293,7 @@ def _sample(
     ):
         for batch in mine:
             began = time.perf_counter()
-            with computed_in(request.speed.precision, state.device):
+            with use_precision(request.speed.precision, state.device):
                 images = pipe(
                     class_plan=[p.plan for p in batch],
                     guidance=replace(request.guidance, scale=batch[0].scale),

@@ -39,7 +39,7 @@ from ..labels import ClassSpec, LabelSpace
 from ..models.unet import AdaGNUNet
 from ..renamed import renamed_arguments
 from ..render.grids import captioned_grid
-from ..runs.layout import is_checkpoint, pipeline_folder
+from ..runs.layout import loads_checkpoint, pipeline_folder
 from ..schema import short_repr
 from .card import model_card
 from .class_mix import ClassMix, ClassPlan, modulation_table
@@ -257,7 +257,12 @@ class ClassConditionalPipeline(DiffusionPipeline):
             )
 
     def plans_for(self, guide: "ClassConditionalPipeline", plans: list[ClassPlan]) -> list[ClassPlan]:
-        """The plans for a guide: the same, or any single class in place of mixes if it ignores classes."""
+        """The plans for a guide: the same, or any single class in place of mixes if it ignores classes.
+
+        Args:
+            guide: the guide.
+            plans: of this model, one per image.
+        """
         if guide.unet.embedding.classes is not None:
             return plans
         return [p if p.class_id is not None else ClassMix.single(0, self.labels) for p in plans]
@@ -612,7 +617,7 @@ class ClassConditionalPipeline(DiffusionPipeline):
         dtype = torch_dtype if dtype is None else dtype
         if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
             raise InputError(f"torch_dtype is a floating type such as torch.bfloat16, not {short_repr(dtype)}.")
-        if is_checkpoint(path):
+        if loads_checkpoint(path):
             pipe = cls(**checkpoint_parts(checkpoint_of(path)))
             return pipe if dtype is None else pipe.to(dtype)
         folder = pipeline_folder(path, revision)

@@ -1,1 +1,1 @@
-"""See what the condition does: what every site is told, and what changes when it is told something else."""
+"""Inspecting the conditioning: the modulation of every site, and how the output changes when it is edited."""

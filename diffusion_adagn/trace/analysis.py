@@ -1,42 +1,49 @@
-"""Reading an atlas: who is listened to, what it does to channels, how the classes lie, how two checkpoints differ."""
+"""Statistics of an atlas: time against class, what the channels receive, class geometry, drift between checkpoints."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
 from ..errors import InputError
-from .atlas import Atlas, Field, SiteAtlas
+from ..models.unet import Site
+from .atlas import Atlas, ModulationField, SiteAtlas
 
-SILENT = 0.01  # of the site's median |gain|
-STILL = 0.01  # of the same
-SAME_MODULATION = 1e-6  # of the size of what is told: below, a distance is rounding
+SILENCED = 0.01  # of the site's median |gain|
+CONSTANT = 0.01  # of the same
+SAME_MODULATION = 1e-6  # of the size of the modulation: a smaller distance is rounding
+NETWORK_HALVES = {"down": "encoder", "middle": "middle", "up": "decoder"}
+
+
+# ---------------------------------------------------------------------- one site
 
 
 @dataclass(frozen=True)
-class Shares:
-    """Of the variance of what a site is told: the parts due to time, to the (real) class, and to both together; they sum to 1."""
+class VarianceFractions:
+    """Fractions of the variance of a field due to time, to the class, and to their interaction; they sum to 1."""
 
     time: float
     label: float
     interaction: float
 
 
-def shares(f: Field) -> Shares | None:
-    """The parts of a field's variance over its grid (see `Field`), summed over its channels. None where nothing varies."""
+def variance_fractions(f: ModulationField) -> VarianceFractions | None:
+    """The parts of a field's variance over its grid, summed over its channels. None where nothing varies."""
     parts = [float(part.sum()) for part in (f.by_time, f.by_class, f.by_both)]
-    return Shares(*(part / sum(parts) for part in parts)) if sum(parts) else None
+    return VarianceFractions(*(part / sum(parts) for part in parts)) if sum(parts) else None
 
 
-def effective(site: SiteAtlas) -> tuple[np.ndarray, np.ndarray]:
-    """The gain w (1 + gamma) and the shift b (1 + gamma) + beta that each channel really meets, [T, kept classes, channels].
+def gain_and_shift(site: SiteAtlas) -> tuple[np.ndarray, np.ndarray]:
+    """The gain w (1 + gamma) and the shift b (1 + gamma) + beta of each channel, both [T, stored classes, channels].
 
-    w, b: the norm's own weight and bias (1 and 0 where it has none). Fields that a kind does not have count as 0; additive's
-    shift stands before the norm and is none of these. Raises InputError for a kind with neither gamma nor beta.
+    w, b: the norm's own weight and bias (1 and 0 where it has none). A field that the conditioning lacks counts as 0.
+    The shift of additive conditioning comes before the norm and is not included. Raises InputError without gamma and
+    beta.
     """
     gamma, beta = (site.fields[name].values if name in site.fields else None for name in ("gamma", "beta"))
     if gamma is None and beta is None:
-        raise InputError(f"{site.site.name} is told neither gamma nor beta, but {', '.join(site.fields)}.")
+        raise InputError(f"{site.site.name} has neither gamma nor beta, but {', '.join(site.fields)}.")
     gain = 1 + (gamma if gamma is not None else np.zeros_like(beta))
     w = 1.0 if site.weight is None else site.weight
     b = 0.0 if site.bias is None else site.bias
@@ -44,36 +51,139 @@ def effective(site: SiteAtlas) -> tuple[np.ndarray, np.ndarray]:
 
 
 @dataclass(frozen=True)
-class Channels:
-    """How many channels of a site, over the whole grid: silenced: |gain| below 1% of the site's median |gain| everywhere.
-    flipped: the gain's sign is the other one somewhere than elsewhere. constant: neither gain nor shift moves by more than 1% of the
-    site's median |gain|. of: all channels."""
+class ChannelCounts:
+    """How many channels of a site are unusual over the whole grid.
+
+    Args:
+        silenced: |gain| is below 1% of the site's median |gain| everywhere.
+        flipped: The gain changes its sign.
+        constant: Neither gain nor shift moves by more than 1% of the site's median |gain|.
+        total: All channels.
+    """
 
     silenced: int
     flipped: int
     constant: int
-    of: int
+    total: int
 
 
-def channels(site: SiteAtlas) -> Channels:
-    gain, shift = (a.reshape(-1, a.shape[-1]) for a in effective(site))
+def count_channels(site: SiteAtlas) -> ChannelCounts:
+    gain, shift = (a.reshape(-1, a.shape[-1]) for a in gain_and_shift(site))
     typical = float(np.median(np.abs(gain))) or 1.0
     moves = np.maximum(np.ptp(gain, axis=0), np.ptp(shift, axis=0))
-    return Channels(
-        silenced=int((np.abs(gain).max(0) < SILENT * typical).sum()),
+    return ChannelCounts(
+        silenced=int((np.abs(gain).max(0) < SILENCED * typical).sum()),
         flipped=int(((gain.max(0) > 0) & (gain.min(0) < 0)).sum()),
-        constant=int((moves < STILL * typical).sum()),
-        of=gain.shape[-1],
+        constant=int((moves < CONSTANT * typical).sum()),
+        total=gain.shape[-1],
     )
+
+
+# ---------------------------------------------------------------------- all sites
+
+
+class Variance(NamedTuple):
+    """Variance over the grid, summed over channels: due to time, to the class, and to their interaction."""
+
+    time: float = 0.0
+    label: float = 0.0
+    interaction: float = 0.0
+
+    @property
+    def total(self) -> float:
+        return self.time + self.label + self.interaction
+
+    @property
+    def classes(self) -> float:
+        """Between the classes at one timestep, averaged over the timesteps."""
+        return self.label + self.interaction
+
+    @property
+    def class_fraction(self) -> float | None:
+        return self.classes / self.total if self.total else None
+
+    def plus(self, other: "Variance") -> "Variance":
+        return Variance(*(a + b for a, b in zip(self, other)))
+
+
+def variance(f: ModulationField) -> Variance:
+    return Variance(*(float(part.sum()) for part in (f.by_time, f.by_class, f.by_both)))
+
+
+def variances(atlas: Atlas) -> dict[str, dict[str, Variance]]:
+    """{field: {site name: its variance}}, for the sites that have the field."""
+    by_field: dict[str, dict[str, Variance]] = {}
+    for name, site in atlas.sites.items():
+        for parameter, f in site.fields.items():
+            by_field.setdefault(parameter, {})[name] = variance(f)
+    return by_field
+
+
+def sum_variances(parts: Iterable[Variance]) -> Variance:
+    total = Variance()
+    for v in parts:
+        total = total.plus(v)
+    return total
+
+
+def main_field(atlas: Atlas) -> str:
+    """The field that stands for a site where only one can: gamma, else the attended values, else the first."""
+    fields = [name for site in atlas.sites.values() for name in site.fields]
+    return next((name for name in ("gamma", "values") if name in fields), fields[0])
+
+
+def real_class_indices(atlas: Atlas) -> list[int]:
+    """Indices of the stored classes without null on the class axis."""
+    return [index for index, c in enumerate(atlas.class_ids) if c != atlas.null_id or not atlas.num_classes]
+
+
+def class_spread(atlas: Atlas, field: str) -> np.ndarray:
+    """[sites with the field, T]: standard deviation over the stored classes at each timestep, RMS over channels."""
+    real = real_class_indices(atlas)
+    spreads = [_flat(f.values)[:, real].var(1, dtype=np.float64).mean(-1) for f in _fields(atlas, field)]
+    return _without_rounding(np.sqrt(spreads), atlas, field)
+
+
+def time_shift(atlas: Atlas, field: str) -> np.ndarray:
+    """[sites with the field, T]: the mean over all classes minus its mean over time, RMS over channels."""
+    means = [f.class_mean.reshape(len(f.class_mean), -1) for f in _fields(atlas, field)]
+    return _without_rounding(np.sqrt([np.square(m - m.mean(0)).mean(-1) for m in means]), atlas, field)
+
+
+def _without_rounding(spread: np.ndarray, atlas: Atlas, field: str) -> np.ndarray:
+    """Below 1e-6 of the field's own size a difference is float32 rounding and becomes 0."""
+    size = np.array([np.sqrt(f.mean_square.mean()) for f in _fields(atlas, field)])
+    return np.where(spread > 1e-6 * size[:, None], spread, 0)
+
+
+def sites_with(atlas: Atlas, field: str) -> list[SiteAtlas]:
+    return [s for s in atlas.sites.values() if field in s.fields]
+
+
+def _fields(atlas: Atlas, field: str) -> list[ModulationField]:
+    return [s.fields[field] for s in sites_with(atlas, field)]
+
+
+def _flat(values: np.ndarray) -> np.ndarray:
+    return values.reshape(*values.shape[:2], -1)
+
+
+# ---------------------------------------------------------------------- classes
 
 
 @dataclass(frozen=True)
 class ClassGeometry:
-    """How the kept classes lie in what all sites are told, averaged over time.
+    """Cosines and distances between the stored classes.
 
-    names: of the real classes. cosine: [K, K] between their deviations from the class mean. distance: [K, K] Euclidean.
-    nearest: for each class the nearest other one. null_distance: of null from the class mean, in units of the mean distance
-    of a class from it (None without null, and where all classes are told the same). Distances that are rounding are 0.
+    A class is one vector: the modulation of all sites, averaged over time.
+
+    Args:
+        names: Names of the real classes.
+        cosine: [K, K], between the deviations from the class mean.
+        distance: [K, K], Euclidean; 0 where it is rounding.
+        nearest: For each class the nearest other one.
+        null_distance: Distance of the null label from the class mean, in units of the mean distance of a class from it.
+            None without null, and where all classes have the same modulation.
     """
 
     names: list[str]
@@ -87,52 +197,84 @@ def class_geometry(atlas: Atlas) -> ClassGeometry | None:
     """None with fewer than two real classes."""
     vectors = np.concatenate(
         [
-            f.values.mean(0, dtype=np.float64).reshape(len(atlas.kept_ids), -1)
+            f.values.mean(0, dtype=np.float64).reshape(len(atlas.class_ids), -1)
             for s in atlas.sites.values()
             for f in s.fields.values()
         ],
         axis=1,
     )
-    real = [i for i, c in enumerate(atlas.kept_ids) if c != atlas.null_id]
+    real = [i for i, c in enumerate(atlas.class_ids) if c != atlas.null_id]
     if atlas.num_classes < 2 or len(real) < 2:
         return None
     mean = vectors[real].mean(0)
     tiny = SAME_MODULATION * np.linalg.norm(vectors[real], axis=1).max()
-    away = vectors[real] - mean
-    away[np.linalg.norm(away, axis=1) <= tiny] = 0
-    length = np.linalg.norm(away, axis=1)
+    deviation = vectors[real] - mean
+    deviation[np.linalg.norm(deviation, axis=1) <= tiny] = 0
+    length = np.linalg.norm(deviation, axis=1)
     with np.errstate(invalid="ignore", divide="ignore"):
-        cosine = np.nan_to_num(away @ away.T / np.outer(length, length))
-    distance = np.stack([np.linalg.norm(away - one, axis=1) for one in away])
+        cosine = np.nan_to_num(deviation @ deviation.T / np.outer(length, length))
+    distance = np.stack([np.linalg.norm(deviation - one, axis=1) for one in deviation])
     distance[distance <= tiny] = 0
     others = distance + np.where(np.eye(len(real), dtype=bool), np.inf, 0)
     names = [atlas.classes[i] for i in real]
     null = None
     if atlas.null_id is not None and length.mean() > 0:
-        null = float(np.linalg.norm(vectors[atlas.kept_ids.index(atlas.null_id)] - mean) / length.mean())
+        null = float(np.linalg.norm(vectors[atlas.class_ids.index(atlas.null_id)] - mean) / length.mean())
     return ClassGeometry(names, cosine, distance, [names[i] for i in others.argmin(1)], null)
 
 
-def drift(before: Atlas, after: Atlas) -> Mapping[str, dict[str, float]]:
-    """How far each field of each site moved between two checkpoints: RMS of the difference over RMS of the earlier, {site: {field: ratio}};
-    inf where the earlier was 0 throughout and the later is not.
+# ---------------------------------------------------------------------- two checkpoints
 
-    Raises InputError for atlases of other sites, timesteps or classes.
+
+def drift(before: Atlas, after: Atlas) -> Mapping[str, dict[str, float]]:
+    """How far each field of each site moved between two checkpoints, {site: {field: ratio}}.
+
+    ratio: RMS of the difference over RMS of the earlier values; inf where only the earlier values are all 0.
+    Raises InputError for atlases of different sites, timesteps or classes.
     """
-    for what in ("conditioning", "classes"):
-        if getattr(before, what) != getattr(after, what):
-            raise InputError(f"the atlases have other {what}: {getattr(before, what)} and {getattr(after, what)}.")
+    for axis in ("conditioning", "classes"):
+        if getattr(before, axis) != getattr(after, axis):
+            raise InputError(f"the atlases differ in {axis}: {getattr(before, axis)} and {getattr(after, axis)}.")
     if list(before.sites) != list(after.sites) or not np.array_equal(before.timesteps, after.timesteps):
-        raise InputError("the atlases have other sites or timesteps: trace both with the same settings.")
+        raise InputError("the atlases have different sites or timesteps: trace both with the same settings.")
     moved: dict[str, dict[str, float]] = {}
     for name, site in before.sites.items():
         moved[name] = {}
-        for what, f in site.fields.items():
-            a, b = f.values.astype(np.float64), after.sites[name].fields[what].values.astype(np.float64)
+        for parameter, f in site.fields.items():
+            a, b = f.values.astype(np.float64), after.sites[name].fields[parameter].values.astype(np.float64)
             if a.shape != b.shape:
-                raise InputError(f"{name} has other channels in the two atlases.")
+                raise InputError(f"the two atlases differ in the channels of {name}.")
             base = np.sqrt(np.square(a).mean())
-            moved[name][what] = (
+            moved[name][parameter] = (
                 float(np.sqrt(np.square(b - a).mean()) / base) if base > 0 else (np.inf if b.any() else 0.0)
             )
     return moved
+
+
+# ---------------------------------------------------------------------- names of sites
+
+
+def network_half(site: Site) -> str:
+    """ "down", "middle" or "up"."""
+    return site.name.split(".")[0]
+
+
+def describe_position(site: Site) -> str:
+    """Such as "8x8 in the decoder"."""
+    half = network_half(site)
+    return f"{site.resolution}x{site.resolution} in the {NETWORK_HALVES.get(half, half)}"
+
+
+def short_names(names: list[str]) -> dict[str, str]:
+    """Short names of module paths: "up.1.stages.0.block.norm2" -> "up 1.0"; a block's two norms become "a" and "b"."""
+    both = any(n.endswith(".norm1") for n in names)
+    return {n: _short_name(n, both) for n in names}
+
+
+def _short_name(name: str, both: bool) -> str:
+    words = name.split(".")
+    suffix = {"norm1": "a", "norm2": "b" if both else ""}.get(words[-1])
+    if suffix is None or words[0] not in NETWORK_HALVES:
+        return name
+    inner = [w.replace("resample", "r") for w in words[1:-1] if w not in ("stages", "block")]
+    return f"{words[0]} {'.'.join(inner)}{suffix}"

@@ -1,8 +1,7 @@
-"""A drawing is a list of shapes; it writes itself as SVG and as PNG."""
+"""A drawing is a list of shapes that is saved as SVG and as PNG."""
 
 import base64
 import io
-import unicodedata
 from dataclasses import dataclass
 from functools import lru_cache
 from html import escape
@@ -12,6 +11,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from ..render.grids import INK, PAPER
+from ..render.text import one_line
 
 Colour = tuple[int, int, int]
 PNG_SCALE = 2
@@ -41,43 +41,20 @@ _DIVERGING = [
 
 
 def sequential(values: np.ndarray) -> np.ndarray:
-    """0..1 -> uint8 [..., 3]: paper (nothing) to dark; lightness alone orders it, so it is read without hue."""
+    """0..1 -> uint8 [..., 3]: paper (0) to dark; ordered by lightness, so readable without hue."""
     return _between(_SEQUENTIAL, values)
 
 
 def diverging(values: np.ndarray) -> np.ndarray:
-    """-1..1 -> uint8 [..., 3]: blue, paper, vermilion, told apart by every kind of colour vision."""
+    """-1..1 -> uint8 [..., 3]: blue, paper, vermilion, which also colour-blind readers can distinguish."""
     return _between(_DIVERGING, (np.asarray(values) + 1) / 2)
 
 
 def _between(anchors: list[Colour], values: np.ndarray) -> np.ndarray:
-    at = np.clip(np.nan_to_num(np.asarray(values, dtype=float)), 0, 1) * (len(anchors) - 1)
+    position = np.clip(np.nan_to_num(np.asarray(values, dtype=float)), 0, 1) * (len(anchors) - 1)
     table = np.array(anchors, dtype=float)
-    parts = [np.interp(at, np.arange(len(anchors)), table[:, c]) for c in range(3)]
+    parts = [np.interp(position, np.arange(len(anchors)), table[:, c]) for c in range(3)]
     return np.stack(parts, axis=-1).round().astype(np.uint8)
-
-
-def one_line(text: str) -> str:
-    """Text from anywhere as one line that can be written and drawn: no control characters, no lone surrogates."""
-    text = " ".join(str(text).split()).encode("utf-8", "replace").decode()
-    return "".join(c for c in text if c == " " or unicodedata.category(c) not in ("Cc", "Cf", "Cs", "Co", "Cn"))
-
-
-def text_width(text: str, size: float) -> float:
-    """Pixels that a line takes in whatever sans-serif font there is, at most."""
-    return size * sum(
-        1.05 if unicodedata.east_asian_width(c) in "WF" else 0.4 if c in " .,:;il|'" else 0.62 for c in text
-    )
-
-
-def shorten(text: str, size: float, most: float) -> str:
-    """The text in at most that many pixels, with an ellipsis where it was cut."""
-    text = one_line(text)
-    if text_width(text, size) <= most:
-        return text
-    while text and text_width(text + "…", size) > most:
-        text = text[:-1]
-    return text.rstrip() + "…"
 
 
 @lru_cache(maxsize=64)
@@ -158,8 +135,8 @@ class Text:
 
 
 @dataclass(frozen=True)
-class Pixels:
-    """A picture of few pixels drawn large, each a sharp rectangle: a heat map's cells cost a byte or two each."""
+class PixelGrid:
+    """An image of few pixels, each drawn as a large sharp rectangle, such as the cells of a heat map."""
 
     x: float
     y: float
@@ -178,51 +155,51 @@ class Pixels:
 
 
 class Drawing:
-    """Shapes on a sheet of `width` x `height` px, each drawn over the ones before."""
+    """Shapes on a page of `width` x `height` px, each drawn over the earlier ones."""
 
     def __init__(self, width: float, height: float):
         self.width, self.height = width, height
-        self.shapes: list[Rect | Line | Text | Pixels] = []
+        self.shapes: list[Rect | Line | Text | PixelGrid] = []
 
     def rect(self, x, y, width, height, fill: Colour | None = None, stroke: Colour | None = None, title: str = ""):
-        """title: what is shown when the pointer rests on it."""
-        self.shapes.append(Rect(x, y, width, height, _plain(fill), stroke, one_line(title)))
+        """title: the text under the pointer."""
+        self.shapes.append(Rect(x, y, width, height, _int_colour(fill), stroke, one_line(title)))
 
     def line(self, points: list[tuple[float, float]], stroke: Colour = INK, width: float = 1):
         self.shapes.append(Line(points, stroke, width))
 
     def text(self, x, y, text: str, size: float = 12, fill: Colour = INK, anchor: str = "start", upright: bool = False):
-        """(x, y): where the line's foot starts, has its middle or ends. upright: turned to be read from the right."""
-        self.shapes.append(Text(x, y, one_line(text), size, _plain(fill), anchor, upright))
+        """(x, y): start, middle or end of the baseline. upright: rotated, to be read from the right."""
+        self.shapes.append(Text(x, y, one_line(text), size, _int_colour(fill), anchor, upright))
 
     def cells(self, x, y, width, height, pixels: np.ndarray):
-        self.shapes.append(Pixels(x, y, width, height, pixels))
+        self.shapes.append(PixelGrid(x, y, width, height, pixels))
 
     def svg(self, name: str) -> str:
-        """name: what the picture shows, for those who cannot see it."""
+        """name: description of the image, for screen readers."""
         head = f'<svg viewBox="0 0 {self.width:.6g} {self.height:.6g}" width="{self.width:.6g}" role="img" aria-label="{escape(name)}"'
         return f'{head} font-family="{FONT}">{"".join(s.svg() for s in self.shapes)}</svg>'
 
     def image(self, scale: float = PNG_SCALE) -> Image.Image:
-        sheet = Image.new("RGB", (round(self.width * scale), round(self.height * scale)), PAPER)
+        page = Image.new("RGB", (round(self.width * scale), round(self.height * scale)), PAPER)
         for shape in self.shapes:
-            shape.paint(sheet, scale)
-        return sheet
+            shape.paint(page, scale)
+        return page
 
     def save(self, file: Path) -> Path:
         self.image().save(file)
         return file
 
 
-def data_uri(picture: np.ndarray | Image.Image) -> str:
-    """The picture itself as an address: nothing is fetched."""
+def data_uri(image: np.ndarray | Image.Image) -> str:
+    """The image as a data URI, so that nothing is fetched."""
     file = io.BytesIO()
-    picture = picture if isinstance(picture, Image.Image) else Image.fromarray(picture)
-    picture.save(file, "PNG", optimize=True)
+    image = image if isinstance(image, Image.Image) else Image.fromarray(image)
+    image.save(file, "PNG", optimize=True)
     return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
 
 
-def _plain(colour) -> Colour | None:
+def _int_colour(colour) -> Colour | None:
     return None if colour is None else tuple(int(c) for c in colour)
 
 

@@ -1,4 +1,4 @@
-"""Is the label used? A verdict in one line, from the loss on held-out pictures."""
+"""Is the label used? A verdict in one line, from the loss on held-out images."""
 
 from dataclasses import dataclass
 
@@ -6,43 +6,55 @@ import torch
 
 from ..data import ImageDataset
 from ..diffusion.loss import DiffusionLoss
-from ..evaluation.label_usage import LabelUse, judge, label_use
+from ..evaluation.label_usage import LabelUse, gap_verdict, label_use
 from ..models.unet import AdaGNUNet
 
-UNUSED, OPEN = 3, 4  # exit statuses: not seen to be used; it cannot be said
+UNUSED, OPEN = 3, 4  # exit statuses: not measurably used; cannot be decided
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """used: True or False; None where no pictures could tell. sentence: one line. use: what it was read from."""
+    """Whether the label is used.
+
+    Args:
+        used: None where it cannot be decided.
+        sentence: The verdict in one line.
+        use: The losses behind it; None without held-out images.
+    """
 
     used: bool | None
     sentence: str
     use: LabelUse | None = None
 
 
-def read_verdict(use: LabelUse) -> Verdict:
-    """The label is used if told the true one the loss is lower than told another picture's, by more than chance: the 95% interval
-    of the paired difference lies above 0. It misleads if that lies below 0."""
+def verdict_from_losses(use: LabelUse) -> Verdict:
+    """The label is used if the 95% interval of loss(wrong label) - loss(true label), paired by image, is above 0.
+
+    If the interval is below 0, the label misleads.
+    """
     if use.wrong is None:
         return Verdict(
             None,
-            "Whether the label is used cannot be said: all held-out pictures are of one class, so none can be told wrong.",
+            "Whether the label is used cannot be decided: all held-out images are of one class, so there is no wrong "
+            "label.",
             use,
         )
     mean, half = use.gap("wrong")
-    true, _, pictures = use.losses("wrong")
-    verdict = judge(mean, half)
-    if verdict == "open":
-        return Verdict(None, "One held-out picture cannot tell chance from use: give more by --against DATA.", use)
-    share = mean / true
+    true, _, images = use.losses("wrong")
+    state = gap_verdict(mean, half)
+    if state == "open":
+        return Verdict(
+            None,
+            "Whether the label is used cannot be decided from one held-out image: give more by --against DATA.",
+            use,
+        )
     numbers = (
-        f"told a wrong class the loss on {pictures} held-out pictures is {mean:+.4f} ({share:+.1%}) against the true one's, 95% interval "
-        f"{mean - half:+.4f} to {mean + half:+.4f}"
+        f"under a wrong class the loss on {images} held-out images is {mean:+.4f} ({mean / true:+.1%}) against the "
+        f"true class, 95% interval {mean - half:+.4f} to {mean + half:+.4f}"
     )
-    if verdict == "used":
+    if state == "used":
         return Verdict(True, f"The label is used: {numbers}.", use)
-    if verdict == "misleads":
+    if state == "misleads":
         return Verdict(
             False,
             f"The label MISLEADS: {numbers}, all below 0. Are the classes in another order than in training?",
@@ -50,7 +62,7 @@ def read_verdict(use: LabelUse) -> Verdict:
         )
     if mean == 0 == half:
         return Verdict(False, f"The label is NOT used: it changes nothing ({numbers}).", use)
-    return Verdict(False, f"The label is NOT seen to be used: {numbers}, which holds 0 or less.", use)
+    return Verdict(False, f"The label is NOT measurably used: {numbers}, which contains 0.", use)
 
 
 @torch.no_grad()
@@ -61,19 +73,28 @@ def label_check(
     evaluations: int = 2048,
     progress: bool = False,
 ) -> Verdict:
-    """Measure and judge. heldout: labelled pictures the network was not trained on; None: it may only be said whether it responds."""
+    """Measure the losses and return the verdict.
+
+    Args:
+        unet: The network.
+        objective: Its process.
+        heldout: Labelled images that the network was not trained on. None: the verdict can only be that the output does
+            not depend on the label, or that it cannot be decided.
+        evaluations: Number of (image, timestep, noise) that are measured.
+        progress: Show a progress bar.
+    """
     k = unet.config.num_classes or 0
     if not k:
         return Verdict(None, "The network has no classes.")
     if heldout is not None:
-        return read_verdict(label_use(unet, heldout, objective, evaluations, progress=progress))
-    # an untrained network responds too: no verdict can come of this
+        return verdict_from_losses(label_use(unet, heldout, objective, evaluations, progress=progress))
+    # an untrained network responds too, so a response gives no verdict
     labels = torch.arange(min(k, 16), device=unet.device)
     m = unet.modulation(torch.tensor(float(objective.num_timesteps // 2)), labels)
-    responds = any((part != part[:1]).any() for told in m.values() for part in told)
+    responds = any((part != part[:1]).any() for params in m.values() for part in params)
     if not responds:
-        return Verdict(False, "The label is NOT used: what the sites are told does not depend on it.")
+        return Verdict(False, "The label is NOT used: the modulation does not depend on it.")
     return Verdict(
         None,
-        "The network responds to its label; whether it uses it, only labelled pictures can tell: give --against DATA.",
+        "The network responds to its label. Only labelled images can show whether it uses it: give --against DATA.",
     )

@@ -1,4 +1,4 @@
-"""The report's pictures: numbers -> Drawing. Each fits a page of 1280 px and knows nothing of the report around it."""
+"""The report's images: numbers -> Drawing. Each fits a page of 1280 px and does not depend on the report."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -8,89 +8,90 @@ import numpy as np
 
 from ..models.unet import Site
 from ..render.grids import FAINT, HOLLOW, INK, PAPER
-from .drawing import BAND, BOTH, LABEL, TIME, Colour, Drawing, diverging, sequential, shorten, text_width
-from .readings import part
+from ..render.text import shorten, text_width
+from .analysis import network_half
+from .drawing import BAND, BOTH, LABEL, TIME, Colour, Drawing, diverging, sequential
 
 WIDTH = 1160
 RULE = (214, 214, 208)
 Stack = Sequence[tuple[float, Colour]]
 
 
-def ticks(top: float, most: int = 5) -> list[float]:
-    """Round numbers from 0 to at most `top`."""
+def ticks(top: float, max_count: int = 5) -> list[float]:
+    """At most about `max_count` round numbers from 0 to `top`."""
     if top <= 0:
         return [0.0]
-    raw = top / most
+    raw = top / max_count
     unit = 10 ** np.floor(np.log10(raw))
     step = next(unit * m for m in (1, 2, 5, 10) if unit * m >= raw * 0.999)
     return [float(step * i) for i in range(int(top / step + 1e-9) + 1)]
 
 
-def _legend(d: Drawing, x: float, y: float, words: Sequence[tuple[str, Colour]]) -> None:
-    for word, colour in words:
+def _legend(d: Drawing, x: float, y: float, entries: Sequence[tuple[str, Colour]]) -> None:
+    for label, colour in entries:
         d.rect(x, y - 10, 12, 12, colour, RULE)
-        d.text(x + 17, y, word, 12, FAINT)
-        x += 17 + text_width(word, 12) + 22
+        d.text(x + 17, y, label, 12, FAINT)
+        x += 17 + text_width(label, 12) + 22
 
 
 def _scale(d: Drawing, right: float, y: float, low: str, high: str, palette, signed: bool = False) -> None:
-    """A colour scale that ends at `right`."""
-    wide = 160
-    start = right - text_width(high, 11) - 6 - wide
-    d.cells(start, y - 10, wide, 12, palette(np.linspace(-1 if signed else 0, 1, 64))[None])
+    """A colour scale; its right end is at `right`."""
+    width = 160
+    start = right - text_width(high, 11) - 6 - width
+    d.cells(start, y - 10, width, 12, palette(np.linspace(-1 if signed else 0, 1, 64))[None])
     d.text(start - 6, y, low, 11, FAINT, "end")
-    d.text(start + wide + 6, y, high, 11, FAINT)
+    d.text(start + width + 6, y, high, 11, FAINT)
 
 
 # ---------------------------------------------------------------------- the network
 
 
 @dataclass(frozen=True)
-class Place:
-    """One site of the map: its class share (None: it is always told the same), and what to say when the pointer rests on it."""
+class SiteBox:
+    """One site of the map: its class fraction (None: its modulation is constant), and the text under the pointer."""
 
     site: Site
-    share: float | None
+    fraction: float | None
     hover: str
 
 
-def network_map(places: Sequence[Place]) -> Drawing:
-    """The U: depth to the right, resolution downwards, a box for each site, as wide as its channels."""
-    sides = sorted({p.site.resolution for p in places}, reverse=True)
-    left, gap, high, pitch, top = 74, 4 if len(places) <= 60 else 2, 42, 70, 44
-    room = WIDTH - left - 10 - gap * (len(places) - 1)
-    widest = max(p.site.channels for p in places)
-    unit = min(110 / widest, room / sum(p.site.channels for p in places))
-    start = left + (WIDTH - left - unit * sum(p.site.channels for p in places) - gap * (len(places) - 1)) / 2
+def network_map(boxes: Sequence[SiteBox]) -> Drawing:
+    """The U-Net: depth to the right, resolution downwards, one box per site, as wide as its channels."""
+    sides = sorted({p.site.resolution for p in boxes}, reverse=True)
+    left, gap, height, pitch, top = 74, 4 if len(boxes) <= 60 else 2, 42, 70, 44
+    room = WIDTH - left - 10 - gap * (len(boxes) - 1)
+    widest = max(p.site.channels for p in boxes)
+    unit = min(110 / widest, room / sum(p.site.channels for p in boxes))
+    start = left + (WIDTH - left - unit * sum(p.site.channels for p in boxes) - gap * (len(boxes) - 1)) / 2
     d = Drawing(WIDTH, top + pitch * len(sides) + 4)
-    boxes, x = [], start
-    for p in places:
-        boxes.append((x, top + pitch * sides.index(p.site.resolution), unit * p.site.channels))
+    rects, x = [], start
+    for p in boxes:
+        rects.append((x, top + pitch * sides.index(p.site.resolution), unit * p.site.channels))
         x += unit * p.site.channels + gap
-    if any(p.share is None for p in places):
-        _legend(d, left, 16, [("always told the same", HOLLOW)])
-    d.text(WIDTH / 2 - 60, 16, "colour: class share; width: channels", 12, FAINT, "middle")
-    _scale(d, WIDTH - 4, 16, "follows time", "follows the class", lambda v: _share_colours((v + 1) / 2), signed=True)
+    if any(p.fraction is None for p in boxes):
+        _legend(d, left, 16, [("constant", HOLLOW)])
+    d.text(WIDTH / 2 - 60, 16, "colour: class fraction; width: channels", 12, FAINT, "middle")
+    _scale(d, WIDTH - 4, 16, "follows time", "follows the class", lambda v: _fraction_colours((v + 1) / 2), signed=True)
     for row, side in enumerate(sides):
-        y = top + pitch * row + high / 2
+        y = top + pitch * row + height / 2
         d.text(left - 14, y + 4, f"{side}x{side}", 13, INK, "end")
-        _skip(d, [(p, b) for p, b in zip(places, boxes) if p.site.resolution == side], y)
-    _path(d, boxes, high)
-    for p, (x, y, wide) in zip(places, boxes):
-        fill = HOLLOW if p.share is None else tuple(_share_colours(np.array(p.share)))
-        d.rect(x, y, wide, high, fill, FAINT, p.hover)
-        if wide >= 30:
-            d.text(x + wide / 2, y + 18, _share_word(p.share), 12, _ink_on(fill), "middle")
-            d.text(x + wide / 2, y + 33, f"{p.site.channels} ch", min(10, wide / 4), _ink_on(fill), "middle")
+        _skip(d, [(p, b) for p, b in zip(boxes, rects) if p.site.resolution == side], y)
+    _path(d, rects, height)
+    for p, (x, y, width) in zip(boxes, rects):
+        fill = HOLLOW if p.fraction is None else tuple(_fraction_colours(np.array(p.fraction)))
+        d.rect(x, y, width, height, fill, FAINT, p.hover)
+        if width >= 30:
+            d.text(x + width / 2, y + 18, _format_fraction(p.fraction), 12, _ink_on(fill), "middle")
+            d.text(x + width / 2, y + 33, f"{p.site.channels} ch", min(10, width / 4), _ink_on(fill), "middle")
     return d
 
 
-def _share_colours(share: np.ndarray) -> np.ndarray:
-    return diverging(2 * np.asarray(share) - 1)
+def _fraction_colours(fraction: np.ndarray) -> np.ndarray:
+    return diverging(2 * np.asarray(fraction) - 1)
 
 
-def _share_word(share: float | None) -> str:
-    return "–" if share is None else f"{share:.0%}"
+def _format_fraction(fraction: float | None) -> str:
+    return "–" if fraction is None else f"{fraction:.0%}"
 
 
 def _ink_on(fill: Colour) -> Colour:
@@ -99,8 +100,8 @@ def _ink_on(fill: Colour) -> Colour:
 
 def _skip(d: Drawing, row: Sequence, y: float) -> None:
     """The skip connections of one resolution, as a dashed line from the encoder to the decoder."""
-    ends = [b[0] + b[2] for p, b in row if part(p.site) == "down"]
-    starts = [b[0] for p, b in row if part(p.site) == "up"]
+    ends = [b[0] + b[2] for p, b in row if network_half(p.site) == "down"]
+    starts = [b[0] for p, b in row if network_half(p.site) == "up"]
     if not ends or not starts:
         return
     a, b = max(ends) + 4, min(starts) - 4
@@ -108,12 +109,12 @@ def _skip(d: Drawing, row: Sequence, y: float) -> None:
         d.line([(x, y), (min(x + 4, b), y)], RULE, 1.5)
 
 
-def _path(d: Drawing, boxes: Sequence[tuple[float, float, float]], high: float) -> None:
-    for (x, y, wide), (next_x, next_y, next_wide) in pairwise(boxes):
+def _path(d: Drawing, rects: Sequence[tuple[float, float, float]], height: float) -> None:
+    for (x, y, width), (next_x, next_y, next_width) in pairwise(rects):
         if y != next_y:
             down = next_y > y
-            a = (x + wide / 2, y + high if down else y)
-            b = (next_x + next_wide / 2, next_y if down else next_y + high)
+            a = (x + width / 2, y + height if down else y)
+            b = (next_x + next_width / 2, next_y if down else next_y + height)
             d.line([a, (a[0], (a[1] + b[1]) / 2), (b[0], (a[1] + b[1]) / 2), b], FAINT, 1.2)
 
 
@@ -128,43 +129,56 @@ def site_bars(
     unit: str = "100%",
     legend: Sequence[tuple[str, Colour]] = (),
 ) -> Drawing:
-    """One strip of bars over depth for each field. strips: {field: {site name: its stack, from the foot up}}.
+    """One strip of bars over depth for each field.
 
-    An empty stack is written "none"; a site without the field is left out. top, unit: what the whole height stands for.
+    Args:
+        sites: Sites in the order of depth.
+        strips: {field: {site name: its stack, from bottom to top}}. An empty stack reads "none"; a site without the
+            field is skipped.
+        names: Short names of the sites.
+        top: Value of the full height.
+        unit: Label of the full height.
+        legend: Labels and colours.
     """
-    left, high, between, head = 96, 96 if len(strips) > 2 else 120, 18, 30 if legend else 10
+    left, height, between, head = 96, 96 if len(strips) > 2 else 120, 18, 30 if legend else 10
     pitch = (WIDTH - left - 8) / len(sites)
     foot = max(text_width(names[s.name], _label_size(pitch)) for s in sites) + 30
-    d = Drawing(WIDTH, head + len(strips) * (high + between) + foot)
+    d = Drawing(WIDTH, head + len(strips) * (height + between) + foot)
     _legend(d, left, 16, legend)
     for row, (field, stacks) in enumerate(strips.items()):
-        y = head + row * (high + between)
-        d.text(left - 34, y + high / 2 + 4, field, 14, INK, "end")
+        y = head + row * (height + between)
+        d.text(left - 34, y + height / 2 + 4, field, 14, INK, "end")
         d.text(left - 6, y + 9, unit, 10, FAINT, "end")
-        d.text(left - 6, y + high, "0", 10, FAINT, "end")
-        d.line([(left, y + high), (WIDTH - 8, y + high)], RULE)
+        d.text(left - 6, y + height, "0", 10, FAINT, "end")
+        d.line([(left, y + height), (WIDTH - 8, y + height)], RULE)
         for column, site in enumerate(sites):
             if site.name in stacks:
                 x = left + column * pitch
-                hover = (
-                    f"{site.name}: {field} {', '.join(f'{share / top * 100:.1f}%' for share, _ in stacks[site.name])}"
-                )
+                parts = ", ".join(f"{fraction / top * 100:.1f}%" for fraction, _ in stacks[site.name])
+                hover = f"{site.name}: {field} {parts}"
                 _stack(
-                    d, x + 0.08 * pitch, y, 0.84 * pitch, high, stacks[site.name], top, hover if top == 1 else site.name
+                    d,
+                    x + 0.08 * pitch,
+                    y,
+                    0.84 * pitch,
+                    height,
+                    stacks[site.name],
+                    top,
+                    hover if top == 1 else site.name,
                 )
-    _site_axis(d, sites, names, left, head + len(strips) * (high + between) - between + 6, pitch)
+    _site_axis(d, sites, names, left, head + len(strips) * (height + between) - between + 6, pitch)
     return d
 
 
-def _stack(d: Drawing, x, y, wide, high, stack: Stack, top: float, hover: str) -> None:
-    foot = y + high
+def _stack(d: Drawing, x, y, width, height, stack: Stack, top: float, hover: str) -> None:
+    foot = y + height
     if not stack:
-        d.rect(x, y, wide, high, HOLLOW, None, hover)
-        d.text(x + wide / 2 + 4, y + high / 2, "none", min(11, max(7, wide * 0.8)), FAINT, "middle", upright=True)
-    for share, colour in stack:
-        tall = high * share / top
-        foot -= tall
-        d.rect(x, foot, wide, tall, colour, None, hover)
+        d.rect(x, y, width, height, HOLLOW, None, hover)
+        d.text(x + width / 2 + 4, y + height / 2, "none", min(11, max(7, width * 0.8)), FAINT, "middle", upright=True)
+    for fraction, colour in stack:
+        part_height = height * fraction / top
+        foot -= part_height
+        d.rect(x, foot, width, part_height, colour, None, hover)
 
 
 def _label_size(pitch: float) -> float:
@@ -174,7 +188,7 @@ def _label_size(pitch: float) -> float:
 def _site_axis(
     d: Drawing, sites: Sequence[Site], names: Mapping[str, str], left: float, y: float, pitch: float
 ) -> None:
-    """A bracket for each run of one resolution, and the names below, turned; every second one where they would touch."""
+    """A bracket for each run of sites of one resolution, and vertical names below; names that would touch are skipped."""
     runs: list[list[int]] = []
     for column, site in enumerate(sites):
         if not runs or sites[runs[-1][-1]].resolution != site.resolution:
@@ -182,10 +196,10 @@ def _site_axis(
         runs[-1].append(column)
     for run in runs:
         a, b = left + run[0] * pitch + 2, left + (run[-1] + 1) * pitch - 2
-        word = f"{sites[run[0]].resolution}x{sites[run[0]].resolution}"
+        label = f"{sites[run[0]].resolution}x{sites[run[0]].resolution}"
         d.line([(a, y), (b, y)], FAINT, 1)
-        if text_width(word, 11) <= b - a:
-            d.text((a + b) / 2, y + 13, word, 11, INK, "middle")
+        if text_width(label, 11) <= b - a:
+            d.text((a + b) / 2, y + 13, label, 11, INK, "middle")
     size = _label_size(pitch)
     every = max(1, int(np.ceil(size * 1.05 / pitch)))
     for column in range(0, len(sites), every):
@@ -198,99 +212,107 @@ def _site_axis(
 
 @dataclass(frozen=True)
 class Panel:
-    """values: [rows, T]. whole: [T] drawn as a line above, on a scale of its own, with its word."""
+    """values: [rows, T]. total: [T], drawn as a line above with its own scale and label."""
 
     title: str
     values: np.ndarray
-    whole: np.ndarray | None = None
-    word: str = ""
+    total: np.ndarray | None = None
+    label: str = ""
 
 
 def heat_maps(
     panels: Sequence[Panel], rows: Sequence[str], timesteps: Sequence[float], unit: str, one_scale: bool = True
 ) -> Drawing:
-    """Rows x timesteps, panel beside panel; time runs from clean (left) to noise (right).
+    """Heat maps of rows x timesteps, side by side; timesteps go from clean (left) to noise (right).
 
-    Colours run from 0 to the largest value, of all panels or (one_scale False) of each, as its scale says.
+    Colours go from 0 to the largest value, of all panels or (one_scale False) of each panel.
     """
     order = np.argsort(timesteps, kind="stable")
-    at = np.asarray(timesteps, dtype=float)[order]
-    tall = min(22.0, max(9.5, 640 / len(rows)))
-    size = min(11.0, tall * 0.86)
+    steps = np.asarray(timesteps, dtype=float)[order]
+    row_height = min(22.0, max(9.5, 640 / len(rows)))
+    size = min(11.0, row_height * 0.86)
     left = max(min(max(text_width(r, size) for r in rows), 200) + 10, 40)
-    between, lined = 28, any(p.whole is not None for p in panels)
-    wide = (WIDTH - left - between * (len(panels) - 1) - 8) / len(panels)
+    between, lined = 28, any(p.total is not None for p in panels)
+    width = (WIDTH - left - between * (len(panels) - 1) - 8) / len(panels)
     head = 70 + (78 if lined else 0)
-    d = Drawing(WIDTH, head + tall * len(rows) + 40)
-    ranges = "" if one_scale or len(panels) == 1 else "; every panel has a range of its own"
+    d = Drawing(WIDTH, head + row_height * len(rows) + 40)
+    ranges = "" if one_scale or len(panels) == 1 else "; every panel has its own range"
     d.text(left, 14, f"colour: {unit}{ranges}", 11.5, FAINT)
     largest = max(float(p.values.max()) for p in panels)
     for i, row in enumerate(rows):
-        d.text(left - 8, head + (i + 0.5) * tall + size * 0.36, shorten(row, size, left - 10), size, INK, "end")
+        d.text(left - 8, head + (i + 0.5) * row_height + size * 0.36, shorten(row, size, left - 10), size, INK, "end")
     for column, p in enumerate(panels):
-        x, top = left + column * (wide + between), largest if one_scale else float(p.values.max())
-        d.text(x, 36, shorten(p.title, 13, wide), 13)
-        _scale(d, x + wide, 58, "0", f"{top:.3g}", sequential)
-        if p.whole is not None:
-            _whole(d, x, 72, wide, 62, p.whole[order], p.word)
-        _heat(d, x, head, wide, tall, p.values[:, order], top, rows, at)
+        x, top = left + column * (width + between), largest if one_scale else float(p.values.max())
+        d.text(x, 36, shorten(p.title, 13, width), 13)
+        _scale(d, x + width, 58, "0", f"{top:.3g}", sequential)
+        if p.total is not None:
+            _total_line(d, x, 72, width, 62, p.total[order], p.label)
+        _heat(d, x, head, width, row_height, p.values[:, order], top, rows, steps)
     return d
 
 
-def _heat(d: Drawing, x, y, wide, tall, values: np.ndarray, top: float, rows: Sequence[str], at: np.ndarray) -> None:
-    d.cells(x, y, wide, tall * len(rows), sequential(values / (top or 1)))
-    d.rect(x, y, wide, tall * len(rows), None, RULE)
+def _heat(
+    d: Drawing, x, y, width, row_height, values: np.ndarray, top: float, rows: Sequence[str], steps: np.ndarray
+) -> None:
+    d.cells(x, y, width, row_height * len(rows), sequential(values / (top or 1)))
+    d.rect(x, y, width, row_height * len(rows), None, RULE)
     for i, row in enumerate(rows):
-        most = int(values[i].argmax())
-        label = f"{row}: at most {values[i, most]:.3g} (t = {at[most]:g}), {values[i].mean():.3g} on average"
-        d.rect(x, y + i * tall, wide, tall, None, None, label)
-    _time_ticks(d, x, y + tall * len(rows), wide, at)
+        peak = int(values[i].argmax())
+        hover = f"{row}: at most {values[i, peak]:.3g} (t = {steps[peak]:g}), {values[i].mean():.3g} on average"
+        d.rect(x, y + i * row_height, width, row_height, None, None, hover)
+    _time_ticks(d, x, y + row_height * len(rows), width, steps)
 
 
-def _whole(d: Drawing, x, y, wide, high, values: np.ndarray, word: str) -> None:
+def _total_line(d: Drawing, x, y, width, height, values: np.ndarray, label: str) -> None:
     top = float(values.max())
-    step = wide / len(values)
-    points = [(x + (i + 0.5) * step, y + high - (high - 16) * v / (top or 1)) for i, v in enumerate(values)]
-    d.line([(x, y + high), (x + wide, y + high)], RULE)
-    d.line(points if len(points) > 1 else [(x, points[0][1]), (x + wide, points[0][1])], TIME, 2)
-    d.text(x + wide, y + 8, f"{word}, at most {top:.3g}", 11, TIME, "end")
+    step = width / len(values)
+    points = [(x + (i + 0.5) * step, y + height - (height - 16) * v / (top or 1)) for i, v in enumerate(values)]
+    d.line([(x, y + height), (x + width, y + height)], RULE)
+    d.line(points if len(points) > 1 else [(x, points[0][1]), (x + width, points[0][1])], TIME, 2)
+    d.text(x + width, y + 8, f"{label}, at most {top:.3g}", 11, TIME, "end")
 
 
-def _time_ticks(d: Drawing, x, y, wide, timesteps: np.ndarray) -> None:
-    """Cells are columns: a tick stands under the middle of its own."""
-    for i in _some(len(timesteps), max(2, int(wide / 70))):
-        middle = x + (i + 0.5) * wide / len(timesteps)
+def _time_ticks(d: Drawing, x, y, width, timesteps: np.ndarray) -> None:
+    """Ticks are under the middle of the columns."""
+    for i in _evenly_spaced(len(timesteps), max(2, int(width / 70))):
+        middle = x + (i + 0.5) * width / len(timesteps)
         d.line([(middle, y), (middle, y + 4)], FAINT)
         d.text(middle, y + 16, f"{timesteps[i]:g}", 10.5, FAINT, "middle")
-    d.text(x + wide / 2, y + 32, "timestep t: clean to noise", 11, FAINT, "middle")
+    d.text(x + width / 2, y + 32, "timestep t: clean to noise", 11, FAINT, "middle")
 
 
-def _some(count: int, most: int) -> range:
-    """At most that many places of 0..count-1, evenly spaced."""
-    return range(0, count, -(-count // most))
+def _evenly_spaced(count: int, max_count: int) -> range:
+    """At most `max_count` indices of 0..count-1, evenly spaced."""
+    return range(0, count, -(-count // max_count))
 
 
 # ---------------------------------------------------------------------- classes
 
 
 def cosine_map(cosine: np.ndarray, names: Sequence[str]) -> Drawing:
-    """Cosines between classes, with their names beside and above."""
+    """Cosines between classes [K, K], with the class names on both axes."""
     k = len(names)
     cell = min(40.0, max(11.0, 620 / k))
     size = min(12.0, cell * 0.85)
-    words = [shorten(n, size, 150) for n in names]
-    longest = max(text_width(w, size) for w in words)
-    turned = longest > cell - 4
-    left, top = longest + 16, 34 + (longest if turned else size) + 10
+    labels = [shorten(n, size, 150) for n in names]
+    longest = max(text_width(w, size) for w in labels)
+    vertical = longest > cell - 4
+    left, top = longest + 16, 34 + (longest if vertical else size) + 10
     d = Drawing(max(left + cell * k + 16, 420), top + cell * k + 8)
     _scale(d, d.width - 4, 16, "cosine  -1", "+1", diverging, signed=True)
     d.cells(left, top, cell * k, cell * k, diverging(cosine))
-    for i, word in enumerate(words):
+    for i, label in enumerate(labels):
         middle = top + (i + 0.5) * cell
-        d.text(left - 8, middle + size * 0.36, word, size, INK, "end")
-        along = left + (i + 0.5) * cell
+        d.text(left - 8, middle + size * 0.36, label, size, INK, "end")
+        centre_x = left + (i + 0.5) * cell
         d.text(
-            along + (size * 0.36 if turned else 0), top - 6, word, size, INK, "start" if turned else "middle", turned
+            centre_x + (size * 0.36 if vertical else 0),
+            top - 6,
+            label,
+            size,
+            INK,
+            "start" if vertical else "middle",
+            vertical,
         )
         for j in range(k):
             x = left + j * cell
@@ -324,96 +346,99 @@ def lines_over_time(
     panels: Sequence[tuple[str, np.ndarray]],
     timesteps: Sequence[float],
     band: tuple[float, float] | None,
-    word: str = "",
+    label: str = "",
 ) -> Drawing:
-    """A curve in each panel, side by side, and a shaded band of timesteps in the first."""
+    """A curve in each panel, panels side by side, and a shaded band of timesteps in the first."""
     order = np.argsort(timesteps, kind="stable")
-    at = np.asarray(timesteps, dtype=float)[order]
-    left, between, head, high = 52, 70, 42, 220
-    wide = (WIDTH - left - between * (len(panels) - 1) - 16) / len(panels)
-    d = Drawing(WIDTH, head + high + 46)
-    span = at[-1] - at[0] or 1.0
+    steps = np.asarray(timesteps, dtype=float)[order]
+    left, between, head, height = 52, 70, 42, 220
+    width = (WIDTH - left - between * (len(panels) - 1) - 16) / len(panels)
+    d = Drawing(WIDTH, head + height + 46)
+    span = steps[-1] - steps[0] or 1.0
     for column, (title, values) in enumerate(panels):
-        x0 = left + column * (wide + between)
-        place = lambda t, x0=x0: x0 + wide * (t - at[0]) / span  # noqa: E731
+        x0 = left + column * (width + between)
+        x_of = lambda t, x0=x0: x0 + width * (t - steps[0]) / span  # noqa: E731
         top = float(values.max()) or 1.0
         d.text(x0, 16, title, 13)
         if band is not None and column == 0:
-            a, b = place(band[0]), place(band[1])
-            d.rect(a, head, max(b - a, 3), high, BAND, None, f"t = {band[0]:g} to {band[1]:g}")
+            a, b = x_of(band[0]), x_of(band[1])
+            d.rect(a, head, max(b - a, 3), height, BAND, None, f"t = {band[0]:g} to {band[1]:g}")
             d.text(
-                min(max((a + b) / 2, x0 + text_width(word, 11) / 2), x0 + wide - text_width(word, 11) / 2),
+                min(max((a + b) / 2, x0 + text_width(label, 11) / 2), x0 + width - text_width(label, 11) / 2),
                 head - 7,
-                word,
+                label,
                 11,
                 (40, 110, 70),
                 "middle",
             )
         for v in ticks(top):
-            y = head + high - high * v / top
-            d.line([(x0, y), (x0 + wide, y)], RULE, 0.8)
+            y = head + height - height * v / top
+            d.line([(x0, y), (x0 + width, y)], RULE, 0.8)
             d.text(x0 - 7, y + 4, f"{v:.3g}", 10.5, FAINT, "end")
-        points = [(place(t), head + high - high * v / top) for t, v in zip(at, values[order])]
+        points = [(x_of(t), head + height - height * v / top) for t, v in zip(steps, values[order])]
         d.line(
-            points if len(points) > 1 else [(x0, points[0][1]), (x0 + wide, points[0][1])],
+            points if len(points) > 1 else [(x0, points[0][1]), (x0 + width, points[0][1])],
             LABEL if column == 0 else TIME,
             2.2,
         )
-        for t, v, (x, y) in zip(at, values[order], points):
+        for t, v, (x, y) in zip(steps, values[order], points):
             d.rect(x - 2.5, y - 2.5, 5, 5, LABEL if column == 0 else TIME, None, f"t = {t:g}: {v:.3g}")
-        for i in _some(len(at), 8):
-            d.text(place(at[i]), head + high + 18, f"{at[i]:g}", 10.5, FAINT, "middle")
-        d.text(x0 + wide / 2, head + high + 36, "timestep t: clean to noise", 11, FAINT, "middle")
+        for i in _evenly_spaced(len(steps), 8):
+            d.text(x_of(steps[i]), head + height + 18, f"{steps[i]:g}", 10.5, FAINT, "middle")
+        d.text(x0 + width / 2, head + height + 36, "timestep t: clean to noise", 11, FAINT, "middle")
     return d
 
 
 def interval_bars(
     series: Mapping[str, Sequence[tuple[float, float] | None]], bins: Sequence[str], unit: str
 ) -> Drawing:
-    """Bars with their intervals, one of each series in each bin; None and nan are left out."""
-    left, head, high = 78, 40, 240
+    """Bars with their intervals, one per series and bin; None and nan are skipped."""
+    left, head, height = 78, 40, 240
     colours = [LABEL, TIME]
     finite = [
-        (m, h if np.isfinite(h) else 0.0) for some in series.values() for m, h in filter(None, some) if np.isfinite(m)
+        (m, h if np.isfinite(h) else 0.0)
+        for intervals in series.values()
+        for m, h in filter(None, intervals)
+        if np.isfinite(m)
     ]
     top = max([m + h for m, h in finite] + [0.0])
     low = min([m - h for m, h in finite] + [0.0])
     top = top if top > low else 1.0
     span = top - low
-    d = Drawing(WIDTH, head + high + 48)
-    _legend(d, left, 16, [(word, colour) for word, colour in zip(series, colours)])
+    d = Drawing(WIDTH, head + height + 48)
+    _legend(d, left, 16, [(label, colour) for label, colour in zip(series, colours)])
     d.text(WIDTH - 8, 16, unit, 12, FAINT, "end")
-    y_of = lambda v: head + high * (top - v) / span  # noqa: E731
+    y_of = lambda v: head + height * (top - v) / span  # noqa: E731
     for v in [*ticks(top), *(-v for v in ticks(-low)[1:])]:
         d.line([(left, y_of(v)), (WIDTH - 8, y_of(v))], INK if v == 0 else RULE, 1)
         d.text(left - 8, y_of(v) + 4, f"{v:.3g}", 10.5, FAINT, "end")
     pitch = (WIDTH - left - 8) / len(bins)
-    wide = pitch * 0.8 / len(series)
-    for i, word in enumerate(bins):
-        d.text(left + (i + 0.5) * pitch, head + high + 18, word, 10.5, FAINT, "middle")
-        for j, (what, some) in enumerate(series.items()):
-            if some[i] is not None and np.isfinite(some[i][0]):
+    width = pitch * 0.8 / len(series)
+    for i, label in enumerate(bins):
+        d.text(left + (i + 0.5) * pitch, head + height + 18, label, 10.5, FAINT, "middle")
+        for j, (name, intervals) in enumerate(series.items()):
+            if intervals[i] is not None and np.isfinite(intervals[i][0]):
                 _bar(
                     d,
-                    left + i * pitch + 0.1 * pitch + j * wide,
-                    wide * 0.9,
-                    *some[i],
+                    left + i * pitch + 0.1 * pitch + j * width,
+                    width * 0.9,
+                    *intervals[i],
                     y_of,
                     colours[j],
-                    f"{what}, t = {word}",
+                    f"{name}, t = {label}",
                 )
-    d.text(left + (WIDTH - left) / 2, head + high + 38, "timestep t: clean to noise", 11, FAINT, "middle")
+    d.text(left + (WIDTH - left) / 2, head + height + 38, "timestep t: clean to noise", 11, FAINT, "middle")
     return d
 
 
-def _bar(d: Drawing, x, wide, mean: float, half: float, y_of, colour: Colour, word: str) -> None:
+def _bar(d: Drawing, x, width, mean: float, half: float, y_of, colour: Colour, label: str) -> None:
     a, b = sorted((y_of(0), y_of(mean)))
-    d.rect(x, a, wide, max(b - a, 0.5), colour, None, f"{word}: {mean:.3g} ± {half:.2g}")
+    d.rect(x, a, width, max(b - a, 0.5), colour, None, f"{label}: {mean:.3g} ± {half:.2g}")
     if np.isfinite(half):
-        middle, low, high = x + wide / 2, y_of(mean - half), y_of(mean + half)
+        middle, low, high = x + width / 2, y_of(mean - half), y_of(mean + half)
         d.line([(middle, low), (middle, high)], INK, 1.4)
         for y in (low, high):
             d.line([(middle - 4, y), (middle + 4, y)], INK, 1.4)
 
 
-SHARE_LEGEND = (("time", TIME), ("class", LABEL), ("both together", BOTH))
+FRACTION_LEGEND = (("time", TIME), ("class", LABEL), ("both together", BOTH))

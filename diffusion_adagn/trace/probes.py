@@ -1,6 +1,6 @@
-"""Causal probes: tell a part of the network something else, and see how far its answer moves.
+"""Causal probes: edit the modulation of some sites, and measure how far the network's output moves.
 
-changed = swap(m, other, names)  # two modulations joined: the sites named are told the other
+edited = swap(m, other, names)  # the modulation m, with the named sites taken from `other`
 influence = probe(unet, objective, x0, labels, timesteps, "swap")
 """
 
@@ -18,44 +18,48 @@ from ..data.rng import normal, uniform
 from ..diffusion.loss import DiffusionLoss
 from ..errors import InputError
 from ..models.unet import AdaGNUNet, Modulation
-from ..runtime.distributed import float64
+from ..runtime.distributed import to_float64
 
 Intervention = Literal["swap", "null", "zero", "freeze"]
 INTERVENTIONS = {
-    "swap": "told another class",
-    "null": "told the null label",
-    "zero": "told zeros",
-    "freeze": "told the middle of the timesteps, whatever t is",
+    "swap": "given another class",
+    "null": "given the null label",
+    "zero": "given zeros",
+    "freeze": "given the middle timestep at every t",
 }
 
 
 def swap(m: Modulation, other: Modulation, names: Collection[str]) -> Modulation:
-    """`m`, with the sites in `names` told what `other` says."""
-    return {name: other[name] if name in names else told for name, told in m.items()}
+    """`m`, with the sites in `names` taken from `other`."""
+    return {name: other[name] if name in names else params for name, params in m.items()}
 
 
 def zero(m: Modulation) -> Modulation:
-    """Every site told zeros: gamma = beta = 0 and the like."""
-    return {name: type(told)(*(torch.zeros_like(part) for part in told)) for name, told in m.items()}
+    """Zeros for every site: gamma = beta = 0 and the like."""
+    return {name: type(params)(*(torch.zeros_like(part) for part in params)) for name, params in m.items()}
 
 
 @dataclass(frozen=True)
 class Influence:
-    """How far the network's answer moves when a group of sites is told something else, at each timestep.
+    """How far the network's output moves when the modulation of a group of sites is changed.
 
-    change: [groups, T] RMS change of the predicted x0 (pixels run from -1 to 1), over pictures, channels and positions.
-    whole: [T], the same when every site is.
+    Args:
+        intervention: What the sites receive instead.
+        groups: Names of sites, or resolutions such as "8x8".
+        timesteps: T timesteps.
+        change: [groups, T], RMS change of the predicted x0 (pixels from -1 to 1) over images, channels and positions.
+        all_sites: [T], the same when all sites are changed at once.
     """
 
     intervention: Intervention
     groups: list[str]
     timesteps: list[int]
     change: np.ndarray
-    whole: np.ndarray
+    all_sites: np.ndarray
 
 
 @contextmanager
-def _still(unet: AdaGNUNet) -> Iterator[None]:
+def _evaluation_mode(unet: AdaGNUNet) -> Iterator[None]:
     """Without dropout and without gradients."""
     training = unet.training
     unet.eval()
@@ -76,12 +80,21 @@ def probe(
     by: Literal["site", "resolution"] = "site",
     progress: bool = False,
 ) -> Influence:
-    """Intervene at one group of sites after another.
+    """Change the modulation of one group of sites after another. The noise is always the same, dropout is off.
 
-    x0: pictures [N, C, H, W] in [-1, 1], real or sampled; labels: [N] int, their classes. timesteps: where to look, whole, t >= 0.
-    swap: to a class drawn from the other K - 1 (K > 1); null: to the null label; zero: gamma = beta = 0; freeze: to what is told
-    at the middle timestep of the grid. The noise is always the same, dropout is off.
-    Raises InputError for an intervention the network has no label for.
+    Args:
+        unet: The network.
+        objective: Its process.
+        x0: Images [N, C, H, W] in [-1, 1], real or sampled.
+        labels: Their classes, int [N].
+        timesteps: Integers of at least 0.
+        intervention: "swap": a class drawn from the other K - 1 (K > 1). "null": the null label.
+            "zero": gamma = beta = 0. "freeze": the modulation at the middle timestep of the grid.
+        by: Each site is a group, or all sites of one resolution.
+        progress: Show a progress bar.
+
+    Raises:
+        InputError: For an unknown intervention, or one for which the network has no label.
     """
     if intervention not in INTERVENTIONS:
         raise InputError(f"an intervention is {', '.join(INTERVENTIONS)}, not {intervention!r}.")
@@ -91,28 +104,31 @@ def probe(
     for site in sites:
         groups.setdefault(site.name if by == "site" else f"{site.resolution}x{site.resolution}", []).append(site.name)
     noise = normal(0, "heldout", torch.arange(len(x0)), tuple(x0.shape[1:])).to(x0)
-    change, whole = np.zeros((len(groups), len(timesteps))), np.zeros(len(timesteps))
+    change, all_sites = np.zeros((len(groups), len(timesteps))), np.zeros(len(timesteps))
     middle = float(timesteps[len(timesteps) // 2])
-    with _still(unet):
-        for column, at in enumerate(tqdm(timesteps, desc=f"probe {intervention}", disable=not progress, leave=False)):
-            t = torch.full((len(x0),), int(at), device=x0.device)
+    with _evaluation_mode(unet):
+        for column, step in enumerate(tqdm(timesteps, desc=f"probe {intervention}", disable=not progress, leave=False)):
+            t = torch.full((len(x0),), int(step), device=x0.device)
             x_t = objective.add_noise(x0, noise, t)
-            told = unet.modulation(t.float(), labels)
-            then = torch.full_like(t, middle, dtype=torch.float32) if intervention == "freeze" else t.float()
-            instead = zero(told) if intervention == "zero" else unet.modulation(then, other)
-            answer = _x0(unet, objective, x_t, told, t)
+            m = unet.modulation(t.float(), labels)
+            other_t = torch.full_like(t, middle, dtype=torch.float32) if intervention == "freeze" else t.float()
+            other_m = zero(m) if intervention == "zero" else unet.modulation(other_t, other)
+            plain = _predict_x0(unet, objective, x_t, m, t)
             for row, names in enumerate(groups.values()):
-                change[row, column] = _rms(_x0(unet, objective, x_t, swap(told, instead, names), t) - answer)
-            whole[column] = _rms(_x0(unet, objective, x_t, instead, t) - answer)
-    return Influence(intervention, list(groups), [int(t) for t in timesteps], change, whole)
+                change[row, column] = _rms(_predict_x0(unet, objective, x_t, swap(m, other_m, names), t) - plain)
+            all_sites[column] = _rms(_predict_x0(unet, objective, x_t, other_m, t) - plain)
+    return Influence(intervention, list(groups), [int(t) for t in timesteps], change, all_sites)
 
 
 @dataclass(frozen=True)
 class Sensitivity:
-    """What the label changes in the answer, over t: told the class against told null (or another class without null).
+    """What the label changes in the output, over t: the class against null (without null: another class).
 
-    x0: [T] RMS difference of the predicted x0 (pixels run from -1 to 1). prediction: [T] of the network's own prediction, the
-    ||cond - null|| that guidance multiplies, RMS. against: "null" or "another class".
+    Args:
+        timesteps: T timesteps.
+        x0: [T], RMS difference of the predicted x0 (pixels from -1 to 1).
+        prediction: [T], RMS difference of the network's own prediction: the ||cond - null|| that guidance multiplies.
+        against: "null" or "another class".
     """
 
     timesteps: list[int]
@@ -120,13 +136,15 @@ class Sensitivity:
     prediction: np.ndarray
     against: str
 
-    def band(self, share: float = 0.5) -> tuple[int, int] | None:
-        """The timesteps (low, high) around where the x0 moves most, while it moves by at least that share of it: a *candidate*
-        interval for guidance, which only a metric can confirm. None where it moves nowhere."""
+    def band(self, fraction: float = 0.5) -> tuple[int, int] | None:
+        """The timesteps (low, high) around the peak of the change of x0 at which it is at least `fraction` of the peak.
+
+        It is a *candidate* interval for guidance, which only a metric can confirm. None if x0 moves nowhere.
+        """
         if not self.x0.any():
             return None
         low = high = int(self.x0.argmax())
-        enough = self.x0 >= share * self.x0.max()
+        enough = self.x0 >= fraction * self.x0.max()
         while low > 0 and enough[low - 1]:
             low -= 1
         while high < len(enough) - 1 and enough[high + 1]:
@@ -141,22 +159,22 @@ def label_sensitivity(
     against = "null" if unet.config.null_class else "another class"
     other = _other_labels(unet, labels, "null" if unet.config.null_class else "swap")
     noise = normal(0, "heldout", torch.arange(len(x0)), tuple(x0.shape[1:])).to(x0)
-    of_x0, of_prediction = [], []
-    with _still(unet):
-        for at in timesteps:
-            t = torch.full((len(x0),), int(at), device=x0.device)
+    x0_change, prediction_change = [], []
+    with _evaluation_mode(unet):
+        for step in timesteps:
+            t = torch.full((len(x0),), int(step), device=x0.device)
             x_t = objective.add_noise(x0, noise, t)
             cond, null = (unet.denoise(x_t, unet.modulation(t.float(), y))[:, : x0.shape[1]] for y in (labels, other))
-            of_prediction.append(_rms(cond - null))
-            of_x0.append(_rms(objective.x0(cond, x_t, t).clamp(-1, 1) - objective.x0(null, x_t, t).clamp(-1, 1)))
-    return Sensitivity([int(t) for t in timesteps], np.array(of_x0), np.array(of_prediction), against)
+            prediction_change.append(_rms(cond - null))
+            x0_change.append(_rms(objective.x0(cond, x_t, t).clamp(-1, 1) - objective.x0(null, x_t, t).clamp(-1, 1)))
+    return Sensitivity([int(t) for t in timesteps], np.array(x0_change), np.array(prediction_change), against)
 
 
 def _other_labels(unet: AdaGNUNet, labels: Tensor, intervention: Intervention) -> Tensor:
     k = unet.config.num_classes or 0
     if intervention == "null":
         if not k or not unet.config.null_class:
-            raise InputError("this network has no null label to be told: probe with swap, zero or freeze.")
+            raise InputError("this network has no null label: probe with swap, zero or freeze.")
         return torch.full_like(labels, k)
     if intervention == "swap":
         if k < 2:
@@ -166,9 +184,9 @@ def _other_labels(unet: AdaGNUNet, labels: Tensor, intervention: Intervention) -
     return labels
 
 
-def _x0(unet: AdaGNUNet, objective: DiffusionLoss, x_t: Tensor, m: Modulation, t: Tensor) -> Tensor:
+def _predict_x0(unet: AdaGNUNet, objective: DiffusionLoss, x_t: Tensor, m: Modulation, t: Tensor) -> Tensor:
     return objective.x0(unet.denoise(x_t, m)[:, : x_t.shape[1]], x_t, t).clamp(-1, 1)
 
 
 def _rms(difference: Tensor) -> float:
-    return float64(difference).square().mean().sqrt().item()
+    return to_float64(difference).square().mean().sqrt().item()

@@ -1,6 +1,6 @@
-"""What was found about a network's condition, as one HTML page that needs nothing else, and its pictures as PNGs.
+"""The report on a network's conditioning: one self-contained HTML page, and its images as PNGs.
 
-write_report(Findings(title, what, atlas, influence=[...], label_use=...), Path("trace"))
+write_report(TraceResults(title, description, atlas, influence=[...], label_use=...), Path("trace"))
 """
 
 from collections.abc import Callable, Iterator
@@ -14,14 +14,31 @@ from PIL import Image
 
 from ..evaluation.label_usage import LabelUse
 from ..render.grids import labelled_grid
+from ..render.text import number, one_line, shorten
 from . import sentences as say
-from .analysis import SILENT, STILL, Channels, ClassGeometry, channels, class_geometry
+from .analysis import (
+    CONSTANT,
+    SILENCED,
+    ChannelCounts,
+    ClassGeometry,
+    Variance,
+    class_geometry,
+    class_spread,
+    count_channels,
+    describe_position,
+    main_field,
+    short_names,
+    sites_with,
+    sum_variances,
+    time_shift,
+    variances,
+)
 from .atlas import Atlas
-from .drawing import BOTH, LABEL, TIME, Drawing, data_uri, one_line, shorten
+from .drawing import BOTH, LABEL, TIME, Drawing, data_uri
 from .plots import (
-    SHARE_LEGEND,
+    FRACTION_LEGEND,
     Panel,
-    Place,
+    SiteBox,
     cosine_map,
     heat_maps,
     interval_bars,
@@ -30,24 +47,30 @@ from .plots import (
     site_bars,
 )
 from .probes import Influence, Sensitivity
-from .readings import Variance, class_spread, main_field, short_names, sites_with, summed, time_move, variances, where
 
-LABEL_USE_BINS = 8  # of timesteps, for the use of the label
-MAX_CHANNEL_ROWS = 24  # of the table of channels
-MAX_NEAREST = 12  # classes whose nearest one is written beside the map
+LABEL_USE_BINS = 8  # of timesteps
+MAX_CHANNEL_ROWS = 24  # sites in the table of channels
+MAX_NEAREST = 12  # classes in the table of nearest classes
 
 
 @dataclass
-class Findings:
+class TraceResults:
     """What was measured of one model; None or empty where it was not.
 
-    title, what: its path, and a sentence on what it is. influence: by intervention. sensitivity: what the label changes over t.
-    label_use: held-out losses, the only evidence that the label is used. mixing: row names and rows of uint8 [H, W, C] cells.
-    drift: `analysis.drift` between two checkpoints. next_commands: what to type next.
+    Args:
+        title: The model's path.
+        description: A sentence on which weights it has.
+        atlas: Its modulation.
+        influence: One for each intervention.
+        sensitivity: What the label changes over t.
+        label_use: Held-out losses, the only evidence that the label is used.
+        mixing: Row names, and rows of uint8 [H, W, C] images.
+        drift: `analysis.drift` between two checkpoints.
+        next_commands: Commands to type next.
     """
 
     title: str
-    what: str
+    description: str
     atlas: Atlas
     influence: list[Influence] = field(default_factory=list)
     sensitivity: Sensitivity | None = None
@@ -59,97 +82,101 @@ class Findings:
 
 @dataclass
 class Section:
-    """One picture (or table) under its heading and its sentence. name: of its PNG; None for none."""
+    """One image (or table) under its heading and its sentence. name: file name of its PNG; None without an image."""
 
     heading: str
     sentence: str
     name: str | None = None
-    picture: Drawing | Image.Image | None = None
+    image: Drawing | Image.Image | None = None
     html: str = ""
 
 
-def write_report(findings: Findings, out: Path) -> list[Path]:
-    """out/report.html and a PNG of every picture. Returns them, the page first."""
+def write_report(results: TraceResults, out: Path) -> list[Path]:
+    """Write out/report.html and a PNG of every image. Returns the files, the page first."""
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
-    seen = TraceReport(findings)
-    state, verdict = seen.verdict()
-    sections = list(seen.sections())
-    pictures = [(out / f"{s.name}.png", s.picture) for s in sections if s.picture is not None]
-    for file, picture in pictures:
-        picture.save(file)
+    report = TraceReport(results)
+    state, verdict = report.verdict()
+    sections = list(report.sections())
+    images = [(out / f"{s.name}.png", s.image) for s in sections if s.image is not None]
+    for file, image in images:
+        image.save(file)
     page = out / "report.html"
-    page.write_text(_page(findings, state, verdict, sections), encoding="utf-8")
-    return [page, *(file for file, _ in pictures)]
+    page.write_text(_page(results, state, verdict, sections), encoding="utf-8")
+    return [page, *(file for file, _ in images)]
 
 
 class TraceReport:
-    """The findings with what is computed from them once."""
+    """The results, and what is computed from them once."""
 
-    def __init__(self, findings: Findings):
-        self.found, self.atlas = findings, findings.atlas
+    def __init__(self, results: TraceResults):
+        self.results, self.atlas = results, results.atlas
         self.sites = [s.site for s in self.atlas.sites.values()]
         self.short = short_names([s.name for s in self.sites])
-        self.spoken = {s.name: f"{s.resolution}x{s.resolution} {self.short[s.name]}" for s in self.sites}
+        self.display_names = {s.name: f"{s.resolution}x{s.resolution} {self.short[s.name]}" for s in self.sites}
         self.classes = self.atlas.num_classes
         self.by_field = variances(self.atlas)
         self.by_site: dict[str, Variance] = {
-            s.name: summed(some[s.name] for some in self.by_field.values() if s.name in some) for s in self.sites
+            s.name: sum_variances(by_name[s.name] for by_name in self.by_field.values() if s.name in by_name)
+            for s in self.sites
         }
-        self.told = sum(v.classes for v in self.by_site.values())
+        self.class_variance = sum(v.classes for v in self.by_site.values())
         self.main = main_field(self.atlas)
 
     def verdict(self) -> tuple[str, str]:
-        return say.verdict(self.found.label_use, self.found.sensitivity, self.told, self.classes)
+        return say.verdict(self.results.label_use, self.results.sensitivity, self.class_variance, self.classes)
 
     def sections(self) -> Iterator[Section]:
-        found = self.found
+        results = self.results
         yield self._map()
         yield self._shares()
         yield self._spread()
         if {"gamma", "beta"} & set(self.by_field):
             yield self._channels()
         yield from self._class_geometry()
-        if found.influence:
-            yield self._influence(found.influence)
-        if found.sensitivity is not None:
-            yield self._sensitivity(found.sensitivity)
-        if found.label_use is not None and self.classes:
-            yield self._label_use(found.label_use)
-        if found.mixing is not None and found.mixing[1]:
-            yield self._mixing(*found.mixing)
-        if found.drift:
-            yield self._drift(found.drift)
-        if found.next_commands:
-            commands = "\n".join(map(one_line, found.next_commands))
+        if results.influence:
+            yield self._influence(results.influence)
+        if results.sensitivity is not None:
+            yield self._sensitivity(results.sensitivity)
+        if results.label_use is not None and self.classes:
+            yield self._label_use(results.label_use)
+        if results.mixing is not None and results.mixing[1]:
+            yield self._mixing(*results.mixing)
+        if results.drift:
+            yield self._drift(results.drift)
+        if results.next_commands:
+            commands = "\n".join(map(one_line, results.next_commands))
             yield Section("What to type next", "", html=f"<pre>{escape(commands)}</pre>")
 
-    # ------------------------------------------------------------------ what sites are told
+    # ------------------------------------------------------------------ the modulation
 
     def _map(self) -> Section:
-        places = [Place(s, self.by_site[s.name].class_share, self._hover(s)) for s in self.sites]
-        some = [(s, self.by_field[self.main][s.name]) for s in self.sites if s.name in self.by_field[self.main]]
-        sentence = say.class_entry(self.main, some, self.classes, self.short)
-        return Section("Where time and class enter", sentence, "map", network_map(places))
+        boxes = [SiteBox(s, self.by_site[s.name].class_fraction, self._hover(s)) for s in self.sites]
+        pairs = [(s, self.by_field[self.main][s.name]) for s in self.sites if s.name in self.by_field[self.main]]
+        sentence = say.class_entry(self.main, pairs, self.classes, self.short)
+        return Section("Where time and class enter", sentence, "map", network_map(boxes))
 
     def _hover(self, site) -> str:
-        parts = [f"{what}: {say.follows(some[site.name])}" for what, some in self.by_field.items() if site.name in some]
-        return f"{site.name}: {where(site)}, {site.channels} channels; variance of {'; of '.join(parts)}"
+        parts = [f"{name}: {say.follows(v[site.name])}" for name, v in self.by_field.items() if site.name in v]
+        return f"{site.name}: {describe_position(site)}, {site.channels} channels; variance of {'; of '.join(parts)}"
 
     def _shares(self) -> Section:
-        strips = {what: {name: _stack(v) for name, v in some.items()} for what, some in self.by_field.items()}
-        sentence = say.field_shares(self.by_field, self.classes, self.spoken)
+        strips = {field: {name: _stack(v) for name, v in by_name.items()} for field, by_name in self.by_field.items()}
+        sentence = say.field_fractions(self.by_field, self.classes, self.display_names)
         return Section(
-            "What each site follows", sentence, "shares", site_bars(self.sites, strips, self.short, legend=SHARE_LEGEND)
+            "What each site follows",
+            sentence,
+            "shares",
+            site_bars(self.sites, strips, self.short, legend=FRACTION_LEGEND),
         )
 
     def _spread(self) -> Section:
-        names = [self.spoken[s.site.name] for s in sites_with(self.atlas, self.main)]
-        spread, moved = class_spread(self.atlas, self.main), time_move(self.atlas, self.main)
+        names = [self.display_names[s.site.name] for s in sites_with(self.atlas, self.main)]
+        spread, moved = class_spread(self.atlas, self.main), time_shift(self.atlas, self.main)
         timesteps = self.atlas.timesteps
         panels = [
             Panel(f"how much {self.main} differs between the classes at t", spread),
-            Panel(f"how far {self.main} at t stands from its mean over time", moved),
+            Panel(f"how far {self.main} at t is from its mean over time", moved),
         ]
         sentence = say.spread_over_time(self.main, spread, moved, names, timesteps, self.classes)
         return Section(
@@ -157,67 +184,78 @@ class TraceReport:
         )
 
     def _channels(self) -> Section:
-        health = {
-            self.spoken[name]: channels(s) for name, s in self.atlas.sites.items() if {"gamma", "beta"} & set(s.fields)
+        counts = {
+            self.display_names[name]: count_channels(s)
+            for name, s in self.atlas.sites.items()
+            if {"gamma", "beta"} & set(s.fields)
         }
-        return Section("Channels", say.channel_health(health), html=_channel_table(health))
+        return Section("Channels", say.describe_channels(counts), html=_channel_table(counts))
 
     def _class_geometry(self) -> Iterator[Section]:
         geometry = class_geometry(self.atlas)
-        sentence = say.classes_lie(geometry, self.told, self.classes)
-        if geometry is None or not self.told:
-            yield Section("How the classes lie", sentence)
+        sentence = say.describe_geometry(geometry, self.class_variance, self.classes)
+        if geometry is None or not self.class_variance:
+            yield Section("Distances between classes", sentence)
             return
-        picture = cosine_map(geometry.cosine, geometry.names)
-        yield Section("How the classes lie", sentence, "classes", picture, _nearest_table(geometry))
+        image = cosine_map(geometry.cosine, geometry.names)
+        yield Section("Distances between classes", sentence, "classes", image, _nearest_table(geometry))
 
-    # ------------------------------------------------------------------ what the picture becomes
+    # ------------------------------------------------------------------ the output
 
-    def _influence(self, some: list[Influence]) -> Section:
-        rows = [self.spoken.get(g, g) for g in some[0].groups]
+    def _influence(self, influences: list[Influence]) -> Section:
+        rows = [self.display_names.get(g, g) for g in influences[0].groups]
         panels = [
-            Panel(say.SHORTLY.get(i.intervention, i.intervention), i.change, i.whole, "every site at once")
-            for i in some
+            Panel(
+                say.SHORT_INTERVENTIONS.get(i.intervention, i.intervention), i.change, i.all_sites, "all sites at once"
+            )
+            for i in influences
         ]
-        alike = [(i, p) for i, p in zip(some, panels) if (i.groups, i.timesteps) == (some[0].groups, some[0].timesteps)]
-        sentence = " ".join(say.site_influence(i, self.spoken) for i, _ in alike)
-        picture = heat_maps(
-            [p for _, p in alike],
+        comparable = [
+            (i, p)
+            for i, p in zip(influences, panels)
+            if (i.groups, i.timesteps) == (influences[0].groups, influences[0].timesteps)
+        ]
+        sentence = " ".join(say.site_influence(i, self.display_names) for i, _ in comparable)
+        image = heat_maps(
+            [p for _, p in comparable],
             rows,
-            some[0].timesteps,
+            influences[0].timesteps,
             "RMS change of the predicted x0, pixels from -1 to 1",
             one_scale=False,
         )
-        return Section("What each site does to the picture", sentence, "influence", picture)
+        return Section("Influence of each site on the image", sentence, "influence", image)
 
     def _sensitivity(self, s: Sensitivity) -> Section:
         unused = self.verdict()[0] == "unused"
         band = s.band(say.BAND) if say.has_band(s) and not unused else None
         panels = [
-            (f"RMS change of x0 (pixels from -1 to 1), class against {s.against}", s.x0),
-            (f"RMS of the network's own prediction, class less {s.against}", s.prediction),
+            (f"RMS change of x0 (pixels from -1 to 1), class versus {s.against}", s.x0),
+            (f"RMS of the network's own prediction, class minus {s.against}", s.prediction),
         ]
         word = f"candidate: t = {band[0]} to {band[1]}" if band else ""
-        picture = lines_over_time(panels, s.timesteps, band, word)
-        return Section("When the label matters", say.guidance_band(s, unused), "sensitivity", picture)
+        image = lines_over_time(panels, s.timesteps, band, word)
+        return Section("When the label matters", say.guidance_band(s, unused), "sensitivity", image)
 
     def _label_use(self, use: LabelUse) -> Section:
         edges = [round(use.num_timesteps * i / LABEL_USE_BINS) for i in range(LABEL_USE_BINS + 1)]
         measured = {against: _gaps(use, against) for against in ("wrong", "null") if getattr(use, against) is not None}
         if "wrong" not in measured:
-            return Section("When the label is used", "There is no wrong label to compare the true one with.")
-        words = {"wrong": "wrong label less true label", "null": "null label less true label"}
-        picture = interval_bars(
+            return Section("When the label is used", "There is no wrong label to compare with the true one.")
+        words = {"wrong": "wrong label minus true label", "null": "null label minus true label"}
+        image = interval_bars(
             {words[a]: gaps for a, gaps in measured.items()},
             [f"{a}–{b - 1}" for a, b in pairwise(edges)],
             "held-out loss, 95% intervals",
         )
-        return Section("When the label is used", say.use_over_time(measured["wrong"], edges), "label_use", picture)
+        return Section("When the label is used", say.use_over_time(measured["wrong"], edges), "label_use", image)
 
     def _mixing(self, names: list[str], rows: list[list[np.ndarray]]) -> Section:
         sheet = labelled_grid(rows, names, min_side=64)
         return Section(
-            "Classes mixed", f"{say.rows_differ(names, rows)} A column starts from one noise.", "mixing", sheet
+            "Classes mixed",
+            f"{say.rows_differ(names, rows)} The images of a column share the initial noise.",
+            "mixing",
+            sheet,
         )
 
     def _drift(self, moved: dict) -> Section:
@@ -225,68 +263,75 @@ class TraceReport:
         top = max(finite, default=0.0) or 1.0
         strips: dict[str, dict] = {}
         for site, fields in moved.items():
-            for what, ratio in fields.items():
-                strips.setdefault(what, {})[site] = [(min(ratio, top), TIME)] if ratio else []
+            for parameter, ratio in fields.items():
+                strips.setdefault(parameter, {})[site] = [(min(ratio, top), TIME)] if ratio else []
         sites = [s for s in self.sites if s.name in moved]
-        picture = site_bars(sites, strips, self.short, top, say.percent_of(top))
-        return Section("What moved between the checkpoints", say.how_far_drifted(moved, self.spoken), "drift", picture)
+        image = site_bars(sites, strips, self.short, top, say.percent_of(top))
+        return Section(
+            "What moved between the checkpoints", say.how_far_drifted(moved, self.display_names), "drift", image
+        )
 
 
 def _stack(v: Variance) -> list[tuple[float, tuple[int, int, int]]]:
     if not v.total:
         return []
-    return [(share / v.total, colour) for share, colour in zip(v, (TIME, LABEL, BOTH)) if share]
+    return [(fraction / v.total, colour) for fraction, colour in zip(v, (TIME, LABEL, BOTH)) if fraction]
 
 
 def _gaps(use: LabelUse, against: str) -> list[tuple[float, float] | None]:
     bins = [(i / LABEL_USE_BINS, (i + 1) / LABEL_USE_BINS) for i in range(LABEL_USE_BINS)]
-    inside = [((use.t >= a * use.num_timesteps) & (use.t < b * use.num_timesteps)).any() for a, b in bins]
-    return [use.gap(against, a, b) if some else None for (a, b), some in zip(bins, inside)]
+    nonempty = [((use.t >= a * use.num_timesteps) & (use.t < b * use.num_timesteps)).any() for a, b in bins]
+    return [use.gap(against, a, b) if measured else None for (a, b), measured in zip(bins, nonempty)]
 
 
 # ---------------------------------------------------------------------- the page
 
 
-def _channel_table(health: dict[str, Channels]) -> str:
-    """The sites with something to tell, those with most of it first."""
-    odd = {name: c for name, c in health.items() if c.silenced or c.flipped or c.constant}
-    most = sorted(odd, key=lambda name: -max(odd[name].silenced, odd[name].flipped, odd[name].constant) / odd[name].of)
+def _channel_table(counts: dict[str, ChannelCounts]) -> str:
+    """The sites with the largest fractions of silenced, flipped or constant channels."""
+    odd = {name: c for name, c in counts.items() if c.silenced or c.flipped or c.constant}
+    ranked = sorted(
+        odd, key=lambda name: -max(odd[name].silenced, odd[name].flipped, odd[name].constant) / odd[name].total
+    )
     if not odd:
         return ""
-    kept = [name for name in odd if name in most[:MAX_CHANNEL_ROWS]]
-    rows = [[escape(name), f"{odd[name].of:,}", *(_part(n, odd[name].of) for n in _counts(odd[name]))] for name in kept]
-    left_out = len(health) - len(kept)
+    shown = [name for name in odd if name in ranked[:MAX_CHANNEL_ROWS]]
+    rows = [
+        [escape(name), f"{odd[name].total:,}", *(_count_bar(n, odd[name].total) for n in _counts(odd[name]))]
+        for name in shown
+    ]
+    hidden = len(counts) - len(shown)
     foot = (
-        f"<p class=faint>{left_out} more {'site has' if left_out == 1 else 'sites have'} fewer or none.</p>"
-        if left_out
+        f"<p class=faint>{hidden} more {'site has' if hidden == 1 else 'sites have'} fewer or none.</p>"
+        if hidden
         else ""
     )
     return _table(["site", "channels", "silenced", "flipped", "constant"], rows) + foot
 
 
-def _counts(c: Channels) -> tuple[int, int, int]:
+def _counts(c: ChannelCounts) -> tuple[int, int, int]:
     return c.silenced, c.flipped, c.constant
 
 
-def _part(count: int, of: int) -> str:
-    """A count with a bar of its share behind it."""
-    share = 100 * count / of
+def _count_bar(count: int, total: int) -> str:
+    """A count with a bar of its fraction of the total behind it."""
+    fraction = 100 * count / total
     return (
-        f'<span class=bar style="background-size:{share:.1f}% 100%">{count:,}</span>'
+        f'<span class=bar style="background-size:{fraction:.1f}% 100%">{count:,}</span>'
         if count
         else "<span class=bar>–</span>"
     )
 
 
 def _nearest_table(geometry: ClassGeometry) -> str:
-    """The classes that have the nearest neighbours, nearest first."""
+    """The classes with the nearest neighbours, nearest first."""
     distance = geometry.distance + np.where(np.eye(len(geometry.names), dtype=bool), np.inf, 0)
     order = np.argsort(distance.min(1), kind="stable")[:MAX_NEAREST]
     rows = [
         [
             escape(shorten(geometry.names[i], 13, 190)),
             escape(shorten(geometry.nearest[i], 13, 190)),
-            say.number(distance[i].min()),
+            number(distance[i].min()),
         ]
         for i in order
     ]
@@ -300,19 +345,19 @@ def _table(head: list[str], rows: list[list[str]]) -> str:
 
 
 def _figure(s: Section) -> str:
-    if isinstance(s.picture, Drawing):
-        drawn = s.picture.svg(s.heading)
-    elif s.picture is not None:
-        drawn = f'<img alt="{escape(s.heading)}" src="{data_uri(s.picture)}">'
+    if isinstance(s.image, Drawing):
+        figure = s.image.svg(s.heading)
+    elif s.image is not None:
+        figure = f'<img alt="{escape(s.heading)}" src="{data_uri(s.image)}">'
     else:
-        drawn = ""
-    parts = "".join(f"<div>{part}</div>" for part in (drawn, s.html) if part)
-    sentence = f"<p class=says>{escape(one_line(s.sentence))}</p>" if s.sentence else ""
+        figure = ""
+    parts = "".join(f"<div>{part}</div>" for part in (figure, s.html) if part)
+    sentence = f"<p class=sentence>{escape(one_line(s.sentence))}</p>" if s.sentence else ""
     return f"<section><h2>{escape(s.heading)}</h2>{sentence}<div class=figure>{parts}</div></section>"
 
 
-def _page(findings: Findings, state: str, verdict: str, sections: list[Section]) -> str:
-    atlas = findings.atlas
+def _page(results: TraceResults, state: str, verdict: str, sections: list[Section]) -> str:
+    atlas = results.atlas
     about = (
         f"conditioning {atlas.conditioning}; {len(atlas.sites)} sites; {len(atlas.timesteps)} timesteps "
         f"({atlas.timesteps.min():g} to {atlas.timesteps.max():g}); {atlas.num_classes:,} classes"
@@ -321,12 +366,13 @@ def _page(findings: Findings, state: str, verdict: str, sections: list[Section])
     meanings = "".join(f"<dt>{escape(word)}</dt><dd>{escape(text)}</dd>" for word, text in MEANINGS)
     headline, _, numbers = one_line(verdict).partition(". ")
     headline = headline.rstrip(".") + "."
-    title = escape(one_line(findings.title))
+    title = escape(one_line(results.title))
     return (
-        f'<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<title>{title}: what the condition does</title>\n'
+        f'<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<title>{title}: conditioning</title>\n'
         f'<meta name="viewport" content="width=device-width">\n<style>{STYLE}</style>\n</head>\n<body>\n'
-        f"<header><p class=faint>{title}</p><h1 class={state}>{escape(headline)}</h1><p class=says>{escape(numbers)}</p>"
-        f"<p class=faint>{escape(one_line(findings.what))}; {escape(about)}.</p></header>\n"
+        f"<header><p class=faint>{title}</p><h1 class={state}>{escape(headline)}</h1><p "
+        f"class=sentence>{escape(numbers)}</p><p class=faint>{escape(one_line(results.description))}; "
+        f"{escape(about)}.</p></header>\n"
         + "\n".join(map(_figure, sections))
         + f"\n<details><summary>What each number means</summary><dl>{meanings}</dl></details>\n</body>\n</html>\n"
     )
@@ -340,7 +386,7 @@ h1 { font-size: 34px; line-height: 1.25; margin: 8px 0 10px; padding-left: 18px;
 h1.used { border-color: #009e73 } h1.unused { border-color: #d55e00 } h1.open { border-color: #e6b400 }
 h2 { font-size: 14px; font-weight: 600; color: #747880; margin: 0 0 2px }
 section { border-top: 1px solid #dcdcd6; margin-top: 26px; padding-top: 16px }
-.says { font-size: 18px; line-height: 1.4; margin: 0 0 14px; max-width: 1040px }
+.sentence { font-size: 18px; line-height: 1.4; margin: 0 0 14px; max-width: 1040px }
 .faint { color: #747880; margin: 4px 0 }
 .figure { display: flex; flex-wrap: wrap; gap: 36px; align-items: flex-start }
 .figure > div { max-width: 100% }
@@ -359,58 +405,69 @@ dt { font-weight: 600; margin-top: 10px } dd { margin: 0; max-width: 1000px }
 MEANINGS = [
     (
         "Names of sites",
-        "down, middle, up: the encoder, the middle, the decoder. up 1.0 is the first block of the decoder's second level; r is the block that "
-        "resamples; a and b are the two norms of a block where both are told. Rest the pointer on a picture for the numbers.",
+        "down, middle, up: the encoder, the middle, the decoder. up 1.0 is the first block of the decoder's second "
+        "level; r is the block that resamples; a and b are the two norms of a block where both are modulated. Move "
+        "the pointer over an image for the numbers.",
     ),
     (
         "Is the label used?",
-        "Loss on held-out pictures told a wrong class (another held-out picture's, each class as often as it is true) less the loss told the "
-        "true one, on the same picture, timestep and noise. Used: the whole 95% interval of the mean over pictures lies above 0. A network may "
-        "respond to its label, and even an untrained one does, without using it: only held-out losses tell.",
+        "Loss on held-out images under a wrong class minus the loss under the true one, on the same image, timestep "
+        "and noise. The wrong class is that of another held-out image, so each class is as often wrong as it is true. "
+        "Used: the whole 95% interval of the mean over images is above 0. A network may respond to its label without "
+        "using it, even an untrained one: only held-out losses show the use.",
     ),
     (
-        "Shares of variance",
-        "Of what a site is told, over the grid of timesteps and all classes (null left out), summed over channels: the part that depends on "
-        "time alone, on the class alone, and on both together; they sum to 1. none: nothing varies beyond rounding.",
+        "Fractions of variance",
+        "Of a site's modulation, over the grid of timesteps and all classes (without null), summed over channels: the "
+        "part that depends on time alone, on the class alone, and on both together; they sum to 1. none: nothing "
+        "varies beyond rounding.",
     ),
     (
-        "The class share of a site",
-        "Class alone and both together, of the variance of all that the site is told. Between-class variance is the same sum "
-        "before it is divided: the variance between the classes at one timestep, averaged over the timesteps.",
+        "The class fraction of a site",
+        "Class alone and both together, as a fraction of the variance of the site's whole modulation. Between-class "
+        "variance is the same sum before the division: the variance between the classes at one timestep, averaged "
+        "over the timesteps.",
     ),
     (
-        "Words that turn on a threshold",
-        f"The class enters mostly at one place: at least {say.MOSTLY:.0%} of all between-class variance. Sites follow time: a class share of at "
-        f"most {say.FOLLOWS:.0%}; follow the class: of at least {1 - say.FOLLOWS:.0%}. Alone: a share of at least {say.ALONE:.1%}. Everywhere alike: no place's part of it is more than {say.EVEN:g} times its part of the channels, or less than 1 / {say.EVEN:g}. About as much: the "
-        f"largest is at most {say.EVEN:g} times the smallest. Told the same: classes nearer than {say.SAME_CLASS_DISTANCE:g} of the mean distance of a class from "
-        f"the mean of the classes. No kin: every cosine within {say.UNRELATED:g} of -1 / (classes - 1). Much the same: a cosine of at "
-        f"least {say.CLEARLY_ALIKE:g}.",
+        "Words that depend on a threshold",
+        f"The class enters mostly at one place: at least {say.MOSTLY:.0%} of all between-class variance. Sites follow "
+        f"time: a class fraction of at most {say.FOLLOWS:.0%}; follow the class: of at least {1 - say.FOLLOWS:.0%}. "
+        f"Alone: a fraction of at least {say.ALONE:.1%}. Everywhere alike: no place's part of it is more than "
+        f"{say.EVEN:g} times its part of the channels, or less than 1 / {say.EVEN:g}. About as much: the largest is at "
+        f"most {say.EVEN:g} times the smallest. The same modulation: classes nearer than {say.SAME_CLASS_DISTANCE:g} "
+        "of the mean distance of a class from the mean of the classes. Unrelated: every cosine within "
+        f"{say.UNRELATED:g} of -1 / (classes - 1). Much the same modulation: a cosine of at least "
+        f"{say.CLEARLY_ALIKE:g}.",
     ),
     (
         "Class against time",
-        "At one timestep: RMS over channels of the standard deviation over the classes whose values are kept (null left out); and how far "
-        "the mean over all classes stands from its own mean over time, RMS over channels. Both on one colour scale.",
+        "At one timestep: RMS over channels of the standard deviation over the classes whose values are stored "
+        "(without null); and the difference between the mean over all classes and its mean over time, RMS over "
+        "channels. Both have one colour scale.",
     ),
     (
         "Channels",
-        "The gain that a channel meets is w (1 + gamma), the shift b (1 + gamma) + beta, with the norm's own w and b. Over all timesteps "
-        f"and kept classes, silenced: |gain| stays below {SILENT:.0%} of the site's median |gain|; flipped: the gain changes its sign; constant: "
-        f"neither gain nor shift moves by more than {STILL:.0%} of that median.",
+        "The gain of a channel is w (1 + gamma), the shift b (1 + gamma) + beta, with the norm's own w and b. Over "
+        f"all timesteps and stored classes, silenced: |gain| stays below {SILENCED:.0%} of the site's median |gain|; "
+        f"flipped: the gain changes its sign; constant: neither gain nor shift moves by more than {CONSTANT:.0%} of "
+        "that median.",
     ),
     (
-        "How the classes lie",
-        "All that all sites are told about a class, averaged over time, as one vector, less the mean over the classes: the cosine between two of them, "
-        "and their distance. Unrelated classes have cosines near -1 / (classes - 1).",
+        "Distances between classes",
+        "The modulation of all sites under a class, averaged over time, as one vector, minus the mean over the "
+        "classes: the cosine between two of them, and their distance. Unrelated classes have cosines near -1 / "
+        "(classes - 1).",
     ),
     (
         "Influence and sensitivity",
-        "RMS over pictures, channels and positions of how far the predicted x0 moves (pixels run from -1 to 1, so 2 is from black to white) "
-        "when one site, or all of them, are told something else, on the same noisy pictures. Each map and each line has a scale of its own.",
+        "RMS over images, channels and positions of how far the predicted x0 moves (pixels are from -1 to 1, so 2 is "
+        "from black to white) when the modulation of one site, or of all, is changed, on the same noisy images. Each "
+        "map and each line has its own scale.",
     ),
     (
         "The candidate band",
-        f"From the first to the last timestep at which the label moves x0 by at least {say.BAND:.0%} of the most it does anywhere. Where to try "
-        "guidance, not where it is known to help: a sweep over intervals says.",
+        f"From the first to the last timestep at which the label moves x0 by at least {say.BAND:.0%} of the largest "
+        "change at any timestep. Guidance may help there; only a sweep over intervals shows whether it does.",
     ),
-    ("Drift", "RMS of the difference between the two checkpoints, over the RMS of the earlier one."),
+    ("Drift", "RMS of the difference between the two checkpoints, divided by the RMS of the earlier one."),
 ]

@@ -1,60 +1,33 @@
-"""From numbers to plain sentences. Each says what is so for the model at hand; the thresholds it turns on have names."""
+"""Numbers as plain sentences about the model. The thresholds have names."""
 
 import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from ..evaluation.label_usage import LabelUse, judge
+from ..evaluation.label_usage import LabelUse, gap_verdict
 from ..models.unet import Site
-from .analysis import Channels, ClassGeometry
-from .drawing import shorten
+from ..render.text import listed, number, percent, plus_minus, shorten
+from .analysis import ChannelCounts, ClassGeometry, Variance, describe_position, sum_variances
 from .probes import INTERVENTIONS, Influence, Sensitivity
-from .readings import Variance, summed, where
 
 MOSTLY = 0.5  # of all between-class variance: the class enters "mostly" there
-FOLLOWS = 0.1  # a class share of at most this: the sites "follow time"; of at least 1 minus it: they "follow the class"
-ALONE = 0.999  # a share of at least this is "alone"
+FOLLOWS = (
+    0.1  # a class fraction of at most this: the sites "follow time"; of at least 1 minus it: they "follow the class"
+)
+ALONE = 0.999  # a fraction of at least this is "alone"
 EVEN = 1.25  # a largest that is at most this times the smallest: "about the same"
 SAME_CLASS_DISTANCE = (
-    1e-4  # classes nearer than this, in mean distances of a class from the class mean, are told the same
+    1e-4  # classes nearer than this, in mean distances of a class from the class mean, have the same modulation
 )
-UNRELATED = 0.25  # cosines this near to -1 / (K - 1), which unrelated classes have, show no kinship
-CLEARLY_ALIKE = 0.5  # a cosine of at least this: two classes are told much the same
+UNRELATED = 0.25  # cosines this near to -1 / (K - 1), which unrelated classes have, show no relation
+CLEARLY_ALIKE = 0.5  # a cosine of at least this: two classes have much the same modulation
 BAND = 0.5  # of the largest effect: the candidate guidance band
 
-SHORTLY = {**INTERVENTIONS, "freeze": "told the middle timestep"}
+SHORT_INTERVENTIONS = {**INTERVENTIONS, "freeze": "given the middle timestep"}
 
 
 # ---------------------------------------------------------------------- words for numbers
-
-
-def percent(share: float) -> str:
-    """Whole per cent, but never 0% or 100% for what is not."""
-    if 0 < share < 0.01:
-        return "under 1%"
-    return "over 99%" if 0.99 < share < 1 else f"{share:.0%}"
-
-
-def number(value: float) -> str:
-    """Two or three significant digits."""
-    if value == 0 or not math.isfinite(value):
-        return "0" if value == 0 else str(value)
-    return f"{value:.3g}" if abs(value) >= 1e-3 else f"{value:.1e}"
-
-
-def plus_minus(mean: float, half: float) -> str:
-    """Both with as many decimals as the half-width has two digits for: "0.0213 ± 0.0011"."""
-    digits = 4 if not half or not math.isfinite(half) else min(12, max(0, 1 - math.floor(math.log10(half))))
-    return f"{mean:.{digits}f} ± {half:.{digits}f}"
-
-
-def listed(words: Sequence[str], most: int = 4) -> str:
-    """ "a, b and c"; "a, b and 7 more"."""
-    words = list(words)
-    if len(words) > most:
-        words = [*words[: most - 1], f"{len(words) - most + 1} more"]
-    return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
 
 
 def name(text: str) -> str:
@@ -69,62 +42,64 @@ def _times(count: int, one: str) -> str:
 # ---------------------------------------------------------------------- is the label used?
 
 
-def verdict(use: LabelUse | None, sensitivity: Sensitivity | None, told: float, classes: int) -> tuple[str, str]:
-    """("used" | "unused" | "open", sentences: the verdict, then its numbers). told: the between-class variance of all that is told; classes: K.
+def verdict(
+    use: LabelUse | None, sensitivity: Sensitivity | None, class_variance: float, classes: int
+) -> tuple[str, str]:
+    """("used" | "unused" | "open", sentences: the verdict, then its numbers).
 
-    Only held-out losses can say that the label is used. Without them the network may be said to respond, no more.
+    class_variance: the between-class variance of all modulation; classes: K. Only held-out losses show that the label is used.
+    Without them, the verdict can only be that the network responds.
     """
     if not classes:
         return "open", "This network has no classes: there is no label to use."
     if use is not None:
         return _from_losses(use)
-    if told == 0 or (sensitivity is not None and not sensitivity.x0.any()):
+    if class_variance == 0 or (sensitivity is not None and not sensitivity.x0.any()):
         return "unused", "The label is not used. " + (
-            "Nothing that a site is told depends on the class."
-            if told == 0
-            else "The predicted picture is the same whatever the label."
+            "The modulation does not depend on the class."
+            if class_variance == 0
+            else "The predicted image is the same whatever the label."
         )
     moved = (
-        f" The predicted picture moves by up to RMS {number(sensitivity.x0.max())} (pixels from -1 to 1)."
+        f" The predicted image moves by up to RMS {number(sensitivity.x0.max())} (pixels from -1 to 1)."
         if sensitivity
         else ""
     )
-    return "open", f"The network responds to its label; whether it uses it needs pictures.{moved}"
+    return "open", f"The network responds to its label; held-out images are needed to see whether it uses it.{moved}"
 
 
 def _from_losses(use: LabelUse) -> tuple[str, str]:
     if use.wrong is None:
         return "open", (
-            "Whether the label is used cannot be said. All held-out pictures are of one class, so that none can be told a wrong one."
+            "Whether the label is used cannot be decided. All held-out images are of one class, so there is no wrong label."
         )
-    (mean, half), (true, told, pictures) = use.gap("wrong"), use.losses("wrong")
-    other = "a wrong one"
-    verdict = judge(mean, half)
-    if verdict == "open":
+    (mean, half), (true, wrong, images) = use.gap("wrong"), use.losses("wrong")
+    state = gap_verdict(mean, half)
+    if state == "open":
         return (
             "open",
-            f"Whether the label is used cannot be said. {_times(pictures, 'held-out picture')} give no finite interval.",
+            f"Whether the label is used cannot be decided. {_times(images, 'held-out image')} give no finite interval.",
         )
-    losses = f"{true:.4f} against {told:.4f}"
-    over = f"95% interval over {_times(pictures, 'held-out picture')}"
+    losses = f"{true:.4f} against {wrong:.4f}"
+    over = f"95% interval over {_times(images, 'held-out image')}"
     if mean == half == 0:
         return (
             "unused",
-            f"The label is not used. The held-out loss is the same told the true class or {other} ({losses}).",
+            f"The label is not used. The held-out loss is the same under the true class and a wrong one ({losses}).",
         )
-    if verdict == "used":
+    if state == "used":
         return "used", (
-            f"The label is used. Told the true class, the held-out loss is {plus_minus(mean, half)} lower than told {other} "
+            f"The label is used. Under the true class, the held-out loss is {plus_minus(mean, half)} lower than under a wrong one "
             f"({losses}; {over})."
         )
-    if verdict == "misleads":
+    if state == "misleads":
         return "unused", (
-            f"The label misleads. Told the true class, the held-out loss is {plus_minus(-mean, half)} higher than told {other} "
+            f"The label misleads. Under the true class, the held-out loss is {plus_minus(-mean, half)} higher than under a wrong one "
             f"({losses}; {over})."
         )
     return "unused", (
-        f"The label is not used. Told {other}, the held-out loss exceeds that under the true class by {plus_minus(mean, half)}, "
-        f"which may as well be 0 ({losses}; {over})."
+        f"The label is not used. Under a wrong class, the held-out loss is higher by {plus_minus(mean, half)}, "
+        f"which may be 0 ({losses}; {over})."
     )
 
 
@@ -134,114 +109,122 @@ def _from_losses(use: LabelUse) -> tuple[str, str]:
 def class_entry(field: str, sites: Sequence[tuple[Site, Variance]], classes: int, short: Mapping[str, str]) -> str:
     """Where the class enters, and which resolutions follow time. sites: each with the variance of that field there."""
     if not sites or not any(v.total for _, v in sites):
-        return f"Nothing varies: every site is told the same {field} at every timestep and for every class."
+        return f"Nothing varies: {field} is the same at every timestep and for every class."
     total = sum(v.classes for _, v in sites)
     if classes < 2:
         return f"There is {'one class' if classes else 'no class'} to compare: what varies in {field} is due to time."
     if not total:
-        return f"Nothing a site is told depends on the class: {field} follows time alone at every site."
-    heard = [site for site, v in sites if v.classes]
-    few = f"; {_times(len(sites) - len(heard), 'other site')} hear nothing of it" if len(heard) < len(sites) else ""
-    if len(heard) == 1:
-        first = f"Class enters at one site alone: {short[heard[0].name]} ({where(heard[0])})"
+        return f"No modulation depends on the class: {field} follows time alone at every site."
+    with_class = [site for site, v in sites if v.classes]
+    few = (
+        f"; {_times(len(sites) - len(with_class), 'other site')} do not receive it"
+        if len(with_class) < len(sites)
+        else ""
+    )
+    if len(with_class) == 1:
+        first = f"Class enters at one site alone: {short[with_class[0].name]} ({describe_position(with_class[0])})"
     else:
         first = _largest_place(field, sites, total)
-    return f"{first}{few}. {_who_follows(field, sites)}".strip()
+    return f"{first}{few}. {_time_or_class(field, sites)}".strip()
 
 
 def _largest_place(field: str, sites: Sequence[tuple[Site, Variance]], total: float) -> str:
     places: dict[str, list[tuple[Site, Variance]]] = {}
     for site, v in sites:
-        places.setdefault(where(site), []).append((site, v))
+        places.setdefault(describe_position(site), []).append((site, v))
     width = sum(site.channels for site, _ in sites)
-    against_width = [
-        sum(v.classes for _, v in some) / total / (sum(s.channels for s, _ in some) / width) for some in places.values()
+    relative = [
+        sum(v.classes for _, v in group) / total / (sum(s.channels for s, _ in group) / width)
+        for group in places.values()
     ]
-    if max(against_width) <= EVEN and min(against_width) >= 1 / EVEN:
-        return f"Class enters everywhere alike: each place has about its share of the channels in the between-class variance of {field}"
-    most, of_all = _most(places, total)
+    if max(relative) <= EVEN and min(relative) >= 1 / EVEN:
+        return f"Class enters everywhere alike: each place has about the same fraction of the between-class variance of {field} as of the channels"
+    largest, of_all = _largest_group(places, total)
     if of_all >= MOSTLY:
-        return f"Class enters mostly at {most} ({_shared(field, places[most], sites, of_all)})"
+        return f"Class enters mostly at {largest} ({_fraction_of_variance(field, places[largest], sites, of_all)})"
     sides: dict[str, list[tuple[Site, Variance]]] = {}
     for site, v in sites:
         sides.setdefault(f"{site.resolution}x{site.resolution}", []).append((site, v))
-    side, of_side = _most(sides, total)
+    side, of_side = _largest_group(sides, total)
     if of_side >= MOSTLY and len(sides) > 1:
-        return f"Class enters mostly at {side} ({_shared(field, sides[side], sites, of_side)})"
-    return f"Class enters in many places, most of all at {most} ({_shared(field, places[most], sites, of_all)})"
+        return f"Class enters mostly at {side} ({_fraction_of_variance(field, sides[side], sites, of_side)})"
+    return f"Class enters in many places, the most at {largest} ({_fraction_of_variance(field, places[largest], sites, of_all)})"
 
 
-def _most(places: Mapping[str, list[tuple[Site, Variance]]], total: float) -> tuple[str, float]:
-    part_of = {place: sum(v.classes for _, v in some) / total for place, some in places.items()}
-    most = max(part_of, key=part_of.get)
-    return most, part_of[most]
+def _largest_group(places: Mapping[str, list[tuple[Site, Variance]]], total: float) -> tuple[str, float]:
+    part_of = {place: sum(v.classes for _, v in group) / total for place, group in places.items()}
+    largest = max(part_of, key=part_of.get)
+    return largest, part_of[largest]
 
 
-def _shared(
-    field: str, some: list[tuple[Site, Variance]], sites: Sequence[tuple[Site, Variance]], of_all: float
+def _fraction_of_variance(
+    field: str, group: list[tuple[Site, Variance]], sites: Sequence[tuple[Site, Variance]], of_all: float
 ) -> str:
-    width = sum(s.channels for s, _ in some) / sum(s.channels for s, _ in sites)
+    width = sum(s.channels for s, _ in group) / sum(s.channels for s, _ in sites)
     return f"{percent(of_all)} of all between-class variance of {field}, on {percent(width)} of the channels"
 
 
-def _who_follows(field: str, sites: Sequence[tuple[Site, Variance]]) -> str:
-    """The resolutions at which one of the two rules."""
-    if not any(v.time or v.both for _, v in sites):
+def _time_or_class(field: str, sites: Sequence[tuple[Site, Variance]]) -> str:
+    """The resolutions that follow time, and those that follow the class."""
+    if not any(v.time or v.interaction for _, v in sites):
         return f"Time does not change {field}."
     by_side = {
-        side: summed(v for s, v in sites if s.resolution == side) for side in sorted({s.resolution for s, _ in sites})
+        side: sum_variances(v for s, v in sites if s.resolution == side)
+        for side in sorted({s.resolution for s, _ in sites})
     }
-    share = {side: v.class_share for side, v in by_side.items() if v.total}
-    short_repr = []
-    for whom, some in (
-        ("time", {side: s for side, s in share.items() if s <= FOLLOWS}),
-        ("the class", {side: s for side, s in share.items() if s >= 1 - FOLLOWS}),
+    fraction = {side: v.class_fraction for side, v in by_side.items() if v.total}
+    parts = []
+    for factor, group in (
+        ("time", {side: s for side, s in fraction.items() if s <= FOLLOWS}),
+        ("the class", {side: s for side, s in fraction.items() if s >= 1 - FOLLOWS}),
     ):
-        if some:
+        if group:
             who = (
-                "All sites" if len(some) == len(by_side) else f"The {listed([f'{side}x{side}' for side in some])} sites"
+                "All sites"
+                if len(group) == len(by_side)
+                else f"The {listed([f'{side}x{side}' for side in group])} sites"
             )
-            bound = _at_most(max(some.values())) if whom == "time" else _at_least(min(some.values()))
-            short_repr.append(f"{who} follow {whom} (the class is {bound} of the variance of {field} there).")
-    return " ".join(short_repr)
+            bound = _at_most(max(group.values())) if factor == "time" else _at_least(min(group.values()))
+            parts.append(f"{who} follow {factor} (the class is {bound} of the variance of {field} there).")
+    return " ".join(parts)
 
 
-def _at_most(share: float) -> str:
-    return percent(share) if 0 < share < 0.01 else f"at most {percent(share)}" if share else "nothing"
+def _at_most(fraction: float) -> str:
+    return percent(fraction) if 0 < fraction < 0.01 else f"at most {percent(fraction)}" if fraction else "nothing"
 
 
-def _at_least(share: float) -> str:
-    return percent(share) if 0.99 < share < 1 else f"at least {percent(share)}" if share < 1 else "all"
+def _at_least(fraction: float) -> str:
+    return percent(fraction) if 0.99 < fraction < 1 else f"at least {percent(fraction)}" if fraction < 1 else "all"
 
 
-def field_shares(by_field: Mapping[str, Mapping[str, Variance]], classes: int, short: Mapping[str, str]) -> str:
-    """What each field follows, over all sites; then the sites that lean most to class and to time."""
-    short_repr = "; of ".join(f"{field}: {follows(summed(some.values()))}" for field, some in by_field.items())
-    return f"Over all sites, variance of {short_repr}.{_leaning(by_field, short) if classes > 1 else ''}"
+def field_fractions(by_field: Mapping[str, Mapping[str, Variance]], classes: int, short: Mapping[str, str]) -> str:
+    """What each field follows, over all sites; then the sites that with the largest and the smallest class fraction."""
+    parts = "; of ".join(f"{field}: {follows(sum_variances(group.values()))}" for field, group in by_field.items())
+    return f"Over all sites, variance of {parts}.{_extremes(by_field, short) if classes > 1 else ''}"
 
 
 def follows(v: Variance) -> str:
     if not v.total:
         return "none"
-    time, label, both = (x / v.total for x in v)
-    for share, whom in ((time, "time"), (label, "class")):
-        if share >= ALONE:
-            return f"{whom} alone"
-    return f"time {percent(time)}, class {percent(label)}, both together {percent(both)}"
+    time, label, interaction = (x / v.total for x in v)
+    for fraction, factor in ((time, "time"), (label, "class")):
+        if fraction >= ALONE:
+            return f"{factor} alone"
+    return f"time {percent(time)}, class {percent(label)}, both together {percent(interaction)}"
 
 
-def _leaning(by_field: Mapping[str, Mapping[str, Variance]], short: Mapping[str, str]) -> str:
+def _extremes(by_field: Mapping[str, Mapping[str, Variance]], short: Mapping[str, str]) -> str:
     of_all: dict[str, Variance] = {}
-    for some in by_field.values():
-        for site, v in some.items():
+    for group in by_field.values():
+        for site, v in group.items():
             of_all[site] = of_all.get(site, Variance()).plus(v)
-    share = {site: v.class_share for site, v in of_all.items() if v.total}
-    if len(share) < 2 or max(share.values()) - min(share.values()) < 0.01:
+    fraction = {site: v.class_fraction for site, v in of_all.items() if v.total}
+    if len(fraction) < 2 or max(fraction.values()) - min(fraction.values()) < 0.01:
         return ""
-    most, least = max(share, key=share.get), min(share, key=share.get)
+    largest, smallest = max(fraction, key=fraction.get), min(fraction, key=fraction.get)
     return (
-        f" The class has most of a say at {short[most]}, with {percent(share[most])} of all variance there, and least at "
-        f"{short[least]}, with {percent(share[least])}."
+        f" The class has the largest fraction at {short[largest]}, with {percent(fraction[largest])} of all variance there, and the smallest at "
+        f"{short[smallest]}, with {percent(fraction[smallest])}."
     )
 
 
@@ -253,15 +236,15 @@ def spread_over_time(
     if not moved.any():
         time = "time does not move the mean of the classes"
     if classes < 2 or not spread.any():
-        why = f"the classes nowhere differ in {field}" if classes > 1 else "there are no classes to differ"
-        return f"{_capital(why)}; {time}."
+        reason = f"the classes nowhere differ in {field}" if classes > 1 else "there are no classes to differ"
+        return f"{_capital(reason)}; {time}."
     over_t = np.sqrt(np.square(spread).mean(0))
-    t_most, t_least = timesteps[int(over_t.argmax())], timesteps[int(over_t.argmin())]
+    t_max, t_min = timesteps[int(over_t.argmax())], timesteps[int(over_t.argmin())]
     if over_t.max() <= EVEN * over_t.min():
         when = f"over all sites they differ about as much at every timestep (RMS {_span(over_t)})"
     else:
         when = (
-            f"over all sites they differ most at t = {t_most:g} (RMS {number(over_t.max())}) and least at t = {t_least:g} "
+            f"over all sites they differ most at t = {t_max:g} (RMS {number(over_t.max())}) and least at t = {t_min:g} "
             f"({number(over_t.min())})"
         )
     return (
@@ -287,122 +270,126 @@ def _capital(text: str) -> str:
 # ---------------------------------------------------------------------- channels and classes
 
 
-def channel_health(sites: Mapping[str, Channels]) -> str:
-    total = sum(c.of for c in sites.values())
-    short_repr = []
-    for what in ("silenced", "flipped", "constant"):
-        count = {site: getattr(c, what) for site, c in sites.items()}
-        most = max(count, key=count.get)
+def describe_channels(sites: Mapping[str, ChannelCounts]) -> str:
+    total = sum(c.total for c in sites.values())
+    parts = []
+    for property_name in ("silenced", "flipped", "constant"):
+        count = {site: getattr(c, property_name) for site, c in sites.items()}
+        largest = max(count, key=count.get)
         if sum(count.values()):
-            share = percent(sum(count.values()) / total)
-            short_repr.append(
-                f"{sum(count.values()):,} are {what} ({share}, most at {most}: {count[most]} of {sites[most].of})"
+            fraction = percent(sum(count.values()) / total)
+            parts.append(
+                f"{sum(count.values()):,} are {property_name} ({fraction}, most at {largest}: {count[largest]} of {sites[largest].total})"
             )
-    quiet = [what for what in ("silenced", "flipped", "constant") if not any(getattr(c, what) for c in sites.values())]
-    none = f"none is {' or '.join(quiet)}" if quiet else ""
-    return f"Of {total:,} channels, {'; '.join([*short_repr, *([none] if none else [])])}."
+    unaffected = [
+        property_name
+        for property_name in ("silenced", "flipped", "constant")
+        if not any(getattr(c, property_name) for c in sites.values())
+    ]
+    none = f"none is {' or '.join(unaffected)}" if unaffected else ""
+    return f"Of {total:,} channels, {'; '.join([*parts, *([none] if none else [])])}."
 
 
 def same_classes(geometry: ClassGeometry) -> list[tuple[int, int]]:
-    """Pairs of classes that are told the same."""
+    """Pairs of classes with the same modulation."""
     unit = np.linalg.norm(geometry.distance, axis=1).mean() / math.sqrt(2 * len(geometry.names))
-    apart = geometry.distance <= SAME_CLASS_DISTANCE * unit
-    return [(i, j) for i in range(len(apart)) for j in range(i + 1, len(apart)) if apart[i, j]]
+    is_same = geometry.distance <= SAME_CLASS_DISTANCE * unit
+    return [(i, j) for i in range(len(is_same)) for j in range(i + 1, len(is_same)) if is_same[i, j]]
 
 
-def classes_lie(geometry: ClassGeometry | None, told: float, classes: int) -> str:
-    """told: the between-class variance of all that is told."""
+def describe_geometry(geometry: ClassGeometry | None, class_variance: float, classes: int) -> str:
+    """class_variance: the between-class variance of all modulation."""
     if geometry is None:
         return f"There is {'one class' if classes else 'no class'}: nothing to compare."
     k = len(geometry.names)
-    if not told:
-        return f"All {k} classes are told the same: a picture of one cannot differ from that of another."
-    some = f"Of the {k} classes kept (of {classes:,}): " if k < classes else ""
+    if not class_variance:
+        return f"All {k} classes have the same modulation: their images cannot differ."
+    subset = f"Of the {k} classes stored (of {classes:,}): " if k < classes else ""
     same = same_classes(geometry)
     if same:
         pairs = [f"{name(geometry.names[i])} and {name(geometry.names[j])}" for i, j in same]
         largest = max(geometry.distance[i, j] for i, j in same)
-        who = "Two classes are" if len(same) == 1 else f"{len(same)} pairs of classes are"
-        first = f"{who} told the same: {listed(pairs) if len(pairs) == 1 else '; '.join(pairs[:4])} (distance {number(largest)})"
+        who = "Two classes have" if len(same) == 1 else f"{len(same)} pairs of classes have"
+        first = f"{who} the same modulation: {listed(pairs) if len(pairs) == 1 else '; '.join(pairs[:4])} (distance {number(largest)})"
         first += f" and {len(same) - 4} more" if len(same) > 4 else ""
     else:
-        first = _kinship(geometry)
+        first = _most_alike(geometry)
     null = geometry.null_distance
-    tmp = (
-        f" Null lies {number(null)} times as far from the mean of the classes as a class does."
+    null_part = (
+        f" The distance of null from the mean of the classes is {number(null)} times that of a class."
         if null is not None
         else ""
     )
-    return f"{some}{first}.{tmp}"
+    return f"{subset}{first}.{null_part}"
 
 
-def _kinship(geometry: ClassGeometry) -> str:
+def _most_alike(geometry: ClassGeometry) -> str:
     k = len(geometry.names)
     cosine = np.where(np.eye(k, dtype=bool), np.nan, geometry.cosine)
     high, low = (
         np.unravel_index(np.nanargmax(cosine), cosine.shape),
         np.unravel_index(np.nanargmin(cosine), cosine.shape),
     )
-    pair = lambda at: " and ".join(name(geometry.names[i]) for i in at)  # noqa: E731
+    pair = lambda index: " and ".join(name(geometry.names[i]) for i in index)  # noqa: E731
     if k == 2:
-        return f"{pair(high)} lie {number(geometry.distance[high])} apart (with two classes the cosine is always -1)"
+        return f"{pair(high)} are {number(geometry.distance[high])} apart (with two classes the cosine is always -1)"
     if np.nanmax(np.abs(cosine + 1 / (k - 1))) <= UNRELATED:
         return (
-            f"No two classes are kin: every cosine lies within {UNRELATED:g} of {-1 / (k - 1):.2f}, which unrelated classes have "
+            f"No two classes are related: every cosine is within {UNRELATED:g} of {-1 / (k - 1):.2f}, as for unrelated classes "
             f"(largest {cosine[high]:+.2f}, {pair(high)})"
         )
-    alike = "are told much the same" if cosine[high] >= CLEARLY_ALIKE else "are the nearest of kin"
+    alike = "have much the same modulation" if cosine[high] >= CLEARLY_ALIKE else "are the most alike"
     return f"{pair(high)} {alike} (cosine {cosine[high]:+.2f}); {pair(low)} are the most opposed ({cosine[low]:+.2f})"
 
 
-# ---------------------------------------------------------------------- what it changes in the picture
+# ---------------------------------------------------------------------- what it changes in the image
 
 
 def site_influence(influence: Influence, short: Mapping[str, str]) -> str:
-    told = INTERVENTIONS.get(influence.intervention, influence.intervention)
-    if not influence.change.any() and not influence.whole.any():
-        return f"A site {told} changes nothing in the predicted picture, and neither do all of them."
+    change = INTERVENTIONS.get(influence.intervention, influence.intervention)
+    if not influence.change.any() and not influence.all_sites.any():
+        return f"A site {change} changes nothing in the predicted image, and neither do all of them."
     row, column = np.unravel_index(influence.change.argmax(), influence.change.shape)
-    at, t = short.get(influence.groups[row], influence.groups[row]), influence.timesteps[column]
-    whole = f"all at once by up to {number(influence.whole.max())} (t = {influence.timesteps[int(influence.whole.argmax())]})"
-    quiet = int((~influence.change.any(axis=1)).sum())
-    still = f"; {quiet} of {len(influence.groups)} move nothing" if quiet else ""
-    if len(influence.groups) - quiet == 1:
-        return f"Only {at} matters: {told}, it moves the predicted picture by up to RMS {number(influence.change.max())} (t = {t})."
-    return f"{_capital(told)}, {at} moves the predicted picture most, by RMS {number(influence.change.max())} at t = {t}; {whole}{still}."
+    site, t = short.get(influence.groups[row], influence.groups[row]), influence.timesteps[column]
+    together = f"all at once by up to {number(influence.all_sites.max())} (t = {influence.timesteps[int(influence.all_sites.argmax())]})"
+    unaffected = int((~influence.change.any(axis=1)).sum())
+    without_effect = f"; {unaffected} of {len(influence.groups)} move nothing" if unaffected else ""
+    if len(influence.groups) - unaffected == 1:
+        return f"Only {site} matters: {change}, it moves the predicted image by up to RMS {number(influence.change.max())} (t = {t})."
+    return f"{_capital(change)}, {site} moves the predicted image most, by RMS {number(influence.change.max())} at t = {t}; {together}{without_effect}."
 
 
-def has_band(sensitivity: Sensitivity, share: float = BAND) -> bool:
+def has_band(sensitivity: Sensitivity, fraction: float = BAND) -> bool:
     """Whether some timesteps stand out from the others."""
     x0, t = sensitivity.x0, sensitivity.timesteps
     peak = t[int(np.argmax(x0))]
     return (
         bool(np.any(x0))
         and x0.max() > EVEN * x0.min()
-        and sensitivity.band(share) not in ((min(t), max(t)), (peak, peak))
+        and sensitivity.band(fraction) not in ((min(t), max(t)), (peak, peak))
     )
 
 
-def guidance_band(sensitivity: Sensitivity, unused: bool = False, share: float = BAND) -> str:
-    """unused: held-out losses say that the label is not used, so that no band is worth trying."""
+def guidance_band(sensitivity: Sensitivity, unused: bool = False, fraction: float = BAND) -> str:
+    """unused: by the held-out losses the label is not used, so no band is worth trying."""
     x0, t = sensitivity.x0, sensitivity.timesteps
     if not np.any(x0):
-        return "The predicted picture is the same whatever the label: there is nothing for guidance to amplify."
-    low, high = sensitivity.band(share)
-    edge = ", the noisiest timestep looked at" if int(np.argmax(x0)) == len(t) - 1 else ""
-    peak = f"The label moves the predicted picture most at t = {t[int(np.argmax(x0))]}{edge} (RMS {number(np.max(x0))} against {sensitivity.against})"
+        return "The predicted image is the same whatever the label: there is nothing for guidance to amplify."
+    low, high = sensitivity.band(fraction)
+    edge = ", the noisiest timestep probed" if int(np.argmax(x0)) == len(t) - 1 else ""
+    peak = f"The label moves the predicted image most at t = {t[int(np.argmax(x0))]}{edge} (RMS {number(np.max(x0))} against {sensitivity.against})"
     if unused:
-        return f"{peak}, but it is not used: a band for guidance is of no use before it is."
-    if has_band(sensitivity, share):
+        return f"{peak}, but it is not used: guidance needs a label that is used."
+    if has_band(sensitivity, fraction):
         return (
-            f"{peak}, and by at least {percent(share)} of that between t = {low} and t = {high}: a candidate band for guidance, "
+            f"{peak}, and by at least {percent(fraction)} of that between t = {low} and t = {high}: a candidate band for guidance, "
             f"in timesteps (--interval t:{low}-{high}), until a sweep confirms it."
         )
     if x0.max() <= EVEN * x0.min():
         return f"{peak}, and about as much at every other timestep: no band stands out."
     if low == high:
-        return f"{peak}, and by less than {percent(share)} of that at every other timestep looked at: too narrow for a band."
-    return f"{peak}, and by at least {percent(share)} of that from the first timestep looked at to the last: no band stands out."
+        return f"{peak}, and by less than {percent(fraction)} of that at every other timestep probed: too narrow for a band."
+    return f"{peak}, and by at least {percent(fraction)} of that from the first timestep probed to the last: no band stands out."
 
 
 def use_over_time(gaps: Sequence[tuple[float, float] | None], edges: Sequence[int]) -> str:
@@ -416,41 +403,41 @@ def use_over_time(gaps: Sequence[tuple[float, float] | None], edges: Sequence[in
     worse = f" At {listed([span(i) for i in below])} the true label makes the loss higher." if below else ""
     if not above:
         return f"In no bin of timesteps does the loss under a wrong label exceed that under the true one by more than its 95% interval.{worse}"
-    most = max(above, key=lambda i: gaps[i][0])
+    largest = max(above, key=lambda i: gaps[i][0])
     return (
-        f"The true label beats a wrong label beyond its 95% interval in {len(above)} of {len(known)} bins of timesteps, most at "
-        f"{span(most)} (loss lower by {plus_minus(*gaps[most])}).{worse}"
+        f"The loss under the true label is lower than under a wrong one, beyond its 95% interval, in {len(above)} of {len(known)} bins of timesteps, most at "
+        f"{span(largest)} (by {plus_minus(*gaps[largest])}).{worse}"
     )
 
 
 def rows_differ(names: Sequence[str], rows: Sequence[Sequence[np.ndarray]]) -> str:
     """How alike the rows of a mixing grid are, column by column."""
-    apart = {
+    difference = {
         (i, j): float(np.sqrt(np.mean([np.square(a.astype(float) - b).mean() for a, b in zip(rows[i], rows[j])])))
         for i in range(len(rows))
         for j in range(i + 1, len(rows))
         if min(len(rows[i]), len(rows[j]))
     }
-    if not apart:
-        return f"One row of pictures: {name(names[0])}." if names else "No picture."
-    if not any(apart.values()):
-        return "Every row shows the same pictures: what is mixed makes no difference."
-    near, far = min(apart, key=apart.get), max(apart, key=apart.get)
-    pair = lambda at: f"“{name(names[at[0]])}” and “{name(names[at[1]])}”"  # noqa: E731
-    if len(apart) == 1:
-        return f"{pair(far)} differ by RMS {apart[far]:.0f} of 255 levels."
-    return f"Most alike are {pair(near)} (RMS {apart[near]:.0f} of 255 levels), most different {pair(far)} (RMS {apart[far]:.0f})."
+    if not difference:
+        return f"One row of images: {name(names[0])}." if names else "No image."
+    if not any(difference.values()):
+        return "Every row shows the same images: the mix makes no difference."
+    near, far = min(difference, key=difference.get), max(difference, key=difference.get)
+    pair = lambda index: f"“{name(names[index[0]])}” and “{name(names[index[1]])}”"  # noqa: E731
+    if len(difference) == 1:
+        return f"{pair(far)} differ by RMS {difference[far]:.0f} of 255 levels."
+    return f"Most alike are {pair(near)} (RMS {difference[near]:.0f} of 255 levels), most different {pair(far)} (RMS {difference[far]:.0f})."
 
 
 def how_far_drifted(moved: Mapping[str, Mapping[str, float]], short: Mapping[str, str]) -> str:
     flat = {(site, field): ratio for site, fields in moved.items() for field, ratio in fields.items()}
     if not any(flat.values()):
-        return "The two checkpoints tell every site the same."
-    most, least = max(flat, key=flat.get), min(flat, key=flat.get)
+        return "The modulation is the same in the two checkpoints."
+    largest, smallest = max(flat, key=flat.get), min(flat, key=flat.get)
     middle = float(np.median(list(flat.values())))
-    say = lambda at: f"{at[1]} at {short.get(at[0], at[0])} ({percent_of(flat[at])})"  # noqa: E731
-    return f"{_capital(say(most))} moved most and {say(least)} least, as a share of its earlier size; the median is {percent_of(middle)}."
+    say = lambda index: f"{index[1]} at {short.get(index[0], index[0])} ({percent_of(flat[index])})"  # noqa: E731
+    return f"{_capital(say(largest))} moved most and {say(smallest)} least, as a fraction of its earlier size; the median is {percent_of(middle)}."
 
 
 def percent_of(ratio: float) -> str:
-    return "beyond measure" if not math.isfinite(ratio) else f"{ratio:.1%}" if ratio < 0.1 else f"{ratio:.0%}"
+    return "infinite" if not math.isfinite(ratio) else f"{ratio:.1%}" if ratio < 0.1 else f"{ratio:.0%}"

@@ -13,10 +13,10 @@ from torch import Tensor
 from ..config import TrainingConfig
 from ..data import ImageDataset
 from ..diffusion.loss import DiffusionLoss
-from ..evaluation.label_usage import judge, label_use
+from ..evaluation.label_usage import gap_verdict, label_use
 from ..labels import LabelSpace
 from ..models.unet import AdaGNUNet
-from ..runtime.distributed import float64, has_float64
+from ..runtime.distributed import has_float64, to_float64
 
 LOSS_BINS = 5  # of the timestep, evenly wide
 MAX_LOGGED_CLASSES = 100  # with more, losses by class are left out
@@ -40,11 +40,11 @@ class ConditioningDiagnostics:
         labels: LabelSpace,
         training: TrainingConfig,
         heldout: ImageDataset | None,
-        most_rows: int | None = None,
+        max_rows: int | None = None,
     ):
         self.unet, self.ema, self.objective, self.labels = unet, ema, objective, labels
         self.training, self.heldout = training, heldout
-        self.most_rows = training.batch_size if most_rows is None else most_rows
+        self.max_rows = training.batch_size if max_rows is None else max_rows
         self.every = training.diagnostics_every
         rows = labels.K + 1 if 0 < labels.K <= MAX_LOGGED_CLASSES else 0
         where = unet.device if has_float64(unet.device) else "cpu"
@@ -61,7 +61,7 @@ class ConditioningDiagnostics:
         """Losses of samples [B] at timesteps [B] under labels [B] (K: null), to be told at the next look."""
         if not self.every:
             return
-        losses, t = float64(losses), t.to(self._sums.device)
+        losses, t = to_float64(losses), t.to(self._sums.device)
         both = torch.stack([losses, torch.ones_like(losses)], dim=1)
         self._sums.index_add_(0, t * LOSS_BINS // self.objective.num_timesteps, both)
         if labels is not None and len(self._sums) > LOSS_BINS:
@@ -73,7 +73,7 @@ class ConditioningDiagnostics:
         for name, p in self.unet.named_parameters():
             if p.grad is not None:
                 path = "condition" if name.startswith(("embedding.", "projection.", "token_projection.")) else "trunk"
-                parts[path] = parts[path] + float64(p.grad).square().sum()
+                parts[path] = parts[path] + to_float64(p.grad).square().sum()
         clipped = math.sqrt(float(sum(parts.values()))) or 1.0
         return {f"grad_norm_{path}": math.sqrt(float(square)) * norm / clipped for path, square in parts.items()}
 
@@ -110,7 +110,7 @@ class ConditioningDiagnostics:
         dead = channels = 0
         for name, told in m.items():
             for field, part in told._asdict().items():
-                squares.setdefault(field, []).append(float64(part).square().mean())
+                squares.setdefault(field, []).append(to_float64(part).square().mean())
             if "gamma" in told._fields:
                 weight = getattr(self.ema.get_submodule(name), "weight", None)
                 gain = ((1 + told.gamma) * (1 if weight is None else weight)).abs()
@@ -124,7 +124,7 @@ class ConditioningDiagnostics:
             return {}
         size = self.training.batch_size
         use = label_use(
-            self.ema, self.heldout, self.objective, self.evaluations, size, autocast, most_rows=self.most_rows
+            self.ema, self.heldout, self.objective, self.evaluations, size, autocast, max_rows=self.max_rows
         )
         signals = {"heldout_loss_true": use.true.mean().item()}
         for against in ("wrong", "null"):
@@ -137,7 +137,7 @@ class ConditioningDiagnostics:
         """A sentence, once, if the label is still unused after `training.warn_label_unused_after` steps."""
         gap, half = (signals.get(f"label_gap_wrong{end}", math.nan) for end in ("", "_ci95"))
         late = 0 < self.training.warn_label_unused_after <= step
-        verdict = judge(gap, half)
+        verdict = gap_verdict(gap, half)
         if self.warned or not late or verdict in ("used", "open"):
             return None
         self.warned = True

@@ -16,8 +16,8 @@ from ..models.cost import Cost, estimate_cost
 from ..models.unet import AdaGNUNet
 from ..runs.layout import network_config
 from ..runtime.distributed import main_first, process_state
-from ..runtime.precision import AUTOCAST, computed_in
-from ..runtime.speed import choose, measure_peak_flops, prepare
+from ..runtime.precision import AUTOCAST, use_precision
+from ..runtime.speed import apply_speed, measure_peak_flops, resolve_speed
 from .ema import EMA
 from .image_fetcher import on_device
 from .train import facts, images_per_pass, make_batches, make_objective, make_optimizer, resolve, shown_number
@@ -44,7 +44,7 @@ def dry_run(config: RunConfig, verbose: bool = False) -> None:
         return
     training, device = config.training, state.device
     cost = estimate_cost(network_config(config))
-    speed = choose(config.speed, device, cost.flops)
+    speed = resolve_speed(config.speed, device, cost.flops)
     images = images_per_pass(training, state.num_processes)
     known = facts(config, dataset, state.num_processes, device, cost)
     resident = dataset.images[0].nbytes * len(dataset) if on_device(dataset, device, training.images_on) else 0
@@ -82,7 +82,7 @@ def seconds_per_step(
     Args:
         config: The resolved run.
         dataset: Its images.
-        speed: What `choose` returned.
+        speed: What `resolve_speed` returned.
         device: Where it is computed.
         cost: Of its network.
         images: Per pass.
@@ -94,7 +94,7 @@ def seconds_per_step(
     expected = 3 * cost.flops / (0.3 * measure_peak_flops(device, seconds=0.1))  # seconds an image
     measured = max(1, min(images, int(BUDGET / expected)))
     unet = AdaGNUNet(**network_config(config)).to(device)
-    prepare(unet, speed)
+    apply_speed(unet, speed)
     if training.gradient_checkpointing:
         unet.enable_gradient_checkpointing()
     ema, optimizer = EMA(unet, training.ema_decay), make_optimizer(unet, training)
@@ -102,8 +102,8 @@ def seconds_per_step(
     try:
         for step in range(2):
             began = time.perf_counter()
-            batch = batches.at(torch.arange(measured) + step * measured)
-            with computed_in(speed.precision, device):
+            batch = batches.batch(torch.arange(measured) + step * measured)
+            with use_precision(speed.precision, device):
                 output = unet(objective.add_noise(batch.x0, batch.noise, batch.t), batch.t, batch.labels).sample
                 loss = objective.loss(output, batch.x0, batch.noise, batch.t).mean()
             loss.backward()

@@ -49,7 +49,7 @@ class BatchLoader:
         self.pixels = pixels or ImageFetcher(dataset, device)
         self.drawn_on = torch.device("cpu") if device.type == "mps" else device  # mps has no float64
 
-    def at(self, positions: Tensor) -> Batch:
+    def batch(self, positions: Tensor) -> Batch:
         """positions [B] int64 on the CPU."""
         indices = self.order(positions)
         pixels = self.pixels(indices)

@@ -8,7 +8,7 @@ from .loader import Batch, BatchLoader
 
 
 class Prefetcher:
-    """`BatchLoader.at`, by the clock. What is made ahead is found by its positions, so it cannot be another batch than asked for.
+    """`BatchLoader.batch`, by the clock. What is made ahead is found by its positions, so it cannot be another batch than asked for.
 
     early: the next batch is made while the device works at the present one; None: on CUDA, where making it is giving orders
     that the host does not wait for. A context: leaving it ends the threads.
@@ -20,13 +20,13 @@ class Prefetcher:
         self.wait_seconds = 0.0  # seconds, in all
         self._made: tuple[Tensor, Batch] | None = None
 
-    def at(self, positions: Tensor) -> Batch:
+    def batch(self, positions: Tensor) -> Batch:
         """positions [B] int64 on the CPU."""
         began = time.perf_counter()
         if self._made is not None and positions.equal(self._made[0]):
             batch, self._made = self._made[1], None
         else:
-            batch = self.batches.at(positions)
+            batch = self.batches.batch(positions)
         self.wait_seconds += time.perf_counter() - began
         return batch
 
@@ -38,7 +38,7 @@ class Prefetcher:
             self.batches.pixels.prefetch(self.batches.order(positions))
         # pixels still on their way, or lost on it, are waited for, or told of, when their step comes
         if coming and self.batches.pixels.ready(self.batches.order(coming[0])):
-            self._made = coming[0], self.batches.at(coming[0])
+            self._made = coming[0], self.batches.batch(coming[0])
 
     def __enter__(self) -> "Prefetcher":
         return self

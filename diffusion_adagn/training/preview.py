@@ -30,7 +30,7 @@ def check_preview(config: RunConfig) -> None:
 
 
 def draw_preview(
-    run: RunFolder, pipe: ClassConditionalPipeline, training: TrainingConfig, step: int, most_rows: int | None = None
+    run: RunFolder, pipe: ClassConditionalPipeline, training: TrainingConfig, step: int, max_rows: int | None = None
 ) -> Path:
     """previews/step-XXXXXXXX.png: a row a class, the same seeds at every step. Returns the file.
 
@@ -42,7 +42,7 @@ def draw_preview(
     scale = training.preview_guidance if labels.K and labels.has_null else 1.0
     ids = [c for c in classes for _ in range(count)]
     steps = training.preview_steps
-    cut = len(ids) if most_rows is None else max(1, most_rows // (1 if scale == 1 else 2))
+    cut = len(ids) if max_rows is None else max(1, max_rows // (1 if scale == 1 else 2))
     parts = [
         pipe(
             ids[i : i + cut],
@@ -70,7 +70,7 @@ def heldout_loss(
     training: TrainingConfig,
     autocast: Callable,
     device: torch.device,
-    most_rows: int | None = None,
+    max_rows: int | None = None,
 ) -> float:
     """Mean loss on held-out pictures, evenly spread, with their true labels: always the same noise, t spread evenly over 0..T-1.
 
@@ -78,7 +78,7 @@ def heldout_loss(
     """
     n = min(len(dataset), MAX_HELDOUT)
     total = 0.0
-    for positions in torch.arange(n).split(most_rows or training.batch_size):
+    for positions in torch.arange(n).split(max_rows or training.batch_size):
         pixels, labels = dataset.gather((positions * len(dataset) // n).numpy())
         x0 = normalize_images(torch.from_numpy(pixels)).to(device)
         t = (positions * objective.num_timesteps // n).to(device)

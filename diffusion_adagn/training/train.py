@@ -46,10 +46,17 @@ from ..models.unet import AdaGNUNet
 from ..runs.checkpoint import latest_valid, load_checkpoint, read_state, remove_partial, save_checkpoint
 from ..runs.layout import RunFolder, label_space, network_config
 from ..runtime.distributed import main_first, process_state
-from ..runtime.precision import AUTOCAST, tf32
-from ..runtime.speed import choose, choose_together, compile_blocks, has_bf16, measure_peak_flops, prepare
-from ..runtime.speed import describe as told
-from ..runtime.stopping import SIGNALS, listening
+from ..runtime.precision import AUTOCAST, use_tf32
+from ..runtime.speed import (
+    apply_speed,
+    compile_blocks,
+    describe_speed,
+    has_bf16,
+    measure_peak_flops,
+    resolve_speed,
+    resolve_speed_together,
+)
+from ..runtime.stopping import SIGNALS, listen_for_signals
 from ..sampling.load import make_pipeline
 from ..schema import flatten
 from .diagnostics import ConditioningDiagnostics
@@ -72,12 +79,18 @@ STOPPED = 75  # exit status: saved and left on a signal (EX_TEMPFAIL: try again)
 
 
 def train(config: RunConfig | Mapping | str | Path, resume: bool = False) -> int:
-    """Train to training.max_steps. Returns 0 when done, 75 when a signal came and everything was saved.
+    """Train to `training.max_steps`. A step with a non-finite loss or gradient is skipped and reported.
 
-    config: a config; or what `config.as_config` makes one of: a YAML file, a recipe's name, or a dict of settings.
-    resume: go on from output_dir's newest checkpoint, or start if there is none.
-    A step whose loss or gradient is not finite is left out, and told. Raises InputError for input that cannot be used, before the
-    first step and with nothing lost; and for too many steps left out in a row, with the checkpoints from before them in place.
+    Args:
+        config: a RunConfig, a YAML file, the name of a recipe, or a dict of settings.
+        resume: continue from the latest checkpoint of `output_dir`; start if there is none.
+
+    Returns:
+        0 when finished; 75 when a signal stopped the run after a checkpoint was saved.
+
+    Raises:
+        InputError: the settings or the data cannot be used (nothing is changed), or too many consecutive steps were not finite
+            (earlier checkpoints are intact).
     """
     with ExitStack() as held:  # the run folder's lock
         return _train(as_config(config), resume, held)
@@ -96,10 +109,10 @@ def _train(config: RunConfig, resume: bool, held: ExitStack) -> int:
     per_pass = images_per_pass(training, processes.num_processes)
     cost = estimate_cost(network_config(config))
     asked = _resume_precision(run, config) if resume else config.speed
-    speed = choose_together(asked, device, cost.flops)
+    speed = resolve_speed_together(asked, device, cost.flops)
     plan = describe(dataclasses.replace(config, speed=asked), dataset, processes.num_processes, device, cost)
     config = dataclasses.replace(config, speed=dataclasses.replace(asked, precision=speed.precision))
-    held.enter_context(tf32(speed.precision == "tf32"))
+    held.enter_context(use_tf32(speed.precision == "tf32"))
     AcceleratorState._reset_state()  # an earlier run in this interpreter may have had another precision
     accelerator = Accelerator(
         mixed_precision="no" if AUTOCAST[speed.precision] is None else speed.precision,
@@ -121,7 +134,7 @@ def _train(config: RunConfig, resume: bool, held: ExitStack) -> int:
         print(plan)
     accelerator.wait_for_everyone()
     unet.to(device)
-    prepare(unet, speed)
+    apply_speed(unet, speed)
     if training.gradient_checkpointing:
         unet.enable_gradient_checkpointing()
     ema = EMA(unet, training.ema_decay)
@@ -185,7 +198,7 @@ def _train(config: RunConfig, resume: bool, held: ExitStack) -> int:
         accelerator.wait_for_everyone()
 
     def losses_at(network: torch.nn.Module, positions: torch.Tensor) -> tuple[torch.Tensor, Batch]:
-        batch = feed.at(positions)
+        batch = feed.batch(positions)
         x_t = objective.add_noise(batch.x0, batch.noise, batch.t)
         output = network(x_t, batch.t, batch.labels).sample
         return objective.loss(output, batch.x0, batch.noise, batch.t), batch
@@ -399,7 +412,7 @@ def facts(
     """What will be trained, on what, at what cost, by name. device: this process's, unless given."""
     training, cost = config.training, cost or estimate_cost(network_config(config))
     device = device or process_state(config.speed.device).device
-    speed = choose(config.speed, device, cost.flops)
+    speed = resolve_speed(config.speed, device, cost.flops)
     pictures = images_per_pass(training, processes)
     memory = (
         cost.training_bytes(pictures, AUTOCAST[speed.precision] is not None, training.gradient_checkpointing) / 2**30
@@ -419,7 +432,7 @@ def facts(
         f"(forward; training about {3 * cost.flops / 1e9:.3f})",
         "batch": f"{training.batch_size} = {processes} process(es) x {training.gradient_accumulation} pass(es) x {pictures} pictures, "
         f"on {device}",
-        "speed": told(speed, config.speed, device),
+        "speed": describe_speed(speed, config.speed, device),
         "memory": f"about {memory + images:.2f} GiB a process (weights, gradients, AdamW, EMA, activations"
         + (
             f", {images:.2f} for the images, which lie on the device; training.images_on host leaves them out"
@@ -648,7 +661,7 @@ class StopSignal:
         self._before, self._noted = {}, ExitStack()
         if threading.current_thread() is threading.main_thread():  # Python lets no other thread handle signals
             self._before = {s: signal.signal(s, self._handle) for s in SIGNALS}
-            self._noted.enter_context(listening(self._tell))
+            self._noted.enter_context(listen_for_signals(self._tell))
         return self
 
     def __exit__(self, *_) -> None:
@@ -663,9 +676,7 @@ class StopSignal:
         if not self._came:
             self._came = True
             again = " Ctrl-C again exits without saving." if number == signal.SIGINT else ""
-            self.say(
-                f"{signal.ConditioningDiagnostics(number).name}: stopping after this step and saving a checkpoint.{again}"
-            )
+            self.say(f"{signal.Signals(number).name}: stopping after this step and saving a checkpoint.{again}")
         elif number == signal.SIGINT and not self._again:
             at = self.run.newest_checkpoint()
             text = f"exiting without saving; {f'a resumed run continues from {at}' if at else 'there is no checkpoint yet: a resumed run starts at step 0'}."
@@ -678,7 +689,7 @@ class StopSignal:
             for s in SIGNALS:  # what follows must not be interrupted
                 signal.signal(s, signal.SIG_IGN)
             raise KeyboardInterrupt
-        self.name = self.name or signal.ConditioningDiagnostics(number).name
+        self.name = self.name or signal.Signals(number).name
 
 
 def _built(speed: SpeedConfig, device: torch.device) -> str:

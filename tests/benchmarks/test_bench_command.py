@@ -1,4 +1,4 @@
-"""The command as it is typed, with a tiny network."""
+"""The benchmark command with a tiny network."""
 
 import json
 import re
@@ -16,24 +16,24 @@ QUICK = ["--size", "XS", "--device", "cpu", "--rounds", "1", "--sample-ms", "0",
 def results(tmp_path_factory):
     """The command for one GPU, on the CPU with a tiny network, and the other tables."""
     out = tmp_path_factory.mktemp("results")
-    whole = compare.limits.copy_bytes
-    compare.limits.copy_bytes = lambda device: 2**20  # a quarter of a gigabyte takes its time
+    copy_bytes = compare.limits.copy_bytes
+    compare.limits.copy_bytes = lambda device: 2**20  # the default, 256 MiB, is slow
     argv = [*QUICK, "--what", "train,infer,sample,op,data", "--steps", "4", "--out", str(out)]
     assert compare.main(argv) == 0
-    compare.limits.copy_bytes = whole
+    compare.limits.copy_bytes = copy_bytes
     return json.loads((out / "results.json").read_text()), (out / "results.md").read_text()
 
 
-def test_every_table_is_there(results):
+def test_every_table_is_written(results):
     found, text = results
-    assert [g["what"] for g in found["groups"]] == ["train", "infer", "sample", "op", "data"]
+    assert [g["task"] for g in found["groups"]] == ["train", "infer", "sample", "op", "data"]
     for group in found["groups"]:
         assert group["rows"] and all(row["median_s"] > 0 for row in group["rows"])
-        assert f"## {group['what']}" in text
+        assert f"## {group['task']}" in text
     for group in found["groups"][:2]:
-        sides = {(row["side"], row["layout"]) for row in group["rows"]}
-        assert sides == {(side, layout) for side in ("ours", "diffusers") for layout in ("nchw", "nhwc")}
-        assert all(row["errors"][0] < 1e-5 and row["share_of_floor"] > 0 for row in group["rows"])
+        sides = {(row["side"], row["memory_format"]) for row in group["rows"]}
+        assert sides == {(side, memory_format) for side in ("ours", "diffusers") for memory_format in ("nchw", "nhwc")}
+        assert all(row["errors"][0] < 1e-5 and row["floor_fraction"] > 0 for row in group["rows"])
         best = [r for r in group["ratios"] if r["best"]]
         assert len(best) == 1 and best[0]["peer"].startswith("diffusers")
         speed = {row["name"]: row["median_s"] for row in group["rows"]}
@@ -41,16 +41,16 @@ def test_every_table_is_there(results):
         assert group["flops_per_image"]["ours"] == group["flops_per_image"]["diffusers"]
 
 
-def test_the_sampling_loop_is_told_against_its_bare_calls(results):
+def test_sampling_loop_is_compared_with_bare_calls(results):
     sample = results[0]["groups"][2]
-    told = {r["peer"].split(" (")[0]: r for r in sample["ratios"] if r["ours"].startswith("our loop")}
-    assert set(told) == {"diffusers' loop", "our bare calls", "our bare calls, image path alone"}
-    bare = told["our bare calls"]
+    ratios = {r["peer"].split(" (")[0]: r for r in sample["ratios"] if r["ours"].startswith("our loop")}
+    assert set(ratios) == {"diffusers' loop", "our bare calls", "our bare calls, image path alone"}
+    bare = ratios["our bare calls"]
     assert bare["overhead"] == pytest.approx(1 / bare["median"] - 1)
-    assert sample["pictures_differ"] < 1e-4
+    assert sample["image_difference"] < 1e-4
 
 
-def test_the_report_names_the_machine_and_what_was_not_measured(results):
+def test_report_names_machine_and_missing_parts(results):
     found, text = results
     for word in (found["machine"]["cpu"], found["machine"]["torch"], found["command"], found["date"]):
         assert word in text
@@ -59,12 +59,12 @@ def test_the_report_names_the_machine_and_what_was_not_measured(results):
 
 
 @pytest.mark.slow
-def test_growth_is_drawn_and_its_exponents_told(tmp_path, monkeypatch):
+def test_growth_has_plot_and_exponents(tmp_path, monkeypatch):
     pytest.importorskip("matplotlib")
     axes = compare.grow.axes
     monkeypatch.setattr(compare.limits, "copy_bytes", lambda device: 2**20)
     monkeypatch.setattr(
-        compare.grow, "axes", lambda *given: {k: v[:2] for k, v in axes(*given).items() if k in ("batch", "classes")}
+        compare.grow, "axes", lambda *args: {k: v[:2] for k, v in axes(*args).items() if k in ("batch", "classes")}
     )
     assert compare.main([*QUICK, "--what", "grow", "--out", str(tmp_path)]) == 0
     group = json.loads((tmp_path / "results.json").read_text())["groups"][0]
@@ -73,12 +73,12 @@ def test_growth_is_drawn_and_its_exponents_told(tmp_path, monkeypatch):
     assert f"![grow, XS, fp32, batch 2, 1 thread]({group['plot']})" in (tmp_path / "results.md").read_text()
 
 
-def test_what_the_time_limit_leaves_out_is_named(tmp_path):
+def test_skipped_tables_are_listed(tmp_path):
     assert compare.main([*QUICK, "--what", "train,data", "--limit-minutes", "0", "--out", str(tmp_path)]) == 0
     found = json.loads((tmp_path / "results.json").read_text())
     assert found["groups"] == []
-    left = [text for text in found["not_measured"] if "the limit of 0 minutes came first" in text]
-    assert [text.split(",")[0] for text in left] == ["train", "data"]
+    skipped = [text for text in found["not_measured"] if "the limit of 0 minutes was reached" in text]
+    assert [text.split(",")[0] for text in skipped] == ["train", "data"]
 
 
 @pytest.mark.parametrize(
@@ -96,19 +96,19 @@ def test_what_the_time_limit_leaves_out_is_named(tmp_path):
         (["--resample", "cubic"], "choose from"),
     ],
 )
-def test_bad_input_is_one_line_with_the_choices(capsys, argv, words):
+def test_bad_argument_is_one_line_with_choices(capsys, argv, words):
     assert compare.main(argv) == 2
-    told = capsys.readouterr().err
-    assert told.count("\n") == 1 and told.startswith("error: ") and words in told
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and error.startswith("error: ") and words in error
 
 
-def test_results_that_cannot_be_written_are_told(tmp_path, capsys):
+def test_unwritable_output_is_an_error(tmp_path, capsys):
     (tmp_path / "file").touch()
     assert compare.main([*QUICK, "--what", "data", "--out", str(tmp_path / "file")]) == 2
-    assert "cannot be written to" in one_line(capsys.readouterr().err)
+    assert "cannot write to" in one_line(capsys.readouterr().err)
 
 
-def test_the_readme_s_commands_are_understood(monkeypatch):
+def test_readme_commands_are_valid(monkeypatch):
     monkeypatch.setattr(compare.torch.cuda, "is_available", lambda: True)
     commands = re.findall(r"python -m benchmarks\.compare (.*)", (ROOT / "benchmarks/README.md").read_text())
     assert len(commands) == 2

@@ -1,4 +1,4 @@
-"""The benchmarks' arithmetic and refusals, against numbers made by hand."""
+"""The benchmarks' arithmetic against numbers computed by hand, and what they reject."""
 
 import textwrap
 
@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from benchmarks import grow, limits, machine, memory, networks, op, ours, peers, sampling, tables
-from benchmarks.sizes import SIZES, chosen
+from benchmarks.sizes import SIZES, parse_choices
 from benchmarks.timing import Clock, Deadline, Sample, fastest, interleave, paired, summary
 from diffusion_adagn.errors import UsageError
 from diffusion_adagn.models.cost import estimate_cost
@@ -23,8 +23,8 @@ def samples(seconds, shares=None):
 # ---------------------------------------------------------------------- arithmetic
 
 
-def test_a_ratio_is_the_median_of_the_rounds_own_ratios():
-    """The medians of the two sides alone would say 20 / 2 = 10."""
+def test_ratio_is_the_median_of_rounds():
+    """The ratio of the two sides' medians would be 20 / 2 = 10."""
     found = paired(samples([1, 2, 4]), samples([30, 20, 8]))
     assert (found["median"], found["min"], found["max"]) == (10, 2, 30)
     found = paired(samples([1, 2, 4]), samples([1, 20, 100]))
@@ -32,7 +32,7 @@ def test_a_ratio_is_the_median_of_the_rounds_own_ratios():
     assert (found["rounds"], found["used"], found["clean"]) == (3, 3, 3)
 
 
-def test_noisy_rounds_count_only_where_too_few_are_clean():
+def test_noisy_rounds_are_used_if_few_are_clean():
     ours_, theirs = samples([1, 1, 1, 1]), samples([2, 2, 2, 90], [1, 1, 1, 0.5])
     assert paired(ours_, theirs) == {"median": 2, "min": 2, "max": 2, "rounds": 4, "used": 3, "clean": 3}
     theirs = samples([2, 2, 4, 90], [1, 1, 0.9, 0.5])
@@ -41,31 +41,31 @@ def test_noisy_rounds_count_only_where_too_few_are_clean():
     assert paired(samples([1.0], [None]), samples([2.0], [None]))["clean"] is None
 
 
-def test_unpaired_samples_are_refused():
+def test_unpaired_samples_are_rejected():
     with pytest.raises(ValueError, match="rounds"):
         paired(samples([1]), samples([1, 2]))
     with pytest.raises(ValueError, match="rounds"):
         paired([], [])
 
 
-def test_a_summary_counts_what_was_clean():
+def test_summary_counts_clean_samples():
     found = summary(samples([3, 1, 2], [1, 0.97, 0.9]))
     assert (found["median_s"], found["min_s"], found["max_s"], found["clean"]) == (2, 1, 3, 2)
 
 
-def test_the_fastest_is_by_median_among_what_was_measured():
+def test_fastest_is_by_median_of_measured_rows():
     rows = [{"name": "a", "median_s": 2}, {"name": "b"}, {"name": "c", "median_s": 1}]
     assert fastest(rows)["name"] == "c"
     assert fastest([{"name": "b"}]) is None
 
 
-def test_our_best_is_set_against_the_peers_best():
+def test_best_is_compared_with_the_peers_best():
     def row(name, side, operator, seconds, compiled=False):
         return {"name": name, "side": side, "operator": operator, "compiled": compiled, "median_s": seconds}
 
     rows = [
         row("fused", "ours", "fused", 1), row("eager", "ours", "eager", 3),
-        row("slow", "diffusers", None, 9), row("fast", "diffusers", None, 2), row("refused", "diffusers", None, None),
+        row("slow", "diffusers", None, 9), row("fast", "diffusers", None, 2), row("rejected", "diffusers", None, None),
     ]  # fmt: skip
     taken = {r["name"]: samples([r["median_s"]] * 3) for r in rows if r["median_s"]}
     found = networks.ratios(rows, taken)
@@ -76,7 +76,7 @@ def test_our_best_is_set_against_the_peers_best():
     assert networks.ratios([r for r in rows if r["side"] == "ours"], taken) == []
 
 
-def test_the_order_of_variants_alternates_between_rounds():
+def test_order_alternates_between_rounds():
     order = []
     calls = {name: lambda name=name: order.append(name) for name in "abc"}
     found = interleave(calls, Clock("cpu", threads=2), rounds=3, sample_seconds=0, expected=dict.fromkeys("abc", 1.0))
@@ -84,20 +84,20 @@ def test_the_order_of_variants_alternates_between_rounds():
     assert [len(s) for s in found.values()] == [3, 3, 3]
 
 
-def test_past_the_deadline_one_round_is_made_and_no_more():
+def test_deadline_allows_one_round():
     assert Deadline(0).passed and not Deadline(None).passed and not Deadline(1).passed
     found = interleave({"a": lambda: None}, Clock("cpu", 2), rounds=5, sample_seconds=0, deadline=Deadline(0))
     assert len(found["a"]) == 1
 
 
 @pytest.mark.parametrize("power", [0.0, 1.0, 2.3])
-def test_the_exponent_is_that_of_the_data(power):
+def test_exponent_matches_the_data(power):
     values = [1, 3, 10, 200]
     assert grow.exponent(values, [0.7 * v**power for v in values]) == pytest.approx(power, abs=1e-12)
     assert grow.exponent([5], [1.0]) is None
 
 
-def test_growth_keeps_everything_but_its_axis():
+def test_growth_changes_only_its_axis():
     axes = grow.axes(SIZES["M"], 16, "cpu")
     assert [v for v, *_ in axes["classes"]] == [1, 10, 100, 1_000, 10_000, 100_000]
     assert [(v, s.attention) for v, s, _ in axes["side"]] == [(16, (8, 4)), (32, (16, 8)), (64, (32, 16))]
@@ -105,45 +105,45 @@ def test_growth_keeps_everything_but_its_axis():
     assert [v for v, *_ in axes["batch"]] == [1, 2, 4, 8, 16, 32]
 
 
-# ---------------------------------------------------------------------- the same network on both sides
+# ---------------------------------------------------------------------- equal networks on both sides
 
 
 @pytest.mark.parametrize(
     ("size", "resample", "parameters", "flops"),
     [("S", "residual", 7_663_747, 3.59e9), ("M", "residual", 57_096_835, 18.52e9), ("S", "conv", 6_952_003, 3.18e9)],
 )
-def test_sizes_are_the_published_ones(size, resample, parameters, flops):
+def test_sizes_match_the_published_ones(size, resample, parameters, flops):
     cost = estimate_cost(SIZES[size].network(resample))
     assert cost.parameters == parameters and cost.flops == pytest.approx(flops, rel=0.01)
 
 
-def test_the_twin_answers_the_same_and_its_answer_hears_every_weight():
+def test_diffusers_twin_has_equal_outputs():
     unet = ours.network(**XS.size.network())
     assert all(p.any() for p in unet.parameters())
-    nets = networks.Nets(XS)
-    wanted = networks._reference(XS, nets)
-    work = networks.Work(XS, networks.Variant("ours", "nhwc", "eager"), nets.get("ours"))
-    assert networks.check_same(work.check(), wanted, "fp32")[0] < 1e-5
+    nets = networks.Networks(XS)
+    expected = networks._reference(XS, nets)
+    work = networks.Workload(XS, networks.Variant("ours", "nhwc", "eager"), nets.get("ours"))
+    assert networks.check_outputs(work.check(), expected, "fp32")[0] < 1e-5
     with torch.no_grad():
         work.net.get_parameter("down.0.stages.0.block.conv2.weight").mul_(1.5)
-    with pytest.raises(networks.Differs, match="outputs differ"):
-        networks.check_same(work.check(), wanted, "fp32")
+    with pytest.raises(networks.OutputsDiffer, match="outputs differ"):
+        networks.check_outputs(work.check(), expected, "fp32")
 
 
-def test_nothing_is_the_same_as_a_constant():
+def test_constant_output_cannot_be_compared():
     zero = torch.zeros(2, 3)
-    with pytest.raises(networks.Differs, match="constant"):
-        networks.check_same((zero, None), (zero, None), "fp32")
+    with pytest.raises(networks.OutputsDiffer, match="constant"):
+        networks.check_outputs((zero, None), (zero, None), "fp32")
     nan = torch.full((2, 3), torch.nan)
     good = torch.randn(2, 3)
-    with pytest.raises(networks.Differs, match="outputs differ"):
-        networks.check_same((nan, None), (good, None), "fp32")
-    with pytest.raises(networks.Differs, match="gradients differ"):
-        networks.check_same((good, -good), (good, good), "fp32")
+    with pytest.raises(networks.OutputsDiffer, match="outputs differ"):
+        networks.check_outputs((nan, None), (good, None), "fp32")
+    with pytest.raises(networks.OutputsDiffer, match="gradients differ"):
+        networks.check_outputs((good, -good), (good, good), "fp32")
 
 
-def test_a_network_that_differs_gets_no_time_and_no_ratio(monkeypatch):
-    """A peer whose weights are not ours is refused before it is timed."""
+def test_different_network_is_not_timed(monkeypatch):
+    """A peer with other weights is rejected before it is timed."""
     twin = peers.diffusers_twin
 
     def other(unet):
@@ -158,18 +158,20 @@ def test_a_network_that_differs_gets_no_time_and_no_ratio(monkeypatch):
     monkeypatch.setattr(networks, "MEMORY_FORMATS", {"nchw": torch.contiguous_format})
     monkeypatch.setattr(peers, "diffusers_twin", other)
     monkeypatch.setattr(
-        networks.Nets, "get", lambda self, side: other(self.made["ours"]) if side == "diffusers" else self.made[side]
+        networks.Networks,
+        "get",
+        lambda self, side: other(self.networks["ours"]) if side == "diffusers" else self.networks[side],
     )
     found = networks.measure(XS, ["diffusers"], Clock("cpu"), 1, 0)
     assert found["ratios"] == []
-    refused = [row for row in found["rows"] if row["side"] == "diffusers"]
-    assert len(refused) == 1 and all(
-        "outputs differ" in row["not_measured"] and "median_s" not in row for row in refused
+    rejected = [row for row in found["rows"] if row["side"] == "diffusers"]
+    assert len(rejected) == 1 and all(
+        "outputs differ" in row["not_measured"] and "median_s" not in row for row in rejected
     )
     assert all(row["median_s"] > 0 for row in found["rows"] if row["side"] == "ours")
 
 
-def test_a_twin_of_another_size_is_refused(monkeypatch):
+def test_twin_of_another_size_is_rejected(monkeypatch):
     unet = ours.network(**XS.size.network())
     bigger = ours.network(**XS.size.network(num_res_blocks=2))
     export = peers.to_unet2d
@@ -178,20 +180,20 @@ def test_a_twin_of_another_size_is_refused(monkeypatch):
         peers.diffusers_twin(unet)
 
 
-def test_pictures_that_differ_are_refused():
+def test_different_images_are_rejected():
     x0 = torch.rand(2, 3, 4, 4) - 0.5
-    assert sampling._same_pictures(x0 / 2 + 0.5, x0, "fp32") < 1e-6
-    with pytest.raises(networks.Differs, match="pictures differ"):
-        sampling._same_pictures(x0 / 2 + 0.6, x0, "fp32")
+    assert sampling._check_images(x0 / 2 + 0.5, x0, "fp32") < 1e-6
+    with pytest.raises(networks.OutputsDiffer, match="images differ"):
+        sampling._check_images(x0 / 2 + 0.6, x0, "fp32")
 
 
-def test_a_peer_that_is_not_installed_says_how_to_install_it(monkeypatch):
+def test_missing_peer_names_its_install_command(monkeypatch):
     monkeypatch.setattr(peers.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(peers.PeerMissing, match="pip install --no-deps denoising-diffusion-pytorch"):
         peers.lucidrains(SIZES["XS"])
 
 
-def test_a_peer_is_loaded_beside_a_torch_that_its_package_does_not_fit(monkeypatch, tmp_path):
+def test_peer_loads_without_its_package_imports(monkeypatch, tmp_path):
     """Its __init__ cannot be imported without torchvision; the file with its network can."""
     package = tmp_path / "denoising_diffusion_pytorch"
     package.mkdir()
@@ -215,61 +217,61 @@ def test_a_peer_is_loaded_beside_a_torch_that_its_package_does_not_fit(monkeypat
         peers.lucidrains(SIZES["S"])
 
 
-def test_a_fused_operator_that_is_not_there_is_told(monkeypatch):
+def test_missing_fused_operator_has_a_reason(monkeypatch):
     monkeypatch.setattr(ours, "unsupported_reason", lambda device: "there is no C++ compiler")
     assert ours.operators(CPU) == (["eager"], "there is no C++ compiler")
 
 
-def test_an_operator_that_is_wrong_is_refused(monkeypatch):
-    monkeypatch.setattr(op, "adagn_silu", lambda *given: 1.1 * op.formula(*given))
+def test_wrong_operator_is_rejected(monkeypatch):
+    monkeypatch.setattr(op, "adagn_silu", lambda *args: 1.1 * op.formula(*args))
     found = op.measure(SIZES["XS"], "fp32", 2, Clock("cpu"), 1, 0)
-    assert {row["kind"] for row in found["rows"]} == {"copy", "formula"} and found["ratios"] == []
+    assert {row["implementation"] for row in found["rows"]} == {"copy", "formula"} and found["ratios"] == []
     assert sum("fused" in text and "differs" in text for text in found["not_measured"]) == 2
 
 
-# ---------------------------------------------------------------------- limits, memory, words
+# ---------------------------------------------------------------------- limits, memory, text
 
 
-def test_heavy_layers_are_all_of_them():
-    """Their FLOPs are those of the network."""
+def test_counted_layers_have_all_flops():
+    """Their FLOPs add up to those of the network."""
     total = 0
-    for (kind, first, second, settings), count in limits.heavy_layers(XS).items():
-        if kind == "conv2d":
+    for (operation, first, second, settings), count in limits.count_layers(XS).items():
+        if operation == "conv2d":
             side = first[2] // settings[0][0]
             total += count * 2 * first[0] * side * side * second[0] * second[1] * second[2] * second[3]
-        elif kind == "linear":
+        elif operation == "linear":
             total += count * 2 * torch.Size(first[:-1]).numel() * second[0] * second[1]
         else:
             b, heads, n, d = first
             total += count * 2 * 2 * b * heads * n * second[2] * d
-    assert total == 2 * networks.Nets(XS).flops("ours")  # two pictures
+    assert total == 2 * networks.Networks(XS).flops("ours")  # two images
 
 
 @pytest.mark.serial
 @pytest.mark.slow
-def test_memory_is_that_of_a_fresh_process():
-    ballast = torch.ones(2**28 // 4)  # 256 MiB here must not show there
+def test_memory_is_of_a_new_process():
+    ballast = torch.ones(2**28 // 4)  # 256 MiB in this process must not count there
     case = networks.Case("train", SIZES["XS"], "fp32", 64, CPU)
     found = memory.peak_of(case, networks.Variant("ours", "nhwc", "eager"))
     assert found["idle_memory_bytes"] < found["peak_memory_bytes"] < found["idle_memory_bytes"] + ballast.nbytes
 
 
-def test_threads_are_put_back():
+def test_threads_are_restored():
     before = torch.get_num_threads(), machine._allowed()
     with machine.threads(1):
         assert torch.get_num_threads() == 1 and len(machine._allowed()) == 1
     assert (torch.get_num_threads(), machine._allowed()) == before
 
 
-def test_unknown_names_are_told_with_the_choices():
-    assert chosen("--size", "M, S,M", SIZES) == ["M", "S"]
-    with pytest.raises(UsageError, match="--size does not know 'L': choose from XS, S, M"):
-        chosen("--size", "S,L", SIZES)
+def test_unknown_names_list_the_choices():
+    assert parse_choices("--size", "M, S,M", SIZES) == ["M", "S"]
+    with pytest.raises(UsageError, match="--size has no choice 'L': choose from XS, S, M"):
+        parse_choices("--size", "S,L", SIZES)
     with pytest.raises(UsageError, match="--size is empty"):
-        chosen("--size", " ", SIZES)
+        parse_choices("--size", " ", SIZES)
 
 
-def test_what_is_not_there_is_called_not_measured():
+def test_missing_values_are_not_measured():
     assert tables.seconds(None) == tables.percent(None) == tables.number(None) == "not measured"
     assert [tables.seconds(s) for s in (12.3, 0.0123, 4.5e-5)] == ["12.3 s", "12.3 ms", "45 us"]
     assert tables.number(2.5e9, "GB/s", 1e9) == "2.5 GB/s"
@@ -277,7 +279,7 @@ def test_what_is_not_there_is_called_not_measured():
     assert text.splitlines()[-1].count("not measured") == len(tables.NETWORK) - 1
 
 
-def test_the_idlest_core_is_taken(monkeypatch):
+def test_idlest_core_is_selected(monkeypatch):
     ticks = iter([{0: 100, 1: 100, 2: 100}, {0: 105, 1: 120, 2: 101}])
     monkeypatch.setattr(machine, "_idle_ticks", lambda: next(ticks))
     assert machine.idlest({0, 1, 2}, 1, seconds=0) == {1}

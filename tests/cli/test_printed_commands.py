@@ -17,7 +17,7 @@ from diffusion_adagn.diffusion.schedule import make_scheduler
 from diffusion_adagn.errors import InputError
 from diffusion_adagn.interop.adm import next_command
 from diffusion_adagn.labels import LabelSpace as Labels
-from diffusion_adagn.runs.recorded import unused_beside
+from diffusion_adagn.runs.recorded import free_default_folder
 from diffusion_adagn.training import train as train_module
 from diffusion_adagn.training.export import sample_command
 
@@ -115,10 +115,10 @@ def test_errors_leave_commands_unbroken(monkeypatch, capsys):
 
 
 def test_free_names_are_free(tmp_path):
-    assert unused_beside("sweeps", "runs/x") is None
+    assert free_default_folder("sweeps", "runs/x") is None
     (tmp_path / "sweeps/runs/x").mkdir(parents=True)
     (tmp_path / "sweeps/runs/x-2").mkdir()
-    assert unused_beside("sweeps", "runs/x") == "sweeps/runs/x-3" == unused_path("sweeps/runs/x")
+    assert free_default_folder("sweeps", "runs/x") == "sweeps/runs/x-3" == unused_path("sweeps/runs/x")
     assert "--out" not in sample_command("runs/x", LabelSpace(("a",)))  # a second one gets a number
 
 
@@ -214,7 +214,7 @@ def test_measurements_say_what_to_do_next(tmp_path, monkeypatch, capsys):
     from diffusion_adagn.experiments import sweep as sweeping
     from diffusion_adagn.trace import tracing
 
-    for name in ("MIXED", "STEPS", "PROBED"):
+    for name in ("MIX_COLUMNS", "SAMPLER_STEPS", "NUM_PROBED_TIMESTEPS"):
         monkeypatch.setattr(tracing, name, 2)
     pipeline_in(tmp_path / "it's a model", labels=("0", "1", "2"))
     own = ["--against", "digits", "--data.classes", "0,1,2", "--extractor", "sklearn"]
@@ -240,7 +240,7 @@ def test_measurements_say_what_to_do_next(tmp_path, monkeypatch, capsys):
                 "0,1,2",
                 "--timesteps",
                 "3",
-                "--pictures",
+                "--images",
                 "2",
             ]
         )

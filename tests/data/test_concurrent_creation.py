@@ -12,8 +12,8 @@ from diffusion_adagn.atomic import one_at_a_time
 from diffusion_adagn.config import DataConfig
 from diffusion_adagn.data import open_dataset, store
 from diffusion_adagn.errors import InputError
-from diffusion_adagn.evaluation import bench
-from diffusion_adagn.evaluation.extractors import judge
+from diffusion_adagn.evaluation import setup
+from diffusion_adagn.evaluation.extractors import classifier
 from diffusion_adagn.runtime.distributed import main_first
 
 
@@ -50,14 +50,14 @@ def test_two_threads_decode_once(tmp_path, monkeypatch):
     assert [p.name for p in tmp_path.iterdir()] == [first.folder.name]  # the lock is removed
 
 
-def test_two_threads_train_one_judge(tmp_path, monkeypatch):
+def test_two_threads_train_one_classifier(tmp_path, monkeypatch):
     monkeypatch.setenv("DIFFUSION_ADAGN_CACHE", str(tmp_path))
     for name in ("MIN_PASSES", "MAX_PASSES"):
-        monkeypatch.setattr(judge, name, 64)
-    calls = count_slow_calls(monkeypatch, judge, "train_judge")
+        monkeypatch.setattr(classifier, name, 64)
+    calls = count_slow_calls(monkeypatch, classifier, "train_classifier")
     data = open_dataset(DataConfig(), progress=False)
-    first, second = in_two_threads(lambda: judge.open_judge(data, progress=False))
-    assert calls == ["train_judge"] and first.hash == second.hash
+    first, second = in_two_threads(lambda: classifier.open_classifier(data, progress=False))
+    assert calls == ["train_classifier"] and first.hash == second.hash
 
 
 def test_waiting_is_announced_and_survives_errors(tmp_path, capsys):
@@ -126,10 +126,10 @@ def test_different_extractors_across_processes_are_rejected(monkeypatch):
     mine = [FakeExtractor("inception", "aa"), FakeExtractor("judge", "bb")]
     for other, rejected in (("bb", False), ("cc", True)):
         monkeypatch.setattr(
-            bench, "gather_object", lambda own, other=other: [*own, [("inception", "aa"), ("judge", other)]]
+            setup, "gather_object", lambda own, other=other: [*own, [("inception", "aa"), ("judge", other)]]
         )
         if not rejected:
-            bench.check_same_extractors(mine, State())
+            setup.check_same_extractors(mine, State())
             continue
         with pytest.raises(InputError, match=r"judge of process 0 .* process 1 \(bb, cc\).*DIFFUSION_ADAGN_CACHE"):
-            bench.check_same_extractors(mine, State())
+            setup.check_same_extractors(mine, State())

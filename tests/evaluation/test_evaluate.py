@@ -25,7 +25,7 @@ NAMES = ("cat", "dog", "owl")
 
 
 class Quarters:
-    """The means of a picture's four quarters."""
+    """The means of an image's four quarters."""
 
     name, hash, dimension, resolution, resize = "quarters", "0" * 16, 4, 8, "none"
     class_names, is_fid = None, False
@@ -66,7 +66,7 @@ def model(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    """Class folders, 20 gray pictures a class."""
+    """Class folders, 20 gray images a class."""
     root, rng = tmp_path_factory.mktemp("data") / "animals", np.random.RandomState(0)
     for c, name in enumerate(NAMES):
         (root / name).mkdir(parents=True)
@@ -77,10 +77,10 @@ def data(tmp_path_factory):
 
 @pytest.fixture
 def real(tmp_path, data):
-    """The same pictures in one folder."""
-    pictures = [(p, tmp_path / "real" / f"{p.parent.name}-{p.name}") for p in sorted(data.rglob("*.png"))]
+    """The same images in one folder."""
+    images = [(p, tmp_path / "real" / f"{p.parent.name}-{p.name}") for p in sorted(data.rglob("*.png"))]
     (tmp_path / "real").mkdir()
-    for old, new in pictures:
+    for old, new in images:
         new.write_bytes(old.read_bytes())
     return tmp_path / "real"
 
@@ -151,8 +151,8 @@ def test_pictures_measure_as_the_model_that_they_are_sampled_from(model, data, t
     against = ["--against", data, *CHEAP]
     assert evaluate(model, tmp_path / "model", *common, *against) == 0
     assert main(["sample", str(model), "--out", str(tmp_path / "s"), *common, "--npz", "--debug"]) == 0
-    pictures = tmp_path / "s" if form == "folder" else tmp_path / "s/samples.npz"
-    assert evaluate(pictures, tmp_path / "pictures", *against, "--data.channels", 1) == 0
+    images = tmp_path / "s" if form == "folder" else tmp_path / "s/samples.npz"
+    assert evaluate(images, tmp_path / "pictures", *against, "--data.channels", 1) == 0
     assert values(tmp_path / "pictures") == values(tmp_path / "model")
     one, two = record(tmp_path / "model"), record(tmp_path / "pictures")
     assert one["per_class"] == two["per_class"] and one["memorisation"] == two["memorisation"]
@@ -174,10 +174,10 @@ def test_real_digits_with_class_accuracy(tmp_path):
     assert (found["reference"]["count"], found["reference"]["of"]) == (200, 1707)
     assert (
         found["metrics"]["frechet"]["value"] is None
-        and "20 pictures for 64 features" in found["metrics"]["frechet"]["why"]
+        and "20 images for 64 features" in found["metrics"]["frechet"]["why"]
     )
     assert found["metrics"]["kid"]["value"] is not None
-    assert "200 pictures drawn from 1,707" in found["memorisation"]["sentence"]
+    assert "200 images drawn from 1,707" in found["memorisation"]["sentence"]
     # real digits are of their classes, and nearer to real ones
     file = tmp_path / "digits.npz"
     assert main(["evaluate", "reference", "digits", "--extractor", "sklearn", "--out", str(file)]) == 0
@@ -203,11 +203,11 @@ def test_a_model_without_classes(data, tmp_path):
 
 
 def test_metrics_are_called_by_who_measured_them():
-    ours, judge, theirs = ({"name": n, "is_fid": n == "inception"} for n in ("quarters", "judge", "inception"))
-    told = titles(ours, judge, judge)
+    ours, classifier, theirs = ({"name": n, "is_fid": n == "inception"} for n in ("quarters", "judge", "inception"))
+    told = titles(ours, classifier, classifier)
     assert told["frechet"].endswith("distance (quarters)") and told["kid"].endswith("(quarters)")
-    assert (told["inception_score"], told["accuracy"]) == ("Inception score (judge)", "Accuracy (judge)")
-    told = titles(theirs, judge, theirs)
+    assert (told["inception_score"], told["accuracy"]) == ("Inception score (classifier)", "Accuracy (classifier)")
+    told = titles(theirs, classifier, theirs)
     assert (told["frechet"], told["inception_score"]) == ("FID", "Inception score")
     assert titles(theirs, None, None)["accuracy"] == "Accuracy"
 
@@ -216,7 +216,7 @@ def test_copies_are_said_outright(data, real, tmp_path):
     assert evaluate(real, tmp_path / "e", "--against", data, "--data.channels", 1, *CHEAP) == 0
     found = record(tmp_path / "e")["memorisation"]
     assert len(found["copies"]) == 57  # all that are not held out
-    assert "57 sampled pictures equal a real one in every pixel" in found["sentence"]
+    assert "57 sampled images equal a real one in every pixel" in found["sentence"]
     assert "much nearer to real ones" in found["sentence"]
     assert found["nearest"][0]["distances"][0] == 0
     assert found["median_distance_real"] > 0 == found["median_distance_sampled"]
@@ -243,7 +243,7 @@ def test_class_folders_and_a_class_without_pictures(data, tmp_path):
     found = record(tmp_path / "e")
     assert found["class_names"] == list(NAMES) and found["class_counts"]["sampled"] == [6, 0, 6]
     assert [m["value"] is None for m in found["per_class"]["kid"]] == [False, True, False]
-    assert "no picture of the class dog" in found["per_class"]["kid"][1]["why"]
+    assert "no image of the class dog" in found["per_class"]["kid"][1]["why"]
     assert any("dog (0)" in note for note in found["notes"])
 
 
@@ -311,7 +311,7 @@ def test_other_files_are_never_touched_and_an_evaluation_only_if_asked(real, dat
 
 def test_published_statistics_serve_the_fid_alone(model, tmp_path, monkeypatch):
     # a stand-in for torch-fidelity's network: an extractor of one's own may not say that it is the FID's
-    monkeypatch.setattr("diffusion_adagn.evaluation.bench.open_extractor", lambda *a, **k: fid)
+    monkeypatch.setattr("diffusion_adagn.evaluation.setup.open_extractor", lambda *a, **k: fid)
     np.savez(tmp_path / "r.npz", mu=np.full(4, 0.5), sigma=np.eye(4))
     argv = ["--against", tmp_path / "r.npz", "--extractor", "inception", "--judge", "none"]
     assert evaluate(model, tmp_path / "e", *argv, "--count", 6, "--steps", 2) == 0
@@ -332,17 +332,17 @@ def test_fewer_pictures_than_features_and_one_alone(real, tmp_path):
         argv = ["--against", real, "--extractor", f"{__name__}:rows", "--judge", "none"]
         assert evaluate(some, tmp_path / f"e{count}", *argv) == 0
     found = record(tmp_path / "e6")["metrics"]
-    assert found["frechet"]["value"] is None and "6 pictures for 8 features" in found["frechet"]["why"]
+    assert found["frechet"]["value"] is None and "6 images for 8 features" in found["frechet"]["why"]
     assert found["kid"]["value"] is not None
     one = record(tmp_path / "e1")
     assert all(m["value"] is None and m["why"] for m in one["metrics"].values())
-    assert "1 sampled picture equals a real one" in one["memorisation"]["sentence"]
+    assert "1 sampled image equals a real one" in one["memorisation"]["sentence"]
     assert evaluate(tmp_path / "6", tmp_path / "against1", "--against", tmp_path / "1", *CHEAP) == 0
     assert record(tmp_path / "against1")["memorisation"]["median_distance_real"] is None
 
 
 def spoil(what, real, tmp_path):
-    """Pictures (or a reference) with one thing wrong: (what is evaluated, its --against, more options)."""
+    """Images (or a reference) with one thing wrong: (what is evaluated, its --against, more options)."""
     first = sorted(real.iterdir())[0]
     array = np.asarray(Image.open(first))
     bad = tmp_path / "bad"
@@ -375,10 +375,10 @@ def spoil(what, real, tmp_path):
         ("sizes", "b.png is 16x16"),
         ("channels", "3 channels (colour)"),
         ("channels", "--data.channels 3"),
-        ("empty", "holds no picture"),
-        ("broken", "broken picture"),
+        ("empty", "holds no image"),
+        ("broken", "broken image"),
         ("broken", "b.png"),
-        ("mixed", "pictures and folders of pictures (cat)"),
+        ("mixed", "images and folders of images (cat)"),
     ],
 )
 def test_pictures_that_cannot_be_measured(real, tmp_path, capsys, what, message):
@@ -413,7 +413,7 @@ def test_a_reference_in_a_file(model, data, real, tmp_path, capsys):
     assert evaluate(model, tmp_path / "e", "--against", file, *CHEAP, *argv) == 0
     assert evaluate(model, tmp_path / "e2", "--against", data, *CHEAP, *argv) == 0
     assert values(tmp_path / "e") == values(tmp_path / "e2")
-    assert any("not at hand" in note for note in record(tmp_path / "e")["notes"])
+    assert any("not available" in note for note in record(tmp_path / "e")["notes"])
     capsys.readouterr()
     other = ["--extractor", f"{__name__}:rows", "--judge", "none"]
     assert evaluate(model, tmp_path / "e3", "--against", file, *other, *argv, debug=False) == 1

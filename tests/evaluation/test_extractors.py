@@ -16,7 +16,7 @@ from diffusion_adagn import InputError, LabelSpace, open_dataset
 from diffusion_adagn.config import DataConfig
 from diffusion_adagn.data import ImageDataset
 from diffusion_adagn.data.class_lists import imagenet_classes
-from diffusion_adagn.evaluation.extractors import Extractor, features_of, judge, open_extractor, small
+from diffusion_adagn.evaluation.extractors import Extractor, classifier, features_of, open_extractor, small
 from diffusion_adagn.evaluation.extractors.efficientnet import Convolution, EfficientNetExtractor, EfficientNetLite0
 from diffusion_adagn.evaluation.metrics import Gaussian, frechet_distance
 
@@ -30,7 +30,7 @@ def noise(n, side=32, channels=3, seed=0):
 
 
 def small_data(n=40, side=8, channels=1, classes=2, name="levels"):
-    """Pictures of one level a class, with noise."""
+    """Images of one level a class, with noise."""
     labels = np.arange(n) % classes
     images = (noise(n, side, channels) // 4 + (labels * 190 // max(1, classes - 1))[:, None, None, None]).astype(
         np.uint8
@@ -40,7 +40,7 @@ def small_data(n=40, side=8, channels=1, classes=2, name="levels"):
 
 
 def check(extractor: Extractor, pixels: np.ndarray) -> None:
-    """Shapes, dtypes, JSON, and that a picture's answer does not depend on the batch it stands in."""
+    """Shapes, dtypes, JSON, and that an image's answer does not depend on the batch it stands in."""
     whole = extractor(pixels)
     apart = features_of(extractor, [pixels[:1], pixels[:0], pixels[1:3], pixels[3:]], len(pixels), progress=False)
     assert isinstance(extractor, Extractor) and len(extractor.hash) == 16
@@ -59,7 +59,7 @@ def check(extractor: Extractor, pixels: np.ndarray) -> None:
             extractor(wrong)
 
 
-# ---------------------------------------------------------------------- the judge
+# ---------------------------------------------------------------------- the classifier
 
 
 @pytest.fixture
@@ -67,7 +67,7 @@ def no_training(monkeypatch):
     def refuse(*_):
         raise AssertionError("trained again")
 
-    monkeypatch.setattr(judge, "train_judge", refuse)
+    monkeypatch.setattr(classifier, "train_classifier", refuse)
     monkeypatch.setattr(small, "_trained", refuse)
 
 
@@ -91,8 +91,8 @@ def test_a_judge_is_trained_once_and_one_in_another_process_is_the_same(digits_j
     assert np.array_equal(again(noise(3, 8, 1)).pooled, digits_judge[0](noise(3, 8, 1)).pooled)
     code = (
         "from diffusion_adagn import open_dataset; from diffusion_adagn.config import DataConfig\n"
-        "from diffusion_adagn.evaluation.extractors import judge, open_extractor\n"
-        "del judge.train_judge; print(open_extractor('judge', open_dataset(DataConfig(), 'train')).hash)"
+        "from diffusion_adagn.evaluation.extractors import classifier, open_extractor\n"
+        "del classifier.train_classifier; print(open_extractor('judge', open_dataset(DataConfig(), 'train')).hash)"
     )
     there = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=os.environ)
     assert there.stdout.strip() == again.hash, there.stderr
@@ -100,10 +100,10 @@ def test_a_judge_is_trained_once_and_one_in_another_process_is_the_same(digits_j
 
 @pytest.fixture
 def quick(monkeypatch, tmp_path):
-    """A place of its own for judges, and little training."""
+    """A place of its own for classifiers, and little training."""
     monkeypatch.setenv("DIFFUSION_ADAGN_CACHE", str(tmp_path))
     for name, value in (("MIN_PASSES", 400), ("EPOCHS", 1)):
-        monkeypatch.setattr(judge, name, value)
+        monkeypatch.setattr(classifier, name, value)
     return tmp_path
 
 
@@ -116,7 +116,7 @@ def test_the_judge_is_the_same_when_trained_again_and_another_for_other_data(qui
     again = open_extractor("judge", small_data(), progress=False)
     assert again.hash == first.hash and sorted(f.name for f in (quick / "judges").iterdir()) == [kept.name]
     other = open_extractor("judge", dataclasses.replace(small_data(), fingerprint="another"), progress=False)
-    assert other.hash == first.hash and len(list((quick / "judges").iterdir())) == 2  # the same pictures, another name
+    assert other.hash == first.hash and len(list((quick / "judges").iterdir())) == 2  # the same images, another name
     changed = open_extractor("judge", small_data(44), progress=False)
     assert changed.hash != first.hash
     assert capsys.readouterr().out == ""
@@ -124,8 +124,8 @@ def test_the_judge_is_the_same_when_trained_again_and_another_for_other_data(qui
 
 @pytest.mark.parametrize(("side", "dimension"), [(16, 64), (20, 128), (48, 128), (96, 128)])
 def test_judges_of_colour_pictures_of_other_sizes(quick, side, dimension, monkeypatch):
-    monkeypatch.setattr(judge, "MIN_PASSES", 64)
-    monkeypatch.setattr(judge, "MAX_EPOCHS", 2)
+    monkeypatch.setattr(classifier, "MIN_PASSES", 64)
+    monkeypatch.setattr(classifier, "MAX_EPOCHS", 2)
     opened = open_extractor("judge", small_data(36, side, 3, 3), progress=False)
     assert opened.dimension == dimension and opened.resolution == min(side, 64)
     check(opened, noise(5, side))
@@ -156,7 +156,7 @@ def test_the_judge_learns_real_pictures(shared, tmp_path, monkeypatch):
     test = open_dataset(DataConfig(source=path, image_size=32), "heldout")
     pixels, labels = test.gather(range(len(test)))
     features = features_of(opened, np.array_split(pixels, 10), progress=False)
-    assert (features.probabilities.argmax(1) == labels).mean() > 0.35  # of 1,000 pictures; chance is 0.1
+    assert (features.probabilities.argmax(1) == labels).mean() > 0.35  # of 1,000 images; chance is 0.1
 
 
 # ---------------------------------------------------------------------- scikit-learn
@@ -183,7 +183,7 @@ def test_the_small_network_against_scikit_learn(quick, monkeypatch):
 
 
 def test_the_small_network_is_for_small_pictures(quick):
-    with pytest.raises(InputError, match="type judge"):
+    with pytest.raises(InputError, match="type classifier"):
         open_extractor("sklearn", small_data(side=17))
     with pytest.raises(InputError, match=r"\[8, 8, 1\]"):
         open_extractor("sklearn", small_data())(noise(2, 8, 3))
@@ -249,7 +249,7 @@ def test_lite0_files_that_are_none(tmp_path):
         open_extractor("efficientnet")
 
 
-def pictures(file, column, label="label"):
+def images(file, column, label="label"):
     import pyarrow.parquet
     from PIL import Image
 
@@ -261,8 +261,8 @@ def pictures(file, column, label="label"):
 @pytest.mark.slow
 def test_lite0_knows_imagenet(shared):
     """The weights come from TensorFlow: "SAME" padding, 0.001 in the norms. With another padding or epsilon, or another way of
-    resizing, the mean log probability of the true class of these pictures is off by 0.1 or more."""
-    pixels, labels = pictures(shared / "imagenette64_tiny" / "validation-00000-of-00001.parquet", "image")
+    resizing, the mean log probability of the true class of these images is off by 0.1 or more."""
+    pixels, labels = images(shared / "imagenette64_tiny" / "validation-00000-of-00001.parquet", "image")
     pixels, labels = pixels[::3], labels[::3]
     ids = np.array([list(imagenet_classes()).index(wnid) for wnid in IMAGENETTE])
     opened = open_extractor(f"efficientnet:{shared / LITE0}")
@@ -278,16 +278,16 @@ def test_lite0_orders_what_is_done_to_pictures(shared):
     from PIL import Image, ImageFilter
 
     n, opened = 1500, open_extractor(f"efficientnet:{shared / LITE0}")
-    pixels, labels = pictures(shared / "cifar10" / "train-00000-of-00001.parquet", "img")
-    test, _ = pictures(shared / "cifar10" / "test-00000-of-00001.parquet", "img")
+    pixels, labels = images(shared / "cifar10" / "train-00000-of-00001.parquet", "img")
+    test, _ = images(shared / "cifar10" / "test-00000-of-00001.parquet", "img")
     rest, kinds, rng = pixels[10_000:], labels[10_000:], np.random.default_rng(0)
 
-    def jpeg(picture):
-        Image.fromarray(picture).save(file := io.BytesIO(), "JPEG", quality=75)
+    def jpeg(image):
+        Image.fromarray(image).save(file := io.BytesIO(), "JPEG", quality=75)
         return np.asarray(Image.open(file))
 
-    def blurred(picture):
-        return np.asarray(Image.fromarray(picture).filter(ImageFilter.GaussianBlur(1)))
+    def blurred(image):
+        return np.asarray(Image.fromarray(image).filter(ImageFilter.GaussianBlur(1)))
 
     sets = {
         "other": rest[:n],
@@ -398,15 +398,15 @@ def test_dinov2_says_what_it_takes(tmp_path):
 @pytest.mark.parametrize(
     ("spec", "said"),
     [
-        ("juge", "Did you mean judge"),
+        ("clasifier", "Did you mean classifier"),
         ("incepton", "Did you mean inception"),
         ("", "Extractors are"),
-        ("judge:5", "Type judge"),
+        ("judge:5", "Type classifier"),
         ("nothing.here:make", "cannot be imported"),
         (":make", "cannot be imported"),
         ("json:nothing", "has no attribute"),
         ("json:dumps", "cannot be called.*obj"),
-        ("os:sep", "is no extractor"),
+        ("os:sep", "is not an extractor"),
     ],
 )
 def test_words_that_name_nothing(spec, said):
@@ -454,7 +454,7 @@ def test_an_extractor_of_ones_own(tmp_path, monkeypatch):
     assert "" not in sys.path
     features = features_of(open_extractor(f"{module}:means"), [noise(3), noise(2)], 5)
     assert features.pooled.shape == (5, 3) and features.probabilities is None
-    with pytest.raises(InputError, match="no picture"):
+    with pytest.raises(InputError, match="no image"):
         features_of(open_extractor(f"{module}:means"), [])
 
 

@@ -17,7 +17,7 @@ LEVEL = torch.tensor([-1.0, 0.0, 1.0, 0.5])  # what the fake network believes a 
 
 
 class Flat:
-    """Pictures of one gray level a class: 0, 127.5 (as 127 and 128 side by side) and 255."""
+    """Images of one gray level a class: 0, 127.5 (as 127 and 128 side by side) and 255."""
 
     labels = LABELS
 
@@ -46,7 +46,7 @@ class Believer:
 def test_the_losses_are_those_of_the_labels_that_were_told():
     use = label_use(Believer(), Flat(), OBJECTIVE, evaluations=70, batch_size=16)
     assert len(use.true) == 70 and torch.allclose(use.true, torch.zeros(70).double(), atol=1e-4)
-    level = LEVEL[torch.from_numpy(LABELS)[use.picture]].double()
+    level = LEVEL[torch.from_numpy(LABELS)[use.image]].double()
     assert torch.allclose(use.null, (level - 0.5).square(), atol=1e-4)
     # wrong classes lie 1 or 2 levels away; which one is told is dealt out
     known = ~use.wrong.isnan()
@@ -76,13 +76,13 @@ def test_timesteps_are_evenly_spread_and_batches_change_nothing():
 
 def test_the_gap_and_its_interval_against_numpy():
     use = label_use(Believer(), Flat(), OBJECTIVE, evaluations=70, batch_size=16)
-    difference, picture, t = ((use.wrong - use.true).numpy(), use.picture.numpy(), use.t.numpy())
+    difference, image, t = ((use.wrong - use.true).numpy(), use.image.numpy(), use.t.numpy())
     for low, high in ((0, 1), (0.2, 0.4)):
         inside = (t >= low * 1000) & (t < high * 1000) & ~np.isnan(difference)
-        clusters = [difference[inside & (picture == p)] for p in range(7) if (inside & (picture == p)).any()]
+        clusters = [difference[inside & (image == p)] for p in range(7) if (inside & (image == p)).any()]
         mean, half = use.gap("wrong", low, high)
         assert mean == pytest.approx(np.concatenate(clusters).mean(), rel=1e-9)
-        # the ratio estimator's variance, each picture a cluster (Cochran 1977, section 6.3)
+        # the ratio estimator's variance, each image a cluster (Cochran 1977, section 6.3)
         spread = sum((c - mean).sum() ** 2 for c in clusters) * len(clusters) / (len(clusters) - 1)
         assert half == pytest.approx(1.96 * spread**0.5 / sum(map(len, clusters)), rel=1e-9)
 
@@ -113,7 +113,7 @@ def test_wrong_labels_are_the_same_ones_dealt_out_anew(counts):
 
 
 def test_uneven_classes_without_information_are_not_taken_for_use():
-    """A net that answers worse when told the rare class, whatever the picture: the label says nothing."""
+    """A net that answers worse when told the rare class, whatever the image: the label says nothing."""
 
     class Uneven(Flat):
         labels = np.array([0] * 60 + [1] * 12)

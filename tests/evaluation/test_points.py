@@ -10,14 +10,14 @@ from diffusion_adagn import ClassConditionalPipeline, LabelSpace
 from diffusion_adagn.config import DiffusionConfig
 from diffusion_adagn.diffusion.schedule import ModelEval, make_scheduler
 from diffusion_adagn.errors import InputError
-from diffusion_adagn.evaluation.diagnostics import Meter, against_data, image_values
+from diffusion_adagn.evaluation.diagnostics import GuidanceMeter, compared_with_data, image_values
 from diffusion_adagn.evaluation.extractors import Features
 from diffusion_adagn.evaluation.points import SamplePlan, SamplerSettings, sample_point
 from diffusion_adagn.sampling.pipeline import to_pixels
 
 
 class Pixels:
-    """An extractor: the pictures themselves."""
+    """An extractor: the images themselves."""
 
     name, hash, class_names = "pixels", "0" * 16, None
 
@@ -55,7 +55,7 @@ def test_a_picture_is_what_the_pipeline_makes_of_its_class_and_seed(pipe, tmp_pa
     assert np.abs(sampled.pixels.astype(int) - to_pixels(whole)).max() <= 1
     assert np.array_equal(sampled.features["pixels"].pooled, sampled.pixels.reshape(11, -1))
     assert np.allclose(sampled.values, image_values(sampled.pixels))
-    # the grid: a row a class, pictures 0 1 2 and 3 4 5
+    # the grid: one row per class, images 0 1 2 and 3 4 5
     assert sampled.shown.shape == (3, 2, 8, 8, 1)
     for row in range(3):
         assert np.array_equal(sampled.shown[row], sampled.pixels[[row, row + 3]])
@@ -63,9 +63,9 @@ def test_a_picture_is_what_the_pipeline_makes_of_its_class_and_seed(pipe, tmp_pa
 
 def test_what_is_made_is_not_made_again_and_how_it_is_split_changes_nothing(pipe, tmp_path):
     alone = sample_point(pipe, POINT, DRAW, [Pixels()], tmp_path / "one", Process())
-    told = []
-    sample_point(pipe, POINT, DRAW, [Pixels()], tmp_path / "two", Process(1, 2), made=told.append)
-    assert told == [3, 2] and len(list((tmp_path / "two").iterdir())) == 2
+    counts = []
+    sample_point(pipe, POINT, DRAW, [Pixels()], tmp_path / "two", Process(1, 2), on_batch=counts.append)
+    assert counts == [3, 2] and len(list((tmp_path / "two").iterdir())) == 2
     before = {f: f.stat().st_mtime_ns for f in (tmp_path / "two").iterdir()}
     together = sample_point(pipe, POINT, DRAW, [Pixels()], tmp_path / "two", Process())
     assert {f: f.stat().st_mtime_ns for f in before} == before
@@ -93,7 +93,7 @@ def test_the_meter_says_where_guidance_pulls_and_what_is_clipped(pipe, tmp_path)
     sampled = sample_point(pipe, POINT, DRAW, [], tmp_path, Process())
     calls = POINT.calls(pipe)
     assert [d > 0 for d in sampled.difference] == [200 <= call.t <= 800 for call in calls]
-    meter = Meter(2)
+    meter = GuidanceMeter(2)
     cond, null = torch.randn(2, 3, 4, 4), torch.randn(2, 3, 4, 4)
     x0 = torch.tensor([0.5, 1.5, -2.0, 1.0]).repeat(2, 12).reshape(2, 3, 4, 4)
     for rows in (slice(0, 1), slice(1, 2)):  # batches add up
@@ -114,7 +114,7 @@ def test_colour_and_contrast():
     assert gray == pytest.approx([128 / 255, 0, 0, 0])
     assert red_ == pytest.approx([(128 * 2 + 255) / 3 / 255, 0, 127 / 255, 1 / 3])
     assert half == pytest.approx([0.5, 0.5, 0, 1])
-    found = against_data(half, np.array([0.4, 0.25, 0.0, 0.1]))
+    found = compared_with_data(half, np.array([0.4, 0.25, 0.0, 0.1]))
     assert found == {
         "contrast_ratio": 2.0,
         "saturation_ratio": None,

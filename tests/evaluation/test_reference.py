@@ -20,7 +20,7 @@ from diffusion_adagn.labels import LabelSpace
 
 
 class Quarters:
-    """The means of a picture's four quarters, counted."""
+    """The means of an image's four quarters, counted."""
 
     name, hash, dimension, resolution, resize, class_names = "quarters", "0123456789abcdef", 4, 8, "none", None
 
@@ -157,7 +157,7 @@ def test_pictures_without_labels(dataset):
 
 
 def test_published_statistics(dataset, tmp_path):
-    """Alone they serve the FID; with pictures beside them everything else too; another extractor takes the pictures."""
+    """Alone they serve the FID; with images beside them everything else too; another extractor takes the images."""
     statistics = {"mu": np.full(4, 0.5), "sigma": np.eye(4)}
     np.savez(tmp_path / "mu.npz", **statistics)
     alone = published(tmp_path / "mu.npz", Quarters(is_fid=True))
@@ -176,7 +176,7 @@ def test_published_statistics(dataset, tmp_path):
     assert Reference.load(both.save(tmp_path / "r.npz")).gaussian.mean.tolist() == [0.5] * 4
     foreign = published(tmp_path / "both.npz", Quarters(), progress=False)
     assert foreign.gaussian.mean == pytest.approx(foreign.features.mean(0), abs=1e-6)
-    assert published(write_npz(tmp_path / "pictures.npz", dataset.images), Quarters()) is None
+    assert published(write_npz(tmp_path / "images.npz", dataset.images), Quarters()) is None
 
 
 def test_a_changed_extractor_with_its_old_hash_is_found_out(dataset):

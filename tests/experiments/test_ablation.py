@@ -1,4 +1,4 @@
-"""adagn ablate: whole, small."""
+"""adagn ablate, end to end with small networks."""
 
 import csv
 import json
@@ -24,34 +24,36 @@ def ablate(out, *extra, small=SMALL):
 
 
 @pytest.fixture(autouse=True)
-def _quick(monkeypatch):
+def _few_evaluations(monkeypatch):
     monkeypatch.setattr(ablation, "EVALUATIONS", 32)
 
 
 @pytest.mark.parametrize(
-    "kinds", [("adagn", "adagn_zero", "none"), pytest.param(tuple(CONDITIONING), marks=pytest.mark.slow)], ids=len
+    "conditionings",
+    [("adagn", "adagn_zero", "none"), pytest.param(tuple(CONDITIONING), marks=pytest.mark.slow)],
+    ids=len,
 )
-def test_every_kind_is_trained_alike_measured_and_compared(tmp_path, capsys, kinds):
-    assert ablate(tmp_path / "a", "--seeds", "0,1", "--kinds", ",".join(kinds), "--debug") == 0
+def test_ablation_changes_only_the_conditioning(tmp_path, capsys, conditionings):
+    assert ablate(tmp_path / "a", "--seeds", "0,1", "--kinds", ",".join(conditionings), "--debug") == 0
     rows = list(csv.DictReader((tmp_path / "a/ablation.csv").open()))
-    assert {(r["kind"], r["seed"]) for r in rows} == {(k, s) for k in kinds for s in "01"}
-    by_kind = {r["kind"]: r for r in rows}
-    assert float(by_kind["none"]["wrong_gap"]) == 0 != float(by_kind["adagn"]["wrong_gap"])
-    assert int(by_kind["adagn_zero"]["parameters"]) > int(by_kind["adagn"]["parameters"])
-    configs = [read_config(tmp_path / f"a/{k}-seed1/config.yaml") for k in kinds]
-    assert [c.model.conditioning for c in configs] == list(kinds)
-    for c in configs:  # the kind is the only change
+    assert {(r["kind"], r["seed"]) for r in rows} == {(k, s) for k in conditionings for s in "01"}
+    by_conditioning = {r["kind"]: r for r in rows}
+    assert float(by_conditioning["none"]["wrong_gap"]) == 0 != float(by_conditioning["adagn"]["wrong_gap"])
+    assert int(by_conditioning["adagn_zero"]["parameters"]) > int(by_conditioning["adagn"]["parameters"])
+    configs = [read_config(tmp_path / f"a/{k}-seed1/config.yaml") for k in conditionings]
+    assert [c.model.conditioning for c in configs] == list(conditionings)
+    for c in configs:  # only the conditioning differs
         c.model.conditioning, c.output_dir = "adagn", None
         assert c == configs[0] and c.training.seed == 1
     text = (tmp_path / "a/ablation.md").read_text()
-    assert all(f"| `{k}` |" in text for k in kinds) and "seeds 0, 1" in text
-    with Image.open(tmp_path / "a/ablation.png") as picture:
-        assert picture.height > len(rows) * 64 and picture.width > 10 * 64
+    assert all(f"| `{k}` |" in text for k in conditionings) and "seeds 0, 1" in text
+    with Image.open(tmp_path / "a/ablation.png") as image:
+        assert image.height > len(rows) * 64 and image.width > 10 * 64
     shown = capsys.readouterr().out
     assert str(tmp_path / "a/ablation.md") in shown and "adagn sample" in shown
 
 
-def test_finished_members_are_not_run_again_and_others_are_added(tmp_path, monkeypatch, capsys):
+def test_finished_members_are_skipped(tmp_path, monkeypatch, capsys):
     assert ablate(tmp_path / "a", "--kinds=adagn,gain", "--seeds=0") == 0
     trained = []
     real = ablation.train
@@ -63,23 +65,23 @@ def test_finished_members_are_not_run_again_and_others_are_added(tmp_path, monke
     (tmp_path / "a/gain-seed0/result.json").unlink()  # stopped after training, before measuring
     assert ablate(tmp_path / "a", "--kinds=adagn,gain", "--seeds=0") == 0
     assert json.loads((tmp_path / "a/gain-seed0/result.json").read_text())["kind"] == "gain"
-    # what was finished before stays in the report; what is no member of it does no harm
+    # the report keeps members finished earlier, and ignores folders that are not members
     shutil.copytree(tmp_path / "a/gain-seed0", tmp_path / "a/gain-seed0-backup")
     shutil.copytree(tmp_path / "a/gain-seed0", tmp_path / "a/gain-seed7")
     assert ablate(tmp_path / "a", "--kinds=gain", "--seeds=0") == 0
-    assert "left out" in capsys.readouterr().out
+    assert "skipped" in capsys.readouterr().out
     assert {r["kind"] for r in csv.DictReader((tmp_path / "a/ablation.csv").open())} == {"adagn", "gain", "none"}
     (tmp_path / "a/gain-seed0/samples.npy").unlink()
     assert ablate(tmp_path / "a", "--kinds=gain", "--seeds=0") == 0
     for file, text in (("result.json", "{}"), ("result.json", "[]"), ("result.json", "{"), ("samples.npy", "x")):
-        kept = (tmp_path / "a/gain-seed0" / file).read_bytes()
+        valid = (tmp_path / "a/gain-seed0" / file).read_bytes()
         (tmp_path / "a/gain-seed0" / file).write_text(text)
         assert ablate(tmp_path / "a", "--kinds=gain", "--seeds=0") == 1
-        assert "is damaged" in one_line(capsys.readouterr().err)
-        (tmp_path / "a/gain-seed0" / file).write_bytes(kept)
+        assert "is corrupted" in one_line(capsys.readouterr().err)
+        (tmp_path / "a/gain-seed0" / file).write_bytes(valid)
 
 
-def test_a_stopped_ablation_goes_on_where_it_was(tmp_path, monkeypatch, capsys):
+def test_stopped_ablation_resumes(tmp_path, monkeypatch, capsys):
     class Stop(train_module.StopSignal):
         def __enter__(self):
             entered = super().__enter__()
@@ -100,19 +102,19 @@ def test_a_stopped_ablation_goes_on_where_it_was(tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("extra", "message", "status"),
     [
-        (["--kinds=adagn,adaglm"], "no conditioning kind 'adaglm'", 1),
-        (["--kinds="], "Kinds: adagn", 1),
-        (["--seeds=one"], "--seeds takes whole numbers", 2),
+        (["--kinds=adagn,adaglm"], "unknown conditioning 'adaglm'", 1),
+        (["--kinds="], "choose from adagn", 1),
+        (["--seeds=one"], "--seeds must be whole numbers", 2),
         (["--seeds=-1"], "none negative", 2),
-        (["--model.conditioning=gain"], "give --kinds", 2),
-        (["--training.seed=1"], "give --seeds", 2),
-        (["--model.norm_groups=8"], "2 channel\\(s\\) a group", 1),
+        (["--model.conditioning=gain"], "use --kinds", 2),
+        (["--training.seed=1"], "use --seeds", 2),
+        (["--model.norm_groups=8"], "2 channel\\(s\\) per group", 1),
         (["--model.class_conditional=false", "--training.label_dropout=0"], "class_conditional", 1),
         (["--model.channel_mult=1,1,1,1"], "adain", 1),
         (["--data.heldout_fraction=0"], "held out", 1),
     ],
 )
-def test_what_would_fail_later_is_refused_before_anything_is_trained(tmp_path, capsys, extra, message, status):
+def test_ablation_rejects_bad_arguments_before_training(tmp_path, capsys, extra, message, status):
     import re
 
     assert ablate(tmp_path / "a", *extra) == status
@@ -120,7 +122,7 @@ def test_what_would_fail_later_is_refused_before_anything_is_trained(tmp_path, c
     assert not (tmp_path / "a").exists()
 
 
-def test_other_settings_and_other_folders_are_refused(tmp_path, capsys, monkeypatch):
+def test_ablation_rejects_changed_settings_and_other_folders(tmp_path, capsys, monkeypatch):
     assert ablate(tmp_path / "a", "--kinds=adagn", "--seeds=0") == 0
     assert ablate(tmp_path / "a", "--kinds=adagn", "--seeds=0", "--training.max_steps=4") == 1
     assert "max_steps: 3 -> 4" in one_line(capsys.readouterr().err)
@@ -137,7 +139,7 @@ def test_other_settings_and_other_folders_are_refused(tmp_path, capsys, monkeypa
     assert "one process" in one_line(capsys.readouterr().err)
 
 
-def test_members_may_have_been_trained_by_themselves(tmp_path, monkeypatch):
+def test_ablation_uses_members_trained_separately(tmp_path, monkeypatch):
     argv = [
         "train",
         "--config",
@@ -153,8 +155,8 @@ def test_members_may_have_been_trained_by_themselves(tmp_path, monkeypatch):
     assert "`gain`" in (tmp_path / "a/ablation.md").read_text()
 
 
-def test_a_dry_run_writes_nothing(tmp_path, capsys):
+def test_dry_run_writes_nothing(tmp_path, capsys):
     assert ablate(tmp_path / "a", "--dry-run") == 0
     assert not (tmp_path / "a").exists()
-    assert "waiting" in capsys.readouterr().out
+    assert "to do" in capsys.readouterr().out
     assert len(open_dataset(read_config(ROOT / "configs/digits.yaml").data, "heldout")) == 90

@@ -1,4 +1,4 @@
-"""adagn sweep on real digits and an untrained network: what is made, what is never made twice, and the same table however it came about."""
+"""adagn sweep on digits with an untrained network: its points, resuming, several processes, and rejected arguments."""
 
 import csv
 import json
@@ -43,7 +43,7 @@ SETTINGS = [
 
 @pytest.fixture(scope="module", autouse=True)
 def _no_figures():
-    """They are most of a small sweep's time, and tests/experiments/test_sweep_report.py has them."""
+    """Figures take most of a small sweep's time; test_sweep_report.py tests them."""
     with pytest.MonkeyPatch.context() as m:
         m.setattr(sweep_plots, "available", lambda: False)
         yield
@@ -70,14 +70,14 @@ def rows(out):
 
 
 @pytest.fixture(scope="module")
-def once(model, tmp_path_factory):
-    out = tmp_path_factory.mktemp("sweep") / "once"
+def finished(model, tmp_path_factory):
+    out = tmp_path_factory.mktemp("sweep") / "finished"
     assert sweep(model, out) == 0
     return out
 
 
-def test_every_combination_is_a_point_and_scale_1_is_one(once):
-    found = rows(once)
+def test_every_combination_is_one_point(finished):
+    found = rows(finished)
     assert {(r["scale"], r["interval"]) for r in found.values()} == {
         ("1.0", "none"),
         ("2.0", "none"),
@@ -91,14 +91,14 @@ def test_every_combination_is_a_point_and_scale_1_is_one(once):
     for r in found.values():
         assert int(r["count"]) == 40 and float(r["kid"]) == float(r["kid"]) and 0 <= float(r["accuracy"]) <= 1
         assert r["frechet"] == "" and r["extractor"] == "sklearn" and len(r["model_hash"]) == 16
-    assert "sample more" in (once / "sweep.md").read_text()
+    assert "sample more" in (finished / "sweep.md").read_text()
     assert {"sweep.md", "sweep.csv", "sweep.json", "grid.png", "plan.json", "points"} <= {
-        p.name for p in once.iterdir()
+        p.name for p in finished.iterdir()
     }
-    assert not (once / "batches").exists()
+    assert not (finished / "batches").exists()
 
 
-def test_a_points_numbers_are_those_of_its_pictures_made_by_hand(model, once):
+def test_point_matches_manual_sampling(model, finished):
     from diffusion_adagn.config import DataConfig
     from diffusion_adagn.data import open_dataset
     from diffusion_adagn.evaluation.extractors import open_extractor
@@ -114,33 +114,33 @@ def test_a_points_numbers_are_those_of_its_pictures_made_by_hand(model, once):
     images = pipe(labels, seeds=0, num_inference_steps=3, guidance=Guidance(2.0, "0.2-0.8"), output_type="np").images
     features = extractor(to_pixels(images))
     real = extractor(dataset.gather(range(len(dataset)))[0])
-    row = rows(once)["g2_0.2-0.8_ddim3_leading"]
+    row = rows(finished)["g2_0.2-0.8_ddim3_leading"]
     assert float(row["accuracy"]) == pytest.approx(np.mean(features.probabilities.argmax(1) == labels), abs=1e-9)
     assert float(row["kid"]) == pytest.approx(kid(features.pooled, real.pooled).value, rel=1e-3)
 
 
-def test_a_finished_point_is_never_made_again_and_points_may_be_added(model, once, tmp_path, monkeypatch):
+def test_finished_points_are_not_sampled_again(model, finished, tmp_path, monkeypatch):
     import shutil
 
     out = tmp_path / "more"
-    shutil.copytree(once, out)
+    shutil.copytree(finished, out)
     before = {p: p.stat().st_mtime_ns for p in out.glob("points/*/row.json")}
-    made, real = [], sweeping.sample_point
+    sampled, real = [], sweeping.sample_point
     monkeypatch.setattr(
-        sweeping, "sample_point", lambda pipe, point, *a, **k: made.append(point.name) or real(pipe, point, *a, **k)
+        sweeping, "sample_point", lambda pipe, point, *a, **k: sampled.append(point.name) or real(pipe, point, *a, **k)
     )
     assert sweep(model, out) == 0
-    assert made == [] and table(out) == table(once)
+    assert sampled == [] and table(out) == table(finished)
     assert sweep(model, out, "--guidance", "1,2,3", "--interval", "none", "--keep") == 0
-    assert made == ["g3_ddim3_leading"]
-    kept = read_npz(out / "points/g3_ddim3_leading/samples.npz")
+    assert sampled == ["g3_ddim3_leading"]
+    saved = read_npz(out / "points/g3_ddim3_leading/samples.npz")
     shown = np.load(out / "points/g3_ddim3_leading/shown.npy")
-    assert kept.pixels.shape == (40, 8, 8, 3) and kept.labels.tolist() == [i % 3 for i in range(40)]
-    assert np.array_equal(kept.pixels[[0, 3], ..., :1], shown[0, :2])
+    assert saved.pixels.shape == (40, 8, 8, 3) and saved.labels.tolist() == [i % 3 for i in range(40)]
+    assert np.array_equal(saved.pixels[[0, 3], ..., :1], shown[0, :2])
     assert {p: p.stat().st_mtime_ns for p in before} == before
 
 
-def test_what_would_not_compare_is_refused(model, once):
+def test_sweep_rejects_changed_settings(model, finished):
     for change in (
         ["--count", "41"],
         ["--seed", "1"],
@@ -148,33 +148,33 @@ def test_what_would_not_compare_is_refused(model, once):
         ["--reference_count", "50"],
         ["--k", "4"],
     ):
-        with pytest.raises(InputError, match=r"sweep of something else|would not compare"):
-            sweep(model, once, *change)
-    assert len(rows(once)) == 3
+        with pytest.raises(InputError, match="sweep with other settings"):
+            sweep(model, finished, *change)
+    assert len(rows(finished)) == 3
 
 
 KILLED_AT = """
 import os, signal, sys
 from pathlib import Path
-from diffusion_adagn import folders
+from diffusion_adagn import atomic
 from diffusion_adagn.evaluation import points
 left = [int(sys.argv[1])]
-def dying(file, write):
+def killed(file, write):
     left[0] -= 1
-    if not left[0]:  # half of it is written, beside its place
-        beside = file.with_name(".1." + file.name)
-        write(beside)
-        beside.write_bytes(beside.read_bytes()[:300])
+    if not left[0]:  # half of the temporary file is written
+        tmp = file.with_name(".1." + file.name)
+        write(tmp)
+        tmp.write_bytes(tmp.read_bytes()[:300])
         os.kill(os.getpid(), signal.SIGKILL)
-    return folders.file_into_place(file, write)
-points.file_into_place = dying
+    return atomic.atomic_write(file, write)
+points.atomic_write = killed
 from diffusion_adagn.cli.main import main
 sys.exit(main(sys.argv[2:]))
 """
 
 
 @pytest.mark.serial
-def test_killed_in_the_middle_of_a_batch_and_started_again_it_ends_with_the_same_table(model, once, tmp_path):
+def test_killed_sweep_resumes_to_the_same_table(model, finished, tmp_path):
     out = tmp_path / "killed"
     argv = ["sweep", str(model), "--out", str(out), *SETTINGS]
     killed = Process(KILLED_AT, ["8", *argv], tmp_path / "log")
@@ -182,15 +182,15 @@ def test_killed_in_the_middle_of_a_batch_and_started_again_it_ends_with_the_same
     assert len(list(out.glob("points/*"))) == 1 and not (out / "sweep.csv").exists()
     assert len(list(out.glob("batches/*/batch-*.npz"))) == 2
     assert sweep(model, out) == 0
-    assert table(out) == table(once)
+    assert table(out) == table(finished)
     assert not list(out.rglob(".*"))
 
 
 @pytest.mark.serial
-def test_on_two_processes_it_gives_the_same_table(model, once, tmp_path):
+def test_two_processes_give_the_same_table(model, finished, tmp_path):
     out = tmp_path / "two"
     assert "on 2 process(es)" in ranks(2, ["sweep", model, "--out", out, *SETTINGS], tmp_path)
-    one, two = rows(once), rows(out)
+    one, two = rows(finished), rows(out)
     assert list(one) == list(two)
     for name, row in one.items():
         for key, value in row.items():
@@ -200,21 +200,21 @@ def test_on_two_processes_it_gives_the_same_table(model, once, tmp_path):
                 assert two[name][key] == value, (name, key)
 
 
-def test_confirmed_with_fresh_seeds(model, once, tmp_path, capsys):
+def test_confirm_uses_fresh_seeds(model, finished, tmp_path, capsys):
     import shutil
 
     out = tmp_path / "confirmed"
-    shutil.copytree(once, out)
+    shutil.copytree(finished, out)
     assert sweep(model, out, "--confirm") == 0
     again = {p.parent.name: json.loads(p.read_text()) for p in out.glob("confirmed/*/row.json")}
     assert again and "again with seeds 40" in capsys.readouterr().out
     first = {p.parent.name: json.loads(p.read_text()) for p in out.glob("points/*/row.json")}
     for name, row in again.items():
         assert row["metrics"]["kid"]["value"] != first[name]["metrics"]["kid"]["value"]
-    assert table(out) == table(once)
+    assert table(out) == table(finished)
 
 
-def test_without_an_extractor_the_diagnostics_stand(model, tmp_path):
+def test_sweep_without_extractor_has_diagnostics(model, tmp_path):
     settings = [w for w in SETTINGS if w not in ("sklearn",)]
     settings.insert(settings.index("--extractor") + 1, "none")
     assert main(["sweep", str(model), "--out", str(tmp_path / "s"), *settings, "--debug"]) == 0
@@ -229,23 +229,23 @@ def test_without_an_extractor_the_diagnostics_stand(model, tmp_path):
         (["--count", "2"], "total over 3 classes"),
         (["--sampler", "dpm"], "there is no 'dpm'"),
         (["--sampler", "ddim", "--spacing", "trailing", "--steps", "30"], "g1_ddim30_trailing cannot be sampled"),
-        (["--interval", "2-3"], "share from 0 to 1"),
+        (["--interval", "2-3"], "fraction of the timesteps"),
         (["--guidance", "1:x:2"], "from:to:step"),
         (["--guidance", "2", "--w", "1"], "give one of them"),
         (["--steps", "2.5"], "whole"),
         (["--classes", "7"], "7"),
         (["--data.classes", "1,2,3"], "the model has 3"),
-        (["--extractor", "jugde"], "Did you mean judge"),
+        (["--extractor", "clasifier"], "Did you mean classifier"),
         (["--guide", "runs/nowhere"], "there is no folder"),
     ],
 )
-def test_bad_input_is_told_before_anything_is_sampled(model, tmp_path, change, word):
+def test_sweep_rejects_bad_arguments_before_sampling(model, tmp_path, change, word):
     with pytest.raises(InputError, match=word):
         sweep(model, tmp_path / "s", *change)
     assert not list((tmp_path / "s").rglob("*.npz"))
 
 
-def test_nothing_to_measure_against(model, tmp_path):
+def test_sweep_requires_reference_and_own_folder(model, tmp_path):
     with pytest.raises(InputError, match=r"--against|--extractor none"):
         main(["sweep", str(model), "--out", str(tmp_path / "s"), "--debug"])
     (tmp_path / "full").mkdir()
@@ -256,7 +256,7 @@ def test_nothing_to_measure_against(model, tmp_path):
 
 @pytest.mark.serial
 @pytest.mark.slow
-def test_killed_at_random_moments_again_and_again(model, once, tmp_path):
+def test_sweep_survives_random_kills(model, finished, tmp_path):
     out = tmp_path / "killed"
     argv = [sys.executable, "-m", "diffusion_adagn", "sweep", str(model), "--out", str(out), *SETTINGS]
     chance, kills = random.Random(0), 0
@@ -270,4 +270,4 @@ def test_killed_at_random_moments_again_and_again(model, once, tmp_path):
             running.wait()
             kills += 1
     assert kills and subprocess.run(argv, cwd=ROOT, capture_output=True).returncode == 0
-    assert table(out) == table(once)
+    assert table(out) == table(finished)

@@ -1,5 +1,5 @@
-"""ADM's checkpoints. Theirs are not downloaded: state dicts in ADM's layout are made here from stock UNet2DModels, by a
-mapping of their own, so that load_adm must give that model's outputs."""
+"""ADM's checkpoints. None is downloaded: state dicts in ADM's layout are made from stock UNet2DModels by a separate mapping,
+and load_adm must give the outputs of that model."""
 
 import json
 import pickle
@@ -23,7 +23,7 @@ T = torch.tensor([0.0, 500.0, 999.0])
 
 
 def stock(mult=(1, 2), attend=(False, True), blocks=1, head=32, updown=False, scale_shift=True, classes=5, sigma=False):
-    """A random UNet2DModel of ADM's shape: 32 channels, 32 groups, 8x8 pictures."""
+    """A random UNet2DModel of ADM's shape: 32 channels, 32 groups, 8x8 images."""
     step = "Resnet{}sampleBlock2D" if updown else "{}Block2D"
     torch.manual_seed(0)
     model = UNet2DModel(
@@ -47,8 +47,8 @@ def stock(mult=(1, 2), attend=(False, True), blocks=1, head=32, updown=False, sc
     return model
 
 
-def in_adms_layout(model, new_order=True):
-    """Its state dict with ADM's keys. Heads are of the model's width; the older order is [head][q, k, v][dim]."""
+def adm_state_dict(model, new_order=True):
+    """Its state dict with ADM's keys. Heads have the model's width; the older order is [head][q, k, v][dim]."""
     state = {}
 
     def put(key, layer):
@@ -81,31 +81,31 @@ def in_adms_layout(model, new_order=True):
     if model.class_embedding is not None:
         put("label_emb", model.class_embedding)
     put("input_blocks.0.0", model.conv_in)
-    at = 1
+    number = 1
     for down in model.down_blocks:
         for j, resnet in enumerate(down.resnets):
-            block(f"input_blocks.{at}.0", resnet)
+            block(f"input_blocks.{number}.0", resnet)
             if hasattr(down, "attentions"):
-                attention(f"input_blocks.{at}.1", down.attentions[j])
-            at += 1
+                attention(f"input_blocks.{number}.1", down.attentions[j])
+            number += 1
         for step in down.downsamplers or []:
             if hasattr(step, "conv1"):
-                block(f"input_blocks.{at}.0", step)
+                block(f"input_blocks.{number}.0", step)
             else:
-                put(f"input_blocks.{at}.0.op", step.conv)
-            at += 1
+                put(f"input_blocks.{number}.0.op", step.conv)
+            number += 1
     block("middle_block.0", model.mid_block.resnets[0])
     attention("middle_block.1", model.mid_block.attentions[0])
     block("middle_block.2", model.mid_block.resnets[1])
-    at = 0
+    number = 0
     for up in model.up_blocks:
         for j, resnet in enumerate(up.resnets):
-            block(f"output_blocks.{at}.0", resnet)
+            block(f"output_blocks.{number}.0", resnet)
             if hasattr(up, "attentions"):
-                attention(f"output_blocks.{at}.1", up.attentions[j])
-            at += 1
+                attention(f"output_blocks.{number}.1", up.attentions[j])
+            number += 1
         for step in up.upsamplers or []:
-            key = f"output_blocks.{at - 1}.{2 if hasattr(up, 'attentions') else 1}"
+            key = f"output_blocks.{number - 1}.{2 if hasattr(up, 'attentions') else 1}"
             if hasattr(step, "conv1"):
                 block(key, step)
             else:
@@ -115,18 +115,18 @@ def in_adms_layout(model, new_order=True):
     return state
 
 
-# of stock() as it stands
+# the flags of stock()
 TINY = {"image_size": 8, "num_channels": 32, "num_res_blocks": 1, "channel_mult": "1,2", "attention_resolutions": "4",
         "num_head_channels": 32, "class_cond": True, "use_new_attention_order": True}  # fmt: skip
 
 
-def worst(unet, model):
+def max_relative_error(unet, model):
     """The largest difference of outputs, relative to the largest output."""
     x = torch.randn(3, 3, 8, 8, generator=torch.Generator().manual_seed(1))
     y = torch.tensor([0, 2, 4]) if model.class_embedding is not None else None
     with torch.no_grad():
-        mine, other = unet(x, T, y).sample, model(x, T, y).sample
-    return ((mine - other).abs().max() / other.abs().max()).item()
+        ours, other = unet(x, T, y).sample, model(x, T, y).sample
+    return ((ours - other).abs().max() / other.abs().max()).item()
 
 
 # ---------------------------------------------------------------------- weights -> network
@@ -151,28 +151,28 @@ def worst(unet, model):
     ids=str,
 )  # fmt: skip
 @pytest.mark.parametrize("new_order", [True, False], ids=["new", "legacy"])
-def test_it_is_the_network_that_the_checkpoint_holds(shape, flags, new_order):
+def test_loaded_network_equals_the_checkpoint(shape, flags, new_order):
     model = stock(**shape)
-    unet = load_adm(in_adms_layout(model, new_order), **(TINY | flags | {"use_new_attention_order": new_order}))
-    assert worst(unet, model) < 1e-4
+    unet = load_adm(adm_state_dict(model, new_order), **(TINY | flags | {"use_new_attention_order": new_order}))
+    assert max_relative_error(unet, model) < 1e-4
     assert not unet.training and unet.dtype == torch.float32
     assert unet.config.num_classes == model.config.num_class_embeds and not unet.config.null_class
 
 
-def test_the_order_of_attention_matters_and_cannot_be_seen():
+def test_wrong_attention_order_changes_outputs():
     model = stock(head=16)
-    state = in_adms_layout(model, new_order=False)
-    assert worst(load_adm(state, **(TINY | {"num_head_channels": 16})), model) > 1e-2
+    state = adm_state_dict(model, new_order=False)
+    assert max_relative_error(load_adm(state, **(TINY | {"num_head_channels": 16})), model) > 1e-2
 
 
-def test_heads_on_the_way_up_may_differ():
+def test_decoder_heads_may_differ():
     flags = TINY | {"num_head_channels": -1, "num_heads": 2, "num_heads_upsample": 4}
-    unet = load_adm(in_adms_layout(stock()), **flags)
+    unet = load_adm(adm_state_dict(stock()), **flags)
     assert (unet.down[1].stages[0].attention.heads, unet.up[0].stages[0].attention.heads) == (2, 4)
 
 
-def test_strings_and_values_are_the_same_flags():
-    words = {
+def test_flags_as_strings_and_values():
+    strings = {
         "channel_mult": "1,2,2",
         "attention_resolutions": "4,2",
         "class_cond": "True",
@@ -186,7 +186,7 @@ def test_strings_and_values_are_the_same_flags():
         "num_head_channels": -1,
         "dropout": 0.1,
     }
-    assert read_flags({"image_size": "8"} | words) == read_flags({"image_size": 8} | values)
+    assert read_flags({"image_size": "8"} | strings) == read_flags({"image_size": 8} | values)
     assert read_flags({})["channel_mult"] == (1, 2, 3, 4)
     ignored = {
         "use_fp16": "True",
@@ -202,25 +202,25 @@ def test_strings_and_values_are_the_same_flags():
     ("flags", "message"),
     [
         ({"num_chanels": 64}, "no flag 'num_chanels'. Did you mean num_channels"),
-        ({"num_channels": "wide"}, "num_channels is a whole number, not 'wide'"),
-        ({"class_cond": "maybe"}, "class_cond is True or False, not 'maybe'"),
-        ({"num_res_blocks": 0}, "num_res_blocks is at least 1"),
+        ({"num_channels": "wide"}, "num_channels must be a whole number, not 'wide'"),
+        ({"class_cond": "maybe"}, "class_cond must be True or False, not 'maybe'"),
+        ({"num_res_blocks": 0}, "num_res_blocks must be at least 1"),
         ({"attention_resolutions": "0"}, "attention_resolutions"),
-        ({"dropout": 1.5}, "dropout is at least 0"),
-        ({"image_size": 32}, "channel_mult of its own for 64,128,256,512 pixels, not for 32"),
+        ({"dropout": 1.5}, "dropout must be at least 0"),
+        ({"image_size": 32}, "default channel_mult for 64,128,256,512 pixels, not for 32"),
     ],
 )
-def test_flags_that_cannot_be_read_are_refused(flags, message):
+def test_invalid_flags_are_rejected(flags, message):
     with pytest.raises(InputError, match=message):
         read_flags(flags)
 
 
-def test_attention_goes_by_downsampling_factor_as_in_adm():
+def test_attention_levels_as_in_adm():
     flags = read_flags({"image_size": 64, "attention_resolutions": "33,16"})  # 64 // 33 is 1, 64 // 16 is 4
     assert network_config(flags)["attention_resolutions"] == (64, 16)
 
 
-# ---------------------------------------------------------------------- what does not fit
+# ---------------------------------------------------------------------- mismatches
 
 
 @pytest.mark.parametrize(
@@ -239,19 +239,19 @@ def test_attention_goes_by_downsampling_factor_as_in_adm():
         ("in_channels", 1, "3"),
     ],
 )
-def test_a_flag_that_does_not_fit_is_named_with_both_values(name, flag, weights):
+def test_mismatched_flag_is_named(name, flag, weights):
     with pytest.raises(InputError) as error:
-        load_adm(in_adms_layout(stock()), **(TINY | {name: flag}))
-    assert f"{name}: the flags say {flag or 'none' if name[0] == 'a' else flag}, the weights {weights}" in str(
+        load_adm(adm_state_dict(stock()), **(TINY | {name: flag}))
+    assert f"{name}: the flags give {flag or 'none' if name[0] == 'a' else flag}, the weights {weights}" in str(
         error.value
     )
-    assert str(error.value).count("the flags say") == 1
+    assert str(error.value).count("the flags give") == 1
 
 
-def test_all_flags_that_do_not_fit_are_named_at_once():
+def test_all_mismatched_flags_are_named():
     with pytest.raises(InputError) as error:
         load_adm(
-            in_adms_layout(stock(updown=True, scale_shift=False, sigma=True, classes=None)),
+            adm_state_dict(stock(updown=True, scale_shift=False, sigma=True, classes=None)),
             image_size=8,
             channel_mult="1,2",
         )
@@ -266,8 +266,8 @@ def test_all_flags_that_do_not_fit_are_named_at_once():
     }
 
 
-def test_a_forgotten_image_size_is_guessed_at_in_the_message_alone():
-    state = in_adms_layout(stock(mult=(1, 1, 2, 3, 4), attend=(False,) * 5, classes=None))
+def test_missing_image_size_is_suggested():
+    state = adm_state_dict(stock(mult=(1, 1, 2, 3, 4), attend=(False,) * 5, classes=None))
     with pytest.raises(InputError, match=r"the weights 1,1,2,3,4.*channel_mult is ADM's for image_size 128"):
         load_adm(state, num_channels=32, attention_resolutions="", num_res_blocks=1)
 
@@ -276,30 +276,30 @@ def test_a_forgotten_image_size_is_guessed_at_in_the_message_alone():
     "key", ["output_blocks.1.0.out_layers.3.weight", "middle_block.0.emb_layers.1.weight", "out.2.weight", "time_embed.2.bias",
             "output_blocks.0.0.out_layers.0.weight", "output_blocks.1.2.conv.weight", "input_blocks.3.1.qkv.bias"]
 )  # fmt: skip
-def test_a_missing_key_is_named(key):
-    state = in_adms_layout(stock())
+def test_missing_key_is_named(key):
+    state = adm_state_dict(stock())
     del state[key]
     with pytest.raises(InputError, match=f"missing: {key}"):
         load_adm(state, **TINY)
 
 
 @pytest.mark.parametrize("key", ["extra", "input_blocks.9.0.op.weight", "output_blocks.9.1.norm.weight"])
-def test_a_surplus_key_is_named(key):
-    with pytest.raises(InputError, match=f"left over: {key}"):
-        load_adm(in_adms_layout(stock()) | {key: torch.zeros(1)}, **TINY)
+def test_unexpected_key_is_named(key):
+    with pytest.raises(InputError, match=f"unexpected: {key}"):
+        load_adm(adm_state_dict(stock()) | {key: torch.zeros(1)}, **TINY)
 
 
-def test_a_weight_of_another_shape_is_named():
-    state = in_adms_layout(stock())
+def test_wrong_shape_is_named():
+    state = adm_state_dict(stock())
     state["input_blocks.1.0.in_layers.2.weight"] = torch.zeros(32, 32, 1, 1)
     with pytest.raises(
-        InputError, match=r"input_blocks.1.0.in_layers.2.weight should make \[32, 32, 3, 3\].*\[32, 32, 1, 1\]"
+        InputError, match=r"input_blocks.1.0.in_layers.2.weight should have shape \[32, 32, 3, 3\].*\[32, 32, 1, 1\]"
     ):
         load_adm(state, **TINY)
 
 
-def test_upsamplers_classifiers_and_others_are_refused():
-    state = in_adms_layout(stock())
+def test_other_networks_are_rejected():
+    state = adm_state_dict(stock())
     upsampler = state | {"input_blocks.0.0.weight": torch.zeros(32, 6, 3, 3)}
     classifier = {k: v for k, v in state.items() if not k.startswith("output_blocks")}
     for weights, message in (
@@ -319,18 +319,18 @@ def test_upsamplers_classifiers_and_others_are_refused():
 
 def test_files_and_half_precision(tmp_path):
     model = stock()
-    state = in_adms_layout(model)
+    state = adm_state_dict(model)
     torch.save(state, tmp_path / "net.pt")
     save_file({k: v.contiguous() for k, v in state.items()}, tmp_path / "net.safetensors")
     for name in ("net.pt", "net.safetensors"):
-        assert worst(load_adm(tmp_path / name, **TINY), model) < 1e-4
-        assert worst(load_adm(str(tmp_path / name), **TINY), model) < 1e-4
+        assert max_relative_error(load_adm(tmp_path / name, **TINY), model) < 1e-4
+        assert max_relative_error(load_adm(str(tmp_path / name), **TINY), model) < 1e-4
     half = load_adm({k: v.half() for k, v in state.items()}, **TINY)
-    assert half.dtype == torch.float32 and worst(half, model) < 2e-2
+    assert half.dtype == torch.float32 and max_relative_error(half, model) < 2e-2
 
 
-def test_the_weights_are_copies():
-    state = in_adms_layout(stock())
+def test_weights_are_copied():
+    state = adm_state_dict(stock())
     unet = load_adm(state, **TINY)
     before = unet.conv_in.weight.clone()
     state["input_blocks.0.0.weight"].zero_()
@@ -347,7 +347,7 @@ class Malicious:
 
 @pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 @pytest.mark.parametrize("save", [torch.save, lambda o, p: p.write_bytes(pickle.dumps(o))], ids=["torch", "pickle"])
-def test_no_code_in_a_file_is_run(tmp_path, save):
+def test_code_in_files_is_not_run(tmp_path, save):
     trace = tmp_path / "ran"
     save({"weight": Malicious(str(trace))}, tmp_path / "net.pt")
     with pytest.raises(InputError, match="run code"):
@@ -355,7 +355,7 @@ def test_no_code_in_a_file_is_run(tmp_path, save):
     assert not trace.exists()
 
 
-def test_files_that_are_none_are_refused(tmp_path):
+def test_invalid_files_are_rejected(tmp_path):
     with pytest.raises(InputError, match="no checkpoint"):
         load_adm(tmp_path / "none.pt")
     for name in ("bad.pt", "bad.safetensors"):
@@ -368,10 +368,10 @@ def test_files_that_are_none_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("preset", "millions"),  # Dhariwal & Nichol 2021, table 4 and the appendix's
+    ("preset", "millions"),  # Dhariwal & Nichol 2021, table 4 and appendix
     [("imagenet64", 296), ("imagenet128", 422), ("imagenet256", 554), ("imagenet512", 559)],
 )
-def test_published_networks_have_their_published_sizes(preset, millions):
+def test_published_parameter_counts(preset, millions):
     """Counted on the meta device, not allocated."""
     config = network_config(read_flags(PRESETS[preset]))
     if preset == "imagenet64":
@@ -384,7 +384,7 @@ def test_published_networks_have_their_published_sizes(preset, millions):
         assert abs(sum(p.numel() for p in unet.parameters()) / 1e6 - millions) < 1
 
 
-def test_every_preset_is_made_of_known_flags():
+def test_presets_have_known_flags():
     for name, flags in PRESETS.items():
         read = read_flags(flags)
         assert read["use_scale_shift_norm"] and read["resblock_updown"] and read["learn_sigma"], name
@@ -392,10 +392,10 @@ def test_every_preset_is_made_of_known_flags():
     assert network_config(read_flags(PRESETS["lsun"]))["num_classes"] is None
 
 
-def test_widths_in_fractions_load():
+def test_fractional_widths_load():
     model = stock(mult=(1, 1, 2), attend=(False, False, True))
-    state = in_adms_layout(model)
-    # as in ADM's 512 net the first level is half as wide as the timestep's sinusoid: 64 channels and 0.5
+    state = adm_state_dict(model)
+    # as in ADM's 512x512 network the first level is half as wide as the sinusoidal embedding: 64 channels and 0.5
     state["time_embed.0.weight"] = torch.zeros(256, 64)
     state["time_embed.0.bias"] = torch.zeros(256)
     state["time_embed.2.weight"], state["time_embed.2.bias"] = torch.zeros(256, 256), torch.zeros(256)
@@ -405,12 +405,12 @@ def test_widths_in_fractions_load():
     flags = TINY | {"num_channels": 64, "channel_mult": "0.5,0.5,1", "attention_resolutions": "2"}
     unet = load_adm(state, **flags)
     assert unet.conv_in.out_channels == 32
-    # nothing of time and class is told but the biases, which the stock model is given too
+    # time and class have no effect except through the biases, which the stock model has too
     with torch.no_grad():
         for module in model.modules():
             if hasattr(module, "time_emb_proj"):
                 module.time_emb_proj.weight.zero_()
-    assert worst(unet, model) < 1e-4
+    assert max_relative_error(unet, model) < 1e-4
 
 
 # ---------------------------------------------------------------------- a pipeline folder
@@ -418,15 +418,15 @@ def test_widths_in_fractions_load():
 
 @pytest.fixture
 def checkpoint(tmp_path):
-    torch.save(in_adms_layout(stock(sigma=True)), tmp_path / "tiny.pt")
+    torch.save(adm_state_dict(stock(sigma=True)), tmp_path / "tiny.pt")
     return tmp_path / "tiny.pt"
 
 
 SIGMA = TINY | {"learn_sigma": True}
 
 
-def test_a_folder_with_imagenets_names(tmp_path):
-    torch.save(in_adms_layout(stock(classes=1000, sigma=True)), tmp_path / "tiny.pt")
+def test_import_with_imagenet_names(tmp_path):
+    torch.save(adm_state_dict(stock(classes=1000, sigma=True)), tmp_path / "tiny.pt")
     folder = import_adm(tmp_path / "tiny.pt", tmp_path / "out", preset="imagenet64", resblock_updown=False, **(
         SIGMA | {"noise_schedule": "cosine"}))  # fmt: skip
     pipe = ClassConditionalPipeline.from_pretrained(folder)
@@ -434,7 +434,7 @@ def test_a_folder_with_imagenets_names(tmp_path):
     assert (labels.K, labels.has_null, labels.null_id) == (1000, False, None)
     assert labels.parse(["goldfish", "wnid:n01440764", 999]) == [1, 0, 999]
     assert pipe.scheduler.config.beta_schedule == "squaredcos_cap_v2" and pipe.unet.config.dropout == 0.1
-    with pytest.raises(InputError, match=r"no null class.*init_from"):
+    with pytest.raises(InputError, match=r"null class.*init_from"):
         pipe("goldfish", guidance_scale=2.0)
     pipe.set_progress_bar_config(disable=True)
     images = pipe.use_sampler("ddpm")("goldfish", num_inference_steps=2, seeds=0, output_type="pt").images
@@ -442,11 +442,11 @@ def test_a_folder_with_imagenets_names(tmp_path):
     card = (folder / "README.md").read_text()
     assert "tiny.pt" in card and "--sampler ddpm --steps 250" in card
     assert sorted(p.name for p in tmp_path.iterdir()) == ["out", "tiny.pt"]
-    with pytest.raises(InputError, match="there already"):
+    with pytest.raises(InputError, match="is not overwritten"):
         import_adm(tmp_path / "tiny.pt", folder, **SIGMA)
 
 
-def test_names_of_other_classes(tmp_path, checkpoint):
+def test_import_with_other_names(tmp_path, checkpoint):
     pipe = ClassConditionalPipeline.from_pretrained(import_adm(checkpoint, tmp_path / "ids", **SIGMA))
     assert pipe.labels.names == tuple("01234") and not pipe.labels.has_null
     assert pipe.scheduler.config.beta_schedule == "linear" and pipe.scheduler.config.prediction_type == "epsilon"
@@ -458,15 +458,15 @@ def test_names_of_other_classes(tmp_path, checkpoint):
     assert pipe.labels.names == ("ant", "bee", "cat", "dog", "eel")
     assert pipe.scheduler.config.prediction_type == "sample"
     names.write_text("ant\nbee\n")
-    with pytest.raises(InputError, match="names 2 classes, the network has 5"):
+    with pytest.raises(InputError, match="has 2 classes, the network has 5"):
         import_adm(checkpoint, tmp_path / "few", class_names=names, **SIGMA)
     with pytest.raises(InputError, match="cannot be read as text"):
         import_adm(checkpoint, tmp_path / "few", class_names=tmp_path / "none.txt", **SIGMA)
     assert not (tmp_path / "few").exists()
 
 
-def test_a_network_without_classes(tmp_path):
-    torch.save(in_adms_layout(stock(classes=None)), tmp_path / "tiny.pt")
+def test_import_without_classes(tmp_path):
+    torch.save(adm_state_dict(stock(classes=None)), tmp_path / "tiny.pt")
     pipe = ClassConditionalPipeline.from_pretrained(
         import_adm(tmp_path / "tiny.pt", tmp_path / "out", **(TINY | {"class_cond": False}))
     )
@@ -485,28 +485,28 @@ def test_a_network_without_classes(tmp_path):
         ({"num_chanels": 3}, "num_chanels"),
     ],
 )
-def test_a_diffusion_without_counterpart_is_refused(tmp_path, checkpoint, flags, message):
+def test_unsupported_diffusion_is_rejected(tmp_path, checkpoint, flags, message):
     with pytest.raises(InputError, match=message):
         import_adm(checkpoint, tmp_path / "out", **(SIGMA | flags))
     assert not (tmp_path / "out").exists()
 
 
-def test_more_steps_under_the_cosine_schedule(tmp_path, checkpoint):
+def test_cosine_schedule_with_4000_steps(tmp_path, checkpoint):
     flags = SIGMA | {"diffusion_steps": "4000", "noise_schedule": "cosine"}
     folder = import_adm(checkpoint, tmp_path / "out", **flags)
     assert json.loads((folder / "scheduler/scheduler_config.json").read_text())["num_train_timesteps"] == 4000
 
 
-def test_the_command(tmp_path, checkpoint, monkeypatch, capsys):
+def test_import_adm_command(tmp_path, checkpoint, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     options = [f"--{name}={value}" for name, value in SIGMA.items()]
     preset = ["--preset", "imagenet64", "--resblock-updown", "False", "--use_fp16", "True"]
     assert command.run([str(checkpoint), *preset, *options]) == 0
-    said = capsys.readouterr().out
-    assert "models/tiny" in said and "5 classes" in said and "guidance 1" in said and "--init_from" in said
-    assert "adagn sample models/tiny --classes 0 --sampler ddpm --steps 250" in said
+    printed = capsys.readouterr().out
+    assert "models/tiny" in printed and "5 classes" in printed and "guidance 1" in printed and "--init_from" in printed
+    assert "adagn sample models/tiny --classes 0 --sampler ddpm --steps 250" in printed
     assert ClassConditionalPipeline.from_pretrained("models/tiny").scheduler.config.beta_schedule == "squaredcos_cap_v2"
-    with pytest.raises(InputError, match="there already"):
+    with pytest.raises(InputError, match="is not overwritten"):
         command.run([str(checkpoint), *preset, *options])
     with pytest.raises(InputError, match="no checkpoint"):
         command.run(["none.pt"])
@@ -515,26 +515,26 @@ def test_the_command(tmp_path, checkpoint, monkeypatch, capsys):
     assert all(f"--{name}" in command.parser().format_help() for name in FLAGS)
 
 
-def test_the_command_lists_its_flags_without_waiting_for_torch():
+def test_help_does_not_import_torch():
     code = "import sys; from diffusion_adagn.cli.import_adm import parser; parser().format_help(); sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
-def test_damaged_weights_are_named(tmp_path):
-    state = in_adms_layout(stock())
+def test_corrupted_weights_are_named(tmp_path):
+    state = adm_state_dict(stock())
     state["time_embed.0.weight"] = state["time_embed.0.weight"] * float("nan")
-    with pytest.raises(InputError, match=r"time_embed\.0\.weight holds nan"):
+    with pytest.raises(InputError, match=r"time_embed\.0\.weight contains nan"):
         load_adm(state, **TINY)
-    state = in_adms_layout(stock())
+    state = adm_state_dict(stock())
     state["out.2.weight"], state["out.2.bias"] = torch.zeros(4, 32, 3, 3), torch.zeros(4)
     with pytest.raises(InputError, match=r"out\.2\.weight has 4 rows"):
         load_adm(state, **TINY)
-    torch.save(in_adms_layout(stock()), tmp_path / "cut.pt")
+    torch.save(adm_state_dict(stock()), tmp_path / "cut.pt")
     (tmp_path / "cut.pt").write_bytes((tmp_path / "cut.pt").read_bytes()[:5000])
-    with pytest.raises(InputError, match="cut short or damaged"):
+    with pytest.raises(InputError, match="truncated or corrupted"):
         load_adm(tmp_path / "cut.pt", **TINY)
 
 
-def test_sides_of_attention_are_said_to_be_for_an_image_size():
-    with pytest.raises(InputError, match="read for image_size 16, which weights cannot show"):
-        load_adm(in_adms_layout(stock()), **(TINY | {"image_size": 16}))
+def test_attention_mismatch_names_image_size():
+    with pytest.raises(InputError, match="computed for image_size 16, which the weights do not show"):
+        load_adm(adm_state_dict(stock()), **(TINY | {"image_size": 16}))

@@ -1,4 +1,4 @@
-"""The exported folder's pipeline takes the arguments of ours, and samples the same images with them."""
+"""The exported pipeline has the arguments of ours, and samples the same images with them."""
 
 import numpy as np
 import pytest
@@ -18,7 +18,7 @@ SAME = {"num_inference_steps": 4, "output_type": "np"}
 def both():
     """(ours, the exported pipeline) of one network."""
     unet = tiny_unet()
-    unet.conv_out.weight.data *= 0.2  # calm as trained networks are: rounding is not amplified from step to step
+    unet.conv_out.weight.data *= 0.2  # small outputs, as of trained networks: sampling does not amplify rounding
     scheduler = make_scheduler(DiffusionConfig(prediction="v"))
     ours = ClassConditionalPipeline(unet, scheduler, LabelSpace(("cat", "dog", "tench")))
     theirs = LabelPipeline(to_unet2d(unet), scheduler, dict(enumerate(ours.labels.names)), null_id=3)
@@ -89,10 +89,10 @@ def test_callback_interrupts_the_call(both):
         ({"generator": 5}, "generator"),
         ({"generator": [5, 5]}, "generator"),
         ({"callback_on_step_end": 5}, "callback_on_step_end"),
-        ({"sampler": "dpm"}, "sampler is one of ddpm"),
-        ({"spacing": "cosine"}, "spacing is one of leading"),
+        ({"sampler": "dpm"}, "sampler must be one of ddpm"),
+        ({"spacing": "cosine"}, "spacing must be one of leading"),
     ],
 )
-def test_calls_that_contradict_are_rejected(both, call, message):
+def test_contradicting_calls_are_rejected(both, call, message):
     with pytest.raises(ValueError, match=message):
         both[1](["cat", "dog"], **call, **SAME)

@@ -1,4 +1,4 @@
-"""Our network and diffusers' UNet2DModel, both ways: the same function, the same gradients."""
+"""Conversion between our network and diffusers' UNet2DModel, in both directions: equal outputs and gradients."""
 
 import pytest
 import torch
@@ -32,7 +32,7 @@ OURS = [
 
 
 def stock(**changes) -> UNet2DModel:
-    """A small UNet2DModel in ADM's shape, with random weights and nothing left at zero."""
+    """A small UNet2DModel in ADM's shape, with random weights, none of them zero."""
     settings = {
         "sample_size": 8,
         "in_channels": 1,
@@ -85,22 +85,22 @@ THEIRS = [
 ]  # fmt: skip
 
 
-def agree(mine, other, layers):
-    """Outputs, and gradients in the picture and in weights, agree within 1e-4 of the largest.
+def assert_equal_networks(unet, model, layers):
+    """Assert that outputs, and gradients of the image and of weights, agree within 1e-4 of the largest.
 
-    layers: [(our parameter, their parameters, whose rows stand one below the other in ours)]
+    layers: [(our parameter, their parameters, whose concatenated rows are ours)]
     """
-    channels = mine.config.in_channels
-    classes = other.config.num_class_embeds
+    channels = unet.config.in_channels
+    classes = model.config.num_class_embeds
     x = torch.randn(3, channels, 8, 8, generator=torch.Generator().manual_seed(1))
     y = torch.tensor([0, 2, classes - 1]) if classes else None
     results = []
-    for unet in (mine, other):
-        unet.zero_grad()
-        picture = x.clone().requires_grad_()
-        out = unet(picture, T, y).sample
+    for network in (unet, model):
+        network.zero_grad()
+        image = x.clone().requires_grad_()
+        out = network(image, T, y).sample
         (out * torch.linspace(-1, 1, out.numel()).reshape(out.shape)).sum().backward()
-        results.append((out.detach(), picture.grad))
+        results.append((out.detach(), image.grad))
     pairs = list(zip(*results))
     pairs += [(ours.grad, torch.cat([p.grad for p in theirs])) for ours, theirs in layers]
     for a, b in pairs:
@@ -108,37 +108,37 @@ def agree(mine, other, layers):
         assert (a - b).abs().max() < 1e-4 * b.abs().max()
 
 
-def layers_of(mine, other):
-    """Class table, projection, embedding and ends: ours with theirs, sites in the order in which the picture meets them."""
+def layers_of(unet, model):
+    """Pairs of our parameters and theirs: class table, projection, embedding, first and last layer; sites in forward order."""
     blocks = []
-    for down in other.down_blocks:
+    for down in model.down_blocks:
         blocks += [*down.resnets, *(down.downsamplers or [])]
-    blocks += other.mid_block.resnets
-    for up in other.up_blocks:
+    blocks += model.mid_block.resnets
+    for up in model.up_blocks:
         blocks += [*up.resnets, *(up.upsamplers or [])]
-    told = [b.time_emb_proj for b in blocks if hasattr(b, "time_emb_proj")]
+    projections = [b.time_emb_proj for b in blocks if hasattr(b, "time_emb_proj")]
     pairs = [
-        (mine.projection.weight, [p.weight for p in told]),
-        (mine.projection.bias, [p.bias for p in told]),
-        (mine.embedding.time[0].weight, [other.time_embedding.linear_1.weight]),
-        (mine.conv_in.weight, [other.conv_in.weight]),
-        (mine.conv_out.bias, [other.conv_out.bias]),
+        (unet.projection.weight, [p.weight for p in projections]),
+        (unet.projection.bias, [p.bias for p in projections]),
+        (unet.embedding.time[0].weight, [model.time_embedding.linear_1.weight]),
+        (unet.conv_in.weight, [model.conv_in.weight]),
+        (unet.conv_out.bias, [model.conv_out.bias]),
     ]
-    attention = other.mid_block.attentions[0]
+    attention = model.mid_block.attentions[0]
     pairs.append(
-        (mine.middle[0].attention.qkv.weight, [p.weight for p in (attention.to_q, attention.to_k, attention.to_v)])
+        (unet.middle[0].attention.qkv.weight, [p.weight for p in (attention.to_q, attention.to_k, attention.to_v)])
     )
-    if other.class_embedding is not None:
-        pairs.append((mine.embedding.classes.weight, [other.class_embedding.weight]))
+    if model.class_embedding is not None:
+        pairs.append((unet.embedding.classes.weight, [model.class_embedding.weight]))
     return pairs
 
 
 @pytest.mark.parametrize("changes", OURS, ids=str)
-def test_ours_as_a_stock_model_and_back(changes):
+def test_our_network_round_trip(changes):
     unet = tiny_unet(**changes)
     model = to_unet2d(unet)
     assert type(model) is UNet2DModel and not model.training
-    agree(unet, model, layers_of(unet, model))
+    assert_equal_networks(unet, model, layers_of(unet, model))
 
     back = from_unet2d(model, null_class=bool(unet.config.num_classes) and unet.config.null_class)
     state = back.state_dict()
@@ -148,25 +148,25 @@ def test_ours_as_a_stock_model_and_back(changes):
 
 
 @pytest.mark.parametrize("changes", THEIRS, ids=str)
-def test_a_stock_model_as_ours_and_back(changes):
+def test_stock_network_round_trip(changes):
     model = stock(**changes)
     unet = from_unet2d(model)
     assert unet.config.num_classes == model.config.num_class_embeds and not unet.training
-    agree(unet, model, layers_of(unet, model))
+    assert_equal_networks(unet, model, layers_of(unet, model))
     again = to_unet2d(unet).state_dict()
     assert all(torch.equal(tensor, again.pop(name)) for name, tensor in model.state_dict().items()) and not again
 
 
-def test_the_last_row_is_null_where_it_is_said_to_be():
+def test_last_row_as_null_class():
     model = stock()
     unet = from_unet2d(model, null_class=True)
     assert (unet.config.num_classes, unet.config.null_class) == (3, True)
     assert to_unet2d(unet).config.num_class_embeds == 4
-    with pytest.raises(InputError, match="null_class is asked of a class table of 0 rows"):
+    with pytest.raises(InputError, match="null_class needs a class table of at least 2 rows, not 0"):
         from_unet2d(stock(num_class_embeds=None), null_class=True)
 
 
-def test_weights_are_copies_and_the_mode_stays():
+def test_weights_are_copied_and_mode_stays():
     unet = tiny_unet().train()
     model = to_unet2d(unet)
     assert model.training and from_unet2d(model, null_class=True).training
@@ -178,7 +178,7 @@ def test_weights_are_copies_and_the_mode_stays():
     assert all(p.requires_grad and p.device.type == "cpu" for p in model.parameters())
 
 
-def test_it_saves_and_loads_as_diffusers_does(tmp_path):
+def test_converted_network_saves_and_loads(tmp_path):
     unet = tiny_unet()
     to_unet2d(unet).save_pretrained(tmp_path)
     model = UNet2DModel.from_pretrained(tmp_path)
@@ -199,7 +199,7 @@ def test_it_saves_and_loads_as_diffusers_does(tmp_path):
     ],
     ids=str,
 )
-def test_what_a_stock_model_cannot_express_is_refused(changes, reason):
+def test_unsupported_export_is_rejected(changes, reason):
     with pytest.raises(InputError, match=f"UNet2DModel cannot express this network: .*{reason}"):
         to_unet2d(tiny_unet(**changes))
 
@@ -211,10 +211,10 @@ def test_what_a_stock_model_cannot_express_is_refused(changes, reason):
         ({"up_block_types": ("AttnUpBlock2D", "AttnUpBlock2D")}, "different levels"),
         ({"down_block_types": ("ResnetDownsampleBlock2D", "AttnDownBlock2D")}, "resampled in different ways"),
         ({"upsample_type": "resnet"}, "resampled in different ways"),
-        ({"mid_block_type": None}, "a middle of type None"),
-        ({"add_attention": False}, "middle without attention"),
+        ({"mid_block_type": None}, "a middle block of type None"),
+        ({"add_attention": False}, "middle block without attention"),
         ({"mid_block_scale_factor": 2}, "mid_block_scale_factor 2"),
-        ({"attn_norm_num_groups": None}, "attn_norm_num_groups None, unlike norm_num_groups 4"),
+        ({"attn_norm_num_groups": None}, "attn_norm_num_groups None, but norm_num_groups 4"),
         ({"attn_norm_num_groups": 8}, "attn_norm_num_groups 8"),
         ({"time_embedding_type": "fourier"}, "fourier timestep"),
         ({"time_embedding_type": "learned", "num_train_timesteps": 10}, "learned timestep"),
@@ -227,21 +227,21 @@ def test_what_a_stock_model_cannot_express_is_refused(changes, reason):
         ({"downsample_padding": 0}, "downsample_padding 0"),
         ({"center_input_sample": True}, "center_input_sample"),
         ({"sample_size": None}, "sample_size None"),
-        ({"sample_size": (8, 16)}, "of square pictures"),
+        ({"sample_size": (8, 16)}, "of square images"),
         ({"freq_shift": 1, "act_fn": "gelu"}, "freq_shift.*gelu"),
     ],
     ids=str,
 )
-def test_what_our_network_cannot_express_is_refused(changes, reason):
+def test_unsupported_import_is_rejected(changes, reason):
     with pytest.raises(InputError, match=f"AdaGNUNet cannot express this UNet2DModel: .*{reason}"):
         from_unet2d(stock(**changes))
 
 
-def test_heads_that_do_not_divide_a_width_are_refused():
+def test_indivisible_heads_are_rejected():
     with pytest.raises(InputError, match="heads of 5"):
         from_unet2d(stock(attention_head_dim=5))
 
 
-def test_another_library_model_is_refused():
-    with pytest.raises(InputError, match="UNet2DModel is expected, not Linear"):
+def test_other_models_are_rejected():
+    with pytest.raises(InputError, match="expected a diffusers UNet2DModel, not Linear"):
         from_unet2d(torch.nn.Linear(1, 1))

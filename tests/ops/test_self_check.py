@@ -181,13 +181,13 @@ def test_no_compiler_on_path_falls_back(unchecked, monkeypatch, capsys, tmp_path
     for x in (x_of(), x_of(), x_of(torch.bfloat16)):
         assert torch.equal(adagn_silu(x, None, None, 4), adagn_silu_reference(x, None, None, 4))
     asked, device = SpeedConfig(), torch.device("cpu")
-    chosen = speed.choose(asked, device, 1)
+    chosen = speed.resolve_speed(asked, device, 1)
     said, why = capsys.readouterr().err, "there is no C++ compiler (c++, g++ or clang++; or name one in CXX)"
     assert said.count("\n") == 1 and said.startswith("note: ") and why in said
     assert f"eager operator (chosen for this machine: precision, memory_format, operator, since the fused one cannot be used: {why})" in (
-        speed.describe(chosen, asked, device)
+        speed.describe_speed(chosen, asked, device)
     )  # fmt: skip
-    assert "cannot be used" not in speed.describe(chosen, SpeedConfig(operator="eager"), device)
+    assert "cannot be used" not in speed.describe_speed(chosen, SpeedConfig(operator="eager"), device)
 
 
 # ---------------------------------------------------------------------- CUDA's, without a GPU
@@ -225,13 +225,13 @@ def pretended(monkeypatch, unchecked):
 def test_cuda_fallback_names_the_reason(pretended, capsys, kernels, words):
     pretended(kernels)
     asked, cuda = SpeedConfig(precision="fp32"), torch.device("cuda")
-    chosen = speed.choose(asked, cuda, 1)
+    chosen = speed.resolve_speed(asked, cuda, 1)
     said = capsys.readouterr().err
     assert chosen.operator == ("eager" if words else "fused")
-    assert words in said and said.count("\n") == bool(words) and words in speed.describe(chosen, asked, cuda)
+    assert words in said and said.count("\n") == bool(words) and words in speed.describe_speed(chosen, asked, cuda)
     if words:
         with pytest.raises(InputError, match=r"speed.operator fused cannot be: .*Take auto or eager"):
-            speed.choose(SpeedConfig(precision="fp32", operator="fused"), cuda, 1)
+            speed.resolve_speed(SpeedConfig(precision="fp32", operator="fused"), cuda, 1)
     assert list(self_check._found) == [("cuda", 0, torch.float32, False)]
 
 

@@ -36,7 +36,7 @@ def gpus(monkeypatch):
         monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda > 0)
         monkeypatch.setattr(torch.cuda, "device_count", lambda: cuda)
         monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
-        monkeypatch.setattr(distributed, "_driver", lambda: driver)
+        monkeypatch.setattr(distributed, "_has_nvidia_driver", lambda: driver)
         for name in ("ACCELERATE_TORCH_DEVICE", "ACCELERATE_USE_CPU", "WORLD_SIZE", "LOCAL_RANK"):
             monkeypatch.delenv(name, raising=False)
         if launched is not None:
@@ -149,7 +149,7 @@ def test_missing_gpu_is_reported_with_a_reason(gpus, monkeypatch):
 
 def test_missing_gpu_is_printed_once(gpus, capsys):
     gpus(driver=True)
-    distributed._say_once.cache_clear()
+    distributed._print_once.cache_clear()
     AcceleratorState._reset_state(reset_partial_state=True)
     process_state("cpu")
     assert "No GPU" not in capsys.readouterr().err

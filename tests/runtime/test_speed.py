@@ -33,26 +33,26 @@ def test_auto_is_chosen_by_the_machine(monkeypatch, device, bf16, flops, precisi
         speed, "unsupported_reason", lambda device, *_, note: "no kernel." if device.type == "mps" else ""
     )
     asked = SpeedConfig()
-    chosen = speed.choose(asked, device, flops)
+    chosen = speed.resolve_speed(asked, device, flops)
     operator = "eager" if device.type == "mps" else "fused"
     assert (chosen.precision, chosen.memory_format, chosen.operator) == (precision, memory_format, operator)
-    told = speed.describe(chosen, asked)
+    told = speed.describe_speed(chosen, asked)
     assert all(word in told for word in (precision, memory_format, operator, "chosen for this machine"))
     forced = SpeedConfig("fp32", "contiguous", "eager", True)
-    assert speed.choose(forced, device, flops) == forced
-    assert "chosen" not in speed.describe(forced, forced) and "compiled" in speed.describe(forced, forced)
+    assert speed.resolve_speed(forced, device, flops) == forced
+    assert "chosen" not in speed.describe_speed(forced, forced) and "compiled" in speed.describe_speed(forced, forced)
 
 
 def test_what_is_forced_and_cannot_be_is_refused(monkeypatch):
     with pytest.raises(InputError, match=r"speed.precision fp16 needs a CUDA GPU"):
-        speed.choose(SpeedConfig(precision="fp16"), CPU, LARGE)
+        speed.resolve_speed(SpeedConfig(precision="fp16"), CPU, LARGE)
     monkeypatch.setattr(speed, "unsupported_reason", lambda *_, note: "there is no C++ compiler.")
     with pytest.raises(InputError, match=r"no C\+\+ compiler"):
-        speed.choose(SpeedConfig(operator="fused"), CPU, LARGE)
-    assert speed.choose(SpeedConfig(), CPU, LARGE).operator == "eager"
+        speed.resolve_speed(SpeedConfig(operator="fused"), CPU, LARGE)
+    assert speed.resolve_speed(SpeedConfig(), CPU, LARGE).operator == "eager"
     monkeypatch.setenv("CXX", "/nowhere/c++")
-    with pytest.raises(InputError, match=r"CXX names /nowhere/c\+\+.*Leave out speed.compile"):
-        speed.choose(SpeedConfig(compile=True), CPU, LARGE)
+    with pytest.raises(InputError, match=r"CXX names /nowhere/c\+\+.*Omit speed.compile"):
+        speed.resolve_speed(SpeedConfig(compile=True), CPU, LARGE)
 
 
 def test_one_word_in_a_config(tmp_path):
@@ -80,7 +80,7 @@ def test_layouts_and_operators_compute_the_same():
     for out in outs.values():
         torch.testing.assert_close(out, outs["contiguous", "eager"], atol=1e-5, rtol=1e-4)
     assert unet.conv_in.weight.is_contiguous(memory_format=torch.channels_last)
-    with pytest.raises(InputError, match="layout is one of"):
+    with pytest.raises(InputError, match="memory format is one of"):
         unet.set_memory_format("nhwc")
 
 
@@ -158,8 +158,8 @@ def test_every_process_takes_the_main_ones_number_type(monkeypatch):
         speed, "broadcast_object_list", lambda mine: ["bf16"]
     )  # as a main process with another card has it
     asked = speed.SpeedConfig(operator="eager")
-    assert speed.choose(asked, torch.device("cpu"), 1).precision == "fp32"
-    assert speed.choose_together(asked, torch.device("cpu"), 1).precision == "bf16"
+    assert speed.resolve_speed(asked, torch.device("cpu"), 1).precision == "fp32"
+    assert speed.resolve_speed_together(asked, torch.device("cpu"), 1).precision == "bf16"
 
 
 def test_products_on_an_apple_gpu_are_waited_for(monkeypatch):

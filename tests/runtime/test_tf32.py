@@ -81,14 +81,14 @@ def pretended(monkeypatch):
 
 def test_precision_sets_both_flags_and_restores_them(as_before):
     for precision, wanted in {"fp32": FULL, "bf16": FULL, "fp16": FULL, "tf32": FAST}.items():
-        with precision_module.computed_in(precision, CPU):
+        with precision_module.use_precision(precision, CPU):
             assert flags() == wanted
             assert torch.is_autocast_enabled("cpu") == (precision in ("bf16", "fp16"))
-            with precision_module.computed_in("tf32", CPU):
+            with precision_module.use_precision("tf32", CPU):
                 assert flags() == FAST
             assert flags() == wanted
         assert precision_module._tf32_state() == as_before
-    with pytest.raises(ZeroDivisionError), precision_module.tf32(True):
+    with pytest.raises(ZeroDivisionError), precision_module.use_tf32(True):
         1 / 0  # noqa: B018
     assert precision_module._tf32_state() == as_before
 
@@ -106,7 +106,7 @@ def test_settings_of_the_caller_come_back(as_before, told):
         torch.set_float32_matmul_precision("medium")
     before, products = precision_module._tf32_state(), torch.backends.mkldnn.matmul.fp32_precision
     for on in (False, True):
-        with precision_module.tf32(on):
+        with precision_module.use_tf32(on):
             assert torch.backends.cudnn.allow_tf32 == torch.backends.cuda.matmul.allow_tf32 == on
             assert cudnn.conv.fp32_precision == matmul.fp32_precision == ("tf32" if on else "ieee")
         after = precision_module._tf32_state()
@@ -119,12 +119,12 @@ def test_tf32_is_chosen_only_where_it_is(monkeypatch):
     for device in (CPU, CUDA, torch.device("mps")):
         if not precision_module.has_tf32(device):
             with pytest.raises(InputError, match=r"speed.precision tf32 needs a CUDA GPU .*Ampere.*use fp32"):
-                speed.choose(asked, device, 1)
+                speed.resolve_speed(asked, device, 1)
     monkeypatch.setattr(precision_module, "has_tf32", lambda device: device.type == "cuda")
-    chosen = speed.choose(asked, CUDA, 1)
+    chosen = speed.resolve_speed(asked, CUDA, 1)
     assert (chosen.precision, chosen.memory_format) == ("tf32", "channels_last")
-    assert speed.describe(chosen, asked).startswith("tf32, channels_last, eager operator")
-    assert speed.choose(SpeedConfig(operator="eager"), CPU, 1).precision == "fp32"  # auto never takes it
+    assert speed.describe_speed(chosen, asked).startswith("tf32, channels_last, eager operator")
+    assert speed.resolve_speed(SpeedConfig(operator="eager"), CPU, 1).precision == "fp32"  # auto never takes it
 
 
 @pytest.mark.parametrize("command", ["sample", "evaluate", "sweep"])
@@ -158,7 +158,7 @@ class Recording(NetworkExtractor):
 
 def test_extractors_keep_cudnn_and_float32(as_before):
     extractor = Recording()
-    with torch.autocast("cpu", torch.bfloat16), precision_module.tf32(True):
+    with torch.autocast("cpu", torch.bfloat16), precision_module.use_tf32(True):
         assert extractor(np.zeros((2, 8, 8, 1), np.uint8)).pooled.dtype == np.float32
         assert flags() == FAST and torch.is_autocast_enabled("cpu")
     assert extractor.seen == [(*FULL, False)] and precision_module._tf32_state() == as_before
@@ -185,7 +185,7 @@ def test_what_is_measured_in_fp32_is_full_fp32(monkeypatch, as_before):
         lambda: tracing.check("m", tracing.TraceRequest()),
         lambda: ablation._measure(member, None, None, None),
     ):
-        with pytest.raises(InputError, match="opened"), precision_module.tf32(True):
+        with pytest.raises(InputError, match="opened"), precision_module.use_tf32(True):
             entry()
     assert precision_module._tf32_state() == as_before
 

@@ -55,7 +55,7 @@ def test_batch_search_frees_memory(order, monkeypatch):
 
     zeros = torch.zeros
     monkeypatch.setattr(torch, "zeros", lambda *size, device, **how: zeros(*size, **how))
-    monkeypatch.setattr(generate, "computed_in", lambda precision, device: torch.no_grad())
+    monkeypatch.setattr(generate, "use_precision", lambda precision, device: torch.no_grad())
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: order.append("freed"))
     monkeypatch.setattr(generate, "estimate_cost", lambda config: SimpleNamespace(activation_bytes=1600))
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free, free))

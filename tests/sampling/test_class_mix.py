@@ -224,11 +224,11 @@ def test_a_plan_of_your_own(pipes):
 @pytest.mark.parametrize(
     ("kw", "message"),
     [
-        ({"classes": "cat", "plans": "dog"}, "classes and class_plan"),
-        ({"plans": 3}, "ClassPlan, not 3"),
-        ({"plans": ["cat", 3]}, "ClassPlan, not 3"),
-        ({"plans": []}, "0 classes"),
-        ({"plans": ["cat", "dog", "null"]}, "3 classes and 2 seeds"),
+        ({"classes": "cat", "class_plan": "dog"}, "classes and class_plan"),
+        ({"class_plan": 3}, "ClassPlan, not 3"),
+        ({"class_plan": ["cat", 3]}, "ClassPlan, not 3"),
+        ({"class_plan": []}, "0 classes"),
+        ({"class_plan": ["cat", "dog", "null"]}, "3 classes and 2 seeds"),
     ],
 )
 def test_impossible_plans_are_rejected(pipes, kw, message):

@@ -1,4 +1,4 @@
-"""adagn trace, from the command line: whole, on runs, checkpoints, pipelines and imported nets."""
+"""`adagn trace` on the command line: runs, checkpoints, pipelines and imported networks."""
 
 import functools
 import re
@@ -15,7 +15,7 @@ from diffusion_adagn.diffusion.schedule import make_scheduler
 from diffusion_adagn.interop.unet2d import from_unet2d, to_unet2d
 from diffusion_adagn.models.conditioning import CONDITIONING
 from diffusion_adagn.trace import tracing
-from diffusion_adagn.trace.analysis import shares
+from diffusion_adagn.trace.analysis import variance_fractions
 from diffusion_adagn.trace.atlas import Atlas
 from diffusion_adagn.trace.label_check import label_check
 from diffusion_adagn.trace.tracing import probed_timesteps
@@ -24,7 +24,7 @@ DIGITS = LabelSpace(tuple("0123456789"))
 
 
 def saved(folder, labels=DIGITS, **changes):
-    """A pipeline folder of a tiny network with nothing at zero."""
+    """A pipeline folder of a tiny network without zero weights."""
     unet = tiny_unet(num_classes=labels.K or None, null_class=labels.has_null and bool(labels.K), **changes)
     ClassConditionalPipeline(unet, make_scheduler(DiffusionConfig(schedule="cosine")), labels).save_pretrained(folder)
     return folder
@@ -42,10 +42,10 @@ def run(tmp_path_factory):
 
 
 @pytest.fixture(autouse=True)
-def _few(monkeypatch):
-    monkeypatch.setattr(tracing, "MIXED", 1)
-    monkeypatch.setattr(tracing, "STEPS", 3)
-    monkeypatch.setattr(tracing, "PROBED", 3)
+def _few_steps(monkeypatch):
+    monkeypatch.setattr(tracing, "MIX_COLUMNS", 1)
+    monkeypatch.setattr(tracing, "SAMPLER_STEPS", 3)
+    monkeypatch.setattr(tracing, "NUM_PROBED_TIMESTEPS", 3)
     monkeypatch.setattr(tracing, "label_check", functools.partial(label_check, evaluations=360))
 
 
@@ -53,50 +53,49 @@ def text_of(report):
     return re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", report.read_text(encoding="utf-8")))
 
 
-def test_a_run_is_traced_and_read(run, tmp_path, capsys):
+def test_trace_of_a_run(run, tmp_path, capsys):
     out = tmp_path / "trace"
-    argv = ["trace", str(run), "--out", str(out), "--timesteps", "8", "--pictures", "4"]
+    argv = ["trace", str(run), "--out", str(out), "--timesteps", "8", "--images", "4"]
     assert main([*argv, "--compare", str(run / "checkpoints/step-00000003"), "--debug"]) == 0
-    shown = capsys.readouterr().out
-    assert str(out / "report.html") in shown and "held out of digits" in shown and "NOT" in shown
+    printed = capsys.readouterr().out
+    assert str(out / "report.html") in printed and "held out of digits" in printed and "NOT" in printed
     atlas = Atlas.load(out / "atlas.npz")
     assert len(atlas.timesteps) == 8 and atlas.classes == [*DIGITS.names, "null"]
     assert atlas.model["source"] == str(run)
     report = text_of(out / "report.html")
     assert "--label_check" in report
-    for picture in ("map", "shares", "influence", "label_use"):
-        assert (out / f"{picture}.png").is_file()
-    assert main([*argv, "--by", "resolution"]) == 0  # again, in its place
+    for image in ("map", "shares", "influence", "label_use"):
+        assert (out / f"{image}.png").is_file()
+    assert main([*argv, "--by", "resolution"]) == 0  # again, into the same folder
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis/x.tex").write_text("x")
     assert main([*argv[:2], "--out", str(tmp_path / "thesis")]) == 1
     assert "not a trace" in one_line(capsys.readouterr().err)
 
 
-def test_the_verdict_alone_has_its_status(run, tmp_path, capsys):
-    assert main(["trace", str(run), "--label_check"]) == 3  # six steps teach no label
+def test_label_check_exit_status(run, tmp_path, capsys):
+    assert main(["trace", str(run), "--label_check"]) == 3  # six steps are too few to learn the label
     assert "NOT" in capsys.readouterr().out
-    alone = saved(tmp_path / "pipeline")
-    assert main(["trace", str(alone), "--label_check"]) == 4
+    pipeline = saved(tmp_path / "pipeline")
+    assert main(["trace", str(pipeline), "--label_check"]) == 4
     assert "--against" in capsys.readouterr().out
-    assert main(["trace", str(alone), "--label_check", "--against", "digits"]) == 3
-    assert main(["trace", str(run / "pipeline"), "--label_check"]) == 3  # its run's own pictures
+    assert main(["trace", str(pipeline), "--label_check", "--against", "digits"]) == 3
+    assert main(["trace", str(run / "pipeline"), "--label_check"]) == 3  # images of its run
     assert main(["trace", str(run), "--label_check", "--data.heldout_fraction", "0.5"]) == 3
-    assert "some of these pictures were trained on" in capsys.readouterr().out
+    assert "some of these images were trained on" in capsys.readouterr().out
     other = saved(tmp_path / "other", LabelSpace(("cat", "dog")))
     assert main(["trace", str(other), "--label_check", "--against", "digits"]) == 1
     assert "the model has 2 (cat, dog" in one_line(capsys.readouterr().err)
 
 
 @pytest.mark.parametrize(
-    "kind",  # test_probes.py and test_report.py have the parts of all kinds
+    "conditioning",  # test_probes.py and test_report.py test the parts with every conditioning
     [k if k in ("adagn", "cross_attention", "none") else pytest.param(k, marks=pytest.mark.slow) for k in CONDITIONING],
 )
-def test_every_kind_is_traced_without_pictures(tmp_path, kind, capsys):
-    folder = saved(tmp_path / "net", conditioning=kind)
+def test_each_conditioning_without_images(tmp_path, conditioning, capsys):
+    folder = saved(tmp_path / "net", conditioning=conditioning)
     assert (
-        main(["trace", str(folder), "--out", str(tmp_path / "t"), "--timesteps", "3", "--pictures", "2", "--debug"])
-        == 0
+        main(["trace", str(folder), "--out", str(tmp_path / "t"), "--timesteps", "3", "--images", "2", "--debug"]) == 0
     )
     assert "sampled ones" in capsys.readouterr().out
     assert (tmp_path / "t/report.html").is_file()
@@ -107,24 +106,25 @@ def test_every_kind_is_traced_without_pictures(tmp_path, kind, capsys):
     [LabelSpace(("only",)), LabelSpace(("a", "b"), has_null=False), LabelSpace(())],
     ids=["K1", "no null", "K0"],
 )
-def test_networks_with_one_class_without_null_and_without_classes(tmp_path, labels):
+def test_trace_without_null_or_classes(tmp_path, labels):
     folder = saved(tmp_path / "net", labels)
     assert (
-        main(["trace", str(folder), "--out", str(tmp_path / "t"), "--timesteps", "3", "--pictures", "2", "--debug"])
-        == 0
+        main(["trace", str(folder), "--out", str(tmp_path / "t"), "--timesteps", "3", "--images", "2", "--debug"]) == 0
     )
 
 
-def test_a_network_that_came_from_diffusers_has_the_same_atlas():
+def test_imported_network_has_same_atlas():
     unet = tiny_unet(num_classes=10)
     back = from_unet2d(to_unet2d(unet), null_class=True)
     a, b = Atlas.of(unet, DIGITS, timesteps=4), Atlas.of(back, DIGITS, timesteps=4)
     for name in a.sites:
         assert np.array_equal(a.sites[name].fields["gamma"].values, b.sites[name].fields["gamma"].values)
-        assert vars(shares(a.sites[name].fields["beta"])) == vars(shares(b.sites[name].fields["beta"]))
+        assert vars(variance_fractions(a.sites[name].fields["beta"])) == vars(
+            variance_fractions(b.sites[name].fields["beta"])
+        )
 
 
-def test_eps_is_probed_where_it_means_a_picture():
+def test_eps_probes_need_signal():
     for prediction, last in (("eps", None), ("v", 999), ("x0", 999)):
         objective = DiffusionLoss(make_scheduler(DiffusionConfig(schedule="cosine")).alphas_cumprod, prediction)
         grid = probed_timesteps(objective)
@@ -135,7 +135,7 @@ def test_eps_is_probed_where_it_means_a_picture():
             assert grid[-1] == last
 
 
-def test_bad_requests(run, capsys):
+def test_invalid_requests_are_rejected(run, capsys):
     assert main(["trace", str(run), "--timesteps", "0"]) == 2
     assert main(["trace", "runs/nothing"]) == 1
     assert main(["trace", str(run), "--compare", "runs/nothing", "--out", "x"]) == 1

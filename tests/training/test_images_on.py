@@ -47,9 +47,9 @@ def test_images_on_the_device_are_estimated(digits, monkeypatch):
         return train_module.Cost(parameters=0, flops=0, activation_bytes=0)
 
     monkeypatch.setattr(
-        train_module, "choose", lambda asked, device, flops: read_config(None, {"speed.precision": "fp32"}).speed
+        train_module, "resolve_speed", lambda asked, device, flops: read_config(None, {"speed.precision": "fp32"}).speed
     )
-    monkeypatch.setattr(train_module, "told", lambda *_: "")
+    monkeypatch.setattr(train_module, "describe_speed", lambda *_: "")
     monkeypatch.setattr(type(digits), "__len__", lambda self: 2**24)
     gib = 2**24 * 64 / 2**30
     assert head("host")[0] == 0 and "images" not in head("host")[1]

@@ -42,7 +42,7 @@ VARIANTS = {
 FORKS = """
 import json, os, random, signal, sys, time
 from diffusion_adagn.cli.main import main
-from diffusion_adagn.training import checkpoint, loop
+from diffusion_adagn.runs import checkpoint
 
 def run(argv, killed_in_file=None, after=None):
     child = os.fork()

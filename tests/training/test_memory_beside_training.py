@@ -19,7 +19,7 @@ from diffusion_adagn.training.preview import heldout_loss
 TINY = {
     "model.model_channels": 16, "model.channel_mult": "1", "model.num_res_blocks": 1, "model.attention_resolutions": 4,
     "model.num_head_channels": 16, "model.norm_groups": 4, "training.batch_size": 16, "training.max_steps": 1,
-    "training.diagnostics_every": 1, "training.heldout_every": 1, "training.preview_every": 1, "training.preview_steps": 1,
+    "training.diagnostics_every": 1, "training.heldout_every": 1, "training.preview_every": 1, "training.preview_steps": 2,
 }  # fmt: skip
 OBJECTIVE = DiffusionLoss(make_scheduler(DiffusionConfig()).alphas_cumprod, "eps")
 
@@ -70,7 +70,7 @@ def test_labels_are_parted_where_a_pass_is_one_row(rows):
     whole = label_use(unet, data, OBJECTIVE, evaluations=6)
     assert rows == [18]
     rows.clear()
-    parted = label_use(unet, data, OBJECTIVE, evaluations=6, most_rows=1)
+    parted = label_use(unet, data, OBJECTIVE, evaluations=6, max_rows=1)
     assert rows == [1] * 18
     for label in ("true", "wrong", "null"):
         assert torch.allclose(getattr(whole, label), getattr(parted, label), rtol=1e-5, atol=0, equal_nan=True)

@@ -52,15 +52,15 @@ def weights(checkpoint):
 
 def poison(monkeypatch, steps, batch_size=4):
     """The noise of these steps' first pictures is NaN."""
-    real = BatchLoader.at
+    real = BatchLoader.batch
 
-    def at(self, positions):
+    def poisoned(self, positions):
         batch = real(self, positions)
         bad = torch.tensor([p % batch_size == 0 and p // batch_size in steps for p in positions.tolist()])
         batch.noise[bad] = math.nan
         return batch
 
-    monkeypatch.setattr(BatchLoader, "at", at)
+    monkeypatch.setattr(BatchLoader, "batch", poisoned)
 
 
 # ---------------------------------------------------------------------- not finite
@@ -172,7 +172,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_taken(whole, tmp_path,
     before = weights(whole / "checkpoints/step-00000008")
     assert train_module.train(config(out), resume=True) == 0
     told = capsys.readouterr().out
-    assert "step-00000008 is damaged" in told and "going on from" in told and "step-00000006" in told
+    assert "step-00000008 is corrupted" in told and "going on from" in told and "step-00000006" in told
     after = weights(out / "checkpoints/step-00000008")
     assert before.keys() == after.keys() and all(torch.equal(before[k], after[k]) for k in before)
     assert verify(out / "checkpoints/step-00000008") is None
@@ -199,7 +199,7 @@ def test_a_checkpoint_to_sample_from_is_looked_at_too(whole, tmp_path):
     content = bytearray(file.read_bytes())
     content[-5] ^= 1
     file.write_bytes(bytes(content))
-    with pytest.raises(InputError, match=r"step-00000006 is damaged .*step-00000008"):
+    with pytest.raises(InputError, match=r"step-00000006 is corrupted .*step-00000008"):
         open_pipeline(out / "checkpoints/step-00000006")
 
 
@@ -231,7 +231,7 @@ def small_disk(tmp_path):
 
 def test_a_full_disk_leaves_the_last_good_checkpoint(small_disk):
     out = small_disk / "run"
-    with pytest.raises(InputError, match=r"cannot be written .*newest that is whole is .*Make room"):
+    with pytest.raises(InputError, match=r"cannot be written .*newest complete checkpoint is .*Free disk space"):
         train_module.train(
             config(out, training__max_steps=40, training__checkpoint_every=1, training__keep_checkpoints=99)
         )

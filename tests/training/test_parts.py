@@ -26,15 +26,15 @@ def digits():
 
 def test_a_process_draws_exactly_its_own_samples(digits):
     batches = BatchLoader(digits, seed=0, num_timesteps=1000, device=CPU, label_dropout=0.3, flip=True)
-    whole = batches.at(torch.arange(64, 96))
+    whole = batches.batch(torch.arange(64, 96))
     for parts in (2, 4):
-        dealt = [batches.at(p) for p in torch.arange(64, 96).chunk(parts)]
+        dealt = [batches.batch(p) for p in torch.arange(64, 96).chunk(parts)]
         for name in ("x0", "noise", "t", "labels", "indices"):
             assert torch.equal(torch.cat([getattr(b, name) for b in dealt]), getattr(whole, name)), name
 
 
 def test_pictures_and_labels_belong_together(digits):
-    batch = BatchLoader(digits, seed=0, num_timesteps=1000, device=CPU).at(torch.arange(50))
+    batch = BatchLoader(digits, seed=0, num_timesteps=1000, device=CPU).batch(torch.arange(50))
     pixels, labels = digits.gather(batch.indices.numpy())
     assert torch.equal(batch.labels, torch.from_numpy(labels))
     assert torch.equal(((batch.x0 + 1) * 127.5).round().byte(), torch.from_numpy(pixels).permute(0, 3, 1, 2))
@@ -45,20 +45,20 @@ def test_pictures_and_labels_belong_together(digits):
 def test_labels_are_dropped_per_sample_at_the_stated_rate(digits):
     batches = BatchLoader(digits, seed=0, num_timesteps=1000, device=CPU, label_dropout=0.2)
     positions = torch.arange(1000)
-    dropped = (batches.at(positions).labels == 10).float()
+    dropped = (batches.batch(positions).labels == 10).float()
     assert dropped.mean().item() == pytest.approx(0.2, abs=0.04)
     assert 0 < dropped[:50].mean() < 1  # not a whole batch at once
-    kept = batches.at(positions).labels[dropped == 0]
+    kept = batches.batch(positions).labels[dropped == 0]
     true = torch.from_numpy(digits.gather(batches.order(positions).numpy())[1])[dropped == 0]
     assert torch.equal(kept, true)
-    assert (BatchLoader(digits, 0, 1000, CPU, label_dropout=0.0).at(positions).labels < 10).all()
-    assert BatchLoader(digits, 0, 1000, CPU, conditional=False).at(positions).labels is None
+    assert (BatchLoader(digits, 0, 1000, CPU, label_dropout=0.0).batch(positions).labels < 10).all()
+    assert BatchLoader(digits, 0, 1000, CPU, conditional=False).batch(positions).labels is None
 
 
 def test_timesteps_cover_their_range_evenly_and_flips_are_half(digits):
-    plain = BatchLoader(digits, 0, 20, CPU).at(torch.arange(1600))
+    plain = BatchLoader(digits, 0, 20, CPU).batch(torch.arange(1600))
     assert torch.bincount(plain.t, minlength=20).tolist() == pytest.approx([80] * 20, abs=40)
-    mirrored = BatchLoader(digits, 0, 20, CPU, flip=True).at(torch.arange(1600))
+    mirrored = BatchLoader(digits, 0, 20, CPU, flip=True).batch(torch.arange(1600))
     same = (plain.x0 == mirrored.x0).flatten(1).all(1)
     assert same.float().mean().item() == pytest.approx(0.5, abs=0.06)
     assert torch.equal(plain.x0[~same].flip(-1), mirrored.x0[~same])

@@ -68,22 +68,22 @@ def test_batches_are_the_same_whatever_was_expected(digits, kind, early):
     plain, at = made(), [torch.arange(i, i + 24) for i in range(0, 12_000, 24)]
     with Prefetcher(made(pixels=kind(digits, CPU)), early) as feed:
         for i in (0, 1, 2, 3, 3, 2, 4, 5, 70, 71, 72, 0, 499):  # in order, again, back, a jump; an epoch has 71 of them
-            assert_same_batch(feed.at(at[i]), plain.at(at[i]))
+            assert_same_batch(feed.batch(at[i]), plain.batch(at[i]))
             feed.prefetch(*at[i + 1 : i + 3])
             if i % 2:
                 time.sleep(0.002)  # long enough for the thread
-        assert_same_batch(feed.at(at[0][:5]), plain.at(at[0][:5]))
+        assert_same_batch(feed.batch(at[0][:5]), plain.batch(at[0][:5]))
     assert not threads()
 
 
 def test_what_was_made_ahead_is_not_lost_to_another_question(digits):
     asked = []
     batches = BatchLoader(digits, 0, 1000, CPU)
-    real, batches.at = batches.at, lambda positions: asked.append(positions[0].item()) or real(positions)
+    real, batches.batch = batches.batch, lambda positions: asked.append(positions[0].item()) or real(positions)
     feed = Prefetcher(batches, early=True)
     feed.prefetch(torch.arange(4, 8), torch.arange(8, 12))
     for first in (0, 4):
-        assert_same_batch(feed.at(torch.arange(first, first + 4)), real(torch.arange(first, first + 4)))
+        assert_same_batch(feed.batch(torch.arange(first, first + 4)), real(torch.arange(first, first + 4)))
     assert asked == [4, 0]
 
 
@@ -96,15 +96,15 @@ def test_stopped_anywhere_and_resumed_a_run_is_the_same(tmp_path, monkeypatch, f
     assert run(tmp_path / "whole", **changes) == 0
     assert_same_run(tmp_path / "plain", tmp_path / "whole")
 
-    real, calls = Prefetcher.at, []
+    real, calls = Prefetcher.batch, []
 
-    def at(self, positions):
+    def poisoned(self, positions):
         calls.append(positions)
         if len(calls) in (3, 8):  # a signal in the second step, and in the third after it
             os.kill(os.getpid(), signal.SIGTERM)
         return real(self, positions)
 
-    monkeypatch.setattr(Prefetcher, "at", at)
+    monkeypatch.setattr(Prefetcher, "batch", poisoned)
     assert run(tmp_path / "parts", **changes) == 75 and not threads()
     assert run(tmp_path / "parts", "--resume", "auto", **changes) == 75
     assert run(tmp_path / "parts", "--resume", "auto", **changes) == 0 and not threads()
@@ -114,14 +114,14 @@ def test_stopped_anywhere_and_resumed_a_run_is_the_same(tmp_path, monkeypatch, f
 
 @pytest.mark.parametrize("kind", [pytest.param(DeviceImageCache, marks=pytest.mark.slow), ThreadedImageFetcher])
 def test_a_faulty_step_is_looked_into_and_the_run_is_the_same(tmp_path, monkeypatch, capsys, forced, kind):
-    real = BatchLoader.at
+    real = BatchLoader.batch
 
-    def at(self, positions):
+    def poisoned(self, positions):
         batch = real(self, positions)
         batch.noise[(positions == 40) | (positions == 65)] = math.nan
         return batch
 
-    monkeypatch.setattr(BatchLoader, "at", at)
+    monkeypatch.setattr(BatchLoader, "batch", poisoned)
     for out in ("plain", "forced"):
         assert run(tmp_path / out, training__gradient_accumulation=2) == 0
         told = capsys.readouterr().out
@@ -143,11 +143,11 @@ def test_an_error_of_the_thread_is_raised_where_its_batch_is_asked_for(digits, m
     monkeypatch.setattr(ImageDataset, "gather", gather)
     with Prefetcher(batches, early=True) as feed:
         for first in (0, 4):
-            feed.at(torch.arange(first, first + 4))
+            feed.batch(torch.arange(first, first + 4))
             feed.prefetch(torch.arange(first + 4, first + 8), torch.arange(first + 8, first + 12))
             time.sleep(0.01)
         with pytest.raises(OSError, match="the disk is gone") as told:
-            feed.at(torch.arange(8, 12))
+            feed.batch(torch.arange(8, 12))
         assert {"gather", "_gathered"} <= {frame.name for frame in traceback.extract_tb(told.tb)}
     assert not threads()
 
@@ -186,12 +186,12 @@ def test_the_waiting_is_measured_and_what_is_made_ahead_is_not_waited_for(digits
         clock[0] += 5
         return positions
 
-    batches = SimpleNamespace(at=slow, device=CPU, order=lambda p: p, pixels=ImageFetcher(digits, CPU))
+    batches = SimpleNamespace(batch=slow, device=CPU, order=lambda p: p, pixels=ImageFetcher(digits, CPU))
     feed = Prefetcher(batches, early=True)
-    feed.at(torch.arange(2))
+    feed.batch(torch.arange(2))
     assert feed.wait_seconds == 5
     feed.prefetch(torch.arange(2, 4))
-    assert clock == [10] and feed.at(torch.arange(2, 4)).tolist() == [2, 3]
+    assert clock == [10] and feed.batch(torch.arange(2, 4)).tolist() == [2, 3]
     assert feed.wait_seconds == 5
 
 
@@ -207,7 +207,8 @@ FORCED = """
 from functools import partial
 from diffusion_adagn.training import image_fetcher, prefetcher
 from diffusion_adagn.training import train as train_module
-train_module.choose_pixels, train_module.Feed = lambda d, device, where: image_fetcher.PrefetchedPixels(d, device), partial(prefetcher.Feed, early=True)
+train_module.choose_image_fetcher = lambda dataset, device, where: image_fetcher.ThreadedImageFetcher(dataset, device)
+train_module.Prefetcher = partial(prefetcher.Prefetcher, early=True)
 from diffusion_adagn.cli.main import script
 script("train")
 """
@@ -231,10 +232,10 @@ LEFT = """
 import torch
 from diffusion_adagn.config import DataConfig
 from diffusion_adagn.data import open_dataset
-from diffusion_adagn.training.image_fetcher import PrefetchedPixels
+from diffusion_adagn.training.image_fetcher import ThreadedImageFetcher
 dataset = open_dataset(DataConfig(), "train", progress=False)
-pixels = PrefetchedPixels(dataset, torch.device("cpu"))
-pixels.expect(torch.arange(16))
+pixels = ThreadedImageFetcher(dataset, torch.device("cpu"))
+pixels.prefetch(torch.arange(16))
 raise SystemExit(3)
 """
 

@@ -136,7 +136,7 @@ def launcher_gone(monkeypatch):
 
 def test_watch_ends_a_worker_without_a_launcher(launcher_gone, monkeypatch):
     watch, exits = launcher_gone
-    monkeypatch.setattr(stopping, "_asked", False)
+    monkeypatch.setattr(stopping, "_requested", False)
     thread = watch()
     thread.start()
     thread.join(10)
@@ -145,20 +145,20 @@ def test_watch_ends_a_worker_without_a_launcher(launcher_gone, monkeypatch):
 
 def test_watch_waits_for_a_save(launcher_gone, monkeypatch):
     watch, exits = launcher_gone
-    monkeypatch.setattr(stopping, "_asked", True)
+    monkeypatch.setattr(stopping, "_requested", True)
     thread = watch()
     thread.start()
     time.sleep(0.2)
     assert thread.is_alive() and not exits
     monkeypatch.setattr(main, "MAX_SAVE_SECONDS", 0)  # the save takes too long
-    monkeypatch.setattr(stopping, "_asked", False)
+    monkeypatch.setattr(stopping, "_requested", False)
     thread.join(10)
     assert exits == [143]
 
 
 def test_watch_does_not_wait_for_ever(launcher_gone, monkeypatch):
     watch, exits = launcher_gone
-    monkeypatch.setattr(stopping, "_asked", True)
+    monkeypatch.setattr(stopping, "_requested", True)
     monkeypatch.setattr(main, "MAX_SAVE_SECONDS", 0.05)
     thread = watch()
     thread.start()
@@ -173,10 +173,10 @@ def test_signal_is_known_while_the_main_thread_computes(tmp_path):
         time.sleep(0.05)
         os.kill(os.getpid(), signal.SIGUSR1)
         time.sleep(0.05)
-        seen.append((stopping.asked(), stop.name))
+        seen.append((stopping.stop_requested(), stop.name))
 
     with StopSignal(RunFolder(tmp_path), lambda text: None) as stop:
-        assert not stopping.asked()
+        assert not stopping.stop_requested()
         other = threading.Thread(target=ask)
         other.start()
         while other.is_alive():  # no handler runs in these calls
@@ -184,7 +184,7 @@ def test_signal_is_known_while_the_main_thread_computes(tmp_path):
         other.join()
     assert seen[0][0] and stop.name == "SIGUSR1"
     with StopSignal(RunFolder(tmp_path), lambda text: None):
-        assert not stopping.asked()  # a new run
+        assert not stopping.stop_requested()  # a new run
 
 
 def test_main_process_writes_its_status(tmp_path, monkeypatch, capsys):
@@ -209,16 +209,16 @@ TRAIN = """
 import os, sys, time
 from pathlib import Path
 from diffusion_adagn.cli import main
-from diffusion_adagn.training import loop
+from diffusion_adagn.training import train
 
-real, agree, steps = loop.save_checkpoint, loop.agree, 0
+save_checkpoint, any_process, steps = train.save_checkpoint, train.any_process, 0
 rank = os.environ["RANK"]
 
 def waiting(*args, **kwargs):
     Path("saving").touch()
     while not Path("release").exists():
         time.sleep(0.05)
-    return real(*args, **kwargs)
+    return save_checkpoint(*args, **kwargs)
 
 def counted(*args):
     global steps
@@ -226,9 +226,9 @@ def counted(*args):
     if steps == 2:
         Path(f"ready-{rank}.new").write_text(str(os.getpid()))
         Path(f"ready-{rank}.new").rename(f"ready-{rank}")
-    return agree(*args)
+    return any_process(*args)
 
-loop.save_checkpoint, loop.agree = waiting, counted
+train.save_checkpoint, train.any_process = waiting, counted
 settings = {"model.model_channels": 16, "model.channel_mult": 1, "model.num_res_blocks": 1, "model.norm_groups": 4,
     "model.attention_resolutions": 4, "model.num_head_channels": 16, "training.batch_size": 4, "training.max_steps": 1000000,
     "training.checkpoint_every": 1000000, "training.preview_every": 0, "training.diagnostics_every": 0}

@@ -379,11 +379,11 @@ import math, sys
 import torch
 from diffusion_adagn.training.loader import Batches
 real = Batches.at
-def at(self, positions):
+def batch(self, positions):
     batch = real(self, positions)
     batch.noise[(positions == 40) | (positions == 41)] = math.nan  # of step 3, and of the second process alone
     return batch
-Batches.at = at
+BatchLoader.batch = poisoned
 from diffusion_adagn.cli.main import script
 script("train")
 """

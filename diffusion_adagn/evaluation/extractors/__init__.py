@@ -1,4 +1,4 @@
-"""Extractors: the networks through which pictures are compared, and how each is opened by a word.
+"""Extractors: the networks through which images are compared, and how each is opened by a word.
 
 Nothing but numpy and torch is imported until an extractor is opened.
 """
@@ -17,6 +17,7 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from ...errors import InputError
+from ...renamed import EXTRACTORS
 from .base import Extractor, Features
 
 if TYPE_CHECKING:
@@ -27,8 +28,8 @@ if TYPE_CHECKING:
 __all__ = ["Extractor", "Features", "features_of", "open_extractor"]
 
 CHOICES = {
-    "judge": "a small network trained on your own labelled pictures, in minutes, and kept",
-    "sklearn": "scikit-learn's small network, for pictures of at most 16x16 pixels",
+    "classifier": "a small network trained on your own labelled images, in minutes, and cached",
+    "sklearn": "scikit-learn's small network, for images of at most 16x16 pixels",
     "inception": "the Inception network of the FID (inception:WEIGHTS.pth for a file of yours)",
     "dinov2": "dinov2:FOLDER_OR_HUB_ID, through transformers",
     "efficientnet": "efficientnet:PATH.safetensors, EfficientNet-Lite0 of ImageNet",
@@ -41,13 +42,14 @@ def open_extractor(
     """The extractor that `spec` names.
 
     spec: a word of CHOICES, some with ":WHAT"; the path of a .safetensors file (EfficientNet-Lite0); or "package.module:attribute",
-    an extractor of your own or a callable that returns one (it is told dataset, device and progress if it takes them).
-    dataset: the labelled pictures that "judge" and "sklearn" learn from. Raises InputError for anything else.
+    an extractor of your own or a callable that returns one (it receives dataset, device and progress if it takes them).
+    dataset: the labelled images that "classifier" and "sklearn" learn from. Raises InputError for anything else.
     """
     word, _, argument = spec.partition(":")
     if spec.endswith(".safetensors") and word not in CHOICES:
         word, argument = "efficientnet", spec
-    if word in ("judge", "sklearn"):
+    word = EXTRACTORS.get(word, word)
+    if word in ("classifier", "sklearn"):
         return _learned(word, argument, spec, dataset, device, progress)
     if word == "inception":
         from .inception import open_inception
@@ -71,7 +73,7 @@ def open_extractor(
 def features_of(
     extractor: Extractor, batches: Iterable[np.ndarray], total: int | None = None, progress: bool = True
 ) -> Features:
-    """The features of all pictures of these batches (uint8 [N, H, W, C] each), in order. total: pictures, for the bar."""
+    """The features of all images of these batches (uint8 [N, H, W, C] each), in order. total: images, for the bar."""
     pooled, probabilities = [], []
     with tqdm(desc=extractor.name, unit="picture", total=total, disable=not progress, leave=False) as bar:
         for pixels in batches:
@@ -80,16 +82,16 @@ def features_of(
             features = extractor(pixels)
             if features.pooled.shape != (len(pixels), extractor.dimension):
                 raise InputError(
-                    f"the extractor {extractor.name} gave features of shape {list(features.pooled.shape)} for {len(pixels)} pictures: "
+                    f"the extractor {extractor.name} gave features of shape {list(features.pooled.shape)} for {len(pixels)} images: "
                     f"expected [{len(pixels)}, {extractor.dimension}], its dimension."
                 )
             pooled.append(features.pooled)
             probabilities.append(features.probabilities)
             bar.update(len(pixels))
     if not pooled:
-        raise InputError("there is no picture to take features of; expected one at least.")
-    told = [p for p in probabilities if p is not None]
-    return Features(np.concatenate(pooled), np.concatenate(told) if len(told) == len(pooled) else None)
+        raise InputError("there is no image to take features of; expected one at least.")
+    known = [p for p in probabilities if p is not None]
+    return Features(np.concatenate(pooled), np.concatenate(known) if len(known) == len(pooled) else None)
 
 
 def _choices() -> str:
@@ -109,16 +111,16 @@ def _learned(
         raise InputError(f"the extractor {spec!r} takes nothing after its name: it learns from your data. Type {word}.")
     if dataset is None:
         raise InputError(
-            f"the extractor {word!r} learns from labelled pictures, and none are known: name them by --data.source NAME_OR_PATH, or take "
+            f"the extractor {word!r} is trained on labelled images, and none are known: give --data.source NAME_OR_PATH, or "
             "another --extractor."
         )
     if word == "sklearn":
         from .small import open_sklearn
 
         return open_sklearn(dataset)
-    from .judge import open_judge
+    from .classifier import open_classifier
 
-    return open_judge(dataset, device, progress)
+    return open_classifier(dataset, device, progress)
 
 
 def _of_the_user(spec: str, dataset: ImageDataset | None, device: str | torch.device, progress: bool) -> Extractor:
@@ -137,17 +139,19 @@ def _of_the_user(spec: str, dataset: ImageDataset | None, device: str | torch.de
     if not _is_one(found):
         members = ", ".join(Extractor.__annotations__)
         raise InputError(
-            f"{spec!r} is no extractor and returns none, but a {type(found).__name__}; one is called with pictures and has "
-            f"{members} and record()."
+            f"{spec!r} is not an extractor and does not return one, but a {type(found).__name__}; one is called with images and has "
+            f"{members} and to_dict()."
         )
     if found.is_fid:
         raise InputError(
-            f"{spec!r} says is_fid, which the Inception network of the FID alone may say: set it to False."
+            f"{spec!r} sets is_fid, which is reserved for the Inception network of the FID: set it to False."
         )
     return found
 
 
 def _is_one(found: object) -> bool:
+    if hasattr(found, "record") and not hasattr(found, "to_dict") and not isinstance(found, type):
+        found.to_dict = found.record  # the old name of the method
     return isinstance(found, Extractor) and not isinstance(found, type)
 
 
@@ -155,17 +159,17 @@ def _asked(spec: str, function: Callable, given: dict) -> dict:
     """Those of `given` that the function takes. Raises InputError if it needs others."""
     try:
         parameters = inspect.signature(function).parameters
-    except (TypeError, ValueError):  # some built-in ones do not tell
+    except (TypeError, ValueError):  # some built-in functions have no signature
         return {}
-    told = {key: value for key, value in given.items() if key in parameters}
+    known = {key: value for key, value in given.items() if key in parameters}
     try:
-        inspect.signature(function).bind(**told)
+        inspect.signature(function).bind(**known)
     except TypeError as error:
         raise InputError(
             f"{spec!r} cannot be called for an extractor: {error}. It may take dataset, device and progress, nothing else "
             "that must be given."
         ) from None
-    return told
+    return known
 
 
 @contextmanager

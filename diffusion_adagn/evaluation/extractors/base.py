@@ -1,4 +1,4 @@
-"""What an extractor is, and what the ones over a torch network share."""
+"""The extractor protocol, and the base class of extractors over a torch network."""
 
 import hashlib
 import json
@@ -12,14 +12,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ...errors import InputError
-from ...runtime.precision import computed_in
+from ...runtime.precision import use_precision
 
 ANTIALIASED = {"bilinear": "bilinear with antialiasing", "bicubic": "bicubic with antialiasing"}
 
 
 @dataclass(frozen=True)
 class Features:
-    """What an extractor says of N pictures.
+    """The output of an extractor for N images.
 
     pooled: float32 [N, D]. probabilities: float32 [N, K] over the extractor's own classes, rows sum to 1; None if it has none.
     """
@@ -30,11 +30,11 @@ class Features:
 
 @runtime_checkable
 class Extractor(Protocol):
-    """Turns pictures into features that pictures are compared by.
+    """Computes the features by which images are compared. Users may implement it.
 
-    name: "judge", "sklearn", "efficientnet_lite0", "inception", "dinov2", or the user's own.
+    name: "judge" (the classifier; the name is part of its hash), "sklearn", "efficientnet_lite0", "inception", "dinov2", or the user's own.
     hash: 16 hex digits over the weights and all that decides the numbers (resolution, resizing, version of the recipe).
-    dimension: D of the pooled features. resolution: pictures are resized to that square.
+    dimension: D of the pooled features. resolution: images are resized to that square.
     resize: how, in words: "none", "bilinear with antialiasing", ...
     class_names: of the probabilities, where they are the classes of the user's data; else None.
     is_fid: True for nothing but the Inception network of the FID: only its Frechet distance may be called FID.
@@ -49,16 +49,16 @@ class Extractor(Protocol):
     is_fid: bool
 
     def __call__(self, pixels: np.ndarray) -> Features:
-        """One batch, uint8 [N, H, W, C], C 1 or 3. A picture's answer does not depend on the others, beyond rounding."""
+        """One batch, uint8 [N, H, W, C], C 1 or 3. An image's answer does not depend on the others, beyond rounding."""
         ...
 
     def to_dict(self) -> dict:
-        """JSON: what is worth writing beside a number that was measured with it."""
+        """JSON: what is saved with a number that was measured with it."""
         ...
 
 
 def described(extractor: Extractor) -> dict:
-    """The part of `record` that all have."""
+    """The common part of `to_dict`."""
     return {key: getattr(extractor, key) for key in ("name", "hash", "dimension", "resolution", "resize", "is_fid")}
 
 
@@ -94,17 +94,17 @@ def to_colour(x: Tensor) -> Tensor:
     return x.expand(-1, 3, -1, -1)
 
 
-def resized(x: Tensor, resolution: int, kind: str) -> Tensor:
-    """float32 [N, C, H, W] of 0..255 -> [N, C, resolution, resolution], kept within 0..255. kind: "bilinear", "bicubic"."""
+def resized(x: Tensor, resolution: int, mode: str) -> Tensor:
+    """float32 [N, C, H, W] of 0..255 -> [N, C, resolution, resolution], clipped to 0..255. mode: "bilinear", "bicubic"."""
     if x.shape[2:] == (resolution, resolution):
         return x
-    return F.interpolate(x, (resolution, resolution), mode=kind, align_corners=False, antialias=True).clamp(0, 255)
+    return F.interpolate(x, (resolution, resolution), mode=mode, align_corners=False, antialias=True).clamp(0, 255)
 
 
 class NetworkExtractor:
     """An extractor over a torch network: eval mode, float32 (no TF32, no autocast), no gradients.
 
-    A subclass says `name` and `forward`; the rest is as in Extractor.
+    A subclass defines `name` and `forward`; the rest is as in Extractor.
     """
 
     name: str
@@ -113,13 +113,13 @@ class NetworkExtractor:
     is_fid = False
 
     def __init__(self, network: nn.Module, dimension: int, resolution: int, device: str | torch.device, recipe: dict):
-        """recipe: JSON, what decides the numbers beside the weights and the resolution."""
+        """recipe: JSON, what determines the numbers besides the weights and the resolution."""
         self.network = network.eval().requires_grad_(False).float()
         self.dimension = dimension
         self.resolution = resolution
         self.device = torch.device(device)
-        told = {"name": self.name, "resolution": resolution, "resize": self.resize, **recipe}
-        self.hash = weights_hash(self.network.state_dict(), told)
+        recipe_record = {"name": self.name, "resolution": resolution, "resize": self.resize, **recipe}
+        self.hash = weights_hash(self.network.state_dict(), recipe_record)
         self.network.to(self.device)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -129,7 +129,7 @@ class NetworkExtractor:
     @torch.inference_mode()
     def __call__(self, pixels: np.ndarray) -> Features:
         x = to_planes(pixels).to(self.device)
-        with computed_in("fp32", self.device):
+        with use_precision("fp32", self.device):
             pooled, logits = self.forward(x)
         probabilities = None if logits is None else logits.float().softmax(1).cpu().numpy()
         return Features(pooled.float().cpu().numpy(), probabilities)

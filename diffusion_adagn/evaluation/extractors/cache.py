@@ -1,4 +1,4 @@
-"""The folder where judges are kept: safetensors and json, written beside and renamed into place."""
+"""The folder of cached classifiers: safetensors and JSON, written to a temporary folder and renamed."""
 
 from __future__ import annotations
 
@@ -20,31 +20,31 @@ if TYPE_CHECKING:
 
 
 def folder_for(dataset: ImageDataset, *recipe: str | int) -> Path:
-    """Where what was learned from these pictures by this recipe is kept: beside the decoded pictures, in
-    DIFFUSION_ADAGN_CACHE or ~/.cache/diffusion_adagn. The same pictures in another place have the same folder."""
-    told = [dataset.fingerprint, dataset.label_space.names, dataset.image_size, dataset.channels, *recipe]
-    key = hashlib.sha256(json.dumps(told).encode()).hexdigest()[:16]
+    """Where the result of this recipe on these images is cached: next to the decoded images, in
+    DIFFUSION_ADAGN_CACHE or ~/.cache/diffusion_adagn. The same images in another place have the same folder."""
+    key_parts = [dataset.fingerprint, dataset.label_space.names, dataset.image_size, dataset.channels, *recipe]
+    key = hashlib.sha256(json.dumps(key_parts).encode()).hexdigest()[:16]
     return cache_root() / "judges" / key
 
 
-def keep(folder: Path, weights: Mapping[str, np.ndarray], facts: dict) -> None:
-    """Write both. Each process writes beside on its own: of two that finish at once, the last stays."""
+def save(folder: Path, weights: Mapping[str, np.ndarray], facts: dict) -> None:
+    """Write both atomically. If two processes finish at once, the last one wins."""
     from safetensors.numpy import save_file
 
-    tmp = _beside(folder)
+    tmp = _temporary(folder)
     try:
         tmp.mkdir(parents=True)
         save_file(dict(weights), tmp / "weights.safetensors")
         (tmp / "judge.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
         _move(tmp, folder)
     except OSError as error:
-        raise InputError(f"the judge cannot be kept in {folder}: {error}. Set DIFFUSION_ADAGN_CACHE.") from None
+        raise InputError(f"the classifier cannot be saved in {folder}: {error}. Set DIFFUSION_ADAGN_CACHE.") from None
     finally:
         shutil.rmtree(tmp, ignore_errors=True)
 
 
 def read(folder: Path) -> tuple[dict[str, np.ndarray], dict] | None:
-    """(weights, facts) of `folder`; None if there is nothing, or something damaged."""
+    """(weights, facts) of `folder`; None if it is missing or corrupted."""
     from safetensors import SafetensorError
     from safetensors.numpy import load_file
 
@@ -55,7 +55,7 @@ def read(folder: Path) -> tuple[dict[str, np.ndarray], dict] | None:
         return None
 
 
-def _beside(folder: Path) -> Path:
+def _temporary(folder: Path) -> Path:
     return folder.with_name(f".{folder.name}-{uuid.uuid4().hex[:8]}")
 
 
@@ -67,7 +67,7 @@ def _move(tmp: Path, folder: Path) -> None:
         except OSError:
             if not folder.is_dir():
                 raise
-        old = _beside(folder)
+        old = _temporary(folder)
         try:
             folder.rename(old)
         except FileNotFoundError:  # another process has just moved it away

@@ -1,6 +1,6 @@
-"""DINOv2 through transformers: features of a network that was never told a class.
+"""DINOv2 through transformers: features of a network trained without classes.
 
-Source: Oquab et al. 2023; as a measure of generated pictures, Stein et al. 2023.
+Source: Oquab et al. 2023; as a measure of generated images, Stein et al. 2023.
 """
 
 import torch
@@ -15,7 +15,7 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, as DINO
 
 
 class Dinov2Extractor(NetworkExtractor):
-    """Any pictures, gray ones as colour. pooled: the class token after the last norm. No probabilities."""
+    """Any images, gray ones as colour. pooled: the class token after the last norm. No probabilities."""
 
     name = "dinov2"
     resize = ANTIALIASED["bicubic"]
@@ -57,9 +57,9 @@ def open_dinov2(source: str, device: str | torch.device = "cpu") -> Dinov2Extrac
     except (OSError, ValueError, RuntimeError) as error:
         if isinstance(error, InputError):
             raise
-        told = (str(error).splitlines() or [type(error).__name__])[0]
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise InputError(
-            f"no DINOv2 can be opened from {source}: {told} Expected a folder with config.json and model.safetensors, or a hub id "
+            f"no DINOv2 can be opened from {source}: {reason} Expected a folder with config.json and model.safetensors, or a hub id "
             "that can be reached."
         ) from None
     return Dinov2Extractor(network, source, device)

@@ -1,4 +1,4 @@
-"""EfficientNet-Lite0, trained on ImageNet: 1280 features and the 1000 classes, for any pictures.
+"""EfficientNet-Lite0, trained on ImageNet: 1280 features and the 1000 classes, for any images.
 
 Source: Tan & Le 2019 and the "lite" variants of google/tpu: no squeeze-and-excitation, relu6. The weights come from TensorFlow, so
 padding and the norms' epsilon are TensorFlow's.
@@ -48,7 +48,7 @@ def _missing(size: int, kernel: int, stride: int) -> int:
 
 
 class Norm(nn.Module):
-    """Batch normalisation by the statistics that were kept; there is nothing to train here."""
+    """Batch normalisation with the saved statistics; nothing is trained."""
 
     def __init__(self, channels: int):
         super().__init__()
@@ -126,7 +126,7 @@ class EfficientNetLite0(nn.Module):
 
 
 class EfficientNetExtractor(NetworkExtractor):
-    """Any pictures, gray ones as colour. probabilities: of ImageNet's 1000 classes, in the order of their ids."""
+    """Any images, gray ones as colour. probabilities: of ImageNet's 1000 classes, in the order of their ids."""
 
     name = "efficientnet_lite0"
     resize = ANTIALIASED["bicubic"]

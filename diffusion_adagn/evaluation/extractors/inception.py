@@ -17,7 +17,7 @@ SOURCE = f"The weights are at {WEIGHTS}; fetch them and type inception:PATH."
 
 
 class InceptionExtractor(NetworkExtractor):
-    """Any pictures, gray ones as colour. pooled: 2048 features; probabilities: of the Inception Score's 1008 classes."""
+    """Any images, gray ones as colour. pooled: 2048 features; probabilities: of the Inception Score's 1008 classes."""
 
     name = "inception"
     resize = "bilinear as in TensorFlow 1, without antialiasing"
@@ -59,7 +59,7 @@ def _network(module: ModuleType, path: Path | None) -> torch.nn.Module:
             torch.load(path, map_location="cpu", weights_only=True)  # torch-fidelity would run what a pickle says
             named["feature_extractor_weights_path"] = str(path)
         return module.FeatureExtractorInceptionV3("inception-v3-compat", FEATURES, **named)
-    except Exception as error:  # no network, no room for the download, a damaged file, other weights
-        told = (str(error).splitlines() or [type(error).__name__])[0][:200]
+    except Exception as error:  # no network, no room for the download, a corrupted file, other weights
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
         what = "the Inception weights cannot be had" if path is None else f"{path} does not hold the Inception weights"
-        raise InputError(f"{what}: {told} {SOURCE}") from None
+        raise InputError(f"{what}: {reason} {SOURCE}") from None

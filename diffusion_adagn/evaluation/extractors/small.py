@@ -1,4 +1,4 @@
-"""scikit-learn's small network on the bare pixels: the judge of pictures as small as the embedded digits."""
+"""scikit-learn's small network on the bare pixels: the classifier of images as small as the embedded digits."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ RECIPE_VERSION = 1  # of all that decides the weights
 
 class SklearnExtractor:
     """One hidden layer on pixels / 255. pooled: its 64 activations. probabilities: of the data's own classes, 0 for
-    a class without pictures."""
+    a class without images."""
 
     name = "sklearn"
     resize = "none"
@@ -30,7 +30,7 @@ class SklearnExtractor:
     def __init__(self, weights: dict[str, np.ndarray], facts: dict):
         """weights: float32 w0 [H*W*C, 64], b0 [64], w1 [64, K'] ([64, 1] for two classes), b1.
 
-        facts: JSON with shape (H, W, C of a picture), classes (ids of the K' learned ones, ascending), class_names, and
+        facts: JSON with shape (H, W, C of an image), classes (ids of the K' learned ones, ascending), class_names, and
         more for the record.
         """
         self.weights, self.facts = weights, facts
@@ -43,9 +43,7 @@ class SklearnExtractor:
     def __call__(self, pixels: np.ndarray) -> Features:
         shape = list(check_pixels(pixels).shape[1:])
         if shape != self.facts["shape"]:
-            raise InputError(
-                f"the extractor sklearn learned from pictures {self.facts['shape']} [H, W, C], not {shape}."
-            )
+            raise InputError(f"the extractor sklearn learned from images {self.facts['shape']} [H, W, C], not {shape}.")
         x = pixels.reshape(len(pixels), -1).astype(np.float32) / 255
         pooled = np.maximum(x @ self.weights["w0"] + self.weights["b0"], 0)
         logits = pooled @ self.weights["w1"] + self.weights["b1"]
@@ -61,11 +59,11 @@ class SklearnExtractor:
 
 
 def open_sklearn(dataset: ImageDataset) -> SklearnExtractor:
-    """Trained on these pictures in seconds, if it has not been before, and cached. Raises InputError for large pictures."""
+    """Trained on these images in seconds, if it has not been before, and cached. Raises InputError for large images."""
     if dataset.image_size > MAX_FLAT_SIDE:
         raise InputError(
-            f"the extractor sklearn is for pictures of at most {MAX_FLAT_SIDE} pixels, and those of {dataset.name} have "
-            f"{dataset.image_size}: type judge."
+            f"the extractor sklearn is for images of at most {MAX_FLAT_SIDE} pixels, and those of {dataset.name} have "
+            f"{dataset.image_size}: type classifier."
         )
     folder = cache.folder_for(dataset, "sklearn", RECIPE_VERSION)
     found = cache.read(folder)
@@ -75,12 +73,12 @@ def open_sklearn(dataset: ImageDataset) -> SklearnExtractor:
         found = cache.read(folder)  # by the process that was waited for
         if found is None or set(found[0]) != {"w0", "b0", "w1", "b1"}:
             found = _trained(dataset)
-            cache.keep(folder, *found)
+            cache.save(folder, *found)
     return SklearnExtractor(*found)
 
 
 def _trained(dataset: ImageDataset) -> tuple[dict[str, np.ndarray], dict]:
-    """(weights, facts); 5 % of the pictures are held out for the accuracy."""
+    """(weights, facts); 5 % of the images are held out for the accuracy."""
     from ...data.store import split_off
 
     learned, heldout = split_off(dataset.labels, 0.05)
@@ -88,7 +86,7 @@ def _trained(dataset: ImageDataset) -> tuple[dict[str, np.ndarray], dict]:
     classes = np.unique(labels)
     if len(classes) < 2:
         raise InputError(
-            f"{dataset.name} has pictures of {len(classes)} class to learn from; expected two or more. Use an "
+            f"{dataset.name} has images of {len(classes)} class to learn from; expected two or more. Use an "
             "extractor that needs no labels: efficientnet:PATH.safetensors, inception or dinov2:FOLDER."
         )
     if not len(heldout):
@@ -104,8 +102,8 @@ def _trained(dataset: ImageDataset) -> tuple[dict[str, np.ndarray], dict]:
     }
     weights = _fit(pixels, labels)
     pixels, labels = dataset.gather(heldout)
-    told = SklearnExtractor(weights, facts)(pixels).probabilities.argmax(1)
-    return weights, facts | {"heldout_accuracy": float((told == labels).mean())}
+    predicted = SklearnExtractor(weights, facts)(pixels).probabilities.argmax(1)
+    return weights, facts | {"heldout_accuracy": float((predicted == labels).mean())}
 
 
 def _fit(pixels: np.ndarray, labels: np.ndarray) -> dict[str, np.ndarray]:

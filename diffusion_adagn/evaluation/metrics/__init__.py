@@ -1,4 +1,4 @@
-"""Metrics of sampled pictures against real ones, from features. By name in METRICS; all at once by `measure`."""
+"""Metrics of sampled images against real ones, from features. By name in METRICS; all at once by `measure`."""
 
 from dataclasses import dataclass
 from typing import Literal

@@ -1,4 +1,4 @@
-"""Metrics of class probabilities: the inception score, and how many pictures are what was asked for."""
+"""Metrics of class probabilities: the inception score, and how many images are what was asked for."""
 
 import numpy as np
 import torch
@@ -6,7 +6,7 @@ import torch
 from ...errors import InputError
 from .measured import MetricValue, checked, checked_labels
 
-MIN_IMAGES_PER_CLASS = 10  # pictures for each class, below which an inception score is warned about
+MIN_IMAGES_PER_CLASS = 10  # images for each class, below which an inception score is warned about
 
 
 def _probabilities(probabilities: np.ndarray) -> np.ndarray:
@@ -15,14 +15,14 @@ def _probabilities(probabilities: np.ndarray) -> np.ndarray:
     sums = p.sum(1)
     if p.min() < 0 or np.abs(sums - 1).max() > 1e-3:
         raise InputError(
-            f"probabilities lie in 0..1 and sum to 1 for each picture; these begin at {p.min():.3g} and sum to "
+            f"probabilities lie in 0..1 and sum to 1 for each image; these begin at {p.min():.3g} and sum to "
             f"{sums.min():.3g}..{sums.max():.3g}. Take the softmax of logits."
         )
     return p
 
 
 def inception_score(probabilities: np.ndarray) -> MetricValue:
-    """exp of the mean KL(p || mean p) of class probabilities [N, K], 1..K (Salimans et al. 2016), over all pictures at once: no splits."""
+    """exp of the mean KL(p || mean p) of class probabilities [N, K], 1..K (Salimans et al. 2016), over all images at once: no splits."""
     p = _probabilities(probabilities)
     n, k = p.shape
     mean = p.mean(0)
@@ -30,7 +30,7 @@ def inception_score(probabilities: np.ndarray) -> MetricValue:
     divergence = divergence - p @ np.log(np.where(mean > 0, mean, 1))
     score = float(np.exp(divergence.mean()))
     why = (
-        f"{n:,} pictures for {k:,} classes: below {MIN_IMAGES_PER_CLASS} a class the score is too low"
+        f"{n:,} images for {k:,} classes: below {MIN_IMAGES_PER_CLASS} a class the score is too low"
         if n < MIN_IMAGES_PER_CLASS * k
         else ""
     )
@@ -38,10 +38,10 @@ def inception_score(probabilities: np.ndarray) -> MetricValue:
 
 
 def accuracy(probabilities: np.ndarray, labels: np.ndarray) -> MetricValue:
-    """The share of pictures whose likeliest class is the label they were asked for. probabilities: [N, K]; labels: int64 [N].
+    """The fraction of images whose most probable class is their label. probabilities: [N, K]; labels: int64 [N].
 
-    Labels outside 0..K-1 (null) do not count and have no influence; a picture that does then weighs N / counted. Raises InputError
-    where there is not one label a picture.
+    Labels outside 0..K-1 (null) do not count and have no influence; an image that does then weighs N / counted. Raises InputError
+    where there is not one label an image.
     """
     p = _probabilities(probabilities)
     n, k = p.shape
@@ -52,5 +52,5 @@ def accuracy(probabilities: np.ndarray, labels: np.ndarray) -> MetricValue:
         return MetricValue.unavailable(f"none of the {n:,} labels is one of the {k:,} classes")
     right = p.argmax(1) == labels
     value = right[counts].mean()
-    why = f"{left:,} of {n:,} pictures have no label among the {k:,} classes and do not count" if left else ""
+    why = f"{left:,} of {n:,} images have no label among the {k:,} classes and do not count" if left else ""
     return MetricValue.of(value, counts * (right - value) * (n / (n - left)), why)

@@ -10,12 +10,12 @@ from torch import Tensor
 from ...errors import InputError
 from .measured import MetricValue, blocks, checked, same_extractor
 
-PER_FEATURE = 10  # pictures for each feature, below which a Frechet distance is warned about
+PER_FEATURE = 10  # images for each feature, below which a Frechet distance is warned about
 
 
 @dataclass(frozen=True, eq=False)
 class Gaussian:
-    """Mean [D] and covariance [D, D] (float64, N - 1 below) of the features of `count` pictures.
+    """Mean [D] and covariance [D, D] (float64, N - 1 below) of the features of `count` images.
 
     Raises InputError where they have other shapes or are not finite.
     """
@@ -36,7 +36,7 @@ class Gaussian:
 
     @classmethod
     def of(cls, features: np.ndarray, device: str = "cpu") -> "Gaussian":
-        """Of features [N, D]. Raises InputError for fewer than two pictures."""
+        """Of features [N, D]. Raises InputError for fewer than two images."""
         features, moments = checked(features), Moments(device)
         for rows in blocks(len(features)):
             moments.add(features[rows])
@@ -56,7 +56,7 @@ class Moments:
         self.device, self.count, self.mean, self.scatter = device, 0, None, None
 
     def add(self, features: np.ndarray) -> None:
-        """features: [n, D] of the next pictures."""
+        """features: [n, D] of the next images."""
         x = torch.from_numpy(checked(features)).to(self.device).double()
         mean = x.mean(0)
         x = x - mean
@@ -71,7 +71,7 @@ class Moments:
 
     def gaussian(self) -> Gaussian:
         if self.count < 2:
-            raise InputError(f"a covariance needs two pictures or more; there are {self.count}.")
+            raise InputError(f"a covariance needs two images or more; there are {self.count}.")
         return Gaussian(self.mean.cpu().numpy(), (self.scatter / (self.count - 1)).cpu().numpy(), self.count)
 
 
@@ -95,23 +95,23 @@ def frechet_distance(a: Gaussian, b: Gaussian, device: str = "cpu") -> float:
 
 
 def singular(n: int, d: int, reference: int) -> str:
-    """Why n pictures of d features have no Frechet distance to a reference of that many; "" where they have one."""
+    """Why n images of d features have no Frechet distance to a reference of that many; "" where they have one."""
     if min(n, reference) > d:
         return ""
     count, of, more = (n, "", "sample more") if n <= d else (reference, " of the reference", "take a larger reference")
     return (
-        f"{count:,} pictures{of} for {d:,} features: the covariance is singular and the distance means nothing below "
-        f"{d + 1:,} pictures; {more}, or read kid, which has no such limit"
+        f"{count:,} images{of} for {d:,} features: the covariance is singular and the distance means nothing below "
+        f"{d + 1:,} images; {more}, or read kid, which has no such limit"
     )
 
 
 def frechet(features: np.ndarray, reference: Gaussian, device: str = "cpu") -> MetricValue:
-    """The Frechet distance of pictures [N, D] to a reference. N D^2 + D^3 steps.
+    """The Frechet distance of images [N, D] to a reference. N D^2 + D^3 steps.
 
-    No value where either side has no more pictures than features: its covariance is singular.
+    No value where either side has no more images than features: its covariance is singular.
     influence: the derivative, 2 (m - m_r).(x - m) + (x - m)' (I - T) (x - m), where T is the optimal transport map from the
-    pictures' Gaussian to the reference's (Gelbrich 1990).
-    The value is too high by a part that falls as 1 / N (Chong & Forsyth 2020): compare equal N. Below 10 pictures a feature
+    images' Gaussian to the reference's (Gelbrich 1990).
+    The value is too high by a part that falls as 1 / N (Chong & Forsyth 2020): compare equal N. Below 10 images a feature
     `why` warns of it.
     """
     features = checked(features)
@@ -126,9 +126,9 @@ def frechet(features: np.ndarray, reference: Gaussian, device: str = "cpu") -> M
     own = Gaussian.of(features, device)
     root, product = _cross(own, reference, device)
     values, vectors = torch.linalg.eigh(product)
-    kept = values > values[-1] * d * torch.finfo(torch.float64).eps
-    side = root @ vectors[:, kept]
-    change = torch.eye(d, dtype=torch.float64, device=device) - (side / values[kept].sqrt()) @ side.T
+    positive = values > values[-1] * d * torch.finfo(torch.float64).eps
+    side = root @ vectors[:, positive]
+    change = torch.eye(d, dtype=torch.float64, device=device) - (side / values[positive].sqrt()) @ side.T
     mean = torch.from_numpy(own.mean).to(device)
     shift = 2 * (mean - torch.from_numpy(reference.mean).to(device))
     influence = []
@@ -137,5 +137,5 @@ def frechet(features: np.ndarray, reference: Gaussian, device: str = "cpu") -> M
         influence.append((x @ shift + ((x @ change) * x).sum(1)).cpu())
     why = ""
     if n < PER_FEATURE * d:
-        why = f"{n:,} pictures for {d:,} features: with so few the distance comes out too high; compare it at equal numbers only"
+        why = f"{n:,} images for {d:,} features: with so few the distance comes out too high; compare it at equal numbers only"
     return MetricValue.of(_distance(own, reference, values), torch.cat(influence).numpy(), why)

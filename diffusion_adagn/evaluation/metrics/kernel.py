@@ -15,21 +15,21 @@ def _kernel(x: Tensor, y: Tensor) -> Tensor:
 
 
 class KernelReference:
-    """Reference features [M, D] for `kid`, which computes their M^2 kernels at the first call and keeps the means."""
+    """Reference features [M, D] for `kid`, which computes their M^2 kernels at the first call and caches the means."""
 
     def __init__(self, features: np.ndarray, device: str = "cpu", block: int = BLOCK_IMAGES):
         self.features = torch.from_numpy(checked(features, "the reference")).to(device)
         self.block, self._own = block, None
 
     def own(self, progress: bool = False) -> Tensor:
-        """For each picture the mean kernel with the others, [M] float64."""
+        """For each image the mean kernel with the others, [M] float64."""
         if self._own is None:
             self._own = _own(self.features, self.block, progress)
         return self._own
 
 
 def _own(x: Tensor, block: int, progress: bool) -> Tensor:
-    """For each picture the mean kernel with every other one, [N] float64; each pair is computed once."""
+    """For each image the mean kernel with every other one, [N] float64; each pair is computed once."""
     sums, parts = torch.zeros(len(x), dtype=torch.float64, device=x.device), list(blocks(len(x), block))
     pairs = [(a, b) for i, a in enumerate(parts) for b in parts[i:]]
     for a, b in tqdm(pairs, desc="kernels", unit="block", leave=False, disable=not progress):
@@ -58,20 +58,18 @@ def kid(
     block: int = BLOCK_IMAGES,
     progress: bool = False,
 ) -> MetricValue:
-    """Unbiased MMD^2 with the kernel (x.y / D + 1)^3 between pictures [N, D] and a reference [M, D], over all pairs
+    """Unbiased MMD^2 with the kernel (x.y / D + 1)^3 between images [N, D] and a reference [M, D], over all pairs
     (Binkowski et al. 2018; Gretton et al. 2012, eq. 3). May lie below 0. N, M >= 2.
 
     Give a `KernelReference` where the same one serves several times; its device is taken.
-    Where the two agree, the first order vanishes and the true spread, then of order 1 / N, is more than what is told here.
+    Where the two agree, the first order vanishes and the true spread, then of order 1 / N, is larger than this estimate.
     """
     y = y if isinstance(y, KernelReference) else KernelReference(y, device, block)
     x = torch.from_numpy(checked(x)).to(y.features.device)
     n, m = len(x), len(y.features)
     same_extractor(x.shape[1], y.features.shape[1])
     if min(n, m) < 2:
-        return MetricValue.unavailable(
-            f"{n:,} sampled and {m:,} reference pictures: a kernel distance needs two of each"
-        )
+        return MetricValue.unavailable(f"{n:,} sampled and {m:,} reference images: a kernel distance needs two of each")
     own_x, own_y = _own(x, block, progress), y.own(progress)
     x_to_y = _mutual(x, y.features, block, progress)
     value = own_x.mean() + own_y.mean() - 2 * x_to_y.mean()

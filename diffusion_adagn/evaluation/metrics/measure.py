@@ -1,4 +1,4 @@
-"""Every metric at once, over all pictures and for each class, against a reference that is prepared once and serves many times."""
+"""Every metric at once, over all images and for each class, against a reference that is prepared once and serves many times."""
 
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -14,23 +14,23 @@ from .kernel import KernelReference, kid
 from .measured import MetricValue, checked, checked_labels, same_extractor
 from .neighbours import precision_recall, radii
 
-MIN_CLASS_IMAGES = 50  # pictures of a class, below which its metrics are warned about
+MIN_CLASS_IMAGES = 50  # images of a class, below which its metrics are warned about
 MAX_NAMED_CLASSES = 5  # classes that a note names before it counts the rest
 BY_CLASS = ("frechet", "kid", "accuracy")
 STATISTICS_ONLY = (
-    "the reference is a mean and a covariance alone, which serve only frechet; give its pictures to measure this"
+    "the reference is a mean and a covariance alone, which serve only frechet; give its images to measure this"
 )
 NO_PROBABILITIES = "the extractor is no classifier"
-NO_JUDGE = "nobody tells the classes of these pictures apart: no judge was asked"
-NO_LABELS = "the pictures are of no class, or their labels are not known"
+NO_CLASSIFIER = "no classifier available; accuracy not computed"
+NO_LABELS = "the images are of no class, or their labels are not known"
 
 
 class Target:
-    """What pictures are measured against. What its metrics need of it is computed at the first call and kept.
+    """The target that images are compared with. What the metrics need is computed at the first call and cached.
 
-    features: [M, D] of the reference's pictures. labels: int64 [M] or None; with them each class can be measured too.
+    features: [M, D] of the reference's images. labels: int64 [M] or None; with them each class can be measured too.
     k: neighbours of precision, recall, density and coverage. device: where all metrics are computed.
-    Raises InputError for features that are not finite and labels that are not one a picture.
+    Raises InputError for features that are not finite and labels that are not one an image.
     """
 
     def __init__(self, features: np.ndarray, labels: np.ndarray | None = None, k: int = 5, device: str = "cpu"):
@@ -42,7 +42,7 @@ class Target:
 
     @classmethod
     def of_gaussian(cls, gaussian: Gaussian, device: str = "cpu") -> "Target":
-        """Of published statistics without pictures: they serve frechet, and the other metrics say why they are blank."""
+        """Of published statistics without images: they serve frechet, and the other metrics say why they are blank."""
         target = cls.__new__(cls)
         target.features = target.labels = None
         target.k, target.device, target.gaussian = 5, device, gaussian
@@ -63,13 +63,13 @@ class Target:
         return KernelReference(self.features, self.device)
 
     def radii(self, k: int, progress: bool = False) -> np.ndarray:
-        """The distance of each picture to its k-th nearest other one, float64 [M]."""
+        """The distance of each image to its k-th nearest other one, float64 [M]."""
         if k not in self._radii:
             self._radii[k] = radii(self.features, k, self.device, progress=progress)
         return self._radii[k]
 
     def of_class(self, label: int) -> "Target | None":
-        """Its pictures of one class alone; None where there are none."""
+        """Its images of one class alone; None where there are none."""
         if label not in self._classes:
             mine = self.labels == label
             self._classes[label] = Target(self.features[mine], None, self.k, self.device) if mine.any() else None
@@ -78,10 +78,10 @@ class Target:
 
 @dataclass(frozen=True)
 class Measurement:
-    """overall: each of METRICS over all N pictures. per_class: frechet, kid and accuracy, a list with one for each class.
+    """overall: each of METRICS over all N images. per_class: frechet, kid and accuracy, a list with one for each class.
 
-    A class's influences are in the order in which its pictures stand. per_class is {} where it was not asked for or the sampled
-    pictures have no labels or classes. notes: a sentence each on what is blank or doubtful.
+    A class's influences are in the order in which its images stand. per_class is {} where it was not asked for or the sampled
+    images have no labels or classes. notes: a sentence each on what is blank or doubtful.
     """
 
     overall: dict[str, MetricValue]
@@ -100,20 +100,20 @@ def measure(
     progress: bool = False,
     own: np.ndarray | None = None,
 ) -> Measurement:
-    """Measure pictures by their features [N, D] and, where they have them, class probabilities [N, K] and labels int64 [N].
+    """Measure images by their features [N, D] and, where they have them, class probabilities [N, K] and labels int64 [N].
 
     labels: the class each was sampled as, 0..len(class_names)-1; others (null) count overall, but in no class and no accuracy.
     probabilities: over class_names, for the accuracy. own: the extractor's own, over whatever classes, for the inception score; None:
-    `probabilities`. Where there are labels, standard errors are those at fixed numbers of pictures a class. k: neighbours; None: the target's. Raises InputError for features that are not finite or of
-    another number than the target's, and for probabilities and labels that are not one row a picture.
+    `probabilities`. Where there are labels, standard errors are those at fixed numbers of images a class. k: neighbours; None: the target's. Raises InputError for features that are not finite or of
+    another number than the target's, and for probabilities and labels that are not one row an image.
     """
-    pooled, k = checked(pooled, "the sampled pictures"), target.k if k is None else k
+    pooled, k = checked(pooled, "the sampled images"), target.k if k is None else k
     n = len(pooled)
     same_extractor(pooled.shape[1], target.dimension)
     labels = None if labels is None else checked_labels(labels, n)
     if probabilities is not None and len(probabilities) != n:
         raise InputError(
-            f"there are {n:,} pictures, but probabilities of {len(probabilities):,}; expected one row a picture."
+            f"there are {n:,} images, but probabilities of {len(probabilities):,}; expected one row an image."
         )
     own = probabilities if own is None else own
     found = _by_features(pooled, target, k, progress)
@@ -142,7 +142,9 @@ def _by_features(pooled: np.ndarray, target: Target, k: int, progress: bool) -> 
 
 def _frechet(pooled: np.ndarray, target: Target) -> MetricValue:
     if target.features is not None and (why := singular(*pooled.shape, len(target.features))):
-        return MetricValue.unavailable(why)  # before a [D, D] of each of a thousand classes is made and kept
+        return MetricValue.unavailable(
+            why
+        )  # before a [D, D] matrix of each of a thousand classes is computed and cached
     return frechet(pooled, target.gaussian, target.device)
 
 
@@ -152,12 +154,10 @@ def _accuracy(
     if labels is None or (class_names is not None and not (labels < len(class_names)).any()):
         return MetricValue.unavailable(NO_LABELS)
     if probabilities is None:
-        return MetricValue.unavailable(NO_JUDGE)
-    told = probabilities.shape[1]
-    if class_names is not None and told != len(class_names):
-        return MetricValue.unavailable(
-            f"the classifier tells {told:,} classes apart and the pictures have {len(class_names):,} others"
-        )
+        return MetricValue.unavailable(NO_CLASSIFIER)
+    num_classes = probabilities.shape[1]
+    if class_names is not None and num_classes != len(class_names):
+        return MetricValue.unavailable(f"the classifier has {num_classes:,} classes, the images {len(class_names):,}")
     return accuracy(probabilities, labels)
 
 
@@ -173,11 +173,11 @@ def _by_class(
     for label, name in enumerate(tqdm(class_names, desc="classes", unit="class", leave=False, disable=not progress)):
         mine = labels == label
         if not mine.any():
-            one = dict.fromkeys(BY_CLASS, MetricValue.unavailable(f"no picture of the class {name} was sampled"))
+            one = dict.fromkeys(BY_CLASS, MetricValue.unavailable(f"no image of the class {name} was sampled"))
         else:
             one = _against(pooled[mine], target, label, name)
-            judged = None if probabilities is None else probabilities[mine]
-            right = _accuracy(judged, labels[mine], class_names)
+            class_probabilities = None if probabilities is None else probabilities[mine]
+            right = _accuracy(class_probabilities, labels[mine], class_names)
             one["accuracy"] = _warned(right, _few(int(mine.sum())))
         for metric, measured in one.items():
             found[metric].append(measured)
@@ -185,18 +185,18 @@ def _by_class(
 
 
 def _against(pooled: np.ndarray, target: Target, label: int, name: str) -> dict[str, MetricValue]:
-    """One class's pictures against the reference's of that class."""
+    """One class's images against the reference's of that class."""
 
     def unavailable(why: str) -> dict[str, MetricValue]:
         return {metric: MetricValue.unavailable(why) for metric in ("frechet", "kid")}
 
     if target.labels is None:
-        return unavailable("the reference has no labels, so its pictures of one class are not known")
+        return unavailable("the reference has no labels, so its images of one class are not known")
     reference = target.of_class(label)
     if reference is None:
-        return unavailable(f"no picture of the reference is of the class {name}")
+        return unavailable(f"no image of the reference is of the class {name}")
     if len(reference.features) < 2:
-        return unavailable(f"one picture of the reference is of the class {name}; it takes two or more")
+        return unavailable(f"one image of the reference is of the class {name}; it takes two or more")
     few = _few(len(pooled), len(reference.features))
     found = {"frechet": _frechet(pooled, reference), "kid": kid(pooled, reference.kernel)}
     return {metric: _warned(measured, few) for metric, measured in found.items()}
@@ -210,7 +210,7 @@ def _few(sampled: int, reference: int = MIN_CLASS_IMAGES) -> str:
 
 
 def _pictures(count: int) -> str:
-    return f"{count:,} picture{'s' * (count != 1)}"
+    return f"{count:,} image{'s' * (count != 1)}"
 
 
 def _warned(measured: MetricValue, warning: str) -> MetricValue:
@@ -227,17 +227,16 @@ def _blanks(overall: dict[str, MetricValue]) -> list[str]:
         if measured.why:
             groups.setdefault((measured.why, measured.value is None), []).append(METRICS[name].title)
     return [
-        f"{', '.join(titles)}{' left unavailable' * unavailable}: {why}."
-        for (why, unavailable), titles in groups.items()
+        f"{', '.join(titles)}{' not computed' * unavailable}: {why}." for (why, unavailable), titles in groups.items()
     ]
 
 
 def _class_notes(labels: np.ndarray, target: Target, class_names: list[str]) -> list[str]:
-    """A sentence on the classes with few pictures, and one on those that the reference does not have."""
+    """A sentence on the classes with few images, and one on those that the reference does not have."""
     sampled = [(name, int((labels == label).sum())) for label, name in enumerate(class_names)]
     notes = [
         _listed(
-            f"Fewer than {MIN_CLASS_IMAGES} sampled pictures",
+            f"Fewer than {MIN_CLASS_IMAGES} sampled images",
             [f"{name} ({n})" for name, n in sampled if n < MIN_CLASS_IMAGES],
         )
     ]
@@ -245,8 +244,8 @@ def _class_notes(labels: np.ndarray, target: Target, class_names: list[str]) -> 
         return [*filter(None, notes), "The reference has no labels, so classes are measured by accuracy alone."]
     there = [(name, int((target.labels == label).sum())) for label, name in enumerate(class_names)]
     few = [f"{name} ({n})" for name, n in there if 0 < n < MIN_CLASS_IMAGES]
-    notes.append(_listed(f"Fewer than {MIN_CLASS_IMAGES} reference pictures", few))
-    notes.append(_listed("No reference picture", [name for name, n in there if not n]))
+    notes.append(_listed(f"Fewer than {MIN_CLASS_IMAGES} reference images", few))
+    notes.append(_listed("No reference image", [name for name, n in there if not n]))
     return [*filter(None, notes)]
 
 

@@ -7,16 +7,16 @@ import numpy as np
 
 from ...errors import InputError
 
-BLOCK_IMAGES = 2048  # pictures: a block against a block is 32 MB
+BLOCK_IMAGES = 2048  # images: a block against a block is 32 MB
 
 
 @dataclass(frozen=True)
 class MetricValue:
-    """A metric of N sampled pictures. value: None where it could not be measured.
+    """A metric of N sampled images. value: None where it could not be measured.
 
-    influence: float64 [N], mean 0. Draw the N sampled pictures again with repetition, and the value becomes about value plus the mean
+    influence: float64 [N], mean 0. Draw the N sampled images again with repetition, and the value becomes about value plus the mean
     of the drawn influences (first order; the reference is held fixed). None without a value.
-    standard_error: of the value, as other sampled pictures would move it; None where fewer than two leave it open. why: why there is no value, or a warning on it.
+    standard_error: of the value, as other sampled images would move it; None where fewer than two leave it open. why: why there is no value, or a warning on it.
     """
 
     value: float | None
@@ -37,7 +37,7 @@ class MetricValue:
         return cls(float(value), influence, float(influence.std(ddof=1) / n**0.5) if n > 1 else None, why)
 
     def within(self, labels: np.ndarray) -> "MetricValue":
-        """As told where each class has its number of pictures by design: what differs between classes adds no spread. labels: [N]."""
+        """The standard error for a fixed number of images per class: differences between classes add no spread. labels: [N]."""
         n, (classes, place) = len(labels), np.unique(labels, return_inverse=True)
         if self.influence is None or n <= len(classes):
             return self
@@ -47,27 +47,27 @@ class MetricValue:
         return replace(self, influence=influence, standard_error=error)
 
 
-def checked(features: np.ndarray, of: str = "the pictures") -> np.ndarray:
+def checked(features: np.ndarray, of: str = "the images") -> np.ndarray:
     """The features [N, D], C-contiguous and writeable as torch wants them. Raises InputError where they are no finite table."""
     features = np.require(features, requirements=["C", "W"])
     if features.ndim != 2 or not all(features.shape):
         raise InputError(
-            f"the features of {of} have the shape {list(features.shape)}; expected [N, D], one row a picture."
+            f"the features of {of} have the shape {list(features.shape)}; expected [N, D], one row an image."
         )
     bad = sum(int((~np.isfinite(features[rows]).all(1)).sum()) for rows in blocks(len(features)))
     if bad:
         raise InputError(
             f"the features of {bad:,} of {len(features):,} ({of}) hold nan or inf, and no metric can be read from them. "
-            "Look at those pictures, and extract the features again in float32."
+            "Look at those images, and extract the features again in float32."
         )
     return features
 
 
 def same_extractor(x: int, y: int) -> None:
-    """Raises InputError where pictures and reference have unequal numbers of features."""
+    """Raises InputError where images and reference have unequal numbers of features."""
     if x != y:
         raise InputError(
-            f"the sampled pictures have {x:,} features and the reference {y:,}: they were made with another extractor. "
+            f"the sampled images have {x:,} features and the reference {y:,}: they were made with another extractor. "
             "Extract both with the same one."
         )
 
@@ -82,6 +82,6 @@ def checked_labels(labels: np.ndarray, n: int) -> np.ndarray:
     labels = np.asarray(labels)
     if labels.shape != (n,) or labels.dtype.kind not in "iu":
         raise InputError(
-            f"the labels are {labels.dtype} of shape {list(labels.shape)}; expected one integer for each of {n:,} pictures."
+            f"the labels are {labels.dtype} of shape {list(labels.shape)}; expected one integer for each of {n:,} images."
         )
     return labels.astype(np.int64)

@@ -1,6 +1,6 @@
-"""Who lies near whom: precision, recall, density and coverage by nearest neighbours, and the nearest picture of another set.
+"""Nearest neighbours: precision, recall, density and coverage by nearest neighbours, and the nearest image of another set.
 
-Distances are Euclidean and float64, |a|^2 + |b|^2 - 2 a.b of centred features; pictures are taken in blocks.
+Distances are Euclidean and float64, |a|^2 + |b|^2 - 2 a.b of centred features; images are taken in blocks.
 """
 
 import numpy as np
@@ -28,7 +28,7 @@ class _Table:
         return self.features[rows].double() - self.centre
 
     def bounds(self, radii: Tensor, block: int) -> Tensor:
-        """What a squared distance must lie below to be inside the ball round each picture, [N]: ties are outside, rounded or not."""
+        """What a squared distance must lie below to be inside the ball round each image, [N]: ties are outside, rounded or not."""
         lengths = torch.cat([self[rows].square().sum(1) for rows in blocks(len(self), block)])
         return radii.square() - DISTANCE_ROUNDING * (lengths + radii.square())
 
@@ -71,11 +71,11 @@ def nearest(
     x, y = checked(x), checked(y, "the reference")
     same_extractor(x.shape[1], y.shape[1])
     if not 1 <= count <= len(y):
-        raise InputError(f"count is {count}; of {len(y):,} pictures there are 1 to {len(y):,} nearest ones.")
+        raise InputError(f"count is {count}; of {len(y):,} images there are 1 to {len(y):,} nearest ones.")
     theirs = _Table(y, device)
     _, places = _smallest(_Table(x, device, theirs.centre), theirs, count, True, block, progress)
     places = places.cpu().numpy()
-    # once more from the differences, so that a copy lies at exactly 0
+    # computed again from the differences, so that a copy has distance 0 exactly
     distances = np.stack([_apart(x, y[column]) for column in places.T], axis=1)
     order = distances.argsort(axis=1, kind="stable")
     return np.take_along_axis(places, order, 1), np.take_along_axis(distances, order, 1)
@@ -89,10 +89,10 @@ def _apart(x: np.ndarray, y: np.ndarray) -> np.ndarray:
 def radii(
     y: np.ndarray, k: int = 5, device: str = "cpu", block: int = BLOCK_IMAGES, progress: bool = False
 ) -> np.ndarray:
-    """The distance of each picture [M, D] to its k-th nearest other one, float64 [M]. Raises InputError unless 1 <= k < M."""
+    """The distance of each image [M, D] to its k-th nearest other one, float64 [M]. Raises InputError unless 1 <= k < M."""
     y = checked(y)
     if not 1 <= k < len(y):
-        raise InputError(f"k is {k}; each of {len(y):,} pictures has 1 to {len(y) - 1:,} neighbours.")
+        raise InputError(f"k is {k}; each of {len(y):,} images has 1 to {len(y) - 1:,} neighbours.")
     table = _Table(y, device)
     return _smallest(table, table, k, False, block, progress)[0][:, -1].sqrt().cpu().numpy()
 
@@ -106,18 +106,18 @@ def precision_recall(
     block: int = BLOCK_IMAGES,
     progress: bool = False,
 ) -> dict[str, MetricValue]:
-    """Precision, recall (Kynkäänniemi et al. 2019), density and coverage (Naeem et al. 2020) of pictures x [N, D] against y [M, D].
+    """Precision, recall (Kynkäänniemi et al. 2019), density and coverage (Naeem et al. 2020) of images x [N, D] against y [M, D].
 
-    Each picture has a ball that reaches to its k-th nearest neighbour in its own set; what lies on the edge is outside.
-    precision: the share of x in a ball of y. density: how many balls of y a picture of x lies in, on average, / k (may exceed 1).
+    Each image has a ball that reaches to its k-th nearest neighbour in its own set; the edge is outside.
+    precision: the fraction of x in a ball of y. density: how many balls of y an image of x lies in, on average, / k (may exceed 1).
     coverage: the share of y whose ball holds one of x. recall: the share of y in a ball of x.
-    y_radii: `radii(y, k)`, where it is at hand. No values unless N, M > k. Raises InputError for k < 1 and radii of another y.
+    y_radii: `radii(y, k)`, if available. No values unless N, M > k. Raises InputError for k < 1 and radii of another y.
 
-    Influences: of precision and density each picture's own part, exact. Of coverage and recall the jackknife's, N / M for each real
-    picture that this one alone covers, the other balls held fixed: leave the picture out and the value falls by influence / N (before
-    centring). A count of covered pictures is no smooth function, so resampling follows it only roughly (correlation 0.5 to 0.75).
+    Influences: of precision and density each image's own part, exact. Of coverage and recall the jackknife's, N / M for each real
+    image that this one alone covers, the other balls held fixed: leave the image out and the value falls by influence / N (before
+    centring). A count of covered images is no smooth function, so resampling follows it only roughly (correlation 0.5 to 0.75).
     Of the rules tried it is nearest to the spread between fresh samples, 0.8 to 2.1 times it, where resampling itself says
-    0.4 to 4 times (Efron & Stein 1981: a jackknife errs on the large side). Where no picture covers one alone, it is 0.
+    0.4 to 4 times (Efron & Stein 1981: a jackknife errs on the large side). Where no image covers one alone, it is 0.
     """
     x, y = checked(x), checked(y, "the reference")
     n, m = len(x), len(y)
@@ -125,11 +125,11 @@ def precision_recall(
     if k < 1:
         raise InputError(f"k is {k}; expected at least 1 neighbour.")
     if min(n, m) <= k:
-        why = f"{n:,} sampled and {m:,} reference pictures: more than {k} of each are needed to have {k} neighbours"
+        why = f"{n:,} sampled and {m:,} reference images: more than {k} of each are needed to have {k} neighbours"
         return {name: MetricValue.unavailable(why) for name in ("precision", "recall", "density", "coverage")}
     y_radii = radii(y, k, device, block, progress) if y_radii is None else np.asarray(y_radii, dtype=np.float64)
     if y_radii.shape != (m,):
-        raise InputError(f"the radii have the shape {list(y_radii.shape)}; expected one for each of {m:,} pictures.")
+        raise InputError(f"the radii have the shape {list(y_radii.shape)}; expected one for each of {m:,} images.")
     theirs = _Table(y, device)
     ours = _Table(x, device, theirs.centre)
     ball_y = theirs.bounds(torch.from_numpy(y_radii).to(device), block)

@@ -65,16 +65,16 @@ def test_the_order_of_pictures_is_kept_in_a_class():
 def test_few_and_absent_classes_are_told():
     found = measure(X, P, OURS, Target(Y, THEIRS), NAMES)
     frechets, kids = found.per_class["frechet"], found.per_class["kid"]
-    assert kids[0].why == "" and kids[1].why == "40 pictures of the reference: the spread is large"
-    assert frechets[1].why.startswith("40 pictures of the reference: the spread is large")
-    assert kids[2].value is None and kids[2].why == "no picture of the reference is of the class crane"
-    assert kids[3].value is None and kids[3].why == "no picture of the class crane was sampled"
-    assert found.per_class["accuracy"][2].why == "40 pictures: the spread is large"
+    assert kids[0].why == "" and kids[1].why == "40 images of the reference: the spread is large"
+    assert frechets[1].why.startswith("40 images of the reference: the spread is large")
+    assert kids[2].value is None and kids[2].why == "no image of the reference is of the class crane"
+    assert kids[3].value is None and kids[3].why == "no image of the class crane was sampled"
+    assert found.per_class["accuracy"][2].why == "40 images: the spread is large"
     assert found.notes == [
-        "Accuracy: 30 of 300 pictures have no label among the 4 classes and do not count.",
-        "Fewer than 50 sampled pictures: crane (40), crane (0).",
-        "Fewer than 50 reference pictures: dog (40).",
-        "No reference picture: crane.",
+        "Accuracy: 30 of 300 images have no label among the 4 classes and do not count.",
+        "Fewer than 50 sampled images: crane (40), crane (0).",
+        "Fewer than 50 reference images: dog (40).",
+        "No reference image: crane.",
     ]
 
 
@@ -82,24 +82,24 @@ def test_a_class_with_one_picture_and_many_small_ones():
     names = [f"c{i}" for i in range(8)]
     labels = np.arange(300) % 7
     found = measure(X, cards(300, classes=8), labels, Target(Y, np.arange(500).clip(0, 8) % 9), names)
-    assert "one picture of the reference" in found.per_class["kid"][2].why
+    assert "one image of the reference" in found.per_class["kid"][2].why
     assert (
         found.notes[0]
-        == "Fewer than 50 sampled pictures: c0 (43), c1 (43), c2 (43), c3 (43), c4 (43) and 3 more classes."
+        == "Fewer than 50 sampled images: c0 (43), c1 (43), c2 (43), c3 (43), c4 (43) and 3 more classes."
     )
     alone = measure(X[:1], P[:1], np.array([0]), Target(Y, THEIRS), NAMES)
     assert alone.per_class["kid"][0].value is None and alone.per_class["frechet"][0].value is None
-    assert alone.per_class["accuracy"][0].why == "1 picture: the spread is large"
+    assert alone.per_class["accuracy"][0].why == "1 image: the spread is large"
 
 
 def test_too_few_pictures_leave_frechet_blank():
     found = measure(X[:D], None, None, Target(Y), None)
     assert found.overall["frechet"].value is None and found.overall["kid"].value is not None
-    assert found.notes[0].startswith("Frechet distance left blank: 6 pictures for 6 features")
+    assert found.notes[0].startswith("Frechet distance not computed: 6 images for 6 features")
     assert found.per_class == {} and "labels are not known" in found.overall["accuracy"].why
-    assert "Inception score left blank: the extractor is no classifier" in found.notes[1]
+    assert "Inception score not computed: the extractor is no classifier" in found.notes[1]
     fewer = measure(X[:4], None, None, Target(Y), None)
-    assert fewer.notes[1].startswith("Precision, Recall, Density, Coverage left blank: 4 sampled")
+    assert fewer.notes[1].startswith("Precision, Recall, Density, Coverage not computed: 4 sampled")
     # no covariance is made that nothing is compared with
     target = Target(Y)
     measure(X[:D], None, None, target, None)
@@ -169,7 +169,7 @@ def test_bad_input_is_told():
         ("another extractor", lambda: measure(X[:, :4], None, None, Target.of_gaussian(Gaussian.of(Y)), None)),
         ("one integer", lambda: measure(X, None, OURS[:-1], target, NAMES)),
         ("one integer", lambda: Target(Y, THEIRS[:-1])),
-        ("one row a picture", lambda: measure(X, P[:-1], OURS, target, NAMES)),
+        ("one row an image", lambda: measure(X, P[:-1], OURS, target, NAMES)),
         ("softmax", lambda: measure(X, P * 2, OURS, target, NAMES)),
         ("expected \\[N, D\\]", lambda: measure(X[:0], None, None, target, None)),
     ):
@@ -178,7 +178,7 @@ def test_bad_input_is_told():
 
 
 def test_errors_are_those_at_fixed_numbers_of_pictures_a_class():
-    """Two classes far apart: what differs between them is no chance where each has its number of pictures."""
+    """Two classes far apart: what differs between them is no chance where each has its number of images."""
     labels = np.repeat([0, 1], 60)
     reference = Target(drawn(0, 500, 500), None)
 

@@ -110,12 +110,18 @@ def test_frechet_resampled_where_pixels_are_always_black():
 
 def test_frechet_is_blank_with_too_few_pictures_and_warns_with_few():
     enough, reference = draw(13, 12), Gaussian.of(draw(200, 12, 1))
-    assert frechet(enough, reference).value > 0 and "13 pictures for 12 features" in frechet(enough, reference).why
+    assert frechet(enough, reference).value > 0 and "13 images for 12 features" in frechet(enough, reference).why
     assert not frechet(draw(120, 12), reference).why
-    few = frechet(draw(12, 12), reference)
-    assert few.value is None and few.influence is None and few.standard_error is None
-    assert "12 pictures for 12 features" in few.why and "below 13 pictures" in few.why and "kid" in few.why
-    assert "12 pictures of the reference" in frechet(enough, Gaussian.of(draw(12, 12))).why
+    note_few_images = frechet(draw(12, 12), reference)
+    assert (
+        note_few_images.value is None and note_few_images.influence is None and note_few_images.standard_error is None
+    )
+    assert (
+        "12 images for 12 features" in note_few_images.why
+        and "below 13 images" in note_few_images.why
+        and "kid" in note_few_images.why
+    )
+    assert "12 images of the reference" in frechet(enough, Gaussian.of(draw(12, 12))).why
 
 
 def test_features_are_left_as_they_are_and_a_gaussian_taken_midway_too():
@@ -218,7 +224,7 @@ def test_inception_score_against_torchmetrics_and_known_ones():
     assert inception_score(np.eye(4)[np.arange(80) % 4]).value == pytest.approx(4)
     assert inception_score(np.eye(4)[np.zeros(80, int)]).value == pytest.approx(1)
     assert inception_score(np.full((80, 4), 0.25)).value == pytest.approx(1)
-    assert not inception_score(p).why and "49 pictures for 5 classes" in inception_score(p[:49]).why
+    assert not inception_score(p).why and "49 images for 5 classes" in inception_score(p[:49]).why
     inception = pytest.importorskip("torchmetrics.image.inception")
     theirs = inception.InceptionScore(feature=AsIs(5), splits=1)
     theirs.update(torch.from_numpy(logits))
@@ -259,7 +265,7 @@ def test_bad_input_is_told():
             metric(draw(30, 5))
         with pytest.raises(InputError, match=r"expected \[N, D\]"):
             metric(good[0])
-    with pytest.raises(InputError, match="two pictures"):
+    with pytest.raises(InputError, match="two images"):
         Gaussian.of(good[:1])
     with pytest.raises(InputError, match="no Gaussian"):
         Gaussian(np.zeros(3), np.eye(4), 9)

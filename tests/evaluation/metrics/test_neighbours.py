@@ -96,7 +96,7 @@ def masks(x, y, k=5):
 
 
 def resampled(inside, within, rows, k=5):
-    """The four where these pictures were drawn; the balls stay as they are."""
+    """The four where these images were drawn; the balls stay as they are."""
     inside, within = inside[rows], within[rows]
     return inside.any(1).mean(), within.any(0).mean(), inside.sum(1).mean() / k, inside.any(0).mean()
 
@@ -150,8 +150,8 @@ def test_nearest():
 
 
 def test_too_few_pictures_and_bad_input():
-    few = precision_recall(draw(5), draw(50), 5)
-    assert all(few[name].value is None and "more than 5" in few[name].why for name in NAMES)
+    note_few_images = precision_recall(draw(5), draw(50), 5)
+    assert all(note_few_images[name].value is None and "more than 5" in note_few_images[name].why for name in NAMES)
     assert precision_recall(draw(50), draw(5), 5)["recall"].value is None
     assert precision_recall(draw(6), draw(7), 5)["recall"].value is not None
     for call in (lambda: precision_recall(draw(9, 3), draw(9)), lambda: nearest(draw(9, 3), draw(9))):

@@ -1,6 +1,6 @@
-"""The judge: a small residual network that learns the user's own classes, in minutes, and is kept for the next time.
+"""The classifier: a small residual network that learns the user's classes in minutes, and is cached.
 
-Its class probabilities tell whether a picture is of its class; its features, on what the user's pictures differ in.
+Its class probabilities measure class accuracy. Its features measure the differences between the user's images.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from tqdm.auto import tqdm
 
 from ...atomic import one_at_a_time
 from ...errors import InputError
-from ...runtime.precision import computed_in
+from ...runtime.precision import use_precision
 from . import cache
 from .base import ANTIALIASED, NetworkExtractor, resized, to_planes
 
 if TYPE_CHECKING:
     from ...data import ImageDataset
 
-RECIPE_VERSION = 1  # of all that decides the weights: raise it with any change below
+RECIPE_VERSION = 1  # of everything that determines the weights: increase it with any change below
 SEED = 0
-MAX_SIDE = 64  # pixels; larger pictures are resized
+MAX_SIDE = 64  # pixels; larger images are resized
 HELD_OUT, MAX_HELD_OUT = 0.05, 2000
 MIN_PASSES, MAX_PASSES, EPOCHS, MAX_EPOCHS = 16_000, 160_000, 10, 40
 
@@ -50,10 +50,10 @@ class Residual(nn.Module):
         return F.relu(self.skip(x) + self.norm2(self.conv2(h)))
 
 
-class JudgeNetwork(nn.Module):
-    """A convolution and two residual blocks or three, then the mean over the picture and a linear layer.
+class ClassifierNetwork(nn.Module):
+    """A convolution and two residual blocks or three, then the mean over the image and a linear layer.
 
-    Features: 64 for pictures of at most 16 pixels, 128 above. Above 32 pixels the first convolution halves the size.
+    Features: 64 for images of at most 16 pixels, 128 above. Above 32 pixels the first convolution halves the size.
     """
 
     def __init__(self, resolution: int, channels: int, classes: int):
@@ -73,14 +73,14 @@ class JudgeNetwork(nn.Module):
         return pooled, self.head(pooled)
 
 
-class Judge(NetworkExtractor):
+class Classifier(NetworkExtractor):
     """probabilities: of the data's own classes. It wants as many channels as it learned from."""
 
     name = "judge"
     resize = ANTIALIASED["bilinear"]
 
-    def __init__(self, network: JudgeNetwork, facts: dict, device: str | torch.device = "cpu"):
-        """facts: JSON, as `train_judge` returns: resolution, class_names, and what is reported of its training."""
+    def __init__(self, network: ClassifierNetwork, facts: dict, device: str | torch.device = "cpu"):
+        """facts: JSON, as `train_classifier` returns: resolution, class_names, and what is reported of its training."""
         super().__init__(network, network.dimension, facts["resolution"], device, {"version": RECIPE_VERSION})
         self.class_names = tuple(facts["class_names"])
         self.facts = facts
@@ -88,57 +88,57 @@ class Judge(NetworkExtractor):
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         channels = self.network.stem.in_channels
         if x.shape[1] != channels:
-            raise InputError(f"the judge learned from pictures with {channels} channels and was given {x.shape[1]}.")
+            raise InputError(f"the classifier learned from images with {channels} channels and was given {x.shape[1]}.")
         return self.network(resized(x.float(), self.resolution, "bilinear"))
 
     def to_dict(self) -> dict:
         return super().to_dict() | self.facts
 
 
-def open_judge(dataset: ImageDataset, device: str | torch.device = "cpu", progress: bool = True) -> Judge:
-    """The judge of these pictures, trained now if it has not been before. progress: a bar, and where it was cached."""
+def open_classifier(dataset: ImageDataset, device: str | torch.device = "cpu", progress: bool = True) -> Classifier:
+    """The classifier of these images, trained at first use. progress: show a bar, and print where it is cached."""
     folder = cache.folder_for(dataset, "judge", RECIPE_VERSION)
-    found = _opened(folder, device)
-    if found is not None:
-        return found
-    with one_at_a_time(folder, f"it trains the judge of {dataset.name}" if progress else ""):
-        found = _opened(folder, device)  # by the process that was waited for
-        if found is not None:
-            return found
-        network, facts = train_judge(dataset, device, progress)
-        judge = Judge(network, facts, device)
+    cached = _opened(folder, device)
+    if cached is not None:
+        return cached
+    with one_at_a_time(folder, f"it trains the classifier of {dataset.name}" if progress else ""):
+        cached = _opened(folder, device)  # by the process that held the lock
+        if cached is not None:
+            return cached
+        network, facts = train_classifier(dataset, device, progress)
+        classifier = Classifier(network, facts, device)
         weights = {name: tensor.detach().cpu().contiguous().numpy() for name, tensor in network.state_dict().items()}
-        cache.keep(folder, weights, facts | {"hash": judge.hash})
+        cache.save(folder, weights, facts | {"hash": classifier.hash})
     if progress:
         seen = (
-            f"{facts['heldout_accuracy']:.1%} of {facts['heldout_images']:,} pictures held out from it are told right"
+            f"{facts['heldout_accuracy']:.1%} of {facts['heldout_images']:,} held-out images are classified correctly"
         )
-        print(f"The judge of {dataset.name} is trained ({seen}) and kept in {folder}.")
-    return judge
+        print(f"The classifier of {dataset.name} is trained ({seen}) and cached in {folder}.")
+    return classifier
 
 
-def _opened(folder: Path, device: str | torch.device) -> Judge | None:
-    """The judge kept in `folder`; None if there is none, or a damaged one."""
-    found = cache.read(folder)
-    if found is None:
+def _opened(folder: Path, device: str | torch.device) -> Classifier | None:
+    """The classifier cached in `folder`; None if it is missing or corrupted."""
+    cached = cache.read(folder)
+    if cached is None:
         return None
-    weights, facts = found
+    weights, facts = cached
     try:
-        network = JudgeNetwork(facts["resolution"], facts["channels"], len(facts["class_names"]))
+        network = ClassifierNetwork(facts["resolution"], facts["channels"], len(facts["class_names"]))
         network.load_state_dict({name: torch.from_numpy(weight) for name, weight in weights.items()})
-        judge = Judge(network, facts, device)
+        classifier = Classifier(network, facts, device)
     except (KeyError, TypeError, RuntimeError):
         return None
-    return judge if judge.hash == facts.get("hash") else None
+    return classifier if classifier.hash == facts.get("hash") else None
 
 
-def train_judge(
+def train_classifier(
     dataset: ImageDataset, device: str | torch.device = "cpu", progress: bool = False
-) -> tuple[JudgeNetwork, dict]:
-    """(network, facts) after some minutes: 10 rounds over the pictures, but 16,000 to 160,000 passes; and 40 rounds at most.
+) -> tuple[ClassifierNetwork, dict]:
+    """(network, facts) after some minutes: 10 rounds over the images, but 16,000 to 160,000 passes; and 40 rounds at most.
 
     Shifted by up to an eighth of their size, never mirrored: a mirrored digit is another. Deterministic on the same machine's CPU; the
-    caller's random state stays as it is. Raises InputError if fewer than two classes have pictures.
+    caller's random state stays as it is. Raises InputError if fewer than two classes have images.
     """
     from ...data.store import split_off
 
@@ -146,15 +146,15 @@ def train_judge(
     device, n = torch.device(device), len(dataset)
     learned, heldout = split_off(dataset.labels, min(HELD_OUT, MAX_HELD_OUT / n), SEED)
     if len(np.unique(dataset.labels[learned])) < 2 or not len(heldout):
-        raise InputError(f"{dataset.name} has {n} pictures: too few for a judge to learn from and to be tested on.")
+        raise InputError(f"{dataset.name} has {n} images: too few for a classifier to learn from and to be tested on.")
     if progress:
-        print(f"A judge learns the classes of {dataset.name}, in minutes, and is cached.")
+        print(f"A classifier learns the classes of {dataset.name}, in minutes, and is cached.")
     resolution = min(dataset.image_size, MAX_SIDE)
     with torch.random.fork_rng(devices=[]):
         torch.random.default_generator.manual_seed(SEED)
-        network = JudgeNetwork(resolution, dataset.channels, dataset.label_space.K)
+        network = ClassifierNetwork(resolution, dataset.channels, dataset.label_space.K)
     network.to(device, memory_format=torch.channels_last)
-    with computed_in("fp32", device):
+    with use_precision("fp32", device):
         passes = _train(network, dataset, learned, resolution, device, progress)
     facts = {
         "resolution": resolution,
@@ -174,7 +174,7 @@ def _check(dataset: ImageDataset) -> None:
     filled = int((dataset.counts() > 0).sum())
     if filled < 2:
         raise InputError(
-            f"a judge tells classes apart, and {dataset.name} has pictures of {filled}; expected two or more. "
+            f"a classifier needs images of two or more classes; {dataset.name} has {filled}. "
             "Use an extractor that needs no labels: efficientnet:PATH.safetensors, inception or dinov2:FOLDER."
         )
 
@@ -183,14 +183,14 @@ def _check(dataset: ImageDataset) -> None:
 
 
 def _train(
-    network: JudgeNetwork,
+    network: ClassifierNetwork,
     dataset: ImageDataset,
     learned: np.ndarray,
     resolution: int,
     device: torch.device,
     progress: bool,
 ) -> int:
-    """Train it on these pictures; returns the number of passes."""
+    """Train it on these images; returns the number of passes."""
     n = len(learned)
     size = min(64 if resolution <= 16 else 128, n)
     passes = min(MAX_EPOCHS * n, max(MIN_PASSES, min(MAX_PASSES, EPOCHS * n)))
@@ -200,8 +200,8 @@ def _train(
     generator = torch.Generator().manual_seed(SEED)
     network.train()
     with tqdm(total=steps, desc="training the judge", unit="step", disable=not progress, leave=False) as bar:
-        for places in _batches(n, size, steps, generator):
-            pixels, labels = dataset.gather(learned[places])
+        for rows in _batches(n, size, steps, generator):
+            pixels, labels = dataset.gather(learned[rows])
             x = _shifted(resized(to_planes(pixels).to(device).float(), resolution, "bilinear"), generator)
             _, logits = network(x)
             loss = F.cross_entropy(logits, torch.from_numpy(labels).to(device), label_smoothing=0.05)
@@ -229,20 +229,20 @@ def _batches(n: int, size: int, steps: int, generator: torch.Generator) -> Itera
 def _shifted(x: Tensor, generator: torch.Generator) -> Tensor:
     """[N, C, S, S], each moved by up to S / 8 pixels along both axes; the edge is repeated."""
     n, _, side, _ = x.shape
-    most = max(1, side // 8)
-    move = torch.randint(-most, most + 1, (2, n, 1), generator=generator)
+    max_shift = max(1, side // 8)
+    move = torch.randint(-max_shift, max_shift + 1, (2, n, 1), generator=generator)
     row, column = (torch.arange(side) + move).clamp(0, side - 1).to(x.device)
-    picture = torch.arange(n, device=x.device)[:, None, None]
-    return x.permute(0, 2, 3, 1)[picture, row[:, :, None], column[:, None, :]].permute(0, 3, 1, 2)
+    image = torch.arange(n, device=x.device)[:, None, None]
+    return x.permute(0, 2, 3, 1)[image, row[:, :, None], column[:, None, :]].permute(0, 3, 1, 2)
 
 
 @torch.inference_mode()
 def _accuracy(
-    network: JudgeNetwork, dataset: ImageDataset, places: np.ndarray, resolution: int, device: torch.device
+    network: ClassifierNetwork, dataset: ImageDataset, rows: np.ndarray, resolution: int, device: torch.device
 ) -> float:
     right = 0
-    for some in np.array_split(places, -(-len(places) // 250)):
-        pixels, labels = dataset.gather(some)
+    for batch in np.array_split(rows, -(-len(rows) // 250)):
+        pixels, labels = dataset.gather(batch)
         _, logits = network(resized(to_planes(pixels).to(device).float(), resolution, "bilinear"))
         right += int((logits.argmax(1).cpu().numpy() == labels).sum())
-    return right / len(places)
+    return right / len(rows)

@@ -1,4 +1,4 @@
-"""What pictures are measured with: the extractor, the judge of their classes, and the reference of real pictures."""
+"""What images are measured with: the extractor, the classifier of their classes, and the reference of real images."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,6 +10,7 @@ from accelerate.utils import gather_object
 
 from ..config import DataConfig
 from ..errors import InputError
+from ..renamed import EXTRACTORS
 from ..runs.recorded import recorded_data
 from ..runtime.distributed import main_first
 from ..sampling.pipeline import ClassConditionalPipeline
@@ -21,39 +22,43 @@ from .reference import Reference, reference_of
 
 @dataclass(frozen=True)
 class EvalConfig:
-    """What pictures are measured with and against. against: None for the run's own data. data: the config fields of `data` that were
-    given, by dotted key. extractor: as `open_extractor` takes it, or "none". judge: whether a judge tells the classes. reference_count:
-    real pictures, at most. k: neighbours of precision, recall, density and coverage."""
+    """What images are measured with and against. against: None for the run's own data. data: the config fields of `data` that were
+    given, by dotted key. extractor: as `open_extractor` takes it, or "none". classifier: whether a classifier measures accuracy. reference_count:
+    real images, at most. k: neighbours of precision, recall, density and coverage."""
 
     against: str | None = None
     data: Mapping[str, str] = field(default_factory=dict)
-    extractor: str = "judge"
-    judge: bool = True
+    extractor: str = "classifier"
+    classifier: bool = True
     reference_count: int = 10_000
     k: int = 5
 
+    def __post_init__(self) -> None:
+        if self.extractor in EXTRACTORS:
+            object.__setattr__(self, "extractor", EXTRACTORS[self.extractor])
+
     @property
     def own_data(self) -> bool:
-        """Whether the real pictures are those that the run knows of."""
+        """Whether the real images are those of the run."""
         return self.against is None and "data.source" not in self.data
 
 
 @dataclass(frozen=True)
 class EvalSetup:
-    """class_names: of the labels, () without. judge: None where nobody tells the classes. reference: None but on the main process.
+    """class_names: of the labels, () without. classifier: None if there is none. reference: None but on the main process.
 
     Without an extractor (None) there are diagnostics alone, and the reference, if there is one, knows no features.
     """
 
     real: RealImages | None
     extractor: Extractor | None
-    judge: Extractor | None
+    classifier: Extractor | None
     reference: Reference | None
     class_names: tuple[str, ...]
 
     @property
     def extractors(self) -> list[Extractor]:
-        return list({e.name: e for e in (self.extractor, self.judge) if e is not None}.values())
+        return list({e.name: e for e in (self.extractor, self.classifier) if e is not None}.values())
 
     @property
     def against(self) -> str:
@@ -61,7 +66,7 @@ class EvalSetup:
         if self.reference is None:
             return "nothing"
         about = self.reference.about
-        many = "published statistics" if about["count"] is None else f"{about['count']:,} pictures"
+        many = "published statistics" if about["count"] is None else f"{about['count']:,} images"
         by = "by their looks alone" if self.extractor is None else f"by the features of {self.extractor.name}"
         return f"{about['name']} ({many}), {by}"
 
@@ -69,18 +74,18 @@ class EvalSetup:
 def bench_of_model(
     source: str | Path, pipe: ClassConditionalPipeline, draw: SamplePlan, measuring: EvalConfig, state: PartialState
 ) -> EvalSetup:
-    """For a model's pictures; the main process first, since it may have to train a judge.
+    """For a model's images; the main process first, since it may have to train a classifier.
 
-    Raises InputError for real pictures of another size, number of channels or classes, and where none are known.
+    Raises InputError for real images of another size, number of channels or classes, and where none are known.
     """
     recorded = recorded_data(source)
     if measuring.extractor == "none" and measuring.own_data and recorded is None:
         return EvalSetup(None, None, None, None, pipe.labels.names)
-    check_against(measuring, recorded, str(source))
+    check_reference(measuring, recorded, str(source))
     size, channels, labels = pipe.unet.config.sample_size, pipe.unet.config.in_channels, pipe.labels
     with main_first(state):  # it may have to be decoded
         real = RealImages(measuring.against, measuring.data, recorded, size, channels)
-    real.check_shape(size, size, channels, "the model's pictures")
+    real.check_shape(size, size, channels, "the model's images")
     if real.dataset is not None:
         real.dataset.check_classes(labels)
     elif labels.K and real.stored is not None and real.class_names not in ((), labels.names):
@@ -88,11 +93,11 @@ def bench_of_model(
             f"the reference {real.name} has other classes ({', '.join(real.class_names[:5])}, ...) than the model "
             f"({', '.join(labels.names[:5])}, ...): make one of data with the model's classes."
         )
-    told = draw.labels if labels.K else None
+    class_ids = draw.labels if labels.K else None
     with main_first(state):
-        bench = open_bench(real, measuring, labels.names, told, channels, state)
-    check_same_extractors(bench.extractors, state)
-    return bench
+        setup = open_bench(real, measuring, labels.names, class_ids, channels, state)
+    check_same_extractors(setup.extractors, state)
+    return setup
 
 
 def check_same_extractors(extractors: Sequence[Extractor], state: PartialState) -> None:
@@ -112,16 +117,16 @@ def check_same_extractors(extractors: Sequence[Extractor], state: PartialState) 
                 raise InputError(
                     f"the {name} of process 0 has other weights than that of process {rank} ({first}, {other}), so their features do not "
                     f"compare: each of {state.num_processes} processes must open the same. Share DIFFUSION_ADAGN_CACHE between the machines, "
-                    "or copy its folder judges from the first machine to the others."
+                    "or copy its folder classifiers from the first machine to the others."
                 )
 
 
-def check_against(measuring: EvalConfig, recorded: DataConfig | None, what: str) -> None:
-    """Raises InputError where nothing is known that pictures could be measured against."""
+def check_reference(measuring: EvalConfig, recorded: DataConfig | None, what: str) -> None:
+    """Raises InputError where nothing is known that images could be measured against."""
     if measuring.own_data and recorded is None:
         raise InputError(
-            f"there is nothing to measure {what} against, since no run's data settings are known: name real pictures by --against "
-            "NAME_OR_PATH[:split], a folder or .npz of pictures, or a file of adagn evaluate reference (adagn sweep --extractor none "
+            f"there is nothing to measure {what} against, since no run's data settings are known: name real images by --against "
+            "NAME_OR_PATH[:split], a folder or .npz of images, or a file of adagn evaluate reference (adagn sweep --extractor none "
             "does without)."
         )
 
@@ -136,27 +141,27 @@ def open_bench(
 ) -> EvalSetup:
     """Open the extractor and, on the main process, make the reference.
 
-    labels: int64 [N] of what is measured, ids of class_names, or None. channels: of its pictures.
+    labels: int64 [N] of what is measured, ids of class_names, or None. channels: of its images.
     """
     main, count = state.is_main_process, measuring.reference_count
     if measuring.extractor == "none":
         known = main and real.dataset is not None
         return EvalSetup(real, None, None, reference_of(real.dataset, None, count) if known else None, class_names)
-    if real.file is not None and real.learned is None and measuring.extractor in ("judge", "sklearn"):
+    if real.file is not None and real.learned is None and measuring.extractor in ("classifier", "sklearn"):
         raise InputError(
-            f"{real.name} holds statistics of the FID's Inception network, and no pictures that {measuring.extractor} could learn from: type "
-            "--extractor inception, or give real pictures by --against."
+            f"{real.name} holds statistics of the FID's Inception network, and no images that {measuring.extractor} could learn from: type "
+            "--extractor inception, or give real images by --against."
         )
     extractor = open_extractor(measuring.extractor, real.learned, state.device, main)
-    judge = _judge(real, extractor, class_names, labels, state) if measuring.judge else None
+    classifier = _judge(real, extractor, class_names, labels, state) if measuring.classifier else None
     reference = real.reference(extractor, count, class_names, channels) if main else None
-    return EvalSetup(real, extractor, judge, reference, class_names)
+    return EvalSetup(real, extractor, classifier, reference, class_names)
 
 
 def _judge(
     real: RealImages, extractor: Extractor, class_names: tuple[str, ...], labels: np.ndarray | None, state: PartialState
 ) -> Extractor | None:
-    """The extractor where it knows these classes, else the judge of the data; None where there are no classes to tell."""
+    """The extractor if it has these classes, else the classifier of the data; None without classes."""
     if len(class_names) < 2 or labels is None or not (labels < len(class_names)).any():
         return None
     if extractor.class_names is not None and tuple(extractor.class_names) == class_names:
@@ -164,4 +169,4 @@ def _judge(
     learned = real.learned
     if learned is None or learned.label_space.names != class_names or (learned.counts() > 0).sum() < 2:
         return None
-    return open_extractor("judge", learned, state.device, state.is_main_process)
+    return open_extractor("classifier", learned, state.device, state.is_main_process)

@@ -1,0 +1,56 @@
+"""Numbers and names as text: one line, shortened to a width, lists, percentages, intervals."""
+
+import math
+import unicodedata
+from collections.abc import Sequence
+
+
+def one_line(text: str) -> str:
+    """Any text as one line that can be written and drawn, without control characters and lone surrogates."""
+    text = " ".join(str(text).split()).encode("utf-8", "replace").decode()
+    return "".join(c for c in text if c == " " or unicodedata.category(c) not in ("Cc", "Cf", "Cs", "Co", "Cn"))
+
+
+def text_width(text: str, size: float) -> float:
+    """Upper bound of the width of a line in pixels, for any sans-serif font. size: font size in pixels."""
+    return size * sum(
+        1.05 if unicodedata.east_asian_width(c) in "WF" else 0.4 if c in " .,:;il|'" else 0.62 for c in text
+    )
+
+
+def shorten(text: str, size: float, max_width: float) -> str:
+    """The text cut to `max_width` pixels, with an ellipsis where it was cut."""
+    text = one_line(text)
+    if text_width(text, size) <= max_width:
+        return text
+    while text and text_width(text + "…", size) > max_width:
+        text = text[:-1]
+    return text.rstrip() + "…"
+
+
+def listed(words: Sequence[str], max_items: int = 4) -> str:
+    """ "a, b and c"; "a, b and 7 more"."""
+    words = list(words)
+    if len(words) > max_items:
+        words = [*words[: max_items - 1], f"{len(words) - max_items + 1} more"]
+    return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
+
+
+def percent(fraction: float) -> str:
+    """Whole per cent; "0%" and "100%" only for exactly 0 and 1."""
+    if 0 < fraction < 0.01:
+        return "under 1%"
+    return "over 99%" if 0.99 < fraction < 1 else f"{fraction:.0%}"
+
+
+def number(value: float) -> str:
+    """Two or three significant digits."""
+    if value == 0 or not math.isfinite(value):
+        return "0" if value == 0 else str(value)
+    return f"{value:.3g}" if abs(value) >= 1e-3 else f"{value:.1e}"
+
+
+def plus_minus(mean: float, half: float) -> str:
+    """Mean and half-width of an interval, rounded to two digits of the half-width: "0.0213 ± 0.0011"."""
+    digits = 4 if not half or not math.isfinite(half) else min(12, max(0, 1 - math.floor(math.log10(half))))
+    return f"{mean:.{digits}f} ± {half:.{digits}f}"

@@ -20,7 +20,7 @@ def noise(height: int, width: int, channels: int = 3) -> np.ndarray:
 
 
 @pytest.mark.parametrize(("height", "width", "size"), [(64, 64, 16), (64, 64, 32), (48, 80, 12), (90, 60, 20)])
-def test_shrinking_is_the_mean_over_blocks_of_the_centre_square(height, width, size):
+def test_shrinking_is_a_block_mean(height, width, size):
     pixels = noise(height, width)
     side = min(height, width)
     top, left, block = (height - side) // 2, (width - side) // 2, side // size
@@ -30,7 +30,7 @@ def test_shrinking_is_the_mean_over_blocks_of_the_centre_square(height, width, s
     assert np.abs(to_array(Image.fromarray(pixels), size, 3) - mean).max() <= 1
 
 
-def test_equal_size_is_untouched_and_growing_is_bicubic():
+def test_equal_size_and_bicubic_enlarging():
     pixels = noise(8, 8)
     assert np.array_equal(to_array(Image.fromarray(pixels), 8, 3), pixels)
     assert np.array_equal(to_array(Image.fromarray(pixels), None, 3), pixels)
@@ -38,7 +38,7 @@ def test_equal_size_is_untouched_and_growing_is_bicubic():
     assert np.array_equal(to_array(Image.fromarray(pixels), 16, 3), np.asarray(grown))
 
 
-def test_size_none_keeps_an_oblong_picture():
+def test_size_none_does_not_crop():
     assert to_array(Image.fromarray(noise(4, 6)), None, 3).shape == (4, 6, 3)
 
 
@@ -51,7 +51,7 @@ def test_gray_to_colour_and_colour_to_gray():
 
 
 @pytest.mark.parametrize(("background", "level"), [("white", 255), ("black", 0)])
-def test_rgba_is_laid_over_the_background(background, level):
+def test_rgba_uses_the_background(background, level):
     pixels = noise(6, 6, 4)
     pixels[0, 0, 3], pixels[0, 1, 3] = 0, 255
     out = to_array(open_image(encoded(Image.fromarray(pixels), "PNG")), None, 3, background)
@@ -74,7 +74,7 @@ def test_gray_with_alpha_and_palette_with_transparency(background, level):
     assert to_array(image, None, 3, background).tolist() == [[[200, 100, 50], [level] * 3]]
 
 
-def test_palette_without_transparency_keeps_its_colours_even_as_gray():
+def test_palette_colours_and_gray():
     palette = Image.new("P", (2, 1))
     palette.putpalette([200, 100, 50, 1, 2, 3])
     palette.putdata([0, 1])
@@ -88,9 +88,9 @@ def test_16_bit_gray_is_divided_by_257():
     assert to_array(image, None, 1)[0, :, 0].tolist() == [0, 1, 255, 128, 0, 1]
     as_int = Image.fromarray(values.astype(np.int32))
     assert as_int.mode == "I"
-    with pytest.raises(BrokenImage, match="32-bit"):  # a TIFF of 0..255 would turn black
+    with pytest.raises(BrokenImage, match="32-bit"):  # a TIFF with values 0..255 would become black
         to_array(as_int, None, 3)
-    as_int.format = "PNG"  # 16 bits, as older Pillows open them
+    as_int.format = "PNG"  # 16 bits, as older versions of Pillow open them
     assert to_array(as_int, None, 3)[0, :, 2].tolist() == [0, 1, 255, 128, 0, 1]
     tiff = open_image(encoded(Image.fromarray(values), "TIFF"))
     assert to_array(tiff, None, 1)[0, :, 0].tolist() == [0, 1, 255, 128, 0, 1]
@@ -99,7 +99,7 @@ def test_16_bit_gray_is_divided_by_257():
 @pytest.mark.parametrize(
     "image", [Image.new("F", (2, 2), 0.5), Image.new("I", (2, 2), 70000), Image.new("I", (2, 2), -1)]
 )
-def test_pixels_without_an_8_bit_meaning_are_refused(image):
+def test_float_and_32_bit_pixels_are_rejected(image):
     with pytest.raises(BrokenImage, match="8 or 16 bits"):
         to_array(image, None, 3)
 
@@ -126,35 +126,35 @@ def test_cmyk_becomes_rgb():
     assert np.abs(to_array(image, None, 3).astype(int) - [255, 0, 0]).max() < 8
 
 
-def test_animation_gives_its_first_frame():
+def test_animation_uses_the_first_frame():
     frames = [Image.new("RGB", (4, 4), c) for c in ("red", "blue")]
     raw = encoded(frames[0], "GIF", save_all=True, append_images=frames[1:])
     assert to_array(open_image(raw), None, 3)[0, 0].tolist() == [255, 0, 0]
 
 
-def test_one_bit_pictures():
+def test_one_bit_images():
     image = Image.new("1", (2, 1))
     image.putpixel((1, 0), 1)
     assert to_array(image, None, 3).tolist() == [[[0] * 3, [255] * 3]]
 
 
-def test_broken_pictures_say_why(tmp_path):
+def test_broken_images_have_a_reason(tmp_path):
     whole = encoded(Image.fromarray(noise(64, 64)), "PNG")
     for raw, reason in [
         (b"", "empty"),
         (None, "empty"),
         (whole[: len(whole) // 2], "truncated|cut|broken"),
-        (b"hello, I am text", "not a picture"),
+        (b"hello, I am text", "not an image"),
         (tmp_path / "absent.png", "No such file"),
-        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "not a picture"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "not an image"),
     ]:
         with pytest.raises(BrokenImage, match=reason):
             open_image(raw)
 
 
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
-@pytest.mark.parametrize("limit", [100, 1000])  # of 1200 pixels: Pillow raises beyond twice its limit, else only warns
-def test_a_decompression_bomb_is_refused(monkeypatch, limit):
+@pytest.mark.parametrize("limit", [100, 1000])  # of 1200 pixels: Pillow raises above twice its limit, else it warns
+def test_decompression_bomb_is_rejected(monkeypatch, limit):
     raw = encoded(Image.new("L", (40, 30)), "PNG")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
     with pytest.raises(BrokenImage, match=r"bomb|pixels"):

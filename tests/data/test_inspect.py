@@ -13,10 +13,10 @@ def store(tmp_path, monkeypatch):
 
 
 def make_folders(root, counts: dict[str, int], size: int = 8):
-    for at, (name, count) in enumerate(counts.items()):
+    for class_id, (name, count) in enumerate(counts.items()):
         (root / name).mkdir(parents=True)
         for i in range(count):
-            Image.new("RGB", (size, size), (at, i, 99)).save(root / name / f"{i:03}.png")
+            Image.new("RGB", (size, size), (class_id, i, 99)).save(root / name / f"{i:03}.png")
     return root
 
 
@@ -26,8 +26,8 @@ def row_of(text: str, name: str) -> list[str]:
 
 def test_digits(tmp_path):
     text = inspect_dataset(DataConfig(), tmp_path / "deep" / "er" / "sheet.png")
-    assert "digits:train, 1,707 pictures" in text
-    assert "digits:heldout, 90 pictures" in text
+    assert "digits:train, 1,707 images" in text
+    assert "digits:heldout, 90 images" in text
     assert "8x8, gray (1 channel)" in text
     assert row_of(text, "7")[:3] == ["7", "168", "11"]
     assert f"Examples: {tmp_path}/deep/er/sheet.png" in text
@@ -36,7 +36,7 @@ def test_digits(tmp_path):
         assert sheet.width > 8 * 64 and sheet.height > 10 * 64
 
 
-def test_counts_original_ids_imbalance_and_skipped(tmp_path):
+def test_counts_original_ids_and_skipped(tmp_path):
     root = make_folders(tmp_path / "d" / "train", {"ant": 2, "bee": 6, "cow": 3}).parent
     make_folders(root / "test", {"ant": 1, "cow": 2})
     (root / "train" / "bee" / "000.png").write_bytes(b"?")
@@ -44,12 +44,12 @@ def test_counts_original_ids_imbalance_and_skipped(tmp_path):
     text = inspect_dataset(config, tmp_path / "sheet.png", per_class=3)
     assert row_of(text, "cow") == ["0", "2", "3", "2", "cow"]
     assert row_of(text, "bee") == ["1", "1", "5", "0", "bee"]
-    assert "2 to 5 pictures each, the largest is 2.5 times the smallest" in text
-    assert "1 broken picture\n  train/bee/000.png: it is not a picture" in text
+    assert "2 to 5 images each, the largest is 2.5 times the smallest" in text
+    assert "1 broken image\n  train/bee/000.png: it is not an image" in text
     assert "--data.classes cow,bee,ant" in text and "--data.skip_broken True" in text
 
 
-def test_the_sheet_shows_real_pictures_of_the_right_class(tmp_path):
+def test_sheet_shows_images_by_class(tmp_path):
     root = make_folders(tmp_path / "d", {"ant": 3, "bee": 1})
     inspect_dataset(DataConfig(source=str(root), heldout_fraction=0.0), tmp_path / "sheet.png", per_class=3)
     with Image.open(tmp_path / "sheet.png") as sheet:
@@ -59,7 +59,7 @@ def test_the_sheet_shows_real_pictures_of_the_right_class(tmp_path):
     assert not (pixels == (1, 1, 99)).all(1).any()
 
 
-def test_only_so_many_classes_are_drawn(tmp_path):
+def test_sheet_limits_the_classes(tmp_path):
     root = make_folders(tmp_path / "d", {f"c{i:02}": 1 for i in range(53)})
     text = inspect_dataset(DataConfig(source=str(root), heldout_fraction=0.0), tmp_path / "sheet.png", per_class=1)
     assert "(the first 50 of 53 classes)" in text
@@ -68,7 +68,7 @@ def test_only_so_many_classes_are_drawn(tmp_path):
         assert 50 * 68 < sheet.height < 51 * 68 + 60
 
 
-def test_what_cannot_be_done(tmp_path):
+def test_invalid_arguments_are_rejected(tmp_path):
     with pytest.raises(InputError, match="at least 1"):
         inspect_dataset(DataConfig(), tmp_path / "sheet.png", per_class=0)
     (tmp_path / "file").write_text("-")
@@ -76,7 +76,7 @@ def test_what_cannot_be_done(tmp_path):
         inspect_dataset(DataConfig(), tmp_path / "file" / "sheet.png")
 
 
-def test_the_held_out_part_itself_can_be_looked_at(tmp_path):
+def test_held_out_part_can_be_inspected(tmp_path):
     text = inspect_dataset(DataConfig(source="digits:heldout"), tmp_path / "sheet.png")
-    assert "digits:heldout, 90 pictures" in text
+    assert "digits:heldout, 90 images" in text
     assert "Next" not in text

@@ -810,7 +810,7 @@ def mount_tmpfs(path: Path, options: str) -> None:
     path.mkdir()
     result = subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(path)], capture_output=True)
     if result.returncode:
-        pytest.skip("a file system cannot be mount_tmpfs here")
+        pytest.skip("cannot mount a file system here")
 
 
 @pytest.fixture

@@ -11,15 +11,15 @@ PIXELS = np.arange(4 * 2 * 2 * 3, dtype=np.uint8).reshape(4, 2, 2, 3)
     "labels", [None, np.array([2, 0, 1, 1], dtype=np.int32)], ids=["without labels", "with labels"]
 )
 def test_round_trip(tmp_path, labels):
-    found = read_npz(write_npz(tmp_path / "s.npz", PIXELS, labels))
-    assert np.array_equal(found.pixels, PIXELS)
-    assert (found.labels is None) == (labels is None)
+    contents = read_npz(write_npz(tmp_path / "s.npz", PIXELS, labels))
+    assert np.array_equal(contents.pixels, PIXELS)
+    assert (contents.labels is None) == (labels is None)
     if labels is not None:
-        assert found.labels.dtype == np.int64
-        assert np.array_equal(found.labels, labels)
+        assert contents.labels.dtype == np.int64
+        assert np.array_equal(contents.labels, labels)
 
 
-def test_gray_becomes_colour_and_names_are_the_evaluators(tmp_path):
+def test_gray_is_written_as_rgb(tmp_path):
     write_npz(tmp_path / "s.npz", PIXELS[..., :1], [0, 1, 2, 3])
     with np.load(tmp_path / "s.npz") as arrays:
         assert sorted(arrays.files) == ["arr_0", "arr_1"]
@@ -27,27 +27,27 @@ def test_gray_becomes_colour_and_names_are_the_evaluators(tmp_path):
         assert np.array_equal(arrays["arr_0"], np.repeat(PIXELS[..., :1], 3, axis=3))
 
 
-class Trap:
-    """What would be called if a pickle were read."""
+class FailsWhenUnpickled:
+    """Fails the test if its pickle is loaded."""
 
     def __reduce__(self):
-        return (pytest.fail, ("a pickle was read",))
+        return (pytest.fail, ("a pickle was loaded",))
 
 
 @pytest.mark.parametrize(
     ("arrays", "message"),
     [
-        ({"images": PIXELS}, "holds images: expected arr_0"),
+        ({"images": PIXELS}, "contains images: expected arr_0"),
         ({"arr_0": PIXELS.astype(np.float32)}, "float32"),
         ({"arr_0": PIXELS[0]}, "[2, 2, 3]"),
         ({"arr_0": PIXELS[:0]}, "[0, 2, 2, 3]"),
-        ({"arr_0": PIXELS, "arr_1": np.arange(3)}, "each of 4 pictures"),
+        ({"arr_0": PIXELS, "arr_1": np.arange(3)}, "each of 4 images"),
         ({"arr_0": PIXELS, "arr_1": np.zeros(4)}, "float64"),
-        ({"arr_0": np.array([Trap()], dtype=object)}, "allow_pickle"),
-        ({"arr_0": PIXELS, "arr_1": np.array([Trap()] * 4, dtype=object)}, "allow_pickle"),
+        ({"arr_0": np.array([FailsWhenUnpickled()], dtype=object)}, "allow_pickle"),
+        ({"arr_0": PIXELS, "arr_1": np.array([FailsWhenUnpickled()] * 4, dtype=object)}, "allow_pickle"),
     ],
 )
-def test_other_files_are_refused(tmp_path, arrays, message):
+def test_invalid_arrays_are_rejected(tmp_path, arrays, message):
     np.savez(tmp_path / "s.npz", **arrays)
     with pytest.raises(InputError) as error:
         read_npz(tmp_path / "s.npz")
@@ -55,7 +55,7 @@ def test_other_files_are_refused(tmp_path, arrays, message):
     assert "s.npz" in str(error.value)
 
 
-def test_what_is_no_npz_is_refused(tmp_path):
+def test_other_files_are_rejected(tmp_path):
     (tmp_path / "text.npz").write_text("not a zip")
     whole = write_npz(tmp_path / "whole.npz", PIXELS).read_bytes()
     (tmp_path / "half.npz").write_bytes(whole[: len(whole) // 2])

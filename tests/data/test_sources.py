@@ -44,10 +44,10 @@ def make_folders(root, classes=CLASSES, each=4, start=0):
     return root
 
 
-def make_parquet(path, pictures, labels, features=None, **columns):
+def make_parquet(path, images, labels, features=None, **columns):
     import datasets
 
-    names = {"image": [{"bytes": p, "path": None} for p in pictures], "label": labels, **columns}
+    names = {"image": [{"bytes": p, "path": None} for p in images], "label": labels, **columns}
     default = {"image": datasets.Image(), "label": datasets.ClassLabel(names=list(CLASSES))}
     features = default if features is None else features
     table = datasets.Dataset.from_dict(names, features=datasets.Features(features) if features else None)
@@ -80,7 +80,7 @@ def test_digits_are_scikit_learns():
 
 
 @pytest.mark.parametrize("word", ["heldout", "test", "val", "validation", "valid"])
-def test_words_for_the_held_out_part(word):
+def test_names_of_the_held_out_part(word):
     assert opened(f"digits:{word}").fingerprint == opened("digits", "heldout").fingerprint
     with pytest.raises(InputError, match="held-out part"):
         opened(f"digits:{word}", "train")
@@ -99,7 +99,7 @@ def test_unknown_split_lists_what_exists(tmp_path):
 
 
 @pytest.mark.parametrize("source", ["", ":train", "digits:"])
-def test_a_source_that_names_nothing(source):
+def test_empty_source_is_rejected(source):
     with pytest.raises(InputError, match="NAME_OR_PATH"):
         opened(source)
 
@@ -107,22 +107,22 @@ def test_a_source_that_names_nothing(source):
 def test_heldout_fraction(tmp_path):
     root = make_folders(tmp_path / "d")
     for fraction, count in [(0.05, 1), (0.25, 3), (0.5, 6)]:
-        train, held = (opened(root, p, heldout_fraction=fraction) for p in ("train", "heldout"))
-        assert (len(train), len(held)) == (12 - count, count)
-        assert not set(train.indices) & set(held.indices)
+        train, heldout = (opened(root, p, heldout_fraction=fraction) for p in ("train", "heldout"))
+        assert (len(train), len(heldout)) == (12 - count, count)
+        assert not set(train.indices) & set(heldout.indices)
         assert train.counts().min() > 0
     assert len(opened(root, heldout_fraction=0.0)) == 12
     with pytest.raises(InputError, match=r"heldout_fraction is 0, .*Set data.heldout_fraction"):
         opened(root, "heldout", heldout_fraction=0.0)
 
 
-def test_own_test_split_is_preferred_to_validation(tmp_path):
+def test_test_split_precedes_validation(tmp_path):
     for i, split in enumerate(("train", "val", "test")):
         make_folders(tmp_path / "d" / split, start=100 * i)
     root = tmp_path / "d"
     assert opened(root, "heldout").name.endswith(":test")
     assert opened(f"{root}:validation").name.endswith(":val")
-    assert len(opened(root)) == 12  # nothing is cut off
+    assert len(opened(root)) == 12  # nothing is held out
     assert len(opened(f"{root}:test")) == 12
     assert opened(f"{root}:test", "heldout").name.endswith(":val")
     assert opened(f"{root}:heldout").fingerprint == opened(f"{root}:test").fingerprint
@@ -131,11 +131,11 @@ def test_own_test_split_is_preferred_to_validation(tmp_path):
 # ---------------------------------------------------------------------- class folders
 
 
-def test_class_folders_nested_any_case_and_strange_names(tmp_path):
-    root = make_folders(tmp_path / "my pictures", classes=("b ü", "a"), each=1)
+def test_nested_folders_and_unusual_names(tmp_path):
+    root = make_folders(tmp_path / "my images", classes=("b ü", "a"), each=1)
     (root / "a" / "deep" / "er").mkdir(parents=True)
     (root / "a" / "deep" / "er" / "ж 1.JPeG").write_bytes(png(pixels(7)))  # a PNG under a wrong name
-    (root / "a" / "notes.txt").write_text("not a picture")
+    (root / "a" / "notes.txt").write_text("not an image")
     (root / "a" / ".hidden.png").write_bytes(b"")
     (root / ".git").mkdir()
     (root / "readme.md").write_text("-")
@@ -145,13 +145,13 @@ def test_class_folders_nested_any_case_and_strange_names(tmp_path):
     assert np.array_equal(data.gather([1])[0][0], pixels(7))
 
 
-def test_a_path_with_a_colon_is_a_path(tmp_path):
+def test_path_with_a_colon(tmp_path):
     root = make_folders(tmp_path / "run:3")
     assert opened(root).name == f"{root}:train"
     assert opened(f"{root}:heldout").name == f"{root}:heldout"
 
 
-def test_a_class_called_train_is_a_class(tmp_path):
+def test_class_named_train(tmp_path):
     root = make_folders(tmp_path / "d", classes=("bus", "train"))
     assert opened(root).label_space.names == ("bus", "train")
 
@@ -166,30 +166,30 @@ def test_wordnet_folders_get_names(tmp_path):
     assert opened(tmp_path / "e").label_space.wnids == ()
 
 
-def test_empty_class_folder_is_named(tmp_path):
+def test_empty_class_folder_is_rejected(tmp_path):
     root = make_folders(tmp_path / "d")
     (root / "dog").mkdir()
-    with pytest.raises(InputError, match=r"no picture of 1 of its 4 classes: dog\. Add pictures"):
+    with pytest.raises(InputError, match=r"no image of 1 of its 4 classes: dog\. Add images"):
         opened(root)
 
 
 @pytest.mark.parametrize("loose", [True, False])
-def test_a_folder_without_class_folders_shows_the_layout(tmp_path, loose):
+def test_error_shows_expected_folder_layout(tmp_path, loose):
     (tmp_path / "d").mkdir()
     if loose:
         (tmp_path / "d" / "1.png").write_bytes(png(pixels(0)))
-    with pytest.raises(InputError, match=r"CLASS/picture\.png"):
+    with pytest.raises(InputError, match=r"CLASS/image\.png"):
         opened(tmp_path / "d")
 
 
-def test_a_test_part_may_lack_classes_but_not_add_any(tmp_path):
+def test_test_split_may_not_add_classes(tmp_path):
     root = tmp_path / "d"
     make_folders(root / "train"), make_folders(root / "test", classes=("cow",))
-    held = opened(root, "heldout")
-    assert held.labels.tolist() == [2] * 4
-    assert held.counts().tolist() == [0, 0, 4]
+    heldout = opened(root, "heldout")
+    assert heldout.labels.tolist() == [2] * 4
+    assert heldout.counts().tolist() == [0, 0, 4]
     make_folders(root / "test", classes=("yak",))
-    with pytest.raises(InputError, match="train/ lacks: yak"):
+    with pytest.raises(InputError, match="missing in train/: yak"):
         opened(root, "heldout")
 
 
@@ -197,11 +197,11 @@ def test_a_test_part_may_lack_classes_but_not_add_any(tmp_path):
 
 
 @pytest.mark.parametrize("classes", ["cow,ant", "2,0", "id:2,name:ant"])
-def test_subset_in_the_order_given(tmp_path, classes):
+def test_subset_in_given_order(tmp_path, classes):
     root = make_folders(tmp_path / "d")
-    whole, some = opened(root, heldout_fraction=0.0), opened(root, classes=classes, heldout_fraction=0.0)
-    assert (some.label_space.names, some.label_space.original_ids) == (("cow", "ant"), (2, 0))
-    images, labels = some.gather(np.arange(8))
+    whole, subset = opened(root, heldout_fraction=0.0), opened(root, classes=classes, heldout_fraction=0.0)
+    assert (subset.label_space.names, subset.label_space.original_ids) == (("cow", "ant"), (2, 0))
+    images, labels = subset.gather(np.arange(8))
     assert np.array_equal(images[labels == 0], whole.gather(np.flatnonzero(whole.labels == 2))[0])
     assert np.array_equal(images[labels == 1], whole.gather(np.flatnonzero(whole.labels == 0))[0])
 
@@ -211,10 +211,10 @@ def test_subset_from_a_text_file(tmp_path):
     names = tmp_path / "classes.txt"
     names.write_text("# fish\n\ngoldfish, Carassius auratus\n  n01440764 \n", encoding="utf-8")
     assert opened(root, classes=str(names)).label_space.wnids == ("n01443537", "n01440764")
-    names.write_text("n01440764\n")  # the same path, other lines: not the old store
+    names.write_text("n01440764\n")  # other lines in the same file need another store
     assert opened(root, classes=str(names)).label_space.wnids == ("n01440764",)
-    for text, wrong in [("tench\nshark\n", "line 2: there is no class 'shark'"), ("tench, goldfish", "one class a line"),
-                        ("# none\n", "names no class")]:  # fmt: skip
+    for text, wrong in [("tench\nshark\n", "line 2: there is no class 'shark'"), ("tench, goldfish", "one class per line"),
+                        ("# none\n", "lists no class")]:  # fmt: skip
         names.write_text(text)
         with pytest.raises(InputError, match=wrong):
             opened(root, classes=str(names))
@@ -223,7 +223,7 @@ def test_subset_from_a_text_file(tmp_path):
 
 
 @pytest.mark.parametrize(("classes", "wrong"), [("null", "null"), ("cwo", "Nearest: 'cow'"), ("7", "does not exist"), ("cow,cow", "once")])  # fmt: skip
-def test_subsets_that_cannot_be(tmp_path, classes, wrong):
+def test_invalid_subsets(tmp_path, classes, wrong):
     with pytest.raises(InputError, match=wrong):
         opened(make_folders(tmp_path / "d"), classes=classes)
 
@@ -231,10 +231,10 @@ def test_subsets_that_cannot_be(tmp_path, classes, wrong):
 # ---------------------------------------------------------------------- parquet
 
 
-def test_parquet_and_class_folders_hold_the_same(tmp_path):
+def test_parquet_equals_class_folders(tmp_path):
     root = make_folders(tmp_path / "d")
-    pictures = [(root / c / f"{i}.png").read_bytes() for c in CLASSES for i in range(4)]
-    file = make_parquet(tmp_path / "p" / "train-00000.parquet", pictures, [i // 4 for i in range(12)])
+    images = [(root / c / f"{i}.png").read_bytes() for c in CLASSES for i in range(4)]
+    file = make_parquet(tmp_path / "p" / "train-00000.parquet", images, [i // 4 for i in range(12)])
     assert opened(file.parent).fingerprint == opened(root).fingerprint == opened(file).fingerprint
 
 
@@ -248,7 +248,7 @@ def test_parquet_splits_come_from_file_names(tmp_path):
     assert np.array_equal(opened(f"{tmp_path / 'p'}:val").gather([0])[0][0], pixels(18))
 
 
-def test_a_test_split_without_labels_gives_way_to_validation(tmp_path):
+def test_unlabelled_test_split_uses_validation(tmp_path):
     for name, labels in (("train", [0, 1, 2]), ("validation", [0, 1, 2]), ("test", [-1, -1, -1])):
         make_parquet(tmp_path / "p" / f"{name}.parquet", [png(pixels(i)) for i in range(3)], labels)
     assert opened(tmp_path / "p", "heldout").name.endswith(":validation")
@@ -270,13 +270,16 @@ def test_labels_without_names(tmp_path, labels, feature, names, ids):
     assert (data.label_space.names, data.labels.tolist()) == (names, ids)
 
 
-def test_columns_by_name_and_fine_labels_first(tmp_path):
+def test_chosen_columns_and_fine_labels(tmp_path):
     import datasets
 
-    kinds = {c: datasets.ClassLabel(names=[f"{c}{i}" for i in range(3)]) for c in ("coarse_label", "fine_label")}
-    features = {"photo": datasets.Image(), "image": datasets.Image(), **kinds}
+    label_features = {
+        c: datasets.ClassLabel(names=[f"{c}{i}" for i in range(3)]) for c in ("coarse_label", "fine_label")
+    }
+    features = {"photo": datasets.Image(), "image": datasets.Image(), **label_features}
     columns = {
-        c: [{"bytes": png(pixels(i + at)), "path": None} for i in range(3)] for at, c in ((50, "photo"), (0, "image"))
+        c: [{"bytes": png(pixels(i + start)), "path": None} for i in range(3)]
+        for start, c in ((50, "photo"), (0, "image"))
     }
     path = tmp_path / "p.parquet"
     datasets.Dataset.from_dict(
@@ -292,27 +295,27 @@ def test_columns_by_name_and_fine_labels_first(tmp_path):
         opened(path, image_column="img")
     with pytest.raises(InputError, match=r"column 'photo'.*labels are whole numbers or names"):
         opened(path, label_column="photo")
-    with pytest.raises(InputError, match=r"column 'fine_label' .*holds no pictures"):
+    with pytest.raises(InputError, match=r"column 'fine_label' .*contains no images"):
         opened(path, image_column="fine_label")
 
 
 @pytest.mark.parametrize(("labels", "feature"), [([0.5, 1.0], "float64"), ([0, 10**9], "int64"), ([[0], [1]], "list")])
-def test_labels_that_are_no_class_ids(tmp_path, labels, feature):
+def test_labels_that_are_not_class_ids(tmp_path, labels, feature):
     import datasets
 
-    kind = datasets.List(datasets.Value("int64")) if feature == "list" else datasets.Value(feature)
-    features = {"image": datasets.Image(), "label": kind}
+    label_feature = datasets.List(datasets.Value("int64")) if feature == "list" else datasets.Value(feature)
+    features = {"image": datasets.Image(), "label": label_feature}
     file = make_parquet(tmp_path / "p.parquet", [png(pixels(i)) for i in range(2)], labels, features)
     with pytest.raises(InputError, match=r"column 'label' .*Set data\.label_column"):
         opened(file)
 
 
-def test_missing_columns_list_what_there_is(tmp_path):
+def test_missing_columns_list_existing_columns(tmp_path):
     import datasets
 
     path = tmp_path / "p.parquet"
     datasets.Dataset.from_dict({"text": ["a"], "score": [1]}).to_parquet(path)
-    with pytest.raises(InputError, match=r"no picture column.*text, score.*data\.image_column"):
+    with pytest.raises(InputError, match=r"no known image column.*text, score.*data\.image_column"):
         opened(path)
 
 
@@ -327,16 +330,16 @@ def test_labels_out_of_range_name_the_row(tmp_path, bad):
         opened(tmp_path / "p", "heldout")
 
 
-def test_a_class_without_pictures_is_an_error_in_training_only(tmp_path):
+def test_training_rejects_classes_without_images(tmp_path):
     for name in ("train", "test"):
         make_parquet(tmp_path / "p" / f"{name}.parquet", [png(pixels(i)) for i in range(2)], [0, 2])
-    with pytest.raises(InputError, match=r"no picture of 1 of its 3 classes: bee.*data\.classes"):
+    with pytest.raises(InputError, match=r"no image of 1 of its 3 classes: bee.*data\.classes"):
         opened(tmp_path / "p")
     assert opened(tmp_path / "p", classes="cow,ant").labels.tolist() == [1, 0]
     assert opened(tmp_path / "p", "heldout").counts().tolist() == [1, 0, 1]
 
 
-def test_damaged_parquet_is_named(tmp_path):
+def test_corrupted_parquet_is_named(tmp_path):
     path = make_parquet(tmp_path / "p.parquet", [png(pixels(i, 32)) for i in range(30)], [0, 1, 2] * 10)
     whole = path.read_bytes()
     for raw in (whole[:500], b"PAR1" + b"\0" * 8000 + whole[8004:]):
@@ -374,35 +377,35 @@ def test_hub_data_sets_through_datasets(tmp_path, monkeypatch):
         assert data.labels.tolist() == [0, 1, 2] * 2
         assert np.array_equal(data.gather([4])[0][0], pixels(4))
         assert seen[-1] == hub
-    assert len(seen) == 3  # the split that was asked for, and no other
+    assert len(seen) == 3  # only the requested split
     count = len(seen)
     assert len(opened("someone/pets")) == 6 and len(opened("cifar10")) == 6
-    assert len(seen) == count  # stored: the hub is not asked again, not even which splits there are
+    assert len(seen) == count  # cached: the hub is not asked again, not even for the splits
     with pytest.raises(InputError, match="It has: train, test"):
         opened("someone/pets:extra")
 
 
 @pytest.mark.parametrize(
-    ("source", "said"),
+    ("source", "message"),
     [
         ("cifra10", "Did you mean cifar10"),
         ("digit", "Did you mean digits"),
-        ("no-one/none", "^there is no folder no-one/none here, .* the Hugging Face hub.*path"),
+        ("no-one/none", "^there is no folder no-one/none, .* the Hugging Face hub.*path"),
         ("/no/such/folder", "no such path"),
         ("./here", "no such path"),
         ("a.parquet", "no such path"),
     ],
 )
-def test_names_that_lead_nowhere(source, said):
-    with pytest.raises(InputError, match=said) as error:
+def test_unknown_names_and_paths(source, message):
+    with pytest.raises(InputError, match=message) as error:
         opened(source)
     assert "\n" not in str(error.value)
 
 
-def test_a_misspelt_path_and_a_plain_file(tmp_path):
-    make_folders(tmp_path / "pictures")
-    with pytest.raises(InputError, match=r"Did you mean .*/pictures\?"):
-        opened(tmp_path / "picture")
+def test_misspelt_path_and_plain_file(tmp_path):
+    make_folders(tmp_path / "images")
+    with pytest.raises(InputError, match=r"Did you mean .*/images\?"):
+        opened(tmp_path / "image")
     (tmp_path / "a.txt").write_text("-")
     with pytest.raises(InputError, match=r"a\.txt is a file"):
         opened(tmp_path / "a.txt")
@@ -411,7 +414,7 @@ def test_a_misspelt_path_and_a_plain_file(tmp_path):
 # ---------------------------------------------------------------------- names
 
 
-def test_the_imagenet_table():
+def test_imagenet_table():
     table = imagenet_classes()
     assert len(table) == 1000
     assert list(table) == sorted(table)
@@ -428,10 +431,10 @@ def test_the_imagenet_table():
     assert space.wnids[217] == "n02102040"
 
 
-def test_the_hubs_imagenet_gets_wordnet_ids():
+def test_hub_imagenet_gets_wordnet_ids():
     table = imagenet_classes()
     names = list(table.values())
-    names[134] = names[517] = "crane"  # as on the hub, where both are the same
+    names[134] = names[517] = "crane"  # as on the hub, which uses one name for both
     space = to_label_space(names)
     assert space.wnids == tuple(table)
     assert space.parse("n01440764,wnid:n01443537") == [0, 1]

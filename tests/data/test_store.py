@@ -16,7 +16,7 @@ from diffusion_adagn.data import open_dataset
 from diffusion_adagn.data.store import split_off
 from diffusion_adagn.errors import InputError
 
-REAL = Path(__file__).parents[3] / "shared" / "data"
+REAL_DATA = Path(__file__).parents[3] / "shared" / "data"
 
 
 @pytest.fixture(autouse=True)
@@ -43,53 +43,53 @@ def direct(root: Path) -> np.ndarray:
 
 
 def real(name: str) -> Path:
-    if not (REAL / name).is_dir():
-        pytest.skip(f"the real data {REAL / name} is not here")
-    return REAL / name
+    if not (REAL_DATA / name).is_dir():
+        pytest.skip(f"the real data {REAL_DATA / name} is missing")
+    return REAL_DATA / name
 
 
 # ---------------------------------------------------------------------- what is stored
 
 
-def test_gather_returns_the_pictures_in_the_order_asked(tmp_path):
+def test_gather_returns_requested_order(tmp_path):
     root = make_folders(tmp_path / "d")
     data = opened(root)
     images, labels = data.gather([5, 0, 5])
     assert np.array_equal(images, direct(root)[[5, 0, 5]])
     assert labels.tolist() == [1, 0, 1]
     assert (images.dtype, labels.dtype, len(data), data.channels) == (np.uint8, np.int64, 8, 3)
-    images[:] = 0  # a copy: the store is untouched
+    images[:] = 0  # a copy: the store does not change
     assert np.array_equal(data.gather([5])[0][0], direct(root)[5])
 
 
-def test_gather_into_memory_that_is_there_is_the_same(tmp_path):
+def test_gather_into_given_array(tmp_path):
     whole = opened(make_folders(tmp_path / "d"))
-    some = whole.part(np.array([6, 1, 3]), "some")
-    for data, at in ((whole, [5, 0, 5]), (some, [2, 0, 1]), (whole, [-1, 3, 0])):
+    subset = whole.part(np.array([6, 1, 3]), "subset")
+    for data, indices in ((whole, [5, 0, 5]), (subset, [2, 0, 1]), (whole, [-1, 3, 0])):
         out = np.zeros((3, *data.images.shape[1:]), np.uint8)
-        images, labels = data.gather(at, out)
+        images, labels = data.gather(indices, out)
         assert np.shares_memory(images, out)
-        assert np.array_equal(out, data.gather(at)[0]) and labels.tolist() == data.gather(at)[1].tolist()
+        assert np.array_equal(out, data.gather(indices)[0]) and labels.tolist() == data.gather(indices)[1].tolist()
         for bad in ([0, len(data)], [-len(data) - 1, 0]):
             with pytest.raises(IndexError):
                 data.gather(bad)
-    assert np.array_equal(some.gather([2, 0])[0], whole.gather([3, 6])[0])
+    assert np.array_equal(subset.gather([2, 0])[0], whole.gather([3, 6])[0])
     assert np.array_equal(whole.gather([-1])[0], whole.gather([len(whole) - 1])[0])
 
 
-def test_a_batch_of_many_chunks_keeps_its_order(tmp_path):
+def test_large_batch_preserves_order(tmp_path):
     root = make_folders(tmp_path / "d", each=150)
     assert np.array_equal(opened(root).gather(np.arange(300))[0], direct(root))
 
 
-def test_the_second_opening_decodes_nothing(tmp_path, monkeypatch):
+def test_second_opening_decodes_nothing(tmp_path, monkeypatch):
     root = make_folders(tmp_path / "d")
     first = opened(root)
     monkeypatch.setattr("diffusion_adagn.data.store.decode", lambda *a: pytest.fail("decoded again"))
     assert opened(root).fingerprint == first.fingerprint
 
 
-def test_meta_says_what_the_store_is(tmp_path):
+def test_meta_describes_the_store(tmp_path):
     data = opened(make_folders(tmp_path / "d", size=16), classes="bee", image_size=8)
     meta = json.loads((data.folder / "meta.json").read_text())
     assert meta["label_space"]["names"] == ["bee"]
@@ -100,7 +100,7 @@ def test_meta_says_what_the_store_is(tmp_path):
     assert data.folder.name.startswith("d-train-")
 
 
-def test_the_fingerprint_is_of_the_contents(tmp_path):
+def test_fingerprint_depends_on_contents_only(tmp_path):
     root = make_folders(tmp_path / "d")
     first = opened(root).fingerprint
     moved = shutil.move(root, tmp_path / "elsewhere")
@@ -115,7 +115,7 @@ def test_the_fingerprint_is_of_the_contents(tmp_path):
     assert opened(moved).fingerprint != first  # one bit of one pixel
 
 
-def test_settings_and_files_that_decide_the_pixels_make_another_store(tmp_path, store):
+def test_pixel_settings_need_another_store(tmp_path, store):
     root = make_folders(tmp_path / "d")
     opened(root)
     for settings in (
@@ -134,7 +134,7 @@ def test_settings_and_files_that_decide_the_pixels_make_another_store(tmp_path, 
     assert len(opened(root)) == 9
 
 
-def test_store_dir_wins_over_the_environment(tmp_path):
+def test_store_dir_overrides_the_environment(tmp_path):
     data = opened(make_folders(tmp_path / "d"), store_dir=str(tmp_path / "mine"))
     assert data.folder.parent == tmp_path / "mine"
 
@@ -144,73 +144,73 @@ def test_store_dir_wins_over_the_environment(tmp_path):
 
 @pytest.mark.parametrize("n", [0, 1, 2, 3, 40, 1797])
 @pytest.mark.parametrize("fraction", [0.0, 0.01, 0.05, 0.5])
-def test_split_off_is_disjoint_complete_and_repeatable(n, fraction):
+def test_split_off_is_a_repeatable_partition(n, fraction):
     labels = np.arange(n) % 7
-    kept, heldout = split_off(labels, fraction)
-    assert sorted([*kept, *heldout]) == list(range(n))
-    spare = n - len(np.unique(labels))  # an image of each class is kept
+    train, heldout = split_off(labels, fraction)
+    assert sorted([*train, *heldout]) == list(range(n))
+    spare = n - len(np.unique(labels))  # one image of each class remains in training
     assert len(heldout) == (min(spare, max(1, round(n * fraction))) if fraction else 0)
     again = split_off(labels, fraction)
-    assert np.array_equal(kept, again[0]) and np.array_equal(heldout, again[1])
+    assert np.array_equal(train, again[0]) and np.array_equal(heldout, again[1])
     if n > 7:
-        assert len(np.unique(labels[kept])) == 7
+        assert len(np.unique(labels[train])) == 7
 
 
-def test_split_off_takes_no_classs_last_picture():
+def test_split_off_leaves_every_class_trained():
     labels = np.array([0] * 50 + [1])
-    kept, heldout = split_off(labels, 0.5)
-    assert 50 in kept and len(heldout) == round(25.5)
+    train, heldout = split_off(labels, 0.5)
+    assert 50 in train and len(heldout) == round(25.5)
 
 
-def test_held_out_share_is_a_view_of_the_same_store(tmp_path, store):
+def test_held_out_fraction_shares_the_store(tmp_path, store):
     root = make_folders(tmp_path / "d", each=20)
     config = DataConfig(source=str(root))
-    train, held = open_dataset(config, "train", progress=False), open_dataset(config, "heldout", progress=False)
+    train, heldout = open_dataset(config, "train", progress=False), open_dataset(config, "heldout", progress=False)
     assert len(list(store.iterdir())) == 1
-    assert (len(train), len(held)) == (38, 2)
+    assert (len(train), len(heldout)) == (38, 2)
     whole = direct(root)
-    assert np.array_equal(held.gather([1, 0])[0], whole[held.indices[[1, 0]]])
-    assert np.array_equal(train.gather(np.arange(38))[0], np.delete(whole, held.indices, axis=0))
+    assert np.array_equal(heldout.gather([1, 0])[0], whole[heldout.indices[[1, 0]]])
+    assert np.array_equal(train.gather(np.arange(38))[0], np.delete(whole, heldout.indices, axis=0))
     assert np.array_equal(train.gather(np.arange(38))[1], train.labels)
-    assert len({train.fingerprint, held.fingerprint, opened(root).fingerprint}) == 3
+    assert len({train.fingerprint, heldout.fingerprint, opened(root).fingerprint}) == 3
 
 
-# ---------------------------------------------------------------------- broken pictures, sizes
+# ---------------------------------------------------------------------- broken images, sizes
 
 
-def test_a_broken_picture_is_named_and_skipped_only_when_asked(tmp_path, store):
+def test_broken_images_are_named_or_skipped(tmp_path, store):
     root = make_folders(tmp_path / "d")
     whole = (root / "ant" / "001.png").read_bytes()
     (root / "ant" / "001.png").write_bytes(whole[:60])
     (root / "bee" / "000.png").write_bytes(b"")
-    with pytest.raises(InputError, match=r"broken picture ant/001\.png .*set data\.skip_broken to true"):
+    with pytest.raises(InputError, match=r"broken image ant/001\.png .*set data\.skip_broken to true"):
         opened(root)
-    assert not list(store.iterdir())  # nothing half-made stays behind
+    assert not list(store.iterdir())  # no partial files remain
     for _ in range(2):
         data = opened(root, skip_broken=True)
         assert data.counts().tolist() == [3, 3]
         assert [s.split(":")[0] for s in data.skipped] == ["ant/001.png", "bee/000.png"]
         assert data.skipped[1].endswith("it is empty")
-        kept = [p for p in sorted(root.rglob("*.png")) if p.name[:3] + p.parent.name not in ("001ant", "000bee")]
-        assert np.array_equal(data.gather(np.arange(6))[0], np.stack([np.asarray(Image.open(p)) for p in kept]))
+        remaining = [p for p in sorted(root.rglob("*.png")) if p.name[:3] + p.parent.name not in ("001ant", "000bee")]
+        assert np.array_equal(data.gather(np.arange(6))[0], np.stack([np.asarray(Image.open(p)) for p in remaining]))
 
 
-def test_nothing_but_broken_pictures(tmp_path):
+def test_only_broken_images(tmp_path):
     root = make_folders(tmp_path / "d")
     for path in root.rglob("*.png"):
         path.write_bytes(b"?")
-    with pytest.raises(InputError, match=r"every picture .* is broken"):
+    with pytest.raises(InputError, match=r"every image .* is broken"):
         opened(root, skip_broken=True)
 
 
-def test_a_class_whose_pictures_are_all_broken_is_empty(tmp_path):
+def test_class_of_broken_images_is_empty(tmp_path):
     root = make_folders(tmp_path / "d", each=1)
     (root / "bee" / "000.png").write_bytes(b"?")
-    with pytest.raises(InputError, match=r"no picture of 1 of its 2 classes: bee"):
+    with pytest.raises(InputError, match=r"no image of 1 of its 2 classes: bee"):
         opened(root, skip_broken=True)
 
 
-def test_pictures_of_several_sizes_need_an_image_size(tmp_path):
+def test_several_sizes_need_image_size(tmp_path):
     root = make_folders(tmp_path / "d")
     Image.new("RGB", (8, 12)).save(root / "bee" / "odd.png")
     with pytest.raises(InputError, match=r"odd\.png is 8x12, ant/000\.png is 8x8.*Set data\.image_size"):
@@ -222,7 +222,7 @@ def test_pictures_of_several_sizes_need_an_image_size(tmp_path):
         opened(root)
 
 
-def test_no_room_is_said_before_writing(tmp_path, monkeypatch, store):
+def test_disk_space_is_checked_first(tmp_path, monkeypatch, store):
     root = make_folders(tmp_path / "d")
     monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(100, 0, 100))
     with pytest.raises(InputError, match=r"MiB are free.*data\.store_dir"):
@@ -230,52 +230,52 @@ def test_no_room_is_said_before_writing(tmp_path, monkeypatch, store):
     assert not list(store.iterdir())
 
 
-def test_a_store_that_cannot_be_made(tmp_path):
+def test_store_folder_that_cannot_be_created(tmp_path):
     (tmp_path / "file").write_text("-")
-    with pytest.raises(InputError, match=r"cannot be kept in .*data\.store_dir"):
+    with pytest.raises(InputError, match=r"cannot be stored in .*data\.store_dir"):
         opened("digits", store_dir=str(tmp_path / "file" / "below"))
 
 
-# ---------------------------------------------------------------------- damage, company
+# ---------------------------------------------------------------------- corruption, other processes
 
 
 @pytest.mark.parametrize(
-    "damage", ["short", "no_images", "no_labels", "bad_json", "other_shape", "no_meta", "bad_labels"]
+    "fault", ["short", "no_images", "no_labels", "bad_json", "other_shape", "no_meta", "bad_labels"]
 )
-def test_a_damaged_store_is_made_anew(tmp_path, store, damage):
+def test_corrupted_store_is_decoded_again(tmp_path, store, fault):
     root = make_folders(tmp_path / "d")
     data = opened(root)
     images, labels, meta = (data.folder / n for n in ("images.npy", "labels.npy", "meta.json"))
-    if damage == "short":
+    if fault == "short":
         os.truncate(images, images.stat().st_size - 1)
-    elif damage == "other_shape":
+    elif fault == "other_shape":
         meta.write_text(meta.read_text().replace('"shape": [\n  8', '"shape": [\n  9'))
-    elif damage == "bad_json":
+    elif fault == "bad_json":
         meta.write_text(meta.read_text()[:-20])
-    elif damage == "bad_labels":
+    elif fault == "bad_labels":
         np.save(labels, np.zeros(8, np.int64))
     else:
-        {"no_images": images, "no_labels": labels, "no_meta": meta}[damage].unlink()
+        {"no_images": images, "no_labels": labels, "no_meta": meta}[fault].unlink()
     again = opened(root)
     assert np.array_equal(again.gather(np.arange(8))[0], direct(root))
     assert again.fingerprint == data.fingerprint
     assert [p.name for p in store.iterdir()] == [data.folder.name]
 
 
-def test_a_store_placed_first_by_another_process_is_used(tmp_path, store, monkeypatch):
-    """A machine that shares the disk, but not the locks."""
+def test_store_of_faster_process_is_used(tmp_path, store, monkeypatch):
+    """Another machine shares the disk, but not the locks."""
     import diffusion_adagn.data.store as module
 
     root, decode = make_folders(tmp_path / "d"), module.decode
 
-    def slower(*args):
+    def slow_decode(*args):
         decode(*args)
         monkeypatch.setattr(module, "decode", decode)
-        first.append(opened(root))  # the other one, done while this one was decoding
+        first.append(opened(root))  # the other process finishes while this one decodes
 
     first = []
     monkeypatch.setattr(module, "one_at_a_time", lambda *_: contextlib.nullcontext())
-    monkeypatch.setattr(module, "decode", slower)
+    monkeypatch.setattr(module, "decode", slow_decode)
     inode = opened(root).folder.stat().st_ino
     assert inode == first[0].folder.stat().st_ino
     assert len(list(store.iterdir())) == 1
@@ -288,18 +288,18 @@ def _prepare(root, barrier, results):
 
 
 @pytest.mark.serial
-def test_two_processes_at_once(tmp_path, store):
+def test_two_processes_decode_one_store(tmp_path, store):
     root = make_folders(tmp_path / "d", each=60, size=32)
     context = multiprocessing.get_context("fork")
     barrier, results = context.Barrier(2), context.Queue()
     workers = [context.Process(target=_prepare, args=(root, barrier, results)) for _ in range(2)]
     for worker in workers:
         worker.start()
-    found = [results.get(timeout=60) for _ in workers]
+    outcomes = [results.get(timeout=60) for _ in workers]
     for worker in workers:
         worker.join(30)
-    assert found[0] == found[1]
-    assert found[0][1] == direct(root).astype(np.int64).sum()
+    assert outcomes[0] == outcomes[1]
+    assert outcomes[0][1] == direct(root).astype(np.int64).sum()
     assert len(list(store.iterdir())) == 1
 
 
@@ -307,7 +307,7 @@ def test_two_processes_at_once(tmp_path, store):
 
 
 @pytest.mark.parametrize("split", ["train", "test"])
-def test_real_cifar_pixels_are_those_decoded_directly(split):
+def test_real_cifar_pixels_are_exact(split):
     import datasets
     import pyarrow.parquet
 
@@ -338,38 +338,38 @@ def test_real_imagenette_is_averaged_over_blocks():
     )
 
 
-def test_a_workplace_waits_for_its_lock(tmp_path):
-    """Who clears leftovers may hold a new workplace for a moment; unlocked, it could be taken for a leftover."""
+def test_temporary_folder_waits_for_lock(tmp_path):
+    """Another process that removes partial stores may hold the lock briefly."""
     pytest.importorskip("fcntl")
-    held, go_on = threading.Event(), threading.Event()
+    locked_elsewhere, release = threading.Event(), threading.Event()
 
     def clear():
-        with locked(tmp_path) as got:
-            assert got
-            held.set()
-            go_on.wait(10)
+        with locked(tmp_path) as acquired:
+            assert acquired
+            locked_elsewhere.set()
+            release.wait(10)
 
     clearing = threading.Thread(target=clear)
     clearing.start()
-    assert held.wait(10)
-    with locked(tmp_path) as got:
-        assert not got
-    threading.Timer(0.2, go_on.set).start()
-    with locked(tmp_path, wait=True) as got:
-        assert got
+    assert locked_elsewhere.wait(10)
+    with locked(tmp_path) as acquired:
+        assert not acquired
+    threading.Timer(0.2, release.set).start()
+    with locked(tmp_path, wait=True) as acquired:
+        assert acquired
     clearing.join()
 
 
-def test_no_map_is_open_while_a_store_is_moved(tmp_path, monkeypatch):
-    """Windows renames no folder that has a mapped file in it."""
+def test_moved_store_has_no_open_map(tmp_path, monkeypatch):
+    """Windows cannot rename a folder with a mapped file."""
     maps, rename = Path("/proc/self/maps"), Path.rename
     if not maps.exists():
-        pytest.skip("only Linux lists what is mapped")
+        pytest.skip("only Linux lists mapped files")
 
-    def checked(self, to):
+    def checked_rename(self, to):
         assert f"{self}/images.npy" not in maps.read_text()
         return rename(self, to)
 
-    monkeypatch.setattr(Path, "rename", checked)
+    monkeypatch.setattr(Path, "rename", checked_rename)
     monkeypatch.setattr("diffusion_adagn.data.store.WINDOWS", True)
     assert opened(make_folders(tmp_path / "d")).folder.is_dir()

@@ -1,4 +1,4 @@
-"""What several processes of a machine need is made by one of them, and the others wait for it and find it."""
+"""One process of a machine creates shared files; the others wait and use them."""
 
 import contextlib
 import threading
@@ -17,20 +17,20 @@ from diffusion_adagn.evaluation.extractors import classifier
 from diffusion_adagn.runtime.distributed import main_first
 
 
-def both(make):
-    """make() in two threads that begin together."""
-    begin = threading.Barrier(2)
+def in_two_threads(create):
+    """The results of create() in two threads that start together."""
+    start = threading.Barrier(2)
 
     def one(_):
-        begin.wait()
-        return make()
+        start.wait()
+        return create()
 
     with ThreadPoolExecutor(2) as threads:
         return list(threads.map(one, range(2)))
 
 
-def slowed(monkeypatch, module, name):
-    """The list of calls of module.name, each of which takes a moment."""
+def count_slow_calls(monkeypatch, module, name):
+    """A list of the calls of module.name, which is slowed down."""
     calls, real = [], getattr(module, name)
 
     def slow(*args, **kwargs):
@@ -42,29 +42,29 @@ def slowed(monkeypatch, module, name):
     return calls
 
 
-def test_two_openings_decode_a_store_once(tmp_path, monkeypatch):
-    calls = slowed(monkeypatch, store, "decode")
-    first, second = both(lambda: open_dataset(DataConfig(store_dir=str(tmp_path)), progress=False))
+def test_two_threads_decode_once(tmp_path, monkeypatch):
+    calls = count_slow_calls(monkeypatch, store, "decode")
+    first, second = in_two_threads(lambda: open_dataset(DataConfig(store_dir=str(tmp_path)), progress=False))
     assert calls == ["decode"]
     assert first.folder == second.folder and first.fingerprint == second.fingerprint
-    assert [p.name for p in tmp_path.iterdir()] == [first.folder.name]  # no lock is left
+    assert [p.name for p in tmp_path.iterdir()] == [first.folder.name]  # the lock is removed
 
 
-def test_two_openings_train_a_judge_once(tmp_path, monkeypatch):
+def test_two_threads_train_one_classifier(tmp_path, monkeypatch):
     monkeypatch.setenv("DIFFUSION_ADAGN_CACHE", str(tmp_path))
     for name in ("MIN_PASSES", "MAX_PASSES"):
         monkeypatch.setattr(classifier, name, 64)
-    calls = slowed(monkeypatch, classifier, "train_classifier")
+    calls = count_slow_calls(monkeypatch, classifier, "train_classifier")
     data = open_dataset(DataConfig(), progress=False)
-    first, second = both(lambda: classifier.open_classifier(data, progress=False))
+    first, second = in_two_threads(lambda: classifier.open_classifier(data, progress=False))
     assert calls == ["train_classifier"] and first.hash == second.hash
 
 
-def test_waiting_is_announced_and_ends_with_an_error_too(tmp_path, capsys):
+def test_waiting_is_announced_and_survives_errors(tmp_path, capsys):
     began, order = threading.Event(), []
 
     def failing():
-        with one_at_a_time(tmp_path / "made"):
+        with one_at_a_time(tmp_path / "new"):
             began.set()
             time.sleep(0.1)
             order.append("failed")
@@ -73,34 +73,34 @@ def test_waiting_is_announced_and_ends_with_an_error_too(tmp_path, capsys):
     with ThreadPoolExecutor(1) as thread:
         failed = thread.submit(failing)
         began.wait()
-        with one_at_a_time(tmp_path / "made", "it decodes some"):
-            order.append("then")
+        with one_at_a_time(tmp_path / "new", "it decodes digits"):
+            order.append("next")
         assert isinstance(failed.exception(), ValueError)
-    assert order == ["failed", "then"] and not list(tmp_path.iterdir())
-    assert capsys.readouterr().err == "waiting for another process: it decodes some\n"
+    assert order == ["failed", "next"] and not list(tmp_path.iterdir())
+    assert capsys.readouterr().err == "waiting for another process: it decodes digits\n"
 
 
 class Rank:
-    """A process of accelerate's, which meets the others at real barriers."""
+    """A fake accelerate process, with real barriers."""
 
     def __init__(self, rank, local, barrier):
         self.is_main_process, self.is_local_main_process, self.barrier = rank == 0, local == 0, barrier
 
     def main_process_first(self):
-        return _context(self, self.is_main_process)
+        return _first_process_context(self, self.is_main_process)
 
     def local_main_process_first(self):
-        return _context(self, self.is_local_main_process)
+        return _first_process_context(self, self.is_local_main_process)
 
     def wait_for_everyone(self):
         self.barrier.wait(timeout=10)
 
 
-def _context(rank, first):
+def _first_process_context(rank, first):
     return contextlib.contextmanager(PartialState._goes_first)(rank, first)
 
 
-def test_first_process_of_each_machine_goes_before_the_others():
+def test_first_process_of_each_machine_goes_first():
     barrier, done = threading.Barrier(6), []
     ranks = [Rank(r, r % 3, barrier) for r in range(6)]  # two machines of three
 
@@ -114,16 +114,16 @@ def test_first_process_of_each_machine_goes_before_the_others():
     assert done[:2] == [0, 3] and sorted(done[2:]) == [1, 2, 4, 5]
 
 
-class Named:
+class FakeExtractor:
     def __init__(self, name, hash):
         self.name, self.hash = name, hash
 
 
-def test_extractors_that_differ_between_processes_are_rejected(monkeypatch):
+def test_different_extractors_across_processes_are_rejected(monkeypatch):
     class State:
         num_processes = 2
 
-    mine = [Named("inception", "aa"), Named("judge", "bb")]
+    mine = [FakeExtractor("inception", "aa"), FakeExtractor("judge", "bb")]
     for other, rejected in (("bb", False), ("cc", True)):
         monkeypatch.setattr(
             setup, "gather_object", lambda own, other=other: [*own, [("inception", "aa"), ("judge", other)]]

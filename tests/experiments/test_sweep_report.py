@@ -428,7 +428,7 @@ def test_evaluation_page_contains_cautions():
     assert "± 0" not in text and "That is not certainty" in text
     assert "60 images are too few" in text and "Recall and coverage grow with" in text
     assert "of held-out real images: 0.36" in text and "its accuracy says little" in text
-    assert "64 features of pictures 8 px as they are" in text and "right on 36.0% of held-out pictures" in text
+    assert "64 features of images 8 px as they are" in text and "right on 36.0% of held-out pictures" in text
     assert "| a     | 30      | 1 †" in text and "† fewer than 50 sampled pictures." in text
     assert "(2.0% of the real pictures' are)" in text
     text = evaluation_report.markdown(evaluation(sampled=80, error=0.1))

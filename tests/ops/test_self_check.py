@@ -230,7 +230,7 @@ def test_cuda_fallback_names_the_reason(pretended, capsys, kernels, words):
     assert chosen.operator == ("eager" if words else "fused")
     assert words in said and said.count("\n") == bool(words) and words in speed.describe_speed(chosen, asked, cuda)
     if words:
-        with pytest.raises(InputError, match=r"speed.operator fused cannot be: .*Take auto or eager"):
+        with pytest.raises(InputError, match=r"speed.operator fused is not available: .*Use auto or eager"):
             speed.resolve_speed(SpeedConfig(precision="fp32", operator="fused"), cuda, 1)
     assert list(self_check._found) == [("cuda", 0, torch.float32, False)]
 

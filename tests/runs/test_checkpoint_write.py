@@ -48,7 +48,7 @@ def test_checkpoints_are_saved_on_windows(tmp_path, parts, monkeypatch):
 
 
 def test_files_are_hashed_while_others_are_written(tmp_path, parts, monkeypatch):
-    saving, finishing = checkpoint.save_file, checkpoint._finished
+    saving, finishing = checkpoint.save_file, checkpoint._sync_and_digest
     begun, threads = threading.Event(), []
 
     def slow(tensors, file):
@@ -62,7 +62,7 @@ def test_files_are_hashed_while_others_are_written(tmp_path, parts, monkeypatch)
         return finishing(file)
 
     monkeypatch.setattr(checkpoint, "save_file", slow)
-    monkeypatch.setattr(checkpoint, "_finished", finished)
+    monkeypatch.setattr(checkpoint, "_sync_and_digest", finished)
     path = save_checkpoint(tmp_path, {"step": 1}, *parts, keep=1)
     assert verify(path) is None and threading.main_thread() not in threads
     assert list(json.loads((path / "manifest.json").read_text())) == sorted(

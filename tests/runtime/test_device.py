@@ -140,7 +140,7 @@ def test_missing_gpu_is_reported_with_a_reason(gpus, monkeypatch):
     assert no_gpu_note() == ""
     gpus(launched=2)
     monkeypatch.setattr(torch.version, "cuda", None)
-    assert "No GPU found" in no_gpu_note() and "without CUDA" in no_gpu_note() and "--device cpu" in no_gpu_note()
+    assert "No GPU found" in no_gpu_note() and "has no CUDA" in no_gpu_note() and "--device cpu" in no_gpu_note()
     monkeypatch.setattr(torch.version, "cuda", "13.0")
     assert "no NVIDIA driver" in no_gpu_note()
     gpus(driver=True)

@@ -267,7 +267,7 @@ def test_only_losses_decide_whether_the_label_is_used(gap, noise, state, words):
     use = losses(gap, noise)
     if gap == 0.1:
         use = LabelUse(
-            use.num_timesteps, use.t, use.picture, use.true, use.wrong + 0.1 - (use.wrong - use.true).mean(), None
+            use.num_timesteps, use.t, use.image, use.true, use.wrong + 0.1 - (use.wrong - use.true).mean(), None
         )
     got, sentence = say.verdict(use, None, 1.0, 3)
     assert (got == state and words in sentence and "50 held-out images" in sentence) or noise == 0

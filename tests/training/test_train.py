@@ -439,7 +439,7 @@ def test_a_run_with_a_learned_variance_is_trained_sampled_and_fine_tuned(tmp_pat
     assert "new:" not in capsys.readouterr().out
 
 
-def test_a_network_that_hears_no_class_says_so(tmp_path, capsys):
+def test_unconditional_network_is_noted(tmp_path, capsys):
     assert run(tmp_path / "run", model__conditioning="none") == 0
     argv = [
         "sample",
@@ -454,4 +454,4 @@ def test_a_network_that_hears_no_class_says_so(tmp_path, capsys):
         str(tmp_path / "s"),
     ]
     assert main(argv) == 0
-    assert "change nothing" in capsys.readouterr().out
+    assert "have no effect" in capsys.readouterr().out

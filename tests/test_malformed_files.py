@@ -859,7 +859,7 @@ def test_manifest_names_stay_in_folder(tmp_path, name):
     checkpoint.mkdir(parents=True)
     (checkpoint / "manifest.json").write_text(json.dumps({name: {"bytes": 6, "sha256": "0"}}))
     wrong = verify(checkpoint)
-    assert "no file of a checkpoint" in wrong and len(wrong) < 300 and wrong.isprintable()
+    assert "not a file of a checkpoint" in wrong and len(wrong) < 300 and wrong.isprintable()
 
 
 def test_invalid_manifests_and_states(tmp_path):

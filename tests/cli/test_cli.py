@@ -1,4 +1,4 @@
-"""The command line: exit statuses, --help, both spellings of options, and no heavy import before the arguments are checked."""
+"""The command line: exit statuses, --help, both spellings of options, no heavy imports before arguments are checked."""
 
 import subprocess
 import sys
@@ -20,7 +20,8 @@ def run_without_torch(code):
 @pytest.mark.parametrize("argv", [["--help"], *([c, "--help"] for c in COMMANDS)], ids=str)
 def test_help_needs_no_torch(argv):
     result = run_without_torch(
-        f"from diffusion_adagn.cli.main import main\ntry: status = main({argv!r})\nexcept SystemExit as e: status = e.code\nassert not status"
+        f"from diffusion_adagn.cli.main import main\ntry: status = main({argv!r})\nexcept SystemExit as e: status = "
+        "e.code\nassert not status"
     )
     assert result.returncode == 0, result.stderr
     assert "usage: adagn" in result.stdout

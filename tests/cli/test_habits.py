@@ -1,4 +1,4 @@
-"""What people type out of habit: other software's option names, typos, configs given either way, commands typed again."""
+"""Habits of users: option names of other software, typos, both forms of configs, repeated commands."""
 
 import shlex
 import subprocess

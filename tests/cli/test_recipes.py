@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import ROOT
+from conftest import ROOT, one_line
 
 from diffusion_adagn import recipes
 from diffusion_adagn.cli.main import main
@@ -23,10 +23,6 @@ CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
 @pytest.fixture(autouse=True)
 def _other_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-
-
-def one_line(text):
-    return " ".join(text.split())
 
 
 def test_recipes_are_found_from_any_folder():
@@ -219,7 +215,8 @@ def test_editable_install_finds_recipes(tmp_path):
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(tmp_path / "site")
     code = (  # without the environment's site-packages, which may contain another editable install
-        "import site, sys; site.addsitedir(sys.argv[1]); sys.path.append(sys.argv[2]); from diffusion_adagn import recipes; "
+        "import site, sys; site.addsitedir(sys.argv[1]); sys.path.append(sys.argv[2]); from diffusion_adagn import "
+        "recipes; "
         "print(recipes.folder(), *recipes.names())"
     )
     (tmp_path / "empty").mkdir()

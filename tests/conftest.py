@@ -66,7 +66,7 @@ def _own_store(common_folder):
 
 
 @pytest.fixture(scope="session")
-def digits_judge(made_once):
+def digits_classifier(made_once):
     """The judge of the digits' train part, and whether training it moved torch's random state."""
     import torch
 

@@ -28,10 +28,10 @@ def parser() -> Parser:
     p = Parser(
         prog="adagn evaluate",
         usage="adagn evaluate RUN [--count 1000] [--guidance 2] [--against DATA] [options]\n"
-        "       adagn evaluate PICTURES --against DATA_OR_PICTURES_OR_REFERENCE.npz [options]\n"
+        "       adagn evaluate IMAGES --against DATA_OR_IMAGES_OR_REFERENCE.npz [options]\n"
         "       adagn evaluate reference DATA --out FILE.npz [options]",
-        description="Measure a model's images, or images that are there already, against real ones: distances, precision and recall, "
-        "class accuracy, the real images nearest to a sampled one. reference: keep the real side in a file.",
+        description="Measure the images of a model, or existing images, against real ones: distances, precision and recall, "
+        "class accuracy, the real images nearest to a sampled one. reference: save the features of real images in a file.",
     )
     p.add_argument(
         "what",
@@ -56,7 +56,7 @@ def parser() -> Parser:
         metavar="INT",
         help="rows of the sheet of real images that lie nearest to sampled ones; 0: do not look for them [8]",
     )
-    p.add_argument("--keep", action="store_true", help="keep the sampled images, as samples.npz of the ADM evaluator")
+    p.add_argument("--keep", action="store_true", help="save the sampled images as samples.npz, for the ADM evaluator")
     p.add_argument(
         "--out", metavar="DIR", help="where the numbers go [evaluations/RUN/step-STEP]; of reference: FILE.npz"
     )
@@ -82,12 +82,12 @@ def run(argv: Sequence[str]) -> int:
         return _reference(p, args, argv)
     if args.real is not None:
         raise UsageError(
-            f"adagn evaluate takes one model or one set of images; '{args.real}' is more: say --against {args.real}."
+            f"adagn evaluate takes one model or one set of images; '{args.real}' is one too many: type --against {args.real}."
         )
     scales = guidance_scales(args)
     if len(scales) > 1:
         raise UsageError("--guidance takes one scale here; adagn sweep measures several, side by side.")
-    return _model(args, argv, scales[0]) if _is_model(args.what) else _pictures(p, args, argv)
+    return _model(args, argv, scales[0]) if _is_model(args.what) else _images(p, args, argv)
 
 
 def _is_model(what: str) -> bool:
@@ -136,8 +136,8 @@ def _model(args: argparse.Namespace, argv: Sequence[str], scale: float) -> int:
     return 0
 
 
-def _pictures(p: Parser, args: argparse.Namespace, argv: Sequence[str]) -> int:
-    _refuse(p, args, SAMPLING, "says how a model is sampled, and these images are there already")
+def _images(p: Parser, args: argparse.Namespace, argv: Sequence[str]) -> int:
+    _reject(p, args, SAMPLING, "is an option of sampling a model, and these images exist already")
     guidance = None if args.guidance is None else guidance_scales(args)[0]
 
     from ..evaluation.evaluate import evaluate_images
@@ -159,7 +159,7 @@ def _pictures(p: Parser, args: argparse.Namespace, argv: Sequence[str]) -> int:
 
 
 def _reference(p: Parser, args: argparse.Namespace, argv: Sequence[str]) -> int:
-    _refuse(p, args, ("guidance", *SAMPLING, "against", "neighbours"), "has no meaning for adagn evaluate reference")
+    _reject(p, args, ("guidance", *SAMPLING, "against", "neighbours"), "has no meaning for adagn evaluate reference")
     if args.real is None or args.out is None:
         example = command("evaluate", "reference", "digits", out="references/digits.npz")
         raise UsageError(with_commands("which data, and which file of --out (.npz)? Such as:", example))
@@ -171,7 +171,7 @@ def _reference(p: Parser, args: argparse.Namespace, argv: Sequence[str]) -> int:
     return 0
 
 
-def _refuse(p: Parser, args: argparse.Namespace, names: Sequence[str], why: str) -> None:
+def _reject(p: Parser, args: argparse.Namespace, names: Sequence[str], why: str) -> None:
     for name in names:
         if getattr(args, name) != p.get_default(name):
             raise UsageError(f"--{name} {why}: leave it out.")

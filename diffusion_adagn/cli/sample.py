@@ -21,7 +21,7 @@ from .options import (
 def parser() -> Parser:
     p = Parser(
         prog="adagn sample",
-        description="Sample pictures by class label, from a run folder, a pipeline folder or a hub id.",
+        description="Sample images by class label, from a run folder, a pipeline folder or a hub id.",
     )
     add_model_options(p)
     p.add_argument("--classes", help="names, ids, 'all' or 'null', with commas between [all; none beside --mix]")
@@ -30,8 +30,8 @@ def parser() -> Parser:
         action="append",
         default=[],
         metavar="PARTS",
-        help='one picture of several classes, such as "cat@coarse,dog@fine": parts CLASS@WHERE with commas between; later '
-        "ones win, and one without @ is told wherever no other is. WHERE: coarse or fine (sites of a resolution at most, or "
+        help='one image of several classes, such as "cat@coarse,dog@fine": rules CLASS@WHERE separated by commas; later '
+        "ones override, and a class without @ is the default. WHERE: coarse or fine (sites of a resolution at most, or "
         "above, the geometric middle of the network's), a resolution (8, 8x8, <=8, >8), depth<10, down, middle, up, a "
         "pattern of site names (up.*.stages.0*), a timestep (t>600), or several joined by &. May be given again: each is "
         "a row, below those of --classes, and every row starts from the same noises",
@@ -42,13 +42,13 @@ def parser() -> Parser:
         help="from one class to another in place of --classes, a column a step; a row starts from one noise",
     )
     p.add_argument("--steps_between", type=int, metavar="INT", help="columns between the two of --interpolate [7]")
-    p.add_argument("--count", type=int, default=8, metavar="INT", help="pictures per class and scale [8]")
+    p.add_argument("--count", type=int, default=8, metavar="INT", help="images per class and scale [8]")
     p.add_argument(
         "--seed",
         type=int,
         default=0,
         metavar="INT",
-        help="picture i (class-major) starts from the noise of seed + i; with --mix and --interpolate picture j of each "
+        help="image i (class-major) starts from the noise of seed + i; with --mix and --interpolate image j of each "
         "class from that of seed + j [0]",
     )
     add_sampler_options(p)
@@ -57,14 +57,14 @@ def parser() -> Parser:
         type=_batch_size,
         default=64,
         metavar="INT|auto",
-        help="pictures at a time; auto: as many as fit the memory [64]",
+        help="images per batch; auto: as many as fit in memory [64]",
     )
     add_speed_options(p).add_argument(
         "--graph", action="store_true", help="CUDA only: the network's calls as CUDA graphs; for small batches [no]"
     )
     add_guidance_options(p)
     p.add_argument(
-        "--out", metavar="DIR", help="where the pictures go [samples/RUN/step-STEP; if that exists, step-STEP-2, ...]"
+        "--out", metavar="DIR", help="where the images go [samples/RUN/step-STEP; if that exists, step-STEP-2, ...]"
     )
     p.add_argument("--npz", action="store_true", help="also as samples.npz, which OpenAI's ADM evaluator reads")
     p.add_argument("--overwrite", action="store_true", help="replace the samples in DIR")

@@ -1,7 +1,7 @@
 // y = silu((x - mean) * rstd * gain + shift), and its gradients; mean and rstd over the pixels and channels of a group.
 //
 // x [N, C, P] lies pixel by pixel ("last": the channels of a pixel lie together) or channel by channel. Every
-// sum and every step between load and store is in float32 or wider. Each (picture, group) is one thread's work alone, so
+// sum and every step between load and store is in float32 or wider. Each (image, group) is computed by one thread, so
 // that the result does not depend on how many threads there are. No header but C's integers
 // and allocation: it is compiled where it is used, in about a second.
 
@@ -163,7 +163,7 @@ template <bool last, class F> inline void sums(Block b, float *part, double *U, 
             }
 }
 
-// Channels dealt out so that every thread has work: blocks of whole groups, one a picture where there are pictures enough.
+// Channels dealt out so that every thread has work: blocks of whole groups, one per image where there are enough images.
 struct Cut {
     long blocks, groups;
     Cut(long N, long G, long threads) {
@@ -249,8 +249,8 @@ void backward(const T *dy, const T *x, const float *gain, const float *shift, co
                 inverse[c] = rstd[n * G + g0 + c / D];
                 steep[c] = inverse[c] * times[c];
             }
-            // dz costs an exponential, so it is kept between the two passes: where dx will be if that is float
-            float *kept = keeper(out, last ? b.P * b.stride : b.P * b.width);
+            // dz costs an exponential, so it is stored between the two passes: where dx will be if that is float
+            float *stored = keeper(out, last ? b.P * b.stride : b.P * b.width);
             // d of the loss by z = xhat * gain + shift
             const auto dz = [=](long i, long c, float xhat) {
                 const float d = load(coming[i]);
@@ -262,7 +262,7 @@ void backward(const T *dy, const T *x, const float *gain, const float *shift, co
                 const float xhat = (load(in[i]) - middle[c]) * inverse[c];
                 v = dz(i, c, xhat);
                 u = v * xhat;
-                if (kept) kept[i] = v;
+                if (stored) stored[i] = v;
             });
             // dx = rstd (gain dz - mean(gain dz) - xhat mean(gain dz xhat)), means over the group
             for (long g = g0; g < g1; g++) {
@@ -284,8 +284,8 @@ void backward(const T *dy, const T *x, const float *gain, const float *shift, co
                 store(out + i, fma(d, steep[c], -fma(xhat, slope[c], level[c])));
             };
             const auto normal = [=](long i, long c) { return (load(in[i]) - middle[c]) * inverse[c]; };
-            if (kept)
-                each<last>(b, [=](long i, long c) { finish(i, c, normal(i, c), kept[i]); });
+            if (stored)
+                each<last>(b, [=](long i, long c) { finish(i, c, normal(i, c), stored[i]); });
             else
                 each<last>(b, [=](long i, long c) {
                     const float xhat = normal(i, c);
@@ -313,7 +313,7 @@ extern "C" int adagn_silu_has_threads() {
 #endif
 }
 
-// dgain, dshift: N times C, a row a picture even where gain and shift have one.
+// dgain, dshift: N times C, one row per image even where gain and shift have one.
 extern "C" void adagn_silu_backward(int silu, const void *dy, const void *x, const float *gain, const float *shift,
                                     const float *mean, const float *rstd, void *dx, float *dgain, float *dshift, long N,
                                     long C, long P, long G, long rows, int threads) {

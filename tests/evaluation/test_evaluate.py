@@ -136,8 +136,8 @@ def test_what_is_written_of_a_model(model, data, tmp_path, capsys):
     assert [row["class_name"] for row in table] == list(NAMES)
     assert [row["sampled"] for row in table] == ["8"] * 3
     assert float(table[1]["kid"]) == found["per_class"]["kid"][1]["value"]
-    kept = read_npz(tmp_path / "e/samples.npz")
-    assert kept.labels.tolist() == [0, 1, 2] * 8
+    cached = read_npz(tmp_path / "e/samples.npz")
+    assert cached.labels.tolist() == [0, 1, 2] * 8
     assert Image.open(tmp_path / "e/neighbours.png").height > 8 * 64
     printed, text = capsys.readouterr().out, (tmp_path / "e/evaluation.md").read_text()
     assert "adagn sweep" in printed and str(tmp_path / "e/evaluation.md") in printed
@@ -146,15 +146,15 @@ def test_what_is_written_of_a_model(model, data, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("form", ["folder", "npz"])
-def test_pictures_measure_as_the_model_that_they_are_sampled_from(model, data, tmp_path, form):
+def test_images_measure_like_their_model(model, data, tmp_path, form):
     common = ["--classes", "dog", "--count", "30", "--steps", "3", "--seed", "7", "--guidance", "2"]
     against = ["--against", data, *CHEAP]
     assert evaluate(model, tmp_path / "model", *common, *against) == 0
     assert main(["sample", str(model), "--out", str(tmp_path / "s"), *common, "--npz", "--debug"]) == 0
     images = tmp_path / "s" if form == "folder" else tmp_path / "s/samples.npz"
-    assert evaluate(images, tmp_path / "pictures", *against, "--data.channels", 1) == 0
-    assert values(tmp_path / "pictures") == values(tmp_path / "model")
-    one, two = record(tmp_path / "model"), record(tmp_path / "pictures")
+    assert evaluate(images, tmp_path / "images_only", *against, "--data.channels", 1) == 0
+    assert values(tmp_path / "images_only") == values(tmp_path / "model")
+    one, two = record(tmp_path / "model"), record(tmp_path / "images_only")
     assert one["per_class"] == two["per_class"] and one["memorisation"] == two["memorisation"]
     if form == "folder":
         assert two["settings"]["seeds"] == [7, 36] and two["model"]["hash"] == one["model"]["hash"]
@@ -202,13 +202,13 @@ def test_a_model_without_classes(data, tmp_path):
     assert read_npz(tmp_path / "e/samples.npz").labels is None
 
 
-def test_metrics_are_called_by_who_measured_them():
+def test_metric_titles_name_the_network():
     ours, classifier, theirs = ({"name": n, "is_fid": n == "inception"} for n in ("quarters", "judge", "inception"))
-    told = titles(ours, classifier, classifier)
-    assert told["frechet"].endswith("distance (quarters)") and told["kid"].endswith("(quarters)")
-    assert (told["inception_score"], told["accuracy"]) == ("Inception score (classifier)", "Accuracy (classifier)")
-    told = titles(theirs, classifier, theirs)
-    assert (told["frechet"], told["inception_score"]) == ("FID", "Inception score")
+    reported = titles(ours, classifier, classifier)
+    assert reported["frechet"].endswith("distance (quarters)") and reported["kid"].endswith("(quarters)")
+    assert (reported["inception_score"], reported["accuracy"]) == ("Inception score (classifier)", "Accuracy (classifier)")
+    reported = titles(theirs, classifier, theirs)
+    assert (reported["frechet"], reported["inception_score"]) == ("FID", "Inception score")
     assert titles(theirs, None, None)["accuracy"] == "Accuracy"
 
 
@@ -234,7 +234,7 @@ def test_one_of_several_scales_is_chosen(model, data, tmp_path, capsys):
     assert record(tmp_path / "e")["settings"]["guidance"] == 2
 
 
-def test_class_folders_and_a_class_without_pictures(data, tmp_path):
+def test_empty_class_folder_is_measured(data, tmp_path):
     for name in ("owl", "cat"):
         (tmp_path / "s" / name).mkdir(parents=True)
         for i in range(6):
@@ -247,7 +247,7 @@ def test_class_folders_and_a_class_without_pictures(data, tmp_path):
     assert any("dog (0)" in note for note in found["notes"])
 
 
-def test_a_stopped_evaluation_goes_on_only_with_the_same_settings(model, data, tmp_path, capsys, monkeypatch):
+def test_stopped_evaluation_resumes_same_settings(model, data, tmp_path, capsys, monkeypatch):
     argv = ["--against", data, *CHEAP, "--count", 12, "--steps", 2, "--batch_size", 4]
     assert evaluate(model, tmp_path / "whole", *argv) == 0
     batch, made = points._batch, []
@@ -292,7 +292,7 @@ def test_finished_evaluation_is_shown_again(model, data, tmp_path, capsys, monke
     assert (out / "evaluation.json").read_text() != first
 
 
-def test_other_files_are_never_touched_and_an_evaluation_only_if_asked(real, data, tmp_path, capsys):
+def test_evaluation_overwrites_only_if_asked(real, data, tmp_path, capsys):
     out, argv = tmp_path / "e", ["--against", data, "--data.channels", 1, *CHEAP]
     assert evaluate(real, out, *argv) == 0
     first = (out / "evaluation.json").read_text()
@@ -323,7 +323,7 @@ def test_published_statistics_serve_the_fid_alone(model, tmp_path, monkeypatch):
     assert not (tmp_path / "e/neighbours.png").exists()
 
 
-def test_fewer_pictures_than_features_and_one_alone(real, tmp_path):
+def test_few_images_give_no_frechet(real, tmp_path):
     for count in (6, 1):
         some = tmp_path / str(count)
         some.mkdir()
@@ -381,14 +381,14 @@ def spoil(what, real, tmp_path):
         ("mixed", "images and folders of images (cat)"),
     ],
 )
-def test_pictures_that_cannot_be_measured(real, tmp_path, capsys, what, message):
+def test_unmeasurable_images_are_rejected(real, tmp_path, capsys, what, message):
     bad = spoil(what, real, tmp_path)
     assert evaluate(bad, tmp_path / "e", "--against", real, *CHEAP, debug=False) == 1
     assert message in said(capsys)
     assert not (tmp_path / "e").exists()
 
 
-def test_labels_outside_the_classes_and_classes_that_are_not_there(data, real, tmp_path, capsys):
+def test_wrong_labels_and_classes_are_rejected(data, real, tmp_path, capsys):
     pixels = np.stack([np.asarray(Image.open(f))[..., None] for f in sorted(real.iterdir())[:5]])
     argv = ["--against", data, "--data.channels", 1, *CHEAP]
     write_npz(tmp_path / "s.npz", pixels, [0, 1, 2, 3, 3])
@@ -441,7 +441,7 @@ def test_a_reference_in_a_file(model, data, real, tmp_path, capsys):
     ],
     ids=str,
 )
-def test_bad_requests_of_a_model_write_nothing(model, data, tmp_path, capsys, argv, status, message):
+def test_bad_requests_write_nothing(model, data, tmp_path, capsys, argv, status, message):
     against = [] if "--against" in argv else ["--against", data]
     assert evaluate(model, tmp_path / "e", *against, *CHEAP, *argv, debug=False) == status
     assert message in said(capsys)
@@ -492,7 +492,7 @@ def test_two_processes_give_the_same_numbers(model, data, tmp_path):
     assert values(tmp_path / "two") == values(tmp_path / "one")
 
 
-def test_a_data_set_against_another_part_of_it(tmp_path):
+def test_data_set_against_its_other_part(tmp_path):
     argv = ["--against", "digits", "--extractor", "sklearn", "--neighbours", "2", "--debug"]
     assert main(["evaluate", "digits:heldout", "--out", str(tmp_path / "e"), *argv]) == 0
     record = json.loads((tmp_path / "e/evaluation.json").read_text())
@@ -504,7 +504,7 @@ def test_a_data_set_against_another_part_of_it(tmp_path):
         main(["evaluate", "digits:soon", "--out", str(tmp_path / "f"), *argv])
 
 
-def test_null_among_the_labels_of_our_own_npz(model, data, tmp_path):
+def test_npz_labels_may_be_null(model, data, tmp_path):
     where = tmp_path / "s"
     argv = ["sample", str(model), "--classes", "cat,null", "--steps", "2", "--count", "3", "--npz", "--out", str(where)]
     assert main([*argv, "--debug"]) == 0

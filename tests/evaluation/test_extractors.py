@@ -51,9 +51,9 @@ def check(extractor: Extractor, pixels: np.ndarray) -> None:
         np.testing.assert_allclose(whole.probabilities.sum(1), 1, atol=1e-5)
         np.testing.assert_allclose(apart.probabilities, whole.probabilities, atol=1e-4)
         assert extractor.class_names is None or whole.probabilities.shape[1] == len(extractor.class_names)
-    told = json.loads(json.dumps(extractor.to_dict()))
+    reported = json.loads(json.dumps(extractor.to_dict()))
     for key in ("name", "hash", "dimension", "resolution", "resize", "is_fid"):
-        assert told[key] == getattr(extractor, key)
+        assert reported[key] == getattr(extractor, key)
     for wrong in (pixels.astype(np.float32), pixels[0], np.repeat(pixels[..., :1], 4, axis=3), pixels.tolist()):
         with pytest.raises(InputError, match="uint8"):
             extractor(wrong)
@@ -64,31 +64,31 @@ def check(extractor: Extractor, pixels: np.ndarray) -> None:
 
 @pytest.fixture
 def no_training(monkeypatch):
-    def refuse(*_):
+    def fail(*_):
         raise AssertionError("trained again")
 
-    monkeypatch.setattr(classifier, "train_classifier", refuse)
-    monkeypatch.setattr(small, "_trained", refuse)
+    monkeypatch.setattr(classifier, "train_classifier", fail)
+    monkeypatch.setattr(small, "_trained", fail)
 
 
-def test_the_judge_learns_the_digits(digits_judge):
-    opened, moved = digits_judge
+def test_classifier_learns_the_digits(digits_classifier):
+    opened, moved = digits_classifier
     pixels, labels = (data := open_dataset(DataConfig(), "heldout")).gather(range(90))
     features = opened(pixels)
     assert (features.probabilities.argmax(1) == labels).mean() >= 0.97
     assert opened.class_names == data.label_space.names and opened.dimension == 64 and opened.resolution == 8
     assert not moved and not opened.is_fid
-    told = opened.to_dict()
-    assert told["heldout_accuracy"] >= 0.97 and told["heldout_images"] == 85 and told["data"] == "digits:train"
+    reported = opened.to_dict()
+    assert reported["heldout_accuracy"] >= 0.97 and reported["heldout_images"] == 85 and reported["data"] == "digits:train"
     check(opened, pixels[:7])
     with pytest.raises(InputError, match="1 channels and was given 3"):
         opened(noise(2, 8))
 
 
-def test_a_judge_is_trained_once_and_one_in_another_process_is_the_same(digits_judge, no_training):
+def test_classifier_is_trained_once(digits_classifier, no_training):
     again = open_extractor("judge", open_dataset(DataConfig(), "train"), progress=False)
-    assert again.hash == digits_judge[0].hash and again.to_dict() == digits_judge[0].to_dict()
-    assert np.array_equal(again(noise(3, 8, 1)).pooled, digits_judge[0](noise(3, 8, 1)).pooled)
+    assert again.hash == digits_classifier[0].hash and again.to_dict() == digits_classifier[0].to_dict()
+    assert np.array_equal(again(noise(3, 8, 1)).pooled, digits_classifier[0](noise(3, 8, 1)).pooled)
     code = (
         "from diffusion_adagn import open_dataset; from diffusion_adagn.config import DataConfig\n"
         "from diffusion_adagn.evaluation.extractors import classifier, open_extractor\n"
@@ -107,14 +107,14 @@ def quick(monkeypatch, tmp_path):
     return tmp_path
 
 
-def test_the_judge_is_the_same_when_trained_again_and_another_for_other_data(quick, capsys):
+def test_classifier_training_is_deterministic(quick, capsys):
     first = open_extractor("judge", small_data())
-    (kept,) = (quick / "judges").iterdir()
-    assert str(kept) in capsys.readouterr().out
-    (kept / "weights.safetensors").write_bytes(b"damaged")
+    (cached,) = (quick / "judges").iterdir()
+    assert str(cached) in capsys.readouterr().out
+    (cached / "weights.safetensors").write_bytes(b"corrupted")
     torch.manual_seed(5)
     again = open_extractor("judge", small_data(), progress=False)
-    assert again.hash == first.hash and sorted(f.name for f in (quick / "judges").iterdir()) == [kept.name]
+    assert again.hash == first.hash and sorted(f.name for f in (quick / "judges").iterdir()) == [cached.name]
     other = open_extractor("judge", dataclasses.replace(small_data(), fingerprint="another"), progress=False)
     assert other.hash == first.hash and len(list((quick / "judges").iterdir())) == 2  # the same images, another name
     changed = open_extractor("judge", small_data(44), progress=False)
@@ -123,7 +123,7 @@ def test_the_judge_is_the_same_when_trained_again_and_another_for_other_data(qui
 
 
 @pytest.mark.parametrize(("side", "dimension"), [(16, 64), (20, 128), (48, 128), (96, 128)])
-def test_judges_of_colour_pictures_of_other_sizes(quick, side, dimension, monkeypatch):
+def test_classifiers_take_colour_and_sizes(quick, side, dimension, monkeypatch):
     monkeypatch.setattr(classifier, "MIN_PASSES", 64)
     monkeypatch.setattr(classifier, "MAX_EPOCHS", 2)
     opened = open_extractor("judge", small_data(36, side, 3, 3), progress=False)
@@ -149,7 +149,7 @@ def test_rare_and_empty_classes(quick):
 
 
 @pytest.mark.slow
-def test_the_judge_learns_real_pictures(shared, tmp_path, monkeypatch):
+def test_classifier_learns_real_images(shared, tmp_path, monkeypatch):
     monkeypatch.setenv("DIFFUSION_ADAGN_CACHE", str(tmp_path))
     path = f"{shared}/cifar10_tiny"
     opened = open_extractor("judge", open_dataset(DataConfig(source=path, image_size=32), "train"), progress=False)
@@ -182,7 +182,7 @@ def test_the_small_network_against_scikit_learn(quick, monkeypatch):
     assert open_extractor("sklearn", small_data()).hash == opened.hash != open_extractor("sklearn", data).hash
 
 
-def test_the_small_network_is_for_small_pictures(quick):
+def test_sklearn_network_rejects_large_images(quick):
     with pytest.raises(InputError, match="type classifier"):
         open_extractor("sklearn", small_data(side=17))
     with pytest.raises(InputError, match=r"\[8, 8, 1\]"):
@@ -274,7 +274,7 @@ def test_lite0_knows_imagenet(shared):
 
 
 @pytest.mark.slow
-def test_lite0_orders_what_is_done_to_pictures(shared):
+def test_lite0_orders_image_corruptions(shared):
     from PIL import Image, ImageFilter
 
     n, opened = 1500, open_extractor(f"efficientnet:{shared / LITE0}")
@@ -356,7 +356,7 @@ def test_inception_weights_that_are_none(torch_fidelity, tmp_path):
             open_extractor(f"inception:{tmp_path}/{name}.pth")
 
 
-def test_without_their_packages_they_say_what_to_install(monkeypatch):
+def test_missing_packages_are_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "torch_fidelity", None)
     monkeypatch.setitem(sys.modules, "transformers", None)
     with pytest.raises(InputError, match=r"pip install 'diffusion-adagn\[eval\]'"):

@@ -43,18 +43,18 @@ class Believer:
         return SimpleNamespace(sample=LEVEL[y][:, None, None, None].expand_as(x))
 
 
-def test_the_losses_are_those_of_the_labels_that_were_told():
+def test_losses_use_the_given_labels():
     use = label_use(Believer(), Flat(), OBJECTIVE, evaluations=70, batch_size=16)
     assert len(use.true) == 70 and torch.allclose(use.true, torch.zeros(70).double(), atol=1e-4)
     level = LEVEL[torch.from_numpy(LABELS)[use.image]].double()
     assert torch.allclose(use.null, (level - 0.5).square(), atol=1e-4)
-    # wrong classes lie 1 or 2 levels away; which one is told is dealt out
+    # wrong classes lie 1 or 2 levels away; which one is used is permuted
     known = ~use.wrong.isnan()
     assert known.sum() >= 60 and set(use.wrong[known].round().tolist()) == {1.0, 4.0}
     assert use.losses("wrong") == pytest.approx((0, use.wrong.nanmean().item(), 7), abs=1e-4)
 
 
-def test_the_three_labels_share_picture_timestep_and_noise_and_every_network_meets_the_same():
+def test_labels_share_image_timestep_noise():
     one, other = Believer(), Believer()
     label_use(one, Flat(), OBJECTIVE, evaluations=21, batch_size=21)
     label_use(other, Flat(), OBJECTIVE, evaluations=21, batch_size=21)
@@ -67,14 +67,14 @@ def test_the_three_labels_share_picture_timestep_and_noise_and_every_network_mee
         assert torch.equal(part[0], part[1]) and torch.equal(part[0], part[2])
 
 
-def test_timesteps_are_evenly_spread_and_batches_change_nothing():
+def test_timesteps_are_evenly_spread():
     a = label_use(Believer(), Flat(), OBJECTIVE, evaluations=700, batch_size=700)
     b = label_use(Believer(), Flat(), OBJECTIVE, evaluations=700, batch_size=13)
     assert torch.equal(a.wrong.nan_to_num(9), b.wrong.nan_to_num(9)) and torch.equal(a.t, b.t)
     assert torch.histc(a.t.float(), 5, 0, 1000).tolist() == pytest.approx([140] * 5, abs=14)
 
 
-def test_the_gap_and_its_interval_against_numpy():
+def test_gap_interval_equals_numpy():
     use = label_use(Believer(), Flat(), OBJECTIVE, evaluations=70, batch_size=16)
     difference, image, t = ((use.wrong - use.true).numpy(), use.image.numpy(), use.t.numpy())
     for low, high in ((0, 1), (0.2, 0.4)):
@@ -87,7 +87,7 @@ def test_the_gap_and_its_interval_against_numpy():
         assert half == pytest.approx(1.96 * spread**0.5 / sum(map(len, clusters)), rel=1e-9)
 
 
-def test_without_other_classes_or_null_there_is_no_gap():
+def test_gap_needs_other_classes_or_null():
     use = label_use(Believer(null_class=False), Flat(), OBJECTIVE, evaluations=7)
     assert use.gap("null") is None and use.gap("wrong") is not None
 
@@ -99,21 +99,21 @@ def test_without_other_classes_or_null_there_is_no_gap():
 
 
 @pytest.mark.parametrize("counts", [[9, 9], [30, 30, 30], [20, 3, 1], [5] * 10, [1, 1], [40, 39, 1]])
-def test_wrong_labels_are_the_same_ones_dealt_out_anew(counts):
+def test_wrong_labels_are_a_permutation(counts):
     labels = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts))
     labels = labels[torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))]
-    told = []
+    reported = []
     for r in range(4):
         dealt = other_labels(labels, r)
         assert torch.equal(dealt.sort().values, labels.sort().values)
         left = int((dealt == labels).sum())
         assert left <= max(0, 2 * max(counts) - len(labels)) + 3
-        told.append(dealt)
-    assert len(counts) == 2 or any(not torch.equal(told[0], other) for other in told[1:])
+        reported.append(dealt)
+    assert len(counts) == 2 or any(not torch.equal(reported[0], other) for other in reported[1:])
 
 
-def test_uneven_classes_without_information_are_not_taken_for_use():
-    """A net that answers worse when told the rare class, whatever the image: the label says nothing."""
+def test_uninformative_labels_show_no_use():
+    """A net that predicts worse for the rare class, whatever the image: the label is uninformative."""
 
     class Uneven(Flat):
         labels = np.array([0] * 60 + [1] * 12)
@@ -133,7 +133,7 @@ def test_uneven_classes_without_information_are_not_taken_for_use():
     assert abs(mean) <= half
 
 
-def test_a_real_network_with_a_learned_variance_and_one_that_hears_no_class():
+def test_label_usage_of_real_networks():
     data = open_dataset(DataConfig(), "heldout")
     eps = DiffusionLoss(make_scheduler(DiffusionConfig()).alphas_cumprod, "eps")
     changes = {"num_classes": 10, "learned_variance": True}

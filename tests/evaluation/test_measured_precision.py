@@ -61,7 +61,7 @@ def model(tmp_path_factory):
     return str(folder)
 
 
-def test_a_sweep_goes_on_in_its_plans_precision(model, tmp_path, capsys, monkeypatch):
+def test_sweep_resumes_at_planned_precision(model, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(sweep_plots, "available", lambda: False)  # they take most of the time
     out = tmp_path / "sweep"
 

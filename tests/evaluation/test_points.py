@@ -47,7 +47,7 @@ POINT = SamplerSettings(2.0, "t:200-800", steps=4)
 DRAW = SamplePlan((0, 1, 2), count=11, seed=5, batch_size=3, shown=2)
 
 
-def test_a_picture_is_what_the_pipeline_makes_of_its_class_and_seed(pipe, tmp_path):
+def test_sampled_images_equal_the_pipeline(pipe, tmp_path):
     sampled = sample_point(pipe, POINT, DRAW, [Pixels()], tmp_path, PartialState(cpu=True), keep_pixels=True)
     labels = [i % 3 for i in range(11)]
     assert sampled.labels.tolist() == labels
@@ -61,7 +61,7 @@ def test_a_picture_is_what_the_pipeline_makes_of_its_class_and_seed(pipe, tmp_pa
         assert np.array_equal(sampled.shown[row], sampled.pixels[[row, row + 3]])
 
 
-def test_what_is_made_is_not_made_again_and_how_it_is_split_changes_nothing(pipe, tmp_path):
+def test_finished_batches_are_not_repeated(pipe, tmp_path):
     alone = sample_point(pipe, POINT, DRAW, [Pixels()], tmp_path / "one", Process())
     counts = []
     sample_point(pipe, POINT, DRAW, [Pixels()], tmp_path / "two", Process(1, 2), on_batch=counts.append)
@@ -74,7 +74,7 @@ def test_what_is_made_is_not_made_again_and_how_it_is_split_changes_nothing(pipe
     assert np.array_equal(alone.features["pixels"].pooled, together.features["pixels"].pooled)
 
 
-def test_a_damaged_batch_is_made_again(pipe, tmp_path):
+def test_corrupted_batch_is_sampled_again(pipe, tmp_path):
     first = sample_point(pipe, POINT, DRAW, [Pixels()], tmp_path, Process())
     files = sorted(tmp_path.glob("*.npz"))
     whole = files[1].read_bytes()
@@ -89,7 +89,7 @@ def test_a_damaged_batch_is_made_again(pipe, tmp_path):
     assert np.array_equal(first.values, again.values)
 
 
-def test_the_meter_says_where_guidance_pulls_and_what_is_clipped(pipe, tmp_path):
+def test_meter_measures_guidance_and_clipping(pipe, tmp_path):
     sampled = sample_point(pipe, POINT, DRAW, [], tmp_path, Process())
     calls = POINT.calls(pipe)
     assert [d > 0 for d in sampled.difference] == [200 <= call.t <= 800 for call in calls]
@@ -123,14 +123,14 @@ def test_colour_and_contrast():
     }
 
 
-def test_at_scale_1_all_points_are_one():
+def test_scale_1_points_are_one():
     settings = {"interval": "t:1-2", "schedule": "cosine", "rescale": 0.5, "guide": "x"}
     assert SamplerSettings(1.0, **settings).canonical() == SamplerSettings(1.0)
-    assert SamplerSettings(1.0, threshold=0.9).canonical() != SamplerSettings(1.0)  # it is heard without guidance too
+    assert SamplerSettings(1.0, threshold=0.9).canonical() != SamplerSettings(1.0)  # it has an effect without guidance too
     assert SamplerSettings(2.0, **settings).canonical() == SamplerSettings(2.0, **settings)
 
 
-def test_every_point_has_a_name_of_its_own():
+def test_point_names_are_unique():
     points = [
         SamplerSettings(scale, interval, schedule, rescale, threshold, guide, sampler, steps, eta, spacing)
         for scale in (1.0, 1.5, 1.5000001, 10.0)
@@ -149,7 +149,7 @@ def test_every_point_has_a_name_of_its_own():
     assert all(set(n) <= set("abcdefghijklmnopqrstuvwxyz0123456789._-") for n in names)
 
 
-def test_what_cannot_be_drawn_is_refused():
+def test_impossible_plans_are_rejected():
     for settings in ({"classes": ()}, {"count": 0}, {"seed": -1}, {"seed": 2**63 - 5}, {"batch_size": 0}):
         with pytest.raises(InputError):
             SamplePlan(**({"classes": (0,), "count": 10} | settings))

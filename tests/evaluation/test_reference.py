@@ -48,7 +48,7 @@ def dataset(monkeypatch, tmp_path):
     )
 
 
-def test_a_part_has_the_shares_of_the_whole(dataset):
+def test_subset_has_class_fractions(dataset):
     some = some_of(dataset.labels, 100, 0)
     assert (np.diff(some) > 0).all()
     assert np.bincount(dataset.labels[some]).tolist() == [50, 30, 20]
@@ -75,11 +75,11 @@ def test_what_it_holds(dataset):
     assert found.gaussian.mean == pytest.approx(found.features.mean(0), abs=1e-6)
 
 
-def test_it_is_kept_and_a_damaged_one_is_made_again(dataset):
+def test_reference_is_cached_and_verified(dataset):
     extractor = Quarters()
     first = reference_of(dataset, extractor, 100, progress=False)
     again = reference_of(dataset, extractor, 100, progress=False)
-    assert extractor.seen == 104  # a few of them once more: it may have changed and kept its hash
+    assert extractor.seen == 104  # a few of them once more: it may have changed with the same hash
     assert np.array_equal(first.features, again.features) and first.about == again.about
     (file,) = references_folder().iterdir()
     file.write_bytes(file.read_bytes()[:200])
@@ -95,7 +95,7 @@ def test_it_is_kept_and_a_damaged_one_is_made_again(dataset):
     assert extractor.seen == seen + 4
 
 
-def test_without_an_extractor_there_are_values_alone(dataset):
+def test_no_extractor_gives_values_only(dataset):
     found = reference_of(dataset, None, 100, progress=False)
     assert found.features is None
     assert found.values == pytest.approx(image_values(dataset.gather(found.indices)[0]).mean(0))
@@ -115,7 +115,7 @@ def test_save_and_load(dataset, tmp_path):
         assert all(arrays[name].dtype != object for name in arrays.files)
 
 
-def test_another_extractor_is_refused_with_both_names(dataset):
+def test_other_extractors_reference_is_rejected(dataset):
     found = reference_of(dataset, Quarters(), 100, progress=False)
     found.check(Quarters())
     other = Quarters(hash="f" * 16)
@@ -147,8 +147,8 @@ def test_files_that_are_no_reference(dataset, tmp_path, change):
         Reference.load(file)
 
 
-def test_pictures_without_labels(dataset):
-    found = reference_of_images(dataset.images, None, (), "pictures", Quarters(), progress=False)
+def test_images_without_labels(dataset):
+    found = reference_of_images(dataset.images, None, (), "images", Quarters(), progress=False)
     assert found.labels is None and found.class_names == ()
     assert (found.about["count"], found.about["image_size"], found.about["channels"]) == (300, 8, 1)
     json.dumps(found.about)
@@ -179,7 +179,7 @@ def test_published_statistics(dataset, tmp_path):
     assert published(write_npz(tmp_path / "images.npz", dataset.images), Quarters()) is None
 
 
-def test_a_changed_extractor_with_its_old_hash_is_found_out(dataset):
+def test_changed_extractor_is_detected(dataset):
     class Halved(Quarters):
         def __call__(self, pixels):
             return Features(super().__call__(pixels).pooled / 2)

@@ -36,7 +36,7 @@ def same(a, b):
     assert np.array_equal(a.influence, b.influence) or a.influence is b.influence is None
 
 
-def test_everything_at_once_is_each_of_them():
+def test_measure_equals_single_metrics():
     found = measure(X, P, OURS, Target(Y, THEIRS), NAMES)
     assert list(found.overall) == list(METRICS)
     same(found.overall["frechet"], frechet(X, Gaussian.of(Y)).within(OURS))
@@ -53,7 +53,7 @@ def test_everything_at_once_is_each_of_them():
     assert set(cat) == {"frechet", "kid", "accuracy"} and all(len(measured) == 4 for measured in cat.values())
 
 
-def test_the_order_of_pictures_is_kept_in_a_class():
+def test_class_order_is_preserved():
     order = np.random.default_rng(0).permutation(300)
     sorted_, mixed = (
         measure(X[rows], P[rows], OURS[rows], Target(Y, THEIRS), NAMES).per_class["kid"][0]
@@ -62,7 +62,7 @@ def test_the_order_of_pictures_is_kept_in_a_class():
     np.testing.assert_allclose(mixed.influence, sorted_.influence[order[order < 150]], atol=1e-12)
 
 
-def test_few_and_absent_classes_are_told():
+def test_small_classes_are_noted():
     found = measure(X, P, OURS, Target(Y, THEIRS), NAMES)
     frechets, kids = found.per_class["frechet"], found.per_class["kid"]
     assert kids[0].why == "" and kids[1].why == "40 images of the reference: the spread is large"
@@ -78,7 +78,7 @@ def test_few_and_absent_classes_are_told():
     ]
 
 
-def test_a_class_with_one_picture_and_many_small_ones():
+def test_single_image_classes_are_measured():
     names = [f"c{i}" for i in range(8)]
     labels = np.arange(300) % 7
     found = measure(X, cards(300, classes=8), labels, Target(Y, np.arange(500).clip(0, 8) % 9), names)
@@ -92,7 +92,7 @@ def test_a_class_with_one_picture_and_many_small_ones():
     assert alone.per_class["accuracy"][0].why == "1 image: the spread is large"
 
 
-def test_too_few_pictures_leave_frechet_blank():
+def test_too_few_images_skip_frechet():
     found = measure(X[:D], None, None, Target(Y), None)
     assert found.overall["frechet"].value is None and found.overall["kid"].value is not None
     assert found.notes[0].startswith("Frechet distance not computed: 6 images for 6 features")
@@ -106,7 +106,7 @@ def test_too_few_pictures_leave_frechet_blank():
     assert "gaussian" not in vars(target)
 
 
-def test_a_target_used_twice_measures_as_a_fresh_one():
+def test_reused_target_equals_fresh_one():
     target, second = Target(Y, THEIRS), X[::2] * 1.2
     measure(X, P, OURS, target, NAMES)
     twice = measure(second, P[::2], OURS[::2], target, NAMES)
@@ -119,18 +119,18 @@ def test_a_target_used_twice_measures_as_a_fresh_one():
     assert twice.notes == afresh.notes
 
 
-def test_what_a_target_keeps_is_computed_once(monkeypatch):
+def test_target_cache_is_computed_once(monkeypatch):
     target = Target(Y, THEIRS)
     measure(X, P, OURS, target, NAMES)
-    kept = target.gaussian, target.kernel.own(), target.radii(5), target.of_class(0)
+    cached = target.gaussian, target.kernel.own(), target.radii(5), target.of_class(0)
     monkeypatch.setattr("diffusion_adagn.evaluation.metrics.measure.radii", None)
     measure(X, P, OURS, target, NAMES)
     assert all(
-        a is b for a, b in zip(kept, (target.gaussian, target.kernel.own(), target.radii(5), target.of_class(0)))
+        a is b for a, b in zip(cached, (target.gaussian, target.kernel.own(), target.radii(5), target.of_class(0)))
     )
 
 
-def test_k_is_the_targets_unless_another_is_asked_for():
+def test_k_defaults_to_the_target():
     target = Target(Y, k=3)
     for k, found in ((3, measure(X, None, None, target, None)), (7, measure(X, None, None, target, None, k=7))):
         same(found.overall["density"], precision_recall(X, Y, k)["density"])
@@ -148,7 +148,7 @@ def test_statistics_alone_serve_frechet():
     assert found.notes[-1] == "The reference has no labels, so classes are measured by accuracy alone."
 
 
-def test_accuracy_needs_labels_and_the_same_classes():
+def test_accuracy_needs_matching_classes():
     target = Target(Y, THEIRS)
     unlabelled = measure(X, P, None, target, NAMES)
     assert unlabelled.overall["accuracy"].value is None and unlabelled.per_class == {}
@@ -159,7 +159,7 @@ def test_accuracy_needs_labels_and_the_same_classes():
     assert measure(X, P, OURS, target, NAMES, per_class=False).per_class == {}
 
 
-def test_bad_input_is_told():
+def test_bad_input_is_rejected():
     target, broken = Target(Y), X.copy()
     broken[[2, 9, 11]] = np.nan
     for match, call in (
@@ -177,7 +177,7 @@ def test_bad_input_is_told():
             call()
 
 
-def test_errors_are_those_at_fixed_numbers_of_pictures_a_class():
+def test_errors_assume_fixed_class_counts():
     """Two classes far apart: what differs between them is no chance where each has its number of images."""
     labels = np.repeat([0, 1], 60)
     reference = Target(drawn(0, 500, 500), None)
@@ -187,8 +187,8 @@ def test_errors_are_those_at_fixed_numbers_of_pictures_a_class():
 
     fresh = [drawn_and_measured(seed) for seed in range(1, 121)]
     for name in ("kid", "frechet", "precision", "density"):
-        told = np.mean([one[name].standard_error for one in fresh])
-        assert told == pytest.approx(np.std([one[name].value for one in fresh]), rel=0.3), name
+        reported = np.mean([one[name].standard_error for one in fresh])
+        assert reported == pytest.approx(np.std([one[name].value for one in fresh]), rel=0.3), name
         assert abs(fresh[0][name].influence[:60].mean()) < 1e-9
 
 

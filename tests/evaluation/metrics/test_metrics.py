@@ -52,13 +52,13 @@ def resamples(n, times=200, seed=5):
 
 
 def follows(measured: MetricValue, again, n, tolerance=0.2, correlation=0.95):
-    """The influences tell the spread of true resamples, and each of them."""
+    """The influences predict the spread of true resamples, and each of them."""
     draws = resamples(n)
     true = np.array([again(rows) for rows in draws]) - measured.value
-    told = measured.influence[draws].mean(1)
+    reported = measured.influence[draws].mean(1)
     assert abs(measured.influence.mean()) < 1e-9 * max(1, np.abs(measured.influence).max())
-    assert told.std() == pytest.approx(true.std(), rel=tolerance)
-    assert np.corrcoef(true, told)[0, 1] > correlation
+    assert reported.std() == pytest.approx(true.std(), rel=tolerance)
+    assert np.corrcoef(true, reported)[0, 1] > correlation
 
 
 def slow_frechet(x, y):
@@ -102,13 +102,13 @@ def test_frechet_resampled():
     assert measured.standard_error == pytest.approx(np.std(fresh), rel=0.25)
 
 
-def test_frechet_resampled_where_pixels_are_always_black():
+def test_frechet_handles_constant_pixels():
     x, y = PAIRS["pixels"]
     x, reference = 255 - 2 * x, Gaussian.of(y)
     follows(frechet(x, reference), lambda rows: frechet_distance(Gaussian.of(x[rows]), reference), 900)
 
 
-def test_frechet_is_blank_with_too_few_pictures_and_warns_with_few():
+def test_frechet_needs_enough_images():
     enough, reference = draw(13, 12), Gaussian.of(draw(200, 12, 1))
     assert frechet(enough, reference).value > 0 and "13 images for 12 features" in frechet(enough, reference).why
     assert not frechet(draw(120, 12), reference).why
@@ -124,7 +124,7 @@ def test_frechet_is_blank_with_too_few_pictures_and_warns_with_few():
     assert "12 images of the reference" in frechet(enough, Gaussian.of(draw(12, 12))).why
 
 
-def test_features_are_left_as_they_are_and_a_gaussian_taken_midway_too():
+def test_features_are_not_modified():
     x, y, moments = draw(300, 4), draw(300, 4, 1), Moments()
     before = x.copy(), y.copy()
     moments.add(x)
@@ -177,7 +177,7 @@ def test_kid_against_torchmetrics(pair):
     assert kid(x, y).value == pytest.approx(theirs.compute()[0].item(), rel=1e-6)
 
 
-def test_kid_in_blocks_and_with_a_reference_used_twice():
+def test_kid_in_blocks_equals_whole():
     x, y = (z.astype(np.float32) for z in PAIRS["random"])
     whole, reference = kid(x, y), KernelReference(y, block=7)
     for again in (kid(x, y, block=50), kid(x, reference, block=7), kid(x, reference, block=7)):
@@ -196,11 +196,11 @@ def test_kid_resampled_and_its_standard_error():
     follows(measured, again, 300, tolerance=0.25)
     # the reference is held fixed, as for the other metrics
     fresh = [kid(draw(300, 6, 10 + i, 1.3, 0.5), reference) for i in range(150)]
-    told = np.mean([one.standard_error for one in fresh])
-    assert told == pytest.approx(np.std([one.value for one in fresh]), rel=0.2)
+    reported = np.mean([one.standard_error for one in fresh])
+    assert reported == pytest.approx(np.std([one.value for one in fresh]), rel=0.2)
 
 
-def test_kid_of_one_distribution_is_zero_on_average():
+def test_kid_is_unbiased():
     values = [kid(draw(60, 6, 2 * i), draw(60, 6, 2 * i + 1)).value for i in range(100)]
     assert min(values) < 0 < max(values) and abs(np.mean(values)) < 3 * np.std(values) / 10
 
@@ -216,7 +216,7 @@ def some_probabilities(n=500, k=5, seed=0):
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_inception_score_against_torchmetrics_and_known_ones():
+def test_inception_score_equals_torchmetrics():
     p, logits = some_probabilities()
     p = p.astype(np.float64)
     slow = np.exp(np.mean([sum(q * np.log(q / m) for q, m in zip(row, p.mean(0))) for row in p]))
@@ -254,7 +254,7 @@ def test_accuracy_counts_real_labels_only():
     assert accuracy(p[:1], np.array([0])).standard_error is None
 
 
-def test_bad_input_is_told():
+def test_bad_input_is_rejected():
     good, bad = draw(30, 4), draw(30, 4)
     bad[[3, 7], [0, 2]] = np.nan, np.inf
     for metric in (lambda x: kid(x, good), lambda x: frechet(x, Gaussian.of(good)), Gaussian.of, inception_score):

@@ -107,16 +107,16 @@ def test_influences_against_true_resamples():
     draws = np.random.default_rng(0).integers(0, len(x), (200, len(x)))
     true = np.array([resampled(*both, rows) for rows in draws])
     for column, name in enumerate(NAMES):
-        told = found[name].value + found[name].influence[draws].mean(1)
+        reported = found[name].value + found[name].influence[draws].mean(1)
         assert abs(found[name].influence.mean()) < 1e-12
         if name in ("precision", "density"):
-            np.testing.assert_allclose(told, true[:, column], atol=1e-12)
+            np.testing.assert_allclose(reported, true[:, column], atol=1e-12)
         else:
-            assert 0.8 < told.std() / true[:, column].std() < 1.9
-            assert np.corrcoef(told, true[:, column])[0, 1] > 0.5
+            assert 0.8 < reported.std() / true[:, column].std() < 1.9
+            assert np.corrcoef(reported, true[:, column])[0, 1] > 0.5
 
 
-def test_coverage_and_recall_fall_by_their_influence_when_a_picture_is_left_out():
+def test_influence_predicts_leaving_one_out():
     x, y = PAIRS["random"]
     found, (inside, within) = precision_recall(x, y), masks(x, y)
     for name, mask in (("coverage", inside), ("recall", within)):
@@ -131,9 +131,9 @@ def test_standard_errors_against_fresh_samples(n, scale):
     fresh = [precision_recall(draw(n, seed=i, scale=scale), y, y_radii=radii(y)) for i in range(1, 80)]
     for name in NAMES:
         spread = np.std([one[name].value for one in fresh])
-        told = np.mean([one[name].standard_error for one in fresh])
+        reported = np.mean([one[name].standard_error for one in fresh])
         # coverage and recall err on the large side
-        assert 0.75 < told / spread < (1.3 if name in ("precision", "density") else 2)
+        assert 0.75 < reported / spread < (1.3 if name in ("precision", "density") else 2)
 
 
 def test_nearest():
@@ -149,7 +149,7 @@ def test_nearest():
     assert (nearest(x, y, 90)[0].sum(1) == 90 * 89 // 2).all()
 
 
-def test_too_few_pictures_and_bad_input():
+def test_neighbours_reject_bad_input():
     note_few_images = precision_recall(draw(5), draw(50), 5)
     assert all(note_few_images[name].value is None and "more than 5" in note_few_images[name].why for name in NAMES)
     assert precision_recall(draw(50), draw(5), 5)["recall"].value is None
@@ -188,7 +188,7 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
 
 @pytest.mark.serial
 @pytest.mark.slow
-def test_twenty_thousand_against_twenty_thousand_stay_in_memory():
+def test_neighbours_of_20000_fit_memory():
     """All distances at once would be 3.2 GB."""
     grown = subprocess.run([sys.executable, "-c", BIG], capture_output=True, text=True, check=True).stdout
     assert float(grown) < 1000

@@ -37,7 +37,10 @@ def atomic_dir(out: Path, write: Callable[[Path], None]) -> Path:
 
 
 def atomic_write(file: Path, write: Callable[[Path], None]) -> Path:
-    """Write a temporary file with the same suffix and rename it to `file`. An interrupted write leaves `file` unchanged. Returns `file`."""
+    """Write a temporary file with the same suffix and rename it to `file`.
+
+    An interrupted write leaves `file` unchanged. Returns `file`.
+    """
     tmp = file.with_name(f".{uuid.uuid4().hex[:8]}.{file.name}")  # machines that share a disk share process numbers
     file.parent.mkdir(parents=True, exist_ok=True)
     try:
@@ -84,8 +87,8 @@ def locked(folder: Path, wait: bool = False) -> Iterator[bool | None]:
 def one_at_a_time(folder: Path, what: str = "") -> Iterator[None]:
     """Lock the creation of `folder`: other processes wait. After the wait, check whether the folder exists by now.
 
-    The lock is a hidden folder in the same parent folder, removed at the end. Like `locked`, it does nothing where locks
-    are not supported.
+    The lock is a hidden folder in the same parent folder, removed at the end. Like `locked`, it does nothing where
+    locks are not supported.
 
     Args:
         folder: The folder to create; it need not exist.

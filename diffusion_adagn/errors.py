@@ -34,7 +34,8 @@ def errors_as_input_error(folder: Path) -> Iterator[None]:
         raise
     except Exception as error:
         raise InputError(
-            f"{folder} is corrupted ({type(error).__name__}: {' '.join(str(error).split())[:300]}): make or copy it again, or name another."
+            f"{folder} is corrupted ({type(error).__name__}: {' '.join(str(error).split())[:300]}): make or copy it "
+            "again, or name another."
         ) from error
 
 

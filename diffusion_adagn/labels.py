@@ -44,8 +44,8 @@ class LabelSpace:
         has_null: False for networks without a null label (imported ones): they sample at guidance scale 1 only.
 
     Raises:
-        InputError: A name is empty, too long or repeated; there are more than MAX_CLASSES names; or the numbers of ids and
-            of names differ.
+        InputError: A name is empty, too long or repeated; there are more than MAX_CLASSES names; or the numbers of ids
+            and of names differ.
     """
 
     names: tuple[str, ...]
@@ -95,10 +95,11 @@ class LabelSpace:
     # ------------------------------------------------------------------ parsing
 
     def parse(self, classes: ClassSpec) -> list[int]:
-        """Class ids of a selection such as "cat", 3, "cat,dog,7", ["cat", 3], "all", "null", "id:3", "name:3", "wnid:n01440764".
+        """Class ids of a selection of classes.
 
         Args:
-            classes: A string, an integer, a list of both, or an integer array or tensor.
+            classes: A string such as "cat", "cat,dog,7", "all", "null", "id:3", "name:3" or "wnid:n01440764"; an
+                integer; a list of both; or an integer array or tensor.
 
         Returns:
             One id per class, in the given order, repetitions included: 0..K-1, or K for "null".
@@ -242,7 +243,9 @@ class LabelSpace:
         return f"Classes are 0..{self.K - 1}{null}, or by name: {shown}."
 
     def parts_of_mix(self, text: str) -> Iterator[tuple[str, int, str | None]]:
-        """Split a class mix such as "cat@coarse,dog". A name may contain commas and @: the longest class name matches first.
+        """Split a class mix such as "cat@coarse,dog".
+
+        A name may contain commas and @: the longest class name matches first.
 
         Args:
             text: Parts CLASS or CLASS@WHERE, separated by commas.
@@ -282,7 +285,9 @@ class LabelSpace:
     # ------------------------------------------------------------------ subsets, storage
 
     def subset(self, ids: Sequence[int]) -> LabelSpace:
-        """The label space of a subset of the classes, renumbered 0.. in the given order. Original ids and names are preserved.
+        """The label space of a subset of the classes, renumbered 0.. in the given order.
+
+        Original ids and names are preserved.
 
         Args:
             ids: Class ids, 0..K-1, each once.
@@ -330,8 +335,8 @@ class LabelSpace:
             if isinstance(has_null, bool) and all(_all_of(items, types[key]) for key, items in lists.items()):
                 return cls(**{key: tuple(items) for key, items in lists.items()}, has_null=has_null)
         raise InputError(
-            "not a label space: expected names (a list of words), original_ids (of whole numbers), wnids (of words) and has_null "
-            "(true or false)."
+            "not a label space: expected names (a list of words), original_ids (of whole numbers), wnids (of words) "
+            "and has_null (true or false)."
         )
 
 

@@ -1,6 +1,7 @@
 """The recipes: the YAML files of configs/, found by name. Imports nothing heavy.
 
-A wheel contains them as diffusion_adagn/configs. In a checkout or an editable install they are in configs/, next to the package.
+A wheel contains them as diffusion_adagn/configs. In a checkout or an editable install they are in configs/, next to the
+package.
 """
 
 import difflib

@@ -34,18 +34,18 @@ ANIMALS = LabelSpace(("cat", "dog", "tench, Tinca tinca", "goldfish, Carassius a
         (np.int64(1), [1]),
     ],
 )
-def test_every_way_to_say_a_class(spec, ids):
+def test_parse_class_selections(spec, ids):
     assert ANIMALS.parse(spec) == ids
 
 
-def test_null_id_is_k_whatever_k_is():
+def test_null_id_is_k():
     for k in (1, 3, 10, 1000, 1001):
         space = LabelSpace(tuple(f"class {i}" for i in range(k)))
         assert space.parse("null") == [k] == [space.null_id]
         assert space.parse(0) == [0]
 
 
-def test_a_word_that_is_a_name_and_another_id_is_refused_with_the_choices():
+def test_ambiguous_name_and_id_are_rejected():
     folders = LabelSpace(("1", "2", "3"))
     with pytest.raises(InputError, match=r"name:1 or id:1"):
         folders.parse("1")
@@ -55,7 +55,7 @@ def test_a_word_that_is_a_name_and_another_id_is_refused_with_the_choices():
     assert LabelSpace(("0", "1", "2")).parse("1") == [1]  # name and id agree
 
 
-def test_a_synonym_of_two_classes_is_refused_and_the_exact_name_wins():
+def test_ambiguous_synonyms_are_rejected():
     space = LabelSpace(("crane, bird", "crane, machine", "cardigan, Cardigan Welsh corgi", "cardigan"))
     with pytest.raises(InputError, match=r"id:0 .*id:1"):
         space.parse("crane")
@@ -88,12 +88,12 @@ def test_wordnet_ids():
         (b"cat", "not b'cat'"),
     ],
 )
-def test_unknown_classes_are_refused_with_help(spec, message):
+def test_unknown_classes_are_rejected(spec, message):
     with pytest.raises(InputError, match=message):
         ANIMALS.parse(spec)
 
 
-def test_without_a_null_row_null_is_refused():
+def test_null_without_null_label_is_rejected():
     space = LabelSpace(("a", "b"), has_null=False)
     assert space.null_id is None
     for spec in ("null", 2):
@@ -101,7 +101,7 @@ def test_without_a_null_row_null_is_refused():
             space.parse(spec)
 
 
-def test_an_unconditional_model_knows_only_null():
+def test_unconditional_model_accepts_only_null():
     space = LabelSpace(())
     assert space.parse("null") == [0]
     for spec in ("cat", "all", 1):
@@ -109,7 +109,7 @@ def test_an_unconditional_model_knows_only_null():
             space.parse(spec)
 
 
-def test_a_subset_keeps_original_ids_and_names():
+def test_subset_preserves_ids_and_names():
     part = ANIMALS.subset([3, 1])
     assert part.names == ("goldfish, Carassius auratus", "dog")
     assert part.original_ids == (3, 1)
@@ -128,7 +128,7 @@ def test_names_are_unique_and_not_empty():
         LabelSpace(("a", " "))
 
 
-def test_round_trip():
+def test_dict_round_trip():
     space = LabelSpace(("a", "b, c"), original_ids=(7, 9), wnids=("n00000001", "n00000002"), has_null=False)
     assert LabelSpace.from_dict(space.to_dict()) == space
     with pytest.raises(InputError, match="not a label space"):

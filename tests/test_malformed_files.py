@@ -1,5 +1,7 @@
-"""Untrusted folders, configs and images: they are read, or rejected with an InputError in bounded time and memory. Code in them
-is never run."""
+"""Untrusted folders, configs and images are read, or rejected with an InputError in bounded time and memory.
+
+Code in them is never run.
+"""
 
 import copy
 import io
@@ -102,7 +104,7 @@ def run_config():
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
-    """A folder with pipe (a pipeline folder), run (with a checkpoint), out (an exported folder) and samples (by adagn sample)."""
+    """A folder with pipe (a pipeline), run (with a checkpoint), out (an export) and samples (by adagn sample)."""
     root = tmp_path_factory.mktemp("untrusted")
     pipe = pipeline()
     pipe.save_pretrained(root / "pipe")

@@ -1,4 +1,4 @@
-"""Files around the package: one version of ruff, one of the package, and an install that says what it downloads."""
+"""Project files: one version of ruff and of the package, and an install that announces its download."""
 
 import re
 import shutil
@@ -18,7 +18,7 @@ def read_yaml(path: str) -> dict:
     return yaml.safe_load((ROOT / path).read_text())
 
 
-def test_one_version_of_ruff_everywhere():
+def test_ruff_has_one_version():
     pinned = next(r for r in PROJECT["optional-dependencies"]["test"] if r.startswith("ruff")).removeprefix("ruff==")
     assert f"\nruff=={pinned}\n" in (ROOT / "constraints.txt").read_text()
     (hooks,) = read_yaml(".pre-commit-config.yaml")["repos"]
@@ -26,45 +26,45 @@ def test_one_version_of_ruff_everywhere():
     assert [hook["id"] for hook in hooks["hooks"]] == ["ruff-check", "ruff-format"]
 
 
-def test_the_workflow_tests_every_claimed_python():
+def test_workflow_covers_supported_pythons():
     job = read_yaml(".github/workflows/tests.yml")["jobs"]["tests"]
-    claimed = [c.split(" :: ")[-1] for c in PROJECT["classifiers"] if "Python :: 3." in c]
-    assert job["strategy"]["matrix"]["python"] == claimed
-    assert PROJECT["requires-python"] == f">={claimed[0]}"
+    supported = [c.split(" :: ")[-1] for c in PROJECT["classifiers"] if "Python :: 3." in c]
+    assert job["strategy"]["matrix"]["python"] == supported
+    assert PROJECT["requires-python"] == f">={supported[0]}"
     assert job["steps"][-1]["run"] == "bash .ci/run"
     assert all(re.search(r"@v\d+$", step["uses"]) for step in job["steps"] if "uses" in step)
 
 
-def test_citation_names_version_and_licence():
+def test_citation_has_version_and_licence():
     citation = read_yaml("CITATION.cff")
     assert citation["cff-version"] == "1.2.0" and citation["authors"] and citation["message"]
     assert (citation["version"], citation["license"]) == (__version__, PROJECT["license"])
 
 
-def test_constraints_allow_every_dependency():
-    """A pin outside pyproject's range would make the documented install impossible."""
+def test_constraints_satisfy_dependency_ranges():
+    """A pin outside the range in pyproject would break the documented install."""
     from packaging.requirements import Requirement
 
     lines = (line.partition("#")[0].strip() for line in (ROOT / "constraints.txt").read_text().splitlines())
     pins = dict(line.split("==") for line in lines if line)
     for text in PROJECT["dependencies"] + PROJECT["optional-dependencies"]["test"]:
-        wanted = Requirement(text)
-        assert pins[wanted.name] in wanted.specifier, text
+        requirement = Requirement(text)
+        assert pins[requirement.name] in requirement.specifier, text
     assert int(pins["pillow"].split(".")[0]) < 13  # gradio 6
 
 
-def test_the_source_archive_has_every_file():
+def test_source_archive_has_every_file():
     manifest = (ROOT / "MANIFEST.in").read_text()
-    named = {
+    included = {
         word for line in manifest.splitlines() if line.startswith(("include", "graft")) for word in line.split()[1:]
     }
-    missing = {path.name for path in ROOT.iterdir() if path.suffix in (".md", ".cff", ".txt", ".py")} - named
+    missing = {path.name for path in ROOT.iterdir() if path.suffix in (".md", ".cff", ".txt", ".py")} - included
     assert missing <= {"setup.py"}  # setuptools adds it
-    assert {".ci", ".github", ".pre-commit-config.yaml", "tests", "docs", "configs"} <= named
+    assert {".ci", ".github", ".pre-commit-config.yaml", "tests", "docs", "configs"} <= included
 
 
-def demo_install(tmp_path, *options: str, uv: bool) -> str:
-    """What `make demo` would run before training, with or without a uv on PATH."""
+def demo_commands(tmp_path, *options: str, uv: bool) -> str:
+    """The commands of `make demo` before training, with or without uv on PATH."""
     if uv:
         (tmp_path / "uv").write_text("#!/bin/sh\n")
         (tmp_path / "uv").chmod(0o755)
@@ -90,8 +90,8 @@ def demo_install(tmp_path, *options: str, uv: bool) -> str:
     ],
     ids=["pip", "pip-cpu", "uv", "uv-auto"],
 )
-def test_make_demo_takes_the_cpu_torch(tmp_path, uv, options, installer):
-    commands = demo_install(tmp_path, *options, uv=uv)
+def test_make_demo_installs_cpu_torch(tmp_path, uv, options, installer):
+    commands = demo_commands(tmp_path, *options, uv=uv)
     first, install = commands.index("GB"), commands.index(" -c constraints.txt -e .\n")
     assert first < install  # the download is announced
     assert commands[:install].endswith(installer.format(venv=f"{tmp_path}/venv/bin/python"))

@@ -12,7 +12,7 @@ def parser() -> Parser:
     p = Parser(
         prog="adagn init",
         usage="adagn init [RECIPE]",
-        description="Print a recipe, to save and edit: adagn init own_images > my.yaml. Without a name, list the recipes.",
+        description="Print a recipe, to save and edit: adagn init own_images > my.yaml. Without a name: list recipes.",
     )
     p.add_argument("recipe", nargs="?", metavar="RECIPE", help="name of the recipe")
     return p

@@ -25,9 +25,10 @@ STATUS_FILE = "DIFFUSION_ADAGN_STATUS"  # file for the exit status, since torchr
 REMEDY = "Close other programs, or use a machine with more memory."  # when memory is exhausted
 REMEDIES = dict.fromkeys(
     ("train", "ablate"),
-    "To use less: raise training.gradient_accumulation (2 halves the images in memory at once), set training.gradient_checkpointing "
-    "true (slower), lower training.batch_size, set speed.precision bf16 if the device supports it, or use a smaller model "
-    "(model.model_channels, data.image_size). A resumed run may change the first two.",
+    "To use less: raise training.gradient_accumulation (2 halves the images in memory at once), set "
+    "training.gradient_checkpointing "
+    "true (slower), lower training.batch_size, set speed.precision bf16 if the device supports it, or use a smaller "
+    "model (model.model_channels, data.image_size). A resumed run may change the first two.",
 ) | dict.fromkeys(("sample", "evaluate", "sweep"), f"Lower --batch_size. {REMEDY}")
 
 COMMANDS = {
@@ -156,8 +157,10 @@ def _is_multi_process() -> bool:
 
 
 def _paragraph(error: object) -> str:
-    """The message on one line, and each of its commands on its own line. The terminal wraps them: commands and paths that
-    a program breaks across lines cannot be copied."""
+    """The message on one line, and each of its commands on its own line.
+
+    The terminal wraps them: commands and paths that a program breaks across lines cannot be copied.
+    """
     prose, commands = [], []
     for line in str(error).splitlines():
         is_command = line.startswith((f"{INDENT}adagn ", f"{INDENT}torchrun ", f"{INDENT}pip "))
@@ -168,7 +171,8 @@ def _paragraph(error: object) -> str:
 def _overview() -> str:
     commands = "\n".join(f"  {name:18}{what}" for name, what in COMMANDS.items())
     return (
-        "usage: adagn COMMAND [options]\n\nClass-conditional diffusion models, with tools that show the effect of the condition.\n\n"
+        "usage: adagn COMMAND [options]\n\nClass-conditional diffusion models, with tools that show the effect of the "
+        "condition.\n\n"
         + with_commands(
             f"{commands}\n\n`adagn COMMAND --help` lists the options of a command. Start with:",
             command("train", recipes.name_in_command("digits")),

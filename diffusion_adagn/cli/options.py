@@ -1,4 +1,7 @@
-"""The parser and options that commands share. Dashes equal underscores; an unknown option is answered with the nearest one."""
+"""The parser and options that commands share.
+
+Dashes equal underscores; an unknown option is answered with the nearest one.
+"""
 
 import argparse
 import dataclasses
@@ -164,14 +167,14 @@ def add_sampler_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--steps", "--num_inference_steps", type=int, default=50, metavar="INT", help="sampler steps [50]"
     )
-    parser.add_argument("--sampler", choices=SAMPLERS, help="[the sampler of the model: ddim]")
+    parser.add_argument("--sampler", choices=SAMPLERS, help="[the model's: ddim]")
     parser.add_argument(
         "--eta", type=float, default=0.0, metavar="NUMBER", help="noise of ddim: 0 none, 1 as much as ddpm [0]"
     )
     parser.add_argument(
         "--spacing",
         choices=SPACINGS,
-        help="timestep spacing; karras, exponential and lu (the same) need dpm++, unipc, euler or heun [the spacing of the model]",
+        help="timestep spacing; karras, exponential and lu (the same) need dpm++, unipc, euler or heun [the model's]",
     )
 
 
@@ -200,7 +203,7 @@ def speed_of(args: argparse.Namespace) -> SpeedConfig:
 
 
 def add_guidance_options(parser: argparse.ArgumentParser, several: bool = False) -> None:
-    """The guidance options, read by `guidance_scales`, `number` and `split_words`. several: accept lists, for a sweep."""
+    """The guidance options. `guidance_scales`, `number` and `split_words` read them. several: accept lists (sweep)."""
     many = ", separated by commas" if several else ""
     group = parser.add_argument_group("guidance", "pred = null + scale * (cond - null); the defaults change nothing")
     group.add_argument(
@@ -216,14 +219,16 @@ def add_guidance_options(parser: argparse.ArgumentParser, several: bool = False)
         "--interval",
         default="none",
         metavar="FROM-TO",
-        help="where guidance is on: t:200-800 (timesteps, high is noise), sigma:0.3-5 (noise levels), steps:4-14 (sampler steps, 0 is "
-        f"the noisiest), 0.2-0.8 (a fraction of the timesteps), none: everywhere{many} [none]",
+        help="where guidance is on: t:200-800 (timesteps, high is noise), sigma:0.3-5 (noise levels), "
+        "steps:4-14 (sampler steps, 0 is the noisiest), 0.2-0.8 (a fraction of the timesteps), "
+        f"none: everywhere{many} [none]",
     )
     group.add_argument(
         "--guidance_schedule",
         default="constant",
         metavar="SHAPE",
-        help=f"how the scale changes from noise to image: constant, linear, cosine, cosine:4 (MDT's power-cosine), power:2{many} [constant]",
+        help="how the scale changes from noise to image: constant, linear, cosine, cosine:4 (MDT's power-cosine), "
+        f"power:2{many} [constant]",
     )
     group.add_argument(
         "--rescale",
@@ -240,7 +245,8 @@ def add_guidance_options(parser: argparse.ArgumentParser, several: bool = False)
     group.add_argument(
         "--guide",
         metavar="RUN",
-        help="guide against this network instead of null: an earlier checkpoint of the run, a smaller run, one without classes",
+        help="guide against this network instead of null: an earlier checkpoint of the run, a smaller run, one "
+        "without classes",
     )
 
 
@@ -256,8 +262,9 @@ def add_measure_options(parser: argparse.ArgumentParser) -> None:
         "--extractor",
         default="classifier",
         metavar="SPEC",
-        help="network whose features are compared: classifier (trained on your data at first use), sklearn (images up to 16x16), "
-        "inception[:WEIGHTS] (the FID's), dinov2:PATH, efficientnet:PATH, package.module:attribute, none (no metric) [classifier]",
+        help="network whose features are compared: classifier (trained on your data at first use), "
+        "sklearn (images up to 16x16), inception[:WEIGHTS] (the network of FID), dinov2:PATH, efficientnet:PATH, "
+        "package.module:attribute, none (no metric) [classifier]",
     )
     group.add_argument(
         "--classifier",
@@ -284,8 +291,8 @@ def add_measure_options(parser: argparse.ArgumentParser) -> None:
         "--precision",
         choices=["auto", "fp32", "bf16", "fp16", "tf32"],
         default="auto",
-        help="autocast type of the network; auto: bf16 on a CUDA GPU that supports it, else fp32; an existing sweep continues with its "
-        "first type; tf32: fp32 with matrix products and convolutions in TF32 (CUDA) [auto]",
+        help="autocast type of the network; auto: bf16 on a CUDA GPU that supports it, else fp32; an existing sweep "
+        "continues with its first type; tf32: fp32 with matrix products and convolutions in TF32 (CUDA) [auto]",
     )
     add_device_option(group)
 
@@ -314,7 +321,8 @@ def numbers(text: str, option: str, number_type: type = float) -> list:
             values += [number_type(first + i * step) for i in range(int(count) + 1)]
     except (ValueError, ArithmeticError):
         raise UsageError(
-            f"{option} takes {'whole ' if number_type is int else ''}numbers such as 1,2,4 or from:to:step such as 1:4:1, not '{text}'."
+            f"{option} takes {'whole ' if number_type is int else ''}numbers such as 1,2,4 or from:to:step such as "
+            f"1:4:1, not '{text}'."
         ) from None
     if not values:
         raise UsageError(f"{option} needs at least one number, such as 1,2,4.")

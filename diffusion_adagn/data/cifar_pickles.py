@@ -1,7 +1,7 @@
 """CIFAR as its authors distribute it: cifar-10-batches-py and cifar-100-python, as a folder or as the .tar.gz.
 
-The files are pickles, which can run any code when loaded. This reader accepts bytes, text, numbers, lists, dicts and uint8
-arrays. It rejects everything else, and imports nothing that a pickle names.
+The files are pickles, which can run any code when loaded. This reader accepts bytes, text, numbers, lists, dicts and
+uint8 arrays. It rejects everything else, and imports nothing that a pickle names.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ class CifarPickles:
         self.files = _files(path)
         if not self.files:
             raise InputError(
-                f"{path} does not contain CIFAR; expected the files of cifar-10-batches-py (data_batch_1, ..., test_batch, batches.meta) "
-                "or of cifar-100-python (train, test, meta)."
+                f"{path} does not contain CIFAR; expected the files of cifar-10-batches-py (data_batch_1, ..., "
+                "test_batch, batches.meta) or of cifar-100-python (train, test, meta)."
             )
         self.is_cifar100 = "meta" in self.files
         batches = sorted(int(name.split("_")[-1]) for name in self.files if _BATCH.fullmatch(name))

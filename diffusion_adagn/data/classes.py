@@ -14,7 +14,8 @@ from .class_lists import NAMES, class_list, imagenet_classes
 def to_label_space(names: Sequence[str], origin: str = "") -> LabelSpace:
     """The label space of these class names.
 
-    If all names are WordNet ids, those of ImageNet get readable names. The 1000 names of ImageNet get their WordNet ids.
+    If all names are WordNet ids, those of ImageNet get readable names. The 1000 names of ImageNet get their WordNet
+    ids.
 
     Args:
         names: One per class.
@@ -49,16 +50,17 @@ def _distinct_names(names: Sequence[str], table: dict[str, str]) -> list[str]:
 def class_ids(space: LabelSpace, classes: str) -> list[int]:
     """Ids of the classes in `config.classes`.
 
-    That is a selection for LabelSpace.parse, the name of a list in class_lists.py (unless a class has that name), or a .txt
-    file with one class per line (# for comments).
+    That is a selection for LabelSpace.parse, the name of a list in class_lists.py (unless a class has that name), or a
+    .txt file with one class per line (# for comments).
     """
     if classes in NAMES and classes not in space.names:
         missing = [wnid for wnid in class_list(classes) if wnid not in space.wnids]
         if missing:
             names = imagenet_classes()
             raise InputError(
-                f"data.classes {classes} is a list of {len(class_list(classes))} ImageNet classes, and the data lacks {len(missing)} "
-                f"of them: {', '.join(f'{wnid} ({names[wnid]})' for wnid in missing[:3])}{', ...' if len(missing) > 3 else ''}. "
+                f"data.classes {classes} is a list of {len(class_list(classes))} ImageNet classes, and the data lacks "
+                f"{len(missing)} of them: "
+                f"{', '.join(f'{wnid} ({names[wnid]})' for wnid in missing[:3])}{', ...' if len(missing) > 3 else ''}. "
                 "Name its class folders by WordNet ids."
             )
         return [space.wnids.index(wnid) for wnid in class_list(classes)]
@@ -79,7 +81,7 @@ def class_ids(space: LabelSpace, classes: str) -> list[int]:
 
 
 def class_lines(path: str | Path, option: str = "data.classes") -> list[tuple[int, str]]:
-    """(line number, class) of a text file with one class per line, # for comments. option: the setting with the path."""
+    """(line number, class) of a text file with one class per line, # for comments. option: where the path was given."""
     try:
         lines = Path(path).expanduser().read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:

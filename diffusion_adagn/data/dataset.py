@@ -1,4 +1,7 @@
-"""ImageDataset: the decoded images of one part, for torch and the training loop. Separate from store.py, which reports errors without torch."""
+"""ImageDataset: the decoded images of one part, for torch and the training loop.
+
+Separate from store.py, which reports errors without torch.
+"""
 
 from __future__ import annotations
 
@@ -112,7 +115,9 @@ class ImageDataset(Dataset):
         return np.bincount(self.labels, minlength=self.label_space.K)
 
     def check_classes(self, labels: LabelSpace) -> None:
-        """Raises InputError unless the classes equal the model's, in the same order. A model without classes accepts any.
+        """Raises InputError unless the classes equal the model's, in the same order.
+
+        A model without classes accepts any.
 
         Args:
             labels: The label space of the model.
@@ -121,7 +126,8 @@ class ImageDataset(Dataset):
         if labels.K and names != labels.names:
             raise InputError(
                 f"{self.name} has {len(names)} classes ({', '.join(names[:5])}, ...), but the model has {labels.K} "
-                f"({', '.join(labels.names[:5])}, ...): give --data.classes with the classes of the model in the same order."
+                f"({', '.join(labels.names[:5])}, ...): give --data.classes with the classes of the model in the same "
+                "order."
             )
 
     def part(self, indices: np.ndarray, name: str) -> ImageDataset:

@@ -50,8 +50,8 @@ def decode(
         empty_classes: Allow classes without an image.
 
     Raises:
-        InputError: The split has no image of the classes, an image is broken (unless `skip_broken`), the sizes differ, or the
-            disk has too little space.
+        InputError: The split has no image of the classes, an image is broken (unless `skip_broken`), the sizes differ,
+            or the disk has too little space.
     """
     import numpy as np
 
@@ -105,8 +105,8 @@ def _broken_message(name: str, broken: list[tuple[str, BrokenImage]], seen: int,
         more = f" {len(broken) - 1:,} more of {checked} cannot be read: {names}."
     remedy = "Make it smaller" if isinstance(reason, TooLarge) else "Replace it"
     return (
-        f"{fault} {image} of {name}: {str(reason).rstrip('.')}.{more} {remedy}, or set data.skip_broken to true to skip such "
-        "images."
+        f"{fault} {image} of {name}: {str(reason).rstrip('.')}.{more} {remedy}, or set data.skip_broken to true to "
+        "skip such images."
     )
 
 
@@ -116,8 +116,8 @@ def check_classes(name: str, counts: np.ndarray, space: LabelSpace) -> None:
     if empty:
         raise InputError(
             f"{name} has no image of {len(empty)} of its {space.K} classes: {', '.join(empty[:8])}"
-            f"{', ...' if len(empty) > 8 else ''}. Add images (.png, .jpg, ...), remove the class folder, or list the classes "
-            "to use in data.classes."
+            f"{', ...' if len(empty) > 8 else ''}. Add images (.png, .jpg, ...), remove the class folder, or list the "
+            "classes to use in data.classes."
         )
 
 

@@ -77,14 +77,15 @@ def _open(head: str, config: DataConfig) -> Source:
         return LabelFile(path, *columns) if config.label_column and find_tables(path) else ClassFolders(path)
     if path.is_absolute() or head.startswith((".", "~")) or head.count("/") > 1 or re.search(r"\\|\s|\.parquet$", head):
         raise InputError(
-            f"there is no such path: {head}.{folders_near(path)} Expected {', '.join(BUILT_IN)}, a data set's name on the hub, a folder "
-            "of class folders, or parquet files."
+            f"there is no such path: {head}.{folders_near(path)} Expected {', '.join(BUILT_IN)}, a data set's name on "
+            "the hub, a folder of class folders, or parquet files."
         )
     near = difflib.get_close_matches(head.lower(), BUILT_IN, n=1, cutoff=0.75)
     if near and "/" not in head:
         raise InputError(
             f"there is no folder or data set {head}. Did you mean {near[0]}? Expected "
-            f"{', '.join(BUILT_IN)}, OWNER/NAME on the hub, or the path of a folder of class folders or of parquet files."
+            f"{', '.join(BUILT_IN)}, OWNER/NAME on the hub, or the path of a folder of class folders or of parquet "
+            "files."
         )
     return HubTable(head, *columns)
 
@@ -98,8 +99,8 @@ def choose_part(source: Source, word: str | None, part: str | None) -> tuple[lis
         part: "train", "heldout", or None for the written split.
 
     Returns:
-        The splits, of which the first with labels is used; "train" or "heldout"; and whether a seeded fraction of the split
-        is held out, since the source has no held-out split.
+        The splits, of which the first with labels is used; "train" or "heldout"; and whether a seeded fraction of the
+        split is held out, since the source has no held-out split.
 
     Raises:
         InputError: The split does not exist. The message lists the splits.

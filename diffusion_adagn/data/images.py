@@ -73,7 +73,8 @@ def open_image(raw: Raw) -> Image.Image:
         raw: File contents, a path, an array uint8 [H, W] or [H, W, 3], or a Pillow image. A BrokenImage is raised.
 
     Raises:
-        BrokenImage: Pillow cannot read the whole image, or it is a decompression bomb (found before its pixels are allocated).
+        BrokenImage: Pillow cannot read the whole image, or it is a decompression bomb (found before its pixels are
+            allocated).
     """
     from PIL import Image
 
@@ -108,9 +109,9 @@ def _contents(path: Path) -> bytes:
 def to_array(image: Image.Image, size: int | None, channels: int, background: str = "white") -> np.ndarray:
     """Convert an image to an array of the given size and channels.
 
-    In this order: rotate by the EXIF orientation (unreadable EXIF is ignored), convert to 8-bit gray or RGB with `background`
-    behind transparent pixels, centre-crop to a square, resize: area average (BOX) to shrink, BICUBIC to enlarge. 16-bit gray
-    is divided by 257. Colour profiles (ICC) are not applied.
+    In this order: rotate by the EXIF orientation (unreadable EXIF is ignored), convert to 8-bit gray or RGB with
+    `background` behind transparent pixels, centre-crop to a square, resize: area average (BOX) to shrink, BICUBIC to
+    enlarge. 16-bit gray is divided by 257. Colour profiles (ICC) are not applied.
 
     Args:
         image: The image.
@@ -122,7 +123,8 @@ def to_array(image: Image.Image, size: int | None, channels: int, background: st
         uint8 [size, size, channels], or [H, W, channels] if size is None.
 
     Raises:
-        BrokenImage: The pixels have no agreed 8-bit meaning (floats, 32-bit integers), or Pillow cannot convert the image.
+        BrokenImage: The pixels have no agreed 8-bit meaning (floats, 32-bit integers), or Pillow cannot convert the
+            image.
     """
     import numpy as np
     from PIL import Image

@@ -26,8 +26,8 @@ class LabelFile:
     Classes are sorted by name, or by number if all are whole numbers.
 
     Args:
-        path: A .csv file (its first line names the columns) or .jsonl file (one object per line); a folder with metadata.csv
-            or metadata.jsonl; or a folder with train/metadata.csv and optionally test/ or validation/.
+        path: A .csv file (its first line names the columns) or .jsonl file (one object per line); a folder with
+            metadata.csv or metadata.jsonl; or a folder with train/metadata.csv and optionally test/ or validation/.
         image_column: data.image_column; None: the only column named in FILE_COLUMNS.
         label_column: data.label_column; None: the only column named in LABEL_COLUMNS.
     """
@@ -87,8 +87,8 @@ class LabelFile:
             name, value = row.get(file), row.get(label)
             if not isinstance(name, str) or not name or isinstance(value, bool) or not isinstance(value, str | int):
                 raise InputError(
-                    f"{table}, line {number}: expected a file name in column '{file}' and a class in column '{label}', got "
-                    f"{name!r:.60} and {value!r:.60}. Correct or remove the line."
+                    f"{table}, line {number}: expected a file name in column '{file}' and a class in column '{label}', "
+                    f"got {name!r:.60} and {value!r:.60}. Correct or remove the line."
                 )
             if not str(value).strip():
                 raise InputError(f"{table}, line {number}: {name} has no class (column '{label}'). Give it one.")
@@ -135,8 +135,8 @@ def has_labels(path: Path, image_column: str | None, label_column: str | None) -
         for column in columns:
             if near := difflib.get_close_matches(column.strip().lower(), known, n=1, cutoff=0.75):
                 raise InputError(
-                    f"{table} has a column '{column}'. Did you mean '{near[0]}'? Rename the column, or set {key} to '{column}'. "
-                    "(A table without classes may have any other name.)"
+                    f"{table} has a column '{column}'. Did you mean '{near[0]}'? Rename the column, or set {key} to "
+                    f"'{column}'. (A table without classes may have any other name.)"
                 )
     return not missing
 
@@ -176,7 +176,8 @@ def read_table(table: Path, max_rows: int | None = None) -> tuple[list[str], lis
                 for row in reader:
                     if None in row or None in row.values():
                         raise InputError(
-                            f"{table}, line {reader.line_num}: expected {len(columns)} values ({', '.join(columns)[:200]})."
+                            f"{table}, line {reader.line_num}: expected {len(columns)} values "
+                            f"({', '.join(columns)[:200]})."
                         )
                     rows.append((reader.line_num, row))
                     if len(rows) == max_rows:

@@ -58,7 +58,8 @@ def read_npz(file: Path) -> NpzImages:
         with np.load(file, allow_pickle=False) as arrays:
             if "arr_0" not in arrays:
                 raise InputError(
-                    f"{file} contains {', '.join(arrays.files[:5]) or 'nothing'}: expected arr_0, uint8 [N, H, W, 3], and arr_1, labels [N]."
+                    f"{file} contains {', '.join(arrays.files[:5]) or 'nothing'}: expected arr_0, uint8 [N, H, W, 3], "
+                    "and arr_1, labels [N]."
                 )
             pixels, labels, null_id = arrays["arr_0"], arrays.get("arr_1"), arrays.get("null_id")
     except InputError:
@@ -71,14 +72,18 @@ def read_npz(file: Path) -> NpzImages:
         return NpzImages(pixels, None)
     if labels.shape != pixels.shape[:1] or not np.issubdtype(labels.dtype, np.integer):
         raise InputError(
-            f"arr_1 of {file} is {labels.dtype} {list(labels.shape)}: expected one whole number for each of {len(pixels)} images."
+            f"arr_1 of {file} is {labels.dtype} {list(labels.shape)}: expected one whole number for each of "
+            f"{len(pixels)} images."
         )
     has_null = null_id is not None and null_id.shape == () and np.issubdtype(null_id.dtype, np.integer)
     return NpzImages(pixels, labels.astype(np.int64), int(null_id) if has_null else None)
 
 
 def _check_sizes(archive: zipfile.ZipFile, max_bytes: int) -> None:
-    """Raises ValueError if a header claims another size than the file contains: NumPy allocates that size before reading."""
+    """Raises ValueError if a header claims another size than the file contains:
+
+    NumPy allocates that size before reading.
+    """
     for info in archive.infolist():
         name = info.filename.removesuffix(".npy")
         if name not in ("arr_0", "arr_1", "null_id"):

@@ -17,9 +17,9 @@ _MASK = 0xFFFFFFFF
 def philox(counter: Sequence, key: tuple[int, int]) -> tuple:
     """Philox4x32-10, a counter-based generator: four 32-bit words for each counter of four words.
 
-    Words are int64 tensors or uint64 arrays with values 0..2^32-1. Their shapes are broadcast; the first two rounds are cheap
-    while the shapes are smaller than the result. Source: Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3".
-    Tested against the known answers of its Random123 library.
+    Words are int64 tensors or uint64 arrays with values 0..2^32-1. Their shapes are broadcast; the first two rounds are
+    cheap while the shapes are smaller than the result. Source: Salmon et al. 2011, "Parallel random numbers: as easy as
+    1, 2, 3". Tested against the known answers of its Random123 library.
     """
     c0, c1, c2, c3 = counter
     k0, k1 = key
@@ -40,7 +40,10 @@ STREAMS = {
 
 
 def _philox(seed: int, *counter: Tensor) -> list[Tensor]:
-    """`philox` with the run's seed, on int64 tensors. On the CPU it uses NumPy, which is twice as fast as torch here."""
+    """`philox` with the run's seed, on int64 tensors.
+
+    On the CPU it uses NumPy, which is twice as fast as torch here.
+    """
     key = (seed & _MASK, (seed >> 32) & _MASK)
     if counter[0].device.type != "cpu":
         return list(philox(counter, key))
@@ -120,9 +123,9 @@ def _permutation(n: int, seed: int, number: int, group: int, stream: str) -> Ten
 class BalancedOrder:
     """The sample at each position if classes are drawn equally often (`data.balance`).
 
-    Position p draws one of the K classes uniformly, then the next image of that class. The m-th draw of a class with n_c
-    images is place m % n_c of the class's permutation m // n_c. The result depends on (seed, p) only: the draws of each class
-    before a block of positions are counted once, from the start of the run.
+    Position p draws one of the K classes uniformly, then the next image of that class. The m-th draw of a class with
+    n_c images is place m % n_c of the class's permutation m // n_c. The result depends on (seed, p) only: the draws of
+    each class before a block of positions are counted once, from the start of the run.
 
     Args:
         labels: int64 [N], 0..K-1. Every class has an image.
@@ -156,7 +159,7 @@ class BalancedOrder:
         return words(self.seed, "balance", counters, 4).flatten() * len(self.sizes) >> 32
 
     def _block(self, block: int) -> tuple[Tensor, Tensor]:
-        """The class drawn at each position of a block, and the number of earlier draws of that class; int64 [BLOCK] each."""
+        """The class at each position of a block, and the number of earlier draws of that class; int64 [BLOCK] each."""
         if block not in self._blocks:
             while len(self._blocks) > 1:
                 self._blocks.pop(min(self._blocks))

@@ -60,7 +60,10 @@ class Source(Protocol):
         ...
 
     def load(self, split: str) -> Split:
-        """The labels of a split, and a reader of its images. May be slow: called only if the split is not stored yet."""
+        """The labels of a split, and a reader of its images.
+
+        May be slow: called only if the split is not stored yet.
+        """
         ...
 
 
@@ -120,8 +123,8 @@ class ClassFolders:
             )
             raise InputError(
                 f"{root} is not a folder of class folders: {loose}. Expected {self.root}/CLASS/image.png, "
-                f"or {self.root}/train/CLASS/image.png (and test/CLASS/...), or {self.root}/metadata.csv with the columns "
-                "file_name and label, or *.parquet files."
+                f"or {self.root}/train/CLASS/image.png (and test/CLASS/...), or {self.root}/metadata.csv with the "
+                "columns file_name and label, or *.parquet files."
             )
         prefix = f"{split}{os.sep}" if self.has_splits else ""
         return {f: [f"{prefix}{f}{os.sep}{p}" for p in images] for f, images in folders.items()}
@@ -140,8 +143,8 @@ class ClassFolders:
         unknown = [f for f in files if f not in classes]
         if unknown:
             raise InputError(
-                f"{self.root / split} has class folders that are missing in train/: {', '.join(unknown[:5])}. Expected only: "
-                f"{', '.join(classes[:12])}{', ...' if len(classes) > 12 else ''}. Rename or remove them."
+                f"{self.root / split} has class folders that are missing in train/: {', '.join(unknown[:5])}. Expected "
+                f"only: {', '.join(classes[:12])}{', ...' if len(classes) > 12 else ''}. Rename or remove them."
             )
         paths = [p for f in files for p in files[f]]
         ids = {f: i for i, f in enumerate(classes)}
@@ -182,7 +185,10 @@ def _raise(error: OSError) -> None:
 
 
 def size_and_mtime(path: Path | str) -> tuple[int, int]:
-    """(bytes, time of the last change in ns). Zeros if unreadable, such as a dangling link; reading it then reports it."""
+    """(bytes, time of the last change in ns).
+
+    Zeros if unreadable, such as a dangling link; reading it then reports it.
+    """
     try:
         info = os.stat(path)
     except OSError:

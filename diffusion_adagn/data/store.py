@@ -49,9 +49,9 @@ def open_dataset(
     Args:
         config: Data settings; or a source, such as "digits" or "my_images"; a YAML file; or a dict, such as
             {"source": "my_images", "image_size": 32}.
-        part: None: the split in `config.source` (default: train). "train": the same, for training. "heldout": the test split
-            of the source, else its validation split, else a fraction of the split (`heldout_fraction`). That fraction is
-            drawn with a fixed seed, and excluded from "train" and None.
+        part: None: the split in `config.source` (default: train). "train": the same, for training. "heldout": the test
+            split of the source, else its validation split, else a fraction of the split (`heldout_fraction`). That
+            fraction is drawn with a fixed seed, and excluded from "train" and None.
         progress: Show a progress bar while decoding, and report skipped images on stderr.
         resolved: The result of `find_source` for this config, so that a second part does not list all files again.
         empty_classes: Allow classes without an image.
@@ -101,7 +101,8 @@ def open_dataset(
         return whole.part(train, whole.name) if len(heldout) else whole
     if not len(heldout):
         raise (NothingHeldOut if config.heldout_fraction else InputError)(
-            f"{head} has no test or validation split, and {_nothing_held_out_reason(whole, config)}, so nothing is held out. Set data.heldout_fraction "
+            f"{head} has no test or validation split, and {_nothing_held_out_reason(whole, config)}, so nothing is "
+            "held out. Set data.heldout_fraction "
             "to 0.05 or more and add images (at least two in a class), or set training.heldout_every to 0."
         )
     return whole.part(heldout, f"{head}:heldout")
@@ -125,8 +126,8 @@ def split_off(
         labels: int64 [N].
         fraction: The fraction to hold out.
         seed: Of the random order of the images.
-        stratified: Hold out the first floor(fraction * n + 1/2) of each class's n images in that order, instead of the first
-            round(fraction * N) (at least 1) of all.
+        stratified: Hold out the first floor(fraction * n + 1/2) of each class's n images in that order, instead of the
+            first round(fraction * N) (at least 1) of all.
 
     Returns:
         (training, held out): int64, ascending; each index 0..N-1 is in exactly one of them.
@@ -262,8 +263,10 @@ def _temporary_dir(folder: Path) -> Iterator[Path]:
 
 
 def _remove_partial(root: Path) -> None:
-    """Remove partial stores of killed processes: hidden folders that are not locked and unchanged for ten minutes (locks of
-    other machines may be invisible)."""
+    """Remove partial stores of killed processes: hidden folders without a lock, unchanged for ten minutes.
+
+    The age matters since locks of other machines may be invisible.
+    """
     for path in root.glob(".*"):
         if not re.fullmatch(r"\..+-[0-9a-f]{16}-[0-9a-f]{8}", path.name):
             continue

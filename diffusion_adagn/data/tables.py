@@ -60,7 +60,8 @@ class Table:
         label = self._pick(features, self.label_column, "data.label_column", "label", _label_columns(features))
         if not _holds_images(features[image]):
             raise InputError(
-                f"column '{image}' of {self.name} contains no images. Columns: {', '.join(features)}. Set data.image_column."
+                f"column '{image}' of {self.name} contains no images. Columns: {', '.join(features)}. Set "
+                "data.image_column."
             )
         names = self._names(split, label)
         labels = self._labels(split, label, names)
@@ -77,8 +78,8 @@ class Table:
                     row += 1
             if row != len(labels):  # later images would get wrong labels
                 raise InputError(
-                    f"{self.name}:{split} has {len(labels)} rows in column '{label}', but {row} in column '{image}': a file "
-                    "is corrupted. Write it again."
+                    f"{self.name}:{split} has {len(labels)} rows in column '{label}', but {row} in column '{image}': a "
+                    "file is corrupted. Write it again."
                 )
 
         return Split(to_label_space(names, f"{self.name} (column '{label}')"), labels, read)
@@ -100,7 +101,8 @@ class Table:
         labels, base_labels = self._label_type(split, label), self._label_type(base, label)
         if labels != base_labels:
             raise InputError(
-                f"column '{label}' of {self.name} contains {_describe_labels(labels)} in '{split}', but {_describe_labels(base_labels)} in "
+                f"column '{label}' of {self.name} contains {_describe_labels(labels)} in '{split}', but "
+                f"{_describe_labels(base_labels)} in "
                 f"'{base}'; expected the same classes in the same order. Write one of them again."
             )
         if isinstance(labels, list):
@@ -161,8 +163,8 @@ class Table:
             if value not in ids:
                 shown = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
                 raise InputError(
-                    f"{self.name}:{split}, row {row}: label {value!r} in column '{label}' is not among the {len(names)} "
-                    f"classes ({shown}). Correct or remove the row."
+                    f"{self.name}:{split}, row {row}: label {value!r} in column '{label}' is not among the "
+                    f"{len(names)} classes ({shown}). Correct or remove the row."
                 )
         return np.array([ids[v] for v in values], dtype=np.int64)
 
@@ -294,7 +296,8 @@ class ParquetTable(Table):
 
 def _unlike(path: Path, has: str, first: Path, expected: Any) -> InputError:
     return InputError(
-        f"{path} has {has}, but {first.name} {expected}. Files of one split must have the same columns: remove one, or write it again."
+        f"{path} has {has}, but {first.name} {expected}. Files of one split must have the same columns: remove one, or "
+        "write it again."
     )
 
 
@@ -367,9 +370,9 @@ class HubTable(Table):
                     f"{self.name} cannot be fetched from the Hugging Face hub: {reason}. {self.local}"
                 ) from None
             raise InputError(
-                f"there is no folder {self.name}, and no data set of that name can be fetched from the Hugging Face hub: "
-                f"{reason}.{folders_near(Path(self.name))} Expected the path of a folder of class folders or of parquet files, "
-                f"OWNER/NAME on the hub, or {', '.join(BUILT_IN)}."
+                f"there is no folder {self.name}, and no data set of that name can be fetched from the Hugging Face "
+                f"hub: {reason}.{folders_near(Path(self.name))} Expected the path of a folder of class folders or of "
+                f"parquet files, OWNER/NAME on the hub, or {', '.join(BUILT_IN)}."
             ) from None
 
     def folders(self) -> list[Path]:
@@ -401,7 +404,7 @@ class HubTable(Table):
         files = builder.config.data_files or {}
         if set(files) <= {split} or split not in files or Path(builder.cache_dir).is_dir():
             return {}
-        # without these, the check misses the counts of other splits, and column types of the data set's card are ignored
+        # otherwise the check misses the counts of other splits, and the column types of the data set's card are ignored
         return {
             "data_files": {split: list(files[split])},
             "features": builder.info.features,
@@ -426,7 +429,9 @@ BARE_SECONDS = 2.0  # for a name without an owner, probably a mistyped folder
 
 
 def _check_hub(name: str) -> None:
-    """Raises an error quickly if the hub does not answer or lacks the data set: `datasets` would retry for half a minute.
+    """Raises an error quickly if the hub does not answer or lacks the data set:
+
+    `datasets` would retry for half a minute.
 
     A data set in the cache needs no answer.
     """

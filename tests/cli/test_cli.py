@@ -1,4 +1,4 @@
-"""The command line's promises: statuses, --help, both spellings, nothing heavy before the arguments are understood."""
+"""The command line: exit statuses, --help, both spellings of options, no heavy imports before arguments are checked."""
 
 import subprocess
 import sys
@@ -11,22 +11,23 @@ from diffusion_adagn.config import RunConfig
 from diffusion_adagn.schema import fields_of
 
 
-def light(code):
+def run_without_torch(code):
     """Run code in a fresh interpreter; fails if torch was imported."""
     check = f"import sys\n{code}\nassert 'torch' not in sys.modules and 'diffusers' not in sys.modules, 'heavy'"
     return subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, cwd=ROOT, check=False)
 
 
 @pytest.mark.parametrize("argv", [["--help"], *([c, "--help"] for c in COMMANDS)], ids=str)
-def test_help_answers_before_torch_is_imported(argv):
-    result = light(
-        f"from diffusion_adagn.cli.main import main\ntry: status = main({argv!r})\nexcept SystemExit as e: status = e.code\nassert not status"
+def test_help_needs_no_torch(argv):
+    result = run_without_torch(
+        f"from diffusion_adagn.cli.main import main\ntry: status = main({argv!r})\nexcept SystemExit as e: status = "
+        "e.code\nassert not status"
     )
     assert result.returncode == 0, result.stderr
     assert "usage: adagn" in result.stdout
 
 
-def test_every_setting_is_in_the_help_with_its_documentation(capsys):
+def test_help_documents_every_setting(capsys):
     with pytest.raises(SystemExit):
         main(["train", "--help"])
     shown = " ".join(capsys.readouterr().out.split())
@@ -60,7 +61,7 @@ def test_every_setting_is_in_the_help_with_its_documentation(capsys):
     ],
     ids=str,
 )
-def test_statuses_and_one_clear_paragraph(argv, status, message, capsys):
+def test_errors_have_status_and_message(argv, status, message, capsys):
     assert main(argv) == status
     err = capsys.readouterr().err
     assert message in " ".join(err.split())
@@ -68,18 +69,18 @@ def test_statuses_and_one_clear_paragraph(argv, status, message, capsys):
     assert "\n\n" not in err
 
 
-def test_bad_arguments_answer_before_torch_is_imported():
+def test_argument_errors_need_no_torch():
     for argv in (
         ["train", "--training.lrr", "1"],
         ["train", "--training.lr", "x"],
         ["sample", "x", "--guidance", "y"],
         ["sample", "no/where/at/all"],
     ):
-        result = light(f"from diffusion_adagn.cli.main import main\nassert main({argv!r}) in (1, 2)")
+        result = run_without_torch(f"from diffusion_adagn.cli.main import main\nassert main({argv!r}) in (1, 2)")
         assert result.returncode == 0, result.stderr
 
 
-def test_dashes_and_underscores_are_alike(step_time, capsys):
+def test_dashes_equal_underscores(step_time, capsys):
     for spelling in ("--dry-run", "--dry_run"):
         for key in ("--training.max-steps", "--training.max_steps"):
             assert main(["train", spelling, "--verbose", f"{key}=7", "--data.source", "digits"]) == 0
@@ -88,13 +89,13 @@ def test_dashes_and_underscores_are_alike(step_time, capsys):
             assert "M parameters" in printed
 
 
-def test_a_dry_run_needs_no_length(step_time, capsys):
+def test_dry_run_needs_no_max_steps(step_time, capsys):
     assert main(["train", "--dry_run", "--data.source", "digits"]) == 0
     assert "max_steps is not set" in capsys.readouterr().out
 
 
-def test_sampling_takes_no_architecture_flags():
-    """They are in the model's own config: a flag typed again, wrongly, gives noise (guided-diffusion)."""
+def test_sample_has_no_architecture_options():
+    """The model's config has them. In guided-diffusion, a wrong flag at sampling gives noise."""
     from diffusion_adagn.cli.sample import parser
 
     options = {o for action in parser()._actions for o in action.option_strings}

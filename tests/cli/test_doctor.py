@@ -1,4 +1,4 @@
-"""adagn doctor: one screen, status 1 where something is wrong, with what to do."""
+"""adagn doctor: one screen of output; status 1 and a remedy for each problem."""
 
 import shutil
 from collections import namedtuple
@@ -14,8 +14,8 @@ Disk = namedtuple("Disk", "total used free")
 
 
 @pytest.fixture
-def sound(tmp_path, monkeypatch):
-    """A machine without a GPU where all is well, whatever the one of the tests is."""
+def healthy_machine(tmp_path, monkeypatch):
+    """A simulated machine without a GPU and without problems. Returns its cache folder."""
     monkeypatch.setenv("DIFFUSION_ADAGN_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("ACCELERATE_TORCH_DEVICE", "cpu")
     monkeypatch.setattr(distributed, "no_gpu_note", lambda: "")
@@ -29,11 +29,11 @@ def run(capsys, *argv):
     return status, capsys.readouterr().out
 
 
-def test_a_sound_machine_fits_one_screen(sound, capsys):
-    (sound / "judges" / "one").mkdir(parents=True)
-    (sound / "judges" / "one" / "weights").write_bytes(bytes(3 * 2**20))
-    (sound / "digits-train-0123456789abcdef").mkdir()
-    (sound / "digits-train-0123456789abcdef" / "images.npy").write_bytes(bytes(2**21))
+def test_healthy_machine_fits_one_screen(healthy_machine, capsys):
+    (healthy_machine / "judges" / "one").mkdir(parents=True)
+    (healthy_machine / "judges" / "one" / "weights").write_bytes(bytes(3 * 2**20))
+    (healthy_machine / "digits-train-0123456789abcdef").mkdir()
+    (healthy_machine / "digits-train-0123456789abcdef" / "images.npy").write_bytes(bytes(2**21))
     status, out = run(capsys)
     assert status == 0 and out.endswith("no problems found\n") and len(out.splitlines()) <= 24
     for word in (
@@ -44,10 +44,10 @@ def test_a_sound_machine_fits_one_screen(sound, capsys):
         "1024.0 GiB free",
     ):
         assert word in out
-    assert not list(sound.glob(".doctor*"))
+    assert not list(healthy_machine.glob(".doctor*"))
 
 
-def test_a_driver_that_nothing_uses(sound, capsys, monkeypatch):
+def test_unused_driver(healthy_machine, capsys, monkeypatch):
     monkeypatch.undo()  # the real note
     monkeypatch.setattr(ops, "unsupported_reason", lambda *_, **__: "")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
@@ -58,13 +58,13 @@ def test_a_driver_that_nothing_uses(sound, capsys, monkeypatch):
     assert run(capsys, "--device", "cpu")[1].count("No GPU found") == 0
 
 
-def test_an_operator_that_cannot_be_used(sound, capsys, monkeypatch):
+def test_unusable_operator(healthy_machine, capsys, monkeypatch):
     monkeypatch.setattr(ops, "unsupported_reason", lambda *_, **__: "there is no C++ compiler.")
     status, out = run(capsys)
     assert status == 1 and "there is no C++ compiler" in out and "no problems found" not in out
 
 
-def test_a_version_that_is_too_old(sound, capsys, monkeypatch):
+def test_outdated_package(healthy_machine, capsys, monkeypatch):
     have = doctor._version
     monkeypatch.setattr(
         doctor, "requires", lambda _: ["torch>=2.11", "diffusers>=0.38", "einops>=0.8", "pytest; extra == 'test'"]
@@ -77,19 +77,19 @@ def test_a_version_that_is_too_old(sound, capsys, monkeypatch):
     )
 
 
-def test_a_disk_that_is_full(sound, capsys, monkeypatch):
+def test_full_disk(healthy_machine, capsys, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda _: Disk(2**40, 0, 2**20))
     status, out = run(capsys)
     assert status == 1 and "1.0 MiB free, 2.0 GiB is expected" in out
 
 
-def test_a_cache_that_cannot_be_written(sound, capsys):
-    sound.write_text("a file")
+def test_unwritable_cache(healthy_machine, capsys):
+    healthy_machine.write_text("a file")
     status, out = run(capsys)
     assert status == 1 and "set DIFFUSION_ADAGN_CACHE to another folder" in out
 
 
-def test_a_check_that_fails_leaves_the_others(sound, capsys, monkeypatch):
+def test_failing_check_does_not_stop_others(healthy_machine, capsys, monkeypatch):
     def broken(_):
         raise RuntimeError("no such card")
 
@@ -98,7 +98,7 @@ def test_a_check_that_fails_leaves_the_others(sound, capsys, monkeypatch):
     assert status == 1 and "memory: RuntimeError: no such card" in out and "MiB  classifiers" in out
 
 
-def test_a_device_that_is_missing(sound, capsys, monkeypatch):
+def test_missing_device(healthy_machine, capsys, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     status, out = run(capsys, "--device", "cuda")
     assert status == 1 and out.count("there is no CUDA GPU") == 1

@@ -1,4 +1,4 @@
-"""What people type out of habit: other software's option names, typos, configs given either way, commands typed again."""
+"""Habits of users: option names of other software, typos, both forms of configs, repeated commands."""
 
 import shlex
 import subprocess
@@ -55,12 +55,12 @@ def test_diffusers_option_names_work(parser, argv):
         ("sample x --sampler ddmi", "Did you mean dd"),
     ],
 )
-def test_typos_get_the_nearest_name(line, hint, capsys):
+def test_typos_get_suggestions(line, hint, capsys):
     assert main(line.split()) == 2
     assert hint in capsys.readouterr().err
 
 
-def test_version_and_help_in_any_form(capsys):
+def test_forms_of_version_and_help(capsys):
     for word in ("version", "-V", "--version"):
         assert main([word]) == 0
         assert capsys.readouterr().out.startswith("diffusion-adagn ")
@@ -71,10 +71,10 @@ def test_version_and_help_in_any_form(capsys):
     assert "usage: adagn import-diffusers" in capsys.readouterr().out
 
 
-def test_inspect_takes_configs_either_way(tmp_path, capsys):
+def test_inspect_accepts_config_argument_or_option(tmp_path, capsys):
     (tmp_path / "my.yaml").write_text("data: {source: digits, classes: '1,7'}\n")
-    for given in (["my.yaml"], ["--config", "my.yaml"]):
-        assert main(["data", "inspect", *given, "--count", "1"]) == 0
+    for config_arguments in (["my.yaml"], ["--config", "my.yaml"]):
+        assert main(["data", "inspect", *config_arguments, "--count", "1"]) == 0
         assert "adagn train --config my.yaml" in capsys.readouterr().out
 
 
@@ -111,7 +111,7 @@ def test_sampling_again_appends_a_number(tmp_path, model, capsys):
     assert (own / "grid.png").is_file() and (own.with_name(f"{own.name}-2") / "grid.png").is_file()
     assert main([*line, "--overwrite"]) == 0
     assert len(list(own.parent.iterdir())) == 2
-    # an explicit folder is taken as it is: a run's default folders in it are in nobody's way
+    # an explicit folder is used as given, even if it contains default folders of runs
     capsys.readouterr()
     explicit = [*line, "--out", str(own.parent)]
     assert main(explicit) == 0 and main(explicit) == 1
@@ -119,7 +119,7 @@ def test_sampling_again_appends_a_number(tmp_path, model, capsys):
     assert main(shlex.split(command)[1:]) == 0
 
 
-def test_an_existing_evaluation_prints_commands(tmp_path, model, capsys):
+def test_existing_evaluation_prints_commands(tmp_path, model, capsys):
     out = tmp_path / "evaluations/imported/digits/step-00000007"
     out.mkdir(parents=True)
     (out / "evaluation.json").write_text('{"command": "adagn evaluate imported/digits --count 4"}')
@@ -129,13 +129,13 @@ def test_an_existing_evaluation_prints_commands(tmp_path, model, capsys):
     assert elsewhere.endswith("--out evaluations/imported/digits/step-00000007-2")
 
 
-def test_folders_that_cannot_be_written(tmp_path, model, capsys):
+def test_unwritable_folders_are_rejected(tmp_path, model, capsys):
     (tmp_path / "file").write_text("")
     assert main(["sample", model, "--count", "1", "--steps", "2", "--out", "file/x"]) == 1
     assert "file/x cannot be written to (Not a directory)" in capsys.readouterr().err
 
 
-def test_evaluating_in_fp16_needs_cuda(model, capsys):
+def test_fp16_evaluation_needs_cuda(model, capsys):
     assert main(["evaluate", model, "--count", "3", "--precision", "fp16", "--device", "cpu"]) == 1
     assert "--precision fp16 needs a CUDA GPU" in capsys.readouterr().err
 
@@ -143,7 +143,7 @@ def test_evaluating_in_fp16_needs_cuda(model, capsys):
 # ---------------------------------------------------------------------- classes, before torch
 
 
-def test_class_typos_answer_without_torch(model):
+def test_class_typos_need_no_torch(model):
     code = f"""
 import sys
 from diffusion_adagn.cli.main import main
@@ -154,12 +154,12 @@ assert main(["sample", "{model}", "--interpolate", "cat,brid"]) == 1
 assert main(["sample", "imported"]) == 1
 assert "torch" not in sys.modules
 """
-    done = subprocess.run(
+    result = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, env={"PYTHONPATH": str(ROOT)}, check=False
     )
-    assert done.returncode == 0, done.stderr
-    assert done.stderr.count("there is no class 'brid'. Nearest: 'bird'.") == 5
-    assert "imported is neither a run" in done.stderr
+    assert result.returncode == 0, result.stderr
+    assert result.stderr.count("there is no class 'brid'. Nearest: 'bird'.") == 5
+    assert "imported is neither a run" in result.stderr
 
 
 def test_classes_of_runs_are_read_from_configs(tmp_path):
@@ -172,9 +172,9 @@ def test_classes_of_runs_are_read_from_configs(tmp_path):
         check_classes(path, "ema", "cat,null", ["cat@coarse,dog"])
         with pytest.raises(InputError, match="Nearest: 'cat'"):
             check_classes(path, "ema", "catt")
-    check_classes("owner/name", "ema", "catt")  # on the hub: not known before it is downloaded
+    check_classes("owner/name", "ema", "catt")  # on the hub: unknown before the download
 
 
-def test_label_check_takes_no_folder(model, capsys):
+def test_label_check_rejects_out(model, capsys):
     assert main(["trace", model, "--label_check", "--out", "there"]) != 0
     assert "--label_check writes no files" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""Every command that is printed can be typed: whole, quoted, on a line of its own, and it runs where it was printed."""
+"""Printed commands can be copied: complete, quoted, on their own line, and they run in the same folder."""
 
 import importlib
 import re
@@ -32,12 +32,12 @@ WITH_OPTION = re.compile(rf"adagn ({'|'.join(COMMANDS)}) .*--")
 
 @pytest.fixture(autouse=True)
 def _elsewhere(tmp_path, monkeypatch):
-    """An empty folder: no configs/ beside it."""
+    """An empty working folder, without configs/ next to it."""
     monkeypatch.chdir(tmp_path)
 
 
-def parsed(line):
-    """The line, read by a shell and by the command's own parser."""
+def parse_command(line):
+    """The arguments of a printed line, split as by a shell and parsed by its command."""
     assert "\n" not in line
     program, name, *argv = shlex.split(line)
     assert program == "adagn"
@@ -45,19 +45,19 @@ def parsed(line):
 
 
 def commands_in(text):
-    """The commands of an output; fails for one that shares its line with other text."""
-    found = [line[2:] for line in text.splitlines() if line.startswith("  adagn ")]
+    """The commands in an output. Fails for a command on a line with other text."""
+    commands = [line[2:] for line in text.splitlines() if line.startswith("  adagn ")]
     assert [line for line in text.splitlines() if WITH_OPTION.search(line) and not line.startswith("  adagn ")] == []
-    for line in found:
-        parsed(line)
-    return found
+    for line in commands:
+        parse_command(line)
+    return commands
 
 
-def typed(line):
+def arguments_of(line):
     return shlex.split(line)[1:]
 
 
-def folder_of_pictures(root):
+def make_image_folder(root):
     for name in ("cat", "dog"):
         (root / name).mkdir(parents=True)
         for i in range(12):
@@ -66,20 +66,20 @@ def folder_of_pictures(root):
     return root
 
 
-def pipeline_in(folder, labels=("a", "b", "c")):
+def save_pipeline(folder, labels=("a", "b", "c")):
     space = Labels(labels)
     unet = tiny_unet(num_classes=space.K)
     ClassConditionalPipeline(unet, make_scheduler(DiffusionConfig(schedule="cosine")), space).save_pretrained(folder)
     return folder
 
 
-# ---------------------------------------------------------------------- the words
+# ---------------------------------------------------------------------- quoting
 
 
 @pytest.mark.parametrize(
     "path", ["runs/a", "runs/a b", "it's", '"x"', "$HOME", "~x", "-dash", "a\nb", "é ü", "a;b`c`", "back\\slash\t"]
 )
-def test_any_path_stays_one_word(path):
+def test_paths_are_quoted_as_one_word(path):
     import subprocess
 
     line = command("sample", path, out=path)
@@ -97,7 +97,7 @@ def test_flags_and_unset_options():
     assert with_options("torchrun -m x", **{"training.seed": 0}) == "torchrun -m x --training.seed 0"
 
 
-def test_errors_leave_commands_unbroken(monkeypatch, capsys):
+def test_errors_print_commands_on_own_lines(monkeypatch, capsys):
     from diffusion_adagn.cli import init
 
     line = command("sample", "runs/" + "a very long name " * 12, count=8)
@@ -114,19 +114,19 @@ def test_errors_leave_commands_unbroken(monkeypatch, capsys):
     assert commands == [f"  {line}", "  pip install 'x[y]'"]
 
 
-def test_free_names_are_free(tmp_path):
+def test_unused_path_appends_a_number(tmp_path):
     assert free_default_folder("sweeps", "runs/x") is None
     (tmp_path / "sweeps/runs/x").mkdir(parents=True)
     (tmp_path / "sweeps/runs/x-2").mkdir()
     assert free_default_folder("sweeps", "runs/x") == "sweeps/runs/x-3" == unused_path("sweeps/runs/x")
-    assert "--out" not in sample_command("runs/x", LabelSpace(("a",)))  # a second one gets a number
+    assert "--out" not in sample_command("runs/x", LabelSpace(("a",)))  # a second folder gets a number
 
 
-# ---------------------------------------------------------------------- where they are printed
+# ---------------------------------------------------------------------- printed commands
 
 
-def test_what_inspect_prints_dry_runs(tmp_path, step_time, capsys):
-    folder_of_pictures(tmp_path / "my own")
+def test_inspect_prints_a_dry_run(tmp_path, step_time, capsys):
+    make_image_folder(tmp_path / "my own")
     main(["init", "own_images"])
     (tmp_path / "my.yaml").write_text(capsys.readouterr().out.replace("my_images", "my own"))
     for argv in (
@@ -138,8 +138,8 @@ def test_what_inspect_prints_dry_runs(tmp_path, step_time, capsys):
     ):
         assert main(["data", "inspect", *argv, "--count", "1"]) == 0
         [line] = commands_in(capsys.readouterr().out)
-        assert typed(line)[-1] == "--dry_run"
-        assert main([*typed(line), "--verbose"]) == 0
+        assert arguments_of(line)[-1] == "--dry_run"
+        assert main([*arguments_of(line), "--verbose"]) == 0
         shown = capsys.readouterr().out
         assert "M parameters" in shown
         if "1,7" in argv:
@@ -149,7 +149,7 @@ def test_what_inspect_prints_dry_runs(tmp_path, step_time, capsys):
         assert ("flip: false" in shown) == ("false" in argv or argv == ["digits"])
 
 
-def test_runs_say_how_to_go_on(monkeypatch, capsys):
+def test_stopped_run_prints_resume_command(monkeypatch, capsys):
     class Stopped(train_module.StopSignal):
         def __enter__(self):
             super().__enter__()
@@ -165,68 +165,68 @@ def test_runs_say_how_to_go_on(monkeypatch, capsys):
         patch.setattr(train_module.ConditioningDiagnostics, "read", lambda self, *_: {})
         assert main(["train", "digits", "--output_dir", AWKWARD, *TINY]) == 75
     trace, resume = commands_in(capsys.readouterr().out)
-    assert parsed(trace).run == AWKWARD and parsed(trace).label_check
-    assert main(typed(resume)) == 0
+    assert parse_command(trace).run == AWKWARD and parse_command(trace).label_check
+    assert main(arguments_of(resume)) == 0
     [sample] = commands_in(capsys.readouterr().out)
-    assert parsed(sample).run == AWKWARD
-    assert main([*typed(sample), "--steps", "2", "--count", "1", "--classes", "3"]) == 0
+    assert parse_command(sample).run == AWKWARD
+    assert main([*arguments_of(sample), "--steps", "2", "--count", "1", "--classes", "3"]) == 0
 
 
-def test_a_run_without_checkpoints_says_how_to_start(tmp_path, capsys):
+def test_run_without_checkpoints_prints_resume(tmp_path, capsys):
     (tmp_path / AWKWARD).mkdir(parents=True)
     (tmp_path / AWKWARD / "config.yaml").write_text("data: {source: digits}\n")
     assert main(["sample", AWKWARD]) == 1
     [line] = commands_in(capsys.readouterr().err)
-    assert parsed(line).resume == AWKWARD
+    assert parse_command(line).resume == AWKWARD
 
 
 @pytest.mark.parametrize("argv", [[], ["train"], ["ablate"], ["data", "inspect"], ["evaluate", "reference"]], ids=str)
-def test_usage_says_what_to_type(argv, capsys):
+def test_usage_errors_print_a_command(argv, capsys):
     assert main(argv) == 2
-    said = capsys.readouterr()
-    assert len(commands_in(said.out + said.err)) == 1
+    captured = capsys.readouterr()
+    assert len(commands_in(captured.out + captured.err)) == 1
 
 
 @pytest.mark.slow
-def test_imports_and_exports_say_how_to_sample(tmp_path, capsys):
-    pipeline_in(tmp_path / "a model")
+def test_imports_and_exports_print_commands(tmp_path, capsys):
+    save_pipeline(tmp_path / "a model")
     assert main(["export", "a model", "an export"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [shlex.split(line)[:2] for line in lines if line.startswith("  ")] == [["python", "-c"]]
     assert lines[-1].startswith("  python -c ")
     assert main(["import-diffusers", "an export", "--out", "imported/the import"]) == 0
     [line] = commands_in(capsys.readouterr().out)
-    assert parsed(line).run == "imported/the import"
+    assert parse_command(line).run == "imported/the import"
 
 
-def test_an_imported_class_is_named_safely():
+def test_printed_class_is_unambiguous():
     assert (
-        parsed(next_command("models/a b", Labels(("tench, Tinca tinca", "goldfish"), has_null=False))).classes
+        parse_command(next_command("models/a b", Labels(("tench, Tinca tinca", "goldfish"), has_null=False))).classes
         == "tench"
     )
-    assert parsed(next_command("m", Labels(("1", "0"), has_null=False))).classes == "id:0"
-    assert parsed(next_command("m", Labels(("-x", "y"), has_null=False))).classes == "-x"
-    assert parsed(next_command("m", Labels((), has_null=False))).classes == "null"
+    assert parse_command(next_command("m", Labels(("1", "0"), has_null=False))).classes == "id:0"
+    assert parse_command(next_command("m", Labels(("-x", "y"), has_null=False))).classes == "-x"
+    assert parse_command(next_command("m", Labels((), has_null=False))).classes == "null"
 
 
 @pytest.mark.slow
-def test_measurements_say_what_to_do_next(tmp_path, monkeypatch, capsys):
+def test_measurements_print_next_commands(tmp_path, monkeypatch, capsys):
     from diffusion_adagn.experiments import sweep as sweeping
     from diffusion_adagn.trace import tracing
 
     for name in ("MIX_COLUMNS", "SAMPLER_STEPS", "NUM_PROBED_TIMESTEPS"):
         monkeypatch.setattr(tracing, name, 2)
-    pipeline_in(tmp_path / "it's a model", labels=("0", "1", "2"))
+    save_pipeline(tmp_path / "it's a model", labels=("0", "1", "2"))
     own = ["--against", "digits", "--data.classes", "0,1,2", "--extractor", "sklearn"]
     assert main(["evaluate", "it's a model", *own, "--count", "20", "--steps", "2", "--neighbours", "0"]) == 0
     [line] = commands_in(capsys.readouterr().out)
-    assert parsed(line).run == "it's a model"
-    assert main([*typed(line), "--guidance", "1,2"]) == 0
+    assert parse_command(line).run == "it's a model"
+    assert main([*arguments_of(line), "--guidance", "1,2"]) == 0
     again = commands_in(capsys.readouterr().out)
     if sweeping.plots_available():
         [line] = again
-        assert parsed(line).confirm
-        assert main(typed(line)) == 0
+        assert parse_command(line).confirm
+        assert main(arguments_of(line)) == 0
     assert main(["evaluate", "reference", "digits", "--out", "a reference.npz", "--extractor", "sklearn"]) == 0
     assert "\n  --against 'a reference.npz' --extractor sklearn\n" in capsys.readouterr().out
     assert (
@@ -249,11 +249,11 @@ def test_measurements_say_what_to_do_next(tmp_path, monkeypatch, capsys):
     [report] = (tmp_path / "traces/it's a model").rglob("report.html")
     report = report.read_text()
     block = re.search(r"<pre>(adagn .*?)</pre>", report, re.DOTALL)[1].replace("&#x27;", "'").replace("&quot;", '"')
-    names = [typed(line)[0] for line in block.splitlines() if parsed(line).run == "it's a model"]
+    names = [arguments_of(line)[0] for line in block.splitlines() if parse_command(line).run == "it's a model"]
     assert names == ["sample", "sample", "sweep", "trace"]
 
 
-def test_several_processes_get_ablations_members(monkeypatch, capsys):
+def test_ablation_prints_commands_per_member(monkeypatch, capsys):
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert (
         main(["ablate", "digits", "--kinds", "adagn,none", "--seeds", "0", "--output_dir", "runs/a b", *TINY[:2]]) == 1
@@ -263,6 +263,6 @@ def test_several_processes_get_ablations_members(monkeypatch, capsys):
         ["torchrun", "--nproc_per_node", "2", "-m", "diffusion_adagn"]
     ] * 2
     for line, kind in zip(members, ("adagn", "none")):
-        args = parsed(shell_line(["adagn", *shlex.split(line)[5:]]))
+        args = parse_command(shell_line(["adagn", *shlex.split(line)[5:]]))
         assert vars(args)["model.conditioning"] == kind and args.output_dir == f"runs/a b/{kind}-seed0"
-    assert parsed(again.strip()).kinds == "adagn,none"
+    assert parse_command(again.strip()).kinds == "adagn,none"

@@ -1,4 +1,4 @@
-"""Recipes by name: in every command that takes a config, from any folder, and in the wheel."""
+"""Recipes by name: in every command with a config, from any folder, and in the wheel."""
 
 import os
 import shutil
@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import ROOT
+from conftest import ROOT, one_line
 
 from diffusion_adagn import recipes
 from diffusion_adagn.cli.main import main
@@ -21,15 +21,11 @@ CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
 
 
 @pytest.fixture(autouse=True)
-def _elsewhere(tmp_path, monkeypatch):
+def _other_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
 
-def in_words(text):
-    return " ".join(text.split())
-
-
-def test_recipes_are_found_from_anywhere():
+def test_recipes_are_found_from_any_folder():
     assert recipes.names() == [file.stem for file in CONFIGS]
     for file in CONFIGS:
         assert read_config(file.stem) == read_config(file)
@@ -38,13 +34,13 @@ def test_recipes_are_found_from_anywhere():
 @pytest.mark.parametrize(
     "given", [["digits"], ["--config", "digits"], ["--config=digits"], ["digits", "--config", "digits"]]
 )
-def test_train_takes_a_recipes_name(given, step_time, capsys):
+def test_train_accepts_recipe_names(given, step_time, capsys):
     assert main(["train", "--dry_run", "--verbose", "--training.max_steps", "7", *given]) == 0
     printed = capsys.readouterr().out
     assert "max_steps: 7" in printed and "output_dir: runs/digits" in printed
 
 
-def test_ablate_takes_both_forms(capsys):
+def test_ablate_accepts_both_forms(capsys):
     for given in (["digits"], ["--config", "digits"]):
         assert main(["ablate", *given, "--kinds", "adagn", "--seeds", "0", "--dry_run"]) == 0
         assert "runs/ablation-digits/adagn-seed0" in capsys.readouterr().out
@@ -52,46 +48,46 @@ def test_ablate_takes_both_forms(capsys):
     assert "adagn ablate digits" in capsys.readouterr().err
 
 
-def test_inspect_takes_a_recipes_name(capsys):
+def test_inspect_accepts_recipe_names(capsys):
     assert main(["data", "inspect", "--count", "1", "--config", "digits"]) == 0
     assert "digits:train" in capsys.readouterr().out
 
 
-def test_an_existing_file_wins(tmp_path, capsys):
+def test_existing_file_takes_precedence(tmp_path, capsys):
     (tmp_path / "digits").write_text("training: {max_steps: 3}\noutput_dir: mine\n")
     assert read_config("digits").output_dir == "mine"
     assert main(["train"]) == 2
-    named = capsys.readouterr().err.splitlines()[-1].split()[-1]  # so the printed command names the recipe's file
-    assert read_config(named).output_dir == "runs/digits"
+    recipe_file = capsys.readouterr().err.splitlines()[-1].split()[-1]  # so the printed command names the recipe's file
+    assert read_config(recipe_file).output_dir == "runs/digits"
 
 
-def test_a_folder_does_not_hide_recipes(tmp_path):
+def test_folder_does_not_hide_recipes(tmp_path):
     (tmp_path / "digits").mkdir()
     assert read_config("digits").output_dir == "runs/digits"
 
 
-def test_two_configs_are_a_usage_error(capsys):
+def test_two_configs_are_rejected(capsys):
     for command in ("train", "ablate"):
         assert main([command, "digits", "--config", "cifar10"]) == 2
         assert "digits and --config cifar10" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("argv", [["train", "digit"], ["train", "--config", "configs/digits.yml"], ["init", "digts"]])
-def test_unknown_names_name_the_nearest(argv, capsys):
+def test_unknown_recipes_get_suggestions(argv, capsys):
     assert main(argv) == 1
-    message = in_words(capsys.readouterr().err)
+    message = one_line(capsys.readouterr().err)
     assert "Did you mean digits?" in message
     assert all(name in message for name in recipes.names())
 
 
-def test_a_run_folder_names_its_config(tmp_path):
+def test_run_folder_suggests_its_config(tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "config.yaml").write_text("output_dir: run\n")
     with pytest.raises(InputError, match=r"run/config\.yaml"):
         read_config("run")
 
 
-def test_init_prints_the_very_file(capsys):
+def test_init_prints_the_exact_file(capsys):
     for file in CONFIGS:
         assert main(["init", file.stem]) == 0
         assert capsys.readouterr().out == file.read_text(encoding="utf-8")
@@ -105,7 +101,7 @@ def test_init_lists_recipes_with_headers(capsys):
         assert any(line.split()[:1] == [file.stem] and line.endswith(header) for line in lines)
 
 
-def test_init_answers_without_torch():
+def test_init_needs_no_torch():
     code = "import sys; from diffusion_adagn.cli.main import main; main(['init', 'digits']); assert 'torch' not in sys.modules"
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, env={"PYTHONPATH": str(ROOT)}, check=False
@@ -113,7 +109,7 @@ def test_init_answers_without_torch():
     assert done.returncode == 0 and done.stdout.startswith("# scikit-learn's"), done.stderr
 
 
-def test_a_config_may_follow_options(step_time, capsys):
+def test_config_may_follow_options(step_time, capsys):
     assert main(["train", "--dry_run", "--output_dir", "runs/x", "digits"]) == 0
     assert main(["data", "inspect", "--count", "1", "digits"]) == 0
     assert main(["train", "digits", "cifar10"]) == 2
@@ -139,8 +135,8 @@ def _build(tree, what, out):
     return out / done.stdout.split()[-1]
 
 
-def test_the_package_maps_every_recipe(tmp_path, monkeypatch):
-    """What setup.py tells setuptools, without a build."""
+def test_package_data_includes_every_recipe(tmp_path, monkeypatch):
+    """What setup.py passes to setuptools, without a build."""
     pytest.importorskip("setuptools")
     from distutils.core import run_setup
 
@@ -158,8 +154,8 @@ def test_the_package_maps_every_recipe(tmp_path, monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.serial
-def test_the_wheel_trains_by_name(tmp_path):
-    """sdist -> wheel -> installed in a folder of its own -> used in an empty one."""
+def test_wheel_trains_by_recipe_name(tmp_path):
+    """Build an sdist and a wheel, install it into a separate folder, use it in an empty one."""
     pytest.importorskip("setuptools")
     pytest.importorskip("pip")
     sdist = _build(_tree(tmp_path / "tree"), "build_sdist", tmp_path / "sdist")
@@ -201,7 +197,7 @@ def test_the_wheel_trains_by_name(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.serial
-def test_an_sdist_has_every_file(tmp_path):
+def test_sdist_contains_every_file(tmp_path):
     pytest.importorskip("setuptools")
     tree = _tree(tmp_path / "tree")
     files = {str(f.relative_to(tree)) for f in tree.rglob("*") if f.is_file()}
@@ -212,14 +208,15 @@ def test_an_sdist_has_every_file(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.serial
-def test_an_editable_install_finds_recipes(tmp_path):
+def test_editable_install_finds_recipes(tmp_path):
     pytest.importorskip("setuptools")
     tree = _tree(tmp_path / "tree")
     wheel = _build(tree, "build_editable", tmp_path / "wheel")
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(tmp_path / "site")
-    code = (  # without the environment's own site-packages, where another editable install may stand
-        "import site, sys; site.addsitedir(sys.argv[1]); sys.path.append(sys.argv[2]); from diffusion_adagn import recipes; "
+    code = (  # without the environment's site-packages, which may contain another editable install
+        "import site, sys; site.addsitedir(sys.argv[1]); sys.path.append(sys.argv[2]); from diffusion_adagn import "
+        "recipes; "
         "print(recipes.folder(), *recipes.names())"
     )
     (tmp_path / "empty").mkdir()

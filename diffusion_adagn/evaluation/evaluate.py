@@ -277,7 +277,7 @@ def _sample(
     typed: str,
 ) -> Sampled | None:
     mine = sum(map(len, draw.batches[state.process_index :: state.num_processes]))
-    with tqdm(total=mine, unit="picture", desc=out.name, disable=not state.is_main_process, leave=False) as bar:
+    with tqdm(total=mine, unit="image", desc=out.name, disable=not state.is_main_process, leave=False) as bar:
         try:
             return sample_point(
                 pipe, point, draw, setup.extractors, out / BATCHES, state, guide, keep_pixels, bar.update

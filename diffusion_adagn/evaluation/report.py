@@ -221,11 +221,11 @@ def overall_table(record: dict) -> str:
 def _beside(name: str, m: dict, record: dict) -> str:
     """What stands beside a value."""
     fraction = heldout_accuracy(record.get("judge")) if name == "accuracy" and m["value"] is not None else None
-    metric_titles = [
+    text = [
         "" if fraction is None else f"of held-out real images: {fraction:.4g}",
         "see below" if m["why"] else "",
     ]
-    return "; ".join(filter(None, metric_titles))
+    return "; ".join(filter(None, text))
 
 
 def value_of(m: dict, digits: int = 4) -> str:
@@ -265,13 +265,13 @@ def _class_table(record: dict) -> str:
         cells = [_marked(value_of(some[i], 3), some[i], thin) for some in metrics.values()]
         rows.append([name, str(sampled[i]), *cells])
     heads = [f"{record['metrics'][m]['title']}, {record['metrics'][m]['better']} is better" for m in metrics]
-    metric_titles = [_table(["class", "sampled", *heads], rows)]
+    text = [_table(["class", "sampled", *heads], rows)]
     if any(MARK in cell for row in rows for cell in row[2:]):
-        metric_titles.append(f"{MARK} {_marks_mean(record, metrics)}.")
+        text.append(f"{MARK} {_marks_mean(record, metrics)}.")
     for metric, some in record["per_class"].items():
         if metric not in metrics:
-            metric_titles.append(f"{record['metrics'][metric]['title']} of each class left blank: {some[0]['why']}.")
-    return "\n\n".join(metric_titles)
+            text.append(f"{record['metrics'][metric]['title']} of each class left blank: {some[0]['why']}.")
+    return "\n\n".join(text)
 
 
 def _marked(text: str, m: dict, thin: bool) -> str:
@@ -286,28 +286,28 @@ def _marks_mean(record: dict, metrics: dict[str, list[dict]]) -> str:
         if whys:
             more = f" ({len(whys) - 1} more in {CLASSES})" if len(whys) > 1 else ""
             named.setdefault(f"{whys[0]}{more}", []).append(record["metrics"][metric]["title"])
-    metric_titles = [f"{', '.join(some)}: {why}" for why, some in named.items()]
-    return "; ".join(metric_titles) or f"fewer than {MIN_CLASS_IMAGES_FOR_VALUES} sampled images"
+    text = [f"{', '.join(some)}: {why}" for why, some in named.items()]
+    return "; ".join(text) or f"fewer than {MIN_CLASS_IMAGES_FOR_VALUES} sampled images"
 
 
 def _looks(d: dict) -> str:
     """The diagnostics that need no extractor, in a sentence or two."""
-    metric_titles = f"Brightness {d['brightness']:.3f}, contrast {d['contrast']:.3f}, saturation {d['saturation']:.3f} (each 0 to 1); "
-    metric_titles += f"{d['extremes']:.1%} of the values are at 0 or 255"
+    text = f"Brightness {d['brightness']:.3f}, contrast {d['contrast']:.3f}, saturation {d['saturation']:.3f} (each 0 to 1); "
+    text += f"{d['extremes']:.1%} of the values are at 0 or 255"
     beyond = d.get("extremes_shift")
-    metric_titles += "." if beyond is None else f" ({max(d['extremes'] - beyond, 0):.1%} of the real images' are)."
+    text += "." if beyond is None else f" ({max(d['extremes'] - beyond, 0):.1%} of the real images' are)."
     if d["contrast_ratio"] is not None:
-        metric_titles += f" Against the real images: contrast x {d['contrast_ratio']:.3f}"
-        metric_titles += "" if d["saturation_ratio"] is None else f", saturation x {d['saturation_ratio']:.3f}"
-        metric_titles += f", brightness {d['brightness_shift']:+.3f}."
-    return metric_titles
+        text += f" Against the real images: contrast x {d['contrast_ratio']:.3f}"
+        text += "" if d["saturation_ratio"] is None else f", saturation x {d['saturation_ratio']:.3f}"
+        text += f", brightness {d['brightness_shift']:+.3f}."
+    return fields
 
 
 def _made(record: dict) -> str:
     e, r, p = record["extractor"], record["reference"], record["pictures"]
     count = "published statistics" if r["count"] is None else f"{r['count']:,} of {r['of']:,} images"
     seen = taken_in(e, p["height"], p["width"])
-    metric_titles = {
+    fields = {
         "pictures": f"{record['count']:,}, {p['width']}x{p['height']}, {p['channels']} channel{'s' * (p['channels'] != 1)}",
         **{f"model's {key}": value for key, value in (record["model"] or {}).items()},
         **record["settings"],
@@ -321,7 +321,7 @@ def _made(record: dict) -> str:
         "command": record["command"] and f"`{record['command']}`",
     }
     return "\n".join(
-        f"- {key.replace('_', ' ')}: {_words(value)}" for key, value in metric_titles.items() if value not in (None, "")
+        f"- {key.replace('_', ' ')}: {_words(value)}" for key, value in fields.items() if value not in (None, "")
     )
 
 

@@ -242,7 +242,7 @@ def _keep(ctx, inputs, output) -> None:
 
 
 def _gradients(ctx, dy: Tensor, backward: Callable) -> tuple[Tensor | None, ...]:
-    x, *rows = ctx.saved_tensors  # which hooks may have kept otherwise
+    x, *rows = ctx.saved_tensors  # hooks may have stored them in another way
     x, (gain, shift, mean, rstd) = _dense(x.to(dy.dtype)), (_dense(t.float()) for t in rows)
     if dy.stride() != x.stride() or dy.is_neg():
         dy = torch.empty_like(x).copy_(dy)

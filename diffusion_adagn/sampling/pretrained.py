@@ -88,7 +88,7 @@ def checkpoint_parts(checkpoint: Path, weights: str = "ema") -> dict[str, Any]:
     config = read_config(config_file)
     step = read_json(checkpoint / STATE).get("step")
     if type(step) is not int or step < 0:
-        raise InputError(f"the checkpoint {checkpoint} is damaged: its step is {short_repr(step)} ({STATE}).")
+        raise InputError(f"the checkpoint {checkpoint} is corrupted: its step is {short_repr(step)} ({STATE}).")
     file = checkpoint / f"{'ema' if weights == 'ema' else 'model'}.safetensors"
     with torch.device("meta"):
         unet = AdaGNUNet(**network_config(config))

@@ -1,4 +1,4 @@
-"""What a run says of its condition as it goes: who is trained well, whether the label is used, what the sites are told.
+"""Conditioning diagnostics during training: loss by timestep and class, label usage, modulation statistics.
 
 Cheap on purpose: the losses are those of training anyway, the rest is looked at every `training.diagnostics_every` steps.
 """
@@ -19,7 +19,7 @@ from ..models.unet import AdaGNUNet
 from ..runtime.distributed import has_float64, to_float64
 
 LOSS_BINS = 5  # of the timestep, evenly wide
-MAX_LOGGED_CLASSES = 100  # with more, losses by class are left out
+MAX_LOGGED_CLASSES = 100  # with more, losses by class are not logged
 # of the label's use; between them, about 1% of the training since the last look
 MAX_EVALUATIONS, MIN_EVALUATIONS = 256, 32
 DEAD = 0.01  # of the median gain of its site
@@ -28,7 +28,7 @@ DEAD = 0.01  # of the median gain of its site
 class ConditioningDiagnostics:
     """Collects losses as the run goes, and looks at the network when asked.
 
-    heldout: held-out pictures for the label's use, on the main process alone; None: it is not measured. most_rows: of a call of
+    heldout: held-out images for label usage, on the main process only; None: not measured. most_rows: of a call of
     the network there; None: training.batch_size. One process trains on a part of that, and its memory is sized for the part.
     """
 
@@ -58,7 +58,7 @@ class ConditioningDiagnostics:
 
     @torch.no_grad()
     def add(self, losses: Tensor, t: Tensor, labels: Tensor | None) -> None:
-        """Losses of samples [B] at timesteps [B] under labels [B] (K: null), to be told at the next look."""
+        """Add losses of samples [B] at timesteps [B] under labels [B] (K: null), to be logged at the next report."""
         if not self.every:
             return
         losses, t = to_float64(losses), t.to(self._sums.device)
@@ -94,13 +94,13 @@ class ConditioningDiagnostics:
         names = [f"loss_t{i + 1}of{LOSS_BINS}" for i in range(LOSS_BINS)]
         if len(means) > LOSS_BINS:
             names += [f"loss_class/{self.labels.name(i)}" for i in range(self.labels.K)] + ["loss_class/null"]
-        signals = {name: mean for name, mean in zip(names, means) if math.isfinite(mean)}
+        values = {name: mean for name, mean in zip(names, means) if math.isfinite(mean)}
         if accelerator.is_main_process:
-            signals |= self._told() | self._label_use(autocast)
-        return signals
+            values |= self._modulation_statistics() | self._label_use(autocast)
+        return values
 
     @torch.no_grad()
-    def _told(self) -> dict[str, float]:
+    def _modulation_statistics(self) -> dict[str, float]:
         """RMS of each field over the sites, and the share of channels whose gain is nearly 0, on a small grid of (t, y)."""
         k, total = self.labels.K, self.objective.num_timesteps
         y = torch.arange(min(k, 8)).repeat(4).to(self.ema.device) if k else None
@@ -108,16 +108,16 @@ class ConditioningDiagnostics:
         m = self.ema.modulation(t, y)
         squares: dict[str, list[Tensor]] = {}
         dead = channels = 0
-        for name, told in m.items():
-            for field, part in told._asdict().items():
+        for name, params in m.items():
+            for field, part in params._asdict().items():
                 squares.setdefault(field, []).append(to_float64(part).square().mean())
-            if "gamma" in told._fields:
+            if "gamma" in params._fields:
                 weight = getattr(self.ema.get_submodule(name), "weight", None)
-                gain = ((1 + told.gamma) * (1 if weight is None else weight)).abs()
+                gain = ((1 + params.gamma) * (1 if weight is None else weight)).abs()
                 dead += int((gain.amax(0) < DEAD * gain.median()).sum())
                 channels += gain.shape[1]
-        signals = {f"rms_{field}": torch.stack(some).mean().sqrt().item() for field, some in squares.items()}
-        return signals | ({"dead_channels": dead / channels} if channels else {})
+        values = {f"rms_{field}": torch.stack(some).mean().sqrt().item() for field, some in squares.items()}
+        return values | ({"dead_channels": dead / channels} if channels else {})
 
     def _label_use(self, autocast: Callable) -> dict[str, float]:
         if self.heldout is None or not self.labels.K:
@@ -126,23 +126,23 @@ class ConditioningDiagnostics:
         use = label_use(
             self.ema, self.heldout, self.objective, self.evaluations, size, autocast, max_rows=self.max_rows
         )
-        signals = {"heldout_loss_true": use.true.mean().item()}
+        values = {"heldout_loss_true": use.true.mean().item()}
         for against in ("wrong", "null"):
             gap = use.gap(against)
             if gap is not None:
-                signals |= {f"label_gap_{against}": gap[0], f"label_gap_{against}_ci95": gap[1]}
-        return signals
+                values |= {f"label_gap_{against}": gap[0], f"label_gap_{against}_ci95": gap[1]}
+        return values
 
-    def warning(self, step: int, signals: dict[str, float]) -> str | None:
+    def warning(self, step: int, values: dict[str, float]) -> str | None:
         """A sentence, once, if the label is still unused after `training.warn_label_unused_after` steps."""
-        gap, half = (signals.get(f"label_gap_wrong{end}", math.nan) for end in ("", "_ci95"))
+        gap, half = (values.get(f"label_gap_wrong{end}", math.nan) for end in ("", "_ci95"))
         late = 0 < self.training.warn_label_unused_after <= step
         verdict = gap_verdict(gap, half)
         if self.warned or not late or verdict in ("used", "open"):
             return None
         self.warned = True
         return (
-            f"warning: after {step} steps the label {'misleads' if verdict == 'misleads' else 'is not seen to be used'}: told a wrong "
-            f"class the loss on held-out pictures is {gap:+.5f} against the true one's (95% interval +-{half:.5f}). Are the labels right (adagn data inspect)? Does "
+            f"warning: after {step} steps the label {'misleads' if verdict == 'misleads' else 'shows no use'}: with a wrong "
+            f"class the loss on held-out images is {gap:+.5f} relative to the true one (95% interval +-{half:.5f}). Are the labels right (adagn data inspect)? Does "
             "training.label_dropout leave enough of them? Does the label do anything?"
         )

@@ -8,7 +8,7 @@ from torch import nn
 
 class EMA:
     """A shadow of the network in fp32: shadow <- d shadow + (1 - d) weights after each step,
-    d = min(decay, (1 + step) / (10 + step)): without that warm-up, early pictures are noise.
+    d = min(decay, (1 + step) / (10 + step)): without this warm-up, early images are noise.
 
     `model` is the shadow itself, in eval mode: sample from it.
     """

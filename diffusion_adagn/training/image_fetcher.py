@@ -1,4 +1,4 @@
-"""Where the uint8 pictures of a batch come from: the host when asked, the device, or the host ahead of time."""
+"""The uint8 images of a batch: gathered on the host when needed, on the device, or on the host in advance."""
 
 from concurrent.futures import Future, ThreadPoolExecutor
 
@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ..data import ImageDataset
 
-MAX_DEVICE_FRACTION = 4  # a data set is kept on the device if it takes at most the fourth part of the free memory
+MAX_DEVICE_FRACTION = 4  # a data set is stored on the device if it takes at most a quarter of the free memory
 CHUNK = 2**26  # bytes on their way there at a time
 AHEAD = 2  # batches that are gathered before they are asked for
 
@@ -17,16 +17,16 @@ class ImageFetcher:
 
     def __init__(self, dataset: ImageDataset, device: torch.device):
         self.dataset, self.device = dataset, device
-        self._kept = torch.empty(0)
+        self._buffer = torch.empty(0)
 
     def __call__(self, indices: Tensor) -> Tensor:
         """indices [B] int64 on the CPU -> uint8 [B, H, W, C] on the device, there until the next call."""
         if self.device.type == "cuda":  # copies may be under way when this returns; torch's pool of pinned memory knows
             return to_device(self._gathered(indices), self.device)
-        if len(self._kept) != len(indices):
-            self._kept = self._room(len(indices))
+        if len(self._buffer) != len(indices):
+            self._buffer = self._room(len(indices))
         # the same memory each time: new pages from the system can take longer than the copying
-        return self._gathered(indices, self._kept).to(self.device)
+        return self._gathered(indices, self._buffer).to(self.device)
 
     def prefetch(self, indices: Tensor) -> None:
         """These will be asked for."""
@@ -98,7 +98,7 @@ class ThreadedImageFetcher(ImageFetcher):
 
 
 def choose_image_fetcher(dataset: ImageDataset, device: torch.device, where: str = "auto") -> ImageFetcher:
-    """On CUDA the data set lies on the device if `on_device` says so, and is gathered ahead if not."""
+    """On CUDA: stored on the device if `on_device` is set, else gathered in advance."""
     if device.type != "cuda":
         return ImageFetcher(dataset, device)
     return (DeviceImageCache if on_device(dataset, device, where) else ThreadedImageFetcher)(dataset, device)
@@ -112,7 +112,7 @@ def on_device(dataset: ImageDataset, device: torch.device, where: str = "auto") 
 
 
 def fits(dataset: ImageDataset, free: int) -> bool:
-    """Whether so many free bytes are enough to keep all its pictures there."""
+    """Whether this many free bytes are enough for all its images."""
     return MAX_DEVICE_FRACTION * len(dataset) * dataset.images[0].nbytes <= free
 
 

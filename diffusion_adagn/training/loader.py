@@ -27,7 +27,7 @@ class BatchLoader:
     """Batches by position; every draw is a function of (seed, position).
 
     conditional: whether labels are given. flip and label_dropout are drawn once a sample, here and nowhere else.
-    pixels: where the pictures come from; None: gathered when asked. balance: draw each class equally often.
+    pixels: the image fetcher; None: images are gathered when needed. balance: draw each class equally often.
     """
 
     def __init__(

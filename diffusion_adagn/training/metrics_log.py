@@ -1,4 +1,4 @@
-"""Where a run says how it goes: metrics.jsonl always, a tracker if asked for."""
+"""Logging of metrics: metrics.jsonl always, a tracker if set."""
 
 import importlib.util
 import json
@@ -22,14 +22,14 @@ class Metrics:
         self.path = path
         if path is not None and path.exists():
             lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-            kept = [
+            remaining = [
                 line
                 for line in lines
                 if (step := _step(line)) < last_step or (step == last_step and LR_CHANGE not in line)
             ]
-            if kept != lines:
+            if remaining != lines:
                 tmp = path.with_suffix(".tmp")
-                tmp.write_text("".join(kept), encoding="utf-8")
+                tmp.write_text("".join(remaining), encoding="utf-8")
                 tmp.replace(path)
 
     def write(self, **values: float) -> None:

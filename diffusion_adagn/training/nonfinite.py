@@ -1,4 +1,4 @@
-"""A loss or gradient that is not finite: the step is left out, the first layer with a bad value is named, and too many in a row stop the run."""
+"""Non-finite losses and gradients: the step is skipped, the first layer with a bad value is named, and too many stop the run."""
 
 import math
 from collections.abc import Callable, Iterable
@@ -8,7 +8,12 @@ from torch import Tensor, nn
 
 
 class NonFiniteGuard:
-    """Counts faulty steps in a row. most: how many stop the run; in_a_row: at the checkpoint that a run goes on from."""
+    """Counts consecutive non-finite steps.
+
+    Args:
+        most: how many stop the run.
+        consecutive: the count at the checkpoint from which the run resumes.
+    """
 
     def __init__(self, most: int, consecutive: int = 0):
         self.most, self.consecutive = most, consecutive
@@ -30,7 +35,7 @@ def gradient_fault(norm: float, scaler: "torch.amp.GradScaler | None") -> bool:
 def find_nonfinite(network: nn.Module, losses: Iterable[Callable[[], Tensor]]) -> str | None:
     """Where the first value that is not finite stands, in words; None if all are finite here.
 
-    losses: the step's passes once more, each giving the loss of its pictures. Weights are looked at first, then the outputs of
+    losses: repeats the passes of the step; each returns the loss of its images. Weights are looked at first, then the outputs of
     layers in the order of the pass, then gradients, the last layer first, as they come about. The gradients are left empty.
     """
     for name, p in network.named_parameters():
@@ -68,6 +73,6 @@ def find_nonfinite(network: nn.Module, losses: Iterable[Callable[[], Tensor]]) -
 
 
 def _last_of_the_image_path(names: list[str]) -> str:
-    """Parts are registered as the picture meets them, the condition's last: backwards the image path's last comes first."""
+    """Modules are registered in the order of the image path, conditioning last: in reverse, the last layer of the image path is first."""
     image = [n for n in names if n.split(".")[0] not in ("embedding", "projection")]
     return (image or names)[-1]

@@ -36,7 +36,7 @@ class Prefetcher:
             return
         for positions in coming:
             self.batches.pixels.prefetch(self.batches.order(positions))
-        # pixels still on their way, or lost on it, are waited for, or told of, when their step comes
+        # pixels that are still being gathered are awaited at their step; errors are raised then
         if coming and self.batches.pixels.ready(self.batches.order(coming[0])):
             self._made = coming[0], self.batches.batch(coming[0])
 

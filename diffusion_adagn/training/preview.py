@@ -1,4 +1,4 @@
-"""Looks at a network as it trains: a grid of pictures from the same seeds and classes, the loss on held-out pictures."""
+"""Previews during training: a grid of images from the same seeds and classes, and the loss on held-out images."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -34,7 +34,7 @@ def draw_preview(
 ) -> Path:
     """previews/step-XXXXXXXX.png: a row a class, the same seeds at every step. Returns the file.
 
-    most_rows: of a call of the network (two are the least under guidance); None: all pictures at once.
+    most_rows: of a call of the network (two are the least under guidance); None: all images at once.
     """
     labels, count = pipe.labels, training.preview_count
     classes = labels.parse(training.preview_classes if labels.K else "null")[:MAX_PREVIEW_CLASSES]
@@ -72,7 +72,7 @@ def heldout_loss(
     device: torch.device,
     max_rows: int | None = None,
 ) -> float:
-    """Mean loss on held-out pictures, evenly spread, with their true labels: always the same noise, t spread evenly over 0..T-1.
+    """Mean loss on held-out images, evenly spread, with their true labels: always the same noise, t spread evenly over 0..T-1.
 
     most_rows: of a call of the network; None: training.batch_size.
     """

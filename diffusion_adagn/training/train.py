@@ -158,7 +158,7 @@ def _train(config: RunConfig, resume: bool, held: ExitStack) -> int:
         first = number // count * training.batch_size + part * per_pass
         return torch.arange(first, first + per_pass)
 
-    # where it says how it goes
+    # logging
     signals = ConditioningDiagnostics(unet, ema.model, objective, label_space(config), training, heldout, per_pass)
     if step:
         signals.restore(state.get("signals", []), accelerator)
@@ -262,13 +262,13 @@ def _train(config: RunConfig, resume: bool, held: ExitStack) -> int:
                 ema.update(unet, step)
             else:
                 where = _where(accelerator, unet, [partial(losses_at, unet, positions) for positions in passes])
-                told = f"step {step} left out: its loss is {own:g}, its gradient's norm {float(norm):g}; {where}"
-                say(told)
+                message = f"step {step} skipped: its loss is {own:g}, the norm of its gradient {float(norm):g}; {where}"
+                say(message)
                 log(left_out=health.consecutive)
                 if health.exceeded:
                     raise InputError(
-                        f"{health.consecutive} steps in a row had a loss or gradient that is not finite, and were left out (training.max_nonfinite_steps). "
-                        f"{told}. The checkpoints in {run.checkpoints} are sound. Start another run with a lower training.lr or "
+                        f"{health.consecutive} consecutive steps had a non-finite loss or gradient and were skipped (training.max_nonfinite_steps). "
+                        f"{message}. The checkpoints in {run.checkpoints} are valid. Start another run with a lower training.lr or "
                         f"speed.precision fp32; {shell_line(['--init_from', str(run.path)])} keeps the weights so far."
                     )
 
@@ -324,12 +324,12 @@ def _train(config: RunConfig, resume: bool, held: ExitStack) -> int:
                 break
     share = feed.wait_seconds / (time.perf_counter() - began)
     bar.close()
-    accelerator.print(f"data      the steps waited for their pictures {100 * share:.1f} % of the time")
+    accelerator.print(f"data      {100 * share:.1f} % of the time was spent waiting for images")
     if step < training.max_steps:
         accelerator.print(
             with_commands(
                 f"Stopped by {stop.name or 'a signal'} at step {step}; "
-                f"{'not saved, since it was left out' if fault else 'saved'}. Go on with:",
+                f"{'not saved, since it was skipped' if fault else 'saved'}. Resume with:",
                 resume_command(run.path),
             )
         )
@@ -376,8 +376,8 @@ def resolve(
 
 
 def _heldout(config: RunConfig, main: bool, found: ResolvedSource) -> ImageDataset | None:
-    """The held-out pictures, on the main process, if anything looks at them; the signals alone do without if there are none,
-    and so does everything where every class needs its images for training (`open_dataset` has said so)."""
+    """The held-out images, on the main process, if anything uses them. The diagnostics work without them, and so does everything
+    if every class needs its images for training (`open_dataset` prints it)."""
     asked = config.training.heldout_every > 0
     if not main or not (asked or (config.training.diagnostics_every and config.model.class_conditional)):
         return None
@@ -413,24 +413,22 @@ def facts(
     training, cost = config.training, cost or estimate_cost(network_config(config))
     device = device or process_state(config.speed.device).device
     speed = resolve_speed(config.speed, device, cost.flops)
-    pictures = images_per_pass(training, processes)
-    memory = (
-        cost.training_bytes(pictures, AUTOCAST[speed.precision] is not None, training.gradient_checkpointing) / 2**30
-    )
+    images = images_per_pass(training, processes)
+    memory = cost.training_bytes(images, AUTOCAST[speed.precision] is not None, training.gradient_checkpointing) / 2**30
     images = dataset.images[0].nbytes * len(dataset) / 2**30 if on_device(dataset, device, training.images_on) else 0
     steps = training.max_steps
     seen = (steps or 0) * training.batch_size
     length = (
-        f"{steps:,} steps = {seen:,} pictures = {shown_number(seen / len(dataset))} epochs"
+        f"{steps:,} steps = {seen:,} images = {shown_number(seen / len(dataset))} epochs"
         if steps
         else "training.max_steps is not set"
     )
     found = {
-        "data": f"{dataset.name}: {len(dataset):,} pictures of {dataset.image_size}x{dataset.image_size}x{dataset.channels}, "
+        "data": f"{dataset.name}: {len(dataset):,} images of {dataset.image_size}x{dataset.image_size}x{dataset.channels}, "
         f"{dataset.label_space.K} classes" + ("" if config.model.class_conditional else " (labels not used)"),
-        "network": f"{config.model.conditioning}, {cost.parameters / 1e6:.2f} M parameters, {cost.flops / 1e9:.3f} GFLOPs a picture "
+        "network": f"{config.model.conditioning}, {cost.parameters / 1e6:.2f} M parameters, {cost.flops / 1e9:.3f} GFLOPs per image "
         f"(forward; training about {3 * cost.flops / 1e9:.3f})",
-        "batch": f"{training.batch_size} = {processes} process(es) x {training.gradient_accumulation} pass(es) x {pictures} pictures, "
+        "batch": f"{training.batch_size} = {processes} process(es) x {training.gradient_accumulation} pass(es) x {images} images, "
         f"on {device}",
         "speed": describe_speed(speed, config.speed, device),
         "memory": f"about {memory + images:.2f} GiB a process (weights, gradients, AdamW, EMA, activations"
@@ -483,7 +481,7 @@ def _check_run(config: RunConfig, resume: bool) -> RunFolder:
     for name in ("FSDP", "DEEPSPEED", "MEGATRON_LM"):
         if os.environ.get(f"ACCELERATE_USE_{name}", "false").lower() in ("true", "1"):
             raise InputError(
-                f"accelerate was told to shard the network ({name}), which training here does not do: every process holds the whole network. "
+                f"accelerate is configured to shard the network ({name}), which is not supported: every process holds the whole network. "
                 "Launch it with --multi_gpu, or by torchrun."
             )
     return run
@@ -564,7 +562,7 @@ def _restore(
     state = read_state(checkpoint)
     if state.get("data_fingerprint") != dataset.fingerprint:
         raise InputError(
-            f"the data {dataset.name} is not what {run.path} was trained on (its pictures, labels or names changed since): put it "
+            f"the data {dataset.name} is not what {run.path} was trained on (its images, labels or names have changed): put it "
             "back, or start another run with --init_from."
         )
     load_checkpoint(checkpoint, unet, ema.model, optimizer)
@@ -661,7 +659,7 @@ class StopSignal:
         self._before, self._noted = {}, ExitStack()
         if threading.current_thread() is threading.main_thread():  # Python lets no other thread handle signals
             self._before = {s: signal.signal(s, self._handle) for s in SIGNALS}
-            self._noted.enter_context(listen_for_signals(self._tell))
+            self._noted.enter_context(listen_for_signals(self._report_signal))
         return self
 
     def __exit__(self, *_) -> None:
@@ -671,7 +669,7 @@ class StopSignal:
             for s, handler in self._before.items():
                 signal.signal(s, handler)
 
-    def _tell(self, number: int) -> None:
+    def _report_signal(self, number: int) -> None:
         """In the thread that receives every signal; the main one runs one handler for two that come within one call."""
         if not self._came:
             self._came = True
@@ -699,11 +697,11 @@ def _built(speed: SpeedConfig, device: torch.device) -> str:
     return "Triton kernels compiled, or loaded from its cache" * (device.type == "cuda" and speed.operator == "fused")
 
 
-def any_process(accelerator: Accelerator, *told: bool) -> list[bool]:
-    """Whether any process was told so, for each of these; the same answer everywhere, so that all act at the same step."""
+def any_process(accelerator: Accelerator, *flags: bool) -> list[bool]:
+    """For each flag, whether it is set in any process. The result is the same everywhere, so that all act at the same step."""
     if accelerator.num_processes == 1:
-        return list(told)
-    sums = accelerator.reduce(torch.tensor(told, dtype=torch.float32, device=accelerator.device), "sum")
+        return list(flags)
+    sums = accelerator.reduce(torch.tensor(flags, dtype=torch.float32, device=accelerator.device), "sum")
     return (sums > 0).tolist()
 
 

@@ -11,20 +11,20 @@ from ..sampling.load import open_pipeline
 def transfer(source: str, unet: AdaGNUNet, labels: LabelSpace) -> str:
     """Copy into `unet` every weight of `source` (a run, pipeline or hub id; EMA weights) that has the same name and shape.
 
-    The class table is made for the new classes: a row is kept where a class of that name existed (and the null row), the
-    others are new. Returns a sentence on what was kept. Raises InputError if nothing fits.
+    The class table is made for the new classes: a row is copied if a class of that name existed (and the null row); the
+    others are new. Returns a sentence on what was copied. Raises InputError if nothing fits.
     """
     pipe, what = open_pipeline(source)
     old, new = pipe.unet.state_dict(), unet.state_dict()
     table = "embedding.classes.weight"
-    kept = [k for k in new if k != table and k in old and old[k].shape == new[k].shape]
-    if not kept:
+    matching = [k for k in new if k != table and k in old and old[k].shape == new[k].shape]
+    if not matching:
         raise InputError(
             f"{source} shares no layer with this network: choose the same model settings (see its unet/config.json)."
         )
     rows = 0
     with torch.no_grad():
-        for key in kept:
+        for key in matching:
             new[key].copy_(old[key])
         if table in new and table in old and old[table].shape[1] == new[table].shape[1]:
             for i, name in enumerate((*labels.names, *(("null",) if labels.has_null else ()))):
@@ -36,10 +36,12 @@ def transfer(source: str, unet: AdaGNUNet, labels: LabelSpace) -> str:
                 if j is not None and j < len(old[table]):
                     new[table][i].copy_(old[table][j])
                     rows += 1
-    fresh = [k for k in new if k != table and k not in kept]
-    sentence = f"started from {what}: {len(kept)} of {len(new) - (table in new)} tensors kept"
+    new_tensors = [k for k in new if k != table and k not in matching]
+    sentence = f"started from {what}: {len(matching)} of {len(new) - (table in new)} tensors copied"
     if table in new:
         total = len(new[table])
         others = "" if rows == total else ", the others are new"
-        sentence += f", {rows} of {total} rows of the class table kept (same class name){others}"
-    return sentence + (f"; new: {', '.join(fresh[:6])}{', ...' if len(fresh) > 6 else ''}" if fresh else "")
+        sentence += f", {rows} of {total} rows of the class table copied (same class name){others}"
+    return sentence + (
+        f"; new: {', '.join(new_tensors[:6])}{', ...' if len(new_tensors) > 6 else ''}" if new_tensors else ""
+    )

@@ -206,7 +206,10 @@ def test_metric_titles_name_the_network():
     ours, classifier, theirs = ({"name": n, "is_fid": n == "inception"} for n in ("quarters", "judge", "inception"))
     reported = titles(ours, classifier, classifier)
     assert reported["frechet"].endswith("distance (quarters)") and reported["kid"].endswith("(quarters)")
-    assert (reported["inception_score"], reported["accuracy"]) == ("Inception score (classifier)", "Accuracy (classifier)")
+    assert (reported["inception_score"], reported["accuracy"]) == (
+        "Inception score (classifier)",
+        "Accuracy (classifier)",
+    )
     reported = titles(theirs, classifier, theirs)
     assert (reported["frechet"], reported["inception_score"]) == ("FID", "Inception score")
     assert titles(theirs, None, None)["accuracy"] == "Accuracy"

@@ -79,7 +79,9 @@ def test_classifier_learns_the_digits(digits_classifier):
     assert opened.class_names == data.label_space.names and opened.dimension == 64 and opened.resolution == 8
     assert not moved and not opened.is_fid
     reported = opened.to_dict()
-    assert reported["heldout_accuracy"] >= 0.97 and reported["heldout_images"] == 85 and reported["data"] == "digits:train"
+    assert (
+        reported["heldout_accuracy"] >= 0.97 and reported["heldout_images"] == 85 and reported["data"] == "digits:train"
+    )
     check(opened, pixels[:7])
     with pytest.raises(InputError, match="1 channels and was given 3"):
         opened(noise(2, 8))

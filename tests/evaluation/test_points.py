@@ -126,7 +126,9 @@ def test_colour_and_contrast():
 def test_scale_1_points_are_one():
     settings = {"interval": "t:1-2", "schedule": "cosine", "rescale": 0.5, "guide": "x"}
     assert SamplerSettings(1.0, **settings).canonical() == SamplerSettings(1.0)
-    assert SamplerSettings(1.0, threshold=0.9).canonical() != SamplerSettings(1.0)  # it has an effect without guidance too
+    assert SamplerSettings(1.0, threshold=0.9).canonical() != SamplerSettings(
+        1.0
+    )  # it has an effect without guidance too
     assert SamplerSettings(2.0, **settings).canonical() == SamplerSettings(2.0, **settings)
 
 

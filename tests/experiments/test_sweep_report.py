@@ -428,11 +428,11 @@ def test_evaluation_page_contains_cautions():
     assert "± 0" not in text and "That is not certainty" in text
     assert "60 images are too few" in text and "Recall and coverage grow with" in text
     assert "of held-out real images: 0.36" in text and "its accuracy says little" in text
-    assert "64 features of images 8 px as they are" in text and "right on 36.0% of held-out pictures" in text
-    assert "| a     | 30      | 1 †" in text and "† fewer than 50 sampled pictures." in text
-    assert "(2.0% of the real pictures' are)" in text
+    assert "64 features of images 8 px as they are" in text and "right on 36.0% of held-out images" in text
+    assert "| a     | 30      | 1 †" in text and "† fewer than 50 sampled images." in text
+    assert "(2.0% of the real images' are)" in text
     text = evaluation_report.markdown(evaluation(sampled=80, error=0.1))
     assert "1 ± 0.1" in text and "certainty" not in text and "†" not in text and "tell little" not in text
-    assert "says little" not in text and "of held-out real pictures: 0.74" in text
+    assert "says little" not in text and "of held-out real images: 0.74" in text
     text = evaluation_report.markdown(evaluation(classifier=None, sampled=80, error=0.1, why="doubtful"))
     assert "held-out" not in text and "† Accuracy (classifier): doubtful." in text

@@ -47,7 +47,7 @@ def test_checkpoints_are_saved_on_windows(tmp_path, parts, monkeypatch):
     assert verify(path) is None and len(synced) == 5
 
 
-def test_files_are_hashed_while_others_are_written(tmp_path, parts, monkeypatch):
+def test_hashing_overlaps_writing(tmp_path, parts, monkeypatch):
     saving, finishing = checkpoint.save_file, checkpoint._sync_and_digest
     begun, threads = threading.Event(), []
 
@@ -70,7 +70,7 @@ def test_files_are_hashed_while_others_are_written(tmp_path, parts, monkeypatch)
     )
 
 
-def test_an_error_of_the_thread_is_raised(tmp_path, parts, monkeypatch):
+def test_writer_thread_errors_are_raised(tmp_path, parts, monkeypatch):
     def full(handle):
         time.sleep(0.05)
         raise OSError(errno.ENOSPC, "No space left on device")

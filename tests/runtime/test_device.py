@@ -57,7 +57,7 @@ def trained(tmp_path_factory):
     return out
 
 
-def test_auto_takes_cuda_then_mps_then_cpu(gpus, monkeypatch):
+def test_auto_device_prefers_gpu(gpus, monkeypatch):
     for machine, device in (
         ({"cuda": 2, "mps": True}, "cuda"),
         ({"mps": True}, "mps"),
@@ -133,7 +133,7 @@ def test_yaml_names_the_device(tmp_path):
         read_config(file)
 
 
-def test_missing_gpu_is_reported_with_a_reason(gpus, monkeypatch):
+def test_missing_gpu_names_a_reason(gpus, monkeypatch):
     gpus()
     assert no_gpu_note() == ""  # a machine without a GPU
     gpus(cuda=1, launched=2, driver=True)

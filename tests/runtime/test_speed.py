@@ -36,14 +36,14 @@ def test_auto_is_chosen_by_the_machine(monkeypatch, device, bf16, flops, precisi
     chosen = speed.resolve_speed(asked, device, flops)
     operator = "eager" if device.type == "mps" else "fused"
     assert (chosen.precision, chosen.memory_format, chosen.operator) == (precision, memory_format, operator)
-    told = speed.describe_speed(chosen, asked)
-    assert all(word in told for word in (precision, memory_format, operator, "chosen for this machine"))
+    output = speed.describe_speed(chosen, asked)
+    assert all(word in output for word in (precision, memory_format, operator, "chosen for this machine"))
     forced = SpeedConfig("fp32", "contiguous", "eager", True)
     assert speed.resolve_speed(forced, device, flops) == forced
     assert "chosen" not in speed.describe_speed(forced, forced) and "compiled" in speed.describe_speed(forced, forced)
 
 
-def test_what_is_forced_and_cannot_be_is_refused(monkeypatch):
+def test_impossible_speed_settings_are_rejected(monkeypatch):
     with pytest.raises(InputError, match=r"speed.precision fp16 needs a CUDA GPU"):
         speed.resolve_speed(SpeedConfig(precision="fp16"), CPU, LARGE)
     monkeypatch.setattr(speed, "unsupported_reason", lambda *_, note: "there is no C++ compiler.")
@@ -84,7 +84,7 @@ def test_layouts_and_operators_compute_the_same():
         unet.set_memory_format("nhwc")
 
 
-def test_a_checkpoint_goes_from_layout_to_layout(tmp_path):
+def test_checkpoint_loads_in_other_formats(tmp_path):
     def made(memory_format):
         torch.manual_seed(0)
         unet = tiny_unet()
@@ -117,7 +117,7 @@ def test_a_checkpoint_goes_from_layout_to_layout(tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["adagn", "cross_attention", "none"])
-def test_what_all_steps_are_told_is_what_each_is_told(kind):
+def test_modulation_table_equals_single_steps(kind):
     torch.manual_seed(0)
     unet, labels = tiny_unet(conditioning=kind), LabelSpace(("a", "b", "c"))
     plans = [ClassMix.single(i, labels) for i in (2, 0, 3, 2)]
@@ -131,9 +131,9 @@ def test_what_all_steps_are_told_is_what_each_is_told(kind):
         tell = modulation_table(unet, plans, timesteps, most)
         with torch.no_grad():
             for step, t in enumerate(timesteps):
-                told, wanted = tell(step), unet.split_modulation(*real(t.expand(4), torch.tensor([2, 0, 3, 2])))
+                output, wanted = tell(step), unet.split_modulation(*real(t.expand(4), torch.tensor([2, 0, 3, 2])))
                 for site in wanted:
-                    for a, b in zip(told[site], wanted[site]):
+                    for a, b in zip(output[site], wanted[site]):
                         torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
         assert made == products
 
@@ -153,7 +153,7 @@ def test_the_peak_is_a_rate():
     assert 1e8 < speed.measure_peak_flops("cpu", seconds=0.02) < 1e14
 
 
-def test_every_process_takes_the_main_ones_number_type(monkeypatch):
+def test_processes_share_one_precision(monkeypatch):
     monkeypatch.setattr(
         speed, "broadcast_object_list", lambda mine: ["bf16"]
     )  # as a main process with another card has it
@@ -162,7 +162,7 @@ def test_every_process_takes_the_main_ones_number_type(monkeypatch):
     assert speed.resolve_speed_together(asked, torch.device("cpu"), 1).precision == "bf16"
 
 
-def test_products_on_an_apple_gpu_are_waited_for(monkeypatch):
+def test_apple_gpu_timing_synchronizes(monkeypatch):
     """They are queued; and they are smaller there than a CUDA card's."""
     waits, sides, randn = [], [], torch.randn
 
@@ -176,7 +176,7 @@ def test_products_on_an_apple_gpu_are_waited_for(monkeypatch):
     assert sides == [1024, 2048] and len(waits) == 8
 
 
-def test_a_graph_is_captured_once_a_shape_and_told_what_is_new(monkeypatch):
+def test_graphs_are_captured_per_shape(monkeypatch):
     """The bookkeeping, with a graph that is run again where CUDA would replay it; a real one needs a GPU."""
     captured, pools, streams, guarded = [], [], set(), []
 

@@ -79,7 +79,7 @@ def pretended(monkeypatch):
     monkeypatch.setattr(precision_module, "has_tf32", lambda device: True)
 
 
-def test_precision_sets_both_flags_and_restores_them(as_before):
+def test_precision_sets_and_restores_flags(as_before):
     for precision, wanted in {"fp32": FULL, "bf16": FULL, "fp16": FULL, "tf32": FAST}.items():
         with precision_module.use_precision(precision, CPU):
             assert flags() == wanted
@@ -93,16 +93,16 @@ def test_precision_sets_both_flags_and_restores_them(as_before):
     assert precision_module._tf32_state() == as_before
 
 
-@pytest.mark.parametrize("told", ["old", "new", "both", "parent", "medium"])
-def test_settings_of_the_caller_come_back(as_before, told):
+@pytest.mark.parametrize("output", ["old", "new", "both", "parent", "medium"])
+def test_settings_of_the_caller_come_back(as_before, output):
     cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
-    if told in ("old", "both"):
+    if output in ("old", "both"):
         cudnn.allow_tf32, matmul.allow_tf32 = False, True
-    if told in ("new", "both"):
+    if output in ("new", "both"):
         cudnn.conv.fp32_precision = matmul.fp32_precision = "ieee"
-    if told == "parent":
+    if output == "parent":
         cudnn.fp32_precision = "tf32"
-    if told == "medium":
+    if output == "medium":
         torch.set_float32_matmul_precision("medium")
     before, products = precision_module._tf32_state(), torch.backends.mkldnn.matmul.fp32_precision
     for on in (False, True):
@@ -114,7 +114,7 @@ def test_settings_of_the_caller_come_back(as_before, told):
         assert torch.backends.mkldnn.matmul.fp32_precision == products  # the CPU's
 
 
-def test_tf32_is_chosen_only_where_it_is(monkeypatch):
+def test_tf32_needs_cuda(monkeypatch):
     asked = SpeedConfig(precision="tf32", operator="eager")
     for device in (CPU, CUDA, torch.device("mps")):
         if not precision_module.has_tf32(device):
@@ -128,7 +128,7 @@ def test_tf32_is_chosen_only_where_it_is(monkeypatch):
 
 
 @pytest.mark.parametrize("command", ["sample", "evaluate", "sweep"])
-def test_commands_reject_it_before_anything_is_written(model, tmp_path, command, monkeypatch):
+def test_commands_reject_tf32_early(model, tmp_path, command, monkeypatch):
     monkeypatch.setattr(precision_module, "has_tf32", lambda device: False)
     with pytest.raises(InputError, match="precision tf32 needs a CUDA GPU"):
         main([command, str(model), "--precision", "tf32", "--out", str(tmp_path / "out"), "--debug"])
@@ -136,7 +136,7 @@ def test_commands_reject_it_before_anything_is_written(model, tmp_path, command,
 
 
 @pytest.mark.parametrize("precision, wanted", [("fp32", FULL), ("tf32", FAST)])
-def test_samples_are_computed_and_recorded_in_it(model, tmp_path, seen, pretended, as_before, precision, wanted):
+def test_tf32_samples_are_recorded(model, tmp_path, seen, pretended, as_before, precision, wanted):
     out = tmp_path / "out"
     words = "--classes", "cat", "--count", "1", "--steps", "2", "--batch_size", "auto", "--precision", precision
     assert main(["sample", str(model), "--out", str(out), *words, "--debug"]) == 0
@@ -165,14 +165,14 @@ def test_extractors_keep_cudnn_and_float32(as_before):
 
 
 @pytest.mark.parametrize("precision, wanted", [("fp32", FULL), ("tf32", FAST)])
-def test_evaluation_samples_in_it_and_measures_in_float32(seen, as_before, precision, wanted):
+def test_evaluation_measures_in_float32(seen, as_before, precision, wanted):
     extractor, draw = Recording(), SamplePlan((0, 1), count=2, precision=precision)
     _batch(pipe_of(), SamplerSettings(2.0, steps=2), draw, range(2), [extractor], None, 2, False)
     assert seen == {wanted} and extractor.seen == [(*FULL, False)] and precision_module._tf32_state() == as_before
     assert draw.to_dict()["precision"] == precision
 
 
-def test_what_is_measured_in_fp32_is_full_fp32(monkeypatch, as_before):
+def test_measurements_use_full_fp32(monkeypatch, as_before):
     def opened(*_):
         assert flags() == FULL
         raise InputError("opened")
@@ -191,9 +191,7 @@ def test_what_is_measured_in_fp32_is_full_fp32(monkeypatch, as_before):
 
 
 @pytest.mark.parametrize("precision, wanted", [("tf32", FAST), pytest.param("fp32", FULL, marks=pytest.mark.slow)])
-def test_training_is_in_it_and_accelerate_knows_none(
-    tmp_path, seen, pretended, as_before, monkeypatch, precision, wanted
-):
+def test_training_uses_tf32(tmp_path, seen, pretended, as_before, monkeypatch, precision, wanted):
     mixed, real = [], train_module.Accelerator
     monkeypatch.setattr(train_module, "Accelerator", lambda **how: mixed.append(how["mixed_precision"]) or real(**how))
     words = {

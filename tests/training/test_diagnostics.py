@@ -32,7 +32,7 @@ def signals(unet=None, **training):
     return ConditioningDiagnostics(unet, unet, OBJECTIVE, LABELS, TrainingConfig(**training), None)
 
 
-def test_losses_are_sorted_by_timestep_and_class():
+def test_losses_by_timestep_and_class():
     s = signals()
     t, y = torch.tensor([0, 199, 200, 999]), torch.tensor([0, 1, 1, 3])
     s.add(torch.tensor([1.0, 3.0, 5.0, 7.0]), t, y)
@@ -45,7 +45,7 @@ def test_losses_are_sorted_by_timestep_and_class():
     assert s.read(Alone(), None)["loss_t1of5"] == 1  # since the last look
 
 
-def test_gradients_are_parted_into_the_condition_and_the_trunk():
+def test_gradients_split_by_path():
     unet = tiny_unet(conditioning="cross_attention").train()
     unet(torch.randn(2, 1, 8, 8), torch.tensor([1.0, 2.0]), torch.tensor([0, 1])).sample.square().sum().backward()
     path = [
@@ -65,7 +65,7 @@ def test_gradients_are_parted_into_the_condition_and_the_trunk():
     )
 
 
-def test_dead_channels_and_sizes_of_gamma_and_beta():
+def test_modulation_statistics():
     unet = tiny_unet()
     got = signals(unet).read(Alone(), None)
     assert got["dead_channels"] == 0 and got["rms_gamma"] > 0 and got["rms_beta"] > 0
@@ -82,12 +82,12 @@ def test_dead_channels_and_sizes_of_gamma_and_beta():
     assert "dead_channels" not in signals(tiny_unet(conditioning="additive")).read(Alone(), None)
 
 
-def test_the_warning_comes_once_late_enough_and_only_where_the_label_is_unused():
+def test_unused_label_warns_once():
     unused = {"label_gap_wrong": 0.001, "label_gap_wrong_ci95": 0.002}
     used = {"label_gap_wrong": 0.003, "label_gap_wrong_ci95": 0.002}
     s = signals(warn_label_unused_after=100)
     assert s.warning(99, unused) is None and s.warning(100, used) is None and s.warning(100, {}) is None
-    assert "not seen to be used" in s.warning(100, unused)
+    assert "shows no use" in s.warning(100, unused)
     assert s.warning(200, unused) is None
     nan = {"label_gap_wrong": math.nan, "label_gap_wrong_ci95": math.nan}  # nothing could be measured
     assert signals(warn_label_unused_after=100).warning(100, nan) is None
@@ -101,10 +101,10 @@ def lines(out, key):
     return [line for line in map(json.loads, (out / "metrics.jsonl").read_text().splitlines()) if key in line]
 
 
-def test_a_run_writes_them_and_warns_and_its_losses_stay_the_same(tmp_path, capsys):
+def test_diagnostics_change_no_loss(tmp_path, capsys):
     assert run(tmp_path / "with", training__diagnostics_every=3, training__warn_label_unused_after=3) == 0
     shown = capsys.readouterr()
-    assert "not seen to be used" in shown.out + shown.err
+    assert "shows no use" in shown.out + shown.err
     assert run(tmp_path / "without", training__diagnostics_every=0) == 0
     a, b = ([(x["step"], x["loss"]) for x in lines(tmp_path / n, "loss")] for n in ("with", "without"))
     assert a == b
@@ -116,7 +116,7 @@ def test_a_run_writes_them_and_warns_and_its_losses_stay_the_same(tmp_path, caps
     assert lines(tmp_path / "none", "rms_gamma") and not lines(tmp_path / "none", "label_gap_wrong")
 
 
-def test_a_resumed_run_tells_the_same_signals(tmp_path):
+def test_resumed_run_logs_same_diagnostics(tmp_path):
     run(tmp_path / "whole", training__diagnostics_every=4)
     run(tmp_path / "parts", training__diagnostics_every=4, training__max_steps=3)
     run(tmp_path / "parts", "--resume", "auto", training__diagnostics_every=4)

@@ -105,7 +105,7 @@ def killed_and_resumed(tmp_path, variant, count, seed):
         [json.dumps(work)],
         tmp_path / "log",
         TORCHINDUCTOR_COMPILE_THREADS=1,
-        TORCHINDUCTOR_CACHE_DIR=tmp_path / "kept",
+        TORCHINDUCTOR_CACHE_DIR=tmp_path / "inductor",
     )
     assert done.wait(1500) == 0, done.printed()[-3000:]
     kills = int(done.printed().split()[-1])

@@ -1,4 +1,4 @@
-"""Two processes, however they were started, are one run and give the pictures of one process."""
+"""Two processes, however they were started, are one run and give the images of one process."""
 
 import json
 import math
@@ -82,7 +82,7 @@ def sweep(model, out):
 
 
 def metrics(point):
-    """{metric: value} of a sweep's point, NaN where it cannot be told."""
+    """{metric: value} of a sweep's point, NaN where it is not computed."""
     found = json.loads((point / "row.json").read_text())["metrics"]
     return {name: math.nan if metric["value"] is None else metric["value"] for name, metric in found.items()}
 
@@ -117,10 +117,10 @@ def test_however_two_processes_are_started(alone, tmp_path, name):
 
     assert "on 2 process(es)" in launched(name, *sample(alone / "run", tmp_path / "s"))
     assert json.loads((alone / "s/samples.json").read_text()) == json.loads((tmp_path / "s/samples.json").read_text())
-    pictures = sorted(p.name for p in (alone / "s").iterdir())
-    assert len(pictures) == 12 + 2 and pictures == sorted(p.name for p in (tmp_path / "s").iterdir())
-    for picture in pictures:
-        assert (alone / "s" / picture).read_bytes() == (tmp_path / "s" / picture).read_bytes(), picture
+    images = sorted(p.name for p in (alone / "s").iterdir())
+    assert len(images) == 12 + 2 and images == sorted(p.name for p in (tmp_path / "s").iterdir())
+    for image in images:
+        assert (alone / "s" / image).read_bytes() == (tmp_path / "s" / image).read_bytes(), image
 
     assert "on 2 process(es)" in launched(name, *sweep(alone / "run", tmp_path / "w"))
     points = sorted(p.relative_to(alone) for p in alone.glob("w/points/*"))
@@ -131,7 +131,7 @@ def test_however_two_processes_are_started(alone, tmp_path, name):
         assert np.array_equal(*(np.load(folder / point / "shown.npy") for folder in (alone, tmp_path)))
 
 
-def test_where_one_process_was_started_for_two_it_is_told(alone, tmp_path):
+def test_missing_process_is_reported(alone, tmp_path):
     """accelerate launch --cpu starts one and says nothing: the program does."""
     assert "= 1 process(es)" in launched("accelerate, a trap", *train(tmp_path / "run"))
     assert losses(alone / "run") == losses(tmp_path / "run")

@@ -47,16 +47,16 @@ def train(out, **changes):
     ).read_bytes()
 
 
-def pictures(count, classes=3):
+def images(count, classes=3):
     generator = torch.Generator().manual_seed(0)
     pixels = torch.randint(0, 256, (count, 8, 8, 1), generator=generator, dtype=torch.uint8).numpy()
     labels = (torch.arange(count) * classes // count).numpy()  # sorted, as class folders are
     return ImageDataset("some", pixels, labels, LabelSpace(tuple(f"c{i}" for i in range(classes))), "x")
 
 
-def test_no_call_has_more_rows_than_a_pass(tmp_path, rows):
+def test_diagnostics_stay_within_pass_size(tmp_path, rows):
     whole, preview = train(tmp_path / "whole", training__batch_size=96)
-    assert max(rows) == 96  # 32 pictures under 3 labels: nothing is cut
+    assert max(rows) == 96  # 32 images under 3 labels: nothing is cut
     rows.clear()
     cut, same = train(tmp_path / "cut", training__batch_size=96, training__gradient_accumulation=16)
     assert max(rows) == 6
@@ -65,8 +65,8 @@ def test_no_call_has_more_rows_than_a_pass(tmp_path, rows):
     assert same == preview
 
 
-def test_labels_are_parted_where_a_pass_is_one_row(rows):
-    unet, data = tiny_unet(), pictures(6)
+def test_one_row_passes_split_labels(rows):
+    unet, data = tiny_unet(), images(6)
     whole = label_use(unet, data, OBJECTIVE, evaluations=6)
     assert rows == [18]
     rows.clear()
@@ -77,7 +77,7 @@ def test_labels_are_parted_where_a_pass_is_one_row(rows):
 
 
 def test_heldout_loss_covers_every_class(monkeypatch):
-    data, seen = pictures(5000, classes=1000), []
+    data, seen = images(5000, classes=1000), []
     gather = ImageDataset.gather
 
     def gathering(dataset, indices, out=None):
@@ -94,7 +94,7 @@ def test_heldout_loss_covers_every_class(monkeypatch):
 
 
 def test_small_heldout_sets_are_taken_whole(monkeypatch):
-    data = pictures(90)
+    data = images(90)
     loss = heldout_loss(tiny_unet(), data, OBJECTIVE, TrainingConfig(batch_size=32), torch.no_grad, torch.device("cpu"))
     gathered = []
     monkeypatch.setattr(ImageDataset, "gather", lambda d, i, out=None: gathered.extend(i) or (d.images[i], d.labels[i]))

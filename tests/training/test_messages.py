@@ -113,7 +113,7 @@ def test_other_errors_keep_their_text(monkeypatch, capsys):
     assert "RuntimeError: shapes differ" in capsys.readouterr().err
 
 
-def test_folder_that_cannot_be_made_is_named(tmp_path):
+def test_unwritable_folder_is_named(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match=r"run folder .*file/run cannot be made .*--output_dir"):
         run(tmp_path / "file" / "run")

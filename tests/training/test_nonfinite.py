@@ -1,4 +1,4 @@
-"""Steps whose loss or gradient is not finite; checkpoints that are damaged, or cannot be written."""
+"""Steps whose loss or gradient is not finite; checkpoints that are corrupted, or cannot be written."""
 
 import json
 import math
@@ -51,7 +51,7 @@ def weights(checkpoint):
 
 
 def poison(monkeypatch, steps, batch_size=4):
-    """The noise of these steps' first pictures is NaN."""
+    """The noise of these steps' first images is NaN."""
     real = BatchLoader.batch
 
     def poisoned(self, positions):
@@ -66,13 +66,13 @@ def poison(monkeypatch, steps, batch_size=4):
 # ---------------------------------------------------------------------- not finite
 
 
-def test_a_faulty_step_is_left_out_named_and_the_run_goes_on(tmp_path, monkeypatch, capsys):
+def test_nonfinite_step_is_skipped(tmp_path, monkeypatch, capsys):
     poison(monkeypatch, {3, 5})  # the 4th and the 6th step
     assert train_module.train(config(tmp_path / "run", training__checkpoint_every=1)) == 0
     saved = {int(c.name[5:]): weights(c) for c in checkpoints(tmp_path / "run/checkpoints")}
     assert sorted(saved) == [1, 2, 3, 5, 7, 8]  # none after a faulty step
-    told = capsys.readouterr().out
-    assert "step 4 left out: its loss is nan" in told and "the output of conv_in" in told
+    output = capsys.readouterr().out
+    assert "step 4 skipped: its loss is nan" in output and "the output of conv_in" in output
     found = lines(tmp_path / "run")
     assert [line["step"] for line in found if "left_out" in line] == [4, 6]
     assert all(math.isfinite(line["loss"]) for line in found if "loss" in line)
@@ -80,21 +80,21 @@ def test_a_faulty_step_is_left_out_named_and_the_run_goes_on(tmp_path, monkeypat
     assert all(torch.isfinite(w).all() for w in saved[8].values())
 
 
-def test_the_others_are_as_if_the_step_had_not_been(tmp_path, monkeypatch):
+def test_skipped_step_changes_no_other(tmp_path, monkeypatch):
     """By hand: AdamW over the sound steps alone."""
-    kept = []
+    saved = []
     real = torch.optim.AdamW.step
-    monkeypatch.setattr(torch.optim.AdamW, "step", lambda self, *a, **k: kept.append(1) or real(self, *a, **k))
+    monkeypatch.setattr(torch.optim.AdamW, "step", lambda self, *a, **k: saved.append(1) or real(self, *a, **k))
     poison(monkeypatch, {3})
     train_module.train(config(tmp_path / "run"))
-    assert len(kept) == 7
+    assert len(saved) == 7
     optimizer = load_file(checkpoints(tmp_path / "run/checkpoints")[-1] / "optimizer.safetensors")
     assert {float(v) for k, v in optimizer.items() if k.endswith("/step")} == {7.0}
 
 
-def test_too_many_in_a_row_stop_the_run_with_sound_checkpoints(tmp_path, monkeypatch, capsys):
+def test_too_many_nonfinite_steps_stop(tmp_path, monkeypatch, capsys):
     poison(monkeypatch, {3, 4, 5, 6, 7})
-    with pytest.raises(InputError, match=r"3 steps in a row .* left out .*--init_from"):
+    with pytest.raises(InputError, match=r"3 consecutive steps .* skipped .*--init_from"):
         train_module.train(config(tmp_path / "run", training__max_nonfinite_steps=3))
     assert [c.name for c in checkpoints(tmp_path / "run/checkpoints")] == ["step-00000002"]
     # resumed, it comes to the same end at the same step: the count goes with the checkpoint
@@ -128,7 +128,7 @@ def test_the_first_bad_value_is_found():
     assert all(p.grad is None for p in unet.parameters())
 
 
-# ---------------------------------------------------------------------- damaged, and never written
+# ---------------------------------------------------------------------- corrupted, and never written
 
 
 @pytest.fixture(scope="module")
@@ -164,22 +164,22 @@ def hurt_manifest(checkpoint):
 
 
 @pytest.mark.parametrize("hurt", [hurt_shorter, hurt_one_bit, hurt_missing, hurt_state, hurt_manifest])
-def test_a_damaged_checkpoint_is_named_and_the_one_before_taken(whole, tmp_path, hurt, capsys):
+def test_corrupted_checkpoint_falls_back(whole, tmp_path, hurt, capsys):
     out = tmp_path / "run"
     shutil.copytree(whole, out)
     hurt(out / "checkpoints/step-00000008")
     assert verify(out / "checkpoints/step-00000008")
     before = weights(whole / "checkpoints/step-00000008")
     assert train_module.train(config(out), resume=True) == 0
-    told = capsys.readouterr().out
-    assert "step-00000008 is corrupted" in told and "going on from" in told and "step-00000006" in told
+    output = capsys.readouterr().out
+    assert "step-00000008 is corrupted" in output and "going on from" in output and "step-00000006" in output
     after = weights(out / "checkpoints/step-00000008")
     assert before.keys() == after.keys() and all(torch.equal(before[k], after[k]) for k in before)
     assert verify(out / "checkpoints/step-00000008") is None
     assert [line["step"] for line in lines(out)] == [line["step"] for line in lines(whole)]
 
 
-def test_all_damaged_is_an_error_and_nothing_is_removed(whole, tmp_path):
+def test_all_corrupted_checkpoints_are_an_error(whole, tmp_path):
     out = tmp_path / "run"
     shutil.copytree(whole, out)
     for checkpoint in checkpoints(out / "checkpoints"):
@@ -189,7 +189,7 @@ def test_all_damaged_is_an_error_and_nothing_is_removed(whole, tmp_path):
     assert len(checkpoints(out / "checkpoints")) == 4
 
 
-def test_a_checkpoint_to_sample_from_is_looked_at_too(whole, tmp_path):
+def test_sampling_verifies_its_checkpoint(whole, tmp_path):
     from diffusion_adagn.sampling.load import open_pipeline
 
     out = tmp_path / "run"
@@ -203,7 +203,7 @@ def test_a_checkpoint_to_sample_from_is_looked_at_too(whole, tmp_path):
         open_pipeline(out / "checkpoints/step-00000006")
 
 
-def test_what_is_kept(tmp_path):
+def test_pruning_keeps_latest_checkpoints(tmp_path):
     train_module.train(config(tmp_path / "run", training__keep_checkpoints=1, training__keep_every=4))
     assert [c.name for c in checkpoints(tmp_path / "run/checkpoints")] == ["step-00000004", "step-00000008"]
     assert not list((tmp_path / "run/checkpoints").glob(".*"))
@@ -229,7 +229,7 @@ def small_disk(tmp_path):
     subprocess.run(["umount", "-l", str(place)], check=True)
 
 
-def test_a_full_disk_leaves_the_last_good_checkpoint(small_disk):
+def test_full_disk_leaves_last_checkpoint(small_disk):
     out = small_disk / "run"
     with pytest.raises(InputError, match=r"cannot be written .*newest complete checkpoint is .*Free disk space"):
         train_module.train(
@@ -244,7 +244,7 @@ def test_a_full_disk_leaves_the_last_good_checkpoint(small_disk):
     assert train_module.train(config(out, training__max_steps=done + 1, training__keep_checkpoints=1), resume=True) == 0
 
 
-def test_a_folder_that_cannot_be_written_to(small_disk, tmp_path):
+def test_unwritable_run_folder(small_disk, tmp_path):
     out = small_disk / "run"
     train_module.train(config(out, training__max_steps=2))
     subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)

@@ -16,14 +16,14 @@ def scaler(factor):
     return SimpleNamespace(get_scale=lambda: factor)
 
 
-def test_overflow_is_a_fault_once_the_scale_is_below_one():
+def test_overflow_counts_below_scale_one():
     for norm in (math.inf, math.nan):
         assert gradient_fault(norm, None) and gradient_fault(norm, scaler(0.5))
         assert not gradient_fault(norm, scaler(65536.0)) and not gradient_fault(norm, scaler(1.0))
     assert not gradient_fault(3.0, None) and not gradient_fault(3.0, scaler(0.5))
 
 
-def test_metrics_write_null_for_what_is_not_finite(tmp_path):
+def test_nonfinite_metrics_become_null(tmp_path):
     file = tmp_path / "metrics.jsonl"
     Metrics(file).write(step=1, loss=0.5, grad_norm=math.inf, lr=math.nan)
 
@@ -38,12 +38,12 @@ def test_metrics_write_null_for_what_is_not_finite(tmp_path):
     }
 
 
-def test_adamw_is_fused_where_torch_has_it():
+def test_adamw_is_fused_where_available():
     supported = set(torch.utils._foreach_utils._get_fused_kernels_supported_devices())
     assert set(FUSED) == {"cpu", "cuda", "mps"} and set(FUSED) <= supported
 
 
-def test_what_the_first_step_compiles_is_said():
+def test_first_step_reports_compilation():
     cuda, cpu = torch.device("cuda"), torch.device("cpu")
     fused, eager = SpeedConfig(operator="fused"), SpeedConfig(operator="eager")
     assert "Triton kernels compiled" in _built(fused, cuda)

@@ -24,7 +24,7 @@ def digits():
     return open_dataset(DataConfig(), "train", progress=False)
 
 
-def test_a_process_draws_exactly_its_own_samples(digits):
+def test_process_draws_its_own_samples(digits):
     batches = BatchLoader(digits, seed=0, num_timesteps=1000, device=CPU, label_dropout=0.3, flip=True)
     whole = batches.batch(torch.arange(64, 96))
     for parts in (2, 4):
@@ -33,7 +33,7 @@ def test_a_process_draws_exactly_its_own_samples(digits):
             assert torch.equal(torch.cat([getattr(b, name) for b in dealt]), getattr(whole, name)), name
 
 
-def test_pictures_and_labels_belong_together(digits):
+def test_images_and_labels_match(digits):
     batch = BatchLoader(digits, seed=0, num_timesteps=1000, device=CPU).batch(torch.arange(50))
     pixels, labels = digits.gather(batch.indices.numpy())
     assert torch.equal(batch.labels, torch.from_numpy(labels))
@@ -42,20 +42,20 @@ def test_pictures_and_labels_belong_together(digits):
     assert batch.x0.max() <= 1
 
 
-def test_labels_are_dropped_per_sample_at_the_stated_rate(digits):
+def test_labels_drop_at_their_rate(digits):
     batches = BatchLoader(digits, seed=0, num_timesteps=1000, device=CPU, label_dropout=0.2)
     positions = torch.arange(1000)
     dropped = (batches.batch(positions).labels == 10).float()
     assert dropped.mean().item() == pytest.approx(0.2, abs=0.04)
     assert 0 < dropped[:50].mean() < 1  # not a whole batch at once
-    kept = batches.batch(positions).labels[dropped == 0]
+    saved = batches.batch(positions).labels[dropped == 0]
     true = torch.from_numpy(digits.gather(batches.order(positions).numpy())[1])[dropped == 0]
-    assert torch.equal(kept, true)
+    assert torch.equal(saved, true)
     assert (BatchLoader(digits, 0, 1000, CPU, label_dropout=0.0).batch(positions).labels < 10).all()
     assert BatchLoader(digits, 0, 1000, CPU, conditional=False).batch(positions).labels is None
 
 
-def test_timesteps_cover_their_range_evenly_and_flips_are_half(digits):
+def test_timesteps_uniform_and_flips_half(digits):
     plain = BatchLoader(digits, 0, 20, CPU).batch(torch.arange(1600))
     assert torch.bincount(plain.t, minlength=20).tolist() == pytest.approx([80] * 20, abs=40)
     mirrored = BatchLoader(digits, 0, 20, CPU, flip=True).batch(torch.arange(1600))
@@ -69,7 +69,7 @@ def test_to_unit():
     assert normalize_images(pixels).flatten().tolist() == [-1.0, 1.0]
 
 
-def test_ema_is_its_formula_with_warm_up():
+def test_ema_equals_its_formula():
     net = torch.nn.Linear(1, 1, bias=False)
     torch.nn.init.constant_(net.weight, 0.0)
     ema, shadow = EMA(net, decay=0.9), 0.0
@@ -79,11 +79,11 @@ def test_ema_is_its_formula_with_warm_up():
         d = min(0.9, (1 + step) / (10 + step))
         shadow = d * shadow + (1 - d) * step
         assert ema.model.weight.item() == pytest.approx(shadow, rel=1e-5)
-    assert EMA(net, 0.9999).rate(1) == 2 / 11  # early pictures are not noise
+    assert EMA(net, 0.9999).rate(1) == 2 / 11  # early images are not noise
     assert EMA(net, 0.9999).rate(10**6) == 0.9999
 
 
-def test_the_ema_shadow_is_fp32_and_moves_where_bf16_would_stand_still():
+def test_ema_is_float32():
     net = torch.nn.Linear(1, 1, bias=False).bfloat16()
     torch.nn.init.constant_(net.weight, 1.0)
     ema = EMA(net, decay=0.9999)
@@ -103,7 +103,7 @@ def test_learning_rate():
     assert learning_rate(t, 35) == pytest.approx(0.5 * (1 + math.cos(math.pi / 4)))
 
 
-def test_metrics_are_cut_back_to_the_checkpoint_and_half_lines_go(tmp_path):
+def test_metrics_are_truncated_on_resume(tmp_path):
     file = tmp_path / "metrics.jsonl"
     file.write_text('{"step": 1, "loss": 1}\n{"step": 2, "loss": 2}\n{"step": 3, "loss": 3}\n{"step": 4, "lo')
     metrics = Metrics(file, last_step=2)
@@ -111,14 +111,14 @@ def test_metrics_are_cut_back_to_the_checkpoint_and_half_lines_go(tmp_path):
     assert file.read_text() == '{"step": 1, "loss": 1}\n{"step": 2, "loss": 2}\n{"step": 3, "loss": 30.0}\n'
 
 
-def test_a_missing_tracker_says_what_to_install():
+def test_missing_tracker_names_its_package():
     from diffusion_adagn.errors import InputError
 
     with pytest.raises(InputError, match=r"pip install 'diffusion-adagn\[trackio\]'"):
         check_tracker("trackio")
 
 
-def test_checkpoints_bring_everything_back_and_are_pruned(tmp_path):
+def test_checkpoints_restore_and_prune(tmp_path):
     unet = tiny_unet().train()
     ema, optimizer = EMA(unet, 0.9), torch.optim.AdamW(unet.parameters(), lr=1e-3)
 

@@ -127,7 +127,7 @@ def test_lr_change_survives_lost_checkpoint(config):
     ]
 
 
-def test_config_file_does_not_undo_lr_change(config, capsys):
+def test_config_keeps_changed_lr(config, capsys):
     """The command that started the run, given again by a job scheduler, goes on with the changed learning rate."""
     train("--config", config, "--output_dir", "a")
     train("--resume", "a", "--training.lr", 5e-4, "--training.max_steps", 5)

@@ -134,7 +134,7 @@ def launcher_gone(monkeypatch):
     return lambda: threading.Thread(target=main._watch, args=(os.getppid() + 1,)), exits
 
 
-def test_watch_ends_a_worker_without_a_launcher(launcher_gone, monkeypatch):
+def test_worker_exits_without_launcher(launcher_gone, monkeypatch):
     watch, exits = launcher_gone
     monkeypatch.setattr(stopping, "_requested", False)
     thread = watch()
@@ -166,7 +166,7 @@ def test_watch_does_not_wait_for_ever(launcher_gone, monkeypatch):
     assert exits == [143]
 
 
-def test_signal_is_known_while_the_main_thread_computes(tmp_path):
+def test_signals_arrive_during_computation(tmp_path):
     seen = []
 
     def ask():

@@ -78,7 +78,7 @@ VARIANTS = {
 }  # fmt: skip
 
 
-def test_a_resumed_run_keeps_its_number_type_and_may_change_how_it_is_computed(tmp_path, monkeypatch):
+def test_resume_keeps_precision(tmp_path, monkeypatch):
     monkeypatch.setattr(speed, "COMPILER", "eager")
     run(tmp_path / "run", training__max_steps=2, speed__compile="true")
     assert read_config(tmp_path / "run/config.yaml").speed.precision == "fp32"  # what auto meant
@@ -92,7 +92,7 @@ def test_a_resumed_run_keeps_its_number_type_and_may_change_how_it_is_computed(t
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_a_stopped_and_resumed_run_is_the_run_never_stopped(tmp_path, variant):
+def test_resumed_run_equals_uninterrupted_run(tmp_path, variant):
     changes = VARIANTS[variant]
     run(tmp_path / "whole", **changes)
     run(tmp_path / "parts", **changes, training__max_steps=4, training__checkpoint_every=3)
@@ -107,7 +107,7 @@ def test_a_stopped_and_resumed_run_is_the_run_never_stopped(tmp_path, variant):
     assert len(losses(tmp_path / "parts")) == 6
 
 
-def test_the_loss_falls_and_the_run_folder_is_whole(tmp_path, capsys):
+def test_training_writes_a_complete_run(tmp_path, capsys):
     out = tmp_path / "run"
     assert run(out, training__max_steps=40, training__batch_size=64, training__lr=3e-3, training__preview_every=40,
                training__heldout_every=20, training__preview_classes="3,null,7", training__preview_steps=3) == 0  # fmt: skip
@@ -126,14 +126,14 @@ def test_the_loss_falls_and_the_run_folder_is_whole(tmp_path, capsys):
     assert (out / "pipeline/README.md").read_text().count("digits") >= 1
     ema = weights(out, "ema")
     assert all(torch.equal(v, ema[k]) for k, v in pipe.unet.state_dict().items())
-    # EMA by default, the raw weights when asked, and both are told apart
+    # EMA by default, the raw weights when asked, and both are distinguished
     raw, what = open_pipeline(out, "raw")
     assert "raw weights" in what
     assert all(torch.equal(v, weights(out)[k]) for k, v in raw.unet.state_dict().items())
     assert not torch.equal(raw.unet.conv_in.weight, pipe.unet.conv_in.weight)
 
 
-def test_what_would_change_the_result_is_refused_by_name_and_nothing_is_lost(tmp_path, capsys):
+def test_resume_rejects_changed_settings(tmp_path, capsys):
     out = tmp_path / "run"
     run(out)
     before = {p: p.read_bytes() for p in out.rglob("*") if p.is_file()}
@@ -159,7 +159,7 @@ def test_what_would_change_the_result_is_refused_by_name_and_nothing_is_lost(tmp
     assert sorted(losses(out)) == [1, 2, 3, 4, 5, 6, 7, 8]
 
 
-def test_a_run_that_breaks_keeps_its_last_good_checkpoint(tmp_path, capsys):
+def test_crash_keeps_last_checkpoint(tmp_path, capsys):
     run(tmp_path / "run", training__max_steps=3)
     good = weights(tmp_path / "run")
     settings = {
@@ -178,13 +178,13 @@ def test_a_run_that_breaks_keeps_its_last_good_checkpoint(tmp_path, capsys):
     assert all(torch.isfinite(v).all() for v in good.values())
 
 
-def test_a_smaller_max_steps_than_was_reached_is_refused(tmp_path, capsys):
+def test_smaller_max_steps_is_rejected(tmp_path, capsys):
     run(tmp_path / "run")
     assert main(["train", "--resume", "auto", "--output_dir", str(tmp_path / "run"), "--training.max_steps", "3"]) == 1
     assert "beyond" in one_line(capsys.readouterr().err)
 
 
-def test_a_folder_that_is_no_run_is_left_alone(tmp_path, capsys):
+def test_other_folders_are_not_changed(tmp_path, capsys):
     (tmp_path / "thesis.txt").write_text("mine")
     for out in (tmp_path, tmp_path / "thesis.txt"):
         assert main(["train", "--output_dir", str(out), *words(TINY | {"training.max_steps": 1})]) == 1
@@ -192,7 +192,7 @@ def test_a_folder_that_is_no_run_is_left_alone(tmp_path, capsys):
     assert [p.name for p in tmp_path.iterdir()] == ["thesis.txt"]
 
 
-def test_changed_data_is_refused(tmp_path, capsys):
+def test_changed_data_is_rejected(tmp_path, capsys):
     import numpy as np
     from PIL import Image
 
@@ -201,7 +201,7 @@ def test_changed_data_is_refused(tmp_path, capsys):
         for i in range(4):
             Image.fromarray(np.full((8, 8), 60 * i, "uint8")).save(tmp_path / "data" / name / f"{i}.png")
     data = {"data__source": tmp_path / "data", "data__channels": 1}
-    # 8 pictures, batches of 16: smaller than a batch, every batch spans epochs
+    # 8 images, batches of 16: smaller than a batch, every batch spans epochs
     assert run(tmp_path / "run", **data) == 0
     Image.fromarray(np.full((8, 8), 255, "uint8")).save(tmp_path / "data" / "a" / "0.png")
     settings = {k.replace("__", "."): v for k, v in data.items()}
@@ -216,7 +216,7 @@ def test_changed_data_is_refused(tmp_path, capsys):
         ]
     )
     assert status == 1
-    assert "changed since" in one_line(capsys.readouterr().err)
+    assert "have changed" in one_line(capsys.readouterr().err)
 
 
 @pytest.mark.parametrize(
@@ -243,7 +243,7 @@ def test_bad_settings_leave_nothing_behind(tmp_path, capsys, changes, message):
     assert not (tmp_path / "run/config.yaml").exists()
 
 
-def test_fine_tuning_keeps_what_fits_and_makes_the_class_table_anew(tmp_path, capsys):
+def test_fine_tuning_copies_matching_weights(tmp_path, capsys):
     run(tmp_path / "a", model__null_class="false", training__label_dropout=0)
     source = ClassConditionalPipeline.from_pretrained(tmp_path / "a")
     run(
@@ -329,7 +329,7 @@ def test_signals_save_and_leave_with_75(tmp_path, number, capsys):
 
 @pytest.mark.serial
 def test_two_processes_see_what_one_sees(tmp_path):
-    """Losses are the global mean: equal first steps mean equal pictures, labels, timesteps and noise. They tell the same signals."""
+    """Losses are the global mean: equal first steps mean equal images, labels, timesteps and noise. They log the same signals."""
     changes = {"data__flip": "true", "training__label_dropout": 0.3, "training__diagnostics_every": 3}
     run(tmp_path / "1", training__gradient_accumulation=2, **changes)
     command = launch(tmp_path / "2", processes=2, **changes)
@@ -349,7 +349,7 @@ def test_two_processes_see_what_one_sees(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["FSDP", "DEEPSPEED", "MEGATRON_LM"])
-def test_sharded_training_is_refused(tmp_path, monkeypatch, name):
+def test_sharded_training_is_rejected(tmp_path, monkeypatch, name):
     monkeypatch.setenv(f"ACCELERATE_USE_{name}", "true")
     with pytest.raises(InputError, match="shard"):
         run(tmp_path / "run")
@@ -358,7 +358,7 @@ def test_sharded_training_is_refused(tmp_path, monkeypatch, name):
 
 @pytest.mark.serial
 @pytest.mark.slow
-def test_one_process_then_two_then_one_are_one_run(tmp_path):
+def test_process_count_may_change_on_resume(tmp_path):
     """The same samples, labels, drops, timesteps and noise at every step; what rounds otherwise, Adam amplifies slowly."""
     changes = {"data__flip": "true", "training__label_dropout": 0.3, "training__gradient_accumulation": 2}
     run(tmp_path / "1", **changes, training__max_steps=100)
@@ -391,14 +391,14 @@ script("train")
 
 @pytest.mark.serial
 @pytest.mark.slow
-def test_two_processes_leave_out_the_same_step(tmp_path):
+def test_processes_skip_the_same_step(tmp_path):
     program = tmp_path / "poisoned.py"
     program.write_text(POISONED)
     command = [str(program) if w.endswith("train.py") else w for w in launch(tmp_path / "2", processes=2)]
     result = subprocess.run(command, env=environment(), capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr[-3000:]
-    told = result.stdout + result.stderr
-    assert "step 3 left out" in told and "the output of conv_in" in told
+    output = result.stdout + result.stderr
+    assert "step 3 skipped" in output and "the output of conv_in" in output
     assert sorted(losses(tmp_path / "2")) == [1, 2, 4, 5, 6]
     assert all(torch.isfinite(w).all() for w in weights(tmp_path / "2").values())
 
@@ -406,7 +406,7 @@ def test_two_processes_leave_out_the_same_step(tmp_path):
 @pytest.mark.serial
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", CONDITIONING)
-def test_every_kind_trains_on_two_processes_as_on_one(tmp_path, kind):
+def test_two_processes_train_every_conditioning(tmp_path, kind):
     """A parameter that a kind leaves without a gradient would stop data-parallel training."""
     changes = {"model__conditioning": kind, "diffusion__learned_variance": "true"}
     run(tmp_path / "1", training__gradient_accumulation=2, **changes)
@@ -417,12 +417,12 @@ def test_every_kind_trains_on_two_processes_as_on_one(tmp_path, kind):
     assert list(one.values()) == pytest.approx(list(two.values()), rel=1e-4)
 
 
-def test_a_run_with_a_learned_variance_is_trained_sampled_and_fine_tuned(tmp_path, capsys):
+def test_learned_variance_run_works(tmp_path, capsys):
     out = tmp_path / "run"
     assert run(out, diffusion__learned_variance="true", training__heldout_every=6, training__preview_every=6) == 0
     assert run(tmp_path / "fixed") == 0
     both, simple = losses(out), losses(tmp_path / "fixed")
-    assert 0 < both[1] - simple[1] < 20  # the bound's weighed term, on the same pictures and noise
+    assert 0 < both[1] - simple[1] < 20  # the bound's weighed term, on the same images and noise
     pipe = ClassConditionalPipeline.from_pretrained(out)
     assert pipe.unet.conv_out.out_channels == 2
     pipe.set_progress_bar_config(disable=True)

@@ -75,7 +75,7 @@ def features_of(
 ) -> Features:
     """The features of all images of these batches (uint8 [N, H, W, C] each), in order. total: images, for the bar."""
     pooled, probabilities = [], []
-    with tqdm(desc=extractor.name, unit="picture", total=total, disable=not progress, leave=False) as bar:
+    with tqdm(desc=extractor.name, unit="image", total=total, disable=not progress, leave=False) as bar:
         for pixels in batches:
             if not len(pixels):
                 continue

@@ -205,11 +205,11 @@ def _against(pooled: np.ndarray, target: Target, label: int, name: str) -> dict[
 def _few(sampled: int, reference: int = MIN_CLASS_IMAGES) -> str:
     """A warning, where there are few."""
     if sampled < MIN_CLASS_IMAGES:
-        return f"{_pictures(sampled)}: the spread is large"
-    return f"{_pictures(reference)} of the reference: the spread is large" if reference < MIN_CLASS_IMAGES else ""
+        return f"{_count_images(sampled)}: the spread is large"
+    return f"{_count_images(reference)} of the reference: the spread is large" if reference < MIN_CLASS_IMAGES else ""
 
 
-def _pictures(count: int) -> str:
+def _count_images(count: int) -> str:
     return f"{count:,} image{'s' * (count != 1)}"
 
 

@@ -16,6 +16,7 @@ CONFIG_KEYS = {
 }
 OPTIONS = {"layout": "memory_format", "judge": "classifier", "pictures": "images"}  # of commands, without --
 EXTRACTORS = {"judge": "classifier"}  # of --extractor
+CALL_ARGUMENTS = {"told": "class_plan", "watch": "callback"}  # of a pipeline call
 NAMES = {"Mix": "ClassMix", "Between": "ClassInterpolation"}  # exported by the package
 
 

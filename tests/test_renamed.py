@@ -1,11 +1,14 @@
 """Old names of settings, options and exported names are still accepted."""
 
 import pytest
+import torch
+from conftest import tiny_unet
 
 import diffusion_adagn
-from diffusion_adagn import renamed
+from diffusion_adagn import ClassConditionalPipeline, Guidance, LabelSpace, renamed
 from diffusion_adagn.cli.train import parser
-from diffusion_adagn.config import read_config
+from diffusion_adagn.config import DiffusionConfig, read_config
+from diffusion_adagn.diffusion.schedule import make_scheduler
 from diffusion_adagn.schema import fields_of
 
 
@@ -33,3 +36,21 @@ def test_old_options_are_read(old):
 def test_old_exports_warn(old):
     with pytest.warns(DeprecationWarning, match=f"{old} is called {renamed.NAMES[old]} now"):
         assert getattr(diffusion_adagn, old) is getattr(diffusion_adagn, renamed.NAMES[old])
+
+
+def test_old_call_arguments_warn():
+    unet = tiny_unet()
+    pipe = ClassConditionalPipeline(unet, make_scheduler(DiffusionConfig()), LabelSpace(("a", "b", "c"), has_null=True))
+    pipe.set_progress_bar_config(disable=True)
+    new = pipe(class_plan="a@coarse,b@fine", seeds=0, num_inference_steps=2, output_type="pt").images
+    with pytest.warns(DeprecationWarning, match="told is called class_plan now"):
+        old = pipe(told="a@coarse,b@fine", seeds=0, num_inference_steps=2, output_type="pt").images
+    assert torch.equal(old, new)
+    guide = ClassConditionalPipeline(tiny_unet(), pipe.scheduler, pipe.labels)
+    new = pipe("a", guidance=Guidance(2.0), guide=guide, seeds=0, num_inference_steps=2, output_type="pt").images
+    with pytest.warns(DeprecationWarning, match="pass guide to the pipeline call"):
+        guidance = Guidance(2.0, guide=guide)
+    old = pipe("a", guidance=guidance, seeds=0, num_inference_steps=2, output_type="pt").images
+    assert torch.equal(old, new)
+    with pytest.warns(DeprecationWarning, match="set_memory_format"):
+        unet.set_layout("contiguous")

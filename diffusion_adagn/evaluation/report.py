@@ -157,13 +157,13 @@ def _cautions(row: dict, count: int, classifier: dict | None) -> list[str]:
         [*row["metrics"].values(), *(m for some in row["per_class"].values() for m in some)],
     )
     has = lambda name: overall.get(name, {}).get("value") is not None  # noqa: E731
-    metric_titles = [
+    notes = [
         note_few_images(count),
         note_weak_classifier(classifier) if has("accuracy") else None,
         CERTAIN if any(m["standard_error"] == 0 for m in every) else None,
         GROWING if has("recall") or has("coverage") else None,
     ]
-    return [note for note in metric_titles if note]
+    return [note for note in notes if note]
 
 
 def write_report(record: dict, out: Path) -> None:
@@ -221,11 +221,11 @@ def overall_table(record: dict) -> str:
 def _beside(name: str, m: dict, record: dict) -> str:
     """What stands beside a value."""
     fraction = heldout_accuracy(record.get("judge")) if name == "accuracy" and m["value"] is not None else None
-    text = [
+    notes = [
         "" if fraction is None else f"of held-out real images: {fraction:.4g}",
         "see below" if m["why"] else "",
     ]
-    return "; ".join(filter(None, text))
+    return "; ".join(filter(None, notes))
 
 
 def value_of(m: dict, digits: int = 4) -> str:
@@ -265,13 +265,13 @@ def _class_table(record: dict) -> str:
         cells = [_marked(value_of(some[i], 3), some[i], thin) for some in metrics.values()]
         rows.append([name, str(sampled[i]), *cells])
     heads = [f"{record['metrics'][m]['title']}, {record['metrics'][m]['better']} is better" for m in metrics]
-    text = [_table(["class", "sampled", *heads], rows)]
+    sections = [_table(["class", "sampled", *heads], rows)]
     if any(MARK in cell for row in rows for cell in row[2:]):
-        text.append(f"{MARK} {_marks_mean(record, metrics)}.")
+        sections.append(f"{MARK} {_marks_mean(record, metrics)}.")
     for metric, some in record["per_class"].items():
         if metric not in metrics:
-            text.append(f"{record['metrics'][metric]['title']} of each class left blank: {some[0]['why']}.")
-    return "\n\n".join(text)
+            sections.append(f"{record['metrics'][metric]['title']} of each class left blank: {some[0]['why']}.")
+    return "\n\n".join(sections)
 
 
 def _marked(text: str, m: dict, thin: bool) -> str:
@@ -300,7 +300,7 @@ def _looks(d: dict) -> str:
         text += f" Against the real images: contrast x {d['contrast_ratio']:.3f}"
         text += "" if d["saturation_ratio"] is None else f", saturation x {d['saturation_ratio']:.3f}"
         text += f", brightness {d['brightness_shift']:+.3f}."
-    return fields
+    return text
 
 
 def _made(record: dict) -> str:

@@ -37,7 +37,7 @@ from ..diffusion.schedule import (
 from ..errors import InputError, errors_as_input_error
 from ..labels import ClassSpec, LabelSpace
 from ..models.unet import AdaGNUNet
-from ..renamed import renamed_arguments
+from ..renamed import CALL_ARGUMENTS, renamed_arguments
 from ..render.grids import captioned_grid
 from ..runs.layout import loads_checkpoint, pipeline_folder
 from ..schema import short_repr
@@ -296,7 +296,7 @@ class ClassConditionalPipeline(DiffusionPipeline):
 
     # ------------------------------------------------------------------ sampling
 
-    @renamed_arguments(told="class_plan", watch="callback")
+    @renamed_arguments(**CALL_ARGUMENTS)
     @torch.no_grad()
     def __call__(
         self,

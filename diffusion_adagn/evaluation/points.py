@@ -36,7 +36,7 @@ def metrics_device(state: PartialState) -> str:
 
 
 def choose_precision(asked: str, state: PartialState, recorded: str | None = None) -> str:
-    """The number type that images are sampled in to be measured; the main process's choice on all.
+    """The precision that images are sampled in to be measured; the main process's choice on all.
 
     Args:
         asked: "auto", or one of `number_type.AUTOCAST`. auto: bf16 on a CUDA GPU that computes in it, fp32 elsewhere.

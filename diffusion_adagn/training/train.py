@@ -494,7 +494,7 @@ def _occupied(run: RunFolder) -> InputError:
 
 
 def _resume_precision(run: RunFolder, config: RunConfig) -> SpeedConfig:
-    """The speed section, the number type that `auto` means being the one that the run began with."""
+    """The speed section, the precision that `auto` means being the one that the run began with."""
     if config.speed.precision == "auto" and run.config_file.is_file():
         return dataclasses.replace(config.speed, precision=read_config(run.config_file).speed.precision)
     return config.speed

@@ -413,9 +413,11 @@ def facts(
     training, cost = config.training, cost or estimate_cost(network_config(config))
     device = device or process_state(config.speed.device).device
     speed = resolve_speed(config.speed, device, cost.flops)
-    images = images_per_pass(training, processes)
-    memory = cost.training_bytes(images, AUTOCAST[speed.precision] is not None, training.gradient_checkpointing) / 2**30
-    images = dataset.images[0].nbytes * len(dataset) / 2**30 if on_device(dataset, device, training.images_on) else 0
+    per_pass = images_per_pass(training, processes)
+    memory = (
+        cost.training_bytes(per_pass, AUTOCAST[speed.precision] is not None, training.gradient_checkpointing) / 2**30
+    )
+    stored = dataset.images[0].nbytes * len(dataset) / 2**30 if on_device(dataset, device, training.images_on) else 0
     steps = training.max_steps
     seen = (steps or 0) * training.batch_size
     length = (
@@ -428,13 +430,13 @@ def facts(
         f"{dataset.label_space.K} classes" + ("" if config.model.class_conditional else " (labels not used)"),
         "network": f"{config.model.conditioning}, {cost.parameters / 1e6:.2f} M parameters, {cost.flops / 1e9:.3f} GFLOPs per image "
         f"(forward; training about {3 * cost.flops / 1e9:.3f})",
-        "batch": f"{training.batch_size} = {processes} process(es) x {training.gradient_accumulation} pass(es) x {images} images, "
+        "batch": f"{training.batch_size} = {processes} process(es) x {training.gradient_accumulation} pass(es) x {per_pass} images, "
         f"on {device}",
         "speed": describe_speed(speed, config.speed, device),
-        "memory": f"about {memory + images:.2f} GiB a process (weights, gradients, AdamW, EMA, activations"
+        "memory": f"about {memory + stored:.2f} GiB per process (weights, gradients, AdamW, EMA, activations"
         + (
-            f", {images:.2f} for the images, which lie on the device; training.images_on host leaves them out"
-            if images
+            f", {stored:.2f} for the images, which are on the device; training.images_on host avoids this"
+            if stored
             else ""
         )
         + "; an estimate)",

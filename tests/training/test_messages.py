@@ -152,3 +152,8 @@ def test_training_runs_in_any_thread(tmp_path):
     thread.start()
     thread.join()
     assert results == [0]
+
+
+def test_head_counts_images_per_pass(tmp_path, capsys):
+    assert run(tmp_path / "run", training__max_steps=1, training__batch_size=8, training__gradient_accumulation=2) == 0
+    assert "batch     8 = 1 process(es) x 2 pass(es) x 4 images, on cpu" in capsys.readouterr().out

@@ -39,7 +39,7 @@ def choose_precision(asked: str, state: PartialState, recorded: str | None = Non
     """The precision that images are sampled in to be measured; the main process's choice on all.
 
     Args:
-        asked: "auto", or one of `number_type.AUTOCAST`. auto: bf16 on a CUDA GPU that computes in it, fp32 elsewhere.
+        asked: "auto", or one of `runtime.precision.AUTOCAST`. auto: bf16 on a CUDA GPU that computes in it, fp32 elsewhere.
         recorded: on the main process, what earlier images that are to be compared were sampled in; it decides what auto is.
 
     Raises:

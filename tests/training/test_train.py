@@ -377,9 +377,9 @@ def test_process_count_may_change_on_resume(tmp_path):
 POISONED = """
 import math, sys
 import torch
-from diffusion_adagn.training.loader import Batches
-real = Batches.at
-def batch(self, positions):
+from diffusion_adagn.training.loader import BatchLoader
+real = BatchLoader.batch
+def poisoned(self, positions):
     batch = real(self, positions)
     batch.noise[(positions == 40) | (positions == 41)] = math.nan  # of step 3, and of the second process alone
     return batch

@@ -7,7 +7,8 @@ from conftest import tiny_unet
 import diffusion_adagn
 from diffusion_adagn import ClassConditionalPipeline, Guidance, LabelSpace, renamed
 from diffusion_adagn.cli.train import parser
-from diffusion_adagn.config import DiffusionConfig, read_config
+from diffusion_adagn.config import DataConfig, DiffusionConfig, read_config
+from diffusion_adagn.data.find import find_source
 from diffusion_adagn.diffusion.schedule import make_scheduler
 from diffusion_adagn.schema import fields_of
 
@@ -54,3 +55,9 @@ def test_old_call_arguments_warn():
     assert torch.equal(old, new)
     with pytest.warns(DeprecationWarning, match="set_memory_format"):
         unet.set_layout("contiguous")
+
+
+def test_old_argument_of_open_dataset_warns():
+    resolved = find_source(DataConfig())
+    with pytest.warns(DeprecationWarning, match="found is called resolved now"):
+        assert len(diffusion_adagn.open_dataset("digits", found=resolved, progress=False)) > 1000

@@ -20,6 +20,7 @@ from ..atomic import WINDOWS, cache_root, locked, one_at_a_time
 from ..config import DataConfig, RunConfig, as_data_config
 from ..errors import InputError
 from ..labels import LabelSpace
+from ..renamed import renamed_arguments
 from .classes import class_lines
 from .decode import STORE_FORMAT, check_classes, decode
 from .find import ResolvedSource, choose_part, find_source, os_errors_as_input_error
@@ -37,6 +38,7 @@ class NothingHeldOut(InputError):
     """A source has no held-out part, since every class needs its images for training."""
 
 
+@renamed_arguments(found="resolved")
 def open_dataset(
     config: DataConfig | RunConfig | Mapping | str | Path,
     part: Literal["train", "heldout"] | None = None,

@@ -43,6 +43,18 @@ def with_commands(text: str, *commands: str) -> str:
     return "\n".join([text, *(INDENT + line for line in commands)])
 
 
+def paragraph(error: object) -> str:
+    """The message on one line, and each of its commands on its own line.
+
+    The terminal wraps them: commands and paths that a program breaks across lines cannot be copied.
+    """
+    prose, commands = [], []
+    for line in str(error).splitlines():
+        is_command = line.startswith((f"{INDENT}adagn ", f"{INDENT}torchrun ", f"{INDENT}pip "))
+        commands.append(line.rstrip()) if is_command else prose.extend(line.split())
+    return "\n".join([f"adagn: {' '.join(prose)}", *commands])
+
+
 def resume_hint(text: str, typed: str) -> str:
     """The text, and that the typed command resumes the work."""
     text = f"{text} The same command resumes it"

@@ -25,6 +25,15 @@ def out_of_memory(error: BaseException) -> bool:
     )
 
 
+def failed_allocation(error: BaseException) -> str:
+    """ " (64 MiB could not be allocated)", if the allocator reports the amount; else ""."""
+    match = re.search(r"allocate ([\d.]+) ?(bytes|[KMGT]iB)", str(error))
+    if not match:
+        return ""
+    amount, unit = match.groups()
+    return f" ({f'{int(amount) / 2**20:,.4g} MiB' if unit == 'bytes' else f'{amount} {unit}'} could not be allocated)"
+
+
 @contextmanager
 def errors_as_input_error(folder: Path) -> Iterator[None]:
     """Turns any error in the block into an InputError that the folder is corrupted. The folder may contain anything."""

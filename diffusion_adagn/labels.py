@@ -12,9 +12,12 @@ import reprlib
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import fields
+
+from pydantic import StrictBool, StrictInt, StrictStr
 
 from .errors import InputError
+from .schema import document
 
 ClassSpec = str | int | Sequence["str | int"]
 
@@ -31,7 +34,7 @@ def _clean(text: str) -> str:
     return re.sub(r"\s*,\s*", ", ", " ".join(text.split()))
 
 
-@dataclass(frozen=True)
+@document
 class LabelSpace:
     """K class names in the order of their ids 0..K-1, and whether there is a null label (id K).
 
@@ -49,9 +52,9 @@ class LabelSpace:
     """
 
     names: tuple[str, ...]
-    original_ids: tuple[int, ...] = ()
-    wnids: tuple[str, ...] = ()
-    has_null: bool = True
+    original_ids: tuple[StrictInt, ...] = ()
+    wnids: tuple[StrictStr, ...] = ()
+    has_null: StrictBool = True
 
     def __post_init__(self) -> None:
         if len(self.names) > MAX_CLASSES:
@@ -328,19 +331,10 @@ class LabelSpace:
         """
         if isinstance(values, list | tuple) and values:
             values = {"names": values}
-        types = {"names": str | int, "original_ids": int, "wnids": str}
-        if isinstance(values, Mapping) and "names" in values:
-            lists = {key: values.get(key) or () for key in types}
-            has_null = values.get("has_null", True)
-            if isinstance(has_null, bool) and all(_all_of(items, types[key]) for key, items in lists.items()):
-                return cls(**{key: tuple(items) for key, items in lists.items()}, has_null=has_null)
-        raise InputError(
-            "not a label space: expected names (a list of words), original_ids (of whole numbers), wnids (of words) "
-            "and has_null (true or false)."
-        )
-
-
-def _all_of(values: object, item_type: type) -> bool:
-    return isinstance(values, list | tuple) and all(
-        isinstance(v, item_type) and not isinstance(v, bool) for v in values
-    )
+        if not isinstance(values, Mapping) or "names" not in values:
+            raise InputError(
+                "not a label space: expected names (a list of words), original_ids (of whole numbers), wnids (of words) "
+                "and has_null (true or false)."
+            )
+        known = {f.name for f in fields(cls)}
+        return cls(**{k: v for k, v in values.items() if k in known and (v is not None or k == "has_null")})

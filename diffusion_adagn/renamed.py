@@ -15,6 +15,17 @@ CONFIG_KEYS = {
     "speed.layout": "speed.memory_format",
 }
 OPTIONS = {"layout": "memory_format", "judge": "classifier", "pictures": "images"}  # of commands, without --
+ALIASES = {"num_inference_steps": "steps", "guidance_scale": "guidance"}  # the names in diffusers
+FOREIGN_OPTIONS = {  # option of other software -> candidates here; the first that the command has is suggested
+    **dict.fromkeys(("cfg", "cfg_scale", "cfg_weight", "guidance_scale"), ("guidance", "training.preview_guidance")),
+    **dict.fromkeys(("num_inference_steps", "num_steps", "sampling_steps"), ("steps", "training.preview_steps")),
+    **dict.fromkeys(
+        ("num_images", "num_samples", "n_samples", "num_images_per_class", "num_images_per_prompt"), ("count",)
+    ),
+    **dict.fromkeys(("class", "class_labels", "label", "labels"), ("classes",)),
+    **dict.fromkeys(("output", "output_dir", "outdir"), ("out",)),
+    "scheduler": ("sampler",),
+}
 EXTRACTORS = {"judge": "classifier"}  # of --extractor
 CALL_ARGUMENTS = {"told": "class_plan", "watch": "callback"}  # of a pipeline call
 NAMES = {"Mix": "ClassMix", "Between": "ClassInterpolation"}  # exported by the package

@@ -1,111 +1,230 @@
-"""Settings as typed, documented fields of dataclasses: read from YAML and JSON files and dotted overrides, checked, compared.
+"""Settings and documents as pydantic dataclasses, which convert, check and describe their values; and one reader of files.
 
-Nothing heavy is imported.
+Settings reject unknown keys. Documents, which are the content of files, ignore them. Nothing heavy is imported.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import difflib
+import inspect
 import json
-import math
 import os
 import reprlib
 import types
 import typing
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import field
+from collections.abc import Iterator, Mapping
+from functools import partial, wraps
+from numbers import Integral, Real
 from pathlib import Path
-from typing import Any, Literal
+from types import MappingProxyType
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 
 import yaml
+from pydantic import BeforeValidator, Field, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass as pydantic_dataclass
+from pydantic.fields import FieldInfo
 
 from .errors import InputError
-from .renamed import CONFIG_KEYS
 
-MAX_YAML = 4 * 2**20  # bytes; the labels of 20,000 classes are 1 MB, and 60,000 values
-MAX_VALUES = 250_000  # of a YAML file; PyYAML takes 30 us for each
+MAX_YAML = 4 * 2**20  # bytes; the labels of 20,000 classes are 1 MB
 MAX_JSON = 16 * 2**20
-MAX_DEEP = 40  # nested lists and sections
-MAX_WHOLE = 2**63 - 1
+MAX_INT = 2**63 - 1
+T = TypeVar("T")
 
 
-def setting(
-    default: Any, help: str, *, minimum: float | None = None, maximum: float | None = None, resumable: bool = False
-):
-    """A documented setting.
+class Option(NamedTuple):
+    """Metadata of a setting whose command-line option differs from the generated one.
 
     Args:
-        default: its value if it is not given.
-        help: the text of --help.
-        minimum: smallest value allowed.
-        maximum: largest value allowed.
-        resumable: a resumed run may change it, since it does not change the results (training.lr is the one other exception).
+        name: Name of the option, without dashes; None: the key.
+        metavar: Placeholder of the value in --help; None: from the type.
+        default: Text of the default in --help; None: the default itself.
     """
-    return field(
-        default=default, metadata={"help": help, "minimum": minimum, "maximum": maximum, "resumable": resumable}
-    )
+
+    name: str | None = None
+    metavar: str | None = None
+    default: str | None = None
 
 
-def fields_of(cls: type, prefix: str = "") -> Iterator[tuple[str, Any, dataclasses.Field]]:
-    """(dotted key, type, field) of every field, including those of sections."""
-    hints = typing.get_type_hints(cls)
-    for f in dataclasses.fields(cls):
-        if dataclasses.is_dataclass(hints[f.name]):
-            yield from fields_of(hints[f.name], f"{prefix}{f.name}.")
-        else:
-            yield f"{prefix}{f.name}", hints[f.name], f
+NO_OPTION = Option("")  # metadata: not on the command line
+AS_GIVEN = "as given"  # metadata: the words "none" and "null" are values
+RESUMABLE = "resumable"  # metadata: a resumed run may change it, since it does not change the results
+
+# ---------------------------------------------------------------------- declaring
 
 
-def flatten(values: Mapping, prefix: str = "") -> dict[str, Any]:
-    """Nested sections to dotted keys; `labels` stays whole."""
-    flat = {}
-    for key, value in values.items():
-        if isinstance(value, Mapping) and f"{prefix}{key}" != "labels":
-            flat |= flatten(value, f"{prefix}{key}.")
-        elif value is None and not prefix and key in {"data", "model", "diffusion", "training"}:
-            continue  # a section with nothing in it
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat
+def settings(cls: type[T] | None = None, *, frozen: bool = False, from_file: bool = False):
+    """A class decorator: a dataclass whose values are converted, as YAML and command lines write them, and checked.
+
+    Fields are declared as `name: Annotated[int, Field(ge=1, description="...")] = 128`. Class attributes hold the
+    defaults; `dataclasses.replace` checks again. An invalid value raises InputError.
+
+    Args:
+        cls: The class.
+        frozen: Attributes cannot be assigned.
+        from_file: For the content of a file: values are not converted, and unknown keys are ignored.
+    """
+
+    def decorate(cls: type[T]) -> type[T]:
+        hints = typing.get_type_hints(cls, include_extras=True)
+        if not from_file:
+            cls.__annotations__ = {name: _with_conversion(hints[name]) for name in inspect.get_annotations(cls)}
+        config = {
+            "extra": "ignore" if from_file else "forbid",
+            "allow_inf_nan": False,
+            "coerce_numbers_to_str": True,
+            "use_attribute_docstrings": True,
+            "arbitrary_types_allowed": True,
+        }
+        made = pydantic_dataclass(cls, frozen=frozen, config=config)
+        for name, info in made.__pydantic_fields__.items():  # subclasses inherit types, not the strings below fields
+            if info.description and not from_file:
+                inherited = made.__dataclass_fields__[name]
+                inherited.type = Annotated[inherited.type, Field(description=info.description)]
+        init = made.__init__
+
+        @wraps(init)
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            try:
+                init(self, *args, **kwargs)
+            except ValidationError as error:
+                raise InputError(Problem.of(error, made).text(made)) from None
+
+        made.__init__ = __init__
+        return made
+
+    return decorate if cls is None else decorate(cls)
 
 
-def apply(
-    config: Any,
-    flat: Mapping[str, Any],
-    where: str,
-    error: type[InputError] = InputError,
-) -> None:
-    """Write dotted keys into a dataclass of settings, each turned into its field's type."""
-    known = {key: (hint, f) for key, hint, f in fields_of(type(config))}
-    for key, value in flat.items():
-        key = CONFIG_KEYS.get(key, key)
-        if key == "speed" and value == "auto" and "speed.memory_format" in known:
-            config.speed = type(config.speed)()
-            continue
-        if key in {k.partition(".")[0] for k in known if "." in k}:
-            auto = ", or auto" if key == "speed" else ""
-            raise error(
-                f"'{key}' is a section, such as '{key}:' with its settings below{auto}, not {short_repr(value)} ({where})."
-            )
-        if key not in known:
-            raise error(f"there is no setting {short_repr(key)} ({where}).{did_you_mean(key[:80], known)}")
-        hint, f = known[key]
+document = partial(settings, frozen=True, from_file=True)
+
+
+def _with_conversion(hint: Any) -> Any:
+    if isinstance(hint, dataclasses.InitVar):
+        return hint
+    plain, *metadata = typing.get_args(hint) if hasattr(hint, "__metadata__") else (hint,)
+    if AS_GIVEN in metadata:
+        return hint
+    return Annotated[hint, BeforeValidator(partial(_convert, hint=plain))]
+
+
+def _convert(value: Any, hint: Any) -> Any:
+    """A value as YAML or a command line writes it, in the form that pydantic accepts for this type; else unchanged."""
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if hasattr(hint, "__metadata__"):
+        return _convert(value, args[0])
+    if type(None) in args:
+        if value is None or (isinstance(value, str) and value.lower() in ("none", "null")):
+            return None
+        return _convert(value, next(a for a in args if a is not type(None)))
+    if origin is Literal:
+        return next((choice for choice in args if str(choice) == str(value)), value)
+    if origin is tuple and args[-1] is ...:
+        if isinstance(value, str):
+            value = [v for v in value.strip("[]() ").replace(" ", ",").split(",") if v]
+        return tuple(_convert(v, args[0]) for v in (value if isinstance(value, list | tuple) else [value]))
+    if hint is str:
+        return _text(value)
+    if hint in (int, float, int | float):
+        return _number(value, hint)
+    return value
+
+
+def _text(value: Any) -> Any:
+    if isinstance(value, bool):
+        raise ValueError(f"expected a word, got {value!r}: YAML reads a bare yes/no/on/off as true/false, so quote it")
+    if isinstance(value, list | tuple):
+        value = ",".join(map(str, value))
+    elif isinstance(value, os.PathLike):
+        value = os.fspath(value)
+    if isinstance(value, str) and b"\0" in os.fsencode(value):
+        raise ValueError(f"expected a word, got {short_repr(value)}")
+    return value
+
+
+def _number(value: Any, hint: Any) -> Any:
+    if isinstance(value, bool):
+        raise ValueError(f"expected {'a whole number' if hint is int else 'a number'}, got {value!r}")
+    if isinstance(value, Real):  # of NumPy too
+        value = int(value) if isinstance(value, Integral) else float(value)
+    if isinstance(value, int) and abs(value) > MAX_INT:
+        raise ValueError(f"expected a number, got {short_repr(value)}")
+    if hint == int | float:  # 1.0 is 1: config.json is hashed
         try:
-            value = _convert(value, hint)
-            _check_range(value, f)
-        except ValueError as wrong:
-            raise error(f"{key}: {wrong} ({where}).") from None
-        section, _, name = key.rpartition(".")
-        setattr(getattr(config, section) if section else config, name, value)
+            return int(float(value)) if float(value) == int(float(value)) else float(value)
+        except (TypeError, ValueError, OverflowError):
+            raise ValueError(f"expected a number, got {short_repr(value)}") from None
+    return value
 
 
-def did_you_mean(key: str, known: Mapping[str, Any]) -> str:
-    """ " Did you mean ...?" with the keys of that name in other sections, then the most similar ones."""
+# ---------------------------------------------------------------------- describing
+
+
+class Setting(NamedTuple):
+    """A setting. key: dotted, with its sections. hint: its type, without metadata."""
+
+    key: str
+    hint: Any
+    info: FieldInfo
+
+    @property
+    def option(self) -> Option:
+        return next((m for m in self.info.metadata if isinstance(m, Option)), Option())
+
+    @property
+    def resumable(self) -> bool:
+        return RESUMABLE in self.info.metadata
+
+
+def fields_of(cls: type, prefix: str = "") -> Iterator[Setting]:
+    """Every setting of a class, including those of its sections."""
+    for name, info in cls.__pydantic_fields__.items():
+        if info.init_var:
+            continue
+        if is_section(info.annotation):
+            yield from fields_of(info.annotation, f"{prefix}{name}.")
+        else:
+            yield Setting(f"{prefix}{name}", info.annotation, info)
+
+
+def is_section(hint: Any) -> bool:
+    """Whether a field's type is a class of settings."""
+    return isinstance(hint, type) and hasattr(hint, "__pydantic_fields__")
+
+
+def json_schema(cls: type) -> str:
+    """The JSON schema of a class of settings, as text."""
+    return json.dumps(TypeAdapter(cls).json_schema(), indent=1)
+
+
+def type_name(hint: Any) -> str:
+    """A type in a word, for --help."""
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if hasattr(hint, "__metadata__"):
+        return type_name(args[0])
+    if hint == int | float:
+        return "NUMBER"
+    if origin in (typing.Union, types.UnionType):
+        return type_name(next(a for a in args if a is not type(None)))
+    if origin is Literal:
+        return "|".join(map(str, args))
+    if origin is tuple:
+        return f"{type_name(args[0])},..."
+    return {int: "INT", float: "NUMBER", bool: "true|false"}.get(hint, "TEXT")
+
+
+def did_you_mean(key: str, known: list[str]) -> str:
+    """ " Did you mean ...?" with the keys of that name in other sections, then the most similar ones; or ""."""
     near = [k for k in known if k.rpartition(".")[2] == key.rpartition(".")[2]]
     near += [k for k in difflib.get_close_matches(key, known, n=3, cutoff=0.6) if k not in near]
-    return f" Did you mean {' or '.join(near[:3])}?" if near else " `adagn train --help` lists them all."
+    return f" Did you mean {' or '.join(near[:3])}?" if near else ""
+
+
+def nearest_choice(word: str, choices: list[str]) -> str | None:
+    """The choice that a misspelt word may mean."""
+    same_start = [c for c in choices if c[:3] == word.lower()[:3]]  # dpm, dpmpp, dpmsolver: dpm++
+    return next(iter(same_start or difflib.get_close_matches(word.lower(), choices, n=1)), None)
 
 
 _REPR = reprlib.Repr()
@@ -117,188 +236,219 @@ def short_repr(value: Any) -> str:
     return _REPR.repr(value)
 
 
-def _convert(value: Any, hint: Any) -> Any:
-    """A value from YAML, or a word of the command line, converted to the field's type. Raises ValueError with what was expected."""
-    origin, args = typing.get_origin(hint), typing.get_args(hint)
-    if hint == int | float:
-        number = _convert(value, float)
-        return int(number) if number == int(number) else number
-    if origin in (typing.Union, types.UnionType):
-        if value is None or (isinstance(value, str) and value.lower() in ("none", "null")):
-            return None
-        return _convert(value, next(a for a in args if a is not type(None)))
-    if hint is dict:
-        if not isinstance(value, dict):
-            raise ValueError("written by the run itself, not by hand")
-        return value
-    if origin is Literal:
-        for choice in args:
-            if str(value) == str(choice):
-                return choice
-        raise ValueError(f"expected {', '.join(map(str, args))}, got {short_repr(value)}")
-    if origin is tuple:
-        if isinstance(value, str):
-            value = [v for v in value.strip("[]() ").replace(" ", ",").split(",") if v]
-        return tuple(_convert(v, args[0]) for v in (value if isinstance(value, list | tuple) else [value]))
-    if hint is bool:
-        words = {
-            "true": True,
-            "yes": True,
-            "on": True,
-            "1": True,
-            "false": False,
-            "no": False,
-            "off": False,
-            "0": False,
+# ---------------------------------------------------------------------- checking
+
+_EXPECTED = {
+    "int": "a whole number",
+    "float": "a number",
+    "finite": "a number",
+    "bool": "true or false",
+    "string": "a word",
+}
+
+
+class Problem(NamedTuple):
+    """The first problem that pydantic found.
+
+    Args:
+        key: Dotted key of the setting; "" for a rule across settings.
+        type: pydantic's error type.
+        message: What was expected and what was given; of a rule, the whole message.
+        hint: The nearest valid value, as a sentence; or "".
+    """
+
+    key: str
+    type: str
+    message: str
+    hint: str = ""
+
+    @classmethod
+    def of(cls, error: ValidationError, settings: type) -> Problem:
+        first = error.errors(include_url=False)[0]
+        kind, context, value, hint = first["type"], first.get("ctx", {}), first["input"], ""
+        if isinstance(context.get("error"), InputError):
+            return cls("", kind, str(context["error"]))
+        limits = {
+            "greater_than_equal": "at least",
+            "greater_than": "above",
+            "less_than_equal": "at most",
+            "less_than": "below",
         }
-        if isinstance(value, bool):
-            return value
-        if str(value).lower() in words:
-            return words[str(value).lower()]
-        raise ValueError(f"expected true or false, got {short_repr(value)}")
-    if hint is str:
-        if isinstance(value, bool):
-            raise ValueError(
-                f"expected a word, got {value!r}: YAML reads a bare yes/no/on/off as true/false, so quote it"
+        if kind == "value_error":
+            message = str(context["error"])
+        elif kind == "literal_error":
+            choices = context["expected"].replace("'", "").replace(" or ", ", ")
+            near = nearest_choice(str(value), choices.split(", "))
+            message, hint = f"expected {choices}, got {short_repr(value)}", f" Did you mean {near}?" if near else ""
+        elif kind in limits:
+            message = f"must be {limits[kind]} {next(iter(context.values())):g}, got {value if isinstance(value, str) else f'{value:g}'}"
+        elif kind == "too_short":
+            message = f"needs at least {context['min_length']} value"
+        elif expected := _EXPECTED.get(kind.partition("_")[0]):
+            message = f"expected {expected}, got {short_repr(value)}"
+        else:
+            message = f"{first['msg']}: {short_repr(value)}"
+        keys: list[str] = []
+        for part in first["loc"]:  # a union adds the names of its types
+            if is_section(settings):
+                keys.append(str(part))
+                field = settings.__pydantic_fields__.get(part)
+                settings = None if field is None else field.annotation
+        return cls(".".join(keys), kind, message, hint)
+
+    def text(self, cls: type, where: str = "") -> str:
+        """The error message. where: where the value was given, such as "in c.yaml"."""
+        place = f" ({where})" if where else ""
+        if not self.key:
+            return self.message
+        if self.type == "unexpected_keyword_argument":
+            return _unknown_key(self.key, [s.key for s in fields_of(cls)], where)
+        if self.type == "dataclass_type":
+            auto = ", or auto" if self.key == "speed" else ""
+            given = self.message.rpartition(": ")[2]
+            return (
+                f"'{self.key}' is a section, such as '{self.key}:' with its settings below{auto}, not {given}{place}."
             )
-        if isinstance(value, list | tuple):
-            value = ",".join(map(str, value))
-        if isinstance(value, os.PathLike):
-            value = os.fspath(value)
-        if not isinstance(value, str | int | float):
-            raise ValueError(f"expected a word, got {short_repr(value)}")
-        if b"\0" in os.fsencode(str(value)):
-            raise ValueError(f"expected a word, got {short_repr(value)}")
-        return str(value)
-    # numbers: PyYAML reads 1e-4 as a string, so strings are converted too
-    expected = "a whole number" if hint is int else "a number"
+        return f"{self.key}: {self.message}{place}.{self.hint}"
+
+
+class Layer(NamedTuple):
+    """Values that were given together; later layers take precedence.
+
+    Args:
+        values: By dotted key, or nested in sections.
+        where: The place, for messages, such as "in c.yaml".
+        error: The class of errors in these values.
+        labels: What messages call a key; a key that is missing here is called by itself.
+    """
+
+    values: Mapping[str, Any]
+    where: str = ""
+    error: type[InputError] = InputError
+    labels: Mapping[str, str] = MappingProxyType({})
+
+
+def build(cls: type[T], *layers: Layer, renamed: Mapping[str, str] = MappingProxyType({})) -> T:
+    """An instance of a class of settings from several layers of values.
+
+    Args:
+        cls: The class.
+        layers: The values; the defaults of the class are below all layers.
+        renamed: Old keys and their new names.
+
+    Raises:
+        InputError: A key is unknown, a value is invalid, or two contradict each other; of the layer's own class where
+            one layer is the cause.
+    """
+    known = [s.key for s in fields_of(cls)]
+    sections = {key.rpartition(".")[0] for key in known} - {""}
+    flat, source = {}, {}
+    for layer in layers:
+        for key, value in flatten(cls, layer.values).items():
+            key = renamed.get(key, key)
+            if key not in known and key not in sections:
+                raise layer.error(_unknown_key(key, known, layer.where))
+            flat[key], source[key] = value, layer
+    nested: dict[str, Any] = {}
+    for key, value in flat.items():
+        *path, name = key.split(".")
+        parent = nested
+        for part in path:
+            parent = parent.setdefault(part, {})
+        parent[name] = value
     try:
-        if isinstance(value, bool) or not isinstance(value, str | int | float):
-            raise ValueError
-        number = int(value) if hint is int and isinstance(value, int | str) and _is_int(value) else float(value)
-        fits = math.isfinite(number) and (hint is float or (number == int(number) and abs(number) <= MAX_WHOLE))
-    except (ValueError, OverflowError):
-        fits = False
-    if not fits:
-        raise ValueError(f"expected {expected}, got {short_repr(value)}")
-    return hint(number)
+        return TypeAdapter(cls).validate_python(nested)
+    except ValidationError as error:
+        problem = Problem.of(error, cls)
+        layer = source.get(problem.key, Layer({}))
+        problem = problem._replace(key=layer.labels.get(problem.key, problem.key))
+        raise layer.error(problem.text(cls, layer.where)) from None
 
 
-def _is_int(value: int | str) -> bool:
-    try:
-        int(value)
-    except ValueError:
-        return False
-    return True
+def flatten(cls: type, values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The values of nested sections by dotted key. An empty section has none."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        field = cls.__pydantic_fields__.get(key)
+        if field is not None and is_section(field.annotation) and (value is None or isinstance(value, Mapping)):
+            flat |= flatten(field.annotation, value or {}, f"{prefix}{key}.")
+        elif field is None and isinstance(value, Mapping) and not prefix:  # an unknown section
+            flat |= {f"{key}.{name}": inner for name, inner in value.items()} or {str(key): value}
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
 
 
-def _check_range(value: Any, f: dataclasses.Field) -> None:
-    low, high = f.metadata.get("minimum"), f.metadata.get("maximum")
-    for v in value if isinstance(value, tuple) else (value,):
-        if isinstance(v, int | float) and not isinstance(v, bool):
-            if low is not None and v < low:
-                raise ValueError(f"must be at least {low:g}, got {v:g}")
-            if high is not None and v > high:
-                raise ValueError(f"must be at most {high:g}, got {v:g}")
+def _unknown_key(key: str, known: list[str], where: str) -> str:
+    hint = did_you_mean(key[:80], known) or " `adagn train --help` lists them all."
+    return f"there is no setting {short_repr(key)}{f' ({where})' if where else ''}.{hint}"
 
 
-def type_name(hint: Any) -> str:
-    """A field's type in a word, for --help."""
-    origin, args = typing.get_origin(hint), typing.get_args(hint)
-    if hint == int | float:
-        return type_name(float)
-    if origin in (typing.Union, types.UnionType):
-        return type_name(next(a for a in args if a is not type(None)))
-    if origin is Literal:
-        return "|".join(map(str, args))
-    if origin is tuple:
-        return f"{type_name(args[0])},..."
-    return {int: "INT", float: "NUMBER", str: "TEXT", bool: "true|false"}[hint]
+# ---------------------------------------------------------------------- reading
 
 
 class _Loader(yaml.SafeLoader):
-    """PyYAML's safe loader that also rejects duplicate keys, aliases and very long numbers.
+    """PyYAML's safe loader that also rejects duplicate keys, and numbers that take minutes to read."""
 
-    A few lines of aliases can expand to gigabytes, and a number of more than 100 characters can take minutes to read.
-    """
-
-    def construct_mapping(self, node, deep=False):
-        keys = Counter(k for k in (self.construct_object(key, deep=True) for key, _ in node.value) if _hashable(k))
-        duplicate = next((k for k, count in keys.items() if count > 1), None)
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        duplicate = next((key for i, key in enumerate(keys) if key in keys[:i]), None)
         if duplicate is not None:
             raise yaml.YAMLError(f"duplicate key '{duplicate}'{node.start_mark}")
         return super().construct_mapping(node, deep)
 
-    def compose_node(self, parent, index):
-        if self.check_event(yaml.AliasEvent):
-            event = self.peek_event()
-            raise yaml.YAMLError(f"*{event.anchor} is an alias: write the value instead{event.start_mark}")
-        self.values = getattr(self, "values", 0) + 1
-        if self.values > MAX_VALUES:
-            raise yaml.YAMLError(f"more than {MAX_VALUES:,} values, too many to be settings")
-        return super().compose_node(parent, index)
-
-    def compose_scalar_node(self, anchor):
-        node = super().compose_scalar_node(anchor)
+    def construct_scalar(self, node: yaml.ScalarNode) -> str:
         if len(node.value) > 100 and not node.tag.endswith((":str", ":binary")):
             raise yaml.YAMLError(f"a number of {len(node.value)} characters{node.start_mark}")
-        return node
+        return super().construct_scalar(node)
 
 
-def _hashable(value: Any) -> bool:
-    try:
-        hash(value)
-    except TypeError:  # PyYAML reports it
-        return False
-    return True
+def read_document(
+    file: str | Path, schema: type[T] | None = None, max_bytes: int = MAX_JSON, is_yaml: bool = False
+) -> T | dict:
+    """Read a JSON or YAML file.
 
+    Args:
+        file: The file.
+        schema: The class of its content. None: a dict of any content.
+        max_bytes: Largest size accepted.
+        is_yaml: Whether it is YAML, for sections of settings.
 
-def read_yaml(path: Path) -> dict:
-    values = _read(path, "YAML", MAX_YAML, lambda text: yaml.load(text, Loader=_Loader))
-    if values is None:
-        return {}
-    if not isinstance(values, dict):
-        raise InputError(
-            f"{path} should hold sections (data:, model:, diffusion:, training:, speed:), not {type(values).__name__}."
-        )
-    return values
+    Returns:
+        An instance of `schema`, or the dict.
 
-
-def read_json(file: Path, max_bytes: int = MAX_JSON) -> dict:
-    """The object in a JSON file of at most `max_bytes`. Raises InputError for anything else."""
-    if not file.is_file():
-        raise InputError(f"{file} is missing.")
-    values = _read(file, "JSON", max_bytes, json.loads)
-    if not isinstance(values, dict):
-        raise InputError(f"{file} is corrupted: expected an object, not {type(values).__name__}.")
-    return values
-
-
-def _read(file: Path, file_type: str, max_bytes: int, parse: Callable[[str], Any]) -> Any:
+    Raises:
+        InputError: The file is missing, too large, not valid, or its content does not have the schema.
+    """
+    file = Path(file)
     try:
         with open(file, "rb") as handle:
             content = handle.read(max_bytes + 1)
         if len(content) > max_bytes:
-            raise InputError(f"{file} is larger than the {max_bytes:,} bytes of {file_type} expected here.")
-        values = parse(content.decode("utf-8"))
-        if _is_deep(values):
-            raise RecursionError
+            raise InputError(f"{file} is larger than the {max_bytes:,} bytes expected here.")
+        text = content.decode("utf-8")
+        values = yaml.load(text, Loader=_Loader) if is_yaml else json.loads(text)
+        if is_yaml and values is None:
+            values = {}
+        if not isinstance(values, dict):
+            expected = "sections of settings, such as data: and training:" if is_yaml else "an object with keys"
+            raise InputError(f"{file} is corrupted: expected {expected}, not {type(values).__name__}.")
+        return values if schema is None else as_document(values, schema, file)
+    except FileNotFoundError:
+        raise InputError(f"{file} is missing.") from None
     except InputError:
         raise
     except RecursionError:
-        raise InputError(
-            f"{file} is not valid {file_type} here: it is nested more than {MAX_DEEP} levels deep."
-        ) from None
+        raise InputError(f"{file} is corrupted: it is nested too deeply.") from None
     except Exception as error:  # PyYAML raises KeyError, IndexError and others for unusual tags
-        raise InputError(f"{file} is not valid {file_type}: {' '.join(str(error).split())[:300]}") from None
-    return values
+        raise InputError(
+            f"{file} is not valid {'YAML' if is_yaml else 'JSON'}: {' '.join(str(error).split())[:300]}"
+        ) from None
 
 
-def _is_deep(value: Any) -> bool:
-    level = [value]
-    for _ in range(MAX_DEEP):
-        parts = [v.values() if isinstance(v, dict) else v for v in level if isinstance(v, dict | list | tuple)]
-        level = [child for part in parts for child in part]
-        if not level:
-            return False
-    return True
+def as_document(values: Any, schema: type[T], file: str | Path) -> T:
+    """Values that were read from a file, checked. Raises InputError, which names the file, if they lack the schema."""
+    try:
+        return TypeAdapter(schema).validate_python(values)
+    except ValidationError as error:
+        raise InputError(f"{file} is corrupted: {Problem.of(error, schema).text(schema)}") from None

@@ -132,6 +132,11 @@ def within_calls(most, function, *args):
         sys.setprofile(before)
 
 
+def run_command(module, argv):
+    """Runs a module of cli/ with these words; its exit status. Errors are raised."""
+    return module.run(module.parser().parse(argv)) or 0
+
+
 def tiny_unet(**changes):
     """A small network with nothing left at zero, so that every path shows in its output."""
     import torch

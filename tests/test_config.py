@@ -89,8 +89,9 @@ def test_missing_file_lists_neighbours(tmp_path):
 
 
 def test_every_field_is_documented():
-    for key, _, field in fields_of(RunConfig):
-        assert len(field.metadata["help"]) > 10, key
+    for setting in fields_of(RunConfig):
+        key = setting.key
+        assert len(setting.info.description) > 10, key
 
 
 def test_differences_name_decisive_settings():

@@ -25,7 +25,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from diffusion_adagn import ClassConditionalPipeline, LabelSpace
-from diffusion_adagn.config import DiffusionConfig, RunConfig, read_config, to_dict, to_yaml
+from diffusion_adagn.config import DiffusionConfig, RunConfig, as_config, read_config, to_dict, to_yaml
 from diffusion_adagn.diffusion.schedule import SAMPLERS, make_scheduler
 from diffusion_adagn.errors import InputError
 from diffusion_adagn.evaluation.image_set import read_image_set, sampled_from
@@ -38,7 +38,7 @@ from diffusion_adagn.runs.layout import checkpoints
 from diffusion_adagn.runs.recorded import recorded_data
 from diffusion_adagn.sampling.generate import _clear
 from diffusion_adagn.sampling.load import open_pipeline
-from diffusion_adagn.schema import apply, fields_of, read_json
+from diffusion_adagn.schema import fields_of, read_document
 
 LABELS = LabelSpace(("cat", "Dog", "tench, Tinca tinca"), original_ids=(3, 5, 7), wnids=("n1", "n2", "n3"))
 MAX_SECONDS, MAX_BYTES = 20, 3 * 2**30
@@ -95,11 +95,11 @@ def pipeline(**unet):
 
 
 def run_config():
-    config = RunConfig(output_dir="runs/x", labels=LABELS.to_dict())
-    apply(config, {"data.image_size": 8, "data.channels": 1, "model.model_channels": 16, "model.channel_mult": (1, 2),
-                   "model.num_res_blocks": 1, "model.attention_resolutions": (4,), "model.num_head_channels": 16,
-                   "model.norm_groups": 4, "training.max_steps": 9}, "here")  # fmt: skip
-    return config
+    return as_config({
+        "output_dir": "runs/x", "labels": LABELS.to_dict(), "data.image_size": 8, "data.channels": 1, "model.model_channels": 16,
+        "model.channel_mult": (1, 2), "model.num_res_blocks": 1, "model.attention_resolutions": (4,),
+        "model.num_head_channels": 16, "model.norm_groups": 4, "training.max_steps": 9,
+    })  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -275,7 +275,7 @@ def fuzz_file(root, target, examples):
         file.write_bytes(before)
 
 
-KEYS = [key for key, _, _ in fields_of(RunConfig)]
+KEYS = [setting.key for setting in fields_of(RunConfig)]
 WORDS = (
     st.sampled_from([str(v) for v in ODD_VALUES]) | st.text(max_size=20) | st.integers().map(str) | st.floats().map(str)
 )
@@ -748,7 +748,7 @@ def test_config_of_100_megabytes(tmp_path):
 )
 def test_expensive_or_invalid_json(pipe, tmp_path, text):
     (tmp_path / "a.json").write_text(text)
-    assert rejection(read_json, tmp_path / "a.json")
+    assert rejection(read_document, tmp_path / "a.json")
     for name in ("model_index.json", "unet/config.json", "scheduler/scheduler_config.json"):
         before = (pipe / name).read_bytes()
         (pipe / name).write_text(text)

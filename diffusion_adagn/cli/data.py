@@ -1,20 +1,17 @@
-"""adagn data inspect"""
+"""inspect: count the images per class, and save a labelled sheet of examples."""
 
-from collections.abc import Sequence
+import argparse
 from pathlib import Path
 
 from .. import recipes
 from ..commands import with_commands
 from ..config import read_config
 from ..errors import UsageError
-from .options import Parser, add_config_options, config_overrides
+from .options import Parser, config_overrides
 
 
 def parser() -> Parser:
-    p = Parser(
-        prog="adagn data",
-        description="inspect: count the images per class and save a labelled sheet of examples.",
-    )
+    p = Parser("data", __doc__)
     p.add_argument("action", choices=["inspect"])
     p.add_argument(
         "source",
@@ -24,8 +21,8 @@ def parser() -> Parser:
     )
     p.add_argument("--config", metavar="CONFIG", help="a YAML file or a recipe")
     p.add_argument("--count", type=int, default=8, metavar="INT", help="examples per class [8]")
-    p.add_argument("--out", metavar="FILE.png", help="where to save the sheet [samples/data-NAME.png]")
-    add_config_options(p, sections=["data"])
+    p.add_out("where to save the sheet [samples/data-NAME.png]", "FILE.png")
+    p.add_config_sections("data")
     return p
 
 
@@ -37,8 +34,7 @@ def _is_config(source: str) -> bool:
     )
 
 
-def run(argv: Sequence[str]) -> int:
-    args = parser().parse(argv)
+def run(args: argparse.Namespace) -> int | None:
     overrides = config_overrides(args)
     if args.source is not None and args.config is None and _is_config(args.source):
         args.source, args.config = None, args.source
@@ -60,4 +56,3 @@ def run(argv: Sequence[str]) -> int:
     name = "".join(c if c.isalnum() else "-" for c in config.source.rstrip("/").split("/")[-1])
     sheet = Path(args.out or f"samples/data-{name}.png")
     print(inspect_dataset(config, sheet, args.count, train_command(config, args.config, overrides)))
-    return 0

@@ -1,26 +1,26 @@
-"""adagn doctor"""
+"""Check this installation: versions, device, precision, the fused operator's self-check, memory, caches.
 
-from collections.abc import Sequence
+The exit status is 1 if there is a problem; its remedy is printed.
+"""
 
-from .options import Parser, add_device_option
+import argparse
+
+from ..config import SpeedConfig
+from .options import Parser, request
 
 
 def parser() -> Parser:
-    p = Parser(
-        prog="adagn doctor",
-        description="Check this installation: versions, device, precision, the fused operator's self-check, memory, caches. Status 1 if "
-        "there is a problem, with its remedy.",
-    )
-    add_device_option(p)
+    p = Parser("doctor", __doc__)
+    p.add_options(SpeedConfig, skip=["precision", "memory_format", "operator", "compile"])
     return p
 
 
-def run(argv: Sequence[str]) -> int:
-    args = parser().parse(argv)
+def run(args: argparse.Namespace) -> int:
+    device = request(args, SpeedConfig).device
 
     from ..runtime.doctor import examine
 
-    problems = examine(args.device)
+    problems = examine(device)
     for problem in problems:
         print(f"problem   {problem}")
     if not problems:

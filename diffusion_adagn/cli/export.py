@@ -1,17 +1,15 @@
-"""adagn export"""
+"""Write a model as a folder that other software loads: adagn export RUN --to diffusers DIR."""
 
-from collections.abc import Sequence
+import argparse
 
 from ..commands import with_commands
-from .options import Parser, add_model_options
+from .options import Parser
 
 
 def parser() -> Parser:
-    p = Parser(
-        prog="adagn export",
-        description="Write a model as a folder that other software loads: adagn export RUN --to diffusers DIR.",
-    )
-    add_model_options(p)
+    p = Parser("export", __doc__)
+    p.add_model()
+    p.add_argument("--weights", choices=["ema", "raw"], default="ema", help="raw: the unaveraged weights [ema]")
     p.add_argument(
         "--to",
         choices=["diffusers"],
@@ -23,8 +21,7 @@ def parser() -> Parser:
     return p
 
 
-def run(argv: Sequence[str]) -> int:
-    args = parser().parse(argv)
+def run(args: argparse.Namespace) -> int | None:
 
     from ..runs.layout import check_model_path
 
@@ -38,4 +35,3 @@ def run(argv: Sequence[str]) -> int:
             "trust_remote_code=True runs. This package is not needed to sample it:", stock_sample_command(out)
         )
     )
-    return 0

@@ -1,21 +1,17 @@
-"""adagn import-adm"""
+"""Convert a checkpoint of OpenAI's guided-diffusion (ADM) to a pipeline folder."""
 
 import argparse
-from collections.abc import Sequence
 from pathlib import Path
 
 from ..commands import with_commands
 from ..errors import InputError
 from ..interop.adm import import_adm, next_command
-from ..interop.adm_flags import FLAGS, IGNORED, PRESETS
+from ..interop.adm_flags import FLAGS, IGNORED, PRESETS, AdmFlags
 from .options import Parser
 
 
 def parser() -> Parser:
-    p = Parser(
-        prog="adagn import-adm",
-        description="Turn a checkpoint of OpenAI's guided-diffusion (ADM) into a pipeline folder.",
-    )
+    p = Parser("import-adm", __doc__)
     p.add_argument("checkpoint", metavar="CHECKPOINT", help="the file of a diffusion network: .pt or .safetensors")
     p.add_argument(
         "--preset", choices=list(PRESETS), help="the flags of a published checkpoint; flags below override them"
@@ -24,20 +20,13 @@ def parser() -> Parser:
     p.add_argument(
         "--class_names", metavar="FILE", help="a text file, one class per line [ImageNet's for 1000 classes, else ids]"
     )
-    flags = p.add_argument_group("ADM's flags", "Named as in its scripts, with the scripts' defaults.")
-    for name, flag in FLAGS.items():
-        default = f" [{flag.default}]" if flag.default != "" else ""
-        switch = {"nargs": "?", "const": "True"} if isinstance(flag.default, bool) else {}
-        flags.add_argument(
-            f"--{name}", default=argparse.SUPPRESS, metavar="VALUE", help=f"{flag.help}{default}", **switch
-        )
+    p.add_options(AdmFlags, flags=False)
     for name in IGNORED:
-        flags.add_argument(f"--{name}", default=argparse.SUPPRESS, nargs="?", metavar="VALUE", help="accepted, ignored")
+        p.add_argument(f"--{name}", default=argparse.SUPPRESS, nargs="?", metavar="VALUE", help="accepted, ignored")
     return p
 
 
-def run(argv: Sequence[str]) -> int:
-    args = parser().parse(argv)
+def run(args: argparse.Namespace) -> int | None:
     checkpoint = Path(args.checkpoint)
     if not checkpoint.is_file():
         raise InputError(f"there is no checkpoint {checkpoint}.")
@@ -54,4 +43,3 @@ def run(argv: Sequence[str]) -> int:
     if pipe.labels.K:
         print("no null class: sample at guidance 1, or fine-tune with adagn train --init_from to get one")
     print(with_commands("Next:", next_command(folder, pipe.labels)))
-    return 0

@@ -1,6 +1,9 @@
-"""adagn import-diffusers"""
+"""Convert a diffusers folder (an `adagn export`, or any with a UNet2DModel and one of our schedulers) to a pipeline folder.
 
-from collections.abc import Sequence
+Reads JSON and safetensors only; no code of the folder is run.
+"""
+
+import argparse
 from pathlib import Path
 
 from ..commands import with_commands
@@ -8,11 +11,7 @@ from .options import Parser
 
 
 def parser() -> Parser:
-    p = Parser(
-        prog="adagn import-diffusers",
-        description="Convert a diffusers folder (an `adagn export`, or any with a UNet2DModel and one of our schedulers) to a "
-        "pipeline folder. Reads json and safetensors only; no code of the folder is run.",
-    )
+    p = Parser("import-diffusers", __doc__)
     p.add_argument("folder", metavar="FOLDER", help="a folder with model_index.json, or owner/name on the hub")
     p.add_argument("--out", metavar="DIR", help="the folder to write [imported/NAME]")
     p.add_argument(
@@ -29,8 +28,7 @@ def parser() -> Parser:
     return p
 
 
-def run(argv: Sequence[str]) -> int:
-    args = parser().parse(argv)
+def run(args: argparse.Namespace) -> int | None:
     names = None
     if args.class_names:
         from ..data.classes import class_lines
@@ -51,4 +49,3 @@ def run(argv: Sequence[str]) -> int:
     if changes:
         print(f"sampler settings changed to this package's: {'; '.join(changes)}")
     print(with_commands(f"{out}\n{pipe.labels.K or 'no'} classes. Next:", sample_command(str(out), pipe.labels)))
-    return 0

@@ -1,7 +1,7 @@
-"""adagn init"""
+"""Print a recipe, to save and edit: adagn init own_images > my.yaml. Without a name: list recipes."""
 
+import argparse
 import sys
-from collections.abc import Sequence
 
 from .. import recipes
 from ..commands import with_commands
@@ -9,17 +9,12 @@ from .options import Parser
 
 
 def parser() -> Parser:
-    p = Parser(
-        prog="adagn init",
-        usage="adagn init [RECIPE]",
-        description="Print a recipe, to save and edit: adagn init own_images > my.yaml. Without a name: list recipes.",
-    )
+    p = Parser("init", __doc__)
     p.add_argument("recipe", nargs="?", metavar="RECIPE", help="name of the recipe")
     return p
 
 
-def run(argv: Sequence[str]) -> int:
-    args = parser().parse(argv)
+def run(args: argparse.Namespace) -> int | None:
     if args.recipe is not None:
         sys.stdout.write(recipes.text(args.recipe))
         return 0

@@ -3,7 +3,7 @@
 import contextlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +20,7 @@ from ..runtime.distributed import process_state
 from ..sampling.load import open_pipeline
 from ..sampling.pipeline import ClassConditionalPipeline
 from ..sampling.pretrained import model_hash
+from ..sampling.settings import SamplerSettings
 from .diagnostics import image_values
 from .extractors import features_of
 from .image_set import ImageSet, is_data, read_data, read_image_set, sampled_from
@@ -28,9 +29,9 @@ from .output import BATCHES, check_out, finished_record, resume_batches
 from .points import (
     Sampled,
     SamplePlan,
-    SamplerSettings,
     choose_precision,
     classes_of,
+    inactive_interval_note,
     metrics_device,
     remove_batches,
     sample_point,
@@ -40,46 +41,13 @@ from .real import RealImages
 from .reference import Reference
 from .report import CLASSES, JSON, MARKDOWN, described_by, full_record, overall_table, write_report
 from .results import results
-from .setup import EvalConfig, EvalSetup, bench_of_model, check_reference, open_bench
+from .settings import EvaluateRequest
+from .setup import EvalSetup, bench_of_model, check_reference, open_bench
 
 SHEET, NPZ = "neighbours.png", "samples.npz"
 
 
-@dataclass(frozen=True)
-class EvaluateRequest(EvalConfig):
-    """device: as `choose_device` takes it. neighbours: rows of the sheet, 0 for none. keep: the sampled images as samples.npz."""
-
-    batch_size: int = 64
-    device: str = "auto"
-    neighbours: int = 8
-    keep: bool = False
-    overwrite: bool = False
-    command: str = ""
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How a model is sampled; None: the model's own. Words as in `points.SamplerSettings` and `points.SamplePlan`. count: over all classes together.
-    precision: as `points.choose_precision` takes it."""
-
-    scale: float = 1.0
-    interval: str = "none"
-    schedule: str = "constant"
-    rescale: float = 0.0
-    threshold: float | None = None
-    guide: str | None = None
-    sampler: str | None = None
-    steps: int = 50
-    eta: float = 0.0
-    spacing: str | None = None
-    classes: str | None = None
-    count: int = 1000
-    seed: int = 0
-    precision: str = "auto"
-    weights: str = "ema"
-
-
-def evaluate_model(source: str, sampling: Sampling, request: EvaluateRequest, out: Path) -> dict | None:
+def evaluate_model(source: str, request: EvaluateRequest, out: Path) -> dict | None:
     """Sample a model and measure the images; files into `out`. Returns what evaluation.json holds, on the main process.
 
     Under torchrun each process samples its share. What was sampled before a stop is taken up again if all is as it was; of a
@@ -93,13 +61,16 @@ def evaluate_model(source: str, sampling: Sampling, request: EvaluateRequest, ou
         check_out(out)
         if finished is not None and (not request.command or finished.get("command") != request.command):
             raise InputError(overwrite_hint(f"{out} already holds an evaluation", request.command, out))
-    pipe, what = open_pipeline(source, sampling.weights)
-    guide = None if sampling.guide is None else open_pipeline(sampling.guide, sampling.weights)[0]
-    precision = choose_precision(sampling.precision, state)
+    pipe, what = open_pipeline(source, request.weights)
+    given = request.sampler
+    guide = None if given.guide is None else open_pipeline(given.guide, request.weights)[0]
+    precision = choose_precision(request.precision, state)
     set_up([pipe, guide], precision, state.device)
-    point, draw = _point(sampling, pipe, guide), _draw(replace(sampling, precision=precision), request, pipe)
-    calls = point.calls(pipe)
-    evaluations = point.guidance().evaluations(calls)
+    point = pipe.resolved(given.at_scale(request.scale or 1.0)).canonical()
+    ids = classes_of(pipe, request.classes)
+    draw = SamplePlan(ids, request.count, request.seed, request.batch_size, precision, shown=0)
+    calls = pipe.prepare(point, guide)
+    evaluations = point.guidance.evaluations(calls)
     setup = bench_of_model(source, pipe, draw, request, state)
     plan = {
         "model": model_hash(pipe.unet),
@@ -126,7 +97,7 @@ def evaluate_model(source: str, sampling: Sampling, request: EvaluateRequest, ou
         "precision": draw.precision,
     }
     guided = guide is not None or (pipe.labels.K and pipe.labels.has_null)
-    following = _next(source, sampling, request) if guided else ""
+    following = _next(source, request) if guided else ""
     if finished is not None:
         if not _same(finished, made_by, settings, setup, request.k):
             raise InputError(overwrite_hint(f"{out} already holds an evaluation", request.command, out))
@@ -136,10 +107,10 @@ def evaluate_model(source: str, sampling: Sampling, request: EvaluateRequest, ou
         return finished
     if main:
         print(
-            f"{what}\n{draw.count:,} images, guidance {point.scale:g}, {point.sampler}, {point.steps} steps, {evaluations} network "
+            f"{what}\n{draw.count:,} images, guidance {point.guidance.scale:g}, {point.sampler}, {point.steps} steps, {evaluations} network "
             f"evaluations each, on {state.num_processes} process(es), {state.device}, {draw.precision}\nagainst {setup.against}"
         )
-        if note := point.inactive_interval_note(calls):
+        if note := inactive_interval_note(point, calls):
             print(note)
         with writing(out):
             out.mkdir(parents=True, exist_ok=True)
@@ -166,24 +137,20 @@ def _same(record: dict, made_by: dict, settings: dict, setup: EvalSetup, k: int)
     return all(record.get(key) == value for key, value in json.loads(json.dumps(now)).items())
 
 
-def _next(source: str, sampling: Sampling, request: EvaluateRequest) -> str:
+def _next(source: str, request: EvaluateRequest) -> str:
     """The sweep whose numbers compare with these."""
-    s = sampling
-    given = {"against": request.against, "guide": s.guide, "sampler": s.sampler, "classes": s.classes}
-    given |= {
-        "extractor": None if request.extractor == "classifier" else request.extractor,
-        "steps": s.steps,
-        "count": s.count,
-        "precision": None if s.precision == "auto" else s.precision,
-    }
-    given |= {"weights": "raw" if s.weights == "raw" else None, "spacing": s.spacing} | request.data
+    s, default = request.sampler, EvaluateRequest()
+    given = {key: getattr(request, key) for key in ("against", "classes", "extractor", "precision", "weights")}
+    given = {key: value for key, value in given.items() if value != getattr(default, key)}
+    given |= {"guide": s.guide, "sampler": s.sampler, "steps": s.steps, "count": request.count, "spacing": s.spacing}
+    given |= request.data
     return command("sweep", source, guidance="1:4:0.5", **given, out=free_default_folder("sweeps", source))
 
 
-def evaluate_images(what: str, guidance: float | None, request: EvaluateRequest, out: Path) -> dict:
+def evaluate_images(what: str, request: EvaluateRequest, out: Path) -> dict:
     """Measure the images of a folder, an .npz or a data set; files into `out`. Returns what evaluation.json holds.
 
-    guidance: which scale, for a folder of `adagn sample` that holds several. Raises InputError for images that cannot be measured.
+    Raises InputError for images that cannot be measured.
     """
     state = process_state(request.device)
     if state.num_processes > 1:
@@ -195,7 +162,7 @@ def evaluate_images(what: str, guidance: float | None, request: EvaluateRequest,
     source = None if data else sampled_from(path)
     recorded = None if source is None else recorded_data(source)
     check_reference(request, recorded, what)
-    found = None if data else read_image_set(path, guidance)
+    found = None if data else read_image_set(path, request.scale)
     real = RealImages(request.against, request.data, recorded)
     found = read_data(real.settings(None, what)) if data else found
     shape = real.image_shape
@@ -229,7 +196,7 @@ def store_reference(request: EvaluateRequest, file: Path) -> Reference:
         raise InputError(f"{real.name} contains statistics, not images: expected a data set or images.")
     names, channels = real.class_names, real.image_shape[2]
     state = process_state(request.device)
-    reference = open_bench(real, replace(request, classifier=False), names, None, channels, state).reference
+    reference = open_bench(real, replace(request, classifier="none"), names, None, channels, state).reference
     reference.save(file)
     about = reference.about
     print(
@@ -240,26 +207,6 @@ def store_reference(request: EvaluateRequest, file: Path) -> Reference:
         )
     )
     return reference
-
-
-# ---------------------------------------------------------------------- before the first image
-
-
-def _point(
-    sampling: Sampling, pipe: ClassConditionalPipeline, guide: ClassConditionalPipeline | None
-) -> SamplerSettings:
-    own, s = SamplerSettings.of(pipe), sampling
-    point = SamplerSettings(
-        s.scale, s.interval, s.schedule, s.rescale, s.threshold, s.guide,
-        s.sampler or own.sampler, s.steps, s.eta, s.spacing or own.spacing,
-    ).canonical()  # fmt: skip
-    pipe.check_guidance(point.guidance(), guide)
-    return point
-
-
-def _draw(sampling: Sampling, request: EvaluateRequest, pipe: ClassConditionalPipeline) -> SamplePlan:
-    ids = classes_of(pipe, sampling.classes)
-    return SamplePlan(ids, sampling.count, sampling.seed, request.batch_size, sampling.precision, shown=0)
 
 
 # ---------------------------------------------------------------------- images, numbers, files

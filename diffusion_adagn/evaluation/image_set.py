@@ -18,7 +18,7 @@ from ..errors import InputError
 from ..labels import LabelSpace
 from ..models.config import machine_memory
 from ..runs.recorded import MAX_INDEX
-from ..schema import read_json, short_repr
+from ..schema import read_document, short_repr
 
 ENDINGS = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
 GRAY = {"1", "L", "LA", "I", "I;16", "I;16B"}
@@ -105,6 +105,15 @@ def read_image_set(path: Path, guidance: float | None = None) -> ImageSet:
     return ImageSet(_read([f for some in files for f in some]), labels, to_label_space(folders).names, about)
 
 
+def is_model(what: str) -> bool:
+    """Whether it is a model rather than images; of a missing path, whether it looks like a hub id."""
+    path = Path(what).expanduser()
+    if path.suffix == ".npz" or path.is_file() or is_data(what):
+        return False
+    marks = ("config.yaml", "state.json", "model_index.json", "pipeline/model_index.json")
+    return not path.is_dir() or any((path / mark).is_file() for mark in marks)
+
+
 def is_image_source(path: Path) -> bool:
     """Whether it is an .npz, a folder of `adagn sample`, or a folder that holds images directly."""
     return path.suffix == ".npz" or (path.is_dir() and ((path / SAMPLES_INDEX).is_file() or bool(_files(path))))
@@ -128,7 +137,7 @@ def read_data(config: DataConfig) -> ImageSet:
 def sampled_from(path: Path) -> str | None:
     """The model that a folder of `adagn sample` was sampled from, as it was typed."""
     try:
-        source = read_json(path / SAMPLES_INDEX, MAX_INDEX)["model"]["source"]
+        source = read_document(path / SAMPLES_INDEX, max_bytes=MAX_INDEX)["model"]["source"]
     except (InputError, KeyError, TypeError):
         return None
     return source if isinstance(source, str) else None
@@ -136,7 +145,7 @@ def sampled_from(path: Path) -> str | None:
 
 def _sampled(folder: Path, guidance: float | None) -> ImageSet:
     try:
-        record = read_json(folder / SAMPLES_INDEX, MAX_INDEX)
+        record = read_document(folder / SAMPLES_INDEX, max_bytes=MAX_INDEX)
         names, entries = LabelSpace.from_dict(record["labels"]).names, record["images"]
         scales = sorted({float(e["guidance"]) for e in entries})
         labels = [len(names) if e["class_id"] is None else e["class_id"] for e in entries]

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from ..atomic import atomic_write
 from ..errors import InputError
-from ..schema import read_json
+from ..schema import read_document
 from .points import remove_batches
 from .report import JSON
 
@@ -27,7 +27,7 @@ def finished_record(out: Path) -> dict | None:
     if not (out / JSON).is_file():
         return None
     try:
-        return read_json(out / JSON)
+        return read_document(out / JSON)
     except InputError:
         return {}
 

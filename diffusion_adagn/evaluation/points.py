@@ -4,7 +4,6 @@ Work is split into batches fixed by their index, for any number of processes. A 
 and several processes meet in the folder.
 """
 
-import dataclasses
 import shutil
 import zipfile
 from collections.abc import Callable, Sequence
@@ -18,12 +17,12 @@ from accelerate.utils import broadcast_object_list
 
 from ..atomic import atomic_write
 from ..config import SpeedConfig
-from ..diffusion.schedule import ModelEval, model_evals, sampler_name, set_timesteps, spacing_name
+from ..diffusion.schedule import ModelEval
 from ..errors import InputError
 from ..runtime.precision import check_precision, use_precision
 from ..runtime.speed import apply_speed, has_bf16, resolve_speed
-from ..sampling.guidance import Guidance, Interval
 from ..sampling.pipeline import MAX_SEED, ClassConditionalPipeline, to_pixels
+from ..sampling.settings import SamplerSettings
 from .diagnostics import GuidanceMeter, image_values
 from .extractors import Extractor, Features
 
@@ -63,68 +62,12 @@ def set_up(pipes: Sequence[ClassConditionalPipeline | None], precision: str, dev
             apply_speed(pipe.unet, resolve_speed(SpeedConfig(precision), device, flops=0))
 
 
-@dataclass(frozen=True)
-class SamplerSettings:
-    """One setting of the sampler. guide: the name of the model guided against (None: null). Words as in `Guidance`."""
-
-    scale: float
-    interval: str = "none"
-    schedule: str = "constant"
-    rescale: float = 0.0
-    threshold: float | None = None
-    guide: str | None = None
-    sampler: str = "ddim"
-    steps: int = 50
-    eta: float = 0.0
-    spacing: str = "leading"
-
-    def __post_init__(self) -> None:
-        interval = Interval.parse(self.interval)  # one way to write it
-        object.__setattr__(self, "interval", "none" if interval is None else str(interval))
-
-    @classmethod
-    def of(cls, pipe: ClassConditionalPipeline) -> "SamplerSettings":
-        """The model's own sampler and spacing, unguided."""
-        return cls(1.0, sampler=sampler_name(pipe.scheduler), spacing=spacing_name(pipe.scheduler))
-
-    @property
-    def name(self) -> str:
-        """Short, unique, fit for a folder: g2_t200-800_ddim20."""
-        words = [f"g{self.scale:g}" if float(f"{self.scale:g}") == self.scale else f"g{self.scale!r}"]
-        words += [self.interval.replace(":", "")] * (self.interval != "none")
-        words += [self.schedule.replace(":", "")] * (self.schedule != "constant")
-        words += [f"phi{self.rescale:g}"] * (self.rescale != 0)
-        words += [f"dt{self.threshold}"] * (self.threshold is not None)
-        words += ["guide"] * (self.guide is not None)
-        words += [f"{self.sampler.replace('+', 'p')}{self.steps}"]
-        words += [f"eta{self.eta:g}"] * (self.eta != 0)
-        return "_".join([*words, self.spacing])
-
-    def canonical(self) -> "SamplerSettings":
-        """The point without settings that have no effect: at scale 1 these are interval, schedule, rescale and guide."""
-        if self.scale != 1:
-            return self
-        return dataclasses.replace(self, interval="none", schedule="constant", rescale=0.0, guide=None)
-
-    def guidance(self) -> Guidance:
-        return Guidance(self.scale, self.interval, self.schedule, self.rescale, self.threshold)
-
-    def calls(self, pipe: ClassConditionalPipeline) -> list[ModelEval]:
-        """The network calls of this point, the pipeline being set to its sampler. Raises InputError for what cannot be walked."""
-        pipe.use_sampler(self.sampler, self.spacing)
-        pipe.check_eta(self.eta)
-        set_timesteps(pipe.scheduler, self.steps)
-        return model_evals(pipe.scheduler)
-
-    def inactive_interval_note(self, calls: Sequence[ModelEval]) -> str:
-        """A note where the interval holds no step, so that nothing is guided; "" otherwise."""
-        nothing = self.scale != 1 and self.guidance().evaluations(calls) == len(calls)
-        return (
-            f"note: the interval {self.interval} holds none of {self.steps} steps: nothing is guided" if nothing else ""
-        )
-
-    def to_dict(self) -> dict:
-        return asdict(self)
+def inactive_interval_note(settings: SamplerSettings, calls: Sequence[ModelEval]) -> str:
+    """A note if the interval contains no step, so that nothing is guided; "" otherwise."""
+    guidance = settings.guidance
+    if guidance.scale == 1 or guidance.evaluations(calls) > len(calls):
+        return ""
+    return f"note: the interval {guidance.interval} contains none of {settings.steps} steps: nothing is guided"
 
 
 def classes_of(pipe: ClassConditionalPipeline, classes: str | None) -> tuple[int, ...]:
@@ -205,7 +148,7 @@ def sample_point(
 
     on_batch: called after every batch with its number of images. The files stay: `remove_batches` removes them when they are no longer needed.
     """
-    calls = point.calls(pipe)
+    calls = pipe.prepare(point, guide)
     files = [folder / f"batch-{i:06d}.npz" for i in range(len(draw.batches))]
     folder.mkdir(parents=True, exist_ok=True)
     for i in range(state.process_index, len(files), state.num_processes):
@@ -243,13 +186,11 @@ def _batch(
 ) -> dict[str, np.ndarray]:
     meter = GuidanceMeter(calls)
     with use_precision(draw.precision, pipe.device):
-        images = pipe(
-            draw.labels[batch.start : batch.stop].tolist(),
-            num_inference_steps=point.steps,
+        images = pipe.sample(
+            point,
+            classes=draw.labels[batch.start : batch.stop].tolist(),
             seeds=[draw.seed + i for i in batch],
-            eta=point.eta,
             output_type="np",
-            guidance=point.guidance(),
             guide=None if point.guide is None else guide,
             callback=meter,
         ).images

@@ -7,11 +7,10 @@ from pathlib import Path
 
 import numpy as np
 
-from ..config import DataConfig, RunConfig, check
+from ..config import DataConfig, RunConfig, with_overrides
 from ..data import ImageDataset, open_dataset
 from ..data.find import find_source
-from ..errors import InputError, UsageError
-from ..schema import apply
+from ..errors import InputError
 from .extractors import Extractor
 from .image_set import ImageSet, is_image_source, read_image_set
 from .memorisation import Gather
@@ -61,11 +60,8 @@ class RealImages:
 
     def settings(self, base: DataConfig | None, source: str | None = None) -> DataConfig:
         """`base` (None: the defaults) with what was given on the command line, for another source if one is named."""
-        config = RunConfig()
-        config.data = dataclasses.replace(base or config.data)
         given = self.overrides | ({} if source is None else {"data.source": source})
-        apply(config, given, where="on the command line", error=UsageError)
-        check(config)
+        config = with_overrides(RunConfig(data=base or DataConfig()), given)
         size, channels = config.data.image_size or self.size, config.data.channels or self.channels
         return dataclasses.replace(config.data, image_size=size, channels=channels)
 

@@ -1,7 +1,7 @@
 """What images are measured with: the extractor, the classifier of their classes, and the reference of real images."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +10,6 @@ from accelerate.utils import gather_object
 
 from ..config import DataConfig
 from ..errors import InputError
-from ..renamed import EXTRACTORS
 from ..runs.recorded import recorded_data
 from ..runtime.distributed import main_first
 from ..sampling.pipeline import ClassConditionalPipeline
@@ -18,29 +17,7 @@ from .extractors import Extractor, open_extractor
 from .points import SamplePlan
 from .real import RealImages
 from .reference import Reference, reference_of
-
-
-@dataclass(frozen=True)
-class EvalConfig:
-    """What images are measured with and against. against: None for the run's own data. data: the config fields of `data` that were
-    given, by dotted key. extractor: as `open_extractor` takes it, or "none". classifier: whether a classifier measures accuracy. reference_count:
-    real images, at most. k: neighbours of precision, recall, density and coverage."""
-
-    against: str | None = None
-    data: Mapping[str, str] = field(default_factory=dict)
-    extractor: str = "classifier"
-    classifier: bool = True
-    reference_count: int = 10_000
-    k: int = 5
-
-    def __post_init__(self) -> None:
-        if self.extractor in EXTRACTORS:
-            object.__setattr__(self, "extractor", EXTRACTORS[self.extractor])
-
-    @property
-    def own_data(self) -> bool:
-        """Whether the real images are those of the run."""
-        return self.against is None and "data.source" not in self.data
+from .settings import EvalSettings
 
 
 @dataclass(frozen=True)
@@ -72,7 +49,7 @@ class EvalSetup:
 
 
 def bench_of_model(
-    source: str | Path, pipe: ClassConditionalPipeline, draw: SamplePlan, measuring: EvalConfig, state: PartialState
+    source: str | Path, pipe: ClassConditionalPipeline, draw: SamplePlan, measuring: EvalSettings, state: PartialState
 ) -> EvalSetup:
     """For a model's images; the main process first, since it may have to train a classifier.
 
@@ -121,7 +98,7 @@ def check_same_extractors(extractors: Sequence[Extractor], state: PartialState) 
                 )
 
 
-def check_reference(measuring: EvalConfig, recorded: DataConfig | None, what: str) -> None:
+def check_reference(measuring: EvalSettings, recorded: DataConfig | None, what: str) -> None:
     """Raises InputError where nothing is known that images could be measured against."""
     if measuring.own_data and recorded is None:
         raise InputError(
@@ -133,7 +110,7 @@ def check_reference(measuring: EvalConfig, recorded: DataConfig | None, what: st
 
 def open_bench(
     real: RealImages,
-    measuring: EvalConfig,
+    measuring: EvalSettings,
     class_names: tuple[str, ...],
     labels: np.ndarray | None,
     channels: int,
@@ -153,7 +130,7 @@ def open_bench(
             "--extractor inception, or give real images by --against."
         )
     extractor = open_extractor(measuring.extractor, real.learned, state.device, main)
-    classifier = _judge(real, extractor, class_names, labels, state) if measuring.classifier else None
+    classifier = _judge(real, extractor, class_names, labels, state) if measuring.classifier == "auto" else None
     reference = real.reference(extractor, count, class_names, channels) if main else None
     return EvalSetup(real, extractor, classifier, reference, class_names)
 

@@ -8,7 +8,6 @@ an unfinished point, which no result includes.
 import contextlib
 import dataclasses
 import datetime
-import itertools
 import json
 import zipfile
 from collections.abc import Sequence
@@ -27,60 +26,30 @@ from ..evaluation.extractors.base import described
 from ..evaluation.points import (
     Sampled,
     SamplePlan,
-    SamplerSettings,
     choose_precision,
     classes_of,
+    inactive_interval_note,
     metrics_device,
     remove_batches,
     sample_point,
     set_up,
 )
 from ..evaluation.results import Results, results, versions
-from ..evaluation.setup import EvalConfig, EvalSetup, bench_of_model
+from ..evaluation.setup import EvalSetup, bench_of_model
 from ..runtime.distributed import process_state
 from ..runtime.precision import AUTOCAST
 from ..sampling.guidance import Guidance
 from ..sampling.load import open_pipeline
 from ..sampling.pipeline import ClassConditionalPipeline
 from ..sampling.pretrained import model_hash
+from ..sampling.settings import SamplerSettings
 from .selection import PointResult, best_sets
+from .settings import SweepRequest
 from .sweep_plots import INSTALL
 from .sweep_plots import available as plots_available
 from .sweep_report import Sweep, summary, write_report
 
 POINT_VERSION = 1  # version of the stored points; a sweep does not reuse points of another version
-
-
-@dataclass(frozen=True)
-class SweepRequest:
-    """What to sweep: every combination of the lists.
-
-    None as a sampler, spacing or threshold means the model's own sampler and spacing, and no threshold. `count` is the number
-    of images of one point, over all classes. `precision` is as `points.choose_precision` takes it. `shown` is the number of
-    images per class in the grid. `save_images` writes each point's images in the ADM evaluator's format.
-    """
-
-    scales: list[float]
-    intervals: list[str]
-    schedules: list[str]
-    rescales: list[float]
-    thresholds: list[float | None]
-    samplers: list[str | None]
-    steps: list[int]
-    etas: list[float]
-    spacing: str | None = None
-    guide: str | None = None
-    classes: str | None = None
-    count: int = 1000
-    seed: int = 0
-    batch_size: int = 64
-    precision: str = "auto"
-    device: str = "auto"
-    weights: str = "ema"
-    eval_config: EvalConfig = EvalConfig()
-    shown: int = 4
-    save_images: bool = False
-    confirm: bool = False
 
 
 def sweep(source: str, request: SweepRequest, out: Path, command: str = "") -> list[Path]:
@@ -102,15 +71,16 @@ def sweep(source: str, request: SweepRequest, out: Path, command: str = "") -> l
     """
     state = process_state(request.device)
     pipe, name = open_pipeline(source, request.weights)
-    guide, guide_name = (None, "") if request.guide is None else open_pipeline(request.guide, request.weights)
+    guide_source = request.sampler.guide
+    guide, guide_name = (None, "") if guide_source is None else open_pipeline(guide_source, request.weights)
     recorded = _recorded_precision(out) if state.is_main_process else None
     request = dataclasses.replace(request, precision=choose_precision(request.precision, state, recorded))
     set_up([pipe, guide], request.precision, state.device)
     points = make_points(request, pipe)
     evaluations = _check(points, pipe, guide)
     plan = _make_plan(request, pipe)
-    eval_setup = bench_of_model(source, pipe, plan, request.eval_config, state)
-    runner = SweepRunner(pipe, guide, eval_setup, request.eval_config.k, state, evaluations, request.save_images)
+    eval_setup = bench_of_model(source, pipe, plan, request, state)
+    runner = SweepRunner(pipe, guide, eval_setup, request.k, state, evaluations, request.save_images)
     if state.is_main_process:
         if out.exists() and not out.is_dir():
             raise InputError(f"{out} is a file: give another --out.")
@@ -156,24 +126,7 @@ def sweep(source: str, request: SweepRequest, out: Path, command: str = "") -> l
 
 def make_points(request: SweepRequest, pipe: ClassConditionalPipeline) -> list[SamplerSettings]:
     """Every combination once. At scale 1, all intervals, schedules, rescalings and guides are one point."""
-    own = SamplerSettings.of(pipe)
-    lists = (
-        request.samplers,
-        request.steps,
-        request.etas,
-        request.thresholds,
-        request.schedules,
-        request.rescales,
-        request.intervals,
-        request.scales,
-    )
-    points = [
-        SamplerSettings(
-            scale, interval, schedule, rescale, threshold, request.guide,
-            sampler or own.sampler, steps, eta, request.spacing or own.spacing,
-        ).canonical()
-        for sampler, steps, eta, threshold, schedule, rescale, interval, scale in itertools.product(*lists)
-    ]  # fmt: skip
+    points = [pipe.resolved(point).canonical() for point in request.points()]
     points = list(dict.fromkeys(points))
     names = [p.name for p in points]
     if repeated := [n for n in names if names.count(n) > 1]:
@@ -193,9 +146,7 @@ def _check(
         pipe.check_guidance(Guidance(), guide)
     for point in points:
         try:
-            guidance = point.guidance()
-            pipe.check_guidance(guidance, guide)
-            evaluations[point.name] = guidance.evaluations(point.calls(pipe))
+            evaluations[point.name] = point.guidance.evaluations(pipe.prepare(point, guide))
         except InputError as error:
             raise InputError(f"the point {point.name} cannot be sampled: {error}") from None
     return evaluations
@@ -291,7 +242,7 @@ def _print_plan(
     if guide_name:
         print(f"guide: {guide_name}")
     print(f"measured against {runner.eval_setup.against}")
-    for note in {p.inactive_interval_note(p.calls(runner.pipe)) for p in points} - {""}:
+    for note in {inactive_interval_note(p, runner.pipe.prepare(p, runner.guide)) for p in points} - {""}:
         print(note)
 
 
@@ -345,7 +296,7 @@ class SweepRunner:
 
     def _evaluate(self, sampled: Sampled, point: SamplerSettings) -> Results:
         setup = self.eval_setup
-        calls, device = point.calls(self.pipe), metrics_device(self.state)
+        calls, device = self.pipe.prepare(point, self.guide), metrics_device(self.state)
         return results(
             sampled, setup.reference, setup.extractor, setup.classifier, setup.class_names, calls, self.k, device
         )

@@ -26,7 +26,6 @@ from .adm_flags import (
     attention_sides,
     format_value,
     network_config,
-    plain_number,
     preset_flags,
     read_flags,
 )
@@ -206,7 +205,7 @@ def _flags_of_weights(weights: Mapping[str, Tensor], flags: Mapping[str, Any]) -
     shown["num_res_blocks"] = blocks.pop() if len(blocks) == 1 else tuple(len(level) - 1 for level in levels)
     widths = [weights.get(f"output_blocks.{level[0]}.0.out_layers.0.weight") for level in levels]
     if all(w is not None for w in widths):
-        shown["channel_mult"] = tuple(plain_number(len(w) / width) for w in widths)
+        shown["channel_mult"] = tuple(len(w) / width if len(w) % width else len(w) // width for w in widths)
     attending = {i for i, level in enumerate(levels) if f"output_blocks.{level[0]}.1.qkv.weight" in weights}
     shown["attention_resolutions"] = attention_sides(flags, attending)
     return shown

@@ -3,90 +3,77 @@
 This module does not import torch, so that the command line can list the flags at once.
 """
 
+from __future__ import annotations
+
+import dataclasses
 import difflib
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+from annotated_types import Ge, Lt
 
 from ..errors import InputError
+from ..schema import settings
+
+CHANNEL_MULT = {64: (1, 2, 3, 4), 128: (1, 1, 2, 3, 4), 256: (1, 1, 2, 2, 4, 4), 512: (0.5, 1, 1, 2, 2, 4, 4)}
 
 
-def _parse_int(value: Any) -> int:
-    if isinstance(value, bool) or float(value) != int(float(value)):
-        raise ValueError
-    return int(float(value))
+@settings(frozen=True)
+class AdmFlags:
+    """Named as in ADM's scripts, with the scripts' defaults."""
+
+    image_size: Annotated[int, Ge(1)] = 64
+    """side of the images"""
+    in_channels: Annotated[int, Ge(1)] = 3
+    """channels of the images (ADM's scripts: always 3)"""
+    num_channels: Annotated[int, Ge(1)] = 128
+    """base width"""
+    num_res_blocks: Annotated[int, Ge(1)] = 2
+    """residual blocks per level"""
+    channel_mult: tuple[int | float, ...] = ()
+    """width multiplier of each level; empty: by image_size"""
+    attention_resolutions: tuple[Annotated[int, Ge(1)], ...] = (16, 8)
+    """sides with attention"""
+    num_heads: Annotated[int, Ge(1)] = 4
+    """attention heads, where num_head_channels is -1"""
+    num_head_channels: int | None = -1
+    """channels per attention head; -1: num_heads decides"""
+    num_heads_upsample: int | None = -1
+    """heads on the way up; -1: num_heads"""
+    use_scale_shift_norm: bool = True
+    """AdaGN; False: the condition is added before the norm"""
+    resblock_updown: bool = False
+    """resample inside residual blocks"""
+    use_new_attention_order: bool = False
+    """order of the rows of qkv"""
+    class_cond: bool = False
+    """the network has classes"""
+    learn_sigma: bool = False
+    """twice the output channels, the second half for the variance"""
+    dropout: Annotated[float, Ge(0), Lt(1)] = 0.0
+    """dropout in residual blocks"""
+    diffusion_steps: Annotated[int, Ge(1)] = 1000
+    """T"""
+    noise_schedule: str = "linear"
+    """linear or cosine"""
+    predict_xstart: bool = False
+    """the network predicts x0, not eps"""
+    rescale_timesteps: bool = False
+    """the network receives t * 1000 / T"""
+
+    def __post_init__(self) -> None:
+        for name in ("num_head_channels", "num_heads_upsample"):
+            if (getattr(self, name) or 0) <= 0:
+                object.__setattr__(self, name, None)
+        if not self.channel_mult and self.image_size not in CHANNEL_MULT:
+            raise InputError(
+                f"ADM has a default channel_mult for {format_value(CHANNEL_MULT)} pixels, not for "
+                f"{self.image_size}: give channel_mult, such as 1,2,2."
+            )
+        object.__setattr__(self, "channel_mult", self.channel_mult or CHANNEL_MULT[self.image_size])
 
 
-def _parse_bool(value: Any) -> bool:
-    values = {"true": True, "yes": True, "t": True, "y": True, "1": True}
-    values |= {"false": False, "no": False, "f": False, "n": False, "0": False}
-    text = str(value).strip().lower()
-    if text not in values:
-        raise ValueError
-    return values[text]
-
-
-def _list_parser(of: Callable[[Any], Any]) -> Callable[[Any], tuple]:
-    def read(value: Any) -> tuple:
-        if isinstance(value, str):
-            value = [text for text in value.strip("[]() ").split(",") if text.strip()]
-        return tuple(of(v) for v in (value if isinstance(value, list | tuple) else [value]))
-
-    return read
-
-
-def plain_number(value: Any) -> int | float:
-    return int(float(value)) if float(value) == int(float(value)) else float(value)
-
-
-class Flag(NamedTuple):
-    """A flag of ADM's scripts.
-
-    Args:
-        default: The default of ADM's scripts.
-        read: Parses a value.
-        expected: The expected value, in words.
-        help: The meaning.
-    """
-
-    default: Any
-    read: Callable[[Any], Any]
-    expected: str
-    help: str
-
-
-def _int(default: int, help: str) -> Flag:
-    return Flag(default, _parse_int, "a whole number", help)
-
-
-def _bool(default: bool, help: str) -> Flag:
-    return Flag(default, _parse_bool, "True or False", help)
-
-
-FLAGS: dict[str, Flag] = {
-    "image_size": _int(64, "side of the images"),
-    "in_channels": _int(3, "channels of the images (ADM's scripts: always 3)"),
-    "num_channels": _int(128, "base width"),
-    "num_res_blocks": _int(2, "residual blocks per level"),
-    "channel_mult": Flag(
-        "", _list_parser(plain_number), "numbers with commas", "width multiplier of each level; empty: by image_size"
-    ),
-    "attention_resolutions": Flag(
-        "16,8", _list_parser(_parse_int), "whole numbers with commas", "sides with attention"
-    ),
-    "num_heads": _int(4, "attention heads, where num_head_channels is -1"),
-    "num_head_channels": _int(-1, "channels per attention head; -1: num_heads decides"),
-    "num_heads_upsample": _int(-1, "heads on the way up; -1: num_heads"),
-    "use_scale_shift_norm": _bool(True, "AdaGN; False: the condition is added before the norm"),
-    "resblock_updown": _bool(False, "resample inside residual blocks"),
-    "use_new_attention_order": _bool(False, "order of the rows of qkv"),
-    "class_cond": _bool(False, "the network has classes"),
-    "learn_sigma": _bool(False, "twice the output channels, the second half for the variance"),
-    "dropout": Flag(0.0, float, "a number", "dropout in residual blocks"),
-    "diffusion_steps": _int(1000, "T"),
-    "noise_schedule": Flag("linear", str, "linear or cosine", "linear or cosine"),
-    "predict_xstart": _bool(False, "the network predicts x0, not eps"),
-    "rescale_timesteps": _bool(False, "the network receives t * 1000 / T"),
-}
+FLAGS = tuple(f.name for f in dataclasses.fields(AdmFlags))
 IGNORED = (
     "use_checkpoint",
     "use_fp16",
@@ -94,8 +81,6 @@ IGNORED = (
     "use_kl",
     "rescale_learned_sigmas",
 )  # do not affect the weights
-
-CHANNEL_MULT = {64: (1, 2, 3, 4), 128: (1, 1, 2, 3, 4), 256: (1, 1, 2, 2, 4, 4), 512: (0.5, 1, 1, 2, 2, 4, 4)}
 
 _IMAGENET = {
     "num_channels": 256,
@@ -141,32 +126,7 @@ def read_flags(flags: Mapping[str, Any]) -> dict[str, Any]:
                 f"ADM has no flag '{name}'."
                 + (f" Did you mean {' or '.join(nearest)}?" if nearest else f" Its flags: {', '.join(FLAGS)}.")
             )
-    read = {}
-    for name, flag in FLAGS.items():
-        value = flags.get(name, flag.default)
-        try:
-            read[name] = flag.read(value)
-        except (ValueError, TypeError, OverflowError):
-            raise InputError(f"{name} must be {flag.expected}, not {value!r}.") from None
-    for name in ("image_size", "in_channels", "num_channels", "num_res_blocks", "num_heads", "diffusion_steps"):
-        if read[name] < 1:
-            raise InputError(f"{name} must be at least 1, not {read[name]}.")
-    if not 0 <= read["dropout"] < 1:
-        raise InputError(f"dropout must be at least 0 and below 1, not {read['dropout']:g}.")
-    if min(read["attention_resolutions"], default=1) < 1:
-        raise InputError(
-            f"attention_resolutions must be sides in pixels, not {format_value(read['attention_resolutions'])}."
-        )
-    for name in ("num_head_channels", "num_heads_upsample"):
-        read[name] = read[name] if read[name] > 0 else None
-    if not read["channel_mult"]:
-        if read["image_size"] not in CHANNEL_MULT:
-            raise InputError(
-                f"ADM has a default channel_mult for {format_value(CHANNEL_MULT)} pixels, not for "
-                f"{read['image_size']}: give channel_mult, such as 1,2,2."
-            )
-        read["channel_mult"] = CHANNEL_MULT[read["image_size"]]
-    return read
+    return vars(AdmFlags(**{name: value for name, value in flags.items() if name in FLAGS}))
 
 
 def network_config(flags: Mapping[str, Any], num_classes: int | None = 1000) -> dict[str, Any]:

@@ -27,7 +27,7 @@ from ..runs.layout import pipeline_folder
 from ..sampling.load import open_pipeline
 from ..sampling.pipeline import ClassConditionalPipeline
 from ..sampling.pretrained import fill, load_scheduler, model_hash
-from ..schema import read_json, short_repr
+from ..schema import read_document, short_repr
 from .adagn_label_pipeline import LabelPipeline
 from .unet2d import from_unet2d, to_unet2d
 
@@ -84,7 +84,7 @@ def export_diffusers(source: str | Path, out: str | Path, weights: str = "ema", 
 
 def stock_sample_command(folder: str | Path) -> str:
     """The command that samples an exported folder with stock diffusers."""
-    names = read_json(Path(folder) / "model_index.json")["id2label"]
+    names = read_document(Path(folder) / "model_index.json")["id2label"]
     path, name = (json.dumps(text, ensure_ascii=False) for text in (str(folder), names.get("0")))
     code = (
         f"from diffusers import DiffusionPipeline; pipe = DiffusionPipeline.from_pretrained({path}, "
@@ -194,7 +194,7 @@ def open_diffusers(
 
 
 def _open(folder: Path, null_class: bool | None, class_names: Sequence[str] | None) -> ClassConditionalPipeline:
-    index = read_json(folder / "model_index.json")
+    index = read_document(folder / "model_index.json")
     exported = index.get("_class_name") == CLASS_NAME
     if exported:
         _check_index(index)
@@ -230,7 +230,7 @@ def import_diffusers(
 
 def changed_settings(folder: str | Path, pipe: ClassConditionalPipeline) -> list[str]:
     """Scheduler settings of the folder that differ in the opened pipeline, such as "steps_offset: 1 -> 0"."""
-    theirs = read_json(pipeline_folder(folder) / "scheduler" / "scheduler_config.json")
+    theirs = read_document(pipeline_folder(folder) / "scheduler" / "scheduler_config.json")
     ours = pipe.scheduler.config
     ignored = {"clip_sample"} if pipe.config.clip_x0 else set()  # the pipeline clips instead
     if ours.get("trained_betas") is not None:
@@ -265,7 +265,7 @@ def _component(index: dict, name: str) -> str | None:
 
 
 def _stock_unet(folder: Path, index: dict) -> UNet2DModel:
-    named = [_component(index, "unet"), read_json(folder / "unet" / "config.json").get("_class_name")]
+    named = [_component(index, "unet"), read_document(folder / "unet" / "config.json").get("_class_name")]
     if named != ["UNet2DModel"] * 2:
         raise InputError(
             f"{folder} contains the network {index.get('unet')}; only diffusers' UNet2DModel can be imported."
@@ -282,7 +282,7 @@ def _stock_unet(folder: Path, index: dict) -> UNet2DModel:
 
 def _empty_unet(file: Path) -> UNet2DModel:
     """The network that a config.json describes, on the meta device. Raises InputError for an invalid one."""
-    config = read_json(file)
+    config = read_document(file)
     levels, layers = config.get("block_out_channels", ()), config.get("layers_per_block", 2)
     if (
         not isinstance(levels, list | tuple)
@@ -358,7 +358,10 @@ def _free(out: str | Path, overwrite: bool, content: str, is_content: Callable[[
     out = Path(out).resolve()
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         try:
-            ours = is_content(read_json(out / "model_index.json")) and {p.name for p in out.iterdir()} <= PIPELINE_FILES
+            ours = (
+                is_content(read_document(out / "model_index.json"))
+                and {p.name for p in out.iterdir()} <= PIPELINE_FILES
+            )
         except InputError:
             ours = False
         if not ours:

@@ -4,73 +4,81 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from annotated_types import Ge, Le
+from pydantic import model_validator
 
 from ..errors import InputError
 from ..labels import MAX_CLASSES
-from ..schema import setting
+from ..schema import settings
 
 MAX_LEVELS = 14
 
 
-@dataclass
+@settings
 class ModelConfig:
     """The network, in the terms of OpenAI's ADM. These are AdaGNUNet's defaults too."""
 
-    model_channels: int = setting(128, "Base width: level i has model_channels * channel_mult[i] channels.", minimum=1)
-    channel_mult: tuple[int | float, ...] = setting(
-        (1, 2, 2, 2), "Width multiplier of each resolution level; each width must be whole.", minimum=0.125
-    )
-    num_res_blocks: int = setting(2, "Residual blocks per level (one more on the way up).", minimum=1, maximum=64)
-    attention_resolutions: tuple[int, ...] = setting(
-        (16, 8), "Sides, in pixels, at which blocks are followed by self-attention."
-    )
-    num_heads: int = setting(4, "Attention heads, where num_head_channels is unset.", minimum=1)
-    num_heads_upsample: int | None = setting(
-        None, "Heads on the way up, where num_head_channels is unset. Unset: num_heads.", minimum=1
-    )
-    num_head_channels: int | None = setting(64, "Channels per attention head; unset: num_heads decides.", minimum=1)
-    resblock_updown: bool = setting(
-        False, "Resample inside residual blocks (ADM's large nets) instead of plain convolutions."
-    )
-    dropout: float = setting(
-        0.0, "Dropout before the last convolution of each residual block.", minimum=0, maximum=0.99
-    )
-    norm_groups: int = setting(32, "Groups of every GroupNorm; must divide every width.", minimum=1)
-    norm_eps: float = setting(1e-5, "Epsilon of every GroupNorm.", minimum=0)
-    conditioning: str = setting(
-        "adagn",
-        "How timestep and class condition a site: adagn, adagn_zero, adain, additive, gain, film, cross_attention, or none "
-        "(time only). See docs/conditioning.md.",
-    )
-    join: Literal["sum", "concat"] = setting(
-        "sum", "How the vectors of timestep and class are merged before the projection (ADM: sum)."
-    )
-    class_tokens: int = setting(
-        4,
-        "Tokens per class under cross_attention; at least 2, since attention over one token is constant.",
-        minimum=2,
-    )
-    modulate_both_norms: bool = setting(
-        False, "Modulate the first norm of each residual block too (ADM: the second only)."
-    )
-    zero_init_modulation: bool = setting(
-        False, "Start with gamma = beta = 0, so that a new net ignores time and class (ADM: no)."
-    )
-    class_conditional: bool = setting(True, "False: train without labels.")
-    null_class: bool = setting(True, "Add a null row to the class table; guidance needs it.")
+    model_channels: Annotated[int, Ge(1)] = 128
+    """Base width: level i has model_channels * channel_mult[i] channels."""
+    channel_mult: tuple[Annotated[int | float, Ge(0.125)], ...] = (1, 2, 2, 2)
+    """Width multiplier of each resolution level; each width must be whole."""
+    num_res_blocks: Annotated[int, Ge(1), Le(64)] = 2
+    """Residual blocks per level (one more on the way up)."""
+    attention_resolutions: tuple[int, ...] = (16, 8)
+    """Sides, in pixels, at which blocks are followed by self-attention."""
+    num_heads: Annotated[int, Ge(1)] = 4
+    """Attention heads, where num_head_channels is unset."""
+    num_heads_upsample: Annotated[int | None, Ge(1)] = None
+    """Heads on the way up, where num_head_channels is unset. Unset: num_heads."""
+    num_head_channels: Annotated[int | None, Ge(1)] = 64
+    """Channels per attention head; unset: num_heads decides."""
+    resblock_updown: bool = False
+    """Resample inside residual blocks (ADM's large nets) instead of plain convolutions."""
+    dropout: Annotated[float, Ge(0), Le(0.99)] = 0.0
+    """Dropout before the last convolution of each residual block."""
+    norm_groups: Annotated[int, Ge(1)] = 32
+    """Groups of every GroupNorm; must divide every width."""
+    norm_eps: Annotated[float, Ge(0)] = 1e-5
+    """Epsilon of every GroupNorm."""
+    conditioning: str = "adagn"
+    """How timestep and class condition a site: adagn, adagn_zero, adain, additive, gain, film, cross_attention, or
+    none (time only). See docs/conditioning.md."""
+    join: Literal["sum", "concat"] = "sum"
+    """How the vectors of timestep and class are merged before the projection (ADM: sum)."""
+    class_tokens: Annotated[int, Ge(2)] = 4
+    """Tokens per class under cross_attention; at least 2, since attention over one token is constant."""
+    modulate_both_norms: bool = False
+    """Modulate the first norm of each residual block too (ADM: the second only)."""
+    zero_init_modulation: bool = False
+    """Start with gamma = beta = 0, so that a new net ignores time and class (ADM: no)."""
+    class_conditional: bool = True
+    """False: train without labels."""
+    null_class: bool = True
+    """Add a null row to the class table; guidance needs it."""
+
+    @model_validator(mode="after")
+    def _check_levels(self) -> ModelConfig:
+        if not self.channel_mult:
+            raise InputError("model.channel_mult is empty; expected one width multiplier per level, such as 1,2,2.")
+        return self
 
 
-@dataclass
+@settings
 class NetworkConfig(ModelConfig):
     """AdaGNUNet's arguments, as in the config.json of a network."""
 
-    sample_size: int = setting(32, "Side of the images in pixels.", minimum=1, maximum=2**13)
-    in_channels: int = setting(3, "Channels of the images.", minimum=1, maximum=4096)
-    out_channels: int | None = setting(None, "Unset: in_channels.", minimum=1, maximum=4096)
-    num_classes: int | None = setting(None, "K; unset or 0: no labels.", minimum=0, maximum=MAX_CLASSES)
-    learned_variance: bool = setting(False, "Twice the output channels, the second half for the variance.")
+    sample_size: Annotated[int, Ge(1), Le(2**13)] = 32
+    """Side of the images in pixels."""
+    in_channels: Annotated[int, Ge(1), Le(4096)] = 3
+    """Channels of the images."""
+    out_channels: Annotated[int | None, Ge(1), Le(4096)] = None
+    """Unset: in_channels."""
+    num_classes: Annotated[int | None, Ge(0), Le(MAX_CLASSES)] = None
+    """K; unset or 0: no labels."""
+    learned_variance: bool = False
+    """Twice the output channels, the second half for the variance."""
 
 
 def machine_memory() -> int:

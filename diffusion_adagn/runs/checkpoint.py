@@ -7,21 +7,37 @@ import re
 import shutil
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import field
 from pathlib import Path
+from typing import Annotated, Any
 
 import torch
+from annotated_types import Ge
+from pydantic import Strict, StrictInt
 from safetensors.torch import load_file, save_file
 from torch import nn
 
 from ..atomic import WINDOWS, atomic_dir
 from ..commands import resume_command, with_commands
 from ..errors import InputError
-from ..schema import read_json, short_repr
+from ..schema import as_document, document, read_document, short_repr
 from .layout import STATE, checkpoints
 
 MANIFEST = "manifest.json"  # {file name: {bytes, sha256}} of all other files
 FILE_NAME = re.compile(r"\w[\w.-]{0,99}")  # without a folder; a downloaded manifest may name any path
 PARTIAL_PREFIX = ".step-"  # of the names of unfinished and of removed checkpoints
+
+
+@document
+class CheckpointState:
+    """What is checked of state.json."""
+
+    step: Annotated[StrictInt, Ge(0)]
+    position: Annotated[StrictInt | None, Ge(0)] = None
+    lr: Annotated[float | None, Strict()] = None
+    signals: list[tuple[float, float]] = field(default_factory=list)
+    scaler: dict[str, Any] | None = None
+    faults: Annotated[StrictInt, Ge(0)] = 0
 
 
 def save_checkpoint(
@@ -123,7 +139,7 @@ def latest_valid(folder: Path, report: Callable[[str], None] = print) -> Path | 
 def verify(checkpoint: Path, file_name: str | None = None) -> str | None:
     """What is wrong with a checkpoint, or with its file `file_name` alone; None if it is valid."""
     try:
-        manifest = read_json(checkpoint / MANIFEST)
+        manifest = read_document(checkpoint / MANIFEST)
         for name, expected in manifest.items():
             if file_name not in (None, name):
                 continue
@@ -177,11 +193,10 @@ def _remove(checkpoint: Path) -> None:
 def read_state(checkpoint: Path) -> dict:
     """The checkpoint's state.json. Raises InputError if it cannot be read or has no valid step."""
     try:
-        state = read_json(checkpoint / STATE)
-        if type(state.get("step")) is not int or state["step"] < 0:
-            raise ValueError(f"its step is {short_repr(state.get('step'))}")
+        state = read_document(checkpoint / STATE)
+        as_document(state, CheckpointState, checkpoint / STATE)
         return state
-    except (OSError, ValueError) as error:
+    except InputError as error:
         raise InputError(
             f"the checkpoint {checkpoint} is corrupted ({error}): remove it to resume from the one before."
         ) from None

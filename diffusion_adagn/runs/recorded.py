@@ -7,12 +7,12 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..commands import unused_path
-from ..config import DataConfig, read_config
-from ..errors import InputError
+from ..commands import resume_command, unused_path, with_commands
+from ..config import DataConfig, RunConfig, read_config, with_overrides
+from ..errors import InputError, UsageError
 from ..labels import LabelSpace
-from ..schema import read_json
-from .layout import STATE, RunFolder, label_space, pipeline_folder
+from ..schema import read_document
+from .layout import STATE, RunFolder, check_model_path, label_space, pipeline_folder, similar_runs
 
 MODEL_INDEX = "model_index.json"
 MAX_INDEX = 2**27  # bytes of a samples.json; about 300,000 images
@@ -67,6 +67,16 @@ def weights_folder(source: str | Path, weights: str = "ema") -> Path | None:
     return pipeline_folder(source) if run.path.exists() else None
 
 
+def check_model(
+    source: str | Path, guide: str | None, weights: str, classes: str | None, mixes: Sequence[str] = ()
+) -> None:
+    """`check_classes`, after a check that the model and the guide exist or may be on the hub."""
+    for path in (source, guide):
+        if path is not None:
+            check_model_path(path)
+    check_classes(source, weights, classes, mixes)
+
+
 def check_classes(source: str | Path, weights: str, classes: str | None, mixes: Sequence[str] = ()) -> None:
     """Raises InputError for classes and mixes that the model does not have; a model on the hub is not checked."""
     labels = _labels(weights_folder(source, weights))
@@ -87,18 +97,47 @@ def _labels(folder: Path | None) -> LabelSpace | None:
     if (folder / STATE).is_file():
         config = folder.parent.parent / "config.yaml"
         return label_space(read_config(config)) if config.is_file() else None
-    labels = read_json(folder / MODEL_INDEX).get("labels")
+    labels = read_document(folder / MODEL_INDEX).get("labels")
     return None if labels is None else LabelSpace.from_dict(labels)
 
 
 def _step(folder: Path | None) -> int | None:
     if folder is None:
         return None
-    if (folder / STATE).is_file():
-        step = read_json(folder / STATE).get("step")
-    else:
-        step = read_json(folder / MODEL_INDEX).get("trained_steps")
+    file, key = (STATE, "step") if (folder / STATE).is_file() else (MODEL_INDEX, "trained_steps")
+    step = read_document(folder / file).get(key)
     return step if type(step) is int and step >= 0 else None
+
+
+def resumed_config(resume: str, file: str | None, overrides: dict[str, str]) -> RunConfig:
+    """The settings of the run that --resume means: those of the config file if one is given, else the recorded ones; and the overrides.
+
+    Raises InputError if there is no run, and no config file to start one.
+    """
+    if resume != "auto" and Path(overrides.setdefault("output_dir", resume)) != Path(resume):
+        raise UsageError(f"--resume {resume} and --output_dir {overrides['output_dir']} name two runs: give one.")
+    config = read_config(file, overrides)
+    if config.output_dir is None:
+        raise UsageError(f"which run? Give --resume RUN, such as --resume runs/digits.{similar_runs('runs/digits')}")
+    run = RunFolder(Path(config.output_dir))
+    if not run.config_file.is_file():
+        if file is not None:
+            return config  # the run starts
+        whole = next((p for p in list(run.path.parents)[:2] if RunFolder(p).config_file.is_file()), None)
+        if whole is not None:
+            text = f"{run.path} is a part of the run {whole}, and a run is resumed from its newest checkpoint:"
+            raise InputError(with_commands(text, resume_command(whole)))
+        raise InputError(
+            f"there is no run to resume in {run.path} (no config.yaml in it).{similar_runs(run.path)} To start a run, give --config."
+        )
+    if file is None:
+        return read_config(run.config_file, overrides)
+    lr = read_config(run.config_file).training.lr
+    if "training.lr" not in overrides and config.training.lr != lr:
+        # it may have been changed while the run was resumed: the same command must go on with the run, not change it back
+        print(f"training.lr is {lr:g}, as recorded in {run.config_file} (not {config.training.lr:g} of {file})")
+        return with_overrides(config, {"training.lr": lr})
+    return config
 
 
 def recorded_data(source: str | Path) -> DataConfig | None:

@@ -3,10 +3,10 @@
 import json
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -18,9 +18,7 @@ from tqdm.auto import tqdm
 
 from ..atomic import atomic_write, exclusive_lock
 from ..commands import overwrite_hint, unused_path
-from ..config import SpeedConfig
 from ..data.npz import write_npz
-from ..diffusion.schedule import model_evals, sampler_name, set_timesteps, spacing_name
 from ..errors import InputError, writing
 from ..labels import LabelSpace
 from ..models.conditioning import CONDITIONING
@@ -32,47 +30,17 @@ from ..runs.recorded import MAX_INDEX, default_folder
 from ..runtime.distributed import process_state
 from ..runtime.precision import use_precision
 from ..runtime.speed import CUDAGraphDenoiser, apply_speed, compile_blocks, describe_speed, resolve_speed_together
-from ..schema import read_json, short_repr
+from ..schema import read_document, short_repr
 from .class_mix import ClassInterpolation, ClassMix, ClassPlan, modulation_table
-from .guidance import Guidance
 from .load import open_pipeline
 from .pipeline import MAX_SEED, ClassConditionalPipeline, to_pil
 from .pretrained import model_hash
+from .settings import SampleRequest
 
 NPZ = "samples.npz"
-UNGUIDED = Guidance()
+DEFAULT_STEPS_BETWEEN = 7
 MIN_ACTIVATION_RATIO = 16  # activations of training / memory of sampling, at least
 GRID_ROWS, GRID_COLUMNS = 40, 24  # maximum in the grid; every image is saved as a file
-
-
-@dataclass(frozen=True)
-class SampleRequest:
-    """What to sample: `count` images of each class at each scale; image i (class-major) has seed + i at every scale.
-
-    With mixes or interpolation, image j of each class or mix has seed + j, so that they share the noise.
-    """
-
-    classes: str | None  # None: all, or null without classes; with mixes: no class
-    scales: list[float]
-    count: int = 8
-    seed: int = 0
-    steps: int = 50
-    sampler: str | None = None
-    eta: float = 0.0
-    spacing: str | None = None
-    batch_size: int | None = 64  # None: as many as fit in memory
-    speed: SpeedConfig = field(default_factory=SpeedConfig)
-    mixes: tuple[str, ...] = ()  # see ClassMix
-    interpolate: str | None = None  # two classes; in place of classes and mixes
-    steps_between: int = 7
-    guidance: Guidance = UNGUIDED  # without the scale
-    guide: str | None = None  # path of a model to use in place of null
-    graph: bool = False  # CUDA only: the network's calls as CUDA graphs
-    npz: bool = False  # also as the ADM evaluator's file
-
-    @property
-    def same_seeds(self) -> bool:
-        return bool(self.mixes) or self.interpolate is not None
 
 
 @dataclass(frozen=True)
@@ -90,8 +58,6 @@ def sample_to_folder(
     source: str,
     request: SampleRequest,
     out: Path | None = None,
-    weights: str = "ema",
-    overwrite: bool = False,
     command: str = "",
 ) -> Path:
     """Sample, write PNGs, grid.png and samples.json into a folder; under torchrun each process samples its batches.
@@ -99,9 +65,7 @@ def sample_to_folder(
     Args:
         source: The model, as `open_pipeline` takes it.
         request: What to sample.
-        out: The folder; None: the default one, or the same name with a number if it exists and `overwrite` is False.
-        weights: "ema" or "raw".
-        overwrite: Replace samples that are in the folder.
+        out: The folder; None: the default one, or the same name with a number if it exists and is not to be overwritten.
         command: The command line, for messages.
 
     Returns:
@@ -112,17 +76,16 @@ def sample_to_folder(
     """
     state = process_state(request.speed.device)
     main = state.is_main_process
-    pipe, what = open_pipeline(source, weights)
+    pipe, what = open_pipeline(source, request.weights)
     if out is None:
-        out = default_folder("samples", source, weights)
-        out = out if overwrite else Path(gather_object([unused_path(str(out))])[0])  # the main process chooses
-    pipe.use_sampler(request.sampler, request.spacing)
-    request = replace(request, sampler=sampler_name(pipe.scheduler), spacing=spacing_name(pipe.scheduler))
-    labels = pipe.labels
+        out = default_folder("samples", source, request.weights)
+        out = out if request.overwrite else Path(gather_object([unused_path(str(out))])[0])  # the main process chooses
+    pipe.use_sampler(request.sampler.sampler, request.sampler.spacing)
+    request = replace(request, sampler=pipe.resolved(request.sampler))
+    sampler, labels = request.sampler, pipe.labels
     plans = _plans(request, pipe)
-    request = replace(request, scales=list(dict.fromkeys(request.scales)))  # duplicates are removed
-    guide, guide_what = (None, "") if request.guide is None else open_pipeline(request.guide, weights)
-    guidances = {scale: replace(request.guidance, scale=scale) for scale in request.scales}
+    guide, guide_what = (None, "") if sampler.guide is None else open_pipeline(sampler.guide, request.weights)
+    guidances = {scale: sampler.at_scale(scale).guidance for scale in request.scales}
     for guidance in guidances.values():
         pipe.check_guidance(guidance, guide)
     asked, asked_batch = request.speed, request.batch_size
@@ -131,10 +94,8 @@ def sample_to_folder(
         raise InputError(f"CUDA graphs need a CUDA GPU, and this is {state.device.type}: remove --graph.")
     if main and labels.K and CONDITIONING[pipe.unet.config.conditioning].class_input is None:
         print("note: this network ignores the class (conditioning none): classes and guidance have no effect")
-    set_timesteps(pipe.scheduler, request.steps)
-    calls = model_evals(pipe.scheduler)
+    calls = pipe.prepare(sampler, guide)
     evaluations = {scale: g.evaluations(calls) for scale, g in guidances.items()}
-    pipe.check_eta(request.eta)
     for one in plans:
         if one.class_id is None:
             one.modulation(pipe.unet, 0)  # raises before anything is written
@@ -144,7 +105,7 @@ def sample_to_folder(
         raise InputError(f"the seeds exceed {MAX_SEED}: give a smaller --seed.")
     with writing(out), ExitStack() as stack:
         if main:
-            _open_folder(out, overwrite, stack, command)
+            _open_folder(out, request.overwrite, stack, command)
             rows = (
                 "columns from class to class"
                 if request.interpolate
@@ -153,12 +114,12 @@ def sample_to_folder(
                 else "classes"
             )
             print(
-                f"{what}\n{len(plans)} {rows} x {request.count} images x {len(request.scales)} scales, {request.sampler}, "
-                f"{request.steps} steps, on {state.num_processes} process(es), {state.device}, {describe_speed(request.speed, asked, state.device)}"
+                f"{what}\n{len(plans)} {rows} x {request.count} images x {len(request.scales)} scales, {sampler.sampler}, "
+                f"{sampler.steps} steps, on {state.num_processes} process(es), {state.device}, {describe_speed(request.speed, asked, state.device)}"
             )
             if guide is not None:
                 print(f"guide: {guide_what}")
-            if request.guidance.interval is not None:
+            if sampler.guidance.interval is not None:
                 print(guidances[max(request.scales)].describe(calls))
             for one in plans:
                 if isinstance(one, ClassMix) and one.class_id is None:
@@ -251,7 +212,7 @@ def _plans(request: SampleRequest, pipe: ClassConditionalPipeline) -> list[Class
     """The classes, then the mixes; or the interpolation steps."""
     labels = pipe.labels
     if request.interpolate is not None:
-        last = request.steps_between + 1
+        last = (DEFAULT_STEPS_BETWEEN if request.steps_between is None else request.steps_between) + 1
         return [ClassInterpolation.parse(request.interpolate, labels, i / last) for i in range(last + 1)]
     classes = request.classes or (None if request.mixes else "all" if labels.K else "null")
     plain = [ClassMix.single(c, labels) for c in labels.parse(classes)] if classes else []
@@ -294,13 +255,11 @@ def _sample(
         for batch in mine:
             began = time.perf_counter()
             with use_precision(request.speed.precision, state.device):
-                images = pipe(
+                images = pipe.sample(
+                    request.sampler.at_scale(batch[0].scale),
                     class_plan=[p.plan for p in batch],
-                    guidance=replace(request.guidance, scale=batch[0].scale),
                     guide=guide,
-                    num_inference_steps=request.steps,
                     seeds=[p.seed for p in batch],
-                    eta=request.eta,
                     output_type="np",
                 ).images
             shape = f"{len(batch)} images at {'' if batch[0].scale == 1 else 'other than '}scale 1"
@@ -329,6 +288,7 @@ def _record(
     evaluations: dict[float, int],
 ) -> dict:
     """The content of samples.json."""
+    sampler = request.sampler
     images = [
         {
             "file": p.file,
@@ -336,12 +296,12 @@ def _record(
             "class_name": p.plan.name,
             "seed": p.seed,
             "guidance": p.scale,
-            **request.guidance.to_dict(),
-            "guide": request.guide,
-            "sampler": request.sampler,
-            "steps": request.steps,
-            "spacing": request.spacing,
-            "eta": request.eta,
+            **sampler.guidance.to_dict(),
+            "guide": sampler.guide,
+            "sampler": sampler.sampler,
+            "steps": sampler.steps,
+            "spacing": sampler.spacing,
+            "eta": sampler.eta,
             "network_calls": evaluations[p.scale],
             "precision": request.speed.precision,
             "layout": request.speed.memory_format,
@@ -361,7 +321,7 @@ def _write_json(out: Path, record: dict) -> None:
     atomic_write(out / "samples.json", lambda tmp: tmp.write_text(text, encoding="utf-8"))
 
 
-def _write_npz(out: Path, planned: list[PlannedImage], scales: list[float], null_id: int | None) -> None:
+def _write_npz(out: Path, planned: list[PlannedImage], scales: Sequence[float], null_id: int | None) -> None:
     """samples.npz, or one per scale."""
     for scale in scales:
         items = [p for p in planned if p.scale == scale]
@@ -408,7 +368,7 @@ def _draw_grid(out: Path, planned: list[PlannedImage], request: SampleRequest, p
         scales = guidance if single else "columns with the same number share the noise; g is the guidance scale"
         if single and request.same_seeds:
             scales = f"each column from one noise; {guidance}"
-    title = f"{scales}; {request.sampler}, {request.steps} steps, seed {request.seed}"
+    title = f"{scales}; {request.sampler.sampler}, {request.sampler.steps} steps, seed {request.seed}"
     labelled_grid(rows, labels, columns, title).save(out / "grid.png")
     if len(places) == len(plans) and samples == request.count:
         return ""
@@ -438,7 +398,7 @@ def _clear(out: Path, overwrite: bool, command: str = "") -> None:
     if not overwrite:
         raise InputError(overwrite_hint(f"{out} already holds samples", command, out))
     try:
-        old = [i["file"] for i in read_json(index, MAX_INDEX)["images"]]
+        old = [i["file"] for i in read_document(index, max_bytes=MAX_INDEX)["images"]]
         for name in old:
             if not (isinstance(name, str) and name.endswith(".png") and Path(name).name == name):
                 raise ValueError(f"{short_repr(name)} is not an image of this folder")

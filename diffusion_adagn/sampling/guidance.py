@@ -7,20 +7,24 @@ weaker network for the same class (autoguidance, Karras et al. 2024). Scale 1 is
 All defaults of `Guidance` are neutral.
 """
 
+from __future__ import annotations
+
 import math
 import re
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import InitVar, dataclass
-from numbers import Real
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
-import torch
-from torch import Tensor
+from annotated_types import Ge, Gt, Le
+from pydantic import AfterValidator, BeforeValidator, PlainSerializer, WithJsonSchema
 
 from ..errors import InputError
+from ..schema import Option, settings
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from ..diffusion.schedule import ModelEval
 
 UNITS = ("t", "sigma", "steps", "share")
@@ -60,7 +64,7 @@ class Interval:
             )
 
     @classmethod
-    def parse(cls, text: str) -> "Interval | None":
+    def parse(cls, text: str) -> Interval | None:
         """ "t:200-800", "sigma:0.3-5", "steps:4-14", "0.2-0.8" (a fraction of the timesteps); "none" is None: all steps."""
         if text.strip().lower() == "none":
             return None
@@ -76,22 +80,51 @@ class Interval:
     def __str__(self) -> str:
         return f"{'' if self.unit == 'share' else self.unit + ':'}{self.low:g}-{self.high:g}"
 
-    def contains(self, call: "ModelEval") -> bool:
+    def contains(self, call: ModelEval) -> bool:
         """Whether a network evaluation is in the interval."""
         value = {"t": call.t, "sigma": call.sigma, "steps": call.step, "share": call.t_frac}[self.unit]
         return self.low <= value <= self.high
 
 
-@dataclass(frozen=True)
+def _scales(scale: float | Sequence[float]) -> float | tuple[float, ...]:
+    if hasattr(scale, "reshape"):  # arrays and tensors
+        scale = scale.reshape(-1).tolist()
+        scale = scale[0] if len(scale) == 1 else scale
+    try:
+        if isinstance(scale, str):
+            raise ValueError
+        scales = tuple(float(s) for s in scale) if isinstance(scale, Iterable) else (float(scale),)
+    except (TypeError, ValueError):
+        raise InputError(f"a guidance scale is a number, or a list with one per image, not {scale!r}.") from None
+    for s in scales:
+        if not math.isfinite(s) or s < 0:
+            raise InputError(f"a guidance scale is a number of at least 0 (1 means no guidance), not {s}.")
+    return scales if isinstance(scale, Iterable) else scales[0]
+
+
+def _interval(interval: object) -> Interval | None:
+    if not isinstance(interval, Interval | str | None):
+        raise InputError(f'an interval is an Interval or its text, such as "0.2-0.8", not {interval!r}.')
+    return Interval.parse(interval) if isinstance(interval, str) else interval
+
+
+def _checked_schedule(schedule: str) -> str:
+    _shape(schedule)
+    return schedule
+
+
+@settings(frozen=True)
 class Guidance:
-    """Settings of guidance; every default is neutral.
+    """pred = null + scale * (cond - null); the defaults change nothing.
+
+    The schedule's scale at timestep t is 1 + (scale - 1) f, with u = t / T from 1 (noise) to 0. "constant": f = 1; "linear":
+    f = 1 - u; "cosine": f = (1 + cos(pi u)) / 2; "cosine:P": f = (1 - cos(pi (1 - u)^P)) / 2 (MDT's power-cosine);
+    "power:P": f = (1 - u)^P. All increase from noise to image (Wang et al. 2024).
 
     Args:
         scale: a number >= 0, or one per image; 1 is no guidance. See `from_w`.
         interval: the part of sampling in which it is applied (an Interval or its text); elsewhere the second pass is skipped.
-        schedule: the scale at t is 1 + (scale - 1) f, with u = t / T from 1 (noise) to 0. "constant": f = 1; "linear":
-            f = 1 - u; "cosine": f = (1 + cos(pi u)) / 2; "cosine:P": f = (1 - cos(pi (1 - u)^P)) / 2 (MDT's power-cosine);
-            "power:P": f = (1 - u)^P. All increase from noise to image (Wang et al. 2024).
+        schedule: how the scale changes from noise to image, see above.
         rescale: phi in 0..1, how far to move to the standard deviation of the conditional prediction (Lin et al. 2023,
             section 3.4).
         threshold: dynamic thresholding of x0 in place of clipping: a fraction in (0, 1], such as 0.995 (Imagen, section 2.3).
@@ -101,11 +134,20 @@ class Guidance:
         InputError: a value is out of range.
     """
 
-    scale: float | Sequence[float] = 1.0
-    interval: Interval | str | None = None
-    schedule: str = "constant"
-    rescale: float = 0.0
-    threshold: float | None = None
+    scale: Annotated[float | tuple[float, ...], BeforeValidator(_scales), Option("guidance", "NUMBER")] = 1.0
+    """guidance scale, 1 is no guidance; several: 1,2,4 or from:to:step such as 1:4:0.5"""
+    interval: Annotated[
+        Interval | None, BeforeValidator(_interval), PlainSerializer(str), WithJsonSchema({"type": "string"}),
+        Option(metavar="FROM-TO", default="none"),
+    ] = None  # fmt: skip
+    """where guidance is on: t:200-800 (timesteps, high is noise), sigma:0.3-5 (noise levels), steps:4-14 (sampler
+    steps, 0 is the noisiest), 0.2-0.8 (a fraction of the timesteps), none: everywhere"""
+    schedule: Annotated[str, AfterValidator(_checked_schedule), Option("guidance_schedule", "SHAPE")] = "constant"
+    """how the scale changes from noise to image: constant, linear, cosine, cosine:4 (MDT's power-cosine), power:2"""
+    rescale: Annotated[float, Ge(0), Le(1), Option(metavar="PHI")] = 0.0
+    """rescale towards the standard deviation of the unguided prediction, 0..1"""
+    threshold: Annotated[float | None, Gt(0), Le(1), Option(metavar="FRACTION", default="none")] = None
+    """dynamic thresholding of x0 instead of clipping, such as 0.995"""
     guide: InitVar[object] = None
 
     def __post_init__(self, guide: object) -> None:
@@ -114,19 +156,9 @@ class Guidance:
                 "Guidance(guide=) is deprecated: pass guide to the pipeline call.", DeprecationWarning, stacklevel=3
             )
             object.__setattr__(self, "_guide", guide)
-        if isinstance(self.interval, str):
-            object.__setattr__(self, "interval", Interval.parse(self.interval))
-        if not isinstance(self.interval, Interval | None):
-            raise InputError(f'an interval is an Interval or its text, such as "0.2-0.8", not {self.interval!r}.')
-        object.__setattr__(self, "scale", _scales(self.scale))
-        _shape(self.schedule)
-        if not isinstance(self.rescale, Real) or not 0 <= self.rescale <= 1:
-            raise InputError(f"rescale is a number from 0 (none) to 1, not {self.rescale!r}.")
-        if self.threshold is not None and (not isinstance(self.threshold, Real) or not 0 < self.threshold <= 1):
-            raise InputError(f"a threshold is a fraction above 0 and up to 1, such as 0.995, not {self.threshold!r}.")
 
     @classmethod
-    def from_w(cls, w: float | Sequence[float], **settings) -> "Guidance":
+    def from_w(cls, w: float | Sequence[float], **settings) -> Guidance:
         """Guidance from the paper's w, pred = (1 + w) cond - w null, which is scale = 1 + w.
 
         Args:
@@ -149,6 +181,8 @@ class Guidance:
             raise InputError(
                 f"{len(scales)} guidance scales were given for {count} images: give one, or one per image."
             )
+        import torch
+
         return torch.tensor(scales * (count if len(scales) == 1 else 1))
 
     @property
@@ -156,13 +190,13 @@ class Guidance:
         """Whether no image is guided at any step; then there is no second pass."""
         return self.scale == 1 or (isinstance(self.scale, tuple) and all(s == 1 for s in self.scale))
 
-    def weight(self, call: "ModelEval") -> float:
+    def weight(self, call: ModelEval) -> float:
         """f of `schedule` at a network evaluation; 0 where guidance is not applied."""
         if self.is_neutral or (self.interval is not None and not self.interval.contains(call)):
             return 0.0
         return _shape(self.schedule)(call.t_frac)
 
-    def evaluations(self, calls: Sequence["ModelEval"]) -> int:
+    def evaluations(self, calls: Sequence[ModelEval]) -> int:
         """Network evaluations per image: one for each of `calls`, and a second where guidance is applied."""
         return len(calls) + sum(self.weight(call) > 0 for call in calls)
 
@@ -182,7 +216,7 @@ class Guidance:
             return guided
         axes = tuple(range(1, cond.ndim))
         ratio = cond.std(axes, keepdim=True) / guided.std(axes, keepdim=True).clamp(min=1e-12)
-        return torch.lerp(guided, guided * ratio, self.rescale)
+        return guided.lerp(guided * ratio, self.rescale)
 
     def threshold_x0(self, x0: Tensor) -> Tensor:
         """Dynamic thresholding: x0 [B, C, H, W] into [-1, 1]; each image is divided by the quantile `threshold` of its values."""
@@ -200,7 +234,7 @@ class Guidance:
             "threshold": self.threshold,
         }
 
-    def describe(self, calls: Sequence["ModelEval"]) -> str:
+    def describe(self, calls: Sequence[ModelEval]) -> str:
         """A sentence: where guidance is applied, in every unit, and the number of network evaluations per image."""
         on = [call for call in calls if self.weight(call) > 0]
         total = calls[-1].step + 1
@@ -218,28 +252,12 @@ class Guidance:
 def apply_cfg(cond: Tensor, uncond: Tensor, scales: Tensor) -> Tensor:
     """uncond + scale * (cond - uncond) in all channels. cond, uncond [B, C, H, W]; scales [B], one per image.
 
-    torch.lerp gives exactly cond at scale 1.  Source: Ho & Salimans 2022, equation 6.
+    lerp gives exactly cond at scale 1.  Source: Ho & Salimans 2022, equation 6.
     """
-    return torch.lerp(uncond, cond, scales.to(cond)[:, None, None, None])
+    return uncond.lerp(cond, scales.to(cond)[:, None, None, None])
 
 
-def _scales(scale: float | Sequence[float]) -> float | tuple[float, ...]:
-    if hasattr(scale, "reshape"):  # arrays and tensors
-        scale = scale.reshape(-1).tolist()
-        scale = scale[0] if len(scale) == 1 else scale
-    try:
-        if isinstance(scale, str):
-            raise ValueError
-        scales = tuple(float(s) for s in scale) if isinstance(scale, Iterable) else (float(scale),)
-    except (TypeError, ValueError):
-        raise InputError(f"a guidance scale is a number, or a list with one per image, not {scale!r}.") from None
-    for s in scales:
-        if not math.isfinite(s) or s < 0:
-            raise InputError(f"a guidance scale is a number of at least 0 (1 means no guidance), not {s}.")
-    return scales if isinstance(scale, Iterable) else scales[0]
-
-
-def _shape(schedule: str):
+def _shape(schedule: str) -> Callable[[float], float]:
     """u = t / T in 0..1 -> f."""
     word, _, power = schedule.partition(":")
     try:

@@ -9,7 +9,7 @@ import operator
 import os
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from numbers import Integral
 from pathlib import Path
@@ -32,6 +32,7 @@ from ..diffusion.schedule import (
     model_evals,
     sampler_name,
     set_timesteps,
+    spacing_name,
     with_sampler,
 )
 from ..errors import InputError, errors_as_input_error
@@ -45,6 +46,7 @@ from .card import model_card
 from .class_mix import ClassMix, ClassPlan, modulation_table
 from .guidance import Guidance
 from .pretrained import checkpoint_of, checkpoint_parts, pipeline_parts
+from .settings import SamplerSettings
 
 MAX_SEED = 2**63 - 1
 UNGUIDED = Guidance()
@@ -213,7 +215,8 @@ class ClassConditionalPipeline(DiffusionPipeline):
 
     def _scheduler(self, sampler: str | None, spacing: str | None) -> SchedulerMixin:
         """A scheduler for one call: schedulers have state, and calls may run concurrently."""
-        if sampler is None and spacing is None:
+        names = {None, sampler_name(self.scheduler)}, {None, spacing_name(self.scheduler)}
+        if sampler in names[0] and spacing in names[1]:
             return copy.deepcopy(self.scheduler)  # the user may have replaced it
         return with_sampler(self.scheduler, sampler, spacing, self.unet.config.learned_variance)
 
@@ -282,6 +285,46 @@ class ClassConditionalPipeline(DiffusionPipeline):
         sampler = sampler or sampler_name(self.scheduler)
         if eta and sampler != "ddim":
             raise InputError(f"eta is a setting of ddim; the sampler is {sampler}.")
+
+    def prepare(self, settings: SamplerSettings, guide: "ClassConditionalPipeline | None" = None) -> list[ModelEval]:
+        """Make the sampler of these settings the default of later calls, and check all of them.
+
+        Args:
+            settings: how to sample.
+            guide: see `check_guidance`.
+
+        Returns:
+            The network evaluations of a call.
+
+        Raises:
+            InputError: the settings do not fit this model, or each other.
+        """
+        self.use_sampler(settings.sampler, settings.spacing)
+        self.check_eta(settings.eta)
+        self.check_guidance(settings.guidance, guide)
+        set_timesteps(self.scheduler, settings.steps)
+        return model_evals(self.scheduler)
+
+    def resolved(self, settings: SamplerSettings) -> SamplerSettings:
+        """The settings with this pipeline's sampler and spacing where they have none.
+
+        Args:
+            settings: how to sample.
+        """
+        sampler, spacing = sampler_name(self.scheduler), spacing_name(self.scheduler)
+        return replace(settings, sampler=settings.sampler or sampler, spacing=settings.spacing or spacing)
+
+    def sample(self, settings: SamplerSettings, **arguments: Any) -> "ImagesOutput":
+        """Sample images with these settings.
+
+        Args:
+            settings: how to sample; None in them is the pipeline's own.
+            arguments: the other arguments of a call, such as classes and seeds.
+        """
+        s = settings
+        return self(
+            guidance=s.guidance, num_inference_steps=s.steps, eta=s.eta, sampler=s.sampler, spacing=s.spacing, **arguments
+        )  # fmt: skip
 
     def mix(self, text: str) -> ClassMix:
         """Read a class mix for this network.

@@ -1,65 +1,68 @@
 """The parts of a pipeline from its files: a pipeline folder, or a run's checkpoint. Only safetensors and JSON are read."""
 
+import dataclasses
 import hashlib
 import inspect
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import torch
+from annotated_types import Ge, Le
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
+from pydantic import AllowInfNan, BaseModel, BeforeValidator, Strict, StrictBool, StrictInt, StrictStr, create_model
 from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import nn
 
 from ..commands import command, resume_command, with_commands
-from ..config import DiffusionConfig, RunConfig, read_config
+from ..config import RunConfig, read_config
 from ..diffusion.schedule import PREDICTIONS, SAMPLERS, make_scheduler
 from ..errors import InputError
 from ..labels import LabelSpace
 from ..models.config import NetworkConfig, check_size
 from ..models.unet import AdaGNUNet
-from ..runs.checkpoint import load_weights
+from ..runs.checkpoint import load_weights, read_state
 from ..runs.layout import STATE, RunFolder, label_space, network_config
-from ..schema import apply, read_json, short_repr
+from ..schema import Layer, as_document, build, document, read_document, short_repr
 
-OPTIONS = {  # of model_index.json, and their types
-    "clip_x0": (bool,),
-    "ema_decay": (float, int, type(None)),
-    "trained_steps": (int, type(None)),
-    "guidance_convention": (str,),
-}
+
+@document
+class ModelIndex:
+    """What we read of a pipeline's model_index.json."""
+
+    unet: Any = None
+    scheduler: tuple[str, str] = ("", "")
+    labels: Annotated[LabelSpace | None, BeforeValidator(lambda v: None if v is None else LabelSpace.from_dict(v))] = (
+        None
+    )
+    clip_x0: StrictBool = True
+    ema_decay: Annotated[float | None, Strict()] = None
+    trained_steps: StrictInt | None = None
+    guidance_convention: StrictStr = "pred = null + scale * (cond - null); scale 1 is no guidance"
+
+
 WEIGHTS = "diffusion_pytorch_model"  # as diffusers names them; large ones are cut into WEIGHTS-00001-of-00002 and so on
 
 
 def pipeline_parts(folder: Path, torch_dtype: torch.dtype | None) -> dict[str, Any]:
     """The arguments of ClassConditionalPipeline in a folder with model_index.json. Raises InputError for one that is not ours."""
-    index = read_json(folder / "model_index.json")
-    known = {s.__name__: s for s in SAMPLERS.values()}
-    scheduler_class = known.get((index.get("scheduler") or ["", ""])[1])
-    if index.get("unet") == ["diffusers", "UNet2DModel"]:
+    index = read_document(folder / "model_index.json", ModelIndex)
+    if index.unet == ["diffusers", "UNet2DModel"]:
         raise InputError(
             with_commands(f"{folder} holds a stock UNet2DModel. Import it first:", command("import-diffusers", folder))
         )
-    if "labels" not in index or scheduler_class is None:
+    scheduler_class = {s.__name__: s for s in SAMPLERS.values()}.get(index.scheduler[1])
+    if index.labels is None or scheduler_class is None:
         raise InputError(
             f"{folder} was not written by this package (labels or scheduler are missing in model_index.json)."
         )
-    try:
-        labels = LabelSpace.from_dict(index["labels"])
-    except InputError as error:
-        raise InputError(f"{folder / 'model_index.json'}: {error}") from None
-    options = {k: index[k] for k in OPTIONS if k in index}
-    wrong = [k for k, value in options.items() if type(value) not in OPTIONS[k]]
-    if wrong:
-        raise InputError(f"{folder / 'model_index.json'}: {wrong[0]} cannot be {short_repr(options[wrong[0]])}.")
-    return dict(
-        unet=load_unet(folder / "unet", torch_dtype),
-        scheduler=load_scheduler(folder / "scheduler", scheduler_class),
-        labels=labels,
-        **options,
-    )
+    options = {
+        key: getattr(index, key) for key in ("labels", "clip_x0", "ema_decay", "trained_steps", "guidance_convention")
+    }
+    scheduler = load_scheduler(folder / "scheduler", scheduler_class)
+    return options | {"unet": load_unet(folder / "unet", torch_dtype), "scheduler": scheduler}
 
 
 def checkpoint_of(path: str | Path, weights: str = "ema") -> Path | None:
@@ -86,9 +89,7 @@ def checkpoint_parts(checkpoint: Path, weights: str = "ema") -> dict[str, Any]:
     if not config_file.is_file():
         raise InputError(f"{checkpoint} stands alone: its run's config.yaml is looked for at {config_file}.")
     config = read_config(config_file)
-    step = read_json(checkpoint / STATE).get("step")
-    if type(step) is not int or step < 0:
-        raise InputError(f"the checkpoint {checkpoint} is corrupted: its step is {short_repr(step)} ({STATE}).")
+    step = read_state(checkpoint)["step"]
     file = checkpoint / f"{'ema' if weights == 'ema' else 'model'}.safetensors"
     with torch.device("meta"):
         unet = AdaGNUNet(**network_config(config))
@@ -114,15 +115,16 @@ def load_unet(folder: Path, torch_dtype: torch.dtype | None = None) -> AdaGNUNet
     """An AdaGNUNet from its folder, in eval mode. Raises InputError for a config.json that is not its, and weights that do not fit."""
     if not (folder / "config.json").is_file():
         raise InputError(f"{folder} holds no network (no config.json).")
-    values = {k: v for k, v in read_json(folder / "config.json").items() if not k.startswith("_")}
-    network = NetworkConfig()
-    apply(network, values, where=f"in {folder / 'config.json'}")
+    file = folder / "config.json"
+    known = {f.name for f in dataclasses.fields(NetworkConfig)}
+    values = {k: v for k, v in read_document(file).items() if k in known}
+    network = build(NetworkConfig, Layer(values, f"in {file}"))
     try:
         check_size(vars(network))
         with torch.device("meta"):
             unet = AdaGNUNet(**values)
     except InputError as error:
-        raise InputError(f"{folder / 'config.json'}: {error}") from None
+        raise InputError(f"{file}: {error}") from None
     fill(unet, folder)
     return (unet if torch_dtype is None else unet.to(torch_dtype)).eval()
 
@@ -164,24 +166,32 @@ def check_fits(model: nn.Module, files: Sequence[Path], wrong: str) -> None:
         raise InputError(f"{wrong} ({'; '.join(found_faults)}).")
 
 
+def _scheduler_schema(cls: type[SchedulerMixin]) -> type[BaseModel]:
+    """The arguments of a scheduler of diffusers, which checks none of them."""
+    limit = 10**6
+    types = {
+        bool: StrictBool,
+        int: Annotated[StrictInt, Ge(-limit), Le(limit)],
+        float: Annotated[float, Strict(), AllowInfNan(False)],
+        str: StrictStr,
+    }
+    known = {
+        "num_train_timesteps": Annotated[StrictInt, Ge(2), Le(100_000)],
+        "prediction_type": Literal[tuple(PREDICTIONS.values())],
+        "timestep_spacing": Literal["leading", "trailing", "linspace"],
+    }
+    defaults = {name: p.default for name, p in inspect.signature(cls.__init__).parameters.items()}
+    fields = {
+        name: (types[type(default)] | None, default) for name, default in defaults.items() if type(default) in types
+    }
+    return create_model(cls.__name__, **fields | {name: (hint, defaults[name]) for name, hint in known.items()})
+
+
 def load_scheduler(folder: Path, kind: type[SchedulerMixin]) -> SchedulerMixin:
-    """A scheduler of this class from its folder. Raises InputError for settings that cannot be, or that make no process."""
+    """A scheduler of this class from its folder. Raises InputError for settings that are invalid, or describe no process."""
     file = folder / "scheduler_config.json"
-    config = read_json(file)
-    apply(DiffusionConfig(), {k: v for k, v in config.items() if k == "num_train_timesteps"}, where=f"in {file}")
-    defaults = {name: p.default for name, p in inspect.signature(kind.__init__).parameters.items()}
-    for name, value in config.items():
-        default = defaults.get(name)
-        kinds = (int, float) if type(default) is float else (type(default),)
-        vast = type(value) is int and abs(value) > 10**6
-        if default is not None and value is not None and (vast or type(value) not in kinds):
-            raise InputError(f"{name}: {short_repr(value)} cannot be, where {default!r} is usual (in {file}).")
-    for name, expected in (
-        ("prediction_type", PREDICTIONS.values()),
-        ("timestep_spacing", ("leading", "trailing", "linspace")),
-    ):
-        if config.get(name, defaults[name]) not in expected:
-            raise InputError(f"{name} {short_repr(config[name])} is not one of {', '.join(expected)} (in {file}).")
+    config = read_document(file)
+    as_document(config, _scheduler_schema(kind), file)
     try:
         scheduler = kind.from_config(config)
         betas, alphas = scheduler.betas, scheduler.alphas_cumprod

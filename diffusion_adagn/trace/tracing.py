@@ -1,7 +1,6 @@
 """`adagn trace` from start to end: the atlas, the probes, the verdict, the report."""
 
 import dataclasses
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -27,35 +26,13 @@ from .label_check import OPEN, UNUSED, Verdict, label_check
 from .probes import Influence, Sensitivity, label_sensitivity, probe
 from .report import TraceResults, write_report
 from .sentences import BAND, has_band
+from .settings import TraceRequest
 
 MAX_SITES = 60  # with more, the probes go by resolution
 NUM_PROBED_TIMESTEPS = 10
 MIN_SIGNAL = 0.05  # smallest alpha at which a network with eps-prediction is probed
 MIX_COLUMNS = 6  # images in each row of the mixing grid
 SAMPLER_STEPS = 20
-
-
-@dataclass(frozen=True)
-class TraceRequest:
-    """What `adagn trace` is asked for.
-
-    Args:
-        timesteps: Number of timesteps of the atlas, evenly spaced.
-        images: Number of images that the probes use.
-        data: Source of the held-out images; None: the run's own data.
-        weights: "ema" or "raw".
-        compare: Another run or checkpoint, for the drift.
-        by: What is probed at a time; None: each site if there are at most 60, else each resolution.
-        device: As `choose_device` takes it.
-    """
-
-    timesteps: int = 50
-    images: int = 32
-    data: DataConfig | None = None
-    weights: str = "ema"
-    compare: str | None = None
-    by: Literal["site", "resolution"] | None = None
-    device: str = "auto"
 
 
 @use_tf32(False)

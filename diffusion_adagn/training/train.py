@@ -28,7 +28,6 @@ from ..config import (
     SpeedConfig,
     TrainingConfig,
     as_config,
-    check,
     differences,
     read_config,
     to_dict,
@@ -165,7 +164,9 @@ def _train(config: RunConfig, resume: bool, held: ExitStack) -> int:
     health = NonFiniteGuard(training.max_nonfinite_steps, state.get("faults", 0))
     metrics = Metrics(run.metrics_file if main else None, last_step=step)
     if training.tracker != "none":
-        flat = {k: v if isinstance(v, int | float | str) else str(v) for k, v in flatten(to_dict(config)).items()}
+        flat = {
+            k: v if isinstance(v, int | float | str) else str(v) for k, v in flatten(RunConfig, to_dict(config)).items()
+        }
         accelerator.init_trackers("diffusion_adagn", config=flat)
 
     def log(**values: float) -> None:
@@ -369,7 +370,6 @@ def resolve(
         )
     data = dataclasses.replace(config.data, image_size=dataset.image_size, channels=dataset.channels)
     config = dataclasses.replace(config, data=data, labels=space.to_dict())
-    check(config)
     if config.training.preview_every:
         check_preview(config)
     return config, dataset

@@ -31,10 +31,11 @@ def test_help_documents_every_setting(capsys):
     with pytest.raises(SystemExit):
         main(["train", "--help"])
     shown = " ".join(capsys.readouterr().out.split())
-    for key, _, field in fields_of(RunConfig):
+    for setting in fields_of(RunConfig):
+        key = setting.key
         if key != "labels":
             assert f"--{key}" in shown
-            assert " ".join(field.metadata["help"].split())[:60] in shown.replace("- ", "-"), key
+            assert " ".join(setting.info.description.split())[:60] in shown.replace("- ", "-"), key
 
 
 @pytest.mark.parametrize(

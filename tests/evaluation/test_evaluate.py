@@ -454,7 +454,7 @@ def test_bad_requests_write_nothing(model, data, tmp_path, capsys, argv, status,
 @pytest.mark.parametrize(
     ("argv", "status", "message"),
     [
-        (["evaluate"], 2, "RUN_OR_PICTURES"),
+        (["evaluate"], 2, "RUN_OR_IMAGES"),
         (["evaluate", "runs/nowhere"], 1, "no folder runs/nowhere"),
         (["evaluate", "{model}"], 1, "nothing to measure"),
         (["evaluate", "{real}"], 1, "nothing to measure"),

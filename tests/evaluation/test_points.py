@@ -12,8 +12,10 @@ from diffusion_adagn.diffusion.schedule import ModelEval, make_scheduler
 from diffusion_adagn.errors import InputError
 from diffusion_adagn.evaluation.diagnostics import GuidanceMeter, compared_with_data, image_values
 from diffusion_adagn.evaluation.extractors import Features
-from diffusion_adagn.evaluation.points import SamplePlan, SamplerSettings, sample_point
+from diffusion_adagn.evaluation.points import SamplePlan, sample_point
+from diffusion_adagn.sampling.guidance import Guidance
 from diffusion_adagn.sampling.pipeline import to_pixels
+from diffusion_adagn.sampling.settings import SamplerSettings
 
 
 class Pixels:
@@ -43,7 +45,7 @@ class Process:
         pass
 
 
-POINT = SamplerSettings(2.0, "t:200-800", steps=4)
+POINT = SamplerSettings(Guidance(2.0, "t:200-800"), sampler="ddim", spacing="leading", steps=4)
 DRAW = SamplePlan((0, 1, 2), count=11, seed=5, batch_size=3, shown=2)
 
 
@@ -51,7 +53,7 @@ def test_sampled_images_equal_the_pipeline(pipe, tmp_path):
     sampled = sample_point(pipe, POINT, DRAW, [Pixels()], tmp_path, PartialState(cpu=True), keep_pixels=True)
     labels = [i % 3 for i in range(11)]
     assert sampled.labels.tolist() == labels
-    whole = pipe(labels, num_inference_steps=4, seeds=5, guidance=POINT.guidance(), output_type="np").images
+    whole = pipe(labels, num_inference_steps=4, seeds=5, guidance=POINT.guidance, output_type="np").images
     assert np.abs(sampled.pixels.astype(int) - to_pixels(whole)).max() <= 1
     assert np.array_equal(sampled.features["pixels"].pooled, sampled.pixels.reshape(11, -1))
     assert np.allclose(sampled.values, image_values(sampled.pixels))
@@ -91,7 +93,7 @@ def test_corrupted_batch_is_sampled_again(pipe, tmp_path):
 
 def test_meter_measures_guidance_and_clipping(pipe, tmp_path):
     sampled = sample_point(pipe, POINT, DRAW, [], tmp_path, Process())
-    calls = POINT.calls(pipe)
+    calls = pipe.prepare(POINT)
     assert [d > 0 for d in sampled.difference] == [200 <= call.t <= 800 for call in calls]
     meter = GuidanceMeter(2)
     cond, null = torch.randn(2, 3, 4, 4), torch.randn(2, 3, 4, 4)
@@ -124,17 +126,18 @@ def test_colour_and_contrast():
 
 
 def test_scale_1_points_are_one():
-    settings = {"interval": "t:1-2", "schedule": "cosine", "rescale": 0.5, "guide": "x"}
-    assert SamplerSettings(1.0, **settings).canonical() == SamplerSettings(1.0)
-    assert SamplerSettings(1.0, threshold=0.9).canonical() != SamplerSettings(
-        1.0
-    )  # it has an effect without guidance too
-    assert SamplerSettings(2.0, **settings).canonical() == SamplerSettings(2.0, **settings)
+    settings = {"interval": "t:1-2", "schedule": "cosine", "rescale": 0.5}
+    neutral = SamplerSettings()
+    assert SamplerSettings(Guidance(1.0, **settings), guide="x").canonical() == neutral
+    # thresholding has an effect without guidance too
+    assert SamplerSettings(Guidance(threshold=0.9)).canonical() != neutral
+    guided = SamplerSettings(Guidance(2.0, **settings), guide="x")
+    assert guided.canonical() == guided
 
 
 def test_point_names_are_unique():
     points = [
-        SamplerSettings(scale, interval, schedule, rescale, threshold, guide, sampler, steps, eta, spacing)
+        SamplerSettings(Guidance(scale, interval, schedule, rescale, threshold), guide, sampler, steps, eta, spacing)
         for scale in (1.0, 1.5, 1.5000001, 10.0)
         for interval in ("none", "t:2-8", "sigma:0.2-8", "0.2-0.8")
         for schedule in ("constant", "power:2", "cosine:2")

@@ -103,9 +103,9 @@ def test_stopped_ablation_resumes(tmp_path, monkeypatch, capsys):
     ("extra", "message", "status"),
     [
         (["--kinds=adagn,adaglm"], "unknown conditioning 'adaglm'", 1),
-        (["--kinds="], "choose from adagn", 1),
-        (["--seeds=one"], "--seeds must be whole numbers", 2),
-        (["--seeds=-1"], "none negative", 2),
+        (["--kinds="], "--kinds is empty", 2),
+        (["--seeds=one"], "--seeds: expected a whole number", 2),
+        (["--seeds=-1"], "--seeds: must be at least 0", 2),
         (["--model.conditioning=gain"], "use --kinds", 2),
         (["--training.seed=1"], "use --seeds", 2),
         (["--model.norm_groups=8"], "2 channel\\(s\\) per group", 1),

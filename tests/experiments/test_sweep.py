@@ -227,7 +227,7 @@ def test_sweep_without_extractor_has_diagnostics(model, tmp_path):
     ("change", "word"),
     [
         (["--count", "2"], "total over 3 classes"),
-        (["--sampler", "dpm"], "there is no 'dpm'"),
+        (["--sampler", "dpm"], "got 'dpm'. Did you mean dpm++"),
         (["--sampler", "ddim", "--spacing", "trailing", "--steps", "30"], "g1_ddim30_trailing cannot be sampled"),
         (["--interval", "2-3"], "fraction of the timesteps"),
         (["--guidance", "1:x:2"], "from:to:step"),

@@ -8,6 +8,7 @@ import sys
 
 import pytest
 import torch
+from conftest import run_command
 from diffusers import UNet2DModel
 from safetensors.torch import save_file
 
@@ -202,11 +203,11 @@ def test_flags_as_strings_and_values():
     ("flags", "message"),
     [
         ({"num_chanels": 64}, "no flag 'num_chanels'. Did you mean num_channels"),
-        ({"num_channels": "wide"}, "num_channels must be a whole number, not 'wide'"),
-        ({"class_cond": "maybe"}, "class_cond must be True or False, not 'maybe'"),
-        ({"num_res_blocks": 0}, "num_res_blocks must be at least 1"),
+        ({"num_channels": "wide"}, "num_channels: expected a whole number, got 'wide'"),
+        ({"class_cond": "maybe"}, "class_cond: expected true or false, got 'maybe'"),
+        ({"num_res_blocks": 0}, "num_res_blocks: must be at least 1"),
         ({"attention_resolutions": "0"}, "attention_resolutions"),
-        ({"dropout": 1.5}, "dropout must be at least 0"),
+        ({"dropout": 1.5}, "dropout: must be below 1, got 1.5"),
         ({"image_size": 32}, "default channel_mult for 64,128,256,512 pixels, not for 32"),
     ],
 )
@@ -501,17 +502,17 @@ def test_import_adm_command(tmp_path, checkpoint, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     options = [f"--{name}={value}" for name, value in SIGMA.items()]
     preset = ["--preset", "imagenet64", "--resblock-updown", "False", "--use_fp16", "True"]
-    assert command.run([str(checkpoint), *preset, *options]) == 0
+    assert run_command(command, [str(checkpoint), *preset, *options]) == 0
     printed = capsys.readouterr().out
     assert "models/tiny" in printed and "5 classes" in printed and "guidance 1" in printed and "--init_from" in printed
     assert "adagn sample models/tiny --classes 0 --sampler ddpm --steps 250" in printed
     assert ClassConditionalPipeline.from_pretrained("models/tiny").scheduler.config.beta_schedule == "squaredcos_cap_v2"
     with pytest.raises(InputError, match="is not overwritten"):
-        command.run([str(checkpoint), *preset, *options])
+        run_command(command, [str(checkpoint), *preset, *options])
     with pytest.raises(InputError, match="no checkpoint"):
-        command.run(["none.pt"])
+        run_command(command, ["none.pt"])
     with pytest.raises(InputError, match="--num_channels"):
-        command.run([str(checkpoint), "--num_chanels", "3"])
+        run_command(command, [str(checkpoint), "--num_chanels", "3"])
     assert all(f"--{name}" in command.parser().format_help() for name in FLAGS)
 
 

@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from conftest import tiny_unet
+from conftest import run_command, tiny_unet
 from diffusers import (
     DDIMScheduler,
     DDPMPipeline,
@@ -492,7 +492,7 @@ def test_export_and_import_commands(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     pipe = ours()
     pipe.save_pretrained("ours")
-    assert export_command.run(["ours", "--to", "diffusers", "theirs"]) == 0
+    assert run_command(export_command, ["ours", "--to", "diffusers", "theirs"]) == 0
     printed = capsys.readouterr().out
     assert str(tmp_path / "theirs") in printed
     line = next(line for line in printed.splitlines() if "python -c" in line)
@@ -502,10 +502,10 @@ def test_export_and_import_commands(tmp_path, capsys, monkeypatch):
     assert '"cat"' in code
     assert "'\"'" not in line
     with pytest.raises(InputError, match="--overwrite"):
-        export_command.run(["ours", "theirs"])
-    assert export_command.run(["ours", "theirs", "--overwrite"]) == 0
+        run_command(export_command, ["ours", "theirs"])
+    assert run_command(export_command, ["ours", "theirs", "--overwrite"]) == 0
     capsys.readouterr()
-    assert import_command.run(["theirs"]) == 0
+    assert run_command(import_command, ["theirs"]) == 0
     printed = capsys.readouterr().out
     assert "adagn sample imported/theirs --classes all --guidance" in printed
     again = ClassConditionalPipeline.from_pretrained("imported/theirs")
@@ -513,16 +513,16 @@ def test_export_and_import_commands(tmp_path, capsys, monkeypatch):
     assert again.labels == pipe.labels
     assert np.allclose(again(seeds=0, **SHORT_CALL).images, pipe(seeds=0, **SHORT_CALL).images, atol=1e-5)
     with pytest.raises(InputError, match="--overwrite"):
-        import_command.run(["theirs"])
+        run_command(import_command, ["theirs"])
     (tmp_path / "names.txt").write_text("a\nb\nc\n")
-    assert import_command.run(["theirs", "--class-names", "names.txt", "--null-class", "--overwrite"]) == 0
+    assert run_command(import_command, ["theirs", "--class-names", "names.txt", "--null-class", "--overwrite"]) == 0
     assert ClassConditionalPipeline.from_pretrained("imported/theirs").labels.names == ("a", "b", "c")
 
 
 @pytest.mark.parametrize("argv", [["ours"], ["ours", "--to", "onnx", "x"], ["ours", "x", "--overwrit"]])
 def test_invalid_command_lines(argv):
     with pytest.raises(UsageError):
-        export_command.run(argv)
+        run_command(export_command, argv)
 
 
 def test_exported_folder_error_names_import(export_copy):

@@ -22,7 +22,7 @@ def order(monkeypatch):
 
 def request(batch_size=None, compile=True, graph=True):
     speed = SpeedConfig("fp32", "contiguous", "eager", compile)
-    return generate.SampleRequest(None, [1.0], batch_size=batch_size, speed=speed, graph=graph)
+    return generate.SampleRequest(batch_size=batch_size, speed=speed, graph=graph)
 
 
 def test_batch_search_precedes_compiling(order, monkeypatch):

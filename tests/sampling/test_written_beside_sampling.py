@@ -23,13 +23,13 @@ class Pipe:
     def set_progress_bar_config(self, **_):
         pass
 
-    def __call__(self, class_plan, guidance, guide, num_inference_steps, seeds, eta, output_type):
+    def sample(self, settings, class_plan, guide, seeds, output_type):
         self.look()
         return SimpleNamespace(images=np.stack([np.full((4, 4, 1), s / 255, np.float32) for s in seeds]))
 
 
 def sample(out, pipe, count=5):
-    request = generate.SampleRequest(None, [1.0], batch_size=2, speed=SpeedConfig("fp32", "contiguous", "eager"))
+    request = generate.SampleRequest(batch_size=2, speed=SpeedConfig("fp32", "contiguous", "eager"))
     images = [generate.PlannedImage(i, None, i, 1.0, f"{i}.png") for i in range(count)]
     generate._sample(pipe, images, request, None, out, STATE)
 

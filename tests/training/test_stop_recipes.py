@@ -13,9 +13,8 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-from diffusion_adagn.cli import main
 from diffusion_adagn.runs.layout import RunFolder
-from diffusion_adagn.runtime import stopping
+from diffusion_adagn.runtime import launcher, stopping
 from diffusion_adagn.training.train import StopSignal
 
 pytestmark = pytest.mark.serial
@@ -129,9 +128,9 @@ def test_finished_job_is_not_requeued(tmp_path, script):
 def launcher_gone(monkeypatch):
     """The watch of a worker, whose launcher ends. Gives (start it, its exits)."""
     exits = []
-    monkeypatch.setattr(main, "POLL_SECONDS", 0.01)
-    monkeypatch.setattr(main.os, "_exit", exits.append)
-    return lambda: threading.Thread(target=main._watch, args=(os.getppid() + 1,)), exits
+    monkeypatch.setattr(launcher, "POLL_SECONDS", 0.01)
+    monkeypatch.setattr(launcher.os, "_exit", exits.append)
+    return lambda: threading.Thread(target=launcher._watch, args=(os.getppid() + 1,)), exits
 
 
 def test_worker_exits_without_launcher(launcher_gone, monkeypatch):
@@ -150,7 +149,7 @@ def test_watch_waits_for_a_save(launcher_gone, monkeypatch):
     thread.start()
     time.sleep(0.2)
     assert thread.is_alive() and not exits
-    monkeypatch.setattr(main, "MAX_SAVE_SECONDS", 0)  # the save takes too long
+    monkeypatch.setattr(launcher, "MAX_SAVE_SECONDS", 0)  # the save takes too long
     monkeypatch.setattr(stopping, "_requested", False)
     thread.join(10)
     assert exits == [143]
@@ -159,7 +158,7 @@ def test_watch_waits_for_a_save(launcher_gone, monkeypatch):
 def test_watch_does_not_wait_for_ever(launcher_gone, monkeypatch):
     watch, exits = launcher_gone
     monkeypatch.setattr(stopping, "_requested", True)
-    monkeypatch.setattr(main, "MAX_SAVE_SECONDS", 0.05)
+    monkeypatch.setattr(launcher, "MAX_SAVE_SECONDS", 0.05)
     thread = watch()
     thread.start()
     thread.join(10)
@@ -193,12 +192,12 @@ def test_main_process_writes_its_status(tmp_path, monkeypatch, capsys):
     for rank, written in (("1", False), ("0", True)):
         monkeypatch.setenv("RANK", rank)
         with pytest.raises(SystemExit) as left:
-            main.leave(75)
+            launcher.leave(75)
         assert left.value.code == 75 and (tmp_path / "status").exists() is written
     assert (tmp_path / "status").read_text() == "75\n"
     monkeypatch.setenv("DIFFUSION_ADAGN_STATUS", str(tmp_path / "no/folder"))
     with pytest.raises(SystemExit):
-        main.leave(0)
+        launcher.leave(0)
     assert "could not be written" in capsys.readouterr().err
 
 
@@ -208,7 +207,7 @@ def test_main_process_writes_its_status(tmp_path, monkeypatch, capsys):
 TRAIN = """
 import os, sys, time
 from pathlib import Path
-from diffusion_adagn.cli import main
+from diffusion_adagn.runtime import launcher
 from diffusion_adagn.training import train
 
 save_checkpoint, any_process, steps = train.save_checkpoint, train.any_process, 0
@@ -248,7 +247,7 @@ def asked_by_all_signals(folder, job, signalled):
     for process in signalled(workers):
         os.kill(process, signal.SIGUSR1)
     until((folder / "saving").exists)
-    time.sleep(4 * main.POLL_SECONDS)
+    time.sleep(4 * launcher.POLL_SECONDS)
     assert not any(ended(worker) for worker in workers) and not saved(folder)
     (folder / "release").touch()
     printed, _ = job.communicate(timeout=120)

@@ -1,0 +1,99 @@
+"""The settings of `adagn sweep` and `adagn ablate`. Nothing heavy is imported."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping
+from dataclasses import field
+from typing import Annotated, Any
+
+from annotated_types import Ge, MinLen
+
+from ..errors import InputError, UsageError
+from ..evaluation.settings import EvalSettings
+from ..sampling.settings import Numbers, SamplerSettings, parse_numbers, scales_of, split_words
+from ..schema import NO_OPTION, Layer, Option, build, settings
+
+# The settings that may vary, as keys of SamplerSettings; the last one varies fastest.
+AXES = (
+    "spacing",
+    "sampler",
+    "steps",
+    "eta",
+    "guidance.threshold",
+    "guidance.schedule",
+    "guidance.rescale",
+    "guidance.interval",
+    "guidance.scale",
+)
+TEXT_AXES = ("guidance.interval", "guidance.schedule", "sampler", "spacing")  # the others are numbers
+
+
+def parse_axes(texts: Mapping[str, str], labels: Mapping[str, str]) -> dict[str, tuple[Any, ...]]:
+    """The values of axes in texts such as {"guidance.scale": "1:4:0.5", "sampler": "own,heun"}; "own" is None.
+
+    Args:
+        texts: By key of SamplerSettings.
+        labels: What messages call the keys.
+
+    Raises:
+        UsageError: A value is invalid.
+    """
+    axes: dict[str, tuple[Any, ...]] = {}
+    for key, text in texts.items():
+        words: list[Any] = split_words(text, labels[key])
+        if key not in TEXT_AXES:
+            try:
+                words = [number for word in words for number in ([word] if word == "none" else parse_numbers((word,)))]
+            except ValueError as error:
+                raise UsageError(f"{labels[key]}: {error}.") from None
+        axes[key] = tuple(None if word == "own" else word for word in words)
+        for value in axes[key]:
+            build(SamplerSettings, Layer({key: value}, error=UsageError, labels=labels))
+    return axes
+
+
+@settings(frozen=True)
+class SweepRequest(EvalSettings):
+    """What to sweep: every combination of the values of the axes."""
+
+    axes: Annotated[dict[str, tuple[Any, ...]], NO_OPTION] = field(default_factory=dict)
+    """values of settings of the sampler, by key of SamplerSettings, such as {"guidance.scale": (1, 2), "steps": (10, 25)}"""
+    w: Annotated[Numbers | None, Option(metavar="NUMBER,...")] = None
+    """w of the classifier-free guidance paper (scale - 1), instead of --guidance"""
+    sampler: Annotated[SamplerSettings, NO_OPTION] = SamplerSettings(steps=25)
+    """the settings that do not vary"""
+    shown: Annotated[int, Ge(1), NO_OPTION] = 4
+    """images per class in the grid"""
+    save_images: Annotated[bool, Option("keep")] = False
+    """save each new point's images in its folder, as samples.npz in the ADM evaluator's format"""
+    confirm: bool = False
+    """measure the best settings again with fresh seeds"""
+
+    def __post_init__(self) -> None:
+        if unknown := set(self.axes) - set(AXES):
+            raise InputError(f"there is no axis {min(unknown)!r}. Axes: {', '.join(AXES)}.")
+        if self.w is not None:
+            scales = scales_of(self.axes.get("guidance.scale"), self.w)
+            object.__setattr__(self, "axes", self.axes | {"guidance.scale": scales})
+            object.__setattr__(self, "w", None)
+
+    def points(self) -> list[SamplerSettings]:
+        """Every combination of the values."""
+        keys = [key for key in AXES if key in self.axes]
+        return [
+            self.sampler.with_values(dict(zip(keys, values)))
+            for values in itertools.product(*(self.axes[k] for k in keys))
+        ]
+
+
+@settings(frozen=True)
+class AblateRequest:
+    """What `adagn ablate` trains: a run for every kind of conditioning and every seed."""
+
+    kinds: Annotated[str, Option(metavar="KIND,...|all")] = "all"
+    """kinds of conditioning, separated by commas, or all"""
+    seeds: Annotated[tuple[Annotated[int, Ge(0)], ...], MinLen(1)] = (0, 1)
+    """seeds, separated by commas"""
+    dry_run: bool = False
+    """print the runs and their costs, and exit"""

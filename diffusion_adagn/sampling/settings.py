@@ -1,0 +1,180 @@
+"""The settings of sampling: of one sampler, and of `adagn sample`. Nothing heavy is imported."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import field, replace
+from decimal import Decimal
+from typing import Annotated, Any, Literal
+
+from annotated_types import Ge, MinLen
+from pydantic import BeforeValidator, Field, model_validator
+
+from ..config import Sampler, Spacing, SpeedConfig
+from ..errors import InputError, UsageError
+from ..schema import AS_GIVEN, Option, settings
+from .guidance import Guidance
+
+Weights = Annotated[Literal["ema", "raw"], Field(description="raw: the unaveraged weights of a checkpoint")]
+MAX_RANGE = 1000  # numbers of one from:to:step
+
+
+def split_words(text: str, option: str) -> list[str]:
+    """The words in "a,b", each once. Raises UsageError if there is none."""
+    words = list(dict.fromkeys(w.strip() for w in text.split(",") if w.strip()))
+    if not words:
+        raise UsageError(f"{option} is empty.")
+    return words
+
+
+def parse_numbers(words: Any) -> Any:
+    """The numbers in words such as "1", "2.5" and "1:4:0.5" (both ends included), each once."""
+    values: list[float] = []
+    for word in words if isinstance(words, tuple) else ():
+        try:
+            if not (isinstance(word, str) and ":" in word):
+                values.append(float(word))
+                continue
+            first, last, step = map(Decimal, word.split(":"))
+            count = (last - first) / step
+            if not 0 <= count <= MAX_RANGE:
+                raise ValueError
+            values += [float(first + i * step) for i in range(int(count) + 1)]
+        except (TypeError, ValueError, ArithmeticError):
+            raise ValueError(f"expected numbers such as 1,2,4 or from:to:step such as 1:4:1, got {word!r}") from None
+    return tuple(dict.fromkeys(values)) if isinstance(words, tuple) else words
+
+
+Numbers = Annotated[tuple[float, ...], BeforeValidator(parse_numbers), MinLen(1)]
+
+
+@settings(frozen=True)
+class SamplerSettings:
+    """How a model is sampled."""
+
+    guidance: Guidance = Guidance()
+    guide: Annotated[str | None, Option(metavar="RUN")] = None
+    """guide against this network instead of null: an earlier checkpoint of the run, a smaller run, one without classes"""
+    sampler: Annotated[Sampler | None, Option(default="the model's: ddim")] = None
+    """sampler"""
+    steps: Annotated[int, Ge(1)] = 50
+    """sampler steps"""
+    eta: Annotated[float, Ge(0)] = 0.0
+    """noise of ddim: 0 none, 1 as much as ddpm"""
+    spacing: Annotated[Spacing | None, Option(default="the model's")] = None
+    """timestep spacing; karras, exponential and lu (the same) need dpm++, unipc, euler or heun"""
+
+    @property
+    def name(self) -> str:
+        """Short, unique, fit for a folder: g2_t200-800_ddim20_leading. Sampler and spacing must be set."""
+        g = self.guidance
+        words = [f"g{g.scale:g}" if float(f"{g.scale:g}") == g.scale else f"g{g.scale!r}"]
+        words += [str(g.interval).replace(":", "")] * (g.interval is not None)
+        words += [g.schedule.replace(":", "")] * (g.schedule != "constant")
+        words += [f"phi{g.rescale:g}"] * (g.rescale != 0)
+        words += [f"dt{g.threshold}"] * (g.threshold is not None)
+        words += ["guide"] * (self.guide is not None)
+        words += [f"{self.sampler.replace('+', 'p')}{self.steps}"]
+        words += [f"eta{self.eta:g}"] * (self.eta != 0)
+        return "_".join([*words, self.spacing])
+
+    def at_scale(self, scale: float) -> SamplerSettings:
+        """The same settings at another guidance scale."""
+        return replace(self, guidance=replace(self.guidance, scale=scale))
+
+    def with_values(self, values: Mapping[str, Any]) -> SamplerSettings:
+        """The settings with some values by dotted key, such as {"guidance.scale": 2, "steps": 10}."""
+        own = {key: value for key, value in values.items() if not key.startswith("guidance.")}
+        guidance = {key.removeprefix("guidance."): value for key, value in values.items() if key not in own}
+        return replace(self, guidance=replace(self.guidance, **guidance), **own)
+
+    def canonical(self) -> SamplerSettings:
+        """The settings without those that have no effect: at scale 1 these are interval, schedule, rescale and guide."""
+        if self.guidance.scale != 1:
+            return self
+        return replace(self, guidance=Guidance(1.0, threshold=self.guidance.threshold), guide=None)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Flat, as plain JSON types."""
+        rest = {
+            "guide": self.guide,
+            "sampler": self.sampler,
+            "steps": self.steps,
+            "eta": self.eta,
+            "spacing": self.spacing,
+        }
+        return {"scale": self.guidance.scale, **self.guidance.to_dict(), **rest}
+
+
+def scales_of(scales: Sequence[float] | None, w: Sequence[float] | None) -> tuple[float, ...]:
+    """Guidance scales, each once, from --guidance or from --w (scale - 1).
+
+    Raises:
+        InputError: Both are given.
+    """
+    if scales is not None and w is not None:
+        raise InputError("--guidance and --w both set the scale (scale = w + 1): give one of them.")
+    return tuple(dict.fromkeys([round(one + 1, 12) for one in w] if w is not None else scales or (1.0,)))
+
+
+def _auto(value: Any) -> Any:
+    return None if value == "auto" else value
+
+
+@settings(frozen=True)
+class SampleRequest:
+    """What to sample: `count` images of each class at each scale; image i (class-major) has seed + i at every scale.
+
+    With mixes or interpolation, image j of each class or mix has seed + j, so that they share the noise.
+    """
+
+    classes: Annotated[str | None, AS_GIVEN, Option(default="all; none beside --mix")] = None
+    """names, ids, 'all' or 'null', with commas between"""
+    mixes: Annotated[tuple[str, ...], Option("mix", "PARTS")] = ()
+    """one image of several classes, such as "cat@coarse,dog@fine": rules CLASS@WHERE separated by commas; later ones
+    override, and a class without @ is the default. WHERE: coarse or fine (sites of a resolution at most, or above, the
+    geometric middle of the network's), a resolution (8, 8x8, <=8, >8), depth<10, down, middle, up, a pattern of site
+    names (up.*.stages.0*), a timestep (t>600), or several joined by &. May be given again: each is a row, below those
+    of --classes, and every row starts from the same noises"""
+    interpolate: Annotated[str | None, AS_GIVEN, Option(metavar="CLASS,CLASS")] = None
+    """from one class to another in place of --classes, a column per step; a row starts from one noise"""
+    steps_between: Annotated[int | None, Ge(0), Option(default="7")] = None
+    """columns between the two of --interpolate"""
+    count: Annotated[int, Ge(1)] = 8
+    """images per class and scale"""
+    seed: Annotated[int, Ge(0)] = 0
+    """image i (class-major) starts from the noise of seed + i; with --mix and --interpolate image j of each class from
+    that of seed + j"""
+    scales: Annotated[Numbers | None, Option("guidance", "NUMBER,...", "1")] = None
+    """guidance scales: 1,2,4 or from:to:step such as 1:4:0.5; 1 is no guidance"""
+    w: Annotated[Numbers | None, Option(metavar="NUMBER,...")] = None
+    """w of the classifier-free guidance paper (scale - 1), instead of --guidance"""
+    sampler: SamplerSettings = SamplerSettings()
+    batch_size: Annotated[int | None, Ge(1), BeforeValidator(_auto), Option(metavar="INT|auto")] = 64
+    """images per batch; auto: as many as fit in memory"""
+    speed: SpeedConfig = field(default_factory=SpeedConfig)
+    graph: bool = False
+    """CUDA only: the network's calls as CUDA graphs; for small batches"""
+    weights: Weights = "ema"
+    npz: bool = False
+    """also as samples.npz, which OpenAI's ADM evaluator reads"""
+    overwrite: bool = False
+    """replace the samples in the folder"""
+
+    @model_validator(mode="after")
+    def _check_plan(self) -> SampleRequest:
+        if self.interpolate is not None and (self.mixes or self.classes is not None):
+            raise InputError(
+                "--interpolate names its two classes itself: leave out --classes and --mix, or sample twice."
+            )
+        if self.interpolate is None and self.steps_between is not None:
+            raise InputError(
+                "--steps_between belongs to --interpolate, such as --interpolate cat,dog --steps_between 7."
+            )
+        object.__setattr__(self, "scales", scales_of(self.scales, self.w))
+        object.__setattr__(self, "w", None)
+        return self
+
+    @property
+    def same_seeds(self) -> bool:
+        return bool(self.mixes) or self.interpolate is not None

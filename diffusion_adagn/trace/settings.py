@@ -1,0 +1,31 @@
+"""The settings of `adagn trace`. Nothing heavy is imported."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from annotated_types import Ge
+
+from ..config import DataConfig, Device
+from ..sampling.settings import Weights
+from ..schema import NO_OPTION, Option, settings
+
+
+@settings(frozen=True)
+class TraceRequest:
+    """What `adagn trace` measures."""
+
+    weights: Weights = "ema"
+    timesteps: Annotated[int, Ge(1)] = 50
+    """timesteps of the atlas, evenly spaced"""
+    images: Annotated[int, Ge(1)] = 32
+    """images that the probes use"""
+    data: Annotated[DataConfig | None, NO_OPTION] = None
+    """source of the held-out images; None: the run's own data"""
+    compare: Annotated[str | None, Option(metavar="OTHER")] = None
+    """an earlier checkpoint or another run: how far each site moved since"""
+    by: Annotated[
+        Literal["site", "resolution"] | None, Option(default="site if there are at most 60, else resolution")
+    ] = None
+    """what the probes edit at a time"""
+    device: Device = "auto"

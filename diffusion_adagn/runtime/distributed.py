@@ -50,7 +50,7 @@ def choose_device(requested: str = "auto") -> torch.device:
     """The device of this process. No other function chooses one.
 
     Args:
-        asked: "auto" (CUDA if there is one, else Apple's GPU, else the CPU), "cpu", "cuda", "cuda:1" or "mps".
+        requested: "auto" (CUDA if there is one, else Apple's GPU, else the CPU), "cpu", "cuda", "cuda:1" or "mps".
 
     Returns:
         The device. "cuda" is the current GPU; under a launcher each process has a different one.

@@ -12,8 +12,9 @@ VALUES = ("brightness", "contrast", "saturation", "extremes")
 def image_values(pixels: np.ndarray) -> np.ndarray:
     """Statistics of each image: uint8 [N, H, W, C] -> float64 [N, 4], each in 0..1, in the order of VALUES.
 
-    brightness: the mean of all values. contrast: the standard deviation of the channel mean over the pixels. saturation: the
-    mean over the pixels of the largest minus the smallest channel (0 for gray). extremes: the fraction of values at 0 or 255.
+    brightness: the mean of all values. contrast: the standard deviation of the channel mean over the pixels.
+    saturation: the mean over the pixels of the largest minus the smallest channel (0 for gray). extremes: the
+    fraction of values at 0 or 255.
     """
     x = pixels.astype(np.float64) / 255
     gray = x.mean(axis=3)
@@ -26,8 +27,8 @@ class GuidanceMeter:
     """A `SamplingCallback` that accumulates two diagnostics for each network call, summed over images.
 
     Attributes:
-        difference: float64 [calls], the RMS of cond - uncond over an image's values, in the units of the prediction; 0 for
-            calls without a second forward pass.
+        difference: float64 [calls], the RMS of cond - uncond over an image's values, in the units of the prediction;
+            0 for calls without a second forward pass.
         clipped: float64 [calls], the fraction of the values of x0 outside [-1, 1].
     """
 

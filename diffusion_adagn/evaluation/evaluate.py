@@ -99,8 +99,8 @@ class Sampling:
 def evaluate_model(source: str, sampling: Sampling, request: EvaluateRequest, out: Path) -> dict | None:
     """Sample a model, measure the images, and write the files into `out`.
 
-    Under torchrun each process samples its share. A stopped evaluation is resumed if its settings are unchanged. If `out`
-    contains a finished evaluation with the same settings, its record is returned.
+    Under torchrun each process samples its share. A stopped evaluation is resumed if its settings are unchanged. If
+    `out` contains a finished evaluation with the same settings, its record is returned.
 
     Args:
         source: A run, checkpoint, pipeline folder or hub id.

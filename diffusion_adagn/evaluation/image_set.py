@@ -44,8 +44,8 @@ class ImageSet:
     def labels_among(self, class_names: Sequence[str]) -> np.ndarray | None:
         """The labels as ids of these classes, int64 [N]; None without labels or classes.
 
-        The number of classes is the id of images without a class. Raises InputError for a label that is not one of these
-        classes.
+        The number of classes is the id of images without a class. Raises InputError for a label that is not one of
+        these classes.
         """
         k = len(class_names)
         if self.labels is None or not k:
@@ -163,7 +163,7 @@ def _sampled(folder: Path, guidance: float | None) -> ImageSet:
         ) from None
     if record.get("unfinished"):
         raise InputError(
-            f"{folder} is not finished, its sampling goes on or was stopped: sample again, with --overwrite."
+            f"{folder} is not finished: its sampling is running or was stopped. Sample again, with --overwrite."
         )
     if guidance is None and len(scales) > 1:
         listed = ", ".join(f"{s:g}" for s in scales)

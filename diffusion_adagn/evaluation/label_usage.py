@@ -1,7 +1,7 @@
 """How much a network uses its label: its loss on held-out images with the true class, a wrong one, or null.
 
-The output of an untrained network already depends on the label. The label is used only if the loss is lower with the true
-one.
+The output of an untrained network already depends on the label. The label is used only if the loss is lower with the
+true one.
 """
 
 import math
@@ -55,9 +55,10 @@ class LabelUse:
     def gap(self, against: Literal["wrong", "null"], low: float = 0.0, high: float = 1.0) -> tuple[float, float] | None:
         """Mean of loss(against) - loss(true) over low <= t / T < high, and the half-width of its 95% interval.
 
-        The difference is paired: same image, timestep and noise. The interval is over images, and repeated measurements of
-        one image are one cluster. The result is None without such a label. The half-width is nan for fewer than two images.
-        Only the gap to a *wrong* label shows that the label is used, since the null embedding may be trained less.
+        The difference is paired: same image, timestep and noise. The interval is over images, and repeated
+        measurements of one image are one cluster. The result is None without such a label. The half-width is nan for
+        fewer than two images. Only the gap to a *wrong* label shows that the label is used, since the null embedding
+        may be trained less.
         """
         other = getattr(self, against)
         if other is None:
@@ -92,9 +93,10 @@ def label_use(
 ) -> LabelUse:
     """Measure the losses under each label on held-out images.
 
-    Each evaluation has an image, a timestep and a noise, and is repeated for the true, the wrong and the null label. The
-    draws depend on the data set only, so they are the same for all networks: noise and wrong labels have seed 0. In each
-    round over the images the timesteps are evenly spread over 0..T-1, and each round pairs them differently with the images.
+    Each evaluation has an image, a timestep and a noise, and is repeated for the true, the wrong and the null label.
+    The draws depend on the data set only, so they are the same for all networks: noise and wrong labels have seed 0.
+    In each round over the images the timesteps are evenly spread over 0..T-1, and each round pairs them differently
+    with the images.
 
     Args:
         unet: The network.
@@ -145,8 +147,8 @@ def label_use(
 def other_labels(labels: Tensor, round: int) -> Tensor:
     """A permutation of the labels [n] that gives as few images as possible a label of their own class.
 
-    Every label is used as often as it is true. So uneven classes do not bias the mean: if a label is unrelated to its image
-    but better trained than another, the loss falls for one image and rises for another by the same amount.
+    Every label is used as often as it is true. So uneven classes do not bias the mean: if a label is unrelated to its
+    image but better trained than another, the loss falls for one image and rises for another by the same amount.
     """
     n = len(labels)
     order = torch.argsort(uniform(0, "wrong_label", torch.arange(n) + round * n))

@@ -1,7 +1,7 @@
 """Sample a model at one setting and extract features, with the same classes and noise at every setting.
 
-The work is split into batches that do not depend on the number of processes. Each finished batch is a file. So no batch is
-sampled twice, and the processes exchange their results in the folder.
+The work is split into batches that do not depend on the number of processes. Each finished batch is a file. So no
+batch is sampled twice, and the processes exchange their results in the folder.
 """
 
 import dataclasses
@@ -39,9 +39,11 @@ def choose_precision(requested: str, state: PartialState, recorded: str | None =
     """The precision in which images are sampled for metrics. The main process chooses for all.
 
     Args:
-        requested: "auto", or one of `runtime.precision.AUTOCAST`. auto: bf16 on a CUDA GPU that supports it, else fp32.
+        requested: "auto", or one of `runtime.precision.AUTOCAST`. auto: bf16 on a CUDA GPU that supports it, else
+            fp32.
         state: The processes.
-        recorded: On the main process: the precision of earlier images of the same comparison, which "auto" selects again.
+        recorded: On the main process: the precision of earlier images of the same comparison, which "auto" selects
+            again.
 
     Returns:
         One of `runtime.precision.AUTOCAST`.
@@ -108,7 +110,10 @@ class SamplerSettings:
         return "_".join([*words, self.spacing])
 
     def canonical(self) -> "SamplerSettings":
-        """The same point with neutral values for settings without effect: at scale 1 interval, schedule, rescale, guide."""
+        """The same point with neutral values for settings without effect.
+
+        At scale 1 these are interval, schedule, rescale and guide.
+        """
         if self.scale != 1:
             return self
         return dataclasses.replace(self, interval="none", schedule="constant", rescale=0.0, guide=None)
@@ -117,7 +122,10 @@ class SamplerSettings:
         return Guidance(self.scale, self.interval, self.schedule, self.rescale, self.threshold)
 
     def calls(self, pipe: ClassConditionalPipeline) -> list[ModelEval]:
-        """The network calls of this point. Sets the pipeline's sampler. Raises InputError for an invalid sampler setting."""
+        """The network calls of this point.
+
+        Sets the pipeline's sampler. Raises InputError for an invalid sampler setting.
+        """
         pipe.use_sampler(self.sampler, self.spacing)
         pipe.check_eta(self.eta)
         set_timesteps(pipe.scheduler, self.steps)
@@ -137,7 +145,10 @@ class SamplerSettings:
 
 
 def classes_of(pipe: ClassConditionalPipeline, classes: str | None) -> tuple[int, ...]:
-    """The class ids of a selection; None: all classes, or null without classes. Raises InputError for an unknown class."""
+    """The class ids of a selection; None: all classes, or null without classes.
+
+    Raises InputError for an unknown class.
+    """
     return tuple(pipe.labels.parse(classes or ("all" if pipe.labels.K else "null")))
 
 

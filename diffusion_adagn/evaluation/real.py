@@ -87,8 +87,8 @@ class RealImages:
     def learned(self) -> ImageDataset | None:
         """The labelled images that a classifier is trained on; None if there are none.
 
-        The first that exists of: --data.source, and the training parts of the real images, of the run's own data, and of the
-        data that the reference's classifier was trained on.
+        The first that exists of: --data.source, and the training parts of the real images, of the run's own data, and
+        of the data that the reference's classifier was trained on.
         """
         if "data.source" in self.overrides:
             return open_dataset(self.settings(None))

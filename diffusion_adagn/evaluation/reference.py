@@ -45,8 +45,8 @@ class Reference:
         labels: int64 [M], ids of class_names, or None.
         class_names: The classes; () without labels.
         values: float64 [4], the mean of `image_values`; None if unknown.
-        about: JSON values: name (of the data), fingerprint, count (M), of (available images), seed, image_size, channels,
-            resized, extractor, date.
+        about: JSON values: name (of the data), fingerprint, count (M), of (available images), seed, image_size,
+            channels, resized, extractor, date.
         indices: int64 [M], indices in the data set; None without one.
         statistics: Published statistics, used for the Frechet distance in place of the features.
     """
@@ -101,8 +101,8 @@ class Reference:
             raise InputError(
                 f"the reference {name} was made with the extractor {made_with['name']} ({_describe_record(made_with)}), and the images are measured with "
                 f"{extractor.name} ({_describe_record(described(extractor))}): distances between the two mean nothing. Type --extractor "
-                f"{made_with['name']} and, where it learns from data, --data.source with the data it learned from; or make the reference "
-                "again, by adagn evaluate reference."
+                f"{made_with['name']} and, if it is trained on data, --data.source with that data; or make the reference "
+                "again, with adagn evaluate reference."
             )
 
     def save(self, file: Path) -> Path:
@@ -210,7 +210,9 @@ def reference_of_images(
     extractor: Extractor,
     progress: bool = True,
 ) -> Reference:
-    """The reference of all these images, uint8 [M, H, W, C], not cached. labels: int64 [M], ids of class_names, or None.
+    """The reference of all these images, uint8 [M, H, W, C], not cached.
+
+    labels: int64 [M], ids of class_names, or None.
 
     Raises InputError if the images are not squares.
     """
@@ -230,9 +232,10 @@ def reference_of_images(
 
 
 def published(file: Path, extractor: Extractor, progress: bool = True) -> Reference | None:
-    """The reference in an .npz with statistics of the FID's Inception network, mu [D] and sigma [D, D], and images (arr_0).
+    """The reference in an .npz with statistics of the FID's Inception network, mu [D] and sigma [D, D].
 
-    The images are optional. As in the ADM evaluator, the Frechet distance uses the statistics; other metrics use the images.
+    The file may contain images too (arr_0). As in the ADM evaluator, the Frechet distance uses the statistics. Other
+    metrics use the images.
 
     Args:
         file: The .npz.
@@ -327,5 +330,5 @@ def _seen(batches: Iterable[np.ndarray], add: Callable[[np.ndarray], object]) ->
 
 
 def _describe_record(record: dict) -> str:
-    data = f", learned from {record['data']}" if record.get("data") else ""
+    data = f", trained on {record['data']}" if record.get("data") else ""
     return f"{record['hash'] or 'published'}, {record['dimension']} features{data}"

@@ -179,12 +179,13 @@ def _cautions(row: dict, count: int, classifier: dict | None) -> list[str]:
 
 
 def write_report(record: dict, out: Path) -> None:
-    """Write evaluation.md, per_class.csv (with classes) and, last, evaluation.json, which marks a complete evaluation."""
+    """Write evaluation.md, per_class.csv (with classes), and last evaluation.json."""
     _write(out / MARKDOWN, f"{markdown(record)}\n")
     if record["per_class"]:
         write_classes(out / CLASSES, record)
     else:
         (out / CLASSES).unlink(missing_ok=True)
+    # last, since this file marks a complete evaluation
     _write(out / JSON, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
 
 
@@ -249,7 +250,7 @@ def value_of(m: dict, digits: int = 4) -> str:
 
 
 def write_classes(file: Path, record: dict) -> Path:
-    """Write one row per class: id, name, numbers of sampled and real images; value, standard error and why per metric."""
+    """Write one row per class: id, name, numbers of sampled and real images, and the fields of each metric."""
     columns = [(metric, key) for metric in record["per_class"] for key in ("value", "standard_error", "why")]
     header = ["class_id", "class_name", "sampled", "reference"]
     header += [metric if key == "value" else f"{metric}_{key}" for metric, key in columns]
@@ -320,7 +321,7 @@ def _made(record: dict) -> str:
     count = "published statistics" if r["count"] is None else f"{r['count']:,} of {r['of']:,} images"
     seen = taken_in(e, p["height"], p["width"])
     fields = {
-        "pictures": f"{record['count']:,}, {p['width']}x{p['height']}, {p['channels']} channel{'s' * (p['channels'] != 1)}",
+        "images": f"{record['count']:,}, {p['width']}x{p['height']}, {p['channels']} channel{'s' * (p['channels'] != 1)}",
         **{f"model's {key}": value for key, value in (record["model"] or {}).items()},
         **record["settings"],
         "extractor": f"{e['name']} {e['hash']}, {e['dimension']:,} features of images {seen}",

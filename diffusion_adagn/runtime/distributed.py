@@ -101,8 +101,9 @@ def no_gpu_note() -> str:
 def main_first(state: PartialState) -> Iterator[None]:
     """Run the block on the main process, then on one process of each other machine, then on all others.
 
-    So files are written once per machine, and the other processes read them. Every process passes two barriers: the main
-    process both after the block, the first process of another machine one before and one after, the others both before.
+    So files are written once per machine, and the other processes read them. Every process passes two barriers: the
+    main process both after the block, the first process of another machine one before and one after, the others both
+    before.
     """
     with state.main_process_first(), state.local_main_process_first():
         yield

@@ -1,4 +1,7 @@
-"""The checks of `adagn doctor`: versions, device, operator, memory, caches. Each returns its text and a list of problems."""
+"""The checks of `adagn doctor`: versions, device, operator, memory, caches.
+
+Each returns its text and a list of problems.
+"""
 
 import os
 import platform

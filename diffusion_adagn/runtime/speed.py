@@ -88,7 +88,10 @@ def apply_speed(unet: AdaGNUNet, speed: SpeedConfig) -> None:
 
 
 def compile_blocks(unet: AdaGNUNet) -> None:
-    """Compile each type of repeated block with torch.compile, in place. The first calls take seconds to minutes longer."""
+    """Compile each type of repeated block with torch.compile, in place.
+
+    The first calls take seconds to minutes longer.
+    """
     blocks = [m for m in unet.modules() if isinstance(m, ResBlock | SelfAttention)]
     # the blocks share one code object, which is compiled per shape; torch's limit is 8
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 4 * len(blocks))
@@ -102,8 +105,8 @@ def compile_blocks(unet: AdaGNUNet) -> None:
 class CUDAGraphDenoiser:
     """`unet.denoise` as one CUDA graph per shape: captured at the first call, replayed at the others.
 
-    A replay saves the host's launch of each kernel. For sampling only: no gradients. The graph includes autocast's casts,
-    because their results are not valid outside the autocast context.
+    A replay saves the host's launch of each kernel. For sampling only: no gradients. The graph includes autocast's
+    casts, because their results are not valid outside the autocast context.
     """
 
     def __init__(self, unet: AdaGNUNet):

@@ -1,8 +1,10 @@
-"""Whether a signal has requested that this process saves and exits. This is known at once, also while the main thread computes.
+"""Whether a signal has requested that this process saves and exits.
 
-Python runs a signal handler only between two bytecode instructions of the main thread, and one instruction may wait minutes
-for other processes. Here the number of the signal is written to a socket at once, and another thread reads it. This module
-imports without torch.
+This is known at once, also while the main thread computes.
+
+Python runs a signal handler only between two bytecode instructions of the main thread, and one instruction may wait
+minutes for other processes. Here the number of the signal is written to a socket at once, and another thread reads
+it. This module imports without torch.
 """
 
 import contextlib

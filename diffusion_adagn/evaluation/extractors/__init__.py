@@ -43,8 +43,8 @@ def open_extractor(
 
     Args:
         spec: One of CHOICES, some with ":ARGUMENT"; the path of a .safetensors file (EfficientNet-Lite0); or
-            "package.module:attribute", an `Extractor` or a callable that returns one. The callable receives dataset, device and
-            progress if it has these parameters.
+            "package.module:attribute", an `Extractor` or a callable that returns one. The callable receives dataset,
+            device and progress if it has these parameters.
         dataset: The labelled images on which "classifier" and "sklearn" are trained.
         device: The device of the network.
         progress: Show a progress bar while training.
@@ -82,7 +82,8 @@ def features_of(
 ) -> Features:
     """The features of all images of the batches (uint8 [N, H, W, C] each), in order.
 
-    total: the number of images, for the progress bar. Raises InputError without images, and for a wrong number of features.
+    total: the number of images, for the progress bar. Raises InputError without images, and for a wrong number of
+    features.
     """
     pooled, probabilities = [], []
     with tqdm(desc=extractor.name, unit="image", total=total, disable=not progress, leave=False) as bar:
@@ -118,7 +119,7 @@ def _learned(
     progress: bool,
 ) -> Extractor:
     if argument:
-        raise InputError(f"the extractor {spec!r} takes nothing after its name: it learns from your data. Type {word}.")
+        raise InputError(f"the extractor {spec!r} takes no argument: it is trained on your data. Type {word}.")
     if dataset is None:
         raise InputError(
             f"the extractor {word!r} is trained on labelled images, and none are known: give --data.source NAME_OR_PATH, or "

@@ -35,9 +35,10 @@ class Extractor(Protocol):
     """Computes the features by which images are compared. Users may implement it.
 
     Attributes:
-        name: "judge" (the classifier; the name is part of its hash), "sklearn", "efficientnet_lite0", "inception", "dinov2", or
-            the user's own.
-        hash: 16 hex digits over the weights and all settings that affect the features (resolution, resizing, version).
+        name: "judge" (the classifier; the name is part of its hash), "sklearn", "efficientnet_lite0", "inception",
+            "dinov2", or the user's own.
+        hash: 16 hex digits over the weights and all settings that affect the features (resolution, resizing,
+            version).
         dimension: D, the number of pooled features.
         resolution: The side of the square to which images are resized.
         resize: The method, such as "none" or "bilinear with antialiasing".
@@ -54,7 +55,10 @@ class Extractor(Protocol):
     is_fid: bool
 
     def __call__(self, pixels: np.ndarray) -> Features:
-        """Extract the features of a batch, uint8 [N, H, W, C], C 1 or 3. Images do not affect each other, up to rounding."""
+        """Extract the features of a batch, uint8 [N, H, W, C], C 1 or 3.
+
+        Images do not affect each other, up to rounding.
+        """
         ...
 
     def to_dict(self) -> dict:
@@ -100,7 +104,10 @@ def to_colour(x: Tensor) -> Tensor:
 
 
 def resized(x: Tensor, resolution: int, mode: str) -> Tensor:
-    """float32 [N, C, H, W] of 0..255 -> [N, C, resolution, resolution], clipped to 0..255. mode: "bilinear", "bicubic"."""
+    """float32 [N, C, H, W] of 0..255 -> [N, C, resolution, resolution], clipped to 0..255.
+
+    mode: "bilinear", "bicubic".
+    """
     if x.shape[2:] == (resolution, resolution):
         return x
     return F.interpolate(x, (resolution, resolution), mode=mode, align_corners=False, antialias=True).clamp(0, 255)

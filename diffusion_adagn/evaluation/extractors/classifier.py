@@ -91,7 +91,9 @@ class Classifier(NetworkExtractor):
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         channels = self.network.stem.in_channels
         if x.shape[1] != channels:
-            raise InputError(f"the classifier learned from images with {channels} channels and was given {x.shape[1]}.")
+            raise InputError(
+                f"the classifier was trained on images with {channels} channels and was given {x.shape[1]}."
+            )
         return self.network(resized(x.float(), self.resolution, "bilinear"))
 
     def to_dict(self) -> dict:
@@ -140,9 +142,9 @@ def train_classifier(
 ) -> tuple[ClassifierNetwork, dict]:
     """Train a classifier for some minutes.
 
-    Training takes 10 epochs, but at least 16,000 and at most 160,000 images, and at most 40 epochs. Images are shifted by up
-    to an eighth of their size. They are not mirrored, since a mirrored digit is another shape. The result is deterministic on
-    one machine's CPU. The caller's random state does not change.
+    Training takes 10 epochs, but at least 16,000 and at most 160,000 images, and at most 40 epochs. Images are
+    shifted by up to an eighth of their size. They are not mirrored, since a mirrored digit is another shape. The
+    result is deterministic on one machine's CPU. The caller's random state does not change.
 
     Args:
         dataset: The labelled images.
@@ -163,7 +165,7 @@ def train_classifier(
     if len(np.unique(dataset.labels[learned])) < 2 or not len(heldout):
         raise InputError(f"{dataset.name} has {n} images: too few for a classifier to learn from and to be tested on.")
     if progress:
-        print(f"A classifier learns the classes of {dataset.name}, in minutes, and is cached.")
+        print(f"Training a classifier on {dataset.name}: this takes minutes, and the result is cached.")
     resolution = min(dataset.image_size, MAX_SIDE)
     with torch.random.fork_rng(devices=[]):
         torch.random.default_generator.manual_seed(SEED)
@@ -214,7 +216,7 @@ def _train(
     rate = torch.optim.lr_scheduler.OneCycleLR(optimizer, 5e-3, total_steps=steps + 1, pct_start=0.25)
     generator = torch.Generator().manual_seed(SEED)
     network.train()
-    with tqdm(total=steps, desc="training the judge", unit="step", disable=not progress, leave=False) as bar:
+    with tqdm(total=steps, desc="training the classifier", unit="step", disable=not progress, leave=False) as bar:
         for rows in _batches(n, size, steps, generator):
             pixels, labels = dataset.gather(learned[rows])
             x = _shifted(resized(to_planes(pixels).to(device).float(), resolution, "bilinear"), generator)

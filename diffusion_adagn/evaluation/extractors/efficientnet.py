@@ -32,7 +32,7 @@ SOURCE = (
 
 
 class Convolution(nn.Conv2d):
-    """A convolution without bias, padded as TensorFlow's "SAME": odd padding is added on the right and at the bottom."""
+    """A convolution without bias, padded as TensorFlow's "SAME": odd padding is added on the right and bottom."""
 
     def __init__(self, in_channels: int, out_channels: int, kernel: int, stride: int = 1, groups: int = 1):
         super().__init__(in_channels, out_channels, kernel, stride, groups=groups, bias=False)

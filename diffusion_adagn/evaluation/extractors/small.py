@@ -32,8 +32,8 @@ class SklearnExtractor:
     def __init__(self, weights: dict[str, np.ndarray], facts: dict):
         """weights: float32 w0 [H*W*C, 64], b0 [64], w1 [64, K'] ([64, 1] for two classes), b1.
 
-        facts: JSON values: shape (H, W, C of an image), classes (ids of the K' trained ones, ascending), class_names, and
-        others for the record.
+        facts: JSON values: shape (H, W, C of an image), classes (ids of the K' trained ones, ascending), class_names,
+        and others for the record.
         """
         self.weights, self.facts = weights, facts
         self.class_names = tuple(facts["class_names"])
@@ -45,7 +45,9 @@ class SklearnExtractor:
     def __call__(self, pixels: np.ndarray) -> Features:
         shape = list(check_pixels(pixels).shape[1:])
         if shape != self.facts["shape"]:
-            raise InputError(f"the extractor sklearn learned from images {self.facts['shape']} [H, W, C], not {shape}.")
+            raise InputError(
+                f"the extractor sklearn was trained on images {self.facts['shape']} [H, W, C], not {shape}."
+            )
         x = pixels.reshape(len(pixels), -1).astype(np.float32) / 255
         pooled = np.maximum(x @ self.weights["w0"] + self.weights["b0"], 0)
         logits = pooled @ self.weights["w1"] + self.weights["b1"]
@@ -61,7 +63,10 @@ class SklearnExtractor:
 
 
 def open_sklearn(dataset: ImageDataset) -> SklearnExtractor:
-    """The extractor of these images: trained in seconds at first use, and cached. Raises InputError for large images."""
+    """The extractor of these images: trained in seconds at first use, and cached.
+
+    Raises InputError for large images.
+    """
     if dataset.image_size > MAX_FLAT_SIDE:
         raise InputError(
             f"the extractor sklearn is for images of at most {MAX_FLAT_SIDE} pixels, and those of {dataset.name} have "

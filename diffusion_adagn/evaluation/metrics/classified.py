@@ -22,7 +22,9 @@ def _probabilities(probabilities: np.ndarray) -> np.ndarray:
 
 
 def inception_score(probabilities: np.ndarray) -> MetricValue:
-    """The inception score: exp of the mean KL(p || mean p), between 1 and K. It uses all images at once, without splits.
+    """The inception score: exp of the mean KL(p || mean p), between 1 and K.
+
+    It uses all images at once, without splits.
 
     Source: Salimans et al. 2016.
 

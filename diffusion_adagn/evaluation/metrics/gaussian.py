@@ -117,10 +117,10 @@ def singular(n: int, d: int, reference: int) -> str:
 def frechet(features: np.ndarray, reference: Gaussian, device: str = "cpu") -> MetricValue:
     """The Frechet distance of images to a reference. The cost is O(N D^2 + D^3).
 
-    There is no value if either side has at most as many images as features, since its covariance is then singular. The value
-    has a positive bias of order 1 / N (Chong & Forsyth 2020), so compare at equal N. Below 10 images per feature `why`
-    contains a warning. The influence is the derivative 2 (m - m_r).(x - m) + (x - m)' (I - T) (x - m). T is the optimal
-    transport map from the images' Gaussian to that of the reference (Gelbrich 1990).
+    There is no value if either side has at most as many images as features, since its covariance is then singular.
+    The value has a positive bias of order 1 / N (Chong & Forsyth 2020), so compare at equal N. Below 10 images per
+    feature `why` contains a warning. The influence is the derivative 2 (m - m_r).(x - m) + (x - m)' (I - T) (x - m).
+    T is the optimal transport map from the images' Gaussian to that of the reference (Gelbrich 1990).
 
     Args:
         features: [N, D].

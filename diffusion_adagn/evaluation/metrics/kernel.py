@@ -15,7 +15,10 @@ def _kernel(x: Tensor, y: Tensor) -> Tensor:
 
 
 class KernelReference:
-    """Reference features [M, D] for `kid`. Their M^2 kernel values are computed at the first call; the means are cached."""
+    """Reference features [M, D] for `kid`.
+
+    Their M^2 kernel values are computed at the first call; the means are cached.
+    """
 
     def __init__(self, features: np.ndarray, device: str = "cpu", block: int = BLOCK_IMAGES):
         self.features = torch.from_numpy(checked(features, "the reference")).to(device)
@@ -60,12 +63,13 @@ def kid(
 ) -> MetricValue:
     """Unbiased MMD^2 with the kernel (x.y / D + 1)^3 over all pairs of images and reference. It may be negative.
 
-    If both distributions are equal, the first-order term vanishes. The true spread is then of order 1 / N, and larger than
-    the standard error. Source: Binkowski et al. 2018; Gretton et al. 2012, equation 3.
+    If both distributions are equal, the first-order term vanishes. The true spread is then of order 1 / N, and larger
+    than the standard error. Source: Binkowski et al. 2018; Gretton et al. 2012, equation 3.
 
     Args:
         x: [N, D], N >= 2.
-        y: [M, D], M >= 2; or a `KernelReference`, if the same reference is used several times. Its device is then used.
+        y: [M, D], M >= 2; or a `KernelReference`, if the same reference is used several times. Its device is then
+            used.
         device: The device that computes it.
         block: Images per block.
         progress: Show a progress bar.

@@ -87,8 +87,8 @@ class Measurement:
 
     Args:
         overall: Each of METRICS over all N images.
-        per_class: frechet, kid and accuracy, one value per class; {} if not requested, or without labels or classes. The
-            influences of a class are in the order of its images.
+        per_class: frechet, kid and accuracy, one value per class; {} if not requested, or without labels or classes.
+            The influences of a class are in the order of its images.
         notes: Sentences on missing or unreliable values.
     """
 
@@ -108,13 +108,15 @@ def measure(
     progress: bool = False,
     own: np.ndarray | None = None,
 ) -> Measurement:
-    """Compute all metrics of a set of images. With labels, standard errors are for a fixed number of images per class.
+    """Compute all metrics of a set of images.
+
+    With labels, standard errors are for a fixed number of images per class.
 
     Args:
         pooled: [N, D], the features.
         probabilities: [N, K], over class_names, for the accuracy; None without a classifier.
-        labels: int64 [N], the class of each image, 0..len(class_names)-1; None without labels. Images with other labels (null)
-            count overall, but not in a class or in the accuracy.
+        labels: int64 [N], the class of each image, 0..len(class_names)-1; None without labels. Images with other
+            labels (null) count overall, but not in a class or in the accuracy.
         target: The reference.
         class_names: The classes; None without classes.
         k: Neighbours of precision, recall, density and coverage; None: the target's.

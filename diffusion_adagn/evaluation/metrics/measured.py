@@ -16,8 +16,8 @@ class MetricValue:
 
     Args:
         value: None if it could not be computed.
-        influence: float64 [N], mean 0; None without a value. If the sampled images are resampled with replacement, the value
-            changes by about the mean of the drawn influences (first order, with a fixed reference).
+        influence: float64 [N], mean 0; None without a value. If the sampled images are resampled with replacement,
+            the value changes by about the mean of the drawn influences (first order, with a fixed reference).
         standard_error: The spread of the value over sets of sampled images; None for fewer than two images.
         why: Why there is no value, or a warning about it.
     """
@@ -54,7 +54,10 @@ class MetricValue:
 
 
 def checked(features: np.ndarray, of: str = "the images") -> np.ndarray:
-    """The features [N, D], C-contiguous and writeable, as torch requires. Raises InputError for other shapes and for nan."""
+    """The features [N, D], C-contiguous and writeable, as torch requires.
+
+    Raises InputError for other shapes and for nan.
+    """
     features = np.require(features, requirements=["C", "W"])
     if features.ndim != 2 or not all(features.shape):
         raise InputError(
@@ -63,8 +66,8 @@ def checked(features: np.ndarray, of: str = "the images") -> np.ndarray:
     bad = sum(int((~np.isfinite(features[rows]).all(1)).sum()) for rows in blocks(len(features)))
     if bad:
         raise InputError(
-            f"the features of {bad:,} of {len(features):,} ({of}) hold nan or inf, and no metric can be read from them. "
-            "Look at those images, and extract the features again in float32."
+            f"the features of {bad:,} of {len(features):,} ({of}) contain nan or inf, so no metric can be computed. "
+            "Inspect those images, and extract the features again in float32."
         )
     return features
 

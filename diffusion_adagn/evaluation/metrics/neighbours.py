@@ -103,7 +103,10 @@ def _apart(x: np.ndarray, y: np.ndarray) -> np.ndarray:
 def radii(
     y: np.ndarray, k: int = 5, device: str = "cpu", block: int = BLOCK_IMAGES, progress: bool = False
 ) -> np.ndarray:
-    """The distance of each image [M, D] to its k-th nearest neighbour, float64 [M]. Raises InputError unless 1 <= k < M."""
+    """The distance of each image [M, D] to its k-th nearest neighbour, float64 [M].
+
+    Raises InputError unless 1 <= k < M.
+    """
     y = checked(y)
     if not 1 <= k < len(y):
         raise InputError(f"k is {k}; each of {len(y):,} images has 1 to {len(y) - 1:,} neighbours.")
@@ -129,12 +132,12 @@ def precision_recall(
     - density: the mean number of balls of y that contain an image of x, divided by k. It may exceed 1.
     - coverage: the fraction of y whose ball contains an image of x.
 
-    The influences of precision and density are exact. Those of coverage and recall are the jackknife's: N / M for each real
-    image that only this image covers, with the other balls fixed. Without the image the value falls by influence / N (before
-    centring); the influence is 0 if it covers no image alone. The number of covered images is not a smooth function, so
-    resampling agrees only roughly (correlation 0.5 to 0.75). Of the rules tried, this one is nearest to the spread between
-    new samples: 0.8 to 2.1 times it, against 0.4 to 4 times for resampling. A jackknife tends to be too large (Efron &
-    Stein 1981).
+    The influences of precision and density are exact. Those of coverage and recall are the jackknife's: N / M for
+    each real image that only this image covers, with the other balls fixed. Without the image the value falls by
+    influence / N (before centring); the influence is 0 if it covers no image alone. The number of covered images is
+    not a smooth function, so resampling agrees only roughly (correlation 0.5 to 0.75). Of the rules tried, this one
+    is nearest to the spread between new samples: 0.8 to 2.1 times it, against 0.4 to 4 times for resampling. A
+    jackknife tends to be too large (Efron & Stein 1981).
 
     Source: Kynkäänniemi et al. 2019 (precision, recall); Naeem et al. 2020 (density, coverage).
 

@@ -67,7 +67,5 @@ def _network(module: ModuleType, path: Path | None) -> torch.nn.Module:
         return module.FeatureExtractorInceptionV3("inception-v3-compat", FEATURES, **arguments)
     except Exception as error:  # no network, a full disk, a corrupted file, other weights
         reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
-        what = (
-            "the Inception weights cannot be had" if path is None else f"{path} does not hold the Inception weights"
-        )
+        what = "the Inception weights cannot be had" if path is None else f"{path} does not hold the Inception weights"
         raise InputError(f"{what}: {reason} {SOURCE}") from None

@@ -131,7 +131,7 @@ def differences(outputs: tuple[Tensor, Tensor | None], expected: tuple[Tensor, T
 def check_outputs(
     outputs: tuple[Tensor, Tensor | None], expected: tuple[Tensor, Tensor | None], dtype: str
 ) -> list[float]:
-    """The differences. Raises Differs if one exceeds TOLERANCE, or if the expected output is constant or not finite."""
+    """The differences. Raises OutputsDiffer if one exceeds TOLERANCE, or if the expected output is constant or not finite."""
     errors = differences(outputs, expected)
     if not all(b is None or (b.isfinite().all() and b.std() > 0) for b in expected):
         raise OutputsDiffer("the reference output is constant or not finite and cannot be compared")

@@ -55,7 +55,7 @@ def measure(
     compile: str | None = None,
     deadline: Deadline | None = None,
 ) -> dict:
-    """{"rows", "ratios", "not_measured"} over every shape, layout, direction and implementation."""
+    """{"rows", "ratios", "not_measured"} over every shape, memory format, direction and implementation."""
     deadline = deadline or Deadline()
     result: dict = {"rows": [], "ratios": [], "not_measured": []}
     reason = unsupported_reason(clock.device)

@@ -44,7 +44,7 @@ def _to_label_space(names: Sequence[str]) -> LabelSpace:
 
 def _distinct_names(names: Sequence[str], table: dict[str, str]) -> list[str]:
     """The given ImageNet names, with our table's name where a name is repeated (two classes are called "crane")."""
-    return [ours if list(names).count(theirs) > 1 else theirs for theirs, ours in zip(names, table.values())]
+    return [table_name if list(names).count(name) > 1 else name for name, table_name in zip(names, table.values())]
 
 
 def class_ids(space: LabelSpace, classes: str) -> list[int]:

@@ -10,10 +10,11 @@ VALUES = ("brightness", "contrast", "saturation", "extremes")
 
 
 def image_values(pixels: np.ndarray) -> np.ndarray:
-    """uint8 [N, H, W, C] -> float64 [N, 4], each in 0..1, as in VALUES.
+    """Statistics of each image: uint8 [N, H, W, C] -> float64 [N, 4], each in 0..1, in the order of VALUES.
 
-    brightness: mean of all values. contrast: standard deviation over the pixels of the channels' mean. saturation: mean over
-    the pixels of the largest channel less the smallest (0 for gray). extremes: share of values at 0 or 255.
+    brightness: the mean of all values. contrast: the standard deviation of the channel mean over the pixels.
+    saturation: the mean over the pixels of the largest minus the smallest channel (0 for gray). extremes: the
+    fraction of values at 0 or 255.
     """
     x = pixels.astype(np.float64) / 255
     gray = x.mean(axis=3)
@@ -23,28 +24,32 @@ def image_values(pixels: np.ndarray) -> np.ndarray:
 
 
 class GuidanceMeter:
-    """A `SamplingCallback` that sums over images, a number a network call: sums of several batches may be added.
+    """A `SamplingCallback` that accumulates two diagnostics for each network call, summed over images.
 
-    difference: float64 [calls], the rms over an image's values of cond - against, in the units of the prediction; 0 where there
-    is no second pass. clipped: float64 [calls], the share of x0's values beyond [-1, 1].
+    Attributes:
+        difference: float64 [calls], the RMS of cond - uncond over an image's values, in the units of the prediction;
+            0 for calls without a second forward pass.
+        clipped: float64 [calls], the fraction of the values of x0 outside [-1, 1].
     """
 
     def __init__(self, calls: int):
         self.difference, self.clipped = np.zeros(calls), np.zeros(calls)
 
     def on_guidance(self, call: ModelEval, cond: Tensor, uncond: Tensor) -> None:
-        pull = (cond - uncond).float().square().flatten(1).mean(1).sqrt()
-        self.difference[call.index] += pull.cpu().double().sum().item()
+        difference = (cond - uncond).float().square().flatten(1).mean(1).sqrt()
+        self.difference[call.index] += difference.cpu().double().sum().item()
 
     def on_pred_x0(self, call: ModelEval, x0: Tensor) -> None:
-        beyond = (x0.abs() > 1).flatten(1).to(torch.float32).mean(1)
-        self.clipped[call.index] += beyond.cpu().double().sum().item()
+        outside = (x0.abs() > 1).flatten(1).to(torch.float32).mean(1)
+        self.clipped[call.index] += outside.cpu().double().sum().item()
 
 
 def compared_with_data(values: np.ndarray, reference: np.ndarray) -> dict[str, float | None]:
-    """Means of `image_values` against those of the data: float64 [4] each.
+    """Compare the means of `image_values` of sampled and real images, float64 [4] each.
 
-    contrast_ratio, saturation_ratio: 1 is the data's; None where the data have none. brightness_shift, extremes_shift: differences.
+    Returns:
+        contrast_ratio and saturation_ratio: sampled / real, None if the real value is 0. brightness_shift and
+        extremes_shift: sampled - real.
     """
 
     def ratio(column: int) -> float | None:

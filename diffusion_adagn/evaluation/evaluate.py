@@ -1,4 +1,4 @@
-"""adagn evaluate: sampled images -> features -> metrics against real images; the nearest real images."""
+"""The command `adagn evaluate`: sample images, extract features, compute metrics, find the nearest real images."""
 
 import contextlib
 import json
@@ -48,11 +48,21 @@ SHEET, NPZ = "neighbours.png", "samples.npz"
 
 
 def evaluate_model(source: str, request: EvaluateRequest, out: Path) -> dict | None:
-    """Sample a model and measure the images; files into `out`. Returns what evaluation.json holds, on the main process.
+    """Sample a model, measure the images, and write the files into `out`.
 
-    Under torchrun each process samples its share. What was sampled before a stop is taken up again if all is as it was; of a
-    finished evaluation that would be the same again, the record is returned. Raises InputError before anything is sampled
-    for whatever would fail later.
+    Under torchrun each process samples its share. A stopped evaluation is resumed if its settings are unchanged. If
+    `out` contains a finished evaluation with the same settings, its record is returned.
+
+    Args:
+        source: A run, checkpoint, pipeline folder or hub id.
+        request: How the model is sampled and measured.
+        out: The output folder.
+
+    Returns:
+        The content of evaluation.json; None on the other processes, unless the evaluation was finished already.
+
+    Raises:
+        InputError: A setting is invalid. This is checked before sampling.
     """
     state = process_state(request.device)
     main = state.is_main_process
@@ -132,7 +142,7 @@ def evaluate_model(source: str, request: EvaluateRequest, out: Path) -> dict | N
 
 
 def _same(record: dict, made_by: dict, settings: dict, setup: EvalSetup, k: int) -> bool:
-    """Whether the command of a finished evaluation would make the same again: the model and the data may have changed."""
+    """Whether a finished evaluation has the same model, settings and data as the new one."""
     now = {"model": made_by, "settings": settings, "k": k, **described_by(setup)}
     return all(record.get(key) == value for key, value in json.loads(json.dumps(now)).items())
 
@@ -148,9 +158,18 @@ def _next(source: str, request: EvaluateRequest) -> str:
 
 
 def evaluate_images(what: str, request: EvaluateRequest, out: Path) -> dict:
-    """Measure the images of a folder, an .npz or a data set; files into `out`. Returns what evaluation.json holds.
+    """Measure the images of a folder, an .npz file or a data set, and write the files into `out`.
 
-    Raises InputError for images that cannot be measured.
+    Args:
+        what: The path or the data set.
+        request: How the images are measured. Its scale selects images of a folder of `adagn sample` with several.
+        out: The output folder.
+
+    Returns:
+        The content of evaluation.json.
+
+    Raises:
+        InputError: The images cannot be measured.
     """
     state = process_state(request.device)
     if state.num_processes > 1:
@@ -162,14 +181,14 @@ def evaluate_images(what: str, request: EvaluateRequest, out: Path) -> dict:
     source = None if data else sampled_from(path)
     recorded = None if source is None else recorded_data(source)
     check_reference(request, recorded, what)
-    found = None if data else read_image_set(path, request.scale)
+    image_set = None if data else read_image_set(path, request.scale)
     real = RealImages(request.against, request.data, recorded)
-    found = read_data(real.settings(None, what)) if data else found
+    image_set = read_data(real.settings(None, what)) if data else image_set
     shape = real.image_shape
-    pixels = found.with_channels(None if shape is None else shape[2])
+    pixels = image_set.with_channels(None if shape is None else shape[2])
     real.check_shape(*pixels.shape[1:])
-    names = real.class_names or found.class_names or (real.learned.label_space.names if real.learned else ())
-    labels = found.labels_among(names)
+    names = real.class_names or image_set.class_names or (real.learned.label_space.names if real.learned else ())
+    labels = image_set.labels_among(names)
     names = names if labels is not None else ()
     setup = open_bench(real, request, names, labels, pixels.shape[3], state)
     print(f"{len(pixels):,} images of {what}\nagainst {setup.against}")
@@ -177,16 +196,16 @@ def evaluate_images(what: str, request: EvaluateRequest, out: Path) -> dict:
         out.mkdir(parents=True, exist_ok=True)
     with writing(out), exclusive_lock(out):
         sampled = _features(pixels, labels, setup, request.batch_size)
-        settings = found.about.get("settings", {}) | {"seeds": found.about.get("seeds")}
-        about = {"source": what, "model": found.about.get("made_by"), "settings": settings}
-        notes = _notes_on(found, pixels, setup, request)
+        settings = image_set.about.get("settings", {}) | {"seeds": image_set.about.get("seeds")}
+        about = {"source": what, "model": image_set.about.get("made_by"), "settings": settings}
+        notes = _notes_on(image_set, pixels, setup, request)
         record = _measure(sampled, pixels.shape, about, setup, (), request, out, notes)
     _say(record, out)
     return record
 
 
 def store_reference(request: EvaluateRequest, file: Path) -> Reference:
-    """Make the reference of `request.against` and keep it in `file`. Raises InputError for a file that is there already."""
+    """Compute the reference of `request.against` and save it in `file`. Raises InputError if the file exists."""
     if file.suffix != ".npz":
         raise InputError(f"a reference is saved as .npz: type --out {file}.npz.")
     if file.exists() and not request.overwrite:
@@ -209,7 +228,7 @@ def store_reference(request: EvaluateRequest, file: Path) -> Reference:
     return reference
 
 
-# ---------------------------------------------------------------------- images, numbers, files
+# ---------------------------------------------------------------------- sampling and measuring
 
 
 def _sample(
@@ -235,20 +254,20 @@ def _sample(
 
 
 def _features(pixels: np.ndarray, labels: np.ndarray | None, setup: EvalSetup, batch_size: int) -> Sampled:
-    """Images that are there already, as if they had been sampled here, but for what only the sampler knows."""
+    """Existing images as a `Sampled`, without the values that only sampling can provide."""
     batches = [pixels[i : i + batch_size] for i in range(0, len(pixels), batch_size)]
     features = {e.name: features_of(e, batches, len(pixels)) for e in setup.extractors}
-    values, unknown = np.concatenate([image_values(some) for some in batches]), np.zeros(0)
+    values, unknown = np.concatenate([image_values(batch) for batch in batches]), np.zeros(0)
     return Sampled(features, labels, values, unknown, unknown, pixels[:0], pixels)
 
 
-def _notes_on(found: ImageSet, pixels: np.ndarray, setup: EvalSetup, request: EvaluateRequest) -> list[str]:
+def _notes_on(image_set: ImageSet, pixels: np.ndarray, setup: EvalSetup, request: EvaluateRequest) -> list[str]:
     notes = []
     if request.own_data:
         notes.append(f"The real images are those of the run that was sampled: {setup.against}.")
-    if pixels.shape[3] != found.pixels.shape[3]:
+    if pixels.shape[3] != image_set.pixels.shape[3]:
         notes.append("The images were written as colour and are gray: they were measured as gray ones.")
-    if found.labels is not None and not setup.class_names:
+    if image_set.labels is not None and not setup.class_names:
         notes.append("The labels are of no use, since the classes they mean are not known.")
     return notes
 
@@ -263,10 +282,13 @@ def _measure(
     out: Path,
     notes: list[str],
 ) -> dict:
-    """Measure, and write it all; returns the record. shape: [N, H, W, C] of the images. about: source, model, settings."""
+    """Compute the metrics and write all files; returns the record.
+
+    shape: [N, H, W, C] of the images. about: source, model and settings, for the record.
+    """
     e, reference, names = setup.extractor, setup.reference, setup.class_names
     device = metrics_device(process_state(request.device))
-    found = results(
+    measured = results(
         sampled,
         reference,
         e,
@@ -296,15 +318,17 @@ def _measure(
         write_npz(out / NPZ, sampled.pixels, sampled.labels if names else None, len(names) or None)
     else:
         (out / NPZ).unlink(missing_ok=True)
-    copied = None if memory is None else memory.to_dict(request.neighbours)
+    memory_record = None if memory is None else memory.to_dict(request.neighbours)
     scored = sampled.features[e.name].probabilities is not None
-    record = full_record(found, about, shape, sampled.labels, scored, setup, copied, notes, request.k, request.command)
+    record = full_record(
+        measured, about, shape, sampled.labels, scored, setup, memory_record, notes, request.k, request.command
+    )
     write_report(record, out)
     return record
 
 
 def _names_of(labels: np.ndarray | None, names: tuple[str, ...]) -> list[str] | None:
-    """What each image was sampled as, None without labels."""
+    """The class name of each image; None without labels."""
     all_names = [*names, "null"]
     return None if labels is None or not names else [all_names[c] for c in labels]
 

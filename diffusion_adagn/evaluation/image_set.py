@@ -1,4 +1,4 @@
-"""Images that are there already: a folder of `adagn sample`, any folder of images, an .npz of the ADM evaluator, a data set."""
+"""Existing images: a folder of `adagn sample`, any folder of images, an .npz of the ADM evaluator, or a data set."""
 
 import os
 from collections.abc import Sequence
@@ -27,9 +27,13 @@ SAMPLES_INDEX = "samples.json"  # of adagn sample
 
 @dataclass(frozen=True)
 class ImageSet:
-    """pixels: uint8 [N, H, W, C]. labels: int64 [N], ids of class_names, len(class_names) for null and for mixes; None without.
+    """Images in memory, with their labels and their origin.
 
-    class_names: () where there are labels alone (an .npz). about: JSON, what is known of how they were made.
+    Args:
+        pixels: uint8 [N, H, W, C].
+        labels: int64 [N], ids of class_names, or len(class_names) for null and for mixes; None without labels.
+        class_names: () if only the ids are known (an .npz).
+        about: The origin of the images, as JSON values.
     """
 
     pixels: np.ndarray = field(repr=False)
@@ -38,16 +42,17 @@ class ImageSet:
     about: dict = field(repr=False)
 
     def labels_among(self, class_names: Sequence[str]) -> np.ndarray | None:
-        """The labels as ids of these classes, int64 [N] (their number: of no class); None without labels or classes.
+        """The labels as ids of these classes, int64 [N]; None without labels or classes.
 
-        Raises InputError for a label that is none of them.
+        The number of classes is the id of images without a class. Raises InputError for a label that is not one of
+        these classes.
         """
         k = len(class_names)
         if self.labels is None or not k:
             return None
         if not self.class_names:
             outside = (self.labels < 0) | (self.labels >= k)
-            null = self.labels == k  # the file says so, or all are: sampled without a class
+            null = self.labels == k  # sampled without a class: null_id is recorded, or all labels are null
             if outside.any() and not null.all() and not (self.about.get("null_id") == k and null[outside].all()):
                 raise InputError(
                     f"{int(outside.sum())} of the labels (arr_1) are outside 0..{k - 1}, the ids of the reference's {k} classes, such as "
@@ -72,16 +77,22 @@ class ImageSet:
 
 
 def read_image_set(path: Path, guidance: float | None = None) -> ImageSet:
-    """All images of a folder or .npz, as they are. guidance: which scale, where a folder of `adagn sample` holds several.
+    """Read all images of a folder or .npz file, without resizing.
 
-    Raises InputError for an empty folder, a broken image (named), images of unequal sizes, and a choice that is not there.
+    Args:
+        path: The folder or file.
+        guidance: Which scale to read, if a folder of `adagn sample` contains several.
+
+    Raises:
+        InputError: The folder is empty, an image is broken, sizes differ, or the folder lacks this scale.
     """
     if path.is_file():
         try:
-            found = read_npz(path)
-        except (MemoryError, RecursionError, OverflowError) as error:  # of headers that claim anything
+            images = read_npz(path)
+        except (MemoryError, RecursionError, OverflowError) as error:  # raised for false headers
             raise InputError(f"{path} is no .npz of images: {type(error).__name__} {error}") from None
-        return ImageSet(found.pixels, found.labels, (), {"source": str(path), "kind": "npz", "null_id": found.null_id})
+        about = {"source": str(path), "kind": "npz", "null_id": images.null_id}
+        return ImageSet(images.pixels, images.labels, (), about)
     if (path / SAMPLES_INDEX).is_file():
         return _sampled(path, guidance)
     if guidance is not None:
@@ -101,8 +112,8 @@ def read_image_set(path: Path, guidance: float | None = None) -> ImageSet:
     if loose:
         return ImageSet(_read(loose), None, (), about)
     files = [_files(path / f, deep=True) for f in folders]
-    labels = np.repeat(np.arange(len(folders)), [len(some) for some in files]).astype(np.int64)
-    return ImageSet(_read([f for some in files for f in some]), labels, to_label_space(folders).names, about)
+    labels = np.repeat(np.arange(len(folders)), [len(paths) for paths in files]).astype(np.int64)
+    return ImageSet(_read([f for paths in files for f in paths]), labels, to_label_space(folders).names, about)
 
 
 def is_model(what: str) -> bool:
@@ -115,12 +126,12 @@ def is_model(what: str) -> bool:
 
 
 def is_image_source(path: Path) -> bool:
-    """Whether it is an .npz, a folder of `adagn sample`, or a folder that holds images directly."""
+    """Whether the path is an .npz, a folder of `adagn sample`, or a folder that contains images directly."""
     return path.suffix == ".npz" or (path.is_dir() and ((path / SAMPLES_INDEX).is_file() or bool(_files(path))))
 
 
 def is_data(what: str) -> bool:
-    """Whether it names a data set rather than a path of images: a built-in name, parquet files, or NAME_OR_PATH:split."""
+    """Whether the text names a data set instead of images: a built-in name, parquet files, or NAME_OR_PATH:split."""
     path = Path(what).expanduser()
     if path.exists():
         return path.suffix == ".parquet" or (path.is_dir() and bool(parquet_files(path)))
@@ -135,7 +146,7 @@ def read_data(config: DataConfig) -> ImageSet:
 
 
 def sampled_from(path: Path) -> str | None:
-    """The model that a folder of `adagn sample` was sampled from, as it was typed."""
+    """The model that a folder of `adagn sample` was sampled from, as typed; None if it is not recorded."""
     try:
         source = read_document(path / SAMPLES_INDEX, max_bytes=MAX_INDEX)["model"]["source"]
     except (InputError, KeyError, TypeError):
@@ -149,9 +160,8 @@ def _sampled(folder: Path, guidance: float | None) -> ImageSet:
         names, entries = LabelSpace.from_dict(record["labels"]).names, record["images"]
         scales = sorted({float(e["guidance"]) for e in entries})
         labels = [len(names) if e["class_id"] is None else e["class_id"] for e in entries]
-        files = [
-            folder / Path(e["file"]).name[:255] for e in entries
-        ]  # the name alone: a path would lead out of the folder
+        # the file name only, since a path could lead outside the folder
+        files = [folder / Path(e["file"]).name[:255] for e in entries]
         whole = [*labels, *(e["seed"] for e in entries if "seed" in e)]
         wrong = next((n for n in whole if type(n) is not int), max(labels, default=0))
         if type(wrong) is not int or wrong > len(names) or min(labels, default=0) < 0:
@@ -162,12 +172,12 @@ def _sampled(folder: Path, guidance: float | None) -> ImageSet:
         ) from None
     if record.get("unfinished"):
         raise InputError(
-            f"{folder} is not finished, its sampling goes on or was stopped: sample again, with --overwrite."
+            f"{folder} is not finished: its sampling is running or was stopped. Sample again, with --overwrite."
         )
     if guidance is None and len(scales) > 1:
-        there = ", ".join(f"{s:g}" for s in scales)
+        listed = ", ".join(f"{s:g}" for s in scales)
         raise InputError(
-            f"{folder} holds images at the guidance scales {there}: choose one, such as --guidance {scales[0]:g}."
+            f"{folder} holds images at the guidance scales {listed}: choose one, such as --guidance {scales[0]:g}."
         )
     if guidance is not None and guidance not in scales:
         raise InputError(
@@ -176,21 +186,22 @@ def _sampled(folder: Path, guidance: float | None) -> ImageSet:
     chosen = [i for i, e in enumerate(entries) if guidance is None or float(e["guidance"]) == guidance]
     if not chosen:
         raise InputError(f"{folder / SAMPLES_INDEX} lists no image.")
-    some = [entries[i] for i in chosen]
-    alike = {k: v for k, v in some[0].items() if all(e.get(k) == v for e in some)}
-    seeds = [e["seed"] for e in some if "seed" in e]
-    about = {"source": str(folder), "kind": "samples", "made_by": record.get("model"), "settings": alike}
+    selected = [entries[i] for i in chosen]
+    shared = {k: v for k, v in selected[0].items() if all(e.get(k) == v for e in selected)}
+    seeds = [e["seed"] for e in selected if "seed" in e]
+    about = {"source": str(folder), "kind": "samples", "made_by": record.get("model"), "settings": shared}
     about |= {"seeds": [min(seeds), max(seeds)]} if seeds else {}
     return ImageSet(_read([files[i] for i in chosen]), np.array(labels, dtype=np.int64)[chosen], names, about)
 
 
 def _files(folder: Path, deep: bool = False) -> list[Path]:
-    found = folder.rglob("*") if deep else folder.iterdir()
-    return sorted(p for p in found if p.suffix.lower() in ENDINGS and not p.name.startswith(".") and p.is_file())
+    """The images in a folder, sorted. deep: also in its subfolders."""
+    paths = folder.rglob("*") if deep else folder.iterdir()
+    return sorted(p for p in paths if p.suffix.lower() in ENDINGS and not p.name.startswith(".") and p.is_file())
 
 
 def _read(files: list[Path]) -> np.ndarray:
-    """uint8 [N, H, W, C], gray if all are; raises InputError naming the image that cannot be used."""
+    """uint8 [N, H, W, C], with one channel if all images are gray. Raises InputError that names an unusable image."""
     images = []
     for file in files:
         try:

@@ -1,7 +1,7 @@
 """How much a network uses its label: its loss on held-out images with the true class, a wrong one, or null.
 
-An untrained net already answers differently to different labels; only a loss that is lower for the true label says that
-the label is used.
+The output of an untrained network already depends on the label. The label is used only if the loss is lower with the
+true one.
 """
 
 import math
@@ -23,7 +23,10 @@ GOLDEN = (math.sqrt(5) - 1) / 2
 
 
 def gap_verdict(mean: float, half: float) -> Literal["used", "misleads", "unused", "open"]:
-    """Verdict on the loss gap of a wrong label: whether the 95% interval mean +- half is above 0, below it, or contains it; "open" for nan."""
+    """Verdict on the loss gap of a wrong label, with the 95% interval mean +- half.
+
+    "used" if the interval is above 0, "misleads" if it is below 0, "unused" if it contains 0, "open" for nan.
+    """
     if not (math.isfinite(mean) and math.isfinite(half)):
         return "open"
     return "used" if mean - half > 0 else "misleads" if mean + half < 0 else "unused"
@@ -31,10 +34,15 @@ def gap_verdict(mean: float, half: float) -> Literal["used", "misleads", "unused
 
 @dataclass(frozen=True)
 class LabelUse:
-    """Losses (simple, [N], float64) of the same x_t under each label, and what they were measured at.
+    """Unweighted losses of the same x_t under each label, float64 [N].
 
-    t: [N] timesteps of 0..num_timesteps-1. image: [N], which held-out image. true: with its class; wrong: with the
-    class of another image, nan where that is the same class (None if it is for all); null: with the null label (None without one).
+    Args:
+        num_timesteps: T.
+        t: [N], timesteps 0..T-1.
+        image: [N], indices of the held-out images.
+        true: The loss with the image's class.
+        wrong: The loss with the class of another image, nan if that is the same class; None if it is the same for all.
+        null: The loss with the null label; None for a network without one.
     """
 
     num_timesteps: int
@@ -47,9 +55,10 @@ class LabelUse:
     def gap(self, against: Literal["wrong", "null"], low: float = 0.0, high: float = 1.0) -> tuple[float, float] | None:
         """Mean of loss(against) - loss(true) over low <= t / T < high, and the half-width of its 95% interval.
 
-        Paired: same image, timestep and noise. The interval is over images: what is measured several times on one counts as
-        one cluster. None where there is no such label; nan for an interval over fewer than two images. Only the gap to a *wrong*
-        label says that the label is used: the null row may simply be trained less.
+        The difference is paired: same image, timestep and noise. The interval is over images, and repeated
+        measurements of one image are one cluster. The result is None without such a label. The half-width is nan for
+        fewer than two images. Only the gap to a *wrong* label shows that the label is used, since the null embedding
+        may be trained less.
         """
         other = getattr(self, against)
         if other is None:
@@ -65,7 +74,7 @@ class LabelUse:
         return mean.item(), 1.96 * variance.sqrt().item() if groups > 1 else math.nan
 
     def losses(self, against: Literal["wrong", "null"]) -> tuple[float, float, int]:
-        """Mean loss with the true label and with the other, where both were measured, and the number of images."""
+        """(mean loss with the true label, mean loss with the other, number of images), where both were measured."""
         other = getattr(self, against)
         both = ~other.isnan()
         return self.true[both].mean().item(), other[both].mean().item(), len(self.image[both].unique())
@@ -82,14 +91,22 @@ def label_use(
     progress: bool = False,
     max_rows: int | None = None,
 ) -> LabelUse:
-    """Measure it on about that many (image, timestep, noise); each is shared by the three labels.
+    """Measure the losses under each label on held-out images.
 
-    dataset: held-out images, of which that many at most are taken, evenly spread. The draws depend on nothing but the data set,
-    so two networks meet the same ones: noise and wrong labels of seed 0, and in each round over the images the timesteps
-    evenly spread over 0..T-1, otherwise paired in each round.
+    Each evaluation has an image, a timestep and a noise, and is repeated for the true, the wrong and the null label.
+    The draws depend on the data set only, so they are the same for all networks: noise and wrong labels have seed 0.
+    In each round over the images the timesteps are evenly spread over 0..T-1, and each round pairs them differently
+    with the images.
 
-    batch_size: evaluations at a time, each of up to three rows. most_rows: of a call of the network, where memory is scarce;
-    None: three times batch_size.
+    Args:
+        unet: The network.
+        dataset: Held-out images. At most `evaluations` of them are used, evenly spread.
+        objective: The loss.
+        evaluations: The approximate number of evaluations.
+        batch_size: Evaluations per batch, each with up to three rows.
+        autocast: Creates the context of the network's calls.
+        progress: Show a progress bar.
+        max_rows: Rows per call of the network, to limit memory; None: three times batch_size.
     """
     device, n, k = unet.device, min(len(dataset), evaluations), unet.config.num_classes
     rounds = max(1, round(evaluations / n))
@@ -114,11 +131,11 @@ def label_use(
         noise = normal(0, "heldout", places, tuple(x0.shape[1:])).to(device)
         x0, timesteps = x0.to(device), t[places].to(device)
         x_t = objective.add_noise(x0, noise, timesteps)
-        labels = torch.cat([some[places] for some in labels_by_kind.values()]).to(device)
+        labels = torch.cat([ids[places] for ids in labels_by_kind.values()]).to(device)
         rows = x_t.repeat(len(labels_by_kind), 1, 1, 1), timesteps.repeat(len(labels_by_kind)), labels
-        calls = zip(*(some.split(max_rows or len(labels)) for some in rows))
+        calls = zip(*(tensor.split(max_rows or len(labels)) for tensor in rows))
         with autocast():
-            output = torch.cat([unet(*some).sample for some in calls])
+            output = torch.cat([unet(*call).sample for call in calls])
         for label, output_rows in zip(labels_by_kind, output.chunk(len(labels_by_kind))):
             losses[label].append(objective.mse(output_rows, x0, noise, timesteps).cpu().double())
     joined = {label: torch.cat(parts) for label, parts in losses.items()}
@@ -128,18 +145,18 @@ def label_use(
 
 
 def other_labels(labels: Tensor, round: int) -> Tensor:
-    """These labels [n], dealt out again so that as few as can be fall to an image of their own class.
+    """A permutation of the labels [n] that gives as few images as possible a label of their own class.
 
-    Every label is used as often as it is true. So a label that is unrelated to its image, but is trained more or less than
-    another (uneven classes), moves the mean by nothing: what one image gains by a well-trained wrong label, another loses.
+    Every label is used as often as it is true. So uneven classes do not bias the mean: if a label is unrelated to its
+    image but better trained than another, the loss falls for one image and rises for another by the same amount.
     """
     n = len(labels)
     order = torch.argsort(uniform(0, "wrong_label", torch.arange(n) + round * n))
-    dealt = labels[order]
-    same = (dealt == labels).nonzero().flatten()
+    permuted = labels[order]
+    same = (permuted == labels).nonzero().flatten()
     if len(same):
-        # sorted and shifted by the largest class, each of these meets another class, if none is over half of them
+        # sort by class and shift by the size of the largest: the classes then differ, unless one has over half of them
         by_class = same[torch.argsort(labels[same], stable=True)]
         largest = int(torch.bincount(labels[same]).max())
-        dealt[by_class] = dealt[by_class].roll(largest)
-    return dealt
+        permuted[by_class] = permuted[by_class].roll(largest)
+    return permuted

@@ -1,4 +1,4 @@
-"""Are sampled images copies? The real images nearest to them, and how near real images lie to each other."""
+"""Memorization: the real images nearest to each sampled one, compared with the distances between real images."""
 
 import hashlib
 from collections.abc import Callable, Sequence
@@ -12,20 +12,24 @@ from ..render.grids import labelled_grid
 from .metrics import nearest
 from .reference import Reference
 
-NEAREST = 4  # real images beside a sampled one
+NEAREST = 4  # real images per sampled one
 DISTANCE_BATCH = 500
-MUCH_NEARER = 0.5  # of the distance between real images
-MAX_NAMED_COPIES = 5  # copies that are named
+MUCH_NEARER = 0.5  # fraction of the distance between real images
+MAX_NAMED_COPIES = 5
 
 Gather = Callable[[np.ndarray], np.ndarray]
 
 
 @dataclass(frozen=True)
 class Memorisation:
-    """places: int64 [N, n], the nearest of the reference's images to each sampled one, nearest first; distances: float64 [N, n].
+    """The real images nearest to each sampled one.
 
-    real: float64 [M], the distance of each real image to its nearest other one; None if there is one alone. copies: (sampled,
-    real) that are equal in every pixel; None if the pixels are not available. sentence: all of it in words.
+    Args:
+        places: int64 [N, n], rows of the reference, nearest first.
+        distances: float64 [N, n], the distances to these images.
+        real: float64 [M], the distance of each real image to the nearest other real one; None for a single real image.
+        copies: (sampled, real) pairs that are equal in every pixel; None if the pixels are not available.
+        sentence: A summary.
     """
 
     places: np.ndarray = field(repr=False)
@@ -36,7 +40,7 @@ class Memorisation:
 
     @property
     def order(self) -> np.ndarray:
-        """The sampled images, those nearest to a real one first."""
+        """The sampled images, sorted by the distance to the nearest real one."""
         return np.argsort(self.distances[:, 0], kind="stable")
 
     def to_dict(self, rows: int) -> dict:
@@ -60,10 +64,15 @@ def memorisation(
     progress: bool = False,
     device: str = "cpu",
 ) -> Memorisation:
-    """Look for the nearest of the reference's images to each sampled one, in the extractor's features.
+    """Find the reference images nearest to each sampled one, in the extractor's features.
 
-    pooled: float32 [N, D]; pixels: uint8 [N, H, W, C] of the same. gather: places in the reference -> its pixels, None if those are
-    not available. The reference needs features. device: where distances are computed.
+    Args:
+        pooled: float32 [N, D], the features of the sampled images.
+        pixels: uint8 [N, H, W, C], the sampled images.
+        reference: The real images. It needs features.
+        gather: A function: rows of the reference -> pixels; None if they are not available.
+        progress: Show a progress bar.
+        device: The device that computes distances.
     """
     real = reference.features
     places, distances = nearest(pooled, real, min(NEAREST, len(real)), device, progress=progress)
@@ -82,10 +91,10 @@ def draw_neighbours(
     gather: Gather,
     rows: int,
 ) -> Path:
-    """The sheet of the `rows` sampled images that lie nearest to a real one. names: [N], what each was sampled as, or None."""
+    """Draw the `rows` sampled images that are nearest to a real one. names: [N], their class names, or None."""
     shown = found.order[:rows]
     real = gather(found.places[shown].ravel()).reshape(*found.places[shown].shape, *pixels.shape[1:])
-    cells = [[pixels[i], *some] for i, some in zip(shown, real)]
+    cells = [[pixels[i], *neighbours] for i, neighbours in zip(shown, real)]
     labels = [" ".join(f"{d:.3g}" for d in found.distances[i]) for i in shown]
     if names is not None:
         labels = [f"{_short(names[i])}: {label}" for i, label in zip(shown, labels)]
@@ -115,16 +124,16 @@ def _how_near(sampled: np.ndarray, real: np.ndarray | None, reference: Reference
 
 
 def _copies(pixels: np.ndarray, count: int, gather: Gather) -> list[tuple[int, int]]:
-    """(sampled, real) of images that are equal in every pixel, each sampled one once."""
-    known: dict[bytes, list[int]] = {}
+    """(sampled, real) pairs that are equal in every pixel, at most one per sampled image."""
+    by_digest: dict[bytes, list[int]] = {}
     for i, image in enumerate(pixels):
-        known.setdefault(_digest(image), []).append(i)
-    found: dict[int, int] = {}
+        by_digest.setdefault(_digest(image), []).append(i)
+    copies: dict[int, int] = {}
     for start in range(0, count, DISTANCE_BATCH):
         for place, image in enumerate(gather(np.arange(start, min(start + DISTANCE_BATCH, count))), start):
-            for i in known.get(_digest(image), ()):
-                found.setdefault(i, place)
-    return sorted(found.items())
+            for i in by_digest.get(_digest(image), ()):
+                copies.setdefault(i, place)
+    return sorted(copies.items())
 
 
 def _digest(image: np.ndarray) -> bytes:

@@ -1,4 +1,4 @@
-"""The folder of an evaluation: whose it is, and what a stopped one left there."""
+"""The folder of an evaluation: checks of its contents, and batches of a stopped evaluation."""
 
 import json
 from pathlib import Path
@@ -13,7 +13,7 @@ BATCHES, PLAN = "batches", "plan.json"
 
 
 def check_out(out: Path) -> None:
-    """Raises InputError unless an evaluation may go here: where nothing is, or an evaluation, finished or stopped."""
+    """Raises InputError unless the folder is missing, empty, or contains a finished or stopped evaluation."""
     if out.exists() and not out.is_dir():
         raise InputError(f"{out} is a file: give another --out.")
     if not out.is_dir() or not any(out.iterdir()):
@@ -23,7 +23,7 @@ def check_out(out: Path) -> None:
 
 
 def finished_record(out: Path) -> dict | None:
-    """What evaluation.json holds, empty if it cannot be read; None if no evaluation has finished here."""
+    """The content of evaluation.json, {} if it cannot be read; None if no evaluation has finished here."""
     if not (out / JSON).is_file():
         return None
     try:
@@ -33,16 +33,16 @@ def finished_record(out: Path) -> dict | None:
 
 
 def resume_batches(folder: Path, plan: dict) -> None:
-    """Keep the batches that a stopped evaluation left if they are what is wanted now; else remove them."""
-    file, wanted = folder / PLAN, json.dumps(plan, indent=1)
+    """Keep the batches of a stopped evaluation if its plan equals the new one; otherwise remove them."""
+    file, expected = folder / PLAN, json.dumps(plan, indent=1)
     try:
-        same = file.read_text(encoding="utf-8") == wanted
+        same = file.read_text(encoding="utf-8") == expected
     except (OSError, ValueError):
         same = False
     if not same:
         remove_batches(folder)
-        atomic_write(file, lambda tmp: tmp.write_text(wanted, encoding="utf-8"))
-    for leftover in folder.glob(".*.npz"):  # broken off while they were written
+        atomic_write(file, lambda tmp: tmp.write_text(expected, encoding="utf-8"))
+    for leftover in folder.glob(".*.npz"):  # partially written
         leftover.unlink(missing_ok=True)
     if done := len(list(folder.glob("batch-*.npz"))):
         print(f"going on with {done} finished batch{'es' * (done > 1)} in {folder}")

@@ -1,7 +1,7 @@
-"""Images of a model at one setting, streamed into features; the same classes and noises at every setting.
+"""Sample a model at one setting and extract features, with the same classes and noise at every setting.
 
-Work is split into batches fixed by their index, for any number of processes. A finished batch is a file, so that nothing is sampled twice,
-and several processes meet in the folder.
+The work is split into batches that do not depend on the number of processes. Each finished batch is a file. So no
+batch is sampled twice, and the processes exchange their results in the folder.
 """
 
 import shutil
@@ -30,29 +30,35 @@ MAX_GRID_CLASSES = 40  # classes in a grid
 
 
 def metrics_device(state: PartialState) -> str:
-    """Where metrics are computed: they need float64, which not every accelerator has."""
+    """The device that computes metrics. They need float64, which not every accelerator has."""
     return str(state.device) if state.device.type == "cuda" else "cpu"
 
 
-def choose_precision(asked: str, state: PartialState, recorded: str | None = None) -> str:
-    """The precision that images are sampled in to be measured; the main process's choice on all.
+def choose_precision(requested: str, state: PartialState, recorded: str | None = None) -> str:
+    """The precision in which images are sampled for metrics. The main process chooses for all.
 
     Args:
-        asked: "auto", or one of `runtime.precision.AUTOCAST`. auto: bf16 on a CUDA GPU that computes in it, fp32 elsewhere.
-        recorded: on the main process, what earlier images that are to be compared were sampled in; it decides what auto is.
+        requested: "auto", or one of `runtime.precision.AUTOCAST`. auto: bf16 on a CUDA GPU that supports it, else
+            fp32.
+        state: The processes.
+        recorded: On the main process: the precision of earlier images of the same comparison, which "auto" selects
+            again.
+
+    Returns:
+        One of `runtime.precision.AUTOCAST`.
 
     Raises:
-        InputError: for tf32 on a device that has none.
+        InputError: The device does not support the precision.
     """
-    if asked == "auto":
+    if requested == "auto":
         best = "bf16" if state.device.type == "cuda" and has_bf16(state.device) else "fp32"
-        (asked,) = broadcast_object_list([recorded or best])
-    check_precision(asked, state.device, "--precision")
-    return asked
+        (requested,) = broadcast_object_list([recorded or best])
+    check_precision(requested, state.device, "--precision")
+    return requested
 
 
 def set_up(pipes: Sequence[ClassConditionalPipeline | None], precision: str, device: torch.device) -> None:
-    """Move pipelines to the device, and on CUDA set layout and operator as `adagn sample` does. A guide may be missing (None)."""
+    """Move pipelines to the device. On CUDA, set memory format and operator as `adagn sample` does. None is skipped."""
     for pipe in pipes:
         if pipe is None:
             continue
@@ -71,15 +77,24 @@ def inactive_interval_note(settings: SamplerSettings, calls: Sequence[ModelEval]
 
 
 def classes_of(pipe: ClassConditionalPipeline, classes: str | None) -> tuple[int, ...]:
-    """The ids that a text names; None: all, or null where there are no classes. Raises InputError for what is no class."""
+    """The class ids of a selection; None: all classes, or null without classes.
+
+    Raises InputError for an unknown class.
+    """
     return tuple(pipe.labels.parse(classes or ("all" if pipe.labels.K else "null")))
 
 
 @dataclass(frozen=True)
 class SamplePlan:
-    """Which images are made, the same at every point: image i is of classes[i % len(classes)], from the noise of seed + i.
+    """The images to sample, the same at every point: image i has class classes[i % len(classes)] and noise of seed + i.
 
-    classes: ids (the null id too), each once. shown: how many of each class are saved as images, for grids.
+    Args:
+        classes: Class ids, which may include the null id. Duplicates are removed.
+        count: The number of images.
+        seed: The seed of image 0.
+        batch_size: Images per batch.
+        precision: One of `runtime.precision.AUTOCAST`.
+        shown: Images per class to save for grids.
     """
 
     classes: tuple[int, ...]
@@ -107,7 +122,7 @@ class SamplePlan:
 
     @property
     def grid(self) -> np.ndarray:
-        """int64 [classes, shown]: the images saved for grids, one row per class."""
+        """The indices of the images to save for grids, int64 [classes, shown]."""
         rows = np.arange(min(len(self.classes), self.count, MAX_GRID_CLASSES))
         columns = np.arange(max(1, min(self.shown, self.count // len(self.classes))))
         return rows[:, None] + columns * len(self.classes)
@@ -118,10 +133,16 @@ class SamplePlan:
 
 @dataclass(frozen=True)
 class Sampled:
-    """What became of a point. N = count.
+    """The result of sampling a point with N = count images.
 
-    features: extractor's name -> Features [N, ...]. values: float64 [N, 4] (`image_values`). difference, clipped: float64
-    [calls], means over the images (`GuidanceMeter`). shown: uint8 [classes, n, H, W, C], the images of `SamplePlan.grid`. pixels: uint8 [N, H, W, C] if saved.
+    Args:
+        features: Name of the extractor -> Features [N, ...].
+        labels: int64 [N].
+        values: float64 [N, 4] (`image_values`).
+        difference: float64 [calls], mean over the images (`GuidanceMeter`).
+        clipped: float64 [calls], mean over the images (`GuidanceMeter`).
+        shown: uint8 [classes, n, H, W, C], the images of `SamplePlan.grid`.
+        pixels: uint8 [N, H, W, C]; None if not saved.
     """
 
     features: dict[str, Features] = field(repr=False)
@@ -144,15 +165,29 @@ def sample_point(
     keep_pixels: bool = False,
     on_batch: Callable[[int], None] = lambda count: None,
 ) -> Sampled | None:
-    """Make what is missing of a point in `folder`, a file a batch; every process makes its share. The main process gets the whole.
+    """Sample the missing batches of a point into `folder`, one file per batch. Each process samples its share.
 
-    on_batch: called after every batch with its number of images. The files stay: `remove_batches` removes them when they are no longer needed.
+    The files remain until `remove_batches`.
+
+    Args:
+        pipe: The model.
+        point: The sampler settings.
+        draw: The images to sample.
+        extractors: Their features are extracted from each batch.
+        folder: The folder of the batch files.
+        state: The processes.
+        guide: The model that guidance moves away from; None: the null label.
+        keep_pixels: Save the pixels too.
+        on_batch: Called after each batch with its number of images.
+
+    Returns:
+        All images on the main process; None on the others.
     """
     calls = pipe.prepare(point, guide)
     files = [folder / f"batch-{i:06d}.npz" for i in range(len(draw.batches))]
     folder.mkdir(parents=True, exist_ok=True)
     for i in range(state.process_index, len(files), state.num_processes):
-        if not _sound(files[i], keep_pixels):
+        if not _is_valid(files[i], keep_pixels):
             arrays = _batch(pipe, point, draw, draw.batches[i], extractors, guide, len(calls), keep_pixels)
             atomic_write(files[i], lambda tmp, arrays=arrays: np.savez(tmp, **arrays))
         on_batch(len(draw.batches[i]))
@@ -164,12 +199,12 @@ def remove_batches(folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def _sound(file: Path, with_pixels: bool) -> bool:
+def _is_valid(file: Path, with_pixels: bool) -> bool:
     """Whether a batch exists and is valid; a corrupted one is sampled again."""
     try:
         with np.load(file, allow_pickle=False) as arrays:
-            whole = "values" in arrays and ("pixels" in arrays or not with_pixels)
-            return whole and zipfile.ZipFile(file).testzip() is None
+            complete = "values" in arrays and ("pixels" in arrays or not with_pixels)
+            return complete and zipfile.ZipFile(file).testzip() is None
     except (OSError, ValueError, zipfile.BadZipFile, EOFError):
         return False
 
@@ -214,9 +249,9 @@ def _gather(files: Sequence[Path], draw: SamplePlan, extractors: Sequence[Extrac
             for name in arrays.files:
                 if name != "pixels" or keep_pixels:
                     parts.setdefault(name, []).append(arrays[name])
-    sums = {name: np.sum(parts.pop(name), axis=0) / draw.count for name in ("difference", "clipped")}
-    whole = {name: np.concatenate(some) for name, some in parts.items()}
-    features = {e.name: Features(whole[f"pooled.{e.name}"], whole.get(f"probabilities.{e.name}")) for e in extractors}
+    means = {name: np.sum(parts.pop(name), axis=0) / draw.count for name in ("difference", "clipped")}
+    joined = {name: np.concatenate(arrays) for name, arrays in parts.items()}
+    features = {e.name: Features(joined[f"pooled.{e.name}"], joined.get(f"probabilities.{e.name}")) for e in extractors}
     grid = draw.grid
-    shown = whole["shown"][np.argsort(np.argsort(grid.ravel()))].reshape(*grid.shape, *whole["shown"].shape[1:])
-    return Sampled(features, draw.labels, whole["values"], **sums, shown=shown, pixels=whole.get("pixels"))
+    shown = joined["shown"][np.argsort(np.argsort(grid.ravel()))].reshape(*grid.shape, *joined["shown"].shape[1:])
+    return Sampled(features, draw.labels, joined["values"], **means, shown=shown, pixels=joined.get("pixels"))

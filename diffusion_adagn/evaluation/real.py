@@ -1,4 +1,4 @@
-"""What --against means: a data set, images of a folder or an .npz, published statistics, a file of `adagn evaluate reference`."""
+"""The real images of --against: a data set, a folder or .npz of images, published statistics, or a saved reference."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -18,9 +18,13 @@ from .reference import Reference, published, reference_of, reference_of_images
 
 
 class RealImages:
-    """The real images, before an extractor has seen them: one of dataset, found, stored and file; the others are None.
+    """The real images, before feature extraction. One of the attributes is set; the others are None.
 
-    dataset: its split. found: images of a folder or .npz. stored: a reference made earlier. file: published statistics.
+    Attributes:
+        dataset: A split of a data set.
+        found: Images of a folder or .npz.
+        stored: A reference of `adagn evaluate reference`.
+        file: A file of published statistics.
     """
 
     dataset: ImageDataset | None = None
@@ -36,8 +40,18 @@ class RealImages:
         size: int | None = None,
         channels: int | None = None,
     ):
-        """against: None for the recorded data. overrides: config fields by dotted key. recorded: the run's own data settings.
-        size, channels: of a model's images, which a data set is decoded to. Raises InputError for what cannot be opened."""
+        """Open the real images.
+
+        Args:
+            against: A data set, path or file; None: the recorded data.
+            overrides: Data settings by dotted key.
+            recorded: The data settings of the run; None if they are not known.
+            size: Side of the model's images, to which a data set is resized; None: the data set's own.
+            channels: Channels of the model's images; None: the data set's own.
+
+        Raises:
+            InputError: The images cannot be opened.
+        """
         self.against, self.overrides, self.recorded = against, dict(overrides), recorded
         self.size, self.channels = size, channels
         path = None if against is None else Path(against).expanduser()
@@ -50,25 +64,28 @@ class RealImages:
             self.dataset = open_dataset(self.config)
 
     def _open_file(self, path: Path) -> None:
-        held = _held(path)
-        if "head" in held:
+        names = _array_names(path)
+        if "head" in names:
             self.stored = Reference.load(path)
-        elif {"mu", "sigma"} <= held:
+        elif {"mu", "sigma"} <= names:
             self.file = path
         else:
             self.found = read_image_set(path)
 
     def settings(self, base: DataConfig | None, source: str | None = None) -> DataConfig:
-        """`base` (None: the defaults) with what was given on the command line, for another source if one is named."""
-        given = self.overrides | ({} if source is None else {"data.source": source})
-        config = with_overrides(RunConfig(data=base or DataConfig()), given)
+        """Data settings: `base` (None: the defaults), changed by the overrides and by `source` (None: unchanged)."""
+        changes = self.overrides | ({} if source is None else {"data.source": source})
+        config = with_overrides(RunConfig(data=base or DataConfig()), changes)
         size, channels = config.data.image_size or self.size, config.data.channels or self.channels
         return dataclasses.replace(config.data, image_size=size, channels=channels)
 
     @cached_property
     def learned(self) -> ImageDataset | None:
-        """The labelled images that a classifier learns from: --data.source, or the training part of the data that are measured
-        against, or of the run's own, or of those that the reference's classifier learned from. None if there are none."""
+        """The labelled images that a classifier is trained on; None if there are none.
+
+        The first that exists of: --data.source, and the training parts of the real images, of the run's own data, and
+        of the data that the reference's classifier was trained on.
+        """
         if "data.source" in self.overrides:
             return open_dataset(self.settings(None))
         if self.dataset is not None:
@@ -81,15 +98,15 @@ class RealImages:
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """() where they are not known."""
+        """() if they are not known."""
         if self.dataset is not None:
             return self.dataset.label_space.names
-        some = self.stored or self.found
-        return () if some is None else some.class_names
+        source = self.stored or self.found
+        return () if source is None else source.class_names
 
     @property
     def image_shape(self) -> tuple[int, int, int] | None:
-        """(H, W, C); None where it is not known: published statistics do not say."""
+        """(H, W, C); None if it is not known, as for published statistics."""
         if self.dataset is not None:
             return self.dataset.images.shape[1:]
         if self.found is not None:
@@ -129,9 +146,18 @@ class RealImages:
         channels: int | None,
         progress: bool = True,
     ) -> Reference:
-        """count: of a data set's images, at most. class_names, channels: of what is measured, for files that do not say.
+        """Compute or load the reference.
 
-        Raises InputError for a stored reference of another extractor, and for labels that are none of the classes."""
+        Args:
+            extractor: The extractor of its features.
+            count: The maximum number of images of a data set.
+            class_names: Classes of the measured images, for files without class names.
+            channels: Channels of the measured images, for gray images that were saved as colour.
+            progress: Show a progress bar.
+
+        Raises:
+            InputError: A stored reference has another extractor, or a label is not one of the classes.
+        """
         if self.dataset is not None:
             return reference_of(self.dataset, extractor, count, progress=progress)
         if self.stored is not None:
@@ -139,10 +165,10 @@ class RealImages:
             return self.stored
         if self.file is not None:
             return published(self.file, extractor, progress)
-        found, labels = self.found, self.found.labels_among(class_names)
+        images, labels = self.found, self.found.labels_among(class_names)
         names = () if labels is None else class_names
         return reference_of_images(
-            found.with_channels(channels), labels, names, found.about["source"], extractor, progress
+            images.with_channels(channels), labels, names, images.about["source"], extractor, progress
         )
 
     def gather(self, reference: Reference) -> Gather | None:
@@ -156,7 +182,7 @@ class RealImages:
         return lambda places: dataset.gather(reference.indices[places])[0]
 
 
-def _held(path: Path) -> set[str]:
+def _array_names(path: Path) -> set[str]:
     """The names of the arrays in an .npz."""
     if not path.is_file():
         raise InputError(f"there is no file {path} to measure against.")
@@ -174,7 +200,7 @@ def _channels(count: int) -> str:
 
 
 def _training_part(config: DataConfig) -> ImageDataset | None:
-    """None where there is none: a source with a test part alone, or whose files are gone."""
+    """The training part of a source; None if it has only a test part, or if its files are missing."""
     try:
         _, head, _ = find_source(config)
         return open_dataset(dataclasses.replace(config, source=head))

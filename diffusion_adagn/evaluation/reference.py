@@ -1,4 +1,4 @@
-"""Features of the real images, cached, which sampled images are compared with."""
+"""Cached features of real images, with which sampled images are compared."""
 
 import hashlib
 import json
@@ -20,9 +20,9 @@ from .extractors.base import described
 from .metrics import Gaussian
 from .metrics.measure import Target
 
-FILE_VERSION = 1  # of the files; other versions are computed again
+FILE_VERSION = 1  # files of another version are computed again
 FEATURE_BATCH = 250  # images
-UNKNOWN_COUNT = 10**9  # of images behind published statistics, which do not say
+UNKNOWN_COUNT = 10**9  # number of images of published statistics, which do not record it
 CORRUPTED = (
     OSError,
     ValueError,
@@ -38,12 +38,17 @@ CORRUPTED = (
 
 @dataclass(frozen=True)
 class Reference:
-    """Real images as an extractor sees them.
+    """Features and statistics of real images.
 
-    features: float32 [M, D]; None where there are statistics or values alone. labels: int64 [M], ids of class_names, or None.
-    values: float64 [4], the mean of `image_values`; None if unknown. indices: int64 [M], which images of the data set; None if
-    there is none. statistics: published ones, which then stand for the features in the Frechet distance.
-    about: JSON; name (of the data), fingerprint, count (M), of (how many there were), seed, image_size, channels, resized, extractor, date.
+    Args:
+        features: float32 [M, D]; None if there are only statistics or values.
+        labels: int64 [M], ids of class_names, or None.
+        class_names: The classes; () without labels.
+        values: float64 [4], the mean of `image_values`; None if unknown.
+        about: JSON values: name (of the data), fingerprint, count (M), of (available images), seed, image_size,
+            channels, resized, extractor, date.
+        indices: int64 [M], indices in the data set; None without one.
+        statistics: Published statistics, used for the Frechet distance in place of the features.
     """
 
     features: np.ndarray | None = field(repr=False)
@@ -56,7 +61,7 @@ class Reference:
     _targets: dict[tuple[int, str], Target] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def target(self, k: int = 5, device: str = "cpu") -> Target:
-        """The target of the metrics, with costly parts cached. k: neighbours. device: where they are computed."""
+        """The target of the metrics, with expensive parts cached. k: neighbours. device: that computes the metrics."""
         if (k, device) not in self._targets:
             if self.features is None:
                 if self.statistics is None:
@@ -73,11 +78,11 @@ class Reference:
 
     @property
     def gaussian(self) -> Gaussian:
-        """Raises InputError for fewer than two images."""
+        """Mean and covariance of the features. Raises InputError for fewer than two images."""
         return self.target().gaussian
 
     def check(self, extractor: Extractor) -> None:
-        """Raises InputError unless it was made with this extractor."""
+        """Raises InputError unless the features are those of this extractor."""
         made_with, name = self.about["extractor"], self.about["name"]
         if made_with is None:
             raise InputError(
@@ -96,12 +101,12 @@ class Reference:
             raise InputError(
                 f"the reference {name} was made with the extractor {made_with['name']} ({_describe_record(made_with)}), and the images are measured with "
                 f"{extractor.name} ({_describe_record(described(extractor))}): distances between the two mean nothing. Type --extractor "
-                f"{made_with['name']} and, where it learns from data, --data.source with the data it learned from; or make the reference "
-                "again, by adagn evaluate reference."
+                f"{made_with['name']} and, if it is trained on data, --data.source with that data; or make the reference "
+                "again, with adagn evaluate reference."
             )
 
     def save(self, file: Path) -> Path:
-        """One .npz without pickled objects; `Reference.load` reads it back."""
+        """Save as an .npz without pickled objects. `Reference.load` reads it."""
         head = {"version": FILE_VERSION, "class_names": list(self.class_names), "about": self.about}
         arrays = {"head": np.array(json.dumps(head, ensure_ascii=False))}
         arrays |= {name: getattr(self, name) for name in ARRAYS if getattr(self, name) is not None}
@@ -124,10 +129,10 @@ class Reference:
         head = json.loads(str(arrays["head"]))
         if head["version"] != FILE_VERSION:
             raise ValueError(f"it is of version {head['version']}, this program's are of {FILE_VERSION}")
-        first_rows = {name: arrays.get(name) for name in ARRAYS}
+        values = {name: arrays.get(name) for name in ARRAYS}
         statistics = Gaussian(arrays["mu"], arrays["sigma"], int(arrays["behind"])) if "mu" in arrays else None
-        features, labels, k = first_rows["features"], first_rows["labels"], len(head["class_names"])
-        if features is None and statistics is None and first_rows["values"] is None:
+        features, labels, k = values["features"], values["labels"], len(head["class_names"])
+        if features is None and statistics is None and values["values"] is None:
             raise ValueError("neither features nor statistics are in it")
         if features is not None and (features.ndim != 2 or features.dtype != np.float32 or not len(features)):
             raise ValueError(f"its features are {features.dtype} {list(features.shape)}, not float32 [M, D]")
@@ -135,7 +140,7 @@ class Reference:
             raise ValueError(f"its labels are not one of {k} classes for each image")
         if not {"name", "count", "extractor"} <= set(head["about"]):
             raise ValueError("it does not record its data")
-        return cls(**first_rows, class_names=tuple(head["class_names"]), about=head["about"], statistics=statistics)
+        return cls(**values, class_names=tuple(head["class_names"]), about=head["about"], statistics=statistics)
 
 
 ARRAYS = ("features", "labels", "values", "indices")
@@ -144,8 +149,18 @@ ARRAYS = ("features", "labels", "values", "indices")
 def reference_of(
     dataset: ImageDataset, extractor: Extractor | None, count: int = 10_000, seed: int = 0, progress: bool = True
 ) -> Reference:
-    """The reference of at most `count` of these images, a random part with the data's own shares of the classes; all if there
-    are no more. extractor None: its values alone. Kept in DIFFUSION_ADAGN_CACHE, and read from there the next time."""
+    """The reference of a data set, cached in DIFFUSION_ADAGN_CACHE.
+
+    Args:
+        dataset: The real images.
+        extractor: The extractor; None: only `values` are computed.
+        count: The maximum number of images, drawn by `some_of`.
+        seed: Of the draw.
+        progress: Show a progress bar.
+
+    Raises:
+        InputError: count is less than 1, or the cache cannot be written.
+    """
     if count < 1:
         raise InputError(f"a reference needs at least one image, not {count}.")
     key_parts = [FILE_VERSION, dataset.fingerprint, extractor and extractor.hash, min(count, len(dataset)), seed]
@@ -195,7 +210,12 @@ def reference_of_images(
     extractor: Extractor,
     progress: bool = True,
 ) -> Reference:
-    """The reference of these images, uint8 [M, H, W, C], all of them; not cached. labels: int64 [M], ids of class_names, or None."""
+    """The reference of all these images, uint8 [M, H, W, C], not cached.
+
+    labels: int64 [M], ids of class_names, or None.
+
+    Raises InputError if the images are not squares.
+    """
     if pixels.shape[1] != pixels.shape[2]:
         raise InputError(f"the images of {name} are {pixels.shape[2]}x{pixels.shape[1]}: expected squares.")
     about = {
@@ -212,10 +232,21 @@ def reference_of_images(
 
 
 def published(file: Path, extractor: Extractor, progress: bool = True) -> Reference | None:
-    """Statistics (mu [D], sigma [D, D]) of the FID's Inception network in this .npz, and its images (arr_0), if there are any.
+    """The reference in an .npz with statistics of the FID's Inception network, mu [D] and sigma [D, D].
 
-    None if there are no statistics. The Frechet distance is to the statistics, as the ADM evaluator's; the rest is to the images.
-    Raises InputError for a file that cannot be read, and for another extractor where there are no images.
+    The file may contain images too (arr_0). As in the ADM evaluator, the Frechet distance uses the statistics. Other
+    metrics use the images.
+
+    Args:
+        file: The .npz.
+        extractor: The extractor.
+        progress: Show a progress bar.
+
+    Returns:
+        The reference; None if the file has no statistics.
+
+    Raises:
+        InputError: The file cannot be read, or it has no images and the extractor is not the Inception network.
     """
     try:
         with np.load(file, allow_pickle=False) as arrays:
@@ -228,8 +259,8 @@ def published(file: Path, extractor: Extractor, progress: bool = True) -> Refere
             f"{file} cannot be read: {error}. Expected mu [D] and sigma [D, D], or images arr_0."
         ) from None
     if images:
-        found = read_npz(file)
-        reference = reference_of_images(found.pixels, None, (), str(file), extractor, progress)
+        pixels = read_npz(file).pixels
+        reference = reference_of_images(pixels, None, (), str(file), extractor, progress)
         fits = extractor.is_fid and extractor.dimension == len(statistics.mean)
         return replace(reference, statistics=statistics) if fits else reference
     about = {
@@ -245,17 +276,21 @@ def published(file: Path, extractor: Extractor, progress: bool = True) -> Refere
 
 
 def some_of(labels: np.ndarray, count: int, seed: int) -> np.ndarray:
-    """int64 [min(count, N)], ascending: a random part of 0..N-1 in which each class has its share of labels [N], to within one."""
+    """A random sample of the indices 0..N-1, stratified by the labels [N] to within one image per class.
+
+    Returns:
+        int64 [min(count, N)], ascending.
+    """
     n = len(labels)
     if count >= n:
         return np.arange(n)
-    order = np.random.RandomState(seed).permutation(n)  # RandomState: its stream is frozen for good
+    order = np.random.RandomState(seed).permutation(n)  # the stream of RandomState never changes
     by_class = order[np.argsort(labels[order], kind="stable")]
     return np.sort(by_class[(2 * np.arange(count) + 1) * n // (2 * count)])
 
 
 def references_folder() -> Path:
-    """Where references are cached: next to the decoded images, in DIFFUSION_ADAGN_CACHE or ~/.cache/diffusion_adagn."""
+    """The folder of cached references, in DIFFUSION_ADAGN_CACHE or ~/.cache/diffusion_adagn."""
     return cache_root() / "references"
 
 
@@ -288,12 +323,12 @@ def _made(
 
 
 def _seen(batches: Iterable[np.ndarray], add: Callable[[np.ndarray], object]) -> Iterator[np.ndarray]:
-    """The batches, their image values added up on the way."""
+    """Yields the batches and passes the sum of their image values to `add`."""
     for pixels in batches:
         add(image_values(pixels).sum(axis=0))
         yield pixels
 
 
 def _describe_record(record: dict) -> str:
-    data = f", learned from {record['data']}" if record.get("data") else ""
+    data = f", trained on {record['data']}" if record.get("data") else ""
     return f"{record['hash'] or 'published'}, {record['dimension']} features{data}"

@@ -26,8 +26,8 @@ MIN_IMAGES = (
 PUBLISHED = 50_000
 
 
-MIN_CLASS_IMAGES, MIN_CLASS_IMAGES_FOR_VALUES = 100, 50  # images, below which numbers are unreliable
-MARK = "†"  # beside a value that is to be read with care
+MIN_CLASS_IMAGES, MIN_CLASS_IMAGES_FOR_VALUES = 100, 50  # with fewer images, values are unreliable
+MARK = "†"  # marks an unreliable value
 MIN_CLASSIFIER_ACCURACY = 0.7  # on held-out images, below which the accuracy metric is unreliable
 GROWING = (
     "Recall and coverage grow with the number of sampled images: compare them at equal numbers of sampled and real "
@@ -42,9 +42,9 @@ def titles(extractor: Mapping, classifier: Mapping | None, scorer: Mapping | Non
     """The title of each metric: FID only for features of the FID's Inception network.
 
     Args:
-        extractor: its record.
-        classifier: its record.
-        scorer: the record of the one whose probabilities gave the inception score.
+        extractor: The record of the extractor.
+        classifier: The record of the classifier.
+        scorer: The record of the network whose probabilities gave the inception score.
     """
     measured_by = {"frechet": extractor, "kid": extractor, "inception_score": scorer, "accuracy": classifier}
     metric_titles = {name: kind.title for name, kind in METRICS.items()}
@@ -55,20 +55,20 @@ def titles(extractor: Mapping, classifier: Mapping | None, scorer: Mapping | Non
 
 
 def note_not_comparable(extractor: Mapping, count: int) -> str | None:
-    """The note on published numbers, if there is one to make."""
+    """The note on the comparison with published values; None if they are comparable."""
     if not extractor.get("is_fid"):
         return FOREIGN
     return MIN_IMAGES if count < PUBLISHED else None
 
 
 def heldout_accuracy(classifier: Mapping | None) -> float | None:
-    """The fraction of held-out images that the classifier gets right, if it is recorded."""
+    """The classifier's recorded accuracy on held-out images; None if it is not recorded."""
     fraction = (classifier or {}).get("heldout_accuracy")
     return fraction if isinstance(fraction, (int, float)) else None
 
 
 def note_weak_classifier(classifier: Mapping | None) -> str | None:
-    """The note on a classifier that is often wrong itself."""
+    """The note on a classifier with low accuracy; None if it is accurate enough."""
     fraction = heldout_accuracy(classifier)
     if fraction is None or fraction >= MIN_CLASSIFIER_ACCURACY:
         return None
@@ -76,7 +76,7 @@ def note_weak_classifier(classifier: Mapping | None) -> str | None:
 
 
 def note_few_images(count: int, each: str = "") -> str | None:
-    """The note on few images. each: " per point"."""
+    """The note on too few images; None if there are enough. each: "" or " per point"."""
     if count >= MIN_CLASS_IMAGES:
         return None
     images = "image" if count == 1 else "images"
@@ -84,7 +84,7 @@ def note_few_images(count: int, each: str = "") -> str | None:
 
 
 def taken_in(extractor: Mapping, height: int | None, width: int | None) -> str:
-    """At what size an extractor looks at images of this size (None: unknown): "resized to 224 px by bicubic ..."."""
+    """How an extractor resizes images of this size (None: unknown), such as "resized to 224 px by bicubic ..."."""
     side, how = extractor.get("resolution"), extractor.get("resize")
     if (side and (height, width) == (side, side)) or how == "none":
         return f"{side} px as they are" if side else "as they are"
@@ -104,8 +104,20 @@ def full_record(
     k: int,
     command: str,
 ) -> dict:
-    """The content of evaluation.json: every number and its origin. shape: [N, H, W, C] of the images, labels theirs;
-    scored: whether the extractor itself gives class probabilities; about: source, model and settings; memorisation: its record."""
+    """The content of evaluation.json: every number and its origin.
+
+    Args:
+        found: The results.
+        about: Source, model and settings.
+        shape: [N, H, W, C] of the images.
+        labels: int64 [N]; None without labels.
+        scored: Whether the extractor itself gives class probabilities.
+        setup: The extractor, classifier and reference.
+        memorisation: Its record; None if it was not computed.
+        notes: Notes before those on the metrics.
+        k: Neighbours of precision, recall, density and coverage.
+        command: The command line.
+    """
     by = described_by(setup)
     extractor, classifier = by["extractor"], by["judge"]
     metric_titles = titles(extractor, classifier, extractor if scored else classifier)
@@ -140,7 +152,7 @@ def full_record(
 
 
 def described_by(setup: EvalSetup) -> dict:
-    """What the numbers are measured with and against, as evaluation.json holds it."""
+    """The records of extractor, classifier, reference and versions in evaluation.json."""
     return {
         "against": setup.against,
         "extractor": _record(setup.extractor),
@@ -154,7 +166,7 @@ def _cautions(row: dict, count: int, classifier: dict | None) -> list[str]:
     """Notes on the reliability of the numbers."""
     overall, every = (
         row["metrics"],
-        [*row["metrics"].values(), *(m for some in row["per_class"].values() for m in some)],
+        [*row["metrics"].values(), *(m for values in row["per_class"].values() for m in values)],
     )
     has = lambda name: overall.get(name, {}).get("value") is not None  # noqa: E731
     notes = [
@@ -167,12 +179,13 @@ def _cautions(row: dict, count: int, classifier: dict | None) -> list[str]:
 
 
 def write_report(record: dict, out: Path) -> None:
-    """evaluation.md and per_class.csv (where there are classes), and evaluation.json last: it says that all is there."""
+    """Write evaluation.md, per_class.csv (with classes), and last evaluation.json."""
     _write(out / MARKDOWN, f"{markdown(record)}\n")
     if record["per_class"]:
         write_classes(out / CLASSES, record)
     else:
         (out / CLASSES).unlink(missing_ok=True)
+    # last, since this file marks a complete evaluation
     _write(out / JSON, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
 
 
@@ -185,17 +198,17 @@ def _record(extractor: Extractor) -> dict:
 
 
 def _counts(labels: np.ndarray | None, setup: EvalSetup) -> dict[str, list[int] | None]:
-    """How many images each class has, sampled and real."""
+    """The number of sampled and real images of each class."""
 
-    def counts(some: np.ndarray | None) -> list[int] | None:
+    def counts(class_ids: np.ndarray | None) -> list[int] | None:
         k = len(setup.class_names)
-        return None if some is None or not k else np.bincount(some, minlength=k)[:k].tolist()
+        return None if class_ids is None or not k else np.bincount(class_ids, minlength=k)[:k].tolist()
 
     return {"sampled": counts(labels), "reference": counts(setup.reference.labels)}
 
 
 def markdown(record: dict) -> str:
-    """The whole record in words and tables."""
+    """The record as Markdown text."""
     parts = [
         f"# {record['source']}",
         f"{record['count']:,} image{'s' * (record['count'] != 1)} against {record['against']}.",
@@ -213,13 +226,13 @@ def markdown(record: dict) -> str:
 
 
 def overall_table(record: dict) -> str:
-    """The metrics, a row each, with the columns under each other in a terminal too. Notes in words stand below it."""
+    """The table of metrics, one row each, aligned for a terminal too."""
     rows = [[m["title"], value_of(m), m["better"], _beside(name, m, record)] for name, m in record["metrics"].items()]
     return _table(["metric", "value", "better", "note"], rows)
 
 
 def _beside(name: str, m: dict, record: dict) -> str:
-    """What stands beside a value."""
+    """The note in the row of a metric."""
     fraction = heldout_accuracy(record.get("judge")) if name == "accuracy" and m["value"] is not None else None
     notes = [
         "" if fraction is None else f"of held-out real images: {fraction:.4g}",
@@ -229,7 +242,7 @@ def _beside(name: str, m: dict, record: dict) -> str:
 
 
 def value_of(m: dict, digits: int = 4) -> str:
-    """ "0.0213 ± 0.0011" with the standard error, if that is not 0; "-" where it could not be measured."""
+    """ "0.0213 ± 0.0011", without a standard error of 0; "-" if there is no value."""
     value, error = m["value"], m["standard_error"]
     if value is None:
         return "-"
@@ -237,7 +250,7 @@ def value_of(m: dict, digits: int = 4) -> str:
 
 
 def write_classes(file: Path, record: dict) -> Path:
-    """A row a class: id, name, how many were sampled and in the reference; then of each metric value, standard error and why."""
+    """Write one row per class: id, name, numbers of sampled and real images, and the fields of each metric."""
     columns = [(metric, key) for metric in record["per_class"] for key in ("value", "standard_error", "why")]
     header = ["class_id", "class_name", "sampled", "reference"]
     header += [metric if key == "value" else f"{metric}_{key}" for metric, key in columns]
@@ -256,21 +269,21 @@ def write_classes(file: Path, record: dict) -> Path:
 
 
 def _class_table(record: dict) -> str:
-    """A row a class; a metric that is blank for all of them is a sentence below, and so is why a value is marked."""
-    metrics = {m: some for m, some in record["per_class"].items() if any(one["value"] is not None for one in some)}
+    """The table with one row per class. Sentences below it explain marks, and metrics without a value for any class."""
+    metrics = {m: values for m, values in record["per_class"].items() if any(v["value"] is not None for v in values)}
     sampled = record["class_counts"]["sampled"]
     rows = []
     for i, name in enumerate(record["class_names"]):
         thin = 0 < sampled[i] < MIN_CLASS_IMAGES_FOR_VALUES
-        cells = [_marked(value_of(some[i], 3), some[i], thin) for some in metrics.values()]
+        cells = [_marked(value_of(values[i], 3), values[i], thin) for values in metrics.values()]
         rows.append([name, str(sampled[i]), *cells])
     heads = [f"{record['metrics'][m]['title']}, {record['metrics'][m]['better']} is better" for m in metrics]
     sections = [_table(["class", "sampled", *heads], rows)]
     if any(MARK in cell for row in rows for cell in row[2:]):
         sections.append(f"{MARK} {_marks_mean(record, metrics)}.")
-    for metric, some in record["per_class"].items():
+    for metric, values in record["per_class"].items():
         if metric not in metrics:
-            sections.append(f"{record['metrics'][metric]['title']} of each class left blank: {some[0]['why']}.")
+            sections.append(f"{record['metrics'][metric]['title']} of each class left blank: {values[0]['why']}.")
     return "\n\n".join(sections)
 
 
@@ -279,23 +292,23 @@ def _marked(text: str, m: dict, thin: bool) -> str:
 
 
 def _marks_mean(record: dict, metrics: dict[str, list[dict]]) -> str:
-    """The first reason of each metric, those of one reason together."""
-    named: dict[str, list[str]] = {}
-    for metric, some in metrics.items():
-        whys = list(dict.fromkeys(m["why"] for m in some if m["why"]))
+    """The first reason of each metric, grouped by reason."""
+    titles_by_reason: dict[str, list[str]] = {}
+    for metric, values in metrics.items():
+        whys = list(dict.fromkeys(m["why"] for m in values if m["why"]))
         if whys:
             more = f" ({len(whys) - 1} more in {CLASSES})" if len(whys) > 1 else ""
-            named.setdefault(f"{whys[0]}{more}", []).append(record["metrics"][metric]["title"])
-    text = [f"{', '.join(some)}: {why}" for why, some in named.items()]
+            titles_by_reason.setdefault(f"{whys[0]}{more}", []).append(record["metrics"][metric]["title"])
+    text = [f"{', '.join(names)}: {why}" for why, names in titles_by_reason.items()]
     return "; ".join(text) or f"fewer than {MIN_CLASS_IMAGES_FOR_VALUES} sampled images"
 
 
 def _looks(d: dict) -> str:
-    """The diagnostics that need no extractor, in a sentence or two."""
+    """The diagnostics that need no extractor, as text."""
     text = f"Brightness {d['brightness']:.3f}, contrast {d['contrast']:.3f}, saturation {d['saturation']:.3f} (each 0 to 1); "
     text += f"{d['extremes']:.1%} of the values are at 0 or 255"
-    beyond = d.get("extremes_shift")
-    text += "." if beyond is None else f" ({max(d['extremes'] - beyond, 0):.1%} of the real images' are)."
+    shift = d.get("extremes_shift")
+    text += "." if shift is None else f" ({max(d['extremes'] - shift, 0):.1%} of the real images' are)."
     if d["contrast_ratio"] is not None:
         text += f" Against the real images: contrast x {d['contrast_ratio']:.3f}"
         text += "" if d["saturation_ratio"] is None else f", saturation x {d['saturation_ratio']:.3f}"
@@ -308,7 +321,7 @@ def _made(record: dict) -> str:
     count = "published statistics" if r["count"] is None else f"{r['count']:,} of {r['of']:,} images"
     seen = taken_in(e, p["height"], p["width"])
     fields = {
-        "pictures": f"{record['count']:,}, {p['width']}x{p['height']}, {p['channels']} channel{'s' * (p['channels'] != 1)}",
+        "images": f"{record['count']:,}, {p['width']}x{p['height']}, {p['channels']} channel{'s' * (p['channels'] != 1)}",
         **{f"model's {key}": value for key, value in (record["model"] or {}).items()},
         **record["settings"],
         "extractor": f"{e['name']} {e['hash']}, {e['dimension']:,} features of images {seen}",

@@ -1,4 +1,4 @@
-"""The numbers of one point: its metrics against the reference, over all images and for each class, and its diagnostics."""
+"""The results of one point: metrics against the reference, over all images and per class, and diagnostics."""
 
 import platform
 from collections.abc import Sequence
@@ -18,16 +18,20 @@ from .reference import Reference
 
 
 def versions() -> dict[str, str]:
-    """The versions behind the numbers."""
-    made = {name: version(name) for name in ("torch", "diffusers", "numpy")}
-    return {"diffusion_adagn": __version__, "python": platform.python_version(), **made}
+    """The versions of this package and of the libraries that computed the results."""
+    libraries = {name: version(name) for name in ("torch", "diffusers", "numpy")}
+    return {"diffusion_adagn": __version__, "python": platform.python_version(), **libraries}
 
 
 @dataclass(frozen=True)
 class Results:
-    """row: plain JSON, with "metrics", "per_class" and "diagnostics". notes: sentences on what is blank or doubtful.
+    """The results of one point.
 
-    influence: metric -> float64 [N]; class_influence: metric -> for each class float64 [N_c] or None. See `MetricValue`.
+    Args:
+        row: JSON values with the keys "metrics", "per_class" and "diagnostics".
+        influence: Metric -> float64 [N]. See `MetricValue`.
+        class_influence: Metric -> float64 [N_c] or None for each class.
+        notes: Sentences on missing or unreliable values.
     """
 
     row: dict
@@ -47,32 +51,42 @@ def results(
     device: str = "cpu",
     progress: bool = False,
 ) -> Results:
-    """Measure what was sampled.
+    """Compute the metrics and diagnostics of a point.
 
-    extractor: whose features are compared (None: diagnostics alone); classifier: whose probabilities over `class_names` say what an image shows (None: no
-    accuracy). class_names: the model's classes, () without. calls: of the point; () for images from elsewhere. device: where the
-    metrics are computed, in float64.
+    Args:
+        sampled: The sampled images.
+        reference: The real images; None: diagnostics without comparison.
+        extractor: The extractor whose features are compared; None: diagnostics only.
+        classifier: The classifier, with probabilities over `class_names`, that measures accuracy; None: no accuracy.
+        class_names: The model's classes; () without classes.
+        calls: The network calls of the point; () for images that were not sampled here.
+        k: Neighbours of precision, recall, density and coverage.
+        device: The device that computes the metrics, in float64.
+        progress: Show a progress bar.
     """
     diagnostics = _diagnostics(sampled, None if reference is None else reference.values, calls)
     if extractor is None:
         return Results({"metrics": {}, "per_class": {}, "diagnostics": diagnostics}, {}, {}, [])
     features = sampled.features[extractor.name]
-    judged = None if classifier is None else sampled.features[classifier.name].probabilities
+    class_probabilities = None if classifier is None else sampled.features[classifier.name].probabilities
     names = list(class_names) or None
     target = reference.target(k, device)
-    found = measure(features.pooled, judged, sampled.labels, target, names, k, True, progress, features.probabilities)
-    overall = found.overall
+    measured = measure(
+        features.pooled, class_probabilities, sampled.labels, target, names, k, True, progress, features.probabilities
+    )
+    overall = measured.overall
     return Results(
         row={
             "metrics": {name: _record(m) for name, m in overall.items()},
-            "per_class": {name: [_record(m) for m in some] for name, some in found.per_class.items()},
+            "per_class": {name: [_record(m) for m in values] for name, values in measured.per_class.items()},
             "diagnostics": diagnostics,
         },
         influence={name: m.influence for name, m in overall.items() if m.value is not None and m.influence is not None},
         class_influence={
-            name: [None if m.value is None else m.influence for m in some] for name, some in found.per_class.items()
+            name: [None if m.value is None else m.influence for m in values]
+            for name, values in measured.per_class.items()
         },
-        notes=found.notes,
+        notes=measured.notes,
     )
 
 
@@ -81,14 +95,17 @@ def _record(m: MetricValue) -> dict:
 
 
 def _diagnostics(sampled: Sampled, reference: np.ndarray | None, calls: Sequence[ModelEval]) -> dict:
-    """`difference` and `clipped` are a number a network call, `difference` None where there was no second pass."""
+    """The diagnostics as JSON values. `difference` and `clipped` have one number per network call.
+
+    `difference` is None for calls without a second forward pass.
+    """
     values = sampled.values.mean(axis=0)
-    pull = [float(d) if d > 0 else None for d in sampled.difference]
-    found = {
+    differences = [float(d) if d > 0 else None for d in sampled.difference]
+    diagnostics = {
         "timesteps": [call.t for call in calls],
-        "difference": pull if any(d is not None for d in pull) else None,
+        "difference": differences if any(d is not None for d in differences) else None,
         "clipped": sampled.clipped.tolist(),
         **dict(zip(VALUES, values.tolist())),
     }
     unknown = dict.fromkeys(("contrast_ratio", "saturation_ratio", "brightness_shift", "extremes_shift"))
-    return found | (unknown if reference is None else compared_with_data(values, reference))
+    return diagnostics | (unknown if reference is None else compared_with_data(values, reference))

@@ -1,4 +1,4 @@
-"""What images are measured with: the extractor, the classifier of their classes, and the reference of real images."""
+"""The setup of an evaluation: the extractor, the classifier and the reference of real images."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,9 +22,14 @@ from .settings import EvalSettings
 
 @dataclass(frozen=True)
 class EvalSetup:
-    """class_names: of the labels, () without. classifier: None if there is none. reference: None but on the main process.
+    """The opened extractor, classifier and reference.
 
-    Without an extractor (None) there are diagnostics alone, and the reference, if there is one, knows no features.
+    Args:
+        real: The real images; None if there are none.
+        extractor: None: diagnostics only, and the reference has no features.
+        classifier: None: accuracy is not measured.
+        reference: None on all processes but the main one.
+        class_names: The classes of the labels; () without labels.
     """
 
     real: RealImages | None
@@ -39,7 +44,7 @@ class EvalSetup:
 
     @property
     def against(self) -> str:
-        """In words; on the main process."""
+        """A description of the real images and the extractor, for the main process."""
         if self.reference is None:
             return "nothing"
         about = self.reference.about
@@ -51,16 +56,17 @@ class EvalSetup:
 def bench_of_model(
     source: str | Path, pipe: ClassConditionalPipeline, draw: SamplePlan, measuring: EvalSettings, state: PartialState
 ) -> EvalSetup:
-    """For a model's images; the main process first, since it may have to train a classifier.
+    """The setup for a model's images. The main process goes first, since it may have to train a classifier.
 
-    Raises InputError for real images of another size, number of channels or classes, and where none are known.
+    Raises:
+        InputError: The real images have another size, number of channels or classes, or no real images are known.
     """
     recorded = recorded_data(source)
     if measuring.extractor == "none" and measuring.own_data and recorded is None:
         return EvalSetup(None, None, None, None, pipe.labels.names)
     check_reference(measuring, recorded, str(source))
     size, channels, labels = pipe.unet.config.sample_size, pipe.unet.config.in_channels, pipe.labels
-    with main_first(state):  # it may have to be decoded
+    with main_first(state):  # the data may have to be decoded
         real = RealImages(measuring.against, measuring.data, recorded, size, channels)
     real.check_shape(size, size, channels, "the model's images")
     if real.dataset is not None:
@@ -78,23 +84,23 @@ def bench_of_model(
 
 
 def check_same_extractors(extractors: Sequence[Extractor], state: PartialState) -> None:
-    """Compare the extractors of all processes, whose features are put together.
+    """Check that all processes have the same extractors, since their features are concatenated.
 
     Args:
-        extractors: this process's.
-        state: the processes.
+        extractors: The extractors of this process.
+        state: The processes.
 
     Raises:
-        InputError: on every process, where one has other weights.
+        InputError: On every process, if the weights differ.
     """
-    found = gather_object([[(e.name, e.hash) for e in extractors]])
-    for rank, theirs in enumerate(found):
-        for (name, first), (_, other) in zip(found[0], theirs):
+    gathered = gather_object([[(e.name, e.hash) for e in extractors]])
+    for rank, hashes in enumerate(gathered):
+        for (name, first), (_, other) in zip(gathered[0], hashes):
             if first != other:
                 raise InputError(
                     f"the {name} of process 0 has other weights than that of process {rank} ({first}, {other}), so their features do not "
                     f"compare: each of {state.num_processes} processes must open the same. Share DIFFUSION_ADAGN_CACHE between the machines, "
-                    "or copy its folder classifiers from the first machine to the others."
+                    "or copy its folder judges from the first machine to the others."
                 )
 
 
@@ -116,29 +122,40 @@ def open_bench(
     channels: int,
     state: PartialState,
 ) -> EvalSetup:
-    """Open the extractor and, on the main process, make the reference.
+    """Open the extractor and, on the main process, compute the reference.
 
-    labels: int64 [N] of what is measured, ids of class_names, or None. channels: of its images.
+    Args:
+        real: The real images.
+        measuring: The settings.
+        class_names: The classes of the measured images.
+        labels: int64 [N], the labels of the measured images, ids of class_names; None without labels.
+        channels: The channels of the measured images.
+        state: The processes.
+
+    Raises:
+        InputError: The reference has only statistics, which a classifier cannot be trained on.
     """
     main, count = state.is_main_process, measuring.reference_count
     if measuring.extractor == "none":
-        known = main and real.dataset is not None
-        return EvalSetup(real, None, None, reference_of(real.dataset, None, count) if known else None, class_names)
+        has_reference = main and real.dataset is not None
+        reference = reference_of(real.dataset, None, count) if has_reference else None
+        return EvalSetup(real, None, None, reference, class_names)
     if real.file is not None and real.learned is None and measuring.extractor in ("classifier", "sklearn"):
         raise InputError(
             f"{real.name} holds statistics of the FID's Inception network, and no images that {measuring.extractor} could learn from: type "
             "--extractor inception, or give real images by --against."
         )
     extractor = open_extractor(measuring.extractor, real.learned, state.device, main)
-    classifier = _judge(real, extractor, class_names, labels, state) if measuring.classifier == "auto" else None
+    train_one = measuring.classifier == "auto"
+    classifier = _open_classifier(real, extractor, class_names, labels, state) if train_one else None
     reference = real.reference(extractor, count, class_names, channels) if main else None
     return EvalSetup(real, extractor, classifier, reference, class_names)
 
 
-def _judge(
+def _open_classifier(
     real: RealImages, extractor: Extractor, class_names: tuple[str, ...], labels: np.ndarray | None, state: PartialState
 ) -> Extractor | None:
-    """The extractor if it has these classes, else the classifier of the data; None without classes."""
+    """The extractor if it has these classes, else a classifier trained on the data; None without classes."""
     if len(class_names) < 2 or labels is None or not (labels < len(class_names)).any():
         return None
     if extractor.class_names is not None and tuple(extractor.class_names) == class_names:

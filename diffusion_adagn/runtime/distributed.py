@@ -50,7 +50,7 @@ def choose_device(requested: str = "auto") -> torch.device:
     """The device of this process. No other function chooses one.
 
     Args:
-        asked: "auto" (CUDA if there is one, else Apple's GPU, else the CPU), "cpu", "cuda", "cuda:1" or "mps".
+        requested: "auto" (CUDA if there is one, else Apple's GPU, else the CPU), "cpu", "cuda", "cuda:1" or "mps".
 
     Returns:
         The device. "cuda" is the current GPU; under a launcher each process has a different one.
@@ -101,8 +101,9 @@ def no_gpu_note() -> str:
 def main_first(state: PartialState) -> Iterator[None]:
     """Run the block on the main process, then on one process of each other machine, then on all others.
 
-    So files are written once per machine, and the other processes read them. Every process passes two barriers: the main
-    process both after the block, the first process of another machine one before and one after, the others both before.
+    So files are written once per machine, and the other processes read them. Every process passes two barriers: the
+    main process both after the block, the first process of another machine one before and one after, the others both
+    before.
     """
     with state.main_process_first(), state.local_main_process_first():
         yield

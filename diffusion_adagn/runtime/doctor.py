@@ -1,4 +1,7 @@
-"""The checks of `adagn doctor`: versions, device, operator, memory, caches. Each returns its text and a list of problems."""
+"""The checks of `adagn doctor`: versions, device, operator, memory, caches.
+
+Each returns its text and a list of problems.
+"""
 
 import os
 import platform
@@ -67,7 +70,8 @@ def _versions() -> tuple[str, list[str]]:
     """Versions of this package and of its requirements."""
     from packaging.requirements import Requirement
 
-    found, problems = [f"{DISTRIBUTION} {__version__}, Python {platform.python_version()}, {platform.platform()}"], []
+    lines = [f"{DISTRIBUTION} {__version__}, Python {platform.python_version()}, {platform.platform()}"]
+    problems = []
     try:
         needed = [Requirement(line) for line in requires(DISTRIBUTION) or []]
     except PackageNotFoundError:  # not installed: its folder is on the path
@@ -92,8 +96,8 @@ def _versions() -> tuple[str, list[str]]:
                 else f"{installed} is installed, {requirement.specifier} is expected"
             )
             problems.append(f"{requirement.name} {status}: pip install '{requirement.name}{requirement.specifier}'.")
-    found += [", ".join(names[i : i + 6]) for i in range(0, len(names), 6)]
-    return "\n".join(found), problems
+    lines += [", ".join(names[i : i + 6]) for i in range(0, len(names), 6)]
+    return "\n".join(lines), problems
 
 
 def _optional() -> tuple[str, list[str]]:
@@ -110,12 +114,12 @@ def _device(requested: str) -> tuple[str, list[str]]:
     from .distributed import choose_device, no_gpu_note
 
     device = choose_device(requested)
-    found = f"{device}" + (f", {_processor()}" if device.type == "cpu" else "")
+    text = f"{device}" + (f", {_processor()}" if device.type == "cpu" else "")
     for i in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
         card = torch.cuda.get_device_properties(i)
-        found += f"\ncuda:{i} {card.name}, {card.total_memory / GIB:.1f} GiB, capability {card.major}.{card.minor}, CUDA {torch.version.cuda}"
+        text += f"\ncuda:{i} {card.name}, {card.total_memory / GIB:.1f} GiB, capability {card.major}.{card.minor}, CUDA {torch.version.cuda}"
     note = no_gpu_note() if requested == "auto" else ""
-    return found, [note.removeprefix("note: ")] if note else []
+    return text, [note.removeprefix("note: ")] if note else []
 
 
 def _cores() -> tuple[str, list[str]]:
@@ -134,23 +138,23 @@ def _memory(requested: str) -> tuple[str, list[str]]:
     from ..models.config import machine_memory
     from .distributed import choose_device
 
-    found = f"{machine_memory() / GIB:.1f} GiB" + (
+    text = f"{machine_memory() / GIB:.1f} GiB" + (
         f", {free / GIB:.1f} available" if (free := _available_memory()) else ""
     )
     device = choose_device(requested)
     if device.type == "cuda":
         free, total = torch.cuda.mem_get_info(device)
-        found += f"; on {device} {total / GIB:.1f} GiB, {free / GIB:.1f} free"
-    return found, []
+        text += f"; on {device} {total / GIB:.1f} GiB, {free / GIB:.1f} free"
+    return text, []
 
 
 def _speed(requested: str) -> tuple[str, list[str]]:
     """What `auto` means here; on a CPU the precision depends on the network."""
     small, large = (_resolve_auto(requested, flops) for flops in (0, 10**12))
-    found = f"{small.precision}, {small.memory_format} for --precision auto of adagn train and adagn sample"
+    text = f"{small.precision}, {small.memory_format} for --precision auto of adagn train and adagn sample"
     if large.precision != small.precision:
-        found += f"; {large.precision} for networks of half a GFLOP an image or more"
-    return found, []
+        text += f"; {large.precision} for networks of half a GFLOP an image or more"
+    return text, []
 
 
 def _operator(requested: str) -> tuple[str, list[str]]:
@@ -189,17 +193,17 @@ def _caches() -> tuple[str, list[str]]:
         "references in references": own[2:],
         f"hub {HF_HUB_CACHE}": [Path(HF_HUB_CACHE)],
     }
-    found = [f"{_size(sum(map(_bytes, paths))):>9}  {name}" for name, paths in folders.items()]
-    return "\n".join(found), _not_writable(root)
+    lines = [f"{_size(sum(map(_bytes, paths))):>9}  {name}" for name, paths in folders.items()]
+    return "\n".join(lines), _not_writable(root)
 
 
 def _disk() -> tuple[str, list[str]]:
     """Free space on the disks of the caches and of the working directory."""
-    found, problems = [], []
+    lines, problems = [], []
     for what, folder in (("caches", cache_root()), ("here", Path.cwd())):
         existing = next(p for p in (folder, *folder.parents) if p.exists())
         free = shutil.disk_usage(existing).free
-        found.append(f"{_size(free)} free for {what} ({folder})")
+        lines.append(f"{_size(free)} free for {what} ({folder})")
         if free < MIN_FREE:
             remedy = (
                 "free some space, or set DIFFUSION_ADAGN_CACHE to a folder on another disk"
@@ -207,7 +211,7 @@ def _disk() -> tuple[str, list[str]]:
                 else "free some space"
             )
             problems.append(f"the disk of {folder} has {_size(free)} free, {_size(MIN_FREE)} is expected: {remedy}.")
-    return "\n".join(found), problems
+    return "\n".join(lines), problems
 
 
 def _resolve_auto(requested: str, flops: int):
@@ -253,7 +257,7 @@ def _files(folder: Path) -> Iterator[os.DirEntry]:
             for entry in entries:
                 if entry.is_dir(follow_symlinks=False):
                     yield from _files(Path(entry.path))
-                elif entry.is_file(follow_symlinks=False):  # so that the hub's links are not counted twice
+                elif entry.is_file(follow_symlinks=False):  # the hub's links would be counted twice
                     yield entry
     except OSError:  # missing, or not readable
         return

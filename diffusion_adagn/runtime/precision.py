@@ -21,7 +21,10 @@ def has_tf32(device: torch.device) -> bool:
 
 
 def check_precision(precision: str, device: torch.device, option: str) -> None:
-    """Raises InputError if the device does not support tf32 or fp16, and this is the precision. option: its name in the message."""
+    """Raises InputError if the device does not support tf32 or fp16, and this is the precision.
+
+    option: its name in the message.
+    """
     if precision == "fp16" and device.type != "cuda":
         raise InputError(f"{option} fp16 needs a CUDA GPU; use bf16 or fp32 here.")
     if precision == "tf32" and not has_tf32(device):

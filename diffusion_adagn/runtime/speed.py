@@ -19,11 +19,11 @@ MIN_FLOPS_FOR_BF16 = 5e8  # per image, forward; below this, converting to bf16 c
 COMPILER = "inductor"  # torch.compile's backend
 
 
-def resolve_speed(asked: SpeedConfig, device: torch.device, flops: int) -> SpeedConfig:
+def resolve_speed(requested: SpeedConfig, device: torch.device, flops: int) -> SpeedConfig:
     """Replace each `auto` by the choice for this device.
 
     Args:
-        asked: The settings of the run or command.
+        requested: The settings of the run or command.
         device: The device of the network.
         flops: Forward FLOPs of one image.
 
@@ -33,7 +33,7 @@ def resolve_speed(asked: SpeedConfig, device: torch.device, flops: int) -> Speed
     Raises:
         InputError: This machine does not support a setting that is not `auto`.
     """
-    precision, memory_format, operator = asked.precision, asked.memory_format, asked.operator
+    precision, memory_format, operator = requested.precision, requested.memory_format, requested.operator
     if precision == "auto":
         precision = _precision(device, flops)
     check_precision(precision, device, "speed.precision")
@@ -44,33 +44,33 @@ def resolve_speed(asked: SpeedConfig, device: torch.device, flops: int) -> Speed
         if reason and operator == "fused":
             raise InputError(f"speed.operator fused is not available: {reason} Use auto or eager.")
         operator = "eager" if reason else "fused"
-    if asked.compile and device.type == "cpu":
+    if requested.compile and device.type == "cpu":
         try:
             compiler()
         except RuntimeError as error:
             raise InputError(f"torch.compile is not available: {error} Omit speed.compile (--compile).") from None
-    return dataclasses.replace(asked, precision=precision, memory_format=memory_format, operator=operator)
+    return dataclasses.replace(requested, precision=precision, memory_format=memory_format, operator=operator)
 
 
-def resolve_speed_together(asked: SpeedConfig, device: torch.device, flops: int) -> SpeedConfig:
+def resolve_speed_together(requested: SpeedConfig, device: torch.device, flops: int) -> SpeedConfig:
     """`resolve_speed`, with the main process's precision on every process: the GPUs of one job may differ."""
-    (precision,) = broadcast_object_list([resolve_speed(asked, device, flops).precision])
-    return resolve_speed(dataclasses.replace(asked, precision=precision), device, flops)
+    (precision,) = broadcast_object_list([resolve_speed(requested, device, flops).precision])
+    return resolve_speed(dataclasses.replace(requested, precision=precision), device, flops)
 
 
-def describe_speed(chosen: SpeedConfig, asked: SpeedConfig, device: torch.device | None = None) -> str:
+def describe_speed(chosen: SpeedConfig, requested: SpeedConfig, device: torch.device | None = None) -> str:
     """ "bf16, channels_last, fused operator (chosen for this machine: precision, memory_format)"
 
     Args:
         chosen: What `resolve_speed` returned.
-        asked: The settings that it was called with.
+        requested: The settings that it was called with.
         device: If given, and `auto` resolved to the eager operator on it, the text contains the reason.
     """
     auto_settings = [
-        f.name for f in dataclasses.fields(asked) if getattr(asked, f.name) == "auto" and f.name != "device"
+        f.name for f in dataclasses.fields(requested) if getattr(requested, f.name) == "auto" and f.name != "device"
     ]
     text = f"{chosen.precision}, {chosen.memory_format}, {chosen.operator} operator" + ", compiled" * chosen.compile
-    if device is not None and chosen.operator == "eager" and asked.operator == "auto":
+    if device is not None and chosen.operator == "eager" and requested.operator == "auto":
         reason = _no_kernel(device, chosen.precision, chosen.memory_format, note=False)
         auto_settings[-1] += f", since the fused one cannot be used: {reason.rstrip('.')}" * bool(reason)
     return text + (f" (chosen for this machine: {', '.join(auto_settings)})" if auto_settings else "")
@@ -88,7 +88,10 @@ def apply_speed(unet: AdaGNUNet, speed: SpeedConfig) -> None:
 
 
 def compile_blocks(unet: AdaGNUNet) -> None:
-    """Compile each type of repeated block with torch.compile, in place. The first calls take seconds to minutes longer."""
+    """Compile each type of repeated block with torch.compile, in place.
+
+    The first calls take seconds to minutes longer.
+    """
     blocks = [m for m in unet.modules() if isinstance(m, ResBlock | SelfAttention)]
     # the blocks share one code object, which is compiled per shape; torch's limit is 8
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 4 * len(blocks))
@@ -102,8 +105,8 @@ def compile_blocks(unet: AdaGNUNet) -> None:
 class CUDAGraphDenoiser:
     """`unet.denoise` as one CUDA graph per shape: captured at the first call, replayed at the others.
 
-    A replay saves the host's launch of each kernel. For sampling only: no gradients. The graph includes autocast's casts,
-    because their results are not valid outside the autocast context.
+    A replay saves the host's launch of each kernel. For sampling only: no gradients. The graph includes autocast's
+    casts, because their results are not valid outside the autocast context.
     """
 
     def __init__(self, unet: AdaGNUNet):

@@ -1,8 +1,10 @@
-"""Whether a signal has asked this process to save and exit. The answer is immediate, also while the main thread computes.
+"""Whether a signal has requested that this process saves and exits.
 
-Python runs a signal handler only between two bytecode instructions of the main thread, and one of them may wait for minutes
-for other processes. Here the signal's number is written to a socket at once, and another thread reads it. This module imports
-without torch.
+This is known at once, also while the main thread computes.
+
+Python runs a signal handler only between two bytecode instructions of the main thread, and one instruction may wait
+minutes for other processes. Here the number of the signal is written to a socket at once, and another thread reads
+it. This module imports without torch.
 """
 
 import contextlib
@@ -24,7 +26,7 @@ def stop_requested() -> bool:
 
 @contextlib.contextmanager
 def listen_for_signals(on_signal: Callable[[int], None]) -> Iterator[None]:
-    """Within the block, record signals that have a Python handler. To be entered in the main thread.
+    """Record signals that have a Python handler, within the block. Must be entered in the main thread.
 
     Args:
         on_signal: Called at once with the number of each of SIGNALS, in another thread.

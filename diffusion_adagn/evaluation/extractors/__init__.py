@@ -1,6 +1,6 @@
-"""Extractors: the networks through which images are compared, and how each is opened by a word.
+"""Extractors: the networks whose features are compared, opened by name.
 
-Nothing but numpy and torch is imported until an extractor is opened.
+An extractor's own libraries are imported when it is opened.
 """
 
 from __future__ import annotations
@@ -39,11 +39,18 @@ CHOICES = {
 def open_extractor(
     spec: str, dataset: ImageDataset | None = None, device: str | torch.device = "cpu", progress: bool = True
 ) -> Extractor:
-    """The extractor that `spec` names.
+    """Open an extractor.
 
-    spec: a word of CHOICES, some with ":WHAT"; the path of a .safetensors file (EfficientNet-Lite0); or "package.module:attribute",
-    an extractor of your own or a callable that returns one (it receives dataset, device and progress if it takes them).
-    dataset: the labelled images that "classifier" and "sklearn" learn from. Raises InputError for anything else.
+    Args:
+        spec: One of CHOICES, some with ":ARGUMENT"; the path of a .safetensors file (EfficientNet-Lite0); or
+            "package.module:attribute", an `Extractor` or a callable that returns one. The callable receives dataset,
+            device and progress if it has these parameters.
+        dataset: The labelled images on which "classifier" and "sklearn" are trained.
+        device: The device of the network.
+        progress: Show a progress bar while training.
+
+    Raises:
+        InputError: There is no such extractor, or it cannot be opened.
     """
     word, _, argument = spec.partition(":")
     if spec.endswith(".safetensors") and word not in CHOICES:
@@ -73,7 +80,11 @@ def open_extractor(
 def features_of(
     extractor: Extractor, batches: Iterable[np.ndarray], total: int | None = None, progress: bool = True
 ) -> Features:
-    """The features of all images of these batches (uint8 [N, H, W, C] each), in order. total: images, for the bar."""
+    """The features of all images of the batches (uint8 [N, H, W, C] each), in order.
+
+    total: the number of images, for the progress bar. Raises InputError without images, and for a wrong number of
+    features.
+    """
     pooled, probabilities = [], []
     with tqdm(desc=extractor.name, unit="image", total=total, disable=not progress, leave=False) as bar:
         for pixels in batches:
@@ -108,7 +119,7 @@ def _learned(
     progress: bool,
 ) -> Extractor:
     if argument:
-        raise InputError(f"the extractor {spec!r} takes nothing after its name: it learns from your data. Type {word}.")
+        raise InputError(f"the extractor {spec!r} takes no argument: it is trained on your data. Type {word}.")
     if dataset is None:
         raise InputError(
             f"the extractor {word!r} is trained on labelled images, and none are known: give --data.source NAME_OR_PATH, or "
@@ -127,36 +138,37 @@ def _of_the_user(spec: str, dataset: ImageDataset | None, device: str | torch.de
     module, _, attribute = spec.partition(":")
     try:
         with _working_folder():
-            found = importlib.import_module(module)
+            extractor = importlib.import_module(module)
         for part in attribute.split("."):
-            found = getattr(found, part)
+            extractor = getattr(extractor, part)
     except (ImportError, ValueError, TypeError) as error:
         raise InputError(f"the extractor {spec!r} cannot be imported: {error}. {_choices()}") from None
     except AttributeError:
         raise InputError(f"the extractor {spec!r}: {module} has no attribute {attribute}.") from None
-    if callable(found) and not _is_one(found):
-        found = found(**_asked(spec, found, {"dataset": dataset, "device": device, "progress": progress}))
-    if not _is_one(found):
+    if callable(extractor) and not _is_extractor(extractor):
+        arguments = {"dataset": dataset, "device": device, "progress": progress}
+        extractor = extractor(**_accepted_arguments(spec, extractor, arguments))
+    if not _is_extractor(extractor):
         members = ", ".join(Extractor.__annotations__)
         raise InputError(
-            f"{spec!r} is not an extractor and does not return one, but a {type(found).__name__}; one is called with images and has "
+            f"{spec!r} is not an extractor and does not return one, but a {type(extractor).__name__}; one is called with images and has "
             f"{members} and to_dict()."
         )
-    if found.is_fid:
+    if extractor.is_fid:
         raise InputError(
             f"{spec!r} sets is_fid, which is reserved for the Inception network of the FID: set it to False."
         )
-    return found
+    return extractor
 
 
-def _is_one(found: object) -> bool:
-    if hasattr(found, "record") and not hasattr(found, "to_dict") and not isinstance(found, type):
-        found.to_dict = found.record  # the old name of the method
-    return isinstance(found, Extractor) and not isinstance(found, type)
+def _is_extractor(value: object) -> bool:
+    if hasattr(value, "record") and not hasattr(value, "to_dict") and not isinstance(value, type):
+        value.to_dict = value.record  # the old name of the method
+    return isinstance(value, Extractor) and not isinstance(value, type)
 
 
-def _asked(spec: str, function: Callable, given: dict) -> dict:
-    """Those of `given` that the function takes. Raises InputError if it needs others."""
+def _accepted_arguments(spec: str, function: Callable, given: dict) -> dict:
+    """Those of `given` that the function accepts. Raises InputError if it requires others."""
     try:
         parameters = inspect.signature(function).parameters
     except (TypeError, ValueError):  # some built-in functions have no signature
@@ -174,7 +186,7 @@ def _asked(spec: str, function: Callable, given: dict) -> dict:
 
 @contextmanager
 def _working_folder():
-    """The folder one stands in can be imported from, as under python -m: a console script would not look there."""
+    """Import from the working directory too, as python -m does and a console script does not."""
     sys.path.append("")
     try:
         yield

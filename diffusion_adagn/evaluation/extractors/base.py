@@ -21,7 +21,9 @@ ANTIALIASED = {"bilinear": "bilinear with antialiasing", "bicubic": "bicubic wit
 class Features:
     """The output of an extractor for N images.
 
-    pooled: float32 [N, D]. probabilities: float32 [N, K] over the extractor's own classes, rows sum to 1; None if it has none.
+    Args:
+        pooled: float32 [N, D].
+        probabilities: float32 [N, K], over the extractor's own classes; rows sum to 1. None if it has no classes.
     """
 
     pooled: np.ndarray
@@ -32,12 +34,16 @@ class Features:
 class Extractor(Protocol):
     """Computes the features by which images are compared. Users may implement it.
 
-    name: "judge" (the classifier; the name is part of its hash), "sklearn", "efficientnet_lite0", "inception", "dinov2", or the user's own.
-    hash: 16 hex digits over the weights and all that decides the numbers (resolution, resizing, version of the recipe).
-    dimension: D of the pooled features. resolution: images are resized to that square.
-    resize: how, in words: "none", "bilinear with antialiasing", ...
-    class_names: of the probabilities, where they are the classes of the user's data; else None.
-    is_fid: True for nothing but the Inception network of the FID: only its Frechet distance may be called FID.
+    Attributes:
+        name: "judge" (the classifier; the name is part of its hash), "sklearn", "efficientnet_lite0", "inception",
+            "dinov2", or the user's own.
+        hash: 16 hex digits over the weights and all settings that affect the features (resolution, resizing,
+            version).
+        dimension: D, the number of pooled features.
+        resolution: The side of the square to which images are resized.
+        resize: The method, such as "none" or "bilinear with antialiasing".
+        class_names: The classes of the probabilities, if they are those of the user's data; else None.
+        is_fid: True only for the Inception network of the FID: only its Frechet distance is called FID.
     """
 
     name: str
@@ -49,11 +55,14 @@ class Extractor(Protocol):
     is_fid: bool
 
     def __call__(self, pixels: np.ndarray) -> Features:
-        """One batch, uint8 [N, H, W, C], C 1 or 3. An image's answer does not depend on the others, beyond rounding."""
+        """Extract the features of a batch, uint8 [N, H, W, C], C 1 or 3.
+
+        Images do not affect each other, up to rounding.
+        """
         ...
 
     def to_dict(self) -> dict:
-        """JSON: what is saved with a number that was measured with it."""
+        """A description as JSON values, saved with each result."""
         ...
 
 
@@ -63,7 +72,7 @@ def described(extractor: Extractor) -> dict:
 
 
 def weights_hash(weights: Mapping[str, Tensor | np.ndarray], recipe: Mapping[str, object]) -> str:
-    """16 hex digits of the sha256 over the weights, by name, and the recipe (JSON). Same numbers, same hash, anywhere."""
+    """16 hex digits of the sha256 over the named weights and the recipe (JSON). It does not depend on the machine."""
     digest = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode())
     for name, weight in sorted(weights.items()):
         values = weight.detach().cpu().numpy() if isinstance(weight, Tensor) else np.asarray(weight)
@@ -79,8 +88,8 @@ def check_pixels(pixels: np.ndarray) -> np.ndarray:
         or pixels.ndim != 4
         or pixels.shape[3] not in (1, 3)
     ):
-        found = f"{pixels.dtype} {list(pixels.shape)}" if isinstance(pixels, np.ndarray) else type(pixels).__name__
-        raise InputError(f"an extractor takes a numpy array uint8 [N, H, W, C] with C 1 or 3, not {found}.")
+        given = f"{pixels.dtype} {list(pixels.shape)}" if isinstance(pixels, np.ndarray) else type(pixels).__name__
+        raise InputError(f"an extractor takes a numpy array uint8 [N, H, W, C] with C 1 or 3, not {given}.")
     return pixels
 
 
@@ -95,7 +104,10 @@ def to_colour(x: Tensor) -> Tensor:
 
 
 def resized(x: Tensor, resolution: int, mode: str) -> Tensor:
-    """float32 [N, C, H, W] of 0..255 -> [N, C, resolution, resolution], clipped to 0..255. mode: "bilinear", "bicubic"."""
+    """float32 [N, C, H, W] of 0..255 -> [N, C, resolution, resolution], clipped to 0..255.
+
+    mode: "bilinear", "bicubic".
+    """
     if x.shape[2:] == (resolution, resolution):
         return x
     return F.interpolate(x, (resolution, resolution), mode=mode, align_corners=False, antialias=True).clamp(0, 255)
@@ -113,7 +125,7 @@ class NetworkExtractor:
     is_fid = False
 
     def __init__(self, network: nn.Module, dimension: int, resolution: int, device: str | torch.device, recipe: dict):
-        """recipe: JSON, what determines the numbers besides the weights and the resolution."""
+        """recipe: JSON values that, with the weights and the resolution, determine the features."""
         self.network = network.eval().requires_grad_(False).float()
         self.dimension = dimension
         self.resolution = resolution

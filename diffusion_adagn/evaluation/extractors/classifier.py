@@ -1,4 +1,4 @@
-"""The classifier: a small residual network that learns the user's classes in minutes, and is cached.
+"""The classifier: a small residual network that is trained on the user's classes in minutes, and cached.
 
 Its class probabilities measure class accuracy. Its features measure the differences between the user's images.
 """
@@ -51,7 +51,7 @@ class Residual(nn.Module):
 
 
 class ClassifierNetwork(nn.Module):
-    """A convolution and two residual blocks or three, then the mean over the image and a linear layer.
+    """A convolution and two or three residual blocks, then the mean over the image and a linear layer.
 
     Features: 64 for images of at most 16 pixels, 128 above. Above 32 pixels the first convolution halves the size.
     """
@@ -74,13 +74,16 @@ class ClassifierNetwork(nn.Module):
 
 
 class Classifier(NetworkExtractor):
-    """probabilities: of the data's own classes. It wants as many channels as it learned from."""
+    """The extractor over a classifier. Its probabilities are over the data's classes.
+
+    Images need the number of channels of the training images.
+    """
 
     name = "judge"
     resize = ANTIALIASED["bilinear"]
 
     def __init__(self, network: ClassifierNetwork, facts: dict, device: str | torch.device = "cpu"):
-        """facts: JSON, as `train_classifier` returns: resolution, class_names, and what is reported of its training."""
+        """facts: JSON values of `train_classifier`: resolution, class_names and the report of its training."""
         super().__init__(network, network.dimension, facts["resolution"], device, {"version": RECIPE_VERSION})
         self.class_names = tuple(facts["class_names"])
         self.facts = facts
@@ -88,7 +91,9 @@ class Classifier(NetworkExtractor):
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         channels = self.network.stem.in_channels
         if x.shape[1] != channels:
-            raise InputError(f"the classifier learned from images with {channels} channels and was given {x.shape[1]}.")
+            raise InputError(
+                f"the classifier was trained on images with {channels} channels and was given {x.shape[1]}."
+            )
         return self.network(resized(x.float(), self.resolution, "bilinear"))
 
     def to_dict(self) -> dict:
@@ -135,10 +140,22 @@ def _opened(folder: Path, device: str | torch.device) -> Classifier | None:
 def train_classifier(
     dataset: ImageDataset, device: str | torch.device = "cpu", progress: bool = False
 ) -> tuple[ClassifierNetwork, dict]:
-    """(network, facts) after some minutes: 10 rounds over the images, but 16,000 to 160,000 passes; and 40 rounds at most.
+    """Train a classifier for some minutes.
 
-    Shifted by up to an eighth of their size, never mirrored: a mirrored digit is another. Deterministic on the same machine's CPU; the
-    caller's random state stays as it is. Raises InputError if fewer than two classes have images.
+    Training takes 10 epochs, but at least 16,000 and at most 160,000 images, and at most 40 epochs. Images are
+    shifted by up to an eighth of their size. They are not mirrored, since a mirrored digit is another shape. The
+    result is deterministic on one machine's CPU. The caller's random state does not change.
+
+    Args:
+        dataset: The labelled images.
+        device: The device that trains.
+        progress: Show a progress bar.
+
+    Returns:
+        The network and its facts, JSON values.
+
+    Raises:
+        InputError: Fewer than two classes have images.
     """
     from ...data.store import split_off
 
@@ -148,7 +165,7 @@ def train_classifier(
     if len(np.unique(dataset.labels[learned])) < 2 or not len(heldout):
         raise InputError(f"{dataset.name} has {n} images: too few for a classifier to learn from and to be tested on.")
     if progress:
-        print(f"A classifier learns the classes of {dataset.name}, in minutes, and is cached.")
+        print(f"Training a classifier on {dataset.name}: this takes minutes, and the result is cached.")
     resolution = min(dataset.image_size, MAX_SIDE)
     with torch.random.fork_rng(devices=[]):
         torch.random.default_generator.manual_seed(SEED)
@@ -190,7 +207,7 @@ def _train(
     device: torch.device,
     progress: bool,
 ) -> int:
-    """Train it on these images; returns the number of passes."""
+    """Train on the images with indices `learned`; returns the number of images seen."""
     n = len(learned)
     size = min(64 if resolution <= 16 else 128, n)
     passes = min(MAX_EPOCHS * n, max(MIN_PASSES, min(MAX_PASSES, EPOCHS * n)))
@@ -199,7 +216,7 @@ def _train(
     rate = torch.optim.lr_scheduler.OneCycleLR(optimizer, 5e-3, total_steps=steps + 1, pct_start=0.25)
     generator = torch.Generator().manual_seed(SEED)
     network.train()
-    with tqdm(total=steps, desc="training the judge", unit="step", disable=not progress, leave=False) as bar:
+    with tqdm(total=steps, desc="training the classifier", unit="step", disable=not progress, leave=False) as bar:
         for rows in _batches(n, size, steps, generator):
             pixels, labels = dataset.gather(learned[rows])
             x = _shifted(resized(to_planes(pixels).to(device).float(), resolution, "bilinear"), generator)
@@ -217,7 +234,7 @@ def _train(
 
 
 def _batches(n: int, size: int, steps: int, generator: torch.Generator) -> Iterator[np.ndarray]:
-    """`steps` batches of `size` places of 0..n-1, which run through one shuffle after another."""
+    """`steps` batches of `size` indices 0..n-1, from consecutive random permutations."""
     waiting = np.empty(0, np.int64)
     for _ in range(steps):
         while len(waiting) < size:
@@ -227,7 +244,7 @@ def _batches(n: int, size: int, steps: int, generator: torch.Generator) -> Itera
 
 
 def _shifted(x: Tensor, generator: torch.Generator) -> Tensor:
-    """[N, C, S, S], each moved by up to S / 8 pixels along both axes; the edge is repeated."""
+    """Images [N, C, S, S], each shifted by up to S / 8 pixels along both axes; the edge is repeated."""
     n, _, side, _ = x.shape
     max_shift = max(1, side // 8)
     move = torch.randint(-max_shift, max_shift + 1, (2, n, 1), generator=generator)
@@ -240,9 +257,9 @@ def _shifted(x: Tensor, generator: torch.Generator) -> Tensor:
 def _accuracy(
     network: ClassifierNetwork, dataset: ImageDataset, rows: np.ndarray, resolution: int, device: torch.device
 ) -> float:
-    right = 0
+    correct = 0
     for batch in np.array_split(rows, -(-len(rows) // 250)):
         pixels, labels = dataset.gather(batch)
         _, logits = network(resized(to_planes(pixels).to(device).float(), resolution, "bilinear"))
-        right += int((logits.argmax(1).cpu().numpy() == labels).sum())
-    return right / len(rows)
+        correct += int((logits.argmax(1).cpu().numpy() == labels).sum())
+    return correct / len(rows)

@@ -15,13 +15,13 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, as DINO
 
 
 class Dinov2Extractor(NetworkExtractor):
-    """Any images, gray ones as colour. pooled: the class token after the last norm. No probabilities."""
+    """DINOv2 on images of any size; gray images are repeated to RGB. pooled: the class token after the last norm."""
 
     name = "dinov2"
     resize = ANTIALIASED["bicubic"]
 
     def __init__(self, network: nn.Module, source: str, device: str | torch.device = "cpu"):
-        """network: transformers' Dinov2Model. source: where it came from, for the record."""
+        """network: transformers' Dinov2Model. source: its folder or hub id, for the record."""
         super().__init__(
             network, network.config.hidden_size, RESOLUTION, device, {"version": 1, "mean": MEAN, "std": STD}
         )
@@ -29,7 +29,7 @@ class Dinov2Extractor(NetworkExtractor):
 
     def forward(self, x: Tensor) -> tuple[Tensor, None]:
         x = resized(to_colour(x).float(), self.resolution, "bicubic") / 255
-        mean, std = (x.new_tensor(some)[:, None, None] for some in (MEAN, STD))
+        mean, std = (x.new_tensor(values)[:, None, None] for values in (MEAN, STD))
         return self.network(pixel_values=(x - mean) / std).pooler_output, None
 
     def to_dict(self) -> dict:

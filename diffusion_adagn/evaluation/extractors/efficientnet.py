@@ -1,7 +1,7 @@
-"""EfficientNet-Lite0, trained on ImageNet: 1280 features and the 1000 classes, for any images.
+"""EfficientNet-Lite0, trained on ImageNet: 1280 features and probabilities of 1000 classes, for any images.
 
-Source: Tan & Le 2019 and the "lite" variants of google/tpu: no squeeze-and-excitation, relu6. The weights come from TensorFlow, so
-padding and the norms' epsilon are TensorFlow's.
+Source: Tan & Le 2019 and the "lite" variants of google/tpu: no squeeze-and-excitation, relu6. The weights come from
+TensorFlow, so padding and the epsilon of the norms are TensorFlow's.
 """
 
 from pathlib import Path
@@ -32,7 +32,7 @@ SOURCE = (
 
 
 class Convolution(nn.Conv2d):
-    """Without bias, padded as TensorFlow's "SAME": what cannot be halved goes to the right and the bottom."""
+    """A convolution without bias, padded as TensorFlow's "SAME": odd padding is added on the right and bottom."""
 
     def __init__(self, in_channels: int, out_channels: int, kernel: int, stride: int = 1, groups: int = 1):
         super().__init__(in_channels, out_channels, kernel, stride, groups=groups, bias=False)
@@ -43,12 +43,12 @@ class Convolution(nn.Conv2d):
 
 
 def _missing(size: int, kernel: int, stride: int) -> int:
-    """Rows that must be added to `size` so that ceil(size / stride) come out."""
+    """The padding of `size` for an output of ceil(size / stride)."""
     return max(0, (-(-size // stride) - 1) * stride + kernel - size)
 
 
 class Norm(nn.Module):
-    """Batch normalisation with the saved statistics; nothing is trained."""
+    """Batch normalization with saved statistics, for inference only."""
 
     def __init__(self, channels: int):
         super().__init__()
@@ -60,7 +60,7 @@ class Norm(nn.Module):
 
 
 class Separable(nn.Module):
-    """Depthwise, then pointwise: the first block, without expansion."""
+    """The first block: a depthwise and a pointwise convolution, without expansion."""
 
     def __init__(self, in_channels: int, out_channels: int, kernel: int, stride: int):
         super().__init__()
@@ -75,7 +75,7 @@ class Separable(nn.Module):
 
 
 class Inverted(nn.Module):
-    """Expansion, depthwise, projection; and the input added where the shape stays."""
+    """Expansion, depthwise convolution and projection. The input is added if the shape does not change."""
 
     def __init__(self, in_channels: int, out_channels: int, kernel: int, stride: int, expansion: int):
         super().__init__()
@@ -126,7 +126,10 @@ class EfficientNetLite0(nn.Module):
 
 
 class EfficientNetExtractor(NetworkExtractor):
-    """Any images, gray ones as colour. probabilities: of ImageNet's 1000 classes, in the order of their ids."""
+    """EfficientNet-Lite0 on images of any size; gray images are repeated to RGB.
+
+    The probabilities are over ImageNet's 1000 classes, in the order of their ids.
+    """
 
     name = "efficientnet_lite0"
     resize = ANTIALIASED["bicubic"]
@@ -136,17 +139,17 @@ class EfficientNetExtractor(NetworkExtractor):
         self.network.to(memory_format=torch.channels_last)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        # on a CPU, few at a time: larger tensors are given back to the system and asked for again, at each layer
+        # on a CPU, in small parts: the memory of larger tensors is freed and allocated again at each layer
         parts = x.split(16 if self.device.type == "cpu" else max(1, len(x)))
-        answers = [
+        outputs = [
             self.network((resized(to_colour(part).float(), self.resolution, "bicubic") - 127) / 128) for part in parts
         ]
-        pooled, logits = zip(*answers)
+        pooled, logits = zip(*outputs)
         return torch.cat(pooled), torch.cat(logits)
 
 
 def open_efficientnet(path: str | Path, device: str | torch.device = "cpu") -> EfficientNetExtractor:
-    """The extractor over the weights in this .safetensors file."""
+    """Open the extractor with the weights in a .safetensors file. Raises InputError if they are missing or invalid."""
     if not str(path):
         raise InputError(f"which weights? Type efficientnet:PATH.safetensors. {SOURCE}")
     return EfficientNetExtractor(_load(Path(path).expanduser()), device)

@@ -1,4 +1,4 @@
-"""The Inception network of the FID, with TensorFlow's weights of 2015, through torch-fidelity."""
+"""The Inception network of the FID, with TensorFlow's weights of 2015, from torch-fidelity."""
 
 from pathlib import Path
 from types import ModuleType
@@ -17,7 +17,10 @@ SOURCE = f"The weights are at {WEIGHTS}; fetch them and type inception:PATH."
 
 
 class InceptionExtractor(NetworkExtractor):
-    """Any images, gray ones as colour. pooled: 2048 features; probabilities: of the Inception Score's 1008 classes."""
+    """The Inception network on images of any size; gray images are repeated to RGB.
+
+    2048 features, and probabilities over the 1008 classes of the Inception Score.
+    """
 
     name = "inception"
     resize = "bilinear as in TensorFlow 1, without antialiasing"
@@ -31,7 +34,10 @@ class InceptionExtractor(NetworkExtractor):
 
 
 def open_inception(weights: str | Path | None = None, device: str | torch.device = "cpu") -> InceptionExtractor:
-    """The extractor over these weights (a .pth file of torch-fidelity's), or over the ones that torch-fidelity downloads."""
+    """Open the extractor with a .pth file of torch-fidelity; None: the weights that torch-fidelity downloads.
+
+    Raises InputError if torch-fidelity or the weights are missing or invalid.
+    """
     path = Path(weights).expanduser() if weights else None
     if path is not None and not path.is_file():
         raise InputError(f"the Inception weights {path} are not there. {SOURCE}")
@@ -41,7 +47,7 @@ def open_inception(weights: str | Path | None = None, device: str | torch.device
 def _torch_fidelity() -> ModuleType:
     try:
         from torch_fidelity import feature_extractor_inceptionv3
-    except (ImportError, RuntimeError) as error:  # RuntimeError: a torchvision built for another torch
+    except (ImportError, RuntimeError) as error:  # RuntimeError: torchvision was built for another torch
         raise InputError(
             with_commands(
                 f"the extractor inception needs torch-fidelity, which cannot be imported ({error}). Its torchvision must be the one "
@@ -53,13 +59,13 @@ def _torch_fidelity() -> ModuleType:
 
 
 def _network(module: ModuleType, path: Path | None) -> torch.nn.Module:
-    named = {}
+    arguments = {}
     try:
         if path is not None:
-            torch.load(path, map_location="cpu", weights_only=True)  # torch-fidelity would run what a pickle says
-            named["feature_extractor_weights_path"] = str(path)
-        return module.FeatureExtractorInceptionV3("inception-v3-compat", FEATURES, **named)
-    except Exception as error:  # no network, no room for the download, a corrupted file, other weights
+            torch.load(path, map_location="cpu", weights_only=True)  # torch-fidelity would execute code in a pickle
+            arguments["feature_extractor_weights_path"] = str(path)
+        return module.FeatureExtractorInceptionV3("inception-v3-compat", FEATURES, **arguments)
+    except Exception as error:  # no network, a full disk, a corrupted file, other weights
         reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
         what = "the Inception weights cannot be had" if path is None else f"{path} does not hold the Inception weights"
         raise InputError(f"{what}: {reason} {SOURCE}") from None

@@ -1,4 +1,4 @@
-"""scikit-learn's small network on the bare pixels: the classifier of images as small as the embedded digits."""
+"""scikit-learn's small network on raw pixels: a classifier of small images, such as the digits."""
 
 from __future__ import annotations
 
@@ -16,12 +16,14 @@ if TYPE_CHECKING:
 
 MAX_FLAT_SIDE = 16  # pixels
 HIDDEN = 64
-RECIPE_VERSION = 1  # of all that decides the weights
+RECIPE_VERSION = 1  # of everything that determines the weights
 
 
 class SklearnExtractor:
-    """One hidden layer on pixels / 255. pooled: its 64 activations. probabilities: of the data's own classes, 0 for
-    a class without images."""
+    """One hidden layer on pixels / 255. Its 64 activations are the features.
+
+    The probabilities are over the data's classes, and 0 for a class without images.
+    """
 
     name = "sklearn"
     resize = "none"
@@ -30,20 +32,22 @@ class SklearnExtractor:
     def __init__(self, weights: dict[str, np.ndarray], facts: dict):
         """weights: float32 w0 [H*W*C, 64], b0 [64], w1 [64, K'] ([64, 1] for two classes), b1.
 
-        facts: JSON with shape (H, W, C of an image), classes (ids of the K' learned ones, ascending), class_names, and
-        more for the record.
+        facts: JSON values: shape (H, W, C of an image), classes (ids of the K' trained ones, ascending), class_names,
+        and others for the record.
         """
         self.weights, self.facts = weights, facts
         self.class_names = tuple(facts["class_names"])
         self.dimension = HIDDEN
         self.resolution = facts["shape"][0]
-        decided = {key: facts[key] for key in ("shape", "classes", "class_names")}
-        self.hash = weights_hash(weights, {"name": self.name, "version": RECIPE_VERSION, **decided})
+        settings = {key: facts[key] for key in ("shape", "classes", "class_names")}
+        self.hash = weights_hash(weights, {"name": self.name, "version": RECIPE_VERSION, **settings})
 
     def __call__(self, pixels: np.ndarray) -> Features:
         shape = list(check_pixels(pixels).shape[1:])
         if shape != self.facts["shape"]:
-            raise InputError(f"the extractor sklearn learned from images {self.facts['shape']} [H, W, C], not {shape}.")
+            raise InputError(
+                f"the extractor sklearn was trained on images {self.facts['shape']} [H, W, C], not {shape}."
+            )
         x = pixels.reshape(len(pixels), -1).astype(np.float32) / 255
         pooled = np.maximum(x @ self.weights["w0"] + self.weights["b0"], 0)
         logits = pooled @ self.weights["w1"] + self.weights["b1"]
@@ -59,22 +63,25 @@ class SklearnExtractor:
 
 
 def open_sklearn(dataset: ImageDataset) -> SklearnExtractor:
-    """Trained on these images in seconds, if it has not been before, and cached. Raises InputError for large images."""
+    """The extractor of these images: trained in seconds at first use, and cached.
+
+    Raises InputError for large images.
+    """
     if dataset.image_size > MAX_FLAT_SIDE:
         raise InputError(
             f"the extractor sklearn is for images of at most {MAX_FLAT_SIDE} pixels, and those of {dataset.name} have "
             f"{dataset.image_size}: type classifier."
         )
     folder = cache.folder_for(dataset, "sklearn", RECIPE_VERSION)
-    found = cache.read(folder)
-    if found is not None and set(found[0]) == {"w0", "b0", "w1", "b1"}:
-        return SklearnExtractor(*found)
+    cached = cache.read(folder)
+    if cached is not None and set(cached[0]) == {"w0", "b0", "w1", "b1"}:
+        return SklearnExtractor(*cached)
     with one_at_a_time(folder):
-        found = cache.read(folder)  # by the process that was waited for
-        if found is None or set(found[0]) != {"w0", "b0", "w1", "b1"}:
-            found = _trained(dataset)
-            cache.save(folder, *found)
-    return SklearnExtractor(*found)
+        cached = cache.read(folder)  # another process may have trained it during the wait
+        if cached is None or set(cached[0]) != {"w0", "b0", "w1", "b1"}:
+            cached = _trained(dataset)
+            cache.save(folder, *cached)
+    return SklearnExtractor(*cached)
 
 
 def _trained(dataset: ImageDataset) -> tuple[dict[str, np.ndarray], dict]:

@@ -1,4 +1,4 @@
-"""Metrics of sampled images against real ones, from features. By name in METRICS; all at once by `measure`."""
+"""Metrics of sampled images against real ones, from features. METRICS lists them; `measure` computes all."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -29,7 +29,7 @@ __all__ = [
 
 @dataclass(frozen=True)
 class MetricInfo:
-    """A metric: how it is called, whether lower or higher is better, and what a bad value of it says."""
+    """A metric: its title, whether lower or higher is better, and what it measures."""
 
     title: str
     better: Literal["lower", "higher"]

@@ -1,4 +1,4 @@
-"""Metrics of class probabilities: the inception score, and how many images are what was asked for."""
+"""Metrics of class probabilities: the inception score and the class accuracy."""
 
 import numpy as np
 import torch
@@ -6,11 +6,11 @@ import torch
 from ...errors import InputError
 from .measured import MetricValue, checked, checked_labels
 
-MIN_IMAGES_PER_CLASS = 10  # images for each class, below which an inception score is warned about
+MIN_IMAGES_PER_CLASS = 10  # with fewer images per class, an inception score has a warning
 
 
 def _probabilities(probabilities: np.ndarray) -> np.ndarray:
-    """As float64 [N, K]. Raises InputError where rows do not sum to 1."""
+    """The probabilities as float64 [N, K]. Raises InputError if a row does not sum to 1."""
     p = checked(probabilities).astype(np.float64)
     sums = p.sum(1)
     if p.min() < 0 or np.abs(sums - 1).max() > 1e-3:
@@ -22,7 +22,15 @@ def _probabilities(probabilities: np.ndarray) -> np.ndarray:
 
 
 def inception_score(probabilities: np.ndarray) -> MetricValue:
-    """exp of the mean KL(p || mean p) of class probabilities [N, K], 1..K (Salimans et al. 2016), over all images at once: no splits."""
+    """The inception score: exp of the mean KL(p || mean p), between 1 and K.
+
+    It uses all images at once, without splits.
+
+    Source: Salimans et al. 2016.
+
+    Args:
+        probabilities: [N, K], class probabilities.
+    """
     p = _probabilities(probabilities)
     n, k = p.shape
     mean = p.mean(0)
@@ -38,19 +46,26 @@ def inception_score(probabilities: np.ndarray) -> MetricValue:
 
 
 def accuracy(probabilities: np.ndarray, labels: np.ndarray) -> MetricValue:
-    """The fraction of images whose most probable class is their label. probabilities: [N, K]; labels: int64 [N].
+    """The fraction of images whose most probable class is their label.
 
-    Labels outside 0..K-1 (null) do not count and have no influence; an image that does then weighs N / counted. Raises InputError
-    where there is not one label an image.
+    Images with labels outside 0..K-1 (null) are excluded and have no influence. The other images then have weight
+    N / (number of counted images).
+
+    Args:
+        probabilities: [N, K].
+        labels: int64 [N].
+
+    Raises:
+        InputError: The number of labels is not N.
     """
     p = _probabilities(probabilities)
     n, k = p.shape
     labels = checked_labels(labels, n)
     counts = (labels >= 0) & (labels < k)
-    left = n - int(counts.sum())
-    if left == n:
+    excluded = n - int(counts.sum())
+    if excluded == n:
         return MetricValue.unavailable(f"none of the {n:,} labels is one of the {k:,} classes")
     right = p.argmax(1) == labels
     value = right[counts].mean()
-    why = f"{left:,} of {n:,} images have no label among the {k:,} classes and do not count" if left else ""
-    return MetricValue.of(value, counts * (right - value) * (n / (n - left)), why)
+    why = f"{excluded:,} of {n:,} images have no label among the {k:,} classes and do not count" if excluded else ""
+    return MetricValue.of(value, counts * (right - value) * (n / (n - excluded)), why)

@@ -1,4 +1,4 @@
-"""The Frechet distance between the Gaussians of two sets of features, in float64. `device`: any torch device that has it."""
+"""The Frechet distance between the Gaussians of two sets of features, in float64. The device must support float64."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -10,14 +10,20 @@ from torch import Tensor
 from ...errors import InputError
 from .measured import MetricValue, blocks, checked, same_extractor
 
-PER_FEATURE = 10  # images for each feature, below which a Frechet distance is warned about
+PER_FEATURE = 10  # with fewer images per feature, a Frechet distance has a warning
 
 
 @dataclass(frozen=True, eq=False)
 class Gaussian:
-    """Mean [D] and covariance [D, D] (float64, N - 1 below) of the features of `count` images.
+    """Mean and covariance of the features of a set of images.
 
-    Raises InputError where they have other shapes or are not finite.
+    Args:
+        mean: float64 [D].
+        covariance: float64 [D, D], normalized by count - 1.
+        count: The number of images.
+
+    Raises:
+        InputError: A shape is wrong, or a value is not finite.
     """
 
     mean: np.ndarray
@@ -36,7 +42,7 @@ class Gaussian:
 
     @classmethod
     def of(cls, features: np.ndarray, device: str = "cpu") -> "Gaussian":
-        """Of features [N, D]. Raises InputError for fewer than two images."""
+        """Mean and covariance of features [N, D]. Raises InputError for fewer than two images."""
         features, moments = checked(features), Moments(device)
         for rows in blocks(len(features)):
             moments.add(features[rows])
@@ -50,7 +56,10 @@ class Gaussian:
 
 
 class Moments:
-    """A Gaussian built from features that come block by block: means and scatters are merged (Chan, Golub & LeVeque 1979)."""
+    """Accumulates a Gaussian from blocks of features, by merging means and scatter matrices.
+
+    Source: Chan, Golub & LeVeque 1979.
+    """
 
     def __init__(self, device: str = "cpu"):
         self.device, self.count, self.mean, self.scatter = device, 0, None, None
@@ -95,7 +104,7 @@ def frechet_distance(a: Gaussian, b: Gaussian, device: str = "cpu") -> float:
 
 
 def singular(n: int, d: int, reference: int) -> str:
-    """Why n images of d features have no Frechet distance to a reference of that many; "" where they have one."""
+    """Why the Frechet distance of n images with d features to `reference` images is undefined; "" if it is defined."""
     if min(n, reference) > d:
         return ""
     count, of, more = (n, "", "sample more") if n <= d else (reference, " of the reference", "take a larger reference")
@@ -106,13 +115,17 @@ def singular(n: int, d: int, reference: int) -> str:
 
 
 def frechet(features: np.ndarray, reference: Gaussian, device: str = "cpu") -> MetricValue:
-    """The Frechet distance of images [N, D] to a reference. N D^2 + D^3 steps.
+    """The Frechet distance of images to a reference. The cost is O(N D^2 + D^3).
 
-    No value where either side has no more images than features: its covariance is singular.
-    influence: the derivative, 2 (m - m_r).(x - m) + (x - m)' (I - T) (x - m), where T is the optimal transport map from the
-    images' Gaussian to the reference's (Gelbrich 1990).
-    The value is too high by a part that falls as 1 / N (Chong & Forsyth 2020): compare equal N. Below 10 images a feature
-    `why` warns of it.
+    There is no value if either side has at most as many images as features, since its covariance is then singular.
+    The value has a positive bias of order 1 / N (Chong & Forsyth 2020), so compare at equal N. Below 10 images per
+    feature `why` contains a warning. The influence is the derivative 2 (m - m_r).(x - m) + (x - m)' (I - T) (x - m).
+    T is the optimal transport map from the images' Gaussian to that of the reference (Gelbrich 1990).
+
+    Args:
+        features: [N, D].
+        reference: The Gaussian of the reference.
+        device: The device that computes it.
     """
     features = checked(features)
     n, d = features.shape

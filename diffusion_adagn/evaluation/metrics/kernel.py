@@ -1,4 +1,4 @@
-"""The kernel distance between two sets of features, in float64 and in blocks: nothing of size [N, M] is ever held."""
+"""The kernel distance between two sets of features, in float64, in blocks: no array of size [N, M] is allocated."""
 
 import numpy as np
 import torch
@@ -15,21 +15,24 @@ def _kernel(x: Tensor, y: Tensor) -> Tensor:
 
 
 class KernelReference:
-    """Reference features [M, D] for `kid`, which computes their M^2 kernels at the first call and caches the means."""
+    """Reference features [M, D] for `kid`.
+
+    Their M^2 kernel values are computed at the first call; the means are cached.
+    """
 
     def __init__(self, features: np.ndarray, device: str = "cpu", block: int = BLOCK_IMAGES):
         self.features = torch.from_numpy(checked(features, "the reference")).to(device)
         self.block, self._own = block, None
 
     def own(self, progress: bool = False) -> Tensor:
-        """For each image the mean kernel with the others, [M] float64."""
+        """The mean kernel value of each image with the others, float64 [M]."""
         if self._own is None:
             self._own = _own(self.features, self.block, progress)
         return self._own
 
 
 def _own(x: Tensor, block: int, progress: bool) -> Tensor:
-    """For each image the mean kernel with every other one, [N] float64; each pair is computed once."""
+    """The mean kernel value of each image with the others, float64 [N]. Each pair is computed once."""
     sums, parts = torch.zeros(len(x), dtype=torch.float64, device=x.device), list(blocks(len(x), block))
     pairs = [(a, b) for i, a in enumerate(parts) for b in parts[i:]]
     for a, b in tqdm(pairs, desc="kernels", unit="block", leave=False, disable=not progress):
@@ -43,7 +46,7 @@ def _own(x: Tensor, block: int, progress: bool) -> Tensor:
 
 
 def _mutual(x: Tensor, y: Tensor, block: int, progress: bool) -> Tensor:
-    """The mean kernel of each of x with all of y, [N]."""
+    """The mean kernel value of each image of x with all of y, float64 [N]."""
     of_x = torch.zeros(len(x), dtype=torch.float64, device=x.device)
     pairs = [(a, b) for a in blocks(len(x), block) for b in blocks(len(y), block)]
     for a, b in tqdm(pairs, desc="kernels with the reference", unit="block", leave=False, disable=not progress):
@@ -58,11 +61,18 @@ def kid(
     block: int = BLOCK_IMAGES,
     progress: bool = False,
 ) -> MetricValue:
-    """Unbiased MMD^2 with the kernel (x.y / D + 1)^3 between images [N, D] and a reference [M, D], over all pairs
-    (Binkowski et al. 2018; Gretton et al. 2012, eq. 3). May lie below 0. N, M >= 2.
+    """Unbiased MMD^2 with the kernel (x.y / D + 1)^3 over all pairs of images and reference. It may be negative.
 
-    Give a `KernelReference` where the same one serves several times; its device is taken.
-    Where the two agree, the first order vanishes and the true spread, then of order 1 / N, is larger than this estimate.
+    If both distributions are equal, the first-order term vanishes. The true spread is then of order 1 / N, and larger
+    than the standard error. Source: Binkowski et al. 2018; Gretton et al. 2012, equation 3.
+
+    Args:
+        x: [N, D], N >= 2.
+        y: [M, D], M >= 2; or a `KernelReference`, if the same reference is used several times. Its device is then
+            used.
+        device: The device that computes it.
+        block: Images per block.
+        progress: Show a progress bar.
     """
     y = y if isinstance(y, KernelReference) else KernelReference(y, device, block)
     x = torch.from_numpy(checked(x)).to(y.features.device)

@@ -1,4 +1,4 @@
-"""Every metric at once, over all images and for each class, against a reference that is prepared once and serves many times."""
+"""All metrics at once, over all images and per class, against a reference that is prepared once."""
 
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -14,8 +14,8 @@ from .kernel import KernelReference, kid
 from .measured import MetricValue, checked, checked_labels, same_extractor
 from .neighbours import precision_recall, radii
 
-MIN_CLASS_IMAGES = 50  # images of a class, below which its metrics are warned about
-MAX_NAMED_CLASSES = 5  # classes that a note names before it counts the rest
+MIN_CLASS_IMAGES = 50  # with fewer images of a class, its metrics have a warning
+MAX_NAMED_CLASSES = 5  # classes that a note names; it counts the others
 BY_CLASS = ("frechet", "kid", "accuracy")
 STATISTICS_ONLY = (
     "the reference is a mean and a covariance alone, which serve only frechet; give its images to measure this"
@@ -26,11 +26,16 @@ NO_LABELS = "the images are of no class, or their labels are not known"
 
 
 class Target:
-    """The target that images are compared with. What the metrics need is computed at the first call and cached.
+    """The reference with which images are compared. Expensive parts are computed at the first use and cached.
 
-    features: [M, D] of the reference's images. labels: int64 [M] or None; with them each class can be measured too.
-    k: neighbours of precision, recall, density and coverage. device: where all metrics are computed.
-    Raises InputError for features that are not finite and labels that are not one an image.
+    Args:
+        features: [M, D], of the reference's images.
+        labels: int64 [M], for metrics per class; None without labels.
+        k: Neighbours of precision, recall, density and coverage.
+        device: The device that computes all metrics.
+
+    Raises:
+        InputError: The features are not finite, or the number of labels is not M.
     """
 
     def __init__(self, features: np.ndarray, labels: np.ndarray | None = None, k: int = 5, device: str = "cpu"):
@@ -42,7 +47,7 @@ class Target:
 
     @classmethod
     def of_gaussian(cls, gaussian: Gaussian, device: str = "cpu") -> "Target":
-        """Of published statistics without images: they serve frechet, and the other metrics say why they are blank."""
+        """A target of published statistics without images. Only the Frechet distance has a value."""
         target = cls.__new__(cls)
         target.features = target.labels = None
         target.k, target.device, target.gaussian = 5, device, gaussian
@@ -63,25 +68,28 @@ class Target:
         return KernelReference(self.features, self.device)
 
     def radii(self, k: int, progress: bool = False) -> np.ndarray:
-        """The distance of each image to its k-th nearest other one, float64 [M]."""
+        """The distance of each image to its k-th nearest neighbour, float64 [M]."""
         if k not in self._radii:
             self._radii[k] = radii(self.features, k, self.device, progress=progress)
         return self._radii[k]
 
     def of_class(self, label: int) -> "Target | None":
-        """Its images of one class alone; None where there are none."""
+        """The target of one class; None if it has no images."""
         if label not in self._classes:
-            mine = self.labels == label
-            self._classes[label] = Target(self.features[mine], None, self.k, self.device) if mine.any() else None
+            members = self.labels == label
+            self._classes[label] = Target(self.features[members], None, self.k, self.device) if members.any() else None
         return self._classes[label]
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """overall: each of METRICS over all N images. per_class: frechet, kid and accuracy, a list with one for each class.
+    """All metrics of a set of images.
 
-    A class's influences are in the order in which its images stand. per_class is {} where it was not asked for or the sampled
-    images have no labels or classes. notes: a sentence each on what is blank or doubtful.
+    Args:
+        overall: Each of METRICS over all N images.
+        per_class: frechet, kid and accuracy, one value per class; {} if not requested, or without labels or classes.
+            The influences of a class are in the order of its images.
+        notes: Sentences on missing or unreliable values.
     """
 
     overall: dict[str, MetricValue]
@@ -100,12 +108,25 @@ def measure(
     progress: bool = False,
     own: np.ndarray | None = None,
 ) -> Measurement:
-    """Measure images by their features [N, D] and, where they have them, class probabilities [N, K] and labels int64 [N].
+    """Compute all metrics of a set of images.
 
-    labels: the class each was sampled as, 0..len(class_names)-1; others (null) count overall, but in no class and no accuracy.
-    probabilities: over class_names, for the accuracy. own: the extractor's own, over whatever classes, for the inception score; None:
-    `probabilities`. Where there are labels, standard errors are those at fixed numbers of images a class. k: neighbours; None: the target's. Raises InputError for features that are not finite or of
-    another number than the target's, and for probabilities and labels that are not one row an image.
+    With labels, standard errors are for a fixed number of images per class.
+
+    Args:
+        pooled: [N, D], the features.
+        probabilities: [N, K], over class_names, for the accuracy; None without a classifier.
+        labels: int64 [N], the class of each image, 0..len(class_names)-1; None without labels. Images with other
+            labels (null) count overall, but not in a class or in the accuracy.
+        target: The reference.
+        class_names: The classes; None without classes.
+        k: Neighbours of precision, recall, density and coverage; None: the target's.
+        per_class: Compute the metrics per class too.
+        progress: Show a progress bar.
+        own: The extractor's own probabilities, over any classes, for the inception score; None: `probabilities`.
+
+    Raises:
+        InputError: The features are not finite or have another dimension than the target's, or the number of rows of
+            probabilities or labels is not N.
     """
     pooled, k = checked(pooled, "the sampled images"), target.k if k is None else k
     n = len(pooled)
@@ -116,10 +137,10 @@ def measure(
             f"there are {n:,} images, but probabilities of {len(probabilities):,}; expected one row an image."
         )
     own = probabilities if own is None else own
-    found = _by_features(pooled, target, k, progress)
-    found["inception_score"] = MetricValue.unavailable(NO_PROBABILITIES) if own is None else inception_score(own)
-    found["accuracy"] = _accuracy(probabilities, labels, class_names)
-    overall = {name: found[name] if labels is None else found[name].within(labels) for name in METRICS}
+    values = _by_features(pooled, target, k, progress)
+    values["inception_score"] = MetricValue.unavailable(NO_PROBABILITIES) if own is None else inception_score(own)
+    values["accuracy"] = _accuracy(probabilities, labels, class_names)
+    overall = {name: values[name] if labels is None else values[name].within(labels) for name in METRICS}
     classes, notes = {}, _blanks(overall)
     if per_class and labels is not None and class_names is not None:
         classes = _by_class(pooled, probabilities, labels, target, class_names, progress)
@@ -128,23 +149,22 @@ def measure(
 
 
 def _by_features(pooled: np.ndarray, target: Target, k: int, progress: bool) -> dict[str, MetricValue]:
-    found = {"frechet": _frechet(pooled, target)}
+    values = {"frechet": _frechet(pooled, target)}
     if target.features is None:
-        return found | {
+        return values | {
             name: MetricValue.unavailable(STATISTICS_ONLY)
             for name in ("kid", "precision", "recall", "density", "coverage")
         }
-    found["kid"] = kid(pooled, target.kernel, progress=progress)
+    values["kid"] = kid(pooled, target.kernel, progress=progress)
     enough = 1 <= k < min(len(pooled), len(target.features))
     known = target.radii(k, progress) if enough else None
-    return found | precision_recall(pooled, target.features, k, known, target.device, progress=progress)
+    return values | precision_recall(pooled, target.features, k, known, target.device, progress=progress)
 
 
 def _frechet(pooled: np.ndarray, target: Target) -> MetricValue:
     if target.features is not None and (why := singular(*pooled.shape, len(target.features))):
-        return MetricValue.unavailable(
-            why
-        )  # before a [D, D] matrix of each of a thousand classes is computed and cached
+        # before the [D, D] matrices of perhaps a thousand classes are computed and cached
+        return MetricValue.unavailable(why)
     return frechet(pooled, target.gaussian, target.device)
 
 
@@ -169,23 +189,23 @@ def _by_class(
     class_names: list[str],
     progress: bool,
 ) -> dict[str, list[MetricValue]]:
-    found: dict[str, list[MetricValue]] = {name: [] for name in BY_CLASS}
+    values: dict[str, list[MetricValue]] = {name: [] for name in BY_CLASS}
     for label, name in enumerate(tqdm(class_names, desc="classes", unit="class", leave=False, disable=not progress)):
-        mine = labels == label
-        if not mine.any():
+        members = labels == label
+        if not members.any():
             one = dict.fromkeys(BY_CLASS, MetricValue.unavailable(f"no image of the class {name} was sampled"))
         else:
-            one = _against(pooled[mine], target, label, name)
-            class_probabilities = None if probabilities is None else probabilities[mine]
-            right = _accuracy(class_probabilities, labels[mine], class_names)
-            one["accuracy"] = _warned(right, _few(int(mine.sum())))
+            one = _against(pooled[members], target, label, name)
+            class_probabilities = None if probabilities is None else probabilities[members]
+            class_accuracy = _accuracy(class_probabilities, labels[members], class_names)
+            one["accuracy"] = _warned(class_accuracy, _few(int(members.sum())))
         for metric, measured in one.items():
-            found[metric].append(measured)
-    return found
+            values[metric].append(measured)
+    return values
 
 
 def _against(pooled: np.ndarray, target: Target, label: int, name: str) -> dict[str, MetricValue]:
-    """One class's images against the reference's of that class."""
+    """frechet and kid of the images of one class against the reference images of that class."""
 
     def unavailable(why: str) -> dict[str, MetricValue]:
         return {metric: MetricValue.unavailable(why) for metric in ("frechet", "kid")}
@@ -198,12 +218,12 @@ def _against(pooled: np.ndarray, target: Target, label: int, name: str) -> dict[
     if len(reference.features) < 2:
         return unavailable(f"one image of the reference is of the class {name}; it takes two or more")
     few = _few(len(pooled), len(reference.features))
-    found = {"frechet": _frechet(pooled, reference), "kid": kid(pooled, reference.kernel)}
-    return {metric: _warned(measured, few) for metric, measured in found.items()}
+    values = {"frechet": _frechet(pooled, reference), "kid": kid(pooled, reference.kernel)}
+    return {metric: _warned(measured, few) for metric, measured in values.items()}
 
 
 def _few(sampled: int, reference: int = MIN_CLASS_IMAGES) -> str:
-    """A warning, where there are few."""
+    """A warning about too few images; "" if there are enough."""
     if sampled < MIN_CLASS_IMAGES:
         return f"{_count_images(sampled)}: the spread is large"
     return f"{_count_images(reference)} of the reference: the spread is large" if reference < MIN_CLASS_IMAGES else ""
@@ -214,14 +234,14 @@ def _count_images(count: int) -> str:
 
 
 def _warned(measured: MetricValue, warning: str) -> MetricValue:
-    """With the warning, where it has a value to warn of."""
+    """The same metric with the warning, if it has a value."""
     if measured.value is None or not warning:
         return measured
     return replace(measured, why="; ".join(filter(None, (warning, measured.why))))
 
 
 def _blanks(overall: dict[str, MetricValue]) -> list[str]:
-    """One sentence for each reason among the metrics."""
+    """One sentence for each distinct reason or warning."""
     groups: dict[tuple[str, bool], list[str]] = {}
     for name, measured in overall.items():
         if measured.why:
@@ -232,7 +252,7 @@ def _blanks(overall: dict[str, MetricValue]) -> list[str]:
 
 
 def _class_notes(labels: np.ndarray, target: Target, class_names: list[str]) -> list[str]:
-    """A sentence on the classes with few images, and one on those that the reference does not have."""
+    """Sentences on classes with few sampled or reference images, and on classes without reference images."""
     sampled = [(name, int((labels == label).sum())) for label, name in enumerate(class_names)]
     notes = [
         _listed(
@@ -242,10 +262,10 @@ def _class_notes(labels: np.ndarray, target: Target, class_names: list[str]) -> 
     ]
     if target.labels is None:
         return [*filter(None, notes), "The reference has no labels, so classes are measured by accuracy alone."]
-    there = [(name, int((target.labels == label).sum())) for label, name in enumerate(class_names)]
-    few = [f"{name} ({n})" for name, n in there if 0 < n < MIN_CLASS_IMAGES]
+    reference = [(name, int((target.labels == label).sum())) for label, name in enumerate(class_names)]
+    few = [f"{name} ({n})" for name, n in reference if 0 < n < MIN_CLASS_IMAGES]
     notes.append(_listed(f"Fewer than {MIN_CLASS_IMAGES} reference images", few))
-    notes.append(_listed("No reference image", [name for name, n in there if not n]))
+    notes.append(_listed("No reference image", [name for name, n in reference if not n]))
     return [*filter(None, notes)]
 
 

@@ -1,4 +1,4 @@
-"""What a metric answers, and what every metric asks of the features it is given."""
+"""The value of a metric, and the checks of features that all metrics share."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -7,16 +7,19 @@ import numpy as np
 
 from ...errors import InputError
 
-BLOCK_IMAGES = 2048  # images: a block against a block is 32 MB
+BLOCK_IMAGES = 2048  # a block of pairs is 32 MB
 
 
 @dataclass(frozen=True)
 class MetricValue:
-    """A metric of N sampled images. value: None where it could not be measured.
+    """The value of a metric of N sampled images.
 
-    influence: float64 [N], mean 0. Draw the N sampled images again with repetition, and the value becomes about value plus the mean
-    of the drawn influences (first order; the reference is held fixed). None without a value.
-    standard_error: of the value, as other sampled images would move it; None where fewer than two leave it open. why: why there is no value, or a warning on it.
+    Args:
+        value: None if it could not be computed.
+        influence: float64 [N], mean 0; None without a value. If the sampled images are resampled with replacement,
+            the value changes by about the mean of the drawn influences (first order, with a fixed reference).
+        standard_error: The spread of the value over sets of sampled images; None for fewer than two images.
+        why: Why there is no value, or a warning about it.
     """
 
     value: float | None
@@ -30,14 +33,17 @@ class MetricValue:
 
     @classmethod
     def of(cls, value: float, influence: np.ndarray, why: str = "") -> "MetricValue":
-        """With the standard error that the influence alone gives: its standard deviation / sqrt(N)."""
+        """A value with the standard error of its influence: the standard deviation / sqrt(N)."""
         n = len(influence)
         influence = np.asarray(influence, dtype=np.float64)
         influence = influence - influence.mean()
         return cls(float(value), influence, float(influence.std(ddof=1) / n**0.5) if n > 1 else None, why)
 
     def within(self, labels: np.ndarray) -> "MetricValue":
-        """The standard error for a fixed number of images per class: differences between classes add no spread. labels: [N]."""
+        """The same value with the standard error for a fixed number of images per class. labels: [N].
+
+        Differences between classes then add no spread.
+        """
         n, (classes, place) = len(labels), np.unique(labels, return_inverse=True)
         if self.influence is None or n <= len(classes):
             return self
@@ -48,7 +54,10 @@ class MetricValue:
 
 
 def checked(features: np.ndarray, of: str = "the images") -> np.ndarray:
-    """The features [N, D], C-contiguous and writeable as torch wants them. Raises InputError where they are no finite table."""
+    """The features [N, D], C-contiguous and writeable, as torch requires.
+
+    Raises InputError for other shapes and for nan.
+    """
     features = np.require(features, requirements=["C", "W"])
     if features.ndim != 2 or not all(features.shape):
         raise InputError(
@@ -57,14 +66,14 @@ def checked(features: np.ndarray, of: str = "the images") -> np.ndarray:
     bad = sum(int((~np.isfinite(features[rows]).all(1)).sum()) for rows in blocks(len(features)))
     if bad:
         raise InputError(
-            f"the features of {bad:,} of {len(features):,} ({of}) hold nan or inf, and no metric can be read from them. "
-            "Look at those images, and extract the features again in float32."
+            f"the features of {bad:,} of {len(features):,} ({of}) contain nan or inf, so no metric can be computed. "
+            "Inspect those images, and extract the features again in float32."
         )
     return features
 
 
 def same_extractor(x: int, y: int) -> None:
-    """Raises InputError where images and reference have unequal numbers of features."""
+    """Raises InputError if images and reference have different numbers of features."""
     if x != y:
         raise InputError(
             f"the sampled images have {x:,} features and the reference {y:,}: they were made with another extractor. "
@@ -73,12 +82,12 @@ def same_extractor(x: int, y: int) -> None:
 
 
 def blocks(n: int, size: int = BLOCK_IMAGES) -> Iterator[slice]:
-    """0..n-1 in slices of at most that size."""
+    """Slices of 0..n-1, each of at most `size`."""
     return (slice(start, min(start + size, n)) for start in range(0, n, size))
 
 
 def checked_labels(labels: np.ndarray, n: int) -> np.ndarray:
-    """The labels as int64 [n]. Raises InputError where they are no n integers."""
+    """The labels as int64 [n]. Raises InputError if they are not n integers."""
     labels = np.asarray(labels)
     if labels.shape != (n,) or labels.dtype.kind not in "iu":
         raise InputError(

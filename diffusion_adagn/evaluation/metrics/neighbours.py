@@ -1,6 +1,6 @@
-"""Nearest neighbours: precision, recall, density and coverage by nearest neighbours, and the nearest image of another set.
+"""Metrics by nearest neighbours (precision, recall, density, coverage), and the nearest images of another set.
 
-Distances are Euclidean and float64, |a|^2 + |b|^2 - 2 a.b of centred features; images are taken in blocks.
+Distances are Euclidean, in float64, computed in blocks as |a|^2 + |b|^2 - 2 a.b of centred features.
 """
 
 import numpy as np
@@ -15,7 +15,7 @@ DISTANCE_ROUNDING = 1e-12  # of the squared lengths: two squared distances that 
 
 
 class _Table:
-    """Features [N, D] on a device, given out centred and in float64, block by block."""
+    """Features [N, D] on a device. Indexing by a slice returns centred float64 rows."""
 
     def __init__(self, features: np.ndarray, device: str, centre: Tensor | None = None):
         self.features = torch.from_numpy(features).to(device)
@@ -28,7 +28,7 @@ class _Table:
         return self.features[rows].double() - self.centre
 
     def bounds(self, radii: Tensor, block: int) -> Tensor:
-        """What a squared distance must lie below to be inside the ball round each image, [N]: ties are outside, rounded or not."""
+        """The upper bound of squared distances inside each image's ball, [N]. Ties are outside, despite rounding."""
         lengths = torch.cat([self[rows].square().sum(1) for rows in blocks(len(self), block)])
         return radii.square() - DISTANCE_ROUNDING * (lengths + radii.square())
 
@@ -40,11 +40,13 @@ def _squared(a: Tensor, b: Tensor) -> Tensor:
 
 
 def _smallest(x: _Table, y: _Table, count: int, itself: bool, block: int, progress: bool) -> tuple[Tensor, Tensor]:
-    """The `count` smallest squared distances of each of x to y, ascending, and their places in y: [N, count] float64 and int64.
+    """The `count` smallest squared distances of each row of x to y, ascending, and their rows in y.
+
+    Returns float64 [N, count] and int64 [N, count].
 
     itself: whether x_i may be its own neighbour y_i.
     """
-    found = []
+    results = []
     strips = tqdm(list(blocks(len(x), block)), desc="neighbours", unit="block", leave=False, disable=not progress)
     for rows in strips:
         a = x[rows]
@@ -57,23 +59,35 @@ def _smallest(x: _Table, y: _Table, count: int, itself: bool, block: int, progre
             best, place = torch.cat([best, new], 1), torch.cat([place, at + columns.start], 1)
             best, order = best.topk(min(count, best.shape[1]), largest=False)
             place = place.gather(1, order)
-        found.append((best, place))
-    return torch.cat([best for best, _ in found]), torch.cat([place for _, place in found])
+        results.append((best, place))
+    return torch.cat([best for best, _ in results]), torch.cat([place for _, place in results])
 
 
 def nearest(
     x: np.ndarray, y: np.ndarray, count: int = 1, device: str = "cpu", block: int = BLOCK_IMAGES, progress: bool = False
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The nearest of y [M, D] to each of x [N, D], nearest first: places int64 [N, count] and distances float64 [N, count].
+    """The nearest rows of y to each row of x, nearest first. The order of equal distances is not defined.
 
-    Among equal distances any may come first. Raises InputError for count outside 1..M.
+    Args:
+        x: [N, D].
+        y: [M, D].
+        count: The number of neighbours.
+        device: The device that computes distances.
+        block: Rows per block.
+        progress: Show a progress bar.
+
+    Returns:
+        Rows of y, int64 [N, count], and distances, float64 [N, count].
+
+    Raises:
+        InputError: count is outside 1..M.
     """
     x, y = checked(x), checked(y, "the reference")
     same_extractor(x.shape[1], y.shape[1])
     if not 1 <= count <= len(y):
         raise InputError(f"count is {count}; of {len(y):,} images there are 1 to {len(y):,} nearest ones.")
-    theirs = _Table(y, device)
-    _, places = _smallest(_Table(x, device, theirs.centre), theirs, count, True, block, progress)
+    reference = _Table(y, device)
+    _, places = _smallest(_Table(x, device, reference.centre), reference, count, True, block, progress)
     places = places.cpu().numpy()
     # computed again from the differences, so that a copy has distance 0 exactly
     distances = np.stack([_apart(x, y[column]) for column in places.T], axis=1)
@@ -89,7 +103,10 @@ def _apart(x: np.ndarray, y: np.ndarray) -> np.ndarray:
 def radii(
     y: np.ndarray, k: int = 5, device: str = "cpu", block: int = BLOCK_IMAGES, progress: bool = False
 ) -> np.ndarray:
-    """The distance of each image [M, D] to its k-th nearest other one, float64 [M]. Raises InputError unless 1 <= k < M."""
+    """The distance of each image [M, D] to its k-th nearest neighbour, float64 [M].
+
+    Raises InputError unless 1 <= k < M.
+    """
     y = checked(y)
     if not 1 <= k < len(y):
         raise InputError(f"k is {k}; each of {len(y):,} images has 1 to {len(y) - 1:,} neighbours.")
@@ -106,18 +123,35 @@ def precision_recall(
     block: int = BLOCK_IMAGES,
     progress: bool = False,
 ) -> dict[str, MetricValue]:
-    """Precision, recall (Kynkäänniemi et al. 2019), density and coverage (Naeem et al. 2020) of images x [N, D] against y [M, D].
+    """Precision, recall, density and coverage of images against a reference.
 
-    Each image has a ball that reaches to its k-th nearest neighbour in its own set; the edge is outside.
-    precision: the fraction of x in a ball of y. density: how many balls of y an image of x lies in, on average, / k (may exceed 1).
-    coverage: the share of y whose ball holds one of x. recall: the share of y in a ball of x.
-    y_radii: `radii(y, k)`, if available. No values unless N, M > k. Raises InputError for k < 1 and radii of another y.
+    The ball of an image extends to its k-th nearest neighbour in its own set, exclusive.
 
-    Influences: of precision and density each image's own part, exact. Of coverage and recall the jackknife's, N / M for each real
-    image that this one alone covers, the other balls held fixed: leave the image out and the value falls by influence / N (before
-    centring). A count of covered images is no smooth function, so resampling follows it only roughly (correlation 0.5 to 0.75).
-    Of the rules tried it is nearest to the spread between fresh samples, 0.8 to 2.1 times it, where resampling itself says
-    0.4 to 4 times (Efron & Stein 1981: a jackknife errs on the large side). Where no image covers one alone, it is 0.
+    - precision: the fraction of x inside a ball of y.
+    - recall: the fraction of y inside a ball of x.
+    - density: the mean number of balls of y that contain an image of x, divided by k. It may exceed 1.
+    - coverage: the fraction of y whose ball contains an image of x.
+
+    The influences of precision and density are exact. Those of coverage and recall are the jackknife's: N / M for
+    each real image that only this image covers, with the other balls fixed. Without the image the value falls by
+    influence / N (before centring); the influence is 0 if it covers no image alone. The number of covered images is
+    not a smooth function, so resampling agrees only roughly (correlation 0.5 to 0.75). Of the rules tried, this one
+    is nearest to the spread between new samples: 0.8 to 2.1 times it, against 0.4 to 4 times for resampling. A
+    jackknife tends to be too large (Efron & Stein 1981).
+
+    Source: Kynkäänniemi et al. 2019 (precision, recall); Naeem et al. 2020 (density, coverage).
+
+    Args:
+        x: [N, D].
+        y: [M, D].
+        k: Neighbours. There are no values unless N, M > k.
+        y_radii: `radii(y, k)`, if available.
+        device: The device that computes distances.
+        block: Images per block.
+        progress: Show a progress bar.
+
+    Raises:
+        InputError: k is less than 1, or the number of radii is not M.
     """
     x, y = checked(x), checked(y, "the reference")
     n, m = len(x), len(y)
@@ -130,19 +164,19 @@ def precision_recall(
     y_radii = radii(y, k, device, block, progress) if y_radii is None else np.asarray(y_radii, dtype=np.float64)
     if y_radii.shape != (m,):
         raise InputError(f"the radii have the shape {list(y_radii.shape)}; expected one for each of {m:,} images.")
-    theirs = _Table(y, device)
-    ours = _Table(x, device, theirs.centre)
-    ball_y = theirs.bounds(torch.from_numpy(y_radii).to(device), block)
-    own = _smallest(ours, ours, k, False, block, progress)[0][:, -1].sqrt()
-    ball_x = ours.bounds(own, block)
+    reference = _Table(y, device)
+    sampled = _Table(x, device, reference.centre)
+    ball_y = reference.bounds(torch.from_numpy(y_radii).to(device), block)
+    x_radii = _smallest(sampled, sampled, k, False, block, progress)[0][:, -1].sqrt()
+    ball_x = sampled.bounds(x_radii, block)
     balls = torch.zeros(n, dtype=torch.float64, device=device)
     alone_covers, alone_reaches = torch.zeros_like(balls), torch.zeros_like(balls)
     covered = recalled = 0
     strips = tqdm(list(blocks(m, block)), desc="precision and recall", unit="block", leave=False, disable=not progress)
     for rows in strips:
-        b, inside, within = theirs[rows], [], []
+        b, inside, within = reference[rows], [], []
         for columns in blocks(n, block):
-            squared = _squared(b, ours[columns])
+            squared = _squared(b, sampled[columns])
             inside.append(squared < ball_y[rows, None])
             within.append(squared < ball_x[columns])
             balls[columns] += inside[-1].sum(0)
@@ -157,7 +191,10 @@ def precision_recall(
 
 
 def _credit(masks: list[Tensor], to: Tensor) -> int:
-    """How many rows of a strip [n, N], given as its blocks, have a True. Adds to each column [N] how many rows it alone holds."""
+    """The number of rows with a True in a strip [n, N], given as blocks of columns.
+
+    Adds to each column of `to` [N] the number of rows in which it is the only True.
+    """
     counts, start = sum(mask.sum(1) for mask in masks), 0
     for mask in masks:
         to[start : start + mask.shape[1]] += mask[counts == 1].sum(0)

@@ -214,7 +214,7 @@ class SpeedConfig:
     GPU bf16 (fp16 where it has none); on a CPU fp32, or bf16 where the CPU computes in it and an image takes half
     a GFLOP or more. A resumed run keeps its precision."""
     memory_format: Annotated[Literal["auto", "channels_last", "contiguous"], RESUMABLE] = "auto"
-    """Memory format of feature maps. auto: channels_last on a CPU, and in half types on a GPU."""
+    """Memory format of feature maps. auto: channels_last, but contiguous in fp32 on a GPU."""
     operator: Annotated[Literal["auto", "fused", "eager"], RESUMABLE] = "auto"
     """Norm, modulation and SiLU in one pass over memory (fused: C++ on a CPU, Triton on a GPU), or in plain PyTorch
     (eager). auto: fused where possible."""

@@ -421,6 +421,8 @@ def read_document(
         InputError: The file is missing, too large, not valid, or its content does not have the schema.
     """
     file = Path(file)
+    if not file.is_file():  # a pipe would block
+        raise InputError(f"{file} is missing.")
     try:
         with open(file, "rb") as handle:
             content = handle.read(max_bytes + 1)
@@ -434,8 +436,6 @@ def read_document(
             expected = "sections of settings, such as data: and training:" if is_yaml else "an object with keys"
             raise InputError(f"{file} is corrupted: expected {expected}, not {type(values).__name__}.")
         return values if schema is None else as_document(values, schema, file)
-    except FileNotFoundError:
-        raise InputError(f"{file} is missing.") from None
     except InputError:
         raise
     except RecursionError:

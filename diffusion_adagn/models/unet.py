@@ -370,7 +370,7 @@ class AdaGNUNet(ModelMixin, ConfigMixin):
         """Set the memory format of feature maps.
 
         Args:
-            memory_format: "channels_last", "contiguous", or "auto": channels_last on a CPU, and in half types on CUDA. The
+            memory_format: "channels_last", "contiguous", or "auto": channels_last, but contiguous in fp32 on CUDA. The
                 first two convert the weights too.
 
         Raises:

@@ -5,6 +5,7 @@ Settings reject unknown keys. Documents, which are the content of files, ignore 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
 import inspect
@@ -138,7 +139,7 @@ def _text(value: Any) -> Any:
         value = ",".join(map(str, value))
     elif isinstance(value, os.PathLike):
         value = os.fspath(value)
-    if isinstance(value, str) and b"\0" in os.fsencode(value):
+    if isinstance(value, bytes) or (isinstance(value, str) and b"\0" in os.fsencode(value)):
         raise ValueError(f"expected a word, got {short_repr(value)}")
     return value
 
@@ -146,6 +147,9 @@ def _text(value: Any) -> Any:
 def _number(value: Any, hint: Any) -> Any:
     if isinstance(value, bool):
         raise ValueError(f"expected {'a whole number' if hint is int else 'a number'}, got {value!r}")
+    if isinstance(value, str) and hint is int:
+        with contextlib.suppress(ValueError):
+            value = int(value)
     if isinstance(value, Real):  # of NumPy too
         value = int(value) if isinstance(value, Integral) else float(value)
     if isinstance(value, int) and abs(value) > MAX_INT:

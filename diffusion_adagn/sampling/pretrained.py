@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 import torch
 from annotated_types import Ge, Le
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
-from pydantic import AllowInfNan, BaseModel, BeforeValidator, Strict, StrictBool, StrictInt, StrictStr, create_model
+from pydantic import BaseModel, BeforeValidator, Strict, StrictBool, StrictInt, StrictStr, create_model
 from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import nn
@@ -172,7 +172,7 @@ def _scheduler_schema(cls: type[SchedulerMixin]) -> type[BaseModel]:
     types = {
         bool: StrictBool,
         int: Annotated[StrictInt, Ge(-limit), Le(limit)],
-        float: Annotated[float, Strict(), AllowInfNan(False)],
+        float: Annotated[float, Strict()],
         str: StrictStr,
     }
     known = {

@@ -5,5 +5,8 @@ from setuptools import find_packages, setup
 setup(
     packages=[*find_packages(include=["diffusion_adagn*"]), "diffusion_adagn.configs"],
     package_dir={"diffusion_adagn.configs": "configs"},
-    package_data={"diffusion_adagn": ["py.typed", "data/*.tsv", "ops/*.cpp"], "diffusion_adagn.configs": ["*.yaml"]},
+    package_data={
+        "diffusion_adagn": ["py.typed", "data/*.tsv", "ops/*.cpp"],
+        "diffusion_adagn.configs": ["*.yaml", "*.json"],
+    },
 )

@@ -9,6 +9,8 @@ from pathlib import Path
 
 from .errors import InputError
 
+SCHEMA = "run.schema.json"  # written by `adagn schema`
+
 
 def folder() -> Path:
     """The folder with the recipes."""
@@ -23,14 +25,14 @@ def names() -> list[str]:
 
 
 def text(name: str) -> str:
-    """A recipe's YAML.
+    """A recipe's YAML, which names the file of the JSON schema for editors.
 
     Raises:
         InputError: There is no recipe of that name.
     """
     if name not in names():
         raise InputError(f"there is no recipe {name}.{did_you_mean(name)}")
-    return (folder() / f"{name}.yaml").read_text(encoding="utf-8")
+    return (folder() / f"{name}.yaml").read_text(encoding="utf-8").replace(f"={SCHEMA}", f"={folder() / SCHEMA}")
 
 
 def headline(name: str) -> str:

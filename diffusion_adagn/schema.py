@@ -58,8 +58,8 @@ RESUMABLE = "resumable"  # metadata: a resumed run may change it, since it does 
 def settings(cls: type[T] | None = None, *, frozen: bool = False, from_file: bool = False):
     """A class decorator: a dataclass whose values are converted, as YAML and command lines write them, and checked.
 
-    Fields are declared as `name: Annotated[int, Field(ge=1, description="...")] = 128`. Class attributes hold the
-    defaults; `dataclasses.replace` checks again. An invalid value raises InputError.
+    A field is declared as `name: Annotated[int, Ge(1)] = 128`, and documented by the string below it. Class attributes
+    hold the defaults; `dataclasses.replace` checks again. An invalid value raises InputError.
 
     Args:
         cls: The class.

@@ -66,6 +66,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         print(paragraph(error), file=sys.stderr)
         return 2 if isinstance(error, UsageError) else 1
+    except BrokenPipeError:  # `adagn schema | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except KeyboardInterrupt:
         _close_bars()
         print("\ninterrupted", file=sys.stderr)

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from annotated_types import Ge, Gt, Le
 from pydantic import AfterValidator, BeforeValidator, PlainSerializer, WithJsonSchema
+from pydantic.json_schema import SkipJsonSchema
 
 from ..errors import InputError
 from ..schema import Option, settings
@@ -117,25 +118,13 @@ def _checked_schedule(schedule: str) -> str:
 class Guidance:
     """pred = null + scale * (cond - null); the defaults change nothing.
 
-    The schedule's scale at timestep t is 1 + (scale - 1) f, with u = t / T from 1 (noise) to 0. "constant": f = 1; "linear":
-    f = 1 - u; "cosine": f = (1 + cos(pi u)) / 2; "cosine:P": f = (1 - cos(pi (1 - u)^P)) / 2 (MDT's power-cosine);
-    "power:P": f = (1 - u)^P. All increase from noise to image (Wang et al. 2024).
-
-    Args:
-        scale: a number >= 0, or one per image; 1 is no guidance. See `from_w`.
-        interval: the part of sampling in which it is applied (an Interval or its text); elsewhere the second pass is skipped.
-        schedule: how the scale changes from noise to image, see above.
-        rescale: phi in 0..1, how far to move to the standard deviation of the conditional prediction (Lin et al. 2023,
-            section 3.4).
-        threshold: dynamic thresholding of x0 in place of clipping: a fraction in (0, 1], such as 0.995 (Imagen, section 2.3).
-        guide: deprecated; pass `guide` to the pipeline call.
-
     Raises:
         InputError: a value is out of range.
     """
 
     scale: Annotated[float | tuple[float, ...], BeforeValidator(_scales), Option("guidance", "NUMBER")] = 1.0
-    """guidance scale, 1 is no guidance; several: 1,2,4 or from:to:step such as 1:4:0.5"""
+    """guidance scale of at least 0, 1 is no guidance; several: 1,2,4 or from:to:step such as 1:4:0.5. In Python one number,
+    or one per image; see `from_w`"""
     interval: Annotated[
         Interval | None, BeforeValidator(_interval), PlainSerializer(str), WithJsonSchema({"type": "string"}),
         Option(metavar="FROM-TO", default="none"),
@@ -143,12 +132,14 @@ class Guidance:
     """where guidance is on: t:200-800 (timesteps, high is noise), sigma:0.3-5 (noise levels), steps:4-14 (sampler
     steps, 0 is the noisiest), 0.2-0.8 (a fraction of the timesteps), none: everywhere"""
     schedule: Annotated[str, AfterValidator(_checked_schedule), Option("guidance_schedule", "SHAPE")] = "constant"
-    """how the scale changes from noise to image: constant, linear, cosine, cosine:4 (MDT's power-cosine), power:2"""
+    """how the scale increases from noise to image: constant, linear, cosine, cosine:P (MDT's power-cosine), power:P. At
+    timestep t it is 1 + (scale - 1) f with u = t / T: f = 1; 1 - u; (1 + cos(pi u)) / 2; (1 - cos(pi (1 - u)^P)) / 2;
+    (1 - u)^P (Wang et al. 2024)"""
     rescale: Annotated[float, Ge(0), Le(1), Option(metavar="PHI")] = 0.0
-    """rescale towards the standard deviation of the unguided prediction, 0..1"""
+    """rescale towards the standard deviation of the conditional prediction, 0..1 (Lin et al. 2023, section 3.4)"""
     threshold: Annotated[float | None, Gt(0), Le(1), Option(metavar="FRACTION", default="none")] = None
-    """dynamic thresholding of x0 instead of clipping, such as 0.995"""
-    guide: InitVar[object] = None
+    """dynamic thresholding of x0 instead of clipping: a fraction, such as 0.995 (Imagen, section 2.3)"""
+    guide: InitVar[SkipJsonSchema[object]] = None  # deprecated: pass `guide` to the pipeline call
 
     def __post_init__(self, guide: object) -> None:
         if guide is not None:

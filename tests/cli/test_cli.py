@@ -1,5 +1,6 @@
 """The command line: exit statuses, --help, both spellings of options, no heavy imports before arguments are checked."""
 
+import json
 import subprocess
 import sys
 
@@ -79,6 +80,40 @@ def test_argument_errors_need_no_torch():
     ):
         result = run_without_torch(f"from diffusion_adagn.cli.main import main\nassert main({argv!r}) in (1, 2)")
         assert result.returncode == 0, result.stderr
+
+
+@pytest.mark.parametrize("argv", [["--help"], ["--version"], ["trian"], []], ids=str)
+def test_overview_needs_no_pydantic(argv):
+    code = "import sys; from diffusion_adagn.cli.main import main; main(%r); assert not {'pydantic', 'torch'} & set(sys.modules)"
+    result = subprocess.run([sys.executable, "-c", code % argv], capture_output=True, text=True, cwd=ROOT, check=False)
+    assert result.returncode == 0, result.stderr
+
+
+@pytest.mark.parametrize("of", ["run", "sample", "evaluate", "sweep", "trace"])
+def test_schema_describes_every_setting(of, capsys):
+    assert main(["schema", of]) == 0
+    schema = json.loads(capsys.readouterr().out)
+    assert schema["additionalProperties"] is False
+    undescribed = [
+        f"{title}.{key}"
+        for title, part in [(of, schema), *schema["$defs"].items()]
+        for key, value in part.get("properties", {}).items()
+        if len(value.get("description", "")) < 8 and "$ref" not in value
+    ]
+    assert not undescribed
+
+
+def test_shipped_schema_is_current(capsys):
+    assert main(["schema"]) == 0
+    assert capsys.readouterr().out == (ROOT / "configs/run.schema.json").read_text(), (
+        "adagn schema > configs/run.schema.json"
+    )
+
+
+def test_closed_pipes_are_no_errors():
+    command = f"{sys.executable} -m diffusion_adagn schema | head -1"
+    result = subprocess.run(["bash", "-c", command], capture_output=True, text=True, cwd=ROOT, check=False)
+    assert result.stdout == "{\n" and not result.stderr
 
 
 def test_dashes_equal_underscores(step_time, capsys):

@@ -34,6 +34,19 @@ def failed_allocation(error: BaseException) -> str:
     return f" ({f'{int(amount) / 2**20:,.4g} MiB' if unit == 'bytes' else f'{amount} {unit}'} could not be allocated)"
 
 
+def memory_advice(command: str) -> str:
+    """What to do when memory is exhausted in a command."""
+    if command in ("train", "ablate"):
+        return (
+            "To use less: raise training.gradient_accumulation (2 halves the images in memory at once), set "
+            "training.gradient_checkpointing true (slower), lower training.batch_size, set speed.precision bf16 if the "
+            "device supports it, or use a smaller model (model.model_channels, data.image_size). A resumed run may change "
+            "the first two."
+        )
+    advice = "Close other programs, or use a machine with more memory."
+    return f"Lower --batch_size. {advice}" if command in ("sample", "evaluate", "sweep") else advice
+
+
 @contextmanager
 def errors_as_input_error(folder: Path) -> Iterator[None]:
     """Turns any error in the block into an InputError that the folder is corrupted. The folder may contain anything."""

@@ -24,7 +24,7 @@ SHARED = ROOT.parent / "shared" / "data"
 
 def pytest_collection_finish(session):
     """Each of a hundred tiny runs would measure for 0.2 s what this machine's matrix products reach: once is enough."""
-    if loop := sys.modules.get("diffusion_adagn.training.train"):
+    if loop := sys.modules.get("diffusion_adagn.training.logger"):
         loop.measure_peak_flops = functools.cache(loop.measure_peak_flops)
 
 

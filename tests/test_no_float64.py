@@ -13,7 +13,7 @@ from diffusion_adagn.evaluation.extractors import classifier
 from diffusion_adagn.experiments import sweep_plots
 from diffusion_adagn.models.unet import AdaGNUNet
 from diffusion_adagn.trace import tracing
-from diffusion_adagn.training import train as train_module
+from diffusion_adagn.training import logger
 
 SETTINGS = {
     "model.model_channels": 16, "model.channel_mult": "1", "model.num_res_blocks": 1, "model.attention_resolutions": 8,
@@ -37,7 +37,7 @@ def mac(monkeypatch):
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
     monkeypatch.setattr(torch.backends.mps, "is_built", lambda: True)
     monkeypatch.setattr(torch.mps, "manual_seed", lambda seed: None)
-    monkeypatch.setattr(train_module, "measure_peak_flops", lambda *_, **__: 1e12)
+    monkeypatch.setattr(logger, "measure_peak_flops", lambda *_, **__: 1e12)
     for name, value in (("MIN_PASSES", 64), ("MAX_PASSES", 64)):  # a judge of one step
         monkeypatch.setattr(classifier, name, value)
     monkeypatch.setattr(tracing, "label_check", partial(tracing.label_check, evaluations=40))

@@ -3,7 +3,6 @@
 import argparse
 from pathlib import Path
 
-from .. import recipes
 from ..commands import with_commands
 from ..config import read_config
 from ..errors import UsageError
@@ -26,17 +25,11 @@ def parser() -> Parser:
     return p
 
 
-def _is_config(source: str) -> bool:
-    from ..data.sources import BUILT_IN
-
-    return source.endswith((".yaml", ".yml")) or (
-        source in recipes.names() and source not in BUILT_IN and not Path(source).exists()
-    )
-
-
 def run(args: argparse.Namespace) -> int | None:
+    from ..data.find import is_config
+
     overrides = config_overrides(args)
-    if args.source is not None and args.config is None and _is_config(args.source):
+    if args.source is not None and args.config is None and is_config(args.source):
         args.source, args.config = None, args.source
     if args.source is not None:
         overrides["data.source"] = args.source

@@ -11,18 +11,9 @@ from collections.abc import Sequence
 
 from .. import recipes
 from ..commands import command, paragraph, with_commands
-from ..errors import InputError, UsageError, failed_allocation, out_of_memory
+from ..errors import InputError, UsageError, failed_allocation, memory_advice, out_of_memory
 from ..runtime.launcher import exit_with_launcher, leave
 from ..version import __version__
-
-REMEDY = "Close other programs, or use a machine with more memory."  # when memory is exhausted
-REMEDIES = dict.fromkeys(
-    ("train", "ablate"),
-    "To use less: raise training.gradient_accumulation (2 halves the images in memory at once), set "
-    "training.gradient_checkpointing "
-    "true (slower), lower training.batch_size, set speed.precision bf16 if the device supports it, or use a smaller "
-    "model (model.model_channels, data.image_size). A resumed run may change the first two.",
-) | dict.fromkeys(("sample", "evaluate", "sweep"), f"Lower --batch_size. {REMEDY}")
 
 COMMANDS = {
     "init": "print a recipe, to save and edit",
@@ -81,7 +72,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 1  # the process that failed has printed why
         text = f"{type(error).__name__}: {error}"
         if out_of_memory(error):
-            text = f"out of memory{failed_allocation(error)}. {REMEDIES.get(argv[0], REMEDY)}"
+            text = f"out of memory{failed_allocation(error)}. {memory_advice(argv[0])}"
         print(paragraph(f"{text} (--debug shows where)"), file=sys.stderr)
         return 1
 

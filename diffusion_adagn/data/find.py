@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+from .. import recipes
 from ..config import DataConfig
 from ..errors import InputError
 from .cifar_pickles import ARCHIVES, CifarPickles, is_cifar
@@ -122,3 +123,9 @@ def choose_part(source: Source, word: str | None, part: str | None) -> tuple[lis
         return heldout_splits or [base], "heldout", not heldout_splits
     whole = bool(heldout_splits) or (part is None and split in (*TEST, *VALIDATION))
     return [split], "train", not whole
+
+
+def is_config(source: str) -> bool:
+    """Whether the argument of `adagn data inspect` is a config: a YAML file, or a recipe without a data set of its name."""
+    recipe = source in recipes.names() and source not in BUILT_IN and not Path(source).exists()
+    return source.endswith((".yaml", ".yml")) or recipe

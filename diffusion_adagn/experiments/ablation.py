@@ -38,7 +38,8 @@ from ..runtime.speed import resolve_speed
 from ..sampling.load import open_pipeline
 from ..sampling.pipeline import to_pixels
 from ..training.export import sample_command
-from ..training.train import STOPPED, resolve, train
+from ..training.setup import resolve
+from ..training.train import STOPPED, train
 from .ablation_report import write_report
 
 RESULT = {

@@ -19,8 +19,10 @@ from ..runtime.distributed import main_first, process_state
 from ..runtime.precision import AUTOCAST, use_precision
 from ..runtime.speed import apply_speed, measure_peak_flops, resolve_speed
 from .ema import EMA
-from .image_fetcher import on_device
-from .train import facts, images_per_pass, make_batches, make_objective, make_optimizer, resolve, shown_number
+from .image_fetcher import device_bytes
+from .loader import images_per_pass, make_batches
+from .setup import describe_by_name, format_number, resolve
+from .trainer import make_loss, make_optimizer
 
 BUDGET = 10  # seconds that a measured step may take; a longer one is measured on a part of its images
 HOUR, DAY = 3600, 24 * 3600
@@ -46,8 +48,8 @@ def dry_run(config: RunConfig, verbose: bool = False) -> None:
     cost = estimate_cost(network_config(config))
     speed = resolve_speed(config.speed, device, cost.flops)
     images = images_per_pass(training, state.num_processes)
-    known = facts(config, dataset, state.num_processes, device, cost)
-    resident = dataset.images[0].nbytes * len(dataset) if on_device(dataset, device, training.images_on) else 0
+    known = describe_by_name(config, dataset, state.num_processes, device, cost)
+    resident = device_bytes(dataset, device, training.images_on)
     known["memory"], fits = _memory(cost, training, speed, images, device, resident)
     del known["length"]
     if verbose:
@@ -61,7 +63,7 @@ def dry_run(config: RunConfig, verbose: bool = False) -> None:
         compiled = ", without speed.compile" * speed.compile
         _print(
             {
-                "step": f"{shown_number(seconds)} s{part}, {shown_number(rate)} images/s; measured in two steps here{compiled}"
+                "step": f"{format_number(seconds)} s{part}, {format_number(rate)} images/s; measured in two steps here{compiled}"
             }
         )
     _print(
@@ -98,7 +100,7 @@ def seconds_per_step(
     if training.gradient_checkpointing:
         unet.enable_gradient_checkpointing()
     ema, optimizer = EMA(unet, training.ema_decay), make_optimizer(unet, training)
-    objective, batches = make_objective(config.diffusion).to(device), make_batches(config, dataset, device)
+    objective, batches = make_loss(config.diffusion).to(device), make_batches(config, dataset, device)
     try:
         for step in range(2):
             began = time.perf_counter()
@@ -180,7 +182,7 @@ def _epochs(training: TrainingConfig, count: int) -> str:
     if training.max_steps is None:
         return f"{count / training.batch_size:,.0f} steps are one: training.max_steps is not set"
     epochs = training.max_steps * training.batch_size / count
-    text = f"{shown_number(epochs)}: each of the {count:,} images is seen {shown_number(epochs)} times"
+    text = f"{format_number(epochs)}: each of the {count:,} images is seen {format_number(epochs)} times"
 
     def steps(of: int) -> str:
         return f"training.max_steps {max(1, of * count // training.batch_size):,} are {of:,} epochs"

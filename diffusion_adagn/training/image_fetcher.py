@@ -105,10 +105,15 @@ def choose_image_fetcher(dataset: ImageDataset, device: torch.device, where: str
 
 
 def on_device(dataset: ImageDataset, device: torch.device, where: str = "auto") -> bool:
-    """Whether all images lie on the device. where: training.images_on; auto: if they fit into a part of its free memory."""
+    """Whether all images are stored on the device. where: training.images_on; auto: if they fit into a part of its free memory."""
     if device.type != "cuda" or where != "auto":
         return device.type == "cuda" and where == "device"
     return fits(dataset, torch.cuda.mem_get_info(device)[0])
+
+
+def device_bytes(dataset: ImageDataset, device: torch.device, where: str = "auto") -> int:
+    """Bytes of the images that are stored on the device."""
+    return dataset.images[0].nbytes * len(dataset) if on_device(dataset, device, where) else 0
 
 
 def fits(dataset: ImageDataset, free: int) -> bool:

@@ -1,14 +1,16 @@
-"""What the network is shown at a position of the run: the sample there, its label or null, its timestep, its noise."""
+"""The training batch at a position of the run: images, labels or null, timesteps and noise."""
 
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from ..config import RunConfig, TrainingConfig
 from ..data import ImageDataset
 from ..data.rng import BalancedOrder, SampleOrder, normal, uniforms
 from ..diffusion.loss import normalize_images
-from .image_fetcher import ImageFetcher, to_device
+from ..errors import InputError
+from .image_fetcher import ImageFetcher, choose_image_fetcher, to_device
 
 
 @dataclass
@@ -26,7 +28,7 @@ class Batch:
 class BatchLoader:
     """Batches by position; every draw is a function of (seed, position).
 
-    conditional: whether labels are given. flip and label_dropout are drawn once a sample, here and nowhere else.
+    conditional: whether batches have labels. flip and label_dropout are drawn once per sample, here and nowhere else.
     pixels: the image fetcher; None: images are gathered when needed. balance: draw each class equally often.
     """
 
@@ -53,14 +55,41 @@ class BatchLoader:
         """positions [B] int64 on the CPU."""
         indices = self.order(positions)
         pixels = self.pixels(indices)
-        # what is one number a sample is settled on the host, and copied at once
+        # what is one number per sample is computed on the host, and copied at once
         flip, drop, place = uniforms(self.seed, ("flip", "label_drop", "timestep"), positions)
         labels = torch.from_numpy(self.dataset.labels.take(indices.numpy()))
         labels = labels.masked_fill(drop < self.label_dropout, self.dataset.label_space.K)
         small = torch.stack([(place * self.num_timesteps).long(), labels, (flip < 0.5).long(), positions])
-        t, labels, mirrored, there = to_device(small, self.device)
+        t, labels, mirrored, places = to_device(small, self.device)
         x0 = normalize_images(pixels)
         if self.flip:
             x0 = torch.where(mirrored.bool()[:, None, None, None], x0.flip(-1), x0)
-        noise = normal(self.seed, "noise", there.to(self.drawn_on), tuple(x0.shape[1:])).to(self.device)
+        noise = normal(self.seed, "noise", places.to(self.drawn_on), tuple(x0.shape[1:])).to(self.device)
         return Batch(x0, noise, t, labels if self.conditional else None, indices)
+
+
+def make_batches(config: RunConfig, dataset: ImageDataset, device: torch.device) -> BatchLoader:
+    """The batches of a run. config: the resolved one."""
+    training, conditional = config.training, config.model.class_conditional
+    return BatchLoader(
+        dataset,
+        training.seed,
+        config.diffusion.num_train_timesteps,
+        device,
+        conditional=conditional,
+        label_dropout=training.label_dropout if conditional else 0.0,
+        flip=config.data.flip,
+        pixels=choose_image_fetcher(dataset, device, training.images_on),
+        balance=config.data.balance,
+    )
+
+
+def images_per_pass(training: TrainingConfig, processes: int) -> int:
+    """Images per process and pass. Raises InputError if the batch cannot be split evenly."""
+    parts = processes * training.gradient_accumulation
+    if training.batch_size % parts:
+        raise InputError(
+            f"training.batch_size {training.batch_size} (for all processes together) cannot be split over {processes} process(es) in "
+            f"{training.gradient_accumulation} pass(es): make it a multiple of {parts}."
+        )
+    return training.batch_size // parts

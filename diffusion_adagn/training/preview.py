@@ -1,90 +1,52 @@
-"""Previews during training: a grid of images from the same seeds and classes, and the loss on held-out images."""
+"""Previews during training: a grid of images from the same seeds and classes."""
 
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
-import torch
 
-from ..config import RunConfig, TrainingConfig
-from ..data import ImageDataset
-from ..data.rng import normal
-from ..diffusion.loss import DiffusionLoss, normalize_images
-from ..diffusion.schedule import make_scheduler, set_timesteps
-from ..models.unet import AdaGNUNet
 from ..render.grids import labelled_grid
-from ..runs.layout import RunFolder, label_space
 from ..sampling.guidance import Guidance
-from ..sampling.pipeline import ClassConditionalPipeline, to_pixels
+from ..sampling.load import make_pipeline
+from ..sampling.pipeline import to_pixels
+from ..sampling.settings import SamplerSettings
+from .trainer import Trainer
 
 MAX_PREVIEW_CLASSES = 10
-MAX_HELDOUT = 512
 
 
-def check_preview(config: RunConfig) -> None:
-    """Raises InputError for preview settings that the first preview would stumble over, hours later."""
-    training = config.training
-    label_space(config).parse(training.preview_classes if config.model.class_conditional else "null")
-    Guidance(training.preview_guidance)
-    set_timesteps(make_scheduler(config.diffusion), training.preview_steps)
+class Preview:
+    """previews/step-XXXXXXXX.png, every `training.preview_every` steps and at the end: one row per class, the same seeds each time."""
 
+    def __init__(self, trainer: Trainer):
+        self.trainer, self.training = trainer, trainer.config.training
 
-def draw_preview(
-    run: RunFolder, pipe: ClassConditionalPipeline, training: TrainingConfig, step: int, max_rows: int | None = None
-) -> Path:
-    """previews/step-XXXXXXXX.png: a row a class, the same seeds at every step. Returns the file.
+    def due(self, step: int) -> bool:
+        every = self.training.preview_every if self.trainer.accelerator.is_main_process else 0
+        return every > 0 and (step % every == 0 or step == self.training.max_steps)
 
-    most_rows: of a call of the network (two are the least under guidance); None: all images at once.
-    """
-    labels, count = pipe.labels, training.preview_count
-    classes = labels.parse(training.preview_classes if labels.K else "null")[:MAX_PREVIEW_CLASSES]
-    pipe.set_progress_bar_config(disable=True)
-    scale = training.preview_guidance if labels.K and labels.has_null else 1.0
-    ids = [c for c in classes for _ in range(count)]
-    steps = training.preview_steps
-    cut = len(ids) if max_rows is None else max(1, max_rows // (1 if scale == 1 else 2))
-    parts = [
-        pipe(
-            ids[i : i + cut],
-            guidance_scale=scale,
-            num_inference_steps=steps,
-            seeds=list(range(i, min(i + cut, len(ids)))),
-            output_type="np",
-        ).images
-        for i in range(0, len(ids), cut)
-    ]
-    images = np.concatenate(parts)
-    pixels = to_pixels(images).reshape(len(classes), count, *images.shape[1:])
-    title = f"step {step}, EMA weights, guidance {scale:g}, {steps} steps"
-    run.previews.mkdir(exist_ok=True)
-    file = run.previews / f"step-{step:08d}.png"
-    labelled_grid(list(pixels), [labels.name(c) for c in classes], title=title).save(file)
-    return file
-
-
-@torch.no_grad()
-def heldout_loss(
-    unet: AdaGNUNet,
-    dataset: ImageDataset,
-    objective: DiffusionLoss,
-    training: TrainingConfig,
-    autocast: Callable,
-    device: torch.device,
-    max_rows: int | None = None,
-) -> float:
-    """Mean loss on held-out images, evenly spread, with their true labels: always the same noise, t spread evenly over 0..T-1.
-
-    most_rows: of a call of the network; None: training.batch_size.
-    """
-    n = min(len(dataset), MAX_HELDOUT)
-    total = 0.0
-    for positions in torch.arange(n).split(max_rows or training.batch_size):
-        pixels, labels = dataset.gather((positions * len(dataset) // n).numpy())
-        x0 = normalize_images(torch.from_numpy(pixels)).to(device)
-        t = (positions * objective.num_timesteps // n).to(device)
-        noise = normal(training.seed, "heldout", positions, tuple(x0.shape[1:])).to(device)
-        y = torch.from_numpy(labels).to(device) if unet.config.num_classes else None
-        with autocast():
-            output = unet(objective.add_noise(x0, noise, t), t, y).sample
-        total += objective.loss(output, x0, noise, t).sum().item()
-    return total / n
+    def run(self, step: int, say: Callable[[str], None]) -> dict[str, float]:
+        """Draw the grid. A call of the network has at most as many rows as a pass of training (2 under guidance, if a pass is 1)."""
+        trainer, training = self.trainer, self.training
+        pipe = make_pipeline(trainer.config, trainer.ema.model, training.ema_decay, step)
+        pipe.set_progress_bar_config(disable=True)
+        labels, count, steps = pipe.labels, training.preview_count, training.preview_steps
+        classes = labels.parse(training.preview_classes if labels.K else "null")[:MAX_PREVIEW_CLASSES]
+        scale = training.preview_guidance if labels.K and labels.has_null else 1.0
+        ids = [c for c in classes for _ in range(count)]
+        size = max(1, trainer.images_per_pass // (1 if scale == 1 else 2))
+        settings = SamplerSettings(Guidance(scale), steps=steps)
+        with trainer.accelerator.autocast():
+            parts = [
+                pipe.sample(
+                    settings, classes=ids[i : i + size], seeds=list(range(len(ids)))[i : i + size], output_type="np"
+                ).images
+                for i in range(0, len(ids), size)
+            ]
+        images = np.concatenate(parts)
+        pixels = to_pixels(images).reshape(len(classes), count, *images.shape[1:])
+        title = f"step {step}, EMA weights, guidance {scale:g}, {steps} steps"
+        trainer.run.previews.mkdir(exist_ok=True)
+        file = trainer.run.previews / f"step-{step:08d}.png"
+        labelled_grid(list(pixels), [labels.name(c) for c in classes], title=title).save(file)
+        say(f"preview {file}")
+        return {}

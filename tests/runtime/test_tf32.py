@@ -23,7 +23,7 @@ from diffusion_adagn.runtime import speed
 from diffusion_adagn.sampling.guidance import Guidance
 from diffusion_adagn.sampling.settings import SamplerSettings
 from diffusion_adagn.trace import tracing
-from diffusion_adagn.training import train as train_module
+from diffusion_adagn.training import setup
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 FULL, FAST = (True, False, "ieee"), (True, True, "tf32")
@@ -194,8 +194,8 @@ def test_measurements_use_full_fp32(monkeypatch, as_before):
 
 @pytest.mark.parametrize("precision, wanted", [("tf32", FAST), pytest.param("fp32", FULL, marks=pytest.mark.slow)])
 def test_training_uses_tf32(tmp_path, seen, pretended, as_before, monkeypatch, precision, wanted):
-    mixed, real = [], train_module.Accelerator
-    monkeypatch.setattr(train_module, "Accelerator", lambda **how: mixed.append(how["mixed_precision"]) or real(**how))
+    mixed, real = [], setup.Accelerator
+    monkeypatch.setattr(setup, "Accelerator", lambda **how: mixed.append(how["mixed_precision"]) or real(**how))
     words = {
         "speed.precision": precision, "model.model_channels": 16, "model.num_res_blocks": 1, "model.norm_groups": 4,
         "model.channel_mult": "1,2", "model.num_head_channels": 16, "training.max_steps": 1, "training.batch_size": 2,

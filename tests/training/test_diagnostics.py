@@ -2,14 +2,15 @@
 
 import json
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
 from conftest import tiny_unet
-from test_train import run  # the same tiny run
+from tiny_run import run
 
 from diffusion_adagn import LabelSpace
-from diffusion_adagn.config import DiffusionConfig, TrainingConfig
+from diffusion_adagn.config import DiffusionConfig, RunConfig, TrainingConfig
 from diffusion_adagn.diffusion.loss import DiffusionLoss
 from diffusion_adagn.diffusion.schedule import make_scheduler
 from diffusion_adagn.training.diagnostics import ConditioningDiagnostics
@@ -29,7 +30,11 @@ class Alone:
 
 def signals(unet=None, **training):
     unet = unet or tiny_unet()
-    return ConditioningDiagnostics(unet, unet, OBJECTIVE, LABELS, TrainingConfig(**training), None)
+    config = RunConfig(training=TrainingConfig(**training), labels=LABELS.to_dict())
+    trainer = SimpleNamespace(
+        unet=unet, ema=SimpleNamespace(model=unet), loss=OBJECTIVE, config=config, accelerator=Alone()
+    )
+    return ConditioningDiagnostics(trainer, None)
 
 
 def test_losses_by_timestep_and_class():
@@ -37,12 +42,12 @@ def test_losses_by_timestep_and_class():
     t, y = torch.tensor([0, 199, 200, 999]), torch.tensor([0, 1, 1, 3])
     s.add(torch.tensor([1.0, 3.0, 5.0, 7.0]), t, y)
     s.add(torch.tensor([9.0]), torch.tensor([250]), torch.tensor([0]))
-    got = s.read(Alone(), None)
+    got = s.read()
     assert got["loss_t1of5"] == 2 and got["loss_t2of5"] == 7 and got["loss_t5of5"] == 7 and "loss_t3of5" not in got
     assert got["loss_class/cat"] == 5 and got["loss_class/dog"] == 4 and got["loss_class/null"] == 7
     assert "loss_class/eel" not in got
     s.add(torch.tensor([1.0]), torch.tensor([0]), torch.tensor([2]))
-    assert s.read(Alone(), None)["loss_t1of5"] == 1  # since the last look
+    assert s.read()["loss_t1of5"] == 1  # since the last look
 
 
 def test_gradients_split_by_path():
@@ -67,19 +72,19 @@ def test_gradients_split_by_path():
 
 def test_modulation_statistics():
     unet = tiny_unet()
-    got = signals(unet).read(Alone(), None)
+    got = signals(unet).read()
     assert got["dead_channels"] == 0 and got["rms_gamma"] > 0 and got["rms_beta"] > 0
     with torch.no_grad():
         first = unet.get_submodule(unet.sites()[0].name)
         first.weight[:4] = 0
     channels = sum(s.channels for s in unet.sites())
-    assert signals(unet).read(Alone(), None)["dead_channels"] == pytest.approx(4 / channels)
+    assert signals(unet).read()["dead_channels"] == pytest.approx(4 / channels)
     with torch.no_grad():
         unet.projection.weight.zero_()
         unet.projection.bias.fill_(0.5)
-    got = signals(unet).read(Alone(), None)
+    got = signals(unet).read()
     assert got["rms_gamma"] == got["rms_beta"] == pytest.approx(0.5)
-    assert "dead_channels" not in signals(tiny_unet(conditioning="additive")).read(Alone(), None)
+    assert "dead_channels" not in signals(tiny_unet(conditioning="additive")).read()
 
 
 def test_unused_label_warns_once():

@@ -4,13 +4,13 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from test_train import TINY, words
+from tiny_run import TINY, words
 
 from diffusion_adagn import LabelSpace
 from diffusion_adagn.cli.main import main
 from diffusion_adagn.config import RunConfig
 from diffusion_adagn.training import dry_run
-from diffusion_adagn.training.train import shown_number
+from diffusion_adagn.training.setup import format_number
 
 
 @pytest.fixture
@@ -79,4 +79,4 @@ def test_classes_get_a_verdict(counts, verdict):
 
 
 def test_small_and_large_numbers_keep_digits():
-    assert [shown_number(x) for x in (0.0192, 3.44, 17.7, 263157894.7)] == ["0.019", "3.4", "18", "263,157,895"]
+    assert [format_number(x) for x in (0.0192, 3.44, 17.7, 263157894.7)] == ["0.019", "3.4", "18", "263,157,895"]

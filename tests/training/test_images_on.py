@@ -5,8 +5,7 @@ import torch
 
 from diffusion_adagn.config import DataConfig, RunConfig, TrainingConfig, read_config
 from diffusion_adagn.data import open_dataset
-from diffusion_adagn.training import image_fetcher
-from diffusion_adagn.training import train as train_module
+from diffusion_adagn.training import image_fetcher, setup
 
 CUDA, CPU = torch.device("cuda"), torch.device("cpu")
 
@@ -39,17 +38,17 @@ def test_images_on_the_device_are_estimated(digits, monkeypatch):
 
     def head(where):
         config = RunConfig(training=TrainingConfig(max_steps=1, images_on=where))
-        text = train_module.describe(config, digits, 1, CUDA, cost())
+        text = setup.describe(config, digits, 1, CUDA, cost())
         line = next(line for line in text.splitlines() if line.startswith("memory"))
         return float(line.split()[2]), line
 
     def cost():
-        return train_module.Cost(parameters=0, flops=0, activation_bytes=0)
+        return setup.Cost(parameters=0, flops=0, activation_bytes=0)
 
     monkeypatch.setattr(
-        train_module, "resolve_speed", lambda asked, device, flops: read_config(None, {"speed.precision": "fp32"}).speed
+        setup, "resolve_speed", lambda asked, device, flops: read_config(None, {"speed.precision": "fp32"}).speed
     )
-    monkeypatch.setattr(train_module, "describe_speed", lambda *_: "")
+    monkeypatch.setattr(setup, "describe_speed", lambda *_: "")
     monkeypatch.setattr(type(digits), "__len__", lambda self: 2**24)
     gib = 2**24 * 64 / 2**30
     assert head("host")[0] == 0 and "images" not in head("host")[1]

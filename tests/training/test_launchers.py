@@ -10,7 +10,7 @@ import sys
 import numpy as np
 import pytest
 from conftest import ROOT
-from test_train import TINY, losses, words
+from tiny_run import TINY, losses, words
 
 pytestmark = [pytest.mark.slow, pytest.mark.serial]
 

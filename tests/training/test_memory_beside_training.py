@@ -14,7 +14,7 @@ from diffusion_adagn.diffusion.loss import DiffusionLoss
 from diffusion_adagn.diffusion.schedule import make_scheduler
 from diffusion_adagn.evaluation.label_usage import label_use
 from diffusion_adagn.models.unet import AdaGNUNet
-from diffusion_adagn.training.preview import heldout_loss
+from diffusion_adagn.training.validation import heldout_loss
 
 TINY = {
     "model.model_channels": 16, "model.channel_mult": "1", "model.num_res_blocks": 1, "model.attention_resolutions": 4,

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from conftest import tiny_unet
-from test_train import run
+from tiny_run import run
 from tqdm import tqdm
 
 from diffusion_adagn import LabelSpace
@@ -19,8 +19,9 @@ from diffusion_adagn.config import SpeedConfig
 from diffusion_adagn.errors import InputError
 from diffusion_adagn.models.cost import Cost
 from diffusion_adagn.runs.layout import RunFolder
+from diffusion_adagn.training import logger, transfer
 from diffusion_adagn.training import train as train_module
-from diffusion_adagn.training import transfer
+from diffusion_adagn.training.stop_signal import StopSignal
 
 
 @pytest.mark.serial
@@ -42,7 +43,7 @@ def test_signals_are_answered_within_a_step(tmp_path):
         (tmp_path / "checkpoints/step-00000200").mkdir(parents=True, exist_ok=True)
         (tmp_path / "checkpoints/step-00000200/state.json").touch()
         try:
-            with train_module.StopSignal(RunFolder(tmp_path), said.append) as stop:
+            with StopSignal(RunFolder(tmp_path), said.append) as stop:
                 ready.set()
                 hashlib.pbkdf2_hmac("sha256", b"", b"", 1_500_000)  # no handler runs in this call
                 sender.join()
@@ -73,7 +74,7 @@ def test_bar_shows_loss_between_log_steps(tmp_path, monkeypatch):
         def set_postfix_str(self, text, refresh=True):
             shown.append(text.split(",")[0])
 
-    monkeypatch.setattr(train_module, "tqdm", Bar)
+    monkeypatch.setattr(logger, "tqdm", Bar)
     run(tmp_path / "run", training__log_every=100, training__diagnostics_every=0)
     assert len(shown) == len(set(shown)) == 6
 
@@ -133,8 +134,8 @@ def test_devices_are_accepted_in_capitals(tmp_path, capsys):
 
 
 def test_share_above_peak_is_no_percentage(monkeypatch):
-    monkeypatch.setattr(train_module, "measure_peak_flops", lambda *_, **__: 3e9)
-    effort = train_module._format_throughput(Cost(1, 10**9, 1), SpeedConfig(precision="fp32"), torch.device("cpu"), 1)
+    monkeypatch.setattr(logger, "measure_peak_flops", lambda *_, **__: 3e9)
+    effort = logger.format_throughput(Cost(1, 10**9, 1), SpeedConfig(precision="fp32"), torch.device("cpu"), 1)
     assert effort(0.5).endswith("(50 % of peak)") and effort(2).endswith("(at peak)")
 
 

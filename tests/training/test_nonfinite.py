@@ -172,7 +172,7 @@ def test_corrupted_checkpoint_falls_back(whole, tmp_path, hurt, capsys):
     before = weights(whole / "checkpoints/step-00000008")
     assert train_module.train(config(out), resume=True) == 0
     output = capsys.readouterr().out
-    assert "step-00000008 is corrupted" in output and "going on from" in output and "step-00000006" in output
+    assert "step-00000008 is corrupted" in output and "resuming from" in output and "step-00000006" in output
     after = weights(out / "checkpoints/step-00000008")
     assert before.keys() == after.keys() and all(torch.equal(before[k], after[k]) for k in before)
     assert verify(out / "checkpoints/step-00000008") is None

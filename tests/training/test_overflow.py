@@ -7,9 +7,8 @@ from types import SimpleNamespace
 import torch
 
 from diffusion_adagn.config import SpeedConfig
-from diffusion_adagn.training.metrics_log import Metrics
-from diffusion_adagn.training.nonfinite import gradient_fault
-from diffusion_adagn.training.train import FUSED, _built
+from diffusion_adagn.training.logger import Metrics, compiled_parts
+from diffusion_adagn.training.trainer import FUSED, is_nonfinite_gradient
 
 
 def scaler(factor):
@@ -18,9 +17,9 @@ def scaler(factor):
 
 def test_overflow_counts_below_scale_one():
     for norm in (math.inf, math.nan):
-        assert gradient_fault(norm, None) and gradient_fault(norm, scaler(0.5))
-        assert not gradient_fault(norm, scaler(65536.0)) and not gradient_fault(norm, scaler(1.0))
-    assert not gradient_fault(3.0, None) and not gradient_fault(3.0, scaler(0.5))
+        assert is_nonfinite_gradient(norm, None) and is_nonfinite_gradient(norm, scaler(0.5))
+        assert not is_nonfinite_gradient(norm, scaler(65536.0)) and not is_nonfinite_gradient(norm, scaler(1.0))
+    assert not is_nonfinite_gradient(3.0, None) and not is_nonfinite_gradient(3.0, scaler(0.5))
 
 
 def test_nonfinite_metrics_become_null(tmp_path):
@@ -46,6 +45,6 @@ def test_adamw_is_fused_where_available():
 def test_first_step_reports_compilation():
     cuda, cpu = torch.device("cuda"), torch.device("cpu")
     fused, eager = SpeedConfig(operator="fused"), SpeedConfig(operator="eager")
-    assert "Triton kernels compiled" in _built(fused, cuda)
-    assert _built(eager, cuda) == _built(fused, cpu) == ""
-    assert _built(SpeedConfig(operator="fused", compile=True), cuda) == "compiled"
+    assert "Triton kernels compiled" in compiled_parts(fused, cuda)
+    assert compiled_parts(eager, cuda) == compiled_parts(fused, cpu) == ""
+    assert compiled_parts(SpeedConfig(operator="fused", compile=True), cuda) == "compiled"

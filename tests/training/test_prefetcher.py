@@ -16,12 +16,12 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT
-from test_train import assert_same_run, environment, launch, losses, run
+from tiny_run import assert_same_run, environment, launch, losses, run
 
 from diffusion_adagn.config import DataConfig
 from diffusion_adagn.data import ImageDataset, open_dataset
-from diffusion_adagn.training import prefetcher as feed_module
-from diffusion_adagn.training import train as train_module
+from diffusion_adagn.training import loader, trainer, validation
+from diffusion_adagn.training import prefetcher as prefetcher_module
 from diffusion_adagn.training.image_fetcher import (
     DeviceImageCache,
     ImageFetcher,
@@ -46,8 +46,8 @@ def forced(monkeypatch):
     """Runs as on CUDA: pixels of this kind, batches made ahead."""
 
     def force(kind):
-        monkeypatch.setattr(train_module, "choose_image_fetcher", lambda dataset, device, where: kind(dataset, device))
-        monkeypatch.setattr(train_module, "Prefetcher", partial(Prefetcher, early=True))
+        monkeypatch.setattr(loader, "choose_image_fetcher", lambda dataset, device, where: kind(dataset, device))
+        monkeypatch.setattr(trainer, "Prefetcher", partial(Prefetcher, early=True))
 
     return force
 
@@ -154,7 +154,7 @@ def test_thread_errors_reach_their_batch(digits, monkeypatch):
 
 def test_unreadable_images_stop_the_run(tmp_path, monkeypatch, forced):
     forced(ThreadedImageFetcher)
-    monkeypatch.setattr(train_module, "heldout_loss", None)
+    monkeypatch.setattr(validation, "heldout_loss", None)
     real, calls = ImageDataset.gather, []
 
     def gather(self, indices, out=None):
@@ -180,7 +180,7 @@ def test_what_fits_goes_to_the_device(digits):
 
 def test_waiting_time_is_measured(digits, monkeypatch):
     clock = [0.0]
-    monkeypatch.setattr(feed_module, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
+    monkeypatch.setattr(prefetcher_module, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
 
     def slow(positions):
         clock[0] += 5
@@ -205,10 +205,9 @@ def test_run_reports_waiting_time(tmp_path, capsys):
 
 FORCED = """
 from functools import partial
-from diffusion_adagn.training import image_fetcher, prefetcher
-from diffusion_adagn.training import train as train_module
-train_module.choose_image_fetcher = lambda dataset, device, where: image_fetcher.ThreadedImageFetcher(dataset, device)
-train_module.Prefetcher = partial(prefetcher.Prefetcher, early=True)
+from diffusion_adagn.training import image_fetcher, loader, prefetcher, trainer
+loader.choose_image_fetcher = lambda dataset, device, where: image_fetcher.ThreadedImageFetcher(dataset, device)
+trainer.Prefetcher = partial(prefetcher.Prefetcher, early=True)
 from diffusion_adagn.cli.main import script
 script("train")
 """

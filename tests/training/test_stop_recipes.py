@@ -15,7 +15,7 @@ from conftest import ROOT
 
 from diffusion_adagn.runs.layout import RunFolder
 from diffusion_adagn.runtime import launcher, stopping
-from diffusion_adagn.training.train import StopSignal
+from diffusion_adagn.training.stop_signal import StopSignal
 
 pytestmark = pytest.mark.serial
 BY_SRUN, BY_THE_SCRIPT = re.findall(r"^```bash\n(.*?)^```", (ROOT / "docs/scaling.md").read_text(), re.M | re.S)
@@ -207,10 +207,10 @@ def test_main_process_writes_its_status(tmp_path, monkeypatch, capsys):
 TRAIN = """
 import os, sys, time
 from pathlib import Path
-from diffusion_adagn.runtime import launcher
-from diffusion_adagn.training import train
+from diffusion_adagn.cli import main
+from diffusion_adagn.training import checkpointer, trainer
 
-save_checkpoint, any_process, steps = train.save_checkpoint, train.any_process, 0
+save_checkpoint, any_process, steps = checkpointer.save_checkpoint, trainer.any_process, 0
 rank = os.environ["RANK"]
 
 def waiting(*args, **kwargs):
@@ -227,7 +227,7 @@ def counted(*args):
         Path(f"ready-{rank}.new").rename(f"ready-{rank}")
     return any_process(*args)
 
-train.save_checkpoint, train.any_process = waiting, counted
+checkpointer.save_checkpoint, trainer.any_process = waiting, counted
 settings = {"model.model_channels": 16, "model.channel_mult": 1, "model.num_res_blocks": 1, "model.norm_groups": 4,
     "model.attention_resolutions": 4, "model.num_head_channels": 16, "training.batch_size": 4, "training.max_steps": 1000000,
     "training.checkpoint_every": 1000000, "training.preview_every": 0, "training.diagnostics_every": 0}

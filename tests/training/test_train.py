@@ -1,18 +1,15 @@
 """Whole runs, small: resume, stop, several processes, fine-tuning, refusals."""
 
 import json
-import os
 import signal
 import subprocess
-import sys
 import time
-from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, one_line
+from conftest import one_line
 from processes import Process
-from safetensors.torch import load_file
+from tiny_run import TINY, assert_same_run, environment, launch, losses, run, signals, weights, words
 
 from diffusion_adagn import ClassConditionalPipeline
 from diffusion_adagn.cli.main import main
@@ -21,49 +18,6 @@ from diffusion_adagn.errors import InputError
 from diffusion_adagn.models.conditioning import CONDITIONING
 from diffusion_adagn.runtime import speed
 from diffusion_adagn.sampling.load import open_pipeline
-
-TINY = {
-    "model.model_channels": 16, "model.channel_mult": "1,2", "model.num_res_blocks": 1, "model.attention_resolutions": 4,
-    "model.num_head_channels": 16, "model.norm_groups": 4, "diffusion.schedule": "cosine",
-    "training.batch_size": 16, "training.lr": 1e-3, "training.log_every": 1, "training.preview_every": 0,
-}  # fmt: skip
-
-
-def words(settings):
-    return [f"--{k}={v}" for k, v in settings.items()]
-
-
-def run(out, *extra, **changes):
-    """adagn train in this process; the exit status."""
-    settings = TINY | {"training.max_steps": 6} | {k.replace("__", "."): v for k, v in changes.items()}
-    return main(["train", "--output_dir", str(out), *words(settings), *extra, "--debug"])
-
-
-def losses(out):
-    return {
-        line["step"]: line["loss"]
-        for line in map(json.loads, (Path(out) / "metrics.jsonl").read_text().splitlines())
-        if "loss" in line
-    }
-
-
-def signals(out):
-    lines = map(json.loads, (Path(out) / "metrics.jsonl").read_text().splitlines())
-    return [line for line in lines if "rms_gamma" in line]
-
-
-def weights(out, which="model"):
-    newest = sorted((Path(out) / "checkpoints").glob("step-*"))[-1]
-    return load_file(newest / f"{which}.safetensors")
-
-
-def assert_same_run(a, b):
-    assert losses(a) == losses(b)
-    for which in ("model", "ema", "optimizer"):
-        one, other = weights(a, which), weights(b, which)
-        assert one.keys() == other.keys()
-        assert all(torch.equal(one[k], other[k]) for k in one), which
-
 
 VARIANTS = {
     "fp32": {},
@@ -285,20 +239,6 @@ def test_an_unconditional_run(tmp_path):
     pipe.set_progress_bar_config(disable=True)
     assert pipe.labels.K == 0
     assert len(pipe("null", seeds=[1, 2], num_inference_steps=2).images) == 2
-
-
-def environment(**more):
-    return os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"} | more
-
-
-def launch(out, *extra, processes=1, **changes):
-    settings = TINY | {"training.max_steps": 6} | {k.replace("__", "."): v for k, v in changes.items()}
-    command = (
-        [sys.executable]
-        if processes == 1
-        else [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(processes), "--standalone"]
-    )
-    return [*command, str(ROOT / "train.py"), "--output_dir", str(out), *words(settings), *extra]
 
 
 @pytest.mark.serial

@@ -1,0 +1,59 @@
+"""When checkpoints are saved, and what they contain."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Protocol
+
+from ..errors import InputError
+from ..runs.checkpoint import load_checkpoint, read_state, save_checkpoint
+from .trainer import StepResult, Trainer
+
+
+class Stateful(Protocol):
+    """A part of a run with numbers in state.json."""
+
+    def state_dict(self) -> dict: ...
+
+    def load_state_dict(self, state: dict) -> None: ...
+
+
+class Checkpointer:
+    """Saves and loads the trainer's weights, EMA and optimizer, and the state of `parts`, whose keys differ."""
+
+    def __init__(self, trainer: Trainer, parts: Sequence[Stateful]):
+        self.trainer, self.parts = trainer, parts
+
+    def load(self, checkpoint: Path | None) -> dict:
+        """Restore a checkpoint. Returns its state; {} for None, where the run starts.
+
+        Raises:
+            InputError: The run was trained on other data, or the checkpoint does not match the network.
+        """
+        if checkpoint is None:
+            return {}
+        state, trainer = read_state(checkpoint), self.trainer
+        if state.get("data_fingerprint") != trainer.dataset.fingerprint:
+            raise InputError(
+                f"the data {trainer.dataset.name} is not what {trainer.run.path} was trained on (its images, labels or names "
+                "have changed): put it back, or start another run with --init_from."
+            )
+        load_checkpoint(checkpoint, trainer.unet, trainer.ema.model, trainer.optimizer.optimizer)
+        for part in self.parts:
+            part.load_state_dict(state)
+        trainer.accelerator.print(f"resuming from {checkpoint}")
+        return state
+
+    def due(self, result: StepResult) -> bool:
+        """Never after a skipped step: the step before it may have broken the weights, and no valid checkpoint is pruned for them."""
+        step, every = self.trainer.step, self.trainer.config.training.checkpoint_every
+        return not result.skipped and (result.stopping or step % every == 0 or step == self.trainer.max_steps)
+
+    def save(self, say: Callable[[str], None], prune: bool = True) -> None:
+        """Write a checkpoint, on the main process; the others wait. prune: remove old ones."""
+        trainer, training = self.trainer, self.trainer.config.training
+        state = {key: value for part in self.parts for key, value in part.state_dict().items()}
+        if trainer.accelerator.is_main_process:
+            modules = trainer.unet, trainer.ema.model, trainer.optimizer.optimizer
+            keep = training.keep_checkpoints, training.keep_every
+            say(f"saved {save_checkpoint(trainer.run.checkpoints, state, *modules, *keep, prune=prune)}")
+        trainer.accelerator.wait_for_everyone()

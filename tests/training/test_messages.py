@@ -121,7 +121,7 @@ def test_unwritable_folder_is_named(tmp_path):
 
 
 def test_learning_rate_of_zero_is_rejected(tmp_path):
-    with pytest.raises(InputError, match=r"training.lr 0 trains nothing"):
+    with pytest.raises(InputError, match=r"training.lr: must be above 0, got 0"):
         run(tmp_path / "run", training__lr=0)
     assert not (tmp_path / "run").exists()
 
@@ -129,8 +129,8 @@ def test_learning_rate_of_zero_is_rejected(tmp_path):
 def test_devices_are_accepted_in_capitals(tmp_path, capsys):
     assert run(tmp_path / "run", training__max_steps=1, speed__device="CPU") == 0
     for option in ("--device", "--speed.device"):
-        assert main(["train", "digits", option, "gpu"]) == 1
-        assert "--device (speed.device): there is no device 'gpu'" in capsys.readouterr().err
+        assert main(["train", "digits", option, "gpu"]) == 2
+        assert "speed.device: there is no device 'gpu'; expected auto, cpu, cuda" in capsys.readouterr().err
 
 
 def test_share_above_peak_is_no_percentage(monkeypatch):

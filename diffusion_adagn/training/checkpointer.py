@@ -2,25 +2,18 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Protocol
 
 from ..errors import InputError
 from ..runs.checkpoint import load_checkpoint, read_state, save_checkpoint
+from .diagnostics import ConditioningDiagnostics
+from .nonfinite import NonFiniteGuard
 from .trainer import StepResult, Trainer
 
 
-class Stateful(Protocol):
-    """A part of a run with numbers in state.json."""
-
-    def state_dict(self) -> dict: ...
-
-    def load_state_dict(self, state: dict) -> None: ...
-
-
 class Checkpointer:
-    """Saves and loads the trainer's weights, EMA and optimizer, and the state of `parts`, whose keys differ."""
+    """Saves and loads the trainer's weights, EMA and optimizer; and state.json, the `state_dict()` of `parts` together."""
 
-    def __init__(self, trainer: Trainer, parts: Sequence[Stateful]):
+    def __init__(self, trainer: Trainer, parts: Sequence[Trainer | ConditioningDiagnostics | NonFiniteGuard]):
         self.trainer, self.parts = trainer, parts
 
     def load(self, checkpoint: Path | None) -> dict:

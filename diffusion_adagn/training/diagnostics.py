@@ -27,7 +27,7 @@ class ConditioningDiagnostics:
     """Accumulates losses by timestep and class; every `training.diagnostics_every` steps, reports them with label usage.
 
     Args:
-        trainer: The run. Its images per pass are the most rows of a call of the network.
+        trainer: The run. A call of the network has at most as many rows as a pass of training has images.
         heldout: Held-out images for label usage, on the main process only; None: not measured.
     """
 

@@ -1,4 +1,4 @@
-"""`adagn train --dry_run`: what a run takes on this machine, on one screen, with a verdict on each number."""
+"""`adagn train --dry_run`: time and memory that a run needs on this machine, on one screen, with a verdict on each number."""
 
 import os
 import shutil
@@ -26,11 +26,11 @@ from .trainer import make_loss, make_optimizer
 
 BUDGET = 10  # seconds that a measured step may take; a longer one is measured on a part of its images
 HOUR, DAY = 3600, 24 * 3600
-MANY_EPOCHS = 2000  # CIFAR-10's published runs; the fewer the images, the sooner they are learned by heart
+MANY_EPOCHS = 2000  # CIFAR-10's published runs; the fewer the images, the sooner they are memorized
 
 
 def dry_run(config: RunConfig, verbose: bool = False) -> None:
-    """Print what the run would take. No run folder is made.
+    """Print what the run needs. No run folder is made.
 
     Args:
         config: The run; training.max_steps and output_dir may be unset.
@@ -48,38 +48,28 @@ def dry_run(config: RunConfig, verbose: bool = False) -> None:
     cost = estimate_cost(network_config(config))
     speed = resolve_speed(config.speed, device, cost.flops)
     images = images_per_pass(training, state.num_processes)
-    known = describe_by_name(config, dataset, state.num_processes, device, cost)
-    resident = device_bytes(dataset, device, training.images_on)
-    known["memory"], fits = _memory(cost, training, speed, images, device, resident)
-    del known["length"]
+    lines = describe_by_name(config, dataset, state.num_processes, device, cost)
+    image_bytes = device_bytes(dataset, device, training.images_on)
+    lines["memory"], fits = _memory(cost, training, speed, images, device, image_bytes)
+    del lines["length"]
     if verbose:
         print(to_yaml(config))
-    _print(known)
+    _print(lines)
     seconds = None
     if fits:
         seconds, measured = seconds_per_step(config, dataset, speed, device, cost, images)
         part = "" if measured == images else f" (from {measured} of the {images} images of a pass)"
-        rate = training.batch_size / seconds
-        compiled = ", without speed.compile" * speed.compile
-        _print(
-            {
-                "step": f"{format_number(seconds)} s{part}, {format_number(rate)} images/s; measured in two steps here{compiled}"
-            }
-        )
-    _print(
-        {
-            "time": _time(training, seconds, device),
-            "epochs": _epochs(training, len(dataset)),
-            "classes": _classes(dataset, config),
-        }
-    )
+        rate, compiled = format_number(training.batch_size / seconds), ", without speed.compile" * speed.compile
+        _print({"step": f"{format_number(seconds)} s{part}, {rate} images/s; measured in two steps here{compiled}"})
+    _print({"time": _time(training, seconds, device), "epochs": _epochs(training, len(dataset))})
+    _print({"classes": _classes(dataset, config)})
     print("No run was written." + ("" if verbose else " --verbose prints every setting."))
 
 
 def seconds_per_step(
     config: RunConfig, dataset: ImageDataset, speed: SpeedConfig, device: torch.device, cost: Cost, images: int
 ) -> tuple[float, int]:
-    """The time of a step of this process: the second of two real ones.
+    """The time of an optimizer step of this process: the second of two.
 
     Args:
         config: The resolved run.
@@ -90,7 +80,7 @@ def seconds_per_step(
         images: Per pass.
 
     Returns:
-        Seconds, and how many of a pass's images they were measured with.
+        Seconds, and how many images of a pass they were measured with.
     """
     training = config.training
     expected = 3 * cost.flops / (0.3 * measure_peak_flops(device, seconds=0.1))  # seconds an image
@@ -100,32 +90,32 @@ def seconds_per_step(
     if training.gradient_checkpointing:
         unet.enable_gradient_checkpointing()
     ema, optimizer = EMA(unet, training.ema_decay), make_optimizer(unet, training)
-    objective, batches = make_loss(config.diffusion).to(device), make_batches(config, dataset, device)
+    diffusion_loss, batches = make_loss(config.diffusion).to(device), make_batches(config, dataset, device)
     try:
         for step in range(2):
-            began = time.perf_counter()
+            start = time.perf_counter()
             batch = batches.batch(torch.arange(measured) + step * measured)
             with use_precision(speed.precision, device):
-                output = unet(objective.add_noise(batch.x0, batch.noise, batch.t), batch.t, batch.labels).sample
-                loss = objective.loss(output, batch.x0, batch.noise, batch.t).mean()
+                output = unet(diffusion_loss.add_noise(batch.x0, batch.noise, batch.t), batch.t, batch.labels).sample
+                loss = diffusion_loss.loss(output, batch.x0, batch.noise, batch.t).mean()
             loss.backward()
             float(torch.nn.utils.clip_grad_norm_(unet.parameters(), training.clip_norm or torch.inf))  # waits
-            passed = time.perf_counter()
+            backward_end = time.perf_counter()
             optimizer.step()
             optimizer.zero_grad()
             ema.update(unet, step + 1)
             float(next(ema.model.parameters()).sum())  # waits
-            ended = time.perf_counter()
-            if ended - began > 3 * BUDGET:  # the first one includes what is done once, which is little then
+            end = time.perf_counter()
+            if end - start > 3 * BUDGET:  # one-time work in the first step is a small part of it then
                 break
     finally:
         batches.pixels.close()
-    one_pass = (passed - began) * images / measured
-    return one_pass * training.gradient_accumulation + ended - passed, measured
+    one_pass = (backward_end - start) * images / measured
+    return one_pass * training.gradient_accumulation + end - backward_end, measured
 
 
 def device_memory(device: torch.device) -> int:
-    """Bytes of memory that the device has in all."""
+    """Total memory of the device in bytes."""
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory
     if device.type == "mps":
@@ -137,30 +127,31 @@ def device_memory(device: torch.device) -> int:
 
 
 def _memory(
-    cost: Cost, training: TrainingConfig, speed: SpeedConfig, images: int, device: torch.device, resident: int
+    cost: Cost, training: TrainingConfig, speed: SpeedConfig, images: int, device: torch.device, image_bytes: int
 ) -> tuple[str, bool]:
-    """The line, and whether it fits. resident: bytes of the images that lie on the device."""
-    half, there = AUTOCAST[speed.precision] is not None, device_memory(device)
+    """The line, and whether the run fits. image_bytes: of the images that are stored on the device."""
+    half, total = AUTOCAST[speed.precision] is not None, device_memory(device)
     local = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if device.type == "cpu" else 1  # they share the machine's
 
-    def needed(count: int, checkpointing: bool) -> int:
-        return local * cost.training_bytes(count, half, checkpointing) + resident
+    checkpointing = training.gradient_checkpointing
 
-    need, checkpointing = needed(images, training.gradient_checkpointing), training.gradient_checkpointing
-    text = f"about {_gib(need)} of the {_gib(there)} of {device}"
-    if need <= 0.8 * there:
+    def needed(count: int, checkpointing: bool = checkpointing) -> int:
+        return local * cost.training_bytes(count, half, checkpointing) + image_bytes
+
+    text, fits = f"about {_gib(needed(images))} of the {_gib(total)} of {device}", needed(images) <= total
+    if needed(images) <= 0.8 * total:
         return f"{text}: fits", True
-    parts = [n for n in range(2, images + 1) if images % n == 0 and needed(images // n, checkpointing) <= 0.8 * there]
-    remedies = [f"training.gradient_accumulation {parts[0] * training.gradient_accumulation}"] if parts else []
-    if not checkpointing and needed(images, True) <= 0.8 * there:
-        remedies.append("training.gradient_checkpointing true")
-    if needed(1, checkpointing) <= 0.8 * there:
-        remedies.append("a lower training.batch_size")
-    if resident:
-        remedies.append("training.images_on host")
-    remedies.append("a smaller model (model.model_channels, data.image_size)")
-    verdict = "tight, and may fail" if need <= there else "WILL NOT FIT"
-    return f"{text}: {verdict} -> {', or '.join(remedies)}", need <= there
+    split = [n for n in range(2, images + 1) if images % n == 0 and needed(images // n) <= 0.8 * total]
+    passes = split[0] * training.gradient_accumulation if split else 0
+    remedies = {
+        f"training.gradient_accumulation {passes}": split,
+        "training.gradient_checkpointing true": not checkpointing and needed(images, True) <= 0.8 * total,
+        "a lower training.batch_size": needed(1) <= 0.8 * total,
+        "training.images_on host": image_bytes,
+        "a smaller model (model.model_channels, data.image_size)": True,
+    }
+    verdict = "tight, and may fail" if fits else "WILL NOT FIT"
+    return f"{text}: {verdict} -> {', or '.join(r for r, helps in remedies.items() if helps)}", fits
 
 
 def _time(training: TrainingConfig, seconds: float | None, device: torch.device) -> str:
@@ -173,9 +164,9 @@ def _time(training: TrainingConfig, seconds: float | None, device: torch.device)
     limit, name = (DAY, "a day") if device.type == "cpu" else (7 * DAY, "a week")
     if total <= limit:
         return f"{text}: fine"
-    less = max(1, int(limit / seconds))
-    on = "a GPU, or the recipe own_images_cpu" if device.type == "cpu" else "several GPUs (torchrun)"
-    return f"{text}: TOO LONG for most -> training.max_steps {less:,} takes {name}; or a smaller model or data.image_size, or {on}"
+    steps = max(1, int(limit / seconds))
+    hardware = "a GPU, or the recipe own_images_cpu" if device.type == "cpu" else "several GPUs (torchrun)"
+    return f"{text}: TOO LONG for most -> training.max_steps {steps:,} takes {name}; or a smaller model or data.image_size, or {hardware}"
 
 
 def _epochs(training: TrainingConfig, count: int) -> str:
@@ -188,7 +179,7 @@ def _epochs(training: TrainingConfig, count: int) -> str:
         return f"training.max_steps {max(1, of * count // training.batch_size):,} are {of:,} epochs"
 
     if epochs > MANY_EPOCHS:
-        return f"{text}: MANY, images may be learned by heart -> {steps(500)}; or more images"
+        return f"{text}: MANY, images may be memorized -> {steps(500)}; or more images"
     return f"{text}: FEW -> {steps(50)}" if epochs < 10 else f"{text}: fine"
 
 
@@ -196,13 +187,13 @@ def _classes(dataset: ImageDataset, config: RunConfig) -> str:
     if not config.model.class_conditional:
         return "labels are not used (model.class_conditional false)"
     counts = np.bincount(np.asarray(dataset.labels), minlength=dataset.label_space.K)
-    least, most = int(counts.min()), int(counts.max())
+    low, high = int(counts.min()), int(counts.max())
     name = dataset.label_space.name(int(counts.argmin()))
-    text = f"{least:,} to {most:,} images per class" if least != most else f"{least:,} images per class"
-    if least < 20:
-        return f"{text}: FEW, samples may be copies ({name} has {least}) -> more images, or data.classes without it"
-    if most > 5 * least and not config.data.balance:
-        return f"{text}: UNBALANCED ({name} has {least:,}), rare classes are learned late -> data.balance true, or more images of it"
+    text = f"{low:,} to {high:,} images per class" if low != high else f"{low:,} images per class"
+    if low < 20:
+        return f"{text}: FEW, samples may be copies ({name} has {low}) -> more images, or data.classes without it"
+    if high > 5 * low and not config.data.balance:
+        return f"{text}: UNBALANCED ({name} has {low:,}), rare classes are learned late -> data.balance true, or more images of it"
     return f"{text}: fine"
 
 
@@ -210,14 +201,13 @@ def _classes(dataset: ImageDataset, config: RunConfig) -> str:
 
 
 def _print(lines: dict[str, str]) -> None:
-    """Each line wrapped to the terminal; as it is elsewhere."""
+    """Print each line, wrapped on a terminal."""
     width = min(100, shutil.get_terminal_size().columns)
     for name, text in lines.items():
         line = f"{name:10}{text}"
+        whole = {"break_long_words": False, "break_on_hyphens": False}
         if sys.stdout.isatty():
-            line = textwrap.fill(
-                line, width, subsequent_indent=10 * " ", break_long_words=False, break_on_hyphens=False
-            )
+            line = textwrap.fill(line, width, subsequent_indent=10 * " ", **whole)
         print(line, flush=True)
 
 

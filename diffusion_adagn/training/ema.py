@@ -7,10 +7,9 @@ from torch import nn
 
 
 class EMA:
-    """A shadow of the network in fp32: shadow <- d shadow + (1 - d) weights after each step,
-    d = min(decay, (1 + step) / (10 + step)): without this warm-up, early images are noise.
+    """An fp32 copy of the network: ema <- d ema + (1 - d) weights after each step, d = min(decay, (1 + step) / (10 + step)).
 
-    `model` is the shadow itself, in eval mode: sample from it.
+    Without this warm-up, early images are noise. `model` is the copy, in eval mode: sample from it.
     """
 
     def __init__(self, model: nn.Module, decay: float):
@@ -23,5 +22,5 @@ class EMA:
 
     @torch.no_grad()
     def update(self, model: nn.Module, step: int) -> None:
-        shadow, weights = list(self.model.parameters()), [p.float() for p in model.parameters()]
-        torch._foreach_lerp_(shadow, weights, 1 - self.rate(step))
+        averages, weights = list(self.model.parameters()), [p.float() for p in model.parameters()]
+        torch._foreach_lerp_(averages, weights, 1 - self.rate(step))

@@ -1,4 +1,4 @@
-"""What a finished run leaves for its users: the pipeline folder and its card."""
+"""The pipeline folder of a finished run, with its model card."""
 
 from pathlib import Path
 
@@ -14,35 +14,21 @@ from ..sampling.load import make_pipeline
 
 
 def write_pipeline(run: RunFolder, config: RunConfig, unet: AdaGNUNet, dataset: ImageDataset, step: int) -> None:
-    """pipeline/: safetensors, json and a model card."""
-    pipe = make_pipeline(config, unet, config.training.ema_decay, step)
+    """Write pipeline/: safetensors, json and a model card."""
+    t, pipe = config.training, make_pipeline(config, unet, config.training.ema_decay, step)
+    trained = f"{step} steps of {t.batch_size} images, {config.speed.precision}, label dropout {t.label_dropout:g}, seed {t.seed}"
+    data = f"{dataset.name}, {len(dataset)} images, fingerprint `{dataset.fingerprint[:16]}`"
+    card = model_card(pipe, config.output_dir.rstrip("/").split("/")[-1], {"data": data, "trained": trained})
 
     def write(folder: Path) -> None:
         pipe.save_pretrained(folder)
-        (folder / "README.md").write_text(_card(config, pipe, dataset, step), encoding="utf-8")
+        (folder / "README.md").write_text(card, encoding="utf-8")
 
     atomic_dir(run.pipeline, write)
 
 
 def sample_command(path: str, labels: LabelSpace) -> str:
-    """What to type to sample a model with these classes."""
+    """The command that samples a model with these classes."""
     guidance = "1,2,4" if labels.K and labels.has_null else None
     classes = "all" if labels.K else "null"
     return command("sample", path, classes=classes, guidance=guidance, count=8)
-
-
-def _card(config: RunConfig, pipe, dataset: ImageDataset, step: int) -> str:
-    t = config.training
-    return model_card(
-        pipe,
-        run_name(config),
-        {
-            "data": f"{dataset.name}, {len(dataset)} images, fingerprint `{dataset.fingerprint[:16]}`",
-            "trained": f"{step} steps of {t.batch_size} images, {config.speed.precision}, label dropout "
-            f"{t.label_dropout:g}, seed {t.seed}",
-        },
-    )
-
-
-def run_name(config: RunConfig) -> str:
-    return config.output_dir.rstrip("/").split("/")[-1]

@@ -9,11 +9,11 @@ from ..data import ImageDataset
 
 MAX_DEVICE_FRACTION = 4  # a data set is stored on the device if it takes at most a quarter of the free memory
 CHUNK = 2**26  # bytes on their way there at a time
-AHEAD = 2  # batches that are gathered before they are asked for
+AHEAD = 2  # batches that are gathered before they are requested
 
 
 class ImageFetcher:
-    """Gathered when asked. The CPU's choice: the store's pages are memory already, and a thread would take a core from the step."""
+    """Gathers images when they are requested. Used on the CPU: the store's pages are in memory, and a thread would take a core from the step."""
 
     def __init__(self, dataset: ImageDataset, device: torch.device):
         self.dataset, self.device = dataset, device
@@ -24,32 +24,32 @@ class ImageFetcher:
         if self.device.type == "cuda":  # copies may be under way when this returns; torch's pool of pinned memory knows
             return to_device(self._gathered(indices), self.device)
         if len(self._buffer) != len(indices):
-            self._buffer = self._room(len(indices))
+            self._buffer = self._buffer_for(len(indices))
         # the same memory each time: new pages from the system can take longer than the copying
         return self._gathered(indices, self._buffer).to(self.device)
 
     def prefetch(self, indices: Tensor) -> None:
-        """These will be asked for."""
+        """Announce indices that will be requested."""
 
     def ready(self, indices: Tensor) -> bool:
-        """Whether asking for these would not wait."""
+        """Whether a request for these would not wait."""
         return True
 
     def close(self) -> None:
         pass
 
-    def _room(self, count: int) -> Tensor:
+    def _buffer_for(self, count: int) -> Tensor:
         shape = count, *self.dataset.images.shape[1:]
         return torch.empty(shape, dtype=torch.uint8, pin_memory=self.device.type == "cuda")
 
-    def _gathered(self, indices: Tensor, room: Tensor | None = None) -> Tensor:
-        room = self._room(len(indices)) if room is None else room
-        self.dataset.gather(indices.numpy(), out=room.numpy())
-        return room
+    def _gathered(self, indices: Tensor, out: Tensor | None = None) -> Tensor:
+        out = self._buffer_for(len(indices)) if out is None else out
+        self.dataset.gather(indices.numpy(), out=out.numpy())
+        return out
 
 
 class DeviceImageCache(ImageFetcher):
-    """The whole part lies on the device, and is gathered there."""
+    """Stores all images on the device, and gathers there."""
 
     def __init__(self, dataset: ImageDataset, device: torch.device):
         super().__init__(dataset, device)
@@ -63,38 +63,34 @@ class DeviceImageCache(ImageFetcher):
 
 
 class ThreadedImageFetcher(ImageFetcher):
-    """A thread gathers what is expected into pinned memory; what was not expected is gathered when asked.
+    """Gathers announced indices in a thread, into pinned memory; others when they are requested.
 
-    An error of the thread is raised, with its traceback, where the batch is asked for.
+    An error of the thread is raised, with its traceback, where its batch is requested.
     """
 
     def __init__(self, dataset: ImageDataset, device: torch.device):
         super().__init__(dataset, device)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="pixels")
-        self._coming: list[tuple[Tensor, Future]] = []
+        self._futures: dict[bytes, Future] = {}  # by indices, oldest first
 
     def prefetch(self, indices: Tensor) -> None:
-        if self._find(indices) is None:
-            # the room is made here: the thread touches no CUDA. torch keeps pinned memory until copies from it are done
-            gathering = self._thread.submit(self._gathered, indices, self._room(len(indices)))
-            self._coming = [*self._coming, (indices, gathering)][-AHEAD:]
+        key = indices.numpy().tobytes()
+        if key not in self._futures:
+            # the buffer is allocated here: the thread touches no CUDA. torch keeps pinned memory until copies from it are done
+            self._futures[key] = self._thread.submit(self._gathered, indices, self._buffer_for(len(indices)))
+            for old in list(self._futures)[:-AHEAD]:
+                del self._futures[old]
 
     def ready(self, indices: Tensor) -> bool:
-        found = self._find(indices)
-        return found is None or (found.done() and found.exception() is None)
+        future = self._futures.get(indices.numpy().tobytes())
+        return future is None or (future.done() and future.exception() is None)
 
     def __call__(self, indices: Tensor) -> Tensor:
-        found = self._find(indices)
-        if found is None:
-            return super().__call__(indices)
-        self._coming = [(i, f) for i, f in self._coming if f is not found]
-        return to_device(found.result(), self.device)
+        future = self._futures.pop(indices.numpy().tobytes(), None)
+        return super().__call__(indices) if future is None else to_device(future.result(), self.device)
 
     def close(self) -> None:
         self._thread.shutdown(cancel_futures=True)
-
-    def _find(self, indices: Tensor) -> Future | None:
-        return next((f for i, f in self._coming if torch.equal(i, indices)), None)
 
 
 def choose_image_fetcher(dataset: ImageDataset, device: torch.device, where: str = "auto") -> ImageFetcher:

@@ -70,18 +70,11 @@ class BatchLoader:
 
 def make_batches(config: RunConfig, dataset: ImageDataset, device: torch.device) -> BatchLoader:
     """The batches of a run. config: the resolved one."""
-    training, conditional = config.training, config.model.class_conditional
-    return BatchLoader(
-        dataset,
-        training.seed,
-        config.diffusion.num_train_timesteps,
-        device,
-        conditional=conditional,
-        label_dropout=training.label_dropout if conditional else 0.0,
-        flip=config.data.flip,
-        pixels=choose_image_fetcher(dataset, device, training.images_on),
-        balance=config.data.balance,
-    )
+    training, data, conditional = config.training, config.data, config.model.class_conditional
+    dropout = training.label_dropout if conditional else 0.0
+    pixels = choose_image_fetcher(dataset, device, training.images_on)
+    fixed = dataset, training.seed, config.diffusion.num_train_timesteps, device
+    return BatchLoader(*fixed, conditional, dropout, data.flip, pixels, data.balance)
 
 
 def images_per_pass(training: TrainingConfig, processes: int) -> int:
@@ -89,7 +82,6 @@ def images_per_pass(training: TrainingConfig, processes: int) -> int:
     parts = processes * training.gradient_accumulation
     if training.batch_size % parts:
         raise InputError(
-            f"training.batch_size {training.batch_size} (for all processes together) cannot be split over {processes} process(es) in "
-            f"{training.gradient_accumulation} pass(es): make it a multiple of {parts}."
+            f"training.batch_size {training.batch_size} (for all processes together) cannot be split over {processes} process(es) in {training.gradient_accumulation} pass(es): make it a multiple of {parts}."
         )
     return training.batch_size // parts

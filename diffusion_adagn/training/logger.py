@@ -49,14 +49,8 @@ class Logger:
         if self.main:
             self.throughput = format_throughput(cost, speed, accelerator.device, accelerator.num_processes)
         self.on_screen = sys.stderr.isatty() or any("notebook" in c.__module__ for c in tqdm.__mro__)
-        self.bar = tqdm(
-            total=training.max_steps,
-            initial=start,
-            unit="step",
-            disable=not (self.main and self.on_screen),
-            desc=trainer.run.path.name,
-            smoothing=0.05,
-        )
+        hidden, name = not (self.main and self.on_screen), trainer.run.path.name
+        self.bar = tqdm(total=trainer.max_steps, initial=start, unit="step", disable=hidden, desc=name, smoothing=0.05)
         self.compiled, self.first_step = compiled_parts(speed, accelerator.device), start + 1
         self.average: float | None = None  # of the loss, exponentially weighted
         self.rate_text = self.label_gap_text = ""
@@ -109,14 +103,9 @@ class Logger:
         self.last_log = now, _, wait = time.perf_counter(), step, trainer.batches.wait_seconds
         rate = (step - last_step) * training.batch_size / (now - last_time)
         self.rate_text = f", {rate:.0f} images/s, {self.throughput(rate)}"
-        self.log(
-            loss=loss,
-            lr=result.lr,
-            grad_norm=result.grad_norm,
-            epoch=step * training.batch_size / len(trainer.dataset),
-            images_per_s=round(rate, 1),
-            data_wait=round((wait - last_wait) / (now - last_time), 4),
-        )
+        epoch, data_wait = step * training.batch_size / len(trainer.dataset), (wait - last_wait) / (now - last_time)
+        numbers = {"loss": loss, "lr": result.lr, "grad_norm": result.grad_norm, "epoch": epoch}
+        self.log(**numbers, images_per_s=round(rate, 1), data_wait=round(data_wait, 4))
         return rate
 
     def finish(self) -> None:
@@ -136,8 +125,7 @@ class Metrics:
         self.path = path
         if path is not None and path.exists():
             lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-            steps = map(_step, lines)
-            valid = [x for x, s in zip(lines, steps) if s < last_step or (s == last_step and LR_CHANGE not in x)]
+            valid = [x for x in lines if (s := _step(x)) < last_step or (s == last_step and LR_CHANGE not in x)]
             if valid != lines:
                 tmp = path.with_suffix(".tmp")
                 tmp.write_text("".join(valid), encoding="utf-8")

@@ -77,12 +77,9 @@ def prepare(config: RunConfig, resume: bool) -> Setup:
     summary = describe(dataclasses.replace(config, speed=requested), dataset, count, device, cost)
     config = dataclasses.replace(config, speed=dataclasses.replace(requested, precision=speed.precision))
     AcceleratorState._reset_state()  # an earlier run in this interpreter may have had another precision
-    accelerator = Accelerator(
-        mixed_precision="no" if AUTOCAST[speed.precision] is None else speed.precision,
-        cpu=device.type == "cpu",
-        log_with=None if training.tracker == "none" else training.tracker,
-        project_dir=str(run.path),
-    )
+    mixed, tracker = AUTOCAST[speed.precision] is not None, None if training.tracker == "none" else training.tracker
+    precision, on_cpu = speed.precision if mixed else "no", device.type == "cpu"
+    accelerator = Accelerator(mixed_precision=precision, cpu=on_cpu, log_with=tracker, project_dir=str(run.path))
     torch.manual_seed(training.seed)
     unet = AdaGNUNet(**network_config(config))
     newest = [latest_valid(run.checkpoints) if main and resume else None]  # every byte is checked once
@@ -128,15 +125,13 @@ def _check_recorded(setup: Setup, resume: bool) -> float:
     step = read_state(setup.checkpoint)["step"] if setup.checkpoint is not None else None
     if step is not None and step > training.max_steps:
         raise InputError(
-            f"{run.path} is at {setup.checkpoint.name} already, beyond training.max_steps {training.max_steps}: give a larger one, or "
-            "leave it out."
+            f"{run.path} is at {setup.checkpoint.name} already, beyond training.max_steps {training.max_steps}: give a larger one, or leave it out."
         )
     recorded = read_config(run.config_file)
     same_lr = dataclasses.replace(training, lr=recorded.training.lr)  # the learning rate may change
     if same_lr != training and step == training.max_steps:
         raise InputError(
-            f"{run.path} is at its last step, {step}, and no step remains for training.lr {training.lr:g}: "
-            "give a larger training.max_steps too."
+            f"{run.path} is at its last step, {step}, and no step remains for training.lr {training.lr:g}: give a larger training.max_steps too."
         )
     changed = differences(recorded, dataclasses.replace(config, training=same_lr))
     if changed and step is not None:
@@ -270,9 +265,10 @@ def describe_by_name(
         "extras": _extras(config),
     }
     if speed.precision == "bf16" and device.type == "cpu" and not has_bf16(device):
-        lines["note"] = (
+        note = (
             "this CPU has no bf16 instructions and imitates them, many times slower than fp32: --speed.precision fp32"
         )
+        lines["note"] = note
     return lines
 
 

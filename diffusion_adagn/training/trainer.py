@@ -140,22 +140,15 @@ class Trainer:
 
 def make_optimizer(unet: AdaGNUNet, training: TrainingConfig) -> torch.optim.AdamW:
     """AdamW with the run's settings. The network is on its device already."""
-    return torch.optim.AdamW(
-        unet.parameters(),
-        lr=training.lr,
-        betas=(0.9, training.adam_beta2),
-        weight_decay=training.weight_decay,
-        fused=unet.device.type in FUSED,
-    )
+    betas, fused = (0.9, training.adam_beta2), unet.device.type in FUSED
+    return torch.optim.AdamW(unet.parameters(), training.lr, betas, weight_decay=training.weight_decay, fused=fused)
 
 
 def make_loss(diffusion: DiffusionConfig) -> DiffusionLoss:
     """The loss, on the CPU."""
-    vlb_weight = diffusion.vlb_weight if diffusion.learned_variance else None
-    alphas_cumprod = make_scheduler(diffusion).alphas_cumprod
-    return DiffusionLoss(
-        alphas_cumprod, diffusion.prediction, diffusion.loss_weight, diffusion.min_snr_gamma, vlb_weight
-    )
+    d, alphas_cumprod = diffusion, make_scheduler(diffusion).alphas_cumprod
+    vlb_weight = d.vlb_weight if d.learned_variance else None
+    return DiffusionLoss(alphas_cumprod, d.prediction, d.loss_weight, d.min_snr_gamma, vlb_weight)
 
 
 def learning_rate(training: TrainingConfig, step: int) -> float:

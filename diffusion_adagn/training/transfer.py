@@ -22,26 +22,21 @@ def transfer(source: str, unet: AdaGNUNet, labels: LabelSpace) -> str:
         raise InputError(
             f"{source} shares no layer with this network: choose the same model settings (see its unet/config.json)."
         )
-    rows = 0
+    rows, old_rows = 0, {name: i for i, name in enumerate(pipe.labels.names)}
     with torch.no_grad():
         for key in matching:
             new[key].copy_(old[key])
         if table in new and table in old and old[table].shape[1] == new[table].shape[1]:
-            for i, name in enumerate((*labels.names, *(("null",) if labels.has_null else ()))):
-                j = (
-                    pipe.labels.null_id
-                    if i == labels.K
-                    else (pipe.labels.names.index(name) if name in pipe.labels.names else None)
-                )
+            pairs = [(i, old_rows.get(name)) for i, name in enumerate(labels.names)]
+            pairs += [(labels.K, pipe.labels.null_id)] if labels.has_null else []
+            for i, j in pairs:
                 if j is not None and j < len(old[table]):
                     new[table][i].copy_(old[table][j])
                     rows += 1
-    new_tensors = [k for k in new if k != table and k not in matching]
     sentence = f"started from {what}: {len(matching)} of {len(new) - (table in new)} tensors copied"
     if table in new:
-        total = len(new[table])
-        others = "" if rows == total else ", the others are new"
-        sentence += f", {rows} of {total} rows of the class table copied (same class name){others}"
-    return sentence + (
-        f"; new: {', '.join(new_tensors[:6])}{', ...' if len(new_tensors) > 6 else ''}" if new_tensors else ""
-    )
+        others = "" if rows == len(new[table]) else ", the others are new"
+        sentence += f", {rows} of {len(new[table])} rows of the class table copied (same class name){others}"
+    new_tensors = [k for k in new if k != table and k not in matching]
+    more = ", ..." if len(new_tensors) > 6 else ""
+    return sentence + (f"; new: {', '.join(new_tensors[:6])}{more}" if new_tensors else "")

@@ -181,6 +181,7 @@ def test_changed_data_is_rejected(tmp_path, capsys):
         ({"training.preview_classes": "cat", "training.preview_every": 1}, "no class 'cat'"),
         ({"training.preview_guidance": -1, "training.preview_every": 1}, "guidance scale"),
         ({"training.preview_steps": 1500, "training.preview_every": 1}, "1 to 1000"),
+        ({"training.preview_steps": 1, "training.preview_every": 1}, "Give training.preview_steps 2."),
         ({"data.heldout_fraction": 0, "training.heldout_every": 1}, "nothing is held out"),
         ({"data.source": "no/such/folder"}, "no/such/folder"),
         ({"model.norm_groups": 7}, "norm_groups"),

@@ -226,14 +226,14 @@ def _unique(values: list) -> list:
 def _check(config: RunConfig, conditionings: list[str]) -> tuple[RunConfig, ImageDataset, dict[str, Cost]]:
     """The config with the values that the data determines, the training data, and each network's cost by conditioning."""
     unknown = [name for name in conditionings if name not in CONDITIONING]
-    if unknown or not conditionings:
-        raise InputError(
-            f"unknown conditioning '{', '.join(unknown)}' in --kinds: choose from {', '.join(CONDITIONING)}."
-        )
-    if config.training.max_steps is None:
-        raise InputError("training.max_steps is required, e.g. --training.max_steps 300.")
-    if not config.model.class_conditional:
-        raise InputError("an ablation compares class conditioning: set model.class_conditional to true.")
+    faults = {
+        f"unknown conditioning '{', '.join(unknown)}' in --kinds: choose from {', '.join(CONDITIONING)}": unknown
+        or not conditionings,
+        "training.max_steps is required, e.g. --training.max_steps 300": config.training.max_steps is None,
+        "an ablation compares class conditioning: set model.class_conditional to true": not config.model.class_conditional,
+    }
+    if fault := next((what for what, wrong in faults.items() if wrong), None):
+        raise InputError(f"{fault}.")
     quiet = dataclasses.replace(config.training, preview_every=0, heldout_every=0, seed=0)
     config = dataclasses.replace(config, output_dir=None, training=quiet)
     config, dataset = resolve(config)

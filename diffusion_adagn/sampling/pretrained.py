@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import inspect
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -113,8 +114,6 @@ def run_parts(config: RunConfig, unet: AdaGNUNet, ema_decay: float | None, step:
 
 def load_unet(folder: Path, torch_dtype: torch.dtype | None = None) -> AdaGNUNet:
     """An AdaGNUNet from its folder, in eval mode. Raises InputError for a config.json that is not its, and weights that do not fit."""
-    if not (folder / "config.json").is_file():
-        raise InputError(f"{folder} holds no network (no config.json).")
     file = folder / "config.json"
     known = {f.name for f in dataclasses.fields(NetworkConfig)}
     values = {k: v for k, v in read_document(file).items() if k in known}
@@ -173,6 +172,7 @@ def _scheduler_schema(cls: type[SchedulerMixin]) -> type[BaseModel]:
         bool: StrictBool,
         int: Annotated[StrictInt, Ge(-limit), Le(limit)],
         float: Annotated[float, Strict(), AllowInfNan(False)],
+        -math.inf: Annotated[float, Strict()],  # the default of lambda_min_clipped
         str: StrictStr,
     }
     known = {
@@ -182,7 +182,9 @@ def _scheduler_schema(cls: type[SchedulerMixin]) -> type[BaseModel]:
     }
     defaults = {name: p.default for name, p in inspect.signature(cls.__init__).parameters.items()}
     fields = {
-        name: (types[type(default)] | None, default) for name, default in defaults.items() if type(default) in types
+        name: (types.get(default, types[type(default)]) | None, default)
+        for name, default in defaults.items()
+        if type(default) in types
     }
     return create_model(cls.__name__, **fields | {name: (hint, defaults[name]) for name, hint in known.items()})
 
@@ -192,14 +194,11 @@ def load_scheduler(folder: Path, kind: type[SchedulerMixin]) -> SchedulerMixin:
     file = folder / "scheduler_config.json"
     config = read_document(file)
     as_document(config, _scheduler_schema(kind), file)
-    try:
-        scheduler = kind.from_config(config)
-        betas, alphas = scheduler.betas, scheduler.alphas_cumprod
-        sound = alphas.shape == (scheduler.config.num_train_timesteps,) and bool(
-            ((betas >= 0) & (betas <= 1)).all() and alphas.isfinite().all()
-        )
-    except Exception as error:  # diffusers does not look at what it is given
-        raise InputError(f"{folder} cannot be loaded: {' '.join(str(error).split())[:300]}") from error
+    scheduler = kind.from_config(config)  # diffusers checks nothing; callers turn its errors into InputError
+    betas, alphas = scheduler.betas, scheduler.alphas_cumprod
+    sound = alphas.shape == (scheduler.config.num_train_timesteps,) and bool(
+        ((betas >= 0) & (betas <= 1)).all() and alphas.isfinite().all()
+    )
     if not sound:
         raise InputError(
             f"the betas in {file} are no noise schedule: expected one between 0 and 1 for each of the timesteps."

@@ -231,7 +231,7 @@ class LabelSpace:
         """
         words = [w.strip() for w in text.split(",") if w.strip()]
         if not words:
-            raise InputError("it is empty. Expected parts such as cat@coarse,dog@fine.")
+            self.parse("")  # raises
         while words:
             for end in range(len(words), 0, -1):
                 part = ", ".join(words[:end])

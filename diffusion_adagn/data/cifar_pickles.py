@@ -136,9 +136,8 @@ def _read(path: Path, files: dict[str, str]) -> dict[str, dict[str, Any]]:
                         contents[wanted[member.name]] = archive.extractfile(member).read()
         else:
             contents = {n: (path / f).read_bytes() for n, f in files.items() if (path / f).stat().st_size <= MAX_BYTES}
-    too_large = [name for name in files if name not in contents]
-    if too_large:
-        raise InputError(f"{path}: {', '.join(too_large)} has more than {MAX_BYTES:,} bytes, unlike any file of CIFAR.")
+        if too_large := [name for name in files if name not in contents]:
+            raise OSError(f"{', '.join(too_large)} has more than {MAX_BYTES:,} bytes, unlike any file of CIFAR")
     return {name: load_plain(content, f"{path}: {name}") for name, content in contents.items()}
 
 

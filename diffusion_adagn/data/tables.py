@@ -230,9 +230,9 @@ class ParquetTable(Table):
         import pyarrow.parquet as pq
 
         if path not in self._opened:
-            if not path.is_file():  # reading a pipe could wait forever
-                raise InputError(f"{path} is not a file; expected parquet. Remove it.")
             with _reading(path):
+                if not path.is_file():  # reading a pipe could wait forever
+                    raise OSError("it is not a file")
                 self._opened[path] = pq.ParquetFile(path, pre_buffer=False)
         return self._opened[path]
 

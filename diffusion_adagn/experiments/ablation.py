@@ -14,6 +14,7 @@ import math
 import os
 import re
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,6 +38,7 @@ from ..runtime.precision import use_tf32
 from ..runtime.speed import resolve_speed
 from ..sampling.load import open_pipeline
 from ..sampling.pipeline import to_pixels
+from ..schema import read_document
 from ..training.export import sample_command
 from ..training.train import STOPPED, resolve, train
 from .ablation_report import write_report
@@ -68,24 +70,27 @@ class Member:
         file = self.run.path / "result.json"
         if not file.is_file() or not (self.run.path / "samples.npy").is_file():
             return None
-        try:
-            result = json.loads(file.read_text(encoding="utf-8"))
+        with self._reading(file, "measure"):
+            result = read_document(file)
             if (result["kind"], result["seed"]) != (self.conditioning, self.seed) or not result.keys() >= RESULT:
                 raise ValueError("it is another run's")
             if not all(math.isfinite(result[k]) for k in ("parameters", "flops", "train_loss", "heldout_loss")):
                 raise ValueError("a loss is not a number")
             return result
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise InputError(f"{file} is corrupted ({error}): remove it to measure {self.name} again.") from None
 
     @property
     def images(self) -> np.ndarray:
         """The preview images: uint8 [classes, H, W, C]. Raises InputError for a corrupted file."""
         file = self.run.path / "samples.npy"
-        try:
+        with self._reading(file, "sample"):
             return np.load(file, allow_pickle=False)
-        except (OSError, ValueError) as error:
-            raise InputError(f"{file} is corrupted ({error}): remove it to sample {self.name} again.") from None
+
+    @contextlib.contextmanager
+    def _reading(self, file: Path, verb: str) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise InputError(f"{file} is corrupted ({error}): remove it to {verb} {self.name} again.") from None
 
 
 def ablate(

@@ -413,10 +413,9 @@ def _clear(out: Path, overwrite: bool, command: str = "") -> None:
     if all(p.is_dir() and re.fullmatch(r"step-\d{8}.*", p.name) for p in out.iterdir()):  # the default folders of a run
         return
     index = out / "samples.json"
-    if not index.is_file():
-        raise InputError(f"{out} holds files that are not samples of this program: give another --out.")
-    if not overwrite:
-        raise InputError(overwrite_hint(f"{out} already holds samples", command, out))
+    if not index.is_file() or not overwrite:
+        foreign = f"{out} holds files that are not samples of this program: give another --out."
+        raise InputError(overwrite_hint(f"{out} already holds samples", command, out) if index.is_file() else foreign)
     old = [image.file for image in read_document(index, SampleFiles, MAX_INDEX).images]
     # only files that exist: names from the index are never opened
     names = {*old, "grid.png", index.name}

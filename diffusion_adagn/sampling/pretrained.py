@@ -50,15 +50,13 @@ WEIGHTS = "diffusion_pytorch_model"  # as diffusers names them; large ones are c
 def pipeline_parts(folder: Path, torch_dtype: torch.dtype | None) -> dict[str, Any]:
     """The arguments of ClassConditionalPipeline in a folder with model_index.json. Raises InputError for one that is not ours."""
     index = read_document(folder / "model_index.json", ModelIndex)
-    if index.unet == ["diffusers", "UNet2DModel"]:
-        raise InputError(
-            with_commands(f"{folder} holds a stock UNet2DModel. Import it first:", command("import-diffusers", folder))
-        )
     scheduler_class = {s.__name__: s for s in SAMPLERS.values()}.get(index.scheduler[1])
     if index.labels is None or scheduler_class is None:
-        raise InputError(
-            f"{folder} was not written by this package (labels or scheduler are missing in model_index.json)."
+        stock = with_commands(
+            f"{folder} holds a stock UNet2DModel. Import it first:", command("import-diffusers", folder)
         )
+        other = f"{folder} was not written by this package (labels or scheduler are missing in model_index.json)."
+        raise InputError(stock if index.unet == ["diffusers", "UNet2DModel"] else other)
     options = {
         key: getattr(index, key) for key in ("labels", "clip_x0", "ema_decay", "trained_steps", "guidance_convention")
     }

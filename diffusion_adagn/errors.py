@@ -1,7 +1,7 @@
 """The two errors meant for users, and context managers that turn other errors into them."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -15,6 +15,18 @@ class InputError(ValueError):
 
 class UsageError(InputError):
     """An invalid command line (an unknown option, a value of the wrong type). The exit status is 2."""
+
+
+def reject_first(faults: Mapping[str, object], before: str = "", after: str = "") -> None:
+    """Raises InputError for the first fault whose condition is true.
+
+    Args:
+        faults: Message -> condition.
+        before: Text before the message.
+        after: Text after it.
+    """
+    if fault := next((message for message, condition in faults.items() if condition), None):
+        raise InputError(f"{before}{fault}{after}")
 
 
 def out_of_memory(error: BaseException) -> bool:

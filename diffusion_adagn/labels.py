@@ -13,7 +13,9 @@ import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields
+from typing import Annotated
 
+from annotated_types import MaxLen
 from pydantic import StrictBool, StrictInt, StrictStr
 
 from .errors import InputError
@@ -51,28 +53,27 @@ class LabelSpace:
             and of names differ.
     """
 
-    names: tuple[str, ...]
+    names: Annotated[tuple[str, ...], MaxLen(MAX_CLASSES)]
     original_ids: tuple[StrictInt, ...] = ()
     wnids: tuple[StrictStr, ...] = ()
     has_null: StrictBool = True
 
     def __post_init__(self) -> None:
-        if len(self.names) > MAX_CLASSES:
-            raise InputError(f"{len(self.names):,} classes were given; at most {MAX_CLASSES:,} are allowed.")
         object.__setattr__(self, "names", tuple(_clean(str(n)) for n in self.names))
         object.__setattr__(self, "original_ids", tuple(int(i) for i in self.original_ids) or tuple(range(self.K)))
         object.__setattr__(self, "wnids", tuple(_clean(str(w)) for w in self.wnids))
-        if any(not n for n in self.names):
-            raise InputError(f"class {self.names.index('')} has an empty name; every class needs one.")
-        longest = max(map(len, self.names), default=0)
-        if longest > MAX_NAME_CHARS:
-            raise InputError(f"a class name has {longest:,} characters; at most {MAX_NAME_CHARS} are allowed.")
+        odd = next((i for i, name in enumerate(self.names) if not 0 < len(name) <= MAX_NAME_CHARS), None)
+        if odd is not None:
+            length = f"of {len(self.names[odd]):,} characters" if self.names[odd] else "that is empty"
+            raise InputError(f"class {odd} has a name {length}; expected 1 to {MAX_NAME_CHARS} characters.")
         repeated = sorted(n for n, count in Counter(self.names).items() if count > 1)
         if repeated:
             raise InputError(f"class names must be unique; given more than once: {', '.join(map(repr, repeated[:5]))}.")
-        for field, values in (("original_ids", self.original_ids), ("wnids", self.wnids)):
-            if values and len(values) != self.K:
-                raise InputError(f"a label space of {self.K} classes was given {len(values)} {field}.")
+        if len(self.original_ids) != self.K or (self.wnids and len(self.wnids) != self.K):
+            raise InputError(
+                f"a label space of {self.K} classes was given {len(self.original_ids)} original_ids and {len(self.wnids)} wnids; "
+                "expected one per class, or no wnids."
+            )
 
     @property
     def K(self) -> int:
@@ -112,25 +113,19 @@ class LabelSpace:
         """
         if isinstance(classes, str):
             return self._parse_text(classes)
-        if isinstance(classes, bytes):
-            raise InputError(f"a class is a name or a whole number, not {reprlib.repr(classes)}. {self._help()}")
-        if isinstance(classes, Iterable) and not hasattr(classes, "ndim"):
+        if isinstance(classes, Iterable) and not isinstance(classes, bytes) and not hasattr(classes, "ndim"):
             ids = [i for c in classes for i in (self._parse_text(c) if isinstance(c, str) else [self._check_id(c)])]
         elif getattr(classes, "ndim", 0):  # arrays and tensors
             ids = [self._check_id(c) for c in classes.reshape(-1).tolist()]
         else:
             ids = [self._check_id(classes)]
-        if not ids:
-            raise InputError(f"no class was given. {self._help()}")
-        return ids
+        return ids or self._parse_text("")  # which raises
 
     def _parse_text(self, text: str) -> list[int]:
         words = [w for w in (" ".join(w.split()) for w in text.split(",")) if w]
         if not words:
             raise InputError(f"no class was given. {self._help()}")
-        if words == ["all"] and "all" not in self.names:
-            if not self.K:
-                raise InputError("this model is unconditional and has no classes. Write 'null'.")
+        if words == ["all"] and "all" not in self.names and self.K:
             return list(range(self.K))
         ids, start = [], 0
         folded = {n.casefold() for n in self.names}
@@ -146,39 +141,34 @@ class LabelSpace:
         return ids
 
     def _resolve(self, word: str) -> int:
-        if len(word) > len("name:") + MAX_NAME_CHARS:
-            raise InputError(f"there is no class '{word[:60]}...' ({len(word):,} characters). {self._help()}")
-        for prefix, find in (("id:", self._by_id), ("name:", self._by_name), ("wnid:", self._by_wnid)):
-            if word.startswith(prefix) and word not in self.names:
-                return find(word.removeprefix(prefix).strip())
-        if word == "null" and word in self.names and self.null_id is not None:
-            raise InputError(
-                f"'null' is a class name and also the null label. Write which one: name:null or id:{self.null_id}."
-            )
-        if word == "null" and word not in self.names:
-            if self.null_id is None:
-                raise InputError(
-                    f"this model has no null label (has_null: false), so sampling needs a class. {self._help()}"
-                )
-            return self.null_id
-        by_name = [self.names.index(word)] if word in self.names else self._by_synonym(word)
-        number = int(word) if re.fullmatch(r"[+-]?\d{1,18}", word) else None
-        by_id = number if word.isdecimal() and number is not None and self._is_id(number) else None
-        if by_name and by_id is not None and by_name != [by_id]:
-            raise InputError(
-                f"'{word}' is the name of class {by_name[0]} and the id of class {by_id} "
-                f"(named '{self.name(by_id)}'). Write which one: name:{word} or id:{word}."
-            )
-        if len(by_name) > 1:
-            choices = "; ".join(f"id:{i} ({self.names[i]})" for i in by_name)
-            raise InputError(f"'{word}' matches several classes. Write which one: {choices}.")
-        if by_name:
-            return by_name[0]
-        if word in self.wnids:
+        kind, colon, rest = word.partition(":")
+        if colon and kind in ("id", "name", "wnid") and word not in self.names:
+            word = rest.strip()
+        else:
+            kind = ""
+        is_null = word == "null" and not kind
+        number = int(word) if kind in ("", "id") and re.fullmatch(r"[+-]?\d{1,18}", word) else None
+        named, numbered = [], []
+        if word in self.names and kind in ("", "name"):
+            named = [self.names.index(word)]
+        elif kind in ("", "name") and not is_null:
+            named = self._by_synonym(word)
+        if is_null and self.null_id is not None:
+            numbered = [self.null_id]
+        elif number is not None and word.isdecimal() and self._is_id(number):
+            numbered = [number]
+        ids = list(dict.fromkeys(named + numbered))
+        if len(ids) > 1:
+            ways = [f"id:{i}" if i in numbered or len(named) > 1 else f"name:{word}" for i in ids]
+            meanings = ", ".join(f"{i} ({self.name(i)})" for i in ids)
+            raise InputError(f"'{word}' may mean several classes: {meanings}. Write which one: {' or '.join(ways)}.")
+        if ids:
+            return ids[0]
+        if kind in ("", "wnid") and word in self.wnids:
             return self.wnids.index(word)
         if number is not None:
             return self._check_id(number)
-        raise InputError(self._unknown(word))
+        raise InputError(self._unknown(word, kind))
 
     def _by_synonym(self, word: str) -> list[int]:
         folded = word.casefold()
@@ -187,30 +177,6 @@ class LabelSpace:
             if ids:
                 return ids
         return []
-
-    def _by_id(self, word: str) -> int:
-        try:
-            return self._check_id(int(word))
-        except ValueError as error:
-            raise error if isinstance(error, InputError) else InputError(f"'id:{word}': expected a number.") from None
-
-    def _by_name(self, word: str) -> int:
-        ids = [self.names.index(word)] if word in self.names else self._by_synonym(word)
-        if len(ids) == 1:
-            return ids[0]
-        if ids:
-            raise InputError(
-                f"'{word}' names several classes: {', '.join(f'id:{i}' for i in ids)}. Write one of these."
-            )
-        raise InputError(self._unknown(word))
-
-    def _by_wnid(self, word: str) -> int:
-        if word in self.wnids:
-            return self.wnids.index(word)
-        if not self.wnids:
-            raise InputError(f"these classes have no WordNet ids, so 'wnid:{word}' does not exist. {self._help()}")
-        near = difflib.get_close_matches(word, self.wnids, n=3)
-        raise InputError(f"no class has the WordNet id '{word}'." + (f" Nearest: {', '.join(near)}." if near else ""))
 
     def _is_id(self, number: int) -> bool:
         return 0 <= number < self.K or number == self.null_id
@@ -225,18 +191,22 @@ class LabelSpace:
                 f"a class is a name or a whole number, not {reprlib.repr(value)}. {self._help()}"
             ) from None
         if not self._is_id(number):
-            if not self.K:
-                raise InputError(f"class {number} does not exist: the model is unconditional. Write 'null'.")
             raise InputError(f"class id {number} does not exist. {self._help()}")
         return number
 
-    def _unknown(self, word: str) -> str:
-        if not self.K:
-            return f"class '{word}' does not exist: the model is unconditional. Write 'null'."
+    def _unknown(self, word: str, kind: str) -> str:
+        short = word if len(word) <= MAX_NAME_CHARS else f"{word[:60]}... ({len(word):,} characters)"
+        if kind == "id":
+            return f"'id:{short}': expected a number. {self._help()}"
+        if kind == "wnid" and not self.wnids:
+            return f"these classes have no WordNet ids, so 'wnid:{short}' does not exist. {self._help()}"
+        if word == "null" and not kind and self.K:
+            return f"this model has no null label (has_null: false), so sampling needs a class. {self._help()}"
         table = {s.casefold(): s for n in self.names for s in (n, *n.split(", "))}
-        near = [table[m] for m in difflib.get_close_matches(word.casefold(), table, n=3, cutoff=0.5)]
+        table = {w: w for w in self.wnids} if kind == "wnid" else table
+        near = [table[m] for m in difflib.get_close_matches(short.casefold(), table, n=3, cutoff=0.5)]
         nearest = f" Nearest: {', '.join(map(repr, dict.fromkeys(near)))}." if near else ""
-        return f"there is no class '{word}'.{nearest} {self._help()}"
+        return f"there is no class '{short}'.{nearest} {self._help()}"
 
     def _help(self) -> str:
         if not self.K:
@@ -261,7 +231,7 @@ class LabelSpace:
         """
         words = [w.strip() for w in text.split(",") if w.strip()]
         if not words:
-            raise InputError("it is empty. Expected parts such as cat@coarse,dog@fine.")
+            self.parse("")  # raises
         while words:
             for end in range(len(words), 0, -1):
                 part = ", ".join(words[:end])
@@ -298,11 +268,11 @@ class LabelSpace:
         Raises:
             InputError: An id is repeated, or is the null label.
         """
-        repeated = [i for i, count in Counter(ids).items() if count > 1]
-        if repeated:
-            raise InputError(f"a subset names class '{self.names[repeated[0]]}' more than once.")
-        if any(i >= self.K for i in ids):
-            raise InputError("'null' is not a class of the data; remove it from the subset.")
+        wrong = [i for i, count in Counter(ids).items() if count > 1 or i >= self.K]
+        if wrong:
+            raise InputError(
+                f"a subset names no class more than once, and not 'null', which is no class of the data: remove {self.name(wrong[0])!r}."
+            )
         return LabelSpace(
             names=tuple(self.names[i] for i in ids),
             original_ids=tuple(self.original_ids[i] for i in ids),

@@ -51,11 +51,11 @@ def find(given: str | Path) -> Path:
         return path
     if str(given) in names():
         return folder() / f"{given}.yaml"
-    if (path / "config.yaml").is_file():
-        raise InputError(f"{given} is a folder; the config in it is {path / 'config.yaml'}.")
     near = ", ".join(str(p) for p in sorted(path.parent.glob("*.yaml"))[:8]) if path.parent.is_dir() else ""
     others = f" In that folder: {near}." if near else ""
-    raise InputError(f"there is no config file {given} and no recipe of that name.{did_you_mean(path.stem)}{others}")
+    missing = f"there is no config file {given} and no recipe of that name.{did_you_mean(path.stem)}{others}"
+    inside = path / "config.yaml"
+    raise InputError(f"{given} is a folder; the config in it is {inside}." if inside.is_file() else missing)
 
 
 def name_in_command(name: str) -> str:

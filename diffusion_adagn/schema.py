@@ -425,29 +425,24 @@ def read_document(
         InputError: The file is missing, too large, not valid, or its content does not have the schema.
     """
     file = Path(file)
-    if not file.is_file():  # a pipe would block
-        raise InputError(f"{file} is missing.")
     try:
+        if not file.is_file():  # a pipe would block
+            raise ValueError("it is missing")
         with open(file, "rb") as handle:
             content = handle.read(max_bytes + 1)
         if len(content) > max_bytes:
-            raise InputError(f"{file} is larger than the {max_bytes:,} bytes expected here.")
+            raise ValueError(f"it is larger than the {max_bytes:,} bytes expected here")
         text = content.decode("utf-8")
         values = yaml.load(text, Loader=_Loader) if is_yaml else json.loads(text)
         if is_yaml and values is None:
             values = {}
         if not isinstance(values, dict):
             expected = "sections of settings, such as data: and training:" if is_yaml else "an object with keys"
-            raise InputError(f"{file} is corrupted: expected {expected}, not {type(values).__name__}.")
-        return values if schema is None else as_document(values, schema, file)
-    except InputError:
-        raise
-    except RecursionError:
-        raise InputError(f"{file} is corrupted: it is nested too deeply.") from None
+            raise ValueError(f"expected {expected}, not {type(values).__name__}")
     except Exception as error:  # PyYAML raises KeyError, IndexError and others for unusual tags
-        raise InputError(
-            f"{file} is not valid {'YAML' if is_yaml else 'JSON'}: {' '.join(str(error).split())[:300]}"
-        ) from None
+        reason = "it is nested too deeply" if isinstance(error, RecursionError) else " ".join(str(error).split())[:300]
+        raise InputError(f"{file} is not valid {'YAML' if is_yaml else 'JSON'} here: {reason}.") from None
+    return values if schema is None else as_document(values, schema, file)
 
 
 def as_document(values: Any, schema: type[T], file: str | Path) -> T:

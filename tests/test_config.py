@@ -45,7 +45,7 @@ def test_configs_round_trip(tmp_path):
         ("data: {source: no}", "quote it"),
         ("model: {channel_mult: [1, x]}", "expected a number, got 'x'"),
         ("model: {num_res_blocks: 1.5}", "whole number"),
-        ("model: {channel_mult: []}", "channel_mult is empty"),
+        ("model: {channel_mult: []}", "channel_mult: needs at least 1 value"),
         ("- a", "sections"),
         ("a: [", "not valid YAML"),
         ("training: 3", "is a section"),

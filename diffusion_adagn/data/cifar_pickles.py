@@ -6,6 +6,7 @@ uint8 arrays. It rejects everything else, and imports nothing that a pickle name
 
 from __future__ import annotations
 
+import contextlib
 import io
 import pickle
 import re
@@ -69,8 +70,7 @@ class CifarPickles:
         parts = self._parts(split)
         contents = _read(self.path, {name: self.files[name] for name in [*parts, self._meta]})
         names = contents[self._meta].get("fine_label_names" if self.is_cifar100 else "label_names")
-        if not isinstance(names, list) or not all(isinstance(n, str) for n in names):
-            raise InputError(f"{self.path}: {self._meta} contains no class names. Download CIFAR again.")
+        known = len(names) if isinstance(names, list) and all(isinstance(n, str) for n in names) else 0
         pixels, labels, rows = [], [], []
         for part in parts:
             data, ids = contents[part].get("data"), contents[part].get("fine_labels" if self.is_cifar100 else "labels")
@@ -79,12 +79,12 @@ class CifarPickles:
                 and (data.dtype, data.ndim, data.shape[-1]) == (np.uint8, 2, 3 * 32 * 32)
                 and isinstance(ids, list)
                 and len(ids) == len(data)
-                and all(type(i) is int and 0 <= i < len(names) for i in ids)
+                and all(type(i) is int and 0 <= i < known for i in ids)
             )
             if not valid:
                 raise InputError(
                     f"{self.path}: {part} is not a batch of CIFAR: expected data, uint8 [N, 3072], and N labels below "
-                    f"{len(names)}. Download CIFAR again."
+                    f"{known}, the number of class names in {self._meta}. Download CIFAR again."
                 )
             pixels.append(data.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1))
             labels += ids
@@ -105,11 +105,8 @@ def is_cifar(path: Path) -> bool:
 def _files(path: Path) -> dict[str, str]:
     """Name of each CIFAR file -> the file or the archive's member; empty if this is not CIFAR."""
     if path.is_file():
-        try:
-            with tarfile.open(path) as archive:
-                files = {Path(m.name).name: m.name for m in archive if m.isfile()}
-        except (tarfile.TarError, OSError, EOFError) as error:
-            raise InputError(f"{path} cannot be read as a tar archive: {error}. Download it again.") from None
+        with _reading(path), tarfile.open(path) as archive:
+            files = {Path(m.name).name: m.name for m in archive if m.isfile()}
     elif any((path / meta).is_file() for meta in ("batches.meta", "meta")):
         files = {p.name: p.name for p in path.iterdir() if p.is_file()}
     else:
@@ -118,10 +115,19 @@ def _files(path: Path) -> dict[str, str]:
     return files if is_cifar10 or {"meta", "train"} <= set(files) else {}
 
 
+@contextlib.contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (tarfile.TarError, OSError, EOFError) as error:
+        kind = " as a tar archive" if path.is_file() else ""
+        raise InputError(f"{path} cannot be read{kind}: {error}. Download CIFAR again.") from None
+
+
 def _read(path: Path, files: dict[str, str]) -> dict[str, dict[str, Any]]:
     """The contents of each file."""
     contents = {}
-    try:
+    with _reading(path):
         if path.is_file():
             with tarfile.open(path) as archive:
                 wanted = {member: name for name, member in files.items()}
@@ -130,11 +136,8 @@ def _read(path: Path, files: dict[str, str]) -> dict[str, dict[str, Any]]:
                         contents[wanted[member.name]] = archive.extractfile(member).read()
         else:
             contents = {n: (path / f).read_bytes() for n, f in files.items() if (path / f).stat().st_size <= MAX_BYTES}
-    except (tarfile.TarError, OSError, EOFError) as error:
-        raise InputError(f"{path} cannot be read: {error}. Download CIFAR again.") from None
-    too_large = [name for name in files if name not in contents]
-    if too_large:
-        raise InputError(f"{path}: {', '.join(too_large)} has more than {MAX_BYTES:,} bytes, unlike any file of CIFAR.")
+        if too_large := [name for name in files if name not in contents]:
+            raise OSError(f"{', '.join(too_large)} has more than {MAX_BYTES:,} bytes, unlike any file of CIFAR")
     return {name: load_plain(content, f"{path}: {name}") for name, content in contents.items()}
 
 
@@ -150,12 +153,10 @@ def load_plain(content: bytes, name: str) -> dict[str, Any]:
     """
     try:
         values = _Plain(io.BytesIO(content), encoding="bytes").load()
-    except pickle.UnpicklingError as error:
-        raise InputError(f"{name} cannot be read as a pickle of CIFAR: {error}.") from None
+        if not isinstance(values, dict):
+            raise TypeError(f"it contains a {type(values).__name__}; expected a dict")
     except Exception as error:  # a corrupted pickle raises errors of many types
-        raise InputError(f"{name} is not a pickle of CIFAR: {type(error).__name__}: {error}.") from None
-    if not isinstance(values, dict):
-        raise InputError(f"{name} contains a {type(values).__name__}; expected a dict, as in the files of CIFAR.")
+        raise InputError(f"{name} cannot be read as a pickle of CIFAR: {type(error).__name__}: {error}.") from None
     return {_text(key): _plain(value) for key, value in values.items()}
 
 

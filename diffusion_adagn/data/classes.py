@@ -70,10 +70,10 @@ def class_ids(space: LabelSpace, classes: str) -> list[int]:
     for number, line in class_lines(classes):
         try:
             line_ids = space.parse([line])
-        except InputError as error:
+            if len(line_ids) != 1:
+                raise ValueError(f"expected one class per line, got {line!r}.")
+        except ValueError as error:
             raise InputError(f"{classes}, line {number}: {error}") from None
-        if len(line_ids) != 1:
-            raise InputError(f"{classes}, line {number}: expected one class per line, got {line!r}.")
         ids += line_ids
     if not ids:
         raise InputError(f"{classes} lists no class; expected one per line (a name, an id or a WordNet id).")

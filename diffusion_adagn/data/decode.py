@@ -82,10 +82,9 @@ def decode(
             file.write(outcome.tobytes())
             sizes[min(size), size[0] != size[1]] += 1
             stored.append(row)
-        if skipped and not config.skip_broken:
-            raise InputError(_broken_message(name, skipped, row + 1, len(rows)))
-        if not stored:
-            raise InputError(f"every image of {name} is broken; the first: {skipped[0][0]}: {skipped[0][1]}.")
+        if skipped and not (config.skip_broken and stored):
+            every = f"every image of {name} is broken; the first: {skipped[0][0]}: {skipped[0][1]}."
+            raise InputError(every if config.skip_broken else _broken_message(name, skipped, row + 1, len(rows)))
         _write_header(file, (len(stored), *shape))
     images = np.load(folder / "images.npy", mmap_mode="r")
     labels = labels[stored]

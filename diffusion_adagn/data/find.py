@@ -76,17 +76,17 @@ def _open(head: str, config: DataConfig) -> Source:
             return ParquetTable(path, *columns)
         # with data.label_column set, a table is read, whose error lists the columns
         return LabelFile(path, *columns) if config.label_column and find_tables(path) else ClassFolders(path)
-    if path.is_absolute() or head.startswith((".", "~")) or head.count("/") > 1 or re.search(r"\\|\s|\.parquet$", head):
-        raise InputError(
-            f"there is no such path: {head}.{folders_near(path)} Expected {', '.join(BUILT_IN)}, a data set's name on "
-            "the hub, a folder of class folders, or parquet files."
+    near = difflib.get_close_matches(head.lower(), BUILT_IN, n=1, cutoff=0.75) if "/" not in head else []
+    is_path = path.is_absolute() or head.startswith((".", "~")) or head.count("/") > 1
+    if is_path or near or re.search(r"\\|\s|\.parquet$", head):
+        missing, hint = (
+            (f"folder or data set {head}", f" Did you mean {near[0]}?")
+            if near
+            else (f"such path: {head}", folders_near(path))
         )
-    near = difflib.get_close_matches(head.lower(), BUILT_IN, n=1, cutoff=0.75)
-    if near and "/" not in head:
         raise InputError(
-            f"there is no folder or data set {head}. Did you mean {near[0]}? Expected "
-            f"{', '.join(BUILT_IN)}, OWNER/NAME on the hub, or the path of a folder of class folders or of parquet "
-            "files."
+            f"there is no {missing}.{hint} Expected {', '.join(BUILT_IN)}, OWNER/NAME on the hub, or the path of a folder of class "
+            "folders or of parquet files."
         )
     return HubTable(head, *columns)
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from .. import recipes
 from ..commands import command, with_commands
 from ..config import DataConfig
-from ..errors import InputError
+from ..errors import InputError, writing
 from ..render.grids import labelled_grid
 from .find import ResolvedSource, find_source
 from .label_files import SUFFIXES
@@ -53,13 +53,9 @@ def inspect_dataset(config: DataConfig, out: Path, per_class: int = 8, following
     space, drawn = dataset.label_space, min(dataset.label_space.K, MAX_SHEET_ROWS)
     sheet = _sheet(dataset, drawn, per_class)
     out = Path(out)
-    try:
+    with writing(out):
         out.parent.mkdir(parents=True, exist_ok=True)
         sheet.save(out, format="PNG")
-    except OSError as error:
-        raise InputError(
-            f"the sheet cannot be written to {out}: {error.strerror or error}. Name another file."
-        ) from None
 
     heldout_text = f"{heldout.name}, {len(heldout):,} images" if heldout is not None else reason
     facts = {

@@ -85,15 +85,18 @@ class LabelFile:
         classes: dict[str, str] = {}
         for number, row in rows:
             name, value = row.get(file), row.get(label)
+            fault = ""
             if not isinstance(name, str) or not name or isinstance(value, bool) or not isinstance(value, str | int):
-                raise InputError(
-                    f"{table}, line {number}: expected a file name in column '{file}' and a class in column '{label}', "
-                    f"got {name!r:.60} and {value!r:.60}. Correct or remove the line."
+                fault = (
+                    f"expected a file name in column '{file}' and a class in column '{label}', got {name!r:.60} and {value!r:.60}. "
+                    "Correct or remove the line"
                 )
-            if not str(value).strip():
-                raise InputError(f"{table}, line {number}: {name} has no class (column '{label}'). Give it one.")
-            if name in classes:
-                raise InputError(f"{table}, line {number}: {name} is listed twice. Remove one of the lines.")
+            elif not str(value).strip():
+                fault = f"{name} has no class (column '{label}'). Give it one"
+            elif name in classes:
+                fault = f"{name} is listed twice. Remove one of the lines"
+            if fault:
+                raise InputError(f"{table}, line {number}: {fault}.")
             classes[name] = str(value).strip()
         if not classes:
             raise InputError(f"{table} lists no image; expected lines with a file name and a class.")
@@ -175,9 +178,8 @@ def read_table(table: Path, max_rows: int | None = None) -> tuple[list[str], lis
                 columns = list(reader.fieldnames or ())
                 for row in reader:
                     if None in row or None in row.values():
-                        raise InputError(
-                            f"{table}, line {reader.line_num}: expected {len(columns)} values "
-                            f"({', '.join(columns)[:200]})."
+                        raise ValueError(
+                            f"line {reader.line_num}: expected {len(columns)} values ({', '.join(columns)[:200]})"
                         )
                     rows.append((reader.line_num, row))
                     if len(rows) == max_rows:
@@ -187,15 +189,14 @@ def read_table(table: Path, max_rows: int | None = None) -> tuple[list[str], lis
                     if line.strip():
                         row = json.loads(line)
                         if not isinstance(row, dict):
-                            raise InputError(f"{table}, line {number}: expected an object, such as "
-                                             '{"file_name": "1.png", "label": "cat"}.')  # fmt: skip
+                            raise ValueError(
+                                f'line {number}: expected an object, such as {{"file_name": "1.png", "label": "cat"}}'
+                            )
                         rows.append((number, row))
                     if len(rows) == max_rows:
                         break
                 columns = list(dict.fromkeys(key for _, row in rows for key in row))
     except (csv.Error, UnicodeDecodeError, ValueError, RecursionError) as error:
-        if isinstance(error, InputError):
-            raise
         file_format = "CSV" if table.suffix == ".csv" else "JSON lines"
         raise InputError(
             f"{table} cannot be read as {file_format} in UTF-8: {' '.join(str(error).split())[:200]}."

@@ -57,24 +57,17 @@ def read_npz(file: Path) -> NpzImages:
             _check_sizes(archive, MAX_DEFLATE_RATIO * file.stat().st_size)
         with np.load(file, allow_pickle=False) as arrays:
             if "arr_0" not in arrays:
-                raise InputError(
-                    f"{file} contains {', '.join(arrays.files[:5]) or 'nothing'}: expected arr_0, uint8 [N, H, W, 3], "
-                    "and arr_1, labels [N]."
-                )
+                raise ValueError(f"it contains {', '.join(arrays.files[:5]) or 'nothing'}: expected arr_0 and arr_1")
             pixels, labels, null_id = arrays["arr_0"], arrays.get("arr_1"), arrays.get("null_id")
-    except InputError:
-        raise
+        if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[3] not in (1, 3) or not len(pixels):
+            raise ValueError(f"arr_0 is {pixels.dtype} {list(pixels.shape)}: expected uint8 [N, H, W, 3]")
+        if labels is not None and (labels.shape != pixels.shape[:1] or not np.issubdtype(labels.dtype, np.integer)):
+            found = f"{labels.dtype} {list(labels.shape)}"
+            raise ValueError(f"arr_1 is {found}: expected one whole number for each of {len(pixels)} images")
     except Exception as error:  # zipfile, zlib and numpy raise errors of many types
         raise InputError(f"{file} is not an .npz file of images: {error}") from None
-    if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[3] not in (1, 3) or not len(pixels):
-        raise InputError(f"arr_0 of {file} is {pixels.dtype} {list(pixels.shape)}: expected uint8 [N, H, W, 3].")
     if labels is None:
         return NpzImages(pixels, None)
-    if labels.shape != pixels.shape[:1] or not np.issubdtype(labels.dtype, np.integer):
-        raise InputError(
-            f"arr_1 of {file} is {labels.dtype} {list(labels.shape)}: expected one whole number for each of "
-            f"{len(pixels)} images."
-        )
     has_null = null_id is not None and null_id.shape == () and np.issubdtype(null_id.dtype, np.integer)
     return NpzImages(pixels, labels.astype(np.int64), int(null_id) if has_null else None)
 

@@ -158,11 +158,15 @@ class ClassFolders:
 
 def _check_folder(root: Path, folder: str) -> None:
     """Raises InputError for a class folder whose name is not text, or that links to a parent of itself."""
-    if not is_text(folder):
-        raise InputError(f"class folder {root}/{printable(folder)} has a name that is not UTF-8 text. Rename it.")
     path = root / folder
-    if path.is_symlink() and root.resolve().is_relative_to(path.resolve()):
-        raise InputError(f"class folder {path} is a link to a folder that contains it, {path.resolve()}. Remove it.")
+    loop = is_text(folder) and path.is_symlink() and root.resolve().is_relative_to(path.resolve())
+    if loop or not is_text(folder):
+        fault = (
+            f"is a link to a folder that contains it, {path.resolve()}. Remove it"
+            if loop
+            else "has a name that is not UTF-8 text. Rename it"
+        )
+        raise InputError(f"class folder {root}/{printable(folder)} {fault}.")
 
 
 def subfolders(root: Path) -> list[str]:

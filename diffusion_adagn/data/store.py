@@ -155,12 +155,7 @@ def split_off(
 
 
 def _root(config: DataConfig) -> Path:
-    root = Path(config.store_dir).expanduser().absolute() if config.store_dir else cache_root()
-    try:
-        root.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"decoded images cannot be stored in {root}: {error.strerror}. Set data.store_dir.") from None
-    return root
+    return Path(config.store_dir).expanduser().absolute() if config.store_dir else cache_root()
 
 
 def _known_splits(root: Path, name: str) -> list[str]:
@@ -210,6 +205,7 @@ def _open_store(
     if stored is not None:
         return stored
     try:
+        root.mkdir(parents=True, exist_ok=True)
         with one_at_a_time(folder, f"it decodes {name}" if progress else ""):
             stored = _read_store(folder, name)  # another process may have written it during the wait
             if stored is not None:

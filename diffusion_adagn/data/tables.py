@@ -85,14 +85,11 @@ class Table:
         return Split(to_label_space(names, f"{self.name} (column '{label}')"), labels, read)
 
     def _pick(self, features: dict, requested: str | None, key: str, role: str, candidates: list[str]) -> str:
-        if requested is not None and requested not in features:
-            near = difflib.get_close_matches(requested, features, n=3)
+        if requested not in features and (requested is not None or not candidates):
+            near = difflib.get_close_matches(requested or "", features, n=3)
             hint = f" Nearest: {', '.join(near)}." if near else ""
-            raise InputError(
-                f"{self.name} has no column '{requested}' ({key}).{hint} Its columns: {', '.join(features)}."
-            )
-        if requested is None and not candidates:
-            raise InputError(f"{self.name} has no known {role} column. Its columns: {', '.join(features)}. Set {key}.")
+            fault = f"has no known {role} column" if requested is None else f"has no column '{requested}' ({key})"
+            raise InputError(f"{self.name} {fault}.{hint} Its columns: {', '.join(features)}. Set {key}.")
         return requested or candidates[0]
 
     def _names(self, split: str, label: str) -> list[str]:
@@ -120,17 +117,17 @@ class Table:
     def _label_type(self, split: str, label: str) -> str | list[str]:
         """The type of a split's label column: "numbers", "names", or the list of names of its numbers."""
         features = self.features(split)
-        if label not in features:
-            raise InputError(f"{self.name}:{split} has no column '{label}'. Its columns: {', '.join(features)}.")
-        feature = features[label]
+        feature = features.get(label)
         if getattr(feature, "names", None):
             return [str(name) for name in feature.names]
-        dtype = getattr(feature, "dtype", "several values in each row")
+        dtype = getattr(
+            feature, "dtype", "several values in each row" if label in features else "nothing (it is missing)"
+        )
         if dtype in ("string", "large_string"):
             return "names"
         if dtype != "bool" and not re.fullmatch(r"u?int\d+", dtype):
             raise InputError(
-                f"column '{label}' of {self.name} contains {dtype}; labels are whole numbers or names. "
+                f"column '{label}' of {self.name}:{split} contains {dtype}; labels are whole numbers or names. "
                 f"Columns: {', '.join(features)}. Set data.label_column."
             )
         return "numbers"
@@ -140,12 +137,8 @@ class Table:
         import pyarrow.compute
 
         column = self.column(split, label)
-        try:
+        with _reading(f"column '{label}' of {self.name}:{split}"):
             return pyarrow.compute.unique(column).drop_null().to_pylist() if unique else column.to_pylist()
-        except UnicodeDecodeError as error:
-            raise InputError(
-                f"column '{label}' of {self.name}:{split} contains a name that is not UTF-8 text: {error}."
-            ) from None
 
     def _labels(self, split: str, label: str, names: list[str]) -> np.ndarray:
         """The class ids, int64 [N]. Raises InputError for the first row whose label is not a class."""
@@ -237,9 +230,9 @@ class ParquetTable(Table):
         import pyarrow.parquet as pq
 
         if path not in self._opened:
-            if not path.is_file():  # reading a pipe could wait forever
-                raise InputError(f"{path} is not a file; expected parquet. Remove it.")
             with _reading(path):
+                if not path.is_file():  # reading a pipe could wait forever
+                    raise OSError("it is not a file")
                 self._opened[path] = pq.ParquetFile(path, pre_buffer=False)
         return self._opened[path]
 
@@ -260,11 +253,7 @@ class ParquetTable(Table):
         if path not in self._features:
             with _reading(path):
                 schema = self._open(path).schema_arrow
-            try:
                 self._features[path] = dict(datasets.Features.from_arrow_schema(schema))
-            except Exception as error:  # errors of json, pyarrow or datasets about the schema
-                reason = " ".join(str(error).split())[:300].rstrip(".") or type(error).__name__
-                raise InputError(f"the column description of {path} cannot be read: {reason}.") from None
         return self._features[path]
 
     def column(self, split: str, name: str) -> pa.ChunkedArray:
@@ -302,13 +291,14 @@ def _unlike(path: Path, has: str, first: Path, expected: Any) -> InputError:
 
 
 @contextlib.contextmanager
-def _reading(path: Path) -> Iterator[None]:
-    import pyarrow as pa
-
+def _reading(what: object) -> Iterator[None]:
     try:
         yield
-    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} cannot be read as parquet: {' '.join(str(error).split())}.") from None
+    except InputError:
+        raise
+    except Exception as error:  # errors of json, pyarrow or datasets
+        reason = " ".join(str(error).split())[:300].rstrip(".") or type(error).__name__
+        raise InputError(f"{what} cannot be read as parquet: {reason}.") from None
 
 
 def parquet_files(path: Path) -> dict[str, list[Path]]:
@@ -365,15 +355,13 @@ class HubTable(Table):
             raise
         except Exception as error:  # errors of huggingface_hub, httpx, pyarrow or datasets
             reason = (" ".join(str(error).split())[:300] or type(error).__name__).rstrip(".")
-            if self.local:
-                raise InputError(
-                    f"{self.name} cannot be fetched from the Hugging Face hub: {reason}. {self.local}"
-                ) from None
-            raise InputError(
-                f"there is no folder {self.name}, and no data set of that name can be fetched from the Hugging Face "
-                f"hub: {reason}.{folders_near(Path(self.name))} Expected the path of a folder of class folders or of "
-                f"parquet files, OWNER/NAME on the hub, or {', '.join(BUILT_IN)}."
-            ) from None
+            missing = (
+                f"there is no folder {self.name}, and no data set of that name can be fetched from the Hugging Face hub: {reason}."
+                f"{folders_near(Path(self.name))} Expected the path of a folder of class folders or of parquet files, OWNER/NAME on "
+                f"the hub, or {', '.join(BUILT_IN)}."
+            )
+            known = f"{self.name} cannot be fetched from the Hugging Face hub: {reason}. {self.local}"
+            raise InputError(known if self.local else missing) from None
 
     def folders(self) -> list[Path]:
         """The caches of fetched files: paths in a hub data set may not lead to other files of this machine."""

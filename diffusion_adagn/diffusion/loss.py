@@ -60,11 +60,10 @@ class DiffusionLoss:
         vlb_weight: float | None = None,
     ):
         abar = alphas_cumprod.double()
-        if prediction == "eps" and abar[-1] == 0:
-            raise InputError("eps-prediction cannot be trained on a zero-SNR schedule: use prediction v or x0.")
-        if loss_weight == "min_snr" and abar[-1] == 0:
+        if abar[-1] == 0 and (prediction == "eps" or loss_weight == "min_snr"):
             raise InputError(
-                "min_snr would weight the last timestep of a zero-SNR schedule with 0: use loss_weight uniform."
+                "a zero-SNR schedule cannot be trained with eps-prediction, nor with loss_weight min_snr, which gives its last timestep "
+                "weight 0: use prediction v or x0, and loss_weight uniform."
             )
         self.prediction = prediction
         self.num_timesteps = len(abar)

@@ -206,10 +206,9 @@ def evaluate_images(what: str, request: EvaluateRequest, out: Path) -> dict:
 
 def store_reference(request: EvaluateRequest, file: Path) -> Reference:
     """Compute the reference of `request.against` and save it in `file`. Raises InputError if the file exists."""
-    if file.suffix != ".npz":
-        raise InputError(f"a reference is saved as .npz: type --out {file}.npz.")
-    if file.exists() and not request.overwrite:
-        raise InputError(overwrite_hint(f"{file} is there already", request.command, file))
+    if file.suffix != ".npz" or (file.exists() and not request.overwrite):
+        exists = overwrite_hint(f"{file} is there already", request.command, file)
+        raise InputError(f"a reference is saved as .npz: type --out {file}.npz." if file.suffix != ".npz" else exists)
     real = RealImages(request.against, request.data)
     if real.dataset is None and real.found is None:
         raise InputError(f"{real.name} contains statistics, not images: expected a data set or images.")

@@ -14,11 +14,10 @@ from ..data.images import BrokenImage, open_image, to_array
 from ..data.npz import read_npz
 from ..data.sources import BUILT_IN, subfolders
 from ..data.tables import parquet_files
-from ..errors import InputError
-from ..labels import LabelSpace
+from ..errors import InputError, reject_first
 from ..models.config import machine_memory
-from ..runs.recorded import MAX_INDEX
-from ..schema import read_document, short_repr
+from ..runs.recorded import MAX_INDEX, SamplesIndex
+from ..schema import as_document, read_document
 
 ENDINGS = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
 GRAY = {"1", "L", "LA", "I", "I;16", "I;16B"}
@@ -87,10 +86,7 @@ def read_image_set(path: Path, guidance: float | None = None) -> ImageSet:
         InputError: The folder is empty, an image is broken, sizes differ, or the folder lacks this scale.
     """
     if path.is_file():
-        try:
-            images = read_npz(path)
-        except (MemoryError, RecursionError, OverflowError) as error:  # raised for false headers
-            raise InputError(f"{path} is no .npz of images: {type(error).__name__} {error}") from None
+        images = read_npz(path)
         about = {"source": str(path), "kind": "npz", "null_id": images.null_id}
         return ImageSet(images.pixels, images.labels, (), about)
     if (path / SAMPLES_INDEX).is_file():
@@ -100,14 +96,13 @@ def read_image_set(path: Path, guidance: float | None = None) -> ImageSet:
             f"--guidance chooses among the scales of adagn sample's folders; {path} has no {SAMPLES_INDEX}."
         )
     loose, folders = _files(path), [f for f in subfolders(path) if _files(path / f, deep=True)]
-    if loose and folders:
-        raise InputError(
-            f"{path} holds images and folders of images ({', '.join(folders[:3])}): expected images alone, or one folder a class."
+    if bool(loose) == bool(folders):
+        found = (
+            f"images and folders of images ({', '.join(folders[:3])})"
+            if loose
+            else f"no image ({', '.join(sorted(ENDINGS))})"
         )
-    if not loose and not folders:
-        raise InputError(
-            f"{path} holds no image ({', '.join(sorted(ENDINGS))}): expected some, or a folder for each class."
-        )
+        raise InputError(f"{path} holds {found}: expected images alone, or one folder of images for each class.")
     about = {"source": str(path), "kind": "folder"}
     if loose:
         return ImageSet(_read(loose), None, (), about)
@@ -148,44 +143,33 @@ def read_data(config: DataConfig) -> ImageSet:
 def sampled_from(path: Path) -> str | None:
     """The model that a folder of `adagn sample` was sampled from, as typed; None if it is not recorded."""
     try:
-        source = read_document(path / SAMPLES_INDEX, max_bytes=MAX_INDEX)["model"]["source"]
-    except (InputError, KeyError, TypeError):
+        model = read_document(path / SAMPLES_INDEX, SamplesIndex, MAX_INDEX).model
+    except InputError:
         return None
+    source = (model or {}).get("source")
     return source if isinstance(source, str) else None
 
 
 def _sampled(folder: Path, guidance: float | None) -> ImageSet:
-    try:
-        record = read_document(folder / SAMPLES_INDEX, max_bytes=MAX_INDEX)
-        names, entries = LabelSpace.from_dict(record["labels"]).names, record["images"]
-        scales = sorted({float(e["guidance"]) for e in entries})
-        labels = [len(names) if e["class_id"] is None else e["class_id"] for e in entries]
-        # the file name only, since a path could lead outside the folder
-        files = [folder / Path(e["file"]).name[:255] for e in entries]
-        whole = [*labels, *(e["seed"] for e in entries if "seed" in e)]
-        wrong = next((n for n in whole if type(n) is not int), max(labels, default=0))
-        if type(wrong) is not int or wrong > len(names) or min(labels, default=0) < 0:
-            raise ValueError(f"{short_repr(wrong)} in place of the id of one of {len(names)} classes, or of a seed")
-    except (InputError, ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
-        raise InputError(
-            f"{folder / SAMPLES_INDEX} is corrupted ({repr(error)[:300]}): sample again with adagn sample."
-        ) from None
-    if record.get("unfinished"):
-        raise InputError(
-            f"{folder} is not finished: its sampling is running or was stopped. Sample again, with --overwrite."
-        )
-    if guidance is None and len(scales) > 1:
-        listed = ", ".join(f"{s:g}" for s in scales)
-        raise InputError(
-            f"{folder} holds images at the guidance scales {listed}: choose one, such as --guidance {scales[0]:g}."
-        )
-    if guidance is not None and guidance not in scales:
-        raise InputError(
-            f"{folder} holds no images at guidance {guidance:g}: it has {', '.join(f'{s:g}' for s in scales)}."
-        )
-    chosen = [i for i, e in enumerate(entries) if guidance is None or float(e["guidance"]) == guidance]
-    if not chosen:
-        raise InputError(f"{folder / SAMPLES_INDEX} lists no image.")
+    record = read_document(folder / SAMPLES_INDEX, max_bytes=MAX_INDEX)
+    index = as_document(record, SamplesIndex, folder / SAMPLES_INDEX)
+    names, entries = index.labels.names, record["images"]
+    scales = sorted({e.guidance for e in index.images})
+    labels = [len(names) if e.class_id is None else e.class_id for e in index.images]
+    # the file name only, since a path could lead outside the folder
+    files = [folder / Path(e.file).name[:255] for e in index.images]
+    listed = ", ".join(f"{s:g}" for s in scales)
+    faults = {
+        f"is corrupted: {SAMPLES_INDEX} lists no image, or one of class {max(labels, default=None)}, and has {len(names)} classes. "
+        "Sample again with adagn sample": not labels or max(labels) > len(names),
+        "is not finished: its sampling is running or was stopped. Sample again, with --overwrite": index.unfinished,
+        f"holds images at the guidance scales {listed}: choose one, such as --guidance {min(scales, default=1):g}": (
+            guidance is None and len(scales) > 1
+        ),
+        f"holds no images at guidance {guidance}: it has {listed}": guidance is not None and guidance not in scales,
+    }
+    reject_first(faults, f"{folder} ", ".")
+    chosen = [i for i, e in enumerate(index.images) if guidance in (None, e.guidance)]
     selected = [entries[i] for i in chosen]
     shared = {k: v for k, v in selected[0].items() if all(e.get(k) == v for e in selected)}
     seeds = [e["seed"] for e in selected if "seed" in e]

@@ -14,12 +14,12 @@ BATCHES, PLAN = "batches", "plan.json"
 
 def check_out(out: Path) -> None:
     """Raises InputError unless the folder is missing, empty, or contains a finished or stopped evaluation."""
-    if out.exists() and not out.is_dir():
-        raise InputError(f"{out} is a file: give another --out.")
-    if not out.is_dir() or not any(out.iterdir()):
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return
     if not (out / JSON).is_file() and not (out / BATCHES / PLAN).is_file():
-        raise InputError(f"{out} holds files that are not an evaluation: give another --out.")
+        raise InputError(
+            f"{out} {'holds files that are not an evaluation' if out.is_dir() else 'is a file'}: give another --out."
+        )
 
 
 def finished_record(out: Path) -> dict | None:

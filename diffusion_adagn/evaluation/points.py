@@ -106,10 +106,11 @@ class SamplePlan:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "classes", tuple(dict.fromkeys(self.classes)))
-        if not self.classes or self.count < 1 or self.batch_size < 1:
-            raise InputError("there must be at least one class, one image and one image a batch.")
-        if self.seed < 0 or self.seed + self.count > MAX_SEED:
-            raise InputError(f"seeds lie between 0 and {MAX_SEED}; {self.seed} + {self.count} does not.")
+        if not self.classes or min(self.count, self.batch_size) < 1 or not 0 <= self.seed <= MAX_SEED - self.count:
+            raise InputError(
+                f"expected at least one class, image and image per batch, and seeds from 0 to {MAX_SEED}, not {len(self.classes)} classes, "
+                f"{self.count} images, {self.batch_size} per batch and seeds {self.seed} + {self.count}."
+            )
 
     @property
     def labels(self) -> np.ndarray:

@@ -125,17 +125,17 @@ class RealImages:
         if self.image_shape is None:
             return
         h, w, c = self.image_shape
-        if (h, w) != (height, width):
-            remedy = f"--data.image_size {height}" if height == width else "cutting them to squares"
-            raise InputError(
-                f"{whose} have {width}x{height} pixels, the real ones of {self.name} {w}x{h}: make those equal, by {remedy} where they are "
-                "a data set. Nothing is resized here, since resizing would be measured too."
-            )
         written_as_colour = self.found is not None and self.found.with_channels(channels).shape[3] == channels
-        if c != channels and not written_as_colour:
+        found = expected = remedy = ""
+        if (h, w) != (height, width):
+            found, expected = f"{width}x{height} pixels", f"{w}x{h}"
+            remedy = f"--data.image_size {height}" if height == width else "cutting them to squares"
+        elif c != channels and not written_as_colour:
+            found, expected, remedy = _channels(channels), _channels(c), f"--data.channels {channels}"
+        if found:
             raise InputError(
-                f"{whose} have {_channels(channels)}, the real ones of {self.name} {_channels(c)}: make those equal, by --data.channels "
-                f"{channels} where they are a data set."
+                f"{whose} have {found}, the real ones of {self.name} {expected}: make those equal, by {remedy} where they are a data set. "
+                "Nothing is resized here, since resizing would be measured too."
             )
 
     def reference(

@@ -84,26 +84,24 @@ class Reference:
     def check(self, extractor: Extractor) -> None:
         """Raises InputError unless the features are those of this extractor."""
         made_with, name = self.about["extractor"], self.about["name"]
+        same = made_with is not None and made_with.get("hash") == extractor.hash
+        fault = ""
         if made_with is None:
-            raise InputError(
-                f"the reference {name} was made without an extractor: it has no features to measure against."
+            fault = f"the reference {name} was made without an extractor: it has no features to measure against"
+        elif made_with.get("hash") is not None and not same:
+            fault = (
+                f"the reference {name} was made with the extractor {made_with['name']} ({_describe_record(made_with)}), and the images are "
+                f"measured with {extractor.name} ({_describe_record(described(extractor))}): distances between the two mean nothing. Type "
+                f"--extractor {made_with['name']} and, if it is trained on data, --data.source with that data; or make the reference "
+                "again, with adagn evaluate reference"
             )
-        if made_with.get("hash") is None:
-            if not extractor.is_fid:
-                raise InputError(
-                    f"{name} holds statistics of the FID's Inception network; the extractor is {extractor.name}. Type --extractor "
-                    "inception, or give real images by --against."
-                )
-            same = self.target().dimension == extractor.dimension
-        else:
-            same = made_with["hash"] == extractor.hash
-        if not same:
-            raise InputError(
-                f"the reference {name} was made with the extractor {made_with['name']} ({_describe_record(made_with)}), and the images are measured with "
-                f"{extractor.name} ({_describe_record(described(extractor))}): distances between the two mean nothing. Type --extractor "
-                f"{made_with['name']} and, if it is trained on data, --data.source with that data; or make the reference "
-                "again, with adagn evaluate reference."
+        elif made_with.get("hash") is None and (not extractor.is_fid or self.target().dimension != extractor.dimension):
+            fault = (
+                f"{name} holds {self.target().dimension} features of the FID's Inception network in statistics; the extractor is "
+                f"{extractor.name} of {extractor.dimension}. Type --extractor inception, or give real images by --against"
             )
+        if fault:
+            raise InputError(f"{fault}.")
 
     def save(self, file: Path) -> Path:
         """Save as an .npz without pickled objects. `Reference.load` reads it."""
@@ -161,8 +159,6 @@ def reference_of(
     Raises:
         InputError: count is less than 1, or the cache cannot be written.
     """
-    if count < 1:
-        raise InputError(f"a reference needs at least one image, not {count}.")
     key_parts = [FILE_VERSION, dataset.fingerprint, extractor and extractor.hash, min(count, len(dataset)), seed]
     file = references_folder() / f"{hashlib.sha256(json.dumps(key_parts).encode()).hexdigest()[:16]}.npz"
     try:

@@ -78,12 +78,11 @@ class EvaluateRequest(EvalSettings):
 
     @model_validator(mode="after")
     def _check_scale(self) -> EvaluateRequest:
-        if self.extractor == "none":
+        if self.extractor == "none" or len(scales_of(self.scales, self.w)) > 1:
             raise InputError(
-                "without an extractor there is nothing to evaluate; adagn sweep --extractor none gives the looks alone."
+                "an evaluation needs an extractor and one scale in --guidance; adagn sweep measures several, and --extractor none of "
+                "adagn sweep gives the looks alone."
             )
-        if len(scales_of(self.scales, self.w)) > 1:
-            raise InputError("--guidance takes one scale here; adagn sweep measures several, side by side.")
         return self
 
     @property

@@ -14,6 +14,7 @@ import math
 import os
 import re
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,7 +27,7 @@ from ..config import RunConfig, differences, read_config, to_yaml
 from ..data import ImageDataset, open_dataset
 from ..diffusion.loss import DiffusionLoss
 from ..diffusion.schedule import make_scheduler
-from ..errors import InputError
+from ..errors import InputError, reject_first
 from ..evaluation.label_usage import label_use
 from ..models.conditioning import CONDITIONING
 from ..models.cost import Cost, estimate_cost
@@ -37,6 +38,7 @@ from ..runtime.precision import use_tf32
 from ..runtime.speed import resolve_speed
 from ..sampling.load import open_pipeline
 from ..sampling.pipeline import to_pixels
+from ..schema import read_document
 from ..training.export import sample_command
 from ..training.setup import resolve
 from ..training.train import STOPPED, train
@@ -69,24 +71,27 @@ class Member:
         file = self.run.path / "result.json"
         if not file.is_file() or not (self.run.path / "samples.npy").is_file():
             return None
-        try:
-            result = json.loads(file.read_text(encoding="utf-8"))
+        with self._reading(file, "measure"):
+            result = read_document(file)
             if (result["kind"], result["seed"]) != (self.conditioning, self.seed) or not result.keys() >= RESULT:
                 raise ValueError("it is another run's")
             if not all(math.isfinite(result[k]) for k in ("parameters", "flops", "train_loss", "heldout_loss")):
                 raise ValueError("a loss is not a number")
             return result
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise InputError(f"{file} is corrupted ({error}): remove it to measure {self.name} again.") from None
 
     @property
     def images(self) -> np.ndarray:
         """The preview images: uint8 [classes, H, W, C]. Raises InputError for a corrupted file."""
         file = self.run.path / "samples.npy"
-        try:
+        with self._reading(file, "sample"):
             return np.load(file, allow_pickle=False)
-        except (OSError, ValueError) as error:
-            raise InputError(f"{file} is corrupted ({error}): remove it to sample {self.name} again.") from None
+
+    @contextlib.contextmanager
+    def _reading(self, file: Path, verb: str) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise InputError(f"{file} is corrupted ({error}): remove it to {verb} {self.name} again.") from None
 
 
 def ablate(
@@ -227,14 +232,13 @@ def _unique(values: list) -> list:
 def _check(config: RunConfig, conditionings: list[str]) -> tuple[RunConfig, ImageDataset, dict[str, Cost]]:
     """The config with the values that the data determines, the training data, and each network's cost by conditioning."""
     unknown = [name for name in conditionings if name not in CONDITIONING]
-    if unknown or not conditionings:
-        raise InputError(
-            f"unknown conditioning '{', '.join(unknown)}' in --kinds: choose from {', '.join(CONDITIONING)}."
-        )
-    if config.training.max_steps is None:
-        raise InputError("training.max_steps is required, e.g. --training.max_steps 300.")
-    if not config.model.class_conditional:
-        raise InputError("an ablation compares class conditioning: set model.class_conditional to true.")
+    faults = {
+        f"unknown conditioning '{', '.join(unknown)}' in --kinds: choose from {', '.join(CONDITIONING)}": unknown
+        or not conditionings,
+        "training.max_steps is required, e.g. --training.max_steps 300": config.training.max_steps is None,
+        "an ablation compares class conditioning: set model.class_conditional to true": not config.model.class_conditional,
+    }
+    reject_first(faults, "", ".")
     quiet = dataclasses.replace(config.training, preview_every=0, heldout_every=0, seed=0)
     config = dataclasses.replace(config, output_dir=None, training=quiet)
     config, dataset = resolve(config)

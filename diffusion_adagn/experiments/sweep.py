@@ -21,7 +21,7 @@ from tqdm.auto import tqdm
 from ..atomic import atomic_dir, atomic_write, exclusive_lock
 from ..commands import resume_hint, unused_path, with_commands, with_options
 from ..data.npz import write_npz
-from ..errors import InputError
+from ..errors import InputError, writing
 from ..evaluation.extractors.base import described
 from ..evaluation.points import (
     Sampled,
@@ -43,6 +43,7 @@ from ..sampling.load import open_pipeline
 from ..sampling.pipeline import ClassConditionalPipeline
 from ..sampling.pretrained import model_hash
 from ..sampling.settings import SamplerSettings
+from ..schema import as_document, document, read_document
 from .selection import PointResult, best_sets
 from .settings import SweepRequest
 from .sweep_plots import INSTALL
@@ -50,6 +51,28 @@ from .sweep_plots import available as plots_available
 from .sweep_report import Sweep, summary, write_report
 
 POINT_VERSION = 1  # version of the stored points; a sweep does not reuse points of another version
+
+
+@document
+class Draw:
+    """How the images of a sweep are drawn, in plan.json."""
+
+    precision: str
+
+
+@document
+class SweepPlan:
+    """The settings that all points of a sweep share, plan.json."""
+
+    draw: Draw
+
+
+@document
+class SweepRow:
+    """What is read of a finished point's row.json."""
+
+    id: str
+    per_class: dict[str, list]
 
 
 def sweep(source: str, request: SweepRequest, out: Path, command: str = "") -> list[Path]:
@@ -82,9 +105,8 @@ def sweep(source: str, request: SweepRequest, out: Path, command: str = "") -> l
     eval_setup = bench_of_model(source, pipe, plan, request, state)
     runner = SweepRunner(pipe, guide, eval_setup, request.k, state, evaluations, request.save_images)
     if state.is_main_process:
-        if out.exists() and not out.is_dir():
-            raise InputError(f"{out} is a file: give another --out.")
-        out.mkdir(parents=True, exist_ok=True)
+        with writing(out):
+            out.mkdir(parents=True, exist_ok=True)
     with exclusive_lock(out) if state.is_main_process else contextlib.nullcontext():
         if state.is_main_process:
             _open_output_dir(out, _comparable_settings(runner, plan), command)
@@ -190,17 +212,10 @@ def _open_output_dir(out: Path, settings: dict, command: str) -> None:
     file = out / "plan.json"
     settings = json.loads(json.dumps(settings))
     if file.is_file():
-        try:
-            old = json.loads(file.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise InputError(
-                f"{file}, the settings that all points of this sweep share, is corrupted ({error}): give another --out."
-            ) from None
-        if changed := _differences(old, settings):
+        if changed := _differences(read_document(file), settings):
             text = f"{out} contains a sweep with other settings ({'; '.join(changed)}), which cannot be compared: restore them, or give another --out"
-            if command and " --out" not in command:
-                raise InputError(with_commands(f"{text}:", with_options(command, out=unused_path(str(out)))))
-            raise InputError(f"{text}.")
+            again = [with_options(command, out=unused_path(str(out)))] if command and " --out" not in command else []
+            raise InputError(with_commands(f"{text}:", *again) if again else f"{text}.")
     elif any(not p.name.startswith(".") for p in out.iterdir()):
         raise InputError(f"{out} contains files that are not a sweep: give another --out.")
     else:
@@ -212,8 +227,8 @@ def _open_output_dir(out: Path, settings: dict, command: str) -> None:
 def _recorded_precision(out: Path) -> str | None:
     """The precision of the sweep in `out`; None if there is none. `_open_output_dir` reports a corrupted plan."""
     try:
-        precision = json.loads((out / "plan.json").read_text(encoding="utf-8"))["draw"]["precision"]
-    except (OSError, ValueError, KeyError, TypeError):
+        precision = read_document(out / "plan.json", SweepPlan).draw.precision
+    except InputError:
         return None
     return precision if precision in AUTOCAST else None
 
@@ -321,18 +336,19 @@ def _save_point(folder: Path, row: dict, measured: Results, sampled: Sampled, nu
 
 def _load_point(folder: Path, point: SamplerSettings) -> PointResult:
     try:
-        row = json.loads((folder / "row.json").read_text(encoding="utf-8"))
-        if row["id"] != point.name:
-            raise ValueError(f"it is {row['id']}")
+        row = read_document(folder / "row.json")
+        read = as_document(row, SweepRow, folder / "row.json")
+        if read.id != point.name:
+            raise ValueError(f"it is {read.id}")
         with np.load(folder / "influence.npz", allow_pickle=False) as arrays:
             influence = {name: arrays[name] for name in arrays.files}
         classes = {
             metric: [influence.get(f"{metric}.{c}") for c in range(len(values))]
-            for metric, values in row["per_class"].items()
+            for metric, values in read.per_class.items()
         }
         overall = {name: values for name, values in influence.items() if "." not in name}
         return PointResult(row, overall, classes, np.load(folder / "shown.npy", allow_pickle=False))
-    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise InputError(
             f"{folder} is corrupted ({error}): remove it, and the same command samples it again."
         ) from None

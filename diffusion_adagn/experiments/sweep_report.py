@@ -148,11 +148,12 @@ class SweepReport:
     def __init__(self, sweep: Sweep, points: Iterable[PointResult], confirmed: Iterable[PointResult]):
         self.sweep, self.points, self.confirmed = sweep, in_order(points), in_order(confirmed)
         ids = [p.id for p in self.points]
-        if not ids:
-            raise InputError("a sweep without a finished point has nothing to report: let at least one point finish.")
-        twice = sorted({i for i in ids if ids.count(i) > 1})
-        if twice:
-            raise InputError(f"two points of the sweep have the id {twice[0]!r}; every point needs one of its own.")
+        if not ids or len(set(ids)) < len(ids):
+            twice = next((i for i in ids if ids.count(i) > 1), None)
+            fault = "without a finished point has nothing to report: let at least one point finish"
+            raise InputError(
+                f"a sweep {fault if not ids else f'needs one id per point; two points of the sweep have the id {twice!r}'}."
+            )
         self.rows, self.rows_again = ([p.row for p in group] for group in (self.points, self.confirmed))
         self.guides = _guides(self.points)
         self.points, self.confirmed = (

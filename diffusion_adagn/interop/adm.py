@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..atomic import atomic_dir
 from ..commands import command
-from ..errors import InputError
+from ..errors import InputError, reject_first
 from ..schema import short_repr
 from .adm_flags import (
     CHANNEL_MULT,
@@ -141,23 +141,21 @@ def _stage(ours: str, theirs: str, stage) -> dict[str, str]:
 def _check_network(weights: Mapping[str, Tensor], flags: Mapping[str, Any]) -> None:
     """Raises InputError unless these are the weights of ADM's diffusion network."""
     dimensions_of = {"time_embed.0.weight": 2, "input_blocks.0.0.weight": 4}  # key -> number of dimensions
-    if any(name not in weights or weights[name].ndim != dimensions for name, dimensions in dimensions_of.items()):
-        raise InputError(
-            "these are not the weights of an ADM network: time_embed.0.weight and input_blocks.0.0.weight are "
-            f"expected; there are {', '.join(list(weights)[:4]) or 'none'}. If the names have a prefix such as "
-            "module., remove it first."
-        )
-    if not any(key.startswith("output_blocks.") for key in weights):
-        raise InputError(
-            "this is an ADM classifier (it has no output_blocks), which guides a diffusion network and does not "
-            "generate images: give the diffusion checkpoint, such as 64x64_diffusion.pt."
-        )
-    channels = weights["input_blocks.0.0.weight"].shape[1]
-    if channels == 6 and flags["in_channels"] != 6:
-        raise InputError(
-            "this is an ADM upsampler: its 6 input channels are the noisy image and a small one. Upsamplers are not "
-            "supported; give a plain diffusion checkpoint, such as 256x256_diffusion.pt."
-        )
+    faults = {
+        "these are not the weights of an ADM network: time_embed.0.weight and input_blocks.0.0.weight are expected; there are "
+        f"{', '.join(list(weights)[:4])}. If the names have a prefix such as module., remove it first.": any(
+            name not in weights or weights[name].ndim != dimensions for name, dimensions in dimensions_of.items()
+        ),
+        "this is an ADM classifier (it has no output_blocks), which guides a diffusion network and does not generate images: give the "
+        "diffusion checkpoint, such as 64x64_diffusion.pt.": not any(
+            key.startswith("output_blocks.") for key in weights
+        ),
+        "this is an ADM upsampler: its 6 input channels are the noisy image and a small one. Upsamplers are not supported; give a "
+        "plain diffusion checkpoint, such as 256x256_diffusion.pt.": (
+            flags["in_channels"] != 6 and [*getattr(weights.get("input_blocks.0.0.weight"), "shape", ())][1:2] == [6]
+        ),
+    }
+    reject_first(faults)
 
 
 def _check_flags(flags: dict[str, Any], weights: Mapping[str, Tensor]) -> None:
@@ -187,13 +185,7 @@ def _flags_of_weights(weights: Mapping[str, Tensor], flags: Mapping[str, Any]) -
         "class_cond": "label_emb.weight" in weights,
     }
     if "out.2.weight" in weights:
-        rows = len(weights["out.2.weight"])
-        if rows not in (channels, 2 * channels):
-            raise InputError(
-                f"out.2.weight has {rows} rows: a network of {channels} channels has {channels}, or {2 * channels} "
-                "with learn_sigma."
-            )
-        shown["learn_sigma"] = rows == 2 * channels
+        shown["learn_sigma"] = len(weights["out.2.weight"]) == 2 * channels
     projection, norm = (weights.get(f"middle_block.0.{name}.weight") for name in ("emb_layers.1", "out_layers.0"))
     if projection is not None and norm is not None:
         shown["use_scale_shift_norm"] = len(projection) == 2 * len(norm)
@@ -236,23 +228,23 @@ def _weights(source: Mapping[str, Tensor] | str | Path) -> dict[str, Tensor]:
     if not isinstance(state, Mapping) or not state:
         raise InputError(f"{source_name} contains no state dict (names and tensors), but {type(state).__name__}.")
     for key, value in state.items():
+        fault = ""
         if not isinstance(key, str) or not isinstance(value, torch.Tensor) or not value.is_floating_point():
-            raise InputError(
-                f"{source_name} is not a plain state dict as ADM saves it: {short_repr(key)} is "
-                f"{value.dtype if isinstance(value, torch.Tensor) else type(value).__name__}, not a tensor of numbers. "
-                "If it contains the weights as a part, give only that part."
+            kind = value.dtype if isinstance(value, torch.Tensor) else type(value).__name__
+            fault = (
+                f"is not a plain state dict as ADM saves it: {short_repr(key)} is {kind}, not a tensor of numbers. If it contains "
+                "the weights as a part, give only that part"
             )
-        if (
+        elif (
             value.layout != torch.strided
             or value.is_meta
             or value.numel() * value.itemsize > value.untyped_storage().nbytes()
         ):
-            raise InputError(
-                f"{source_name} is corrupted: {key} has shape {list(value.shape)}, but the file has fewer numbers "
-                "for it."
-            )
-        if not value.isfinite().all():
-            raise InputError(f"{source_name} is corrupted: {key} contains nan or infinity.")
+            fault = f"is corrupted: {key} has shape {list(value.shape)}, but the file has fewer numbers for it"
+        elif not value.isfinite().all():
+            fault = f"is corrupted: {key} contains nan or infinity"
+        if fault:
+            raise InputError(f"{source_name} {fault}.")
     return {key: value.detach() for key, value in state.items()}
 
 
@@ -267,17 +259,13 @@ def _read(path: Path) -> Any:
 
             return load_file(path)
         return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError:
-        raise InputError(
-            f"{path} contains more than tensors, and opening it would run code in it: give ADM's plain state dict, "
-            "or save it as .safetensors."
-        ) from None
     except Exception as error:
-        reason = " ".join(str(error).split())[:300]
-        raise InputError(
-            f"{path} cannot be read as weights; it may be truncated or corrupted "
-            f"({type(error).__name__}{f': {reason}' if reason else ''})."
-        ) from error
+        if isinstance(error, pickle.UnpicklingError):
+            why = "contains more than tensors, and opening it would run code in it: give ADM's plain state dict, or save it as .safetensors"
+        else:
+            reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+            why = f"cannot be read as weights; it may be truncated or corrupted ({reason})"
+        raise InputError(f"{path} {why}.") from None
 
 
 # ---------------------------------------------------------------------- a pipeline folder
@@ -335,18 +323,14 @@ def import_adm(
 def _process(flags: Mapping[str, Any]) -> dict[str, Any]:
     """Fields of DiffusionConfig for ADM's flags."""
     steps, schedule = flags["diffusion_steps"], flags["noise_schedule"]
-    if schedule not in ("linear", "cosine"):
-        raise InputError(f"noise_schedule must be linear or cosine, not '{schedule}'.")
-    if schedule == "linear" and steps != 1000:
-        raise InputError(
-            f"diffusion_steps {steps} with noise_schedule linear: ADM multiplies the betas by 1000 / diffusion_steps, "
-            "and the linear schedule here does not. Only 1000 steps can be imported with it."
-        )
-    if flags["rescale_timesteps"] and steps != 1000:
-        raise InputError(
-            f"rescale_timesteps with diffusion_steps {steps}: ADM's network then receives t * 1000 / {steps}, but "
-            "here it receives t. Only 1000 steps can be imported with it."
-        )
+    faults = {
+        f"noise_schedule must be linear or cosine, not '{schedule}'": schedule not in ("linear", "cosine"),
+        f"diffusion_steps {steps} with noise_schedule linear: ADM multiplies the betas by 1000 / diffusion_steps, and the linear "
+        "schedule here does not. Only 1000 steps can be imported with it": schedule == "linear" and steps != 1000,
+        f"rescale_timesteps with diffusion_steps {steps}: ADM's network then receives t * 1000 / {steps}, but here it receives t. "
+        "Only 1000 steps can be imported with it": flags["rescale_timesteps"] and steps != 1000,
+    }
+    reject_first(faults, "", ".")
     prediction = "x0" if flags["predict_xstart"] else "eps"
     return {"schedule": schedule, "num_train_timesteps": steps, "prediction": prediction}
 
@@ -359,8 +343,6 @@ def _labels(classes: int, class_names: str | Path | None) -> LabelSpace | None:
 
     if class_names is not None:
         names = tuple(line for _, line in class_lines(class_names, "class_names"))
-        if len(names) != classes:
-            raise InputError(f"{class_names} has {len(names)} classes, the network has {classes}: give one per line.")
         return LabelSpace(names, has_null=not classes)
     table = imagenet_classes()
     if classes == len(table):

@@ -7,18 +7,22 @@ DIR/scheduler/                  the model's own scheduler
 DIR/README.md
 """
 
+import dataclasses
 import inspect
 import json
 import shlex
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Annotated
 
 import torch
+from annotated_types import Le, MaxLen
 from diffusers import UNet2DModel
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
+from pydantic import Strict, StrictBool, StrictInt, StrictStr
 
 from ..atomic import atomic_dir
-from ..diffusion.schedule import PREDICTIONS, SAMPLERS, set_timesteps, with_sampler
+from ..diffusion.schedule import SAMPLERS, set_timesteps, with_sampler
 from ..errors import InputError, errors_as_input_error
 from ..labels import LabelSpace
 from ..models.config import MAX_LEVELS
@@ -27,14 +31,42 @@ from ..runs.layout import pipeline_folder
 from ..sampling.load import open_pipeline
 from ..sampling.pipeline import ClassConditionalPipeline
 from ..sampling.pretrained import fill, load_scheduler, model_hash
-from ..schema import read_document, short_repr
+from ..schema import as_document, document, read_document, short_repr
 from .adagn_label_pipeline import LabelPipeline
 from .unet2d import from_unet2d, to_unet2d
 
 PIPELINE_CODE = Path(inspect.getsourcefile(LabelPipeline)).name
 CLASS_NAME = [Path(PIPELINE_CODE).stem, LabelPipeline.__name__]  # in model_index.json
-MAX_LAYERS = 64  # per level
 PIPELINE_FILES = {"model_index.json", "unet", "scheduler", "README.md", PIPELINE_CODE}
+
+
+@document
+class ExportRecord:
+    """The origin of an exported network."""
+
+    ema_decay: Annotated[float | None, Strict()] = None
+    trained_steps: StrictInt | None = None
+    original_ids: tuple[StrictInt, ...] = ()
+    wnids: tuple[StrictStr, ...] = ()
+
+
+@document
+class ExportIndex:
+    """The settings in an export's model_index.json."""
+
+    id2label: dict[str, StrictStr] = dataclasses.field(default_factory=dict)
+    null_id: StrictInt | None = None
+    clip_x0: StrictBool | None = None
+    record: ExportRecord = ExportRecord()
+
+
+@document
+class UNetSize:
+    """The sizes in the config.json of a UNet2DModel, whose layers diffusers would build without a limit."""
+
+    block_out_channels: Annotated[tuple[StrictInt, ...], MaxLen(MAX_LEVELS)] = ()
+    layers_per_block: Annotated[StrictInt, Le(64)] = 2
+
 
 # ---------------------------------------------------------------------- export
 
@@ -195,24 +227,23 @@ def open_diffusers(
 
 def _open(folder: Path, null_class: bool | None, class_names: Sequence[str] | None) -> ClassConditionalPipeline:
     index = read_document(folder / "model_index.json")
-    exported = index.get("_class_name") == CLASS_NAME
-    if exported:
-        _check_index(index)
+    file = folder / "model_index.json"
+    exported = as_document(index, ExportIndex, file) if index.get("_class_name") == CLASS_NAME else None
     if null_class is None:
-        null_class = exported and index.get("null_id") is not None
+        null_class = exported is not None and exported.null_id is not None
     theirs = _stock_scheduler(folder, index)
     unet = from_unet2d(_stock_unet(folder, index), null_class=null_class).eval()
-    record = index.get("record", {}) if exported else {}
+    record = exported.record if exported is not None else ExportRecord()
     labels = _labels(unet, class_names, index.get("id2label"), record)
-    if exported and null_class and index.get("null_id", labels.K) != labels.K:
-        raise InputError(f"null_id in model_index.json is {index['null_id']}; expected {labels.K}, the last row.")
+    if exported is not None and null_class and exported.null_id not in (None, labels.K):
+        raise InputError(f"null_id in {file} is {exported.null_id}; expected {labels.K}, the last row.")
     return ClassConditionalPipeline(
         unet,
         _our_scheduler(theirs, unet.config.learned_variance),
         labels,
-        clip_x0=index["clip_x0"] if exported and "clip_x0" in index else _clips(theirs),
-        ema_decay=record.get("ema_decay"),
-        trained_steps=record.get("trained_steps"),
+        clip_x0=_clips(theirs) if exported is None or exported.clip_x0 is None else exported.clip_x0,
+        ema_decay=record.ema_decay,
+        trained_steps=record.trained_steps,
     )
 
 
@@ -241,23 +272,6 @@ def changed_settings(folder: str | Path, pipe: ClassConditionalPipeline) -> list
     ]
 
 
-def _check_index(index: dict) -> None:
-    """Raises InputError for invalid entries of an export's model_index.json."""
-    names, null_id, record = index.get("id2label", {}), index.get("null_id"), index.get("record", {})
-    integer_types, number_types = (int, type(None)), (float, int, type(None))
-    checks = {
-        "id2label": isinstance(names, dict) and all(isinstance(name, str) for name in names.values()),
-        "null_id": type(null_id) in integer_types,
-        "clip_x0": isinstance(index.get("clip_x0", True), bool),
-        "record": isinstance(record, dict)
-        and type(record.get("trained_steps")) in integer_types
-        and type(record.get("ema_decay")) in number_types,
-    }
-    invalid = [key for key, valid in checks.items() if not valid]
-    if invalid:
-        raise InputError(f"{invalid[0]} in model_index.json is invalid: {short_repr(index[invalid[0]])}.")
-
-
 def _component(index: dict, name: str) -> str | None:
     """The class of a component; None unless it is one of diffusers."""
     value = index.get(name)
@@ -283,22 +297,9 @@ def _stock_unet(folder: Path, index: dict) -> UNet2DModel:
 def _empty_unet(file: Path) -> UNet2DModel:
     """The network that a config.json describes, on the meta device. Raises InputError for an invalid one."""
     config = read_document(file)
-    levels, layers = config.get("block_out_channels", ()), config.get("layers_per_block", 2)
-    if (
-        not isinstance(levels, list | tuple)
-        or len(levels) > MAX_LEVELS
-        or type(layers) is not int
-        or layers > MAX_LAYERS
-    ):
-        raise InputError(
-            f"{file} does not describe a network: expected block_out_channels of at most {MAX_LEVELS} levels and "
-            f"layers_per_block of at most {MAX_LAYERS}, not {short_repr(levels)} and {short_repr(layers)}."
-        )
-    try:
-        with torch.device("meta"):
-            return UNet2DModel.from_config(config)
-    except Exception as error:  # diffusers does not check its arguments
-        raise InputError(f"{file} does not describe a network: {' '.join(str(error).split())[:300]}") from error
+    as_document(config, UNetSize, file)
+    with torch.device("meta"):
+        return UNet2DModel.from_config(config)
 
 
 def _stock_scheduler(folder: Path, index: dict) -> SchedulerMixin:
@@ -314,12 +315,13 @@ def _stock_scheduler(folder: Path, index: dict) -> SchedulerMixin:
 def _our_scheduler(theirs: SchedulerMixin, learned_variance: bool) -> SchedulerMixin:
     """A scheduler of the same process with our settings (see `schedule.with_sampler`)."""
     c = theirs.config
-    if c.prediction_type not in PREDICTIONS.values():
-        raise InputError(f"prediction_type {c.prediction_type!r} is not one of {', '.join(PREDICTIONS.values())}.")
+    fault = ""
     if learned_variance and c.get("variance_type") == "learned":
-        raise InputError("variance_type 'learned' is not supported, only 'learned_range' (Nichol & Dhariwal 2021).")
-    if c.get("clip_sample_range", 1.0) != 1.0 and _clips(theirs):
-        raise InputError(f"the scheduler clips to {c.clip_sample_range}; here x0 is clipped to [-1, 1] or not at all.")
+        fault = "has variance_type 'learned'; only 'learned_range' is supported (Nichol & Dhariwal 2021)"
+    elif c.get("clip_sample_range", 1.0) != 1.0 and _clips(theirs):
+        fault = f"clips to {c.clip_sample_range}; here x0 is clipped to [-1, 1] or not at all"
+    if fault:
+        raise InputError(f"the scheduler {fault}.")
     if c.beta_schedule not in ("linear", "scaled_linear", "squaredcos_cap_v2") and c.trained_betas is None:
         theirs = type(theirs).from_config(c, trained_betas=theirs.betas.tolist())  # other samplers lack this schedule
     return with_sampler(
@@ -333,21 +335,22 @@ def _clips(scheduler: SchedulerMixin) -> bool:
     return "clip_sample" in accepted and bool(scheduler.config.clip_sample)
 
 
-def _labels(unet: AdaGNUNet, class_names: Sequence[str] | None, id2label: dict | None, record: dict) -> LabelSpace:
+def _labels(
+    unet: AdaGNUNet, class_names: Sequence[str] | None, id2label: dict | None, record: ExportRecord
+) -> LabelSpace:
     count = unet.config.num_classes or 0
     names = [str(i) for i in range(count)] if class_names is None else list(class_names)
     if class_names is None and id2label:
-        try:
-            by_id = {int(i): str(name) for i, name in id2label.items()}
-            names = [by_id[i] for i in range(len(by_id))]
-        except (KeyError, ValueError, AttributeError):
-            raise InputError("id2label in model_index.json must name the classes 0, 1, 2, ... without gaps.") from None
-    if len(names) != count:
+        by_id = {int(i): str(name) for i, name in id2label.items()}
+        names = [by_id.get(i) for i in range(len(by_id))]
+    if len(names) != count or None in names:
         missing_null = len(names) == count - 1 and not unet.config.null_class
         hint = " If the last row of its class table means no class, give --null_class." if missing_null else ""
-        raise InputError(f"the network has {count} classes, but {len(names)} names were given.{hint}")
-    extra = {k: record.get(k) for k in ("original_ids", "wnids")} if class_names is None else {}
-    return LabelSpace.from_dict({"names": names, "has_null": unet.config.null_class or not count, **extra})
+        raise InputError(
+            f"the network has {count} classes, but {len(names)} names were given; expected one for each of 0, 1, 2, ... without gaps.{hint}"
+        )
+    ids = record if class_names is None else ExportRecord()
+    return LabelSpace(tuple(names), ids.original_ids, ids.wnids, has_null=unet.config.null_class or not count)
 
 
 # ---------------------------------------------------------------------- folders
@@ -364,8 +367,11 @@ def _free(out: str | Path, overwrite: bool, content: str, is_content: Callable[[
             )
         except InputError:
             ours = False
-        if not ours:
-            raise InputError(f"{out} exists and is not {content}: give another folder.")
-        if not overwrite:
-            raise InputError(f"{out} exists: give another folder, or --overwrite to replace it.")
+        if not ours or not overwrite:
+            fault = (
+                ": give another folder, or --overwrite to replace it"
+                if ours
+                else f" and is not {content}: give another folder"
+            )
+            raise InputError(f"{out} exists{fault}.")
     return out

@@ -6,8 +6,7 @@ import os
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from annotated_types import Ge, Le
-from pydantic import model_validator
+from annotated_types import Ge, Le, MinLen
 
 from ..errors import InputError
 from ..labels import MAX_CLASSES
@@ -22,7 +21,7 @@ class ModelConfig:
 
     model_channels: Annotated[int, Ge(1)] = 128
     """Base width: level i has model_channels * channel_mult[i] channels."""
-    channel_mult: tuple[Annotated[int | float, Ge(0.125)], ...] = (1, 2, 2, 2)
+    channel_mult: Annotated[tuple[Annotated[int | float, Ge(0.125)], ...], MinLen(1)] = (1, 2, 2, 2)
     """Width multiplier of each resolution level; each width must be whole."""
     num_res_blocks: Annotated[int, Ge(1), Le(64)] = 2
     """Residual blocks per level (one more on the way up)."""
@@ -57,12 +56,6 @@ class ModelConfig:
     """False: train without labels."""
     null_class: bool = True
     """Add a null row to the class table; guidance needs it."""
-
-    @model_validator(mode="after")
-    def _check_levels(self) -> ModelConfig:
-        if not self.channel_mult:
-            raise InputError("model.channel_mult is empty; expected one width multiplier per level, such as 1,2,2.")
-        return self
 
 
 @settings

@@ -91,19 +91,16 @@ class AdaGNUNet(ModelMixin, ConfigMixin):
         learned_variance: bool = False,
     ):
         super().__init__()
-        if conditioning not in CONDITIONING:
-            raise InputError(f"model.conditioning is one of {', '.join(CONDITIONING)}, not {conditioning!r}.")
-        if join not in ("sum", "concat"):
-            raise InputError(f"model.join is sum or concat, not {join!r}.")
-        levels = len(channel_mult)
-        if not levels or (num_classes or 0) < 0:
+        if conditioning not in CONDITIONING or join not in ("sum", "concat"):
             raise InputError(
-                f"channel_mult needs one number per level, and num_classes must not be negative: {channel_mult}, {num_classes}."
+                f"model.conditioning is one of {', '.join(CONDITIONING)}, and model.join is sum or concat: "
+                f"not {conditioning!r} and {join!r}."
             )
-        if sample_size % 2 ** (levels - 1):
+        levels = len(channel_mult)
+        if not levels or sample_size % 2 ** (levels - 1):
             raise InputError(
-                f"images of {sample_size} pixels cannot be halved {levels - 1} times: give a size that {2 ** (levels - 1)} "
-                f"divides, or fewer levels in model.channel_mult (now {list(channel_mult)})."
+                f"images of {sample_size} pixels cannot be halved {levels - 1} times, once from each level of model.channel_mult "
+                f"{list(channel_mult)} to the next: give one level or more, and a size that can be halved as often."
             )
         layer = CONDITIONING[conditioning]
         if layer.class_input == "tokens" and not num_classes:
@@ -304,12 +301,10 @@ class AdaGNUNet(ModelMixin, ConfigMixin):
             InputError: a label is missing, out of range, or given to a network without classes.
         """
         channels = self.config.in_channels
-        if sample.ndim != 4 or sample.shape[1] != channels:
-            raise InputError(f"sample is [B, {channels}, H, W] for this network, not {list(sample.shape)}.")
         halved = 2 ** (len(self.config.channel_mult) - 1)
-        if sample.shape[2] % halved or sample.shape[3] % halved:
+        if sample.ndim != 4 or sample.shape[1] != channels or sample.shape[2] % halved or sample.shape[3] % halved:
             raise InputError(
-                f"sides of the image must be multiples of {halved} for this network, not {list(sample.shape[2:])}."
+                f"sample is [B, {channels}, H, W] for this network, with H and W multiples of {halved}, not {list(sample.shape)}."
             )
         m = self.modulation(_per_sample(timestep, sample), class_labels, class_vectors)
         rows = next(iter(m.values()))[0].shape[0]  # not len(), which torch.export takes for a constant
@@ -429,68 +424,59 @@ class AdaGNUNet(ModelMixin, ConfigMixin):
         self, timestep: Tensor | float, labels: Tensor | None, vectors: Tensor | None
     ) -> tuple[Tensor, Tensor | None]:
         """timestep [B or 1] and the class vectors [B or 1, class_dim], None where no class is used."""
-        device = self.projection.weight.device
+        device, k, null = self.projection.weight.device, self.config.num_classes, self.config.null_class
         timestep = torch.as_tensor(timestep, device=device).reshape(-1)
-        if not self.config.num_classes:
-            if labels is not None or vectors is not None:
-                raise InputError(
-                    "class_labels were given to a network without classes (num_classes is none): do not pass them."
-                )
+        if (labels is not None and not k) or (vectors is not None and self.embedding.classes is None):
+            why = (
+                f"conditioning {self.config.conditioning} ignores the class" if k else "it is a network without classes"
+            )
+            raise InputError(f"the network takes no class_labels or class_vectors ({why}): do not pass them.")
+        if not k:
             return timestep, None
+        if (labels is None) == (vectors is None):
+            raise InputError(
+                f"class_labels {'are missing' if labels is None else 'and class_vectors were given'}: give one of them. The network "
+                f"has classes 0..{k - 1}{f', or {k} for null' * null}."
+            )
         if vectors is not None:
-            classes = vectors = self._check_vectors(labels, vectors)
+            rows = classes = self._check_vectors(vectors)
         else:
-            labels = self._check_labels(labels)
-            classes = self.embedding.class_vectors(labels) if self.embedding.classes is not None else None
-        rows, times = (labels if vectors is None else vectors).shape[0], timestep.shape[0]
-        if times == 1 and rows > 1:
-            timestep, times = timestep.expand(rows), rows
-        if rows not in (1, times):
-            raise InputError(f"{times} timesteps and {rows} classes were given: give equally many.")
+            rows = self._check_labels(labels, k, null)
+            classes = self.embedding.class_vectors(rows) if self.embedding.classes is not None else None
+        count, times = rows.shape[0], timestep.shape[0]
+        if times == 1 and count > 1:
+            timestep, times = timestep.expand(count), count
+        if count not in (1, times):
+            raise InputError(f"{times} timesteps and {count} classes were given: give equally many.")
         return timestep, classes
 
-    def _check_vectors(self, labels: Tensor | None, vectors: Tensor) -> Tensor:
+    def _check_vectors(self, vectors: Tensor) -> Tensor:
         dim, vectors = self.embedding.class_dim, torch.as_tensor(vectors)
-        if labels is not None:
-            raise InputError("class_labels and class_vectors were given: give one of them.")
-        if self.embedding.classes is None:
-            raise InputError(f"conditioning {self.config.conditioning} ignores the class: do not pass class_vectors.")
-        if vectors.ndim != 2 or vectors.shape[1] != dim or not vectors.is_floating_point():
+        if vectors.shape[1:] != (dim,) or not vectors.is_floating_point():
             raise InputError(
                 f"class_vectors are numbers [B, {dim}] for this network, not {vectors.dtype} {list(vectors.shape)}."
             )
         return vectors.to(self.projection.weight)
 
-    def _check_labels(self, labels: Tensor | None) -> Tensor:
-        k, has_null = self.config.num_classes, self.config.null_class
-        if labels is None:
-            null = f", or {k} for null" if has_null else ""
-            raise InputError(f"class_labels are missing: this network has classes 0..{k - 1}{null}.")
+    def _check_labels(self, labels: Tensor, k: int, null: bool) -> Tensor:
         labels = torch.as_tensor(labels, device=self.projection.weight.device)
-        if labels.is_floating_point() and labels.ndim == 2:
-            if labels.shape[1] not in (k, k + int(has_null)):
-                null = f" (or {k + 1}, with null)" if has_null else ""
-                raise InputError(
-                    f"weights over the classes are [B, {k}]{null} for this network, not {list(labels.shape)}."
-                )
+        weights, shape = labels.is_floating_point(), labels.shape
+        valid = shape[1:] in ((k,), (k + null,)) if weights else labels.dtype != torch.bool and shape[1:] in ((), (1,))
+        if not valid:
+            raise InputError(
+                f"class_labels are whole numbers [B], or weights over the classes, one_hot(...).float() [B, {k}]"
+                f"{f' (or {k + 1}, with null)' * null}, not {labels.dtype} {list(shape)}."
+            )
+        if weights:
             return labels
-        if labels.is_floating_point() or labels.dtype == torch.bool:
-            raise InputError(
-                f"class_labels are whole numbers [B], or weights over the classes [B, {k}], not {labels.dtype} {list(labels.shape)}."
-            )
-        if labels.ndim > 2 or (labels.ndim == 2 and labels.shape[1] != 1):
-            raise InputError(
-                f"class_labels are whole numbers [B], not {list(labels.shape)}; weights over the classes are floating-point: "
-                "one_hot(...).float()."
-            )
         labels = labels.reshape(-1).long()
         # reading values would synchronize an accelerator; there the pipeline has checked them. Under torch.compile and
         # torch.func there are no values yet
         if labels.device.type == "cpu" and not torch.compiler.is_compiling() and not in_functional_transform():
-            bad = labels[(labels < 0) | (labels >= k + int(has_null))]
+            bad = labels[(labels < 0) | (labels >= k + null)]
             if len(bad):
-                null = f", or {k} for null." if has_null else " (there is no null class)."
-                raise InputError(f"class label {bad[0].item()} is out of range: expected 0..{k - 1}{null}")
+                or_null = f", or {k} for null." if null else " (there is no null class)."
+                raise InputError(f"class label {bad[0].item()} is out of range: expected 0..{k - 1}{or_null}")
         return labels
 
 

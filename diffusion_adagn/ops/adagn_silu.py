@@ -125,12 +125,12 @@ def _check(
     if x.ndim < 2 or groups < 1 or x.shape[1] % groups:
         raise InputError(f"x is [B, C, ...] with {groups} groups dividing C, not {list(x.shape)}.")
     n, c = x.shape[:2]
-    for name, rows in (("gamma", gamma), ("beta", beta)):
-        if rows is not None and (rows.ndim != 2 or rows.shape[0] not in (1, n) or rows.shape[1] != c):
-            raise InputError(f"{name} is [{n} or 1, {c}] for x {list(x.shape)}, not {list(rows.shape)}.")
-    for name, values in (("weight", weight), ("bias", bias)):
-        if values is not None and values.shape != (c,):
-            raise InputError(f"{name} is [{c}] for x {list(x.shape)}, not {list(values.shape)}.")
+    given = {"gamma": gamma, "beta": beta, "weight": weight, "bias": bias}
+    for name, values in given.items():
+        leads = ((n,), (1,)) if name in ("gamma", "beta") else ((),)
+        if values is not None and values.shape not in [(*lead, c) for lead in leads]:
+            expected = f"[{n} or 1, {c}]" if len(leads) > 1 else f"[{c}]"
+            raise InputError(f"{name} is {expected} for x {list(x.shape)}, not {list(values.shape)}.")
 
 
 # ---------------------------------------------------------------------- registration with torch

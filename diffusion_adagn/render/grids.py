@@ -87,18 +87,16 @@ def captioned_grid(cells: Sequence[np.ndarray], captions: Sequence[str], columns
 
 
 def _shape_of(rows: Sequence, row_labels: Sequence, column_labels: Sequence) -> tuple[int, int, int]:
-    if len(rows) != len(row_labels):
-        raise InputError(f"a grid of {len(rows)} rows was given {len(row_labels)} row labels.")
     columns = max((len(r) for r in rows), default=0)
-    if column_labels and len(column_labels) != columns:
-        raise InputError(f"a grid of {columns} columns was given {len(column_labels)} column labels.")
-    shapes = {c.shape for r in rows for c in r if c is not None}
-    if len(shapes) != 1:
-        raise InputError(f"the cells of a grid must be of one shape; got {sorted(shapes) or 'no cell at all'}.")
-    shape = shapes.pop()
-    kinds = {str(c.dtype) for r in rows for c in r if c is not None}
-    if len(shape) != 3 or shape[2] not in (1, 3) or kinds != {"uint8"}:
-        raise InputError(f"cells are uint8 [H, W, C] with C 1 or 3; got {'/'.join(sorted(kinds))} {list(shape)}.")
+    if len(rows) != len(row_labels) or (column_labels and len(column_labels) != columns):
+        raise InputError(
+            f"a grid of {len(rows)} rows and {columns} columns was given {len(row_labels)} row labels and {len(column_labels)} column labels."
+        )
+    kinds = sorted({(str(c.dtype), c.shape) for r in rows for c in r if c is not None})
+    dtype, shape = kinds[0] if kinds else ("no cell", ())
+    if len(kinds) != 1 or dtype != "uint8" or len(shape) != 3 or shape[2] not in (1, 3):
+        found = ", ".join(f"{dtype} {list(shape)}" for dtype, shape in kinds[:4]) or "no cell at all"
+        raise InputError(f"the cells of a grid must be of one shape, uint8 [H, W, C] with C 1 or 3; got {found}.")
     return shape
 
 

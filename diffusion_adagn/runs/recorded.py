@@ -6,16 +6,40 @@ This module imports without torch, so that a wrong class name is reported at onc
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Annotated, Any
+
+from annotated_types import Ge
+from pydantic import BeforeValidator, StrictInt, StrictStr
 
 from ..commands import resume_command, unused_path, with_commands
 from ..config import DataConfig, RunConfig, read_config, with_overrides
 from ..errors import InputError, UsageError
 from ..labels import LabelSpace
-from ..schema import read_document
+from ..schema import document, read_document
 from .layout import STATE, RunFolder, check_model_path, label_space, pipeline_folder, similar_runs
 
 MODEL_INDEX = "model_index.json"
 MAX_INDEX = 2**27  # bytes of a samples.json; about 300,000 images
+
+
+@document
+class SampledImage:
+    """What is read of an image in samples.json. guidance: the scale."""
+
+    file: StrictStr
+    class_id: Annotated[StrictInt, Ge(0)] | None
+    guidance: float
+    seed: StrictInt = 0
+
+
+@document
+class SamplesIndex:
+    """What is read of a samples.json, which `adagn sample` writes beside its images."""
+
+    images: list[SampledImage]
+    labels: Annotated[LabelSpace, BeforeValidator(LabelSpace.from_dict)]
+    model: dict[str, Any] | None = None
+    unfinished: bool = False
 
 
 def default_folder(parent: str, source: str | Path, weights: str = "ema") -> Path:
@@ -124,12 +148,9 @@ def resumed_config(resume: str, file: str | None, overrides: dict[str, str]) -> 
         if file is not None:
             return config  # the run starts
         whole = next((p for p in list(run.path.parents)[:2] if RunFolder(p).config_file.is_file()), None)
-        if whole is not None:
-            text = f"{run.path} is a part of the run {whole}, and a run is resumed from its newest checkpoint:"
-            raise InputError(with_commands(text, resume_command(whole)))
-        raise InputError(
-            f"there is no run to resume in {run.path} (no config.yaml in it).{similar_runs(run.path)} To start a run, give --config."
-        )
+        part = f"{run.path} is a part of the run {whole}, and a run is resumed from its newest checkpoint:"
+        missing = f"there is no run to resume in {run.path} (no config.yaml in it).{similar_runs(run.path)} To start a run, give --config."
+        raise InputError(missing if whole is None else with_commands(part, resume_command(whole)))
     if file is None:
         return read_config(run.config_file, overrides)
     lr = read_config(run.config_file).training.lr

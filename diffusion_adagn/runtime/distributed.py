@@ -65,24 +65,24 @@ def choose_device(requested: str = "auto") -> torch.device:
         )
     if requested == "auto":
         return _default_device()
-    device = torch.device(requested)
-    if device.type == "cuda":
-        if not torch.cuda.is_available():
-            raise InputError(
-                f"there is no CUDA GPU for --device {requested} (speed.device): {_why_no_cuda()}. {_available_devices()}"
-            )
-        if device.index is not None and "LOCAL_RANK" in os.environ:
-            raise InputError(
-                f"--device {requested} (speed.device) is for one process: torchrun and accelerate launch assign one GPU to each process. Type --device cuda, "
-                "and choose the GPUs with CUDA_VISIBLE_DEVICES."
-            )
-        if device.index is not None and device.index >= torch.cuda.device_count():
-            raise InputError(f"there is no GPU {requested} (--device, speed.device). {_available_devices()}")
-    if device.type == "mps":
-        if not torch.backends.mps.is_available():
-            raise InputError(f"there is no Apple GPU for --device mps (speed.device). {_available_devices()}")
-        if _process_count() > 1:
-            raise InputError("several processes cannot share Apple's GPU: start one process, or type --device cpu.")
+    device, count = torch.device(requested), torch.cuda.device_count()
+    cuda, mps = device.type == "cuda", device.type == "mps"
+    fault = ""
+    if cuda and not torch.cuda.is_available():
+        fault = (
+            f"there is no CUDA GPU for --device {requested} (speed.device): {_why_no_cuda()}. {_available_devices()}"
+        )
+    elif cuda and device.index is not None and "LOCAL_RANK" in os.environ:
+        fault = (
+            f"--device {requested} (speed.device) is for one process: torchrun and accelerate launch assign one GPU to each process. Type --device cuda, and choose the GPUs "
+            "with CUDA_VISIBLE_DEVICES."
+        )
+    elif (cuda and (device.index or 0) >= count) or (mps and not torch.backends.mps.is_available()):
+        fault = f"there is no {'Apple GPU for --device mps' if mps else f'GPU {requested}'} (speed.device). {_available_devices()}"
+    elif mps and _process_count() > 1:
+        fault = "several processes cannot share Apple's GPU: start one process, or type --device cpu."
+    if fault:
+        raise InputError(fault)
     return device
 
 

@@ -25,10 +25,9 @@ def check_precision(precision: str, device: torch.device, option: str) -> None:
 
     option: its name in the message.
     """
-    if precision == "fp16" and device.type != "cuda":
-        raise InputError(f"{option} fp16 needs a CUDA GPU; use bf16 or fp32 here.")
-    if precision == "tf32" and not has_tf32(device):
-        raise InputError(f"{option} tf32 needs a CUDA GPU that has TF32 (Ampere or later); use fp32 here.")
+    if (precision == "fp16" and device.type != "cuda") or (precision == "tf32" and not has_tf32(device)):
+        needed = "that has TF32 (Ampere or later); use fp32" if precision == "tf32" else "; use bf16 or fp32"
+        raise InputError(f"{option} {precision} needs a CUDA GPU {needed} here.".replace(" ;", ";"))
 
 
 @contextmanager

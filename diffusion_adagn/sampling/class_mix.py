@@ -128,8 +128,6 @@ class ClassMix:
                 raise InputError(f"'{base[0].text}' and '{base[1].text}' both apply everywhere: remove one, or add @.")
             if base and len(parts) == 1:
                 return cls.single(base[0].class_id, labels)
-            if not labels.K:
-                raise InputError("the model is unconditional: there are no classes to mix.")
             mix = cls(" ".join(text.split()), (*base, *(p for p in parts if p.sites is not None)))
             mix._check_times(sites, timesteps)
         except InputError as error:
@@ -243,11 +241,12 @@ class ClassInterpolation:
             InputError: they are not two classes, or share is out of range.
         """
         ids = labels.parse(text)
-        if len(ids) != 2 or ids[0] == ids[1]:
+        if len(ids) != 2 or ids[0] == ids[1] or not 0 <= share <= 1:
             names = ", ".join(labels.name(i) for i in ids[:4])
-            raise InputError(f"'{text}' is {names}: expected two different classes, such as cat,dog.")
-        if not 0 <= share <= 1:
-            raise InputError(f"share is a number from 0 (the first class) to 1 (the second), not {share}.")
+            raise InputError(
+                f"'{text}' is {names}, and the share {share:g}: expected two different classes, such as cat,dog, and a share from 0 "
+                "(the first class) to 1 (the second)."
+            )
         return cls(*ids, share, (labels.name(ids[0]), labels.name(ids[1])))
 
     def modulation(self, unet: AdaGNUNet, t: Tensor | float) -> Modulation:

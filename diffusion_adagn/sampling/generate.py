@@ -8,12 +8,14 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import torch
 from accelerate import PartialState
 from accelerate.utils import find_executable_batch_size, gather_object
 from PIL import Image
+from pydantic import AfterValidator, StrictStr
 from tqdm.auto import tqdm
 
 from ..atomic import atomic_write, exclusive_lock
@@ -30,7 +32,7 @@ from ..runs.recorded import MAX_INDEX, default_folder
 from ..runtime.distributed import process_state
 from ..runtime.precision import use_precision
 from ..runtime.speed import CUDAGraphDenoiser, apply_speed, compile_blocks, describe_speed, resolve_speed_together
-from ..schema import read_document, short_repr
+from ..schema import document, read_document, short_repr
 from .class_mix import ClassInterpolation, ClassMix, ClassPlan, modulation_table
 from .load import open_pipeline
 from .pipeline import MAX_SEED, ClassConditionalPipeline, to_pil
@@ -41,6 +43,26 @@ NPZ = "samples.npz"
 DEFAULT_STEPS_BETWEEN = 7
 MIN_ACTIVATION_RATIO = 16  # activations of training / memory of sampling, at least
 GRID_ROWS, GRID_COLUMNS = 40, 24  # maximum in the grid; every image is saved as a file
+
+
+def _name(file: str) -> str:
+    if not file.endswith(".png") or Path(file).name != file:
+        raise ValueError(f"{short_repr(file)} is not an image of this folder")
+    return file
+
+
+@document
+class SampleFile:
+    """The name of an image in samples.json."""
+
+    file: Annotated[StrictStr, AfterValidator(_name)]
+
+
+@document
+class SampleFiles:
+    """The names in samples.json, of the files that --overwrite removes."""
+
+    images: list[SampleFile]
 
 
 @dataclass(frozen=True)
@@ -378,8 +400,6 @@ def _draw_grid(out: Path, planned: list[PlannedImage], request: SampleRequest, p
 
 def _open_folder(out: Path, overwrite: bool, stack: ExitStack, command: str) -> None:
     """Create `out`, or remove earlier samples if asked; locked for this process."""
-    if out.exists() and not out.is_dir():
-        raise InputError(f"{out} is a file: give another --out.")
     out.mkdir(parents=True, exist_ok=True)
     stack.enter_context(exclusive_lock(out))
     _clear(out, overwrite, command)
@@ -393,17 +413,10 @@ def _clear(out: Path, overwrite: bool, command: str = "") -> None:
     if all(p.is_dir() and re.fullmatch(r"step-\d{8}.*", p.name) for p in out.iterdir()):  # the default folders of a run
         return
     index = out / "samples.json"
-    if not index.is_file():
-        raise InputError(f"{out} holds files that are not samples of this program: give another --out.")
-    if not overwrite:
-        raise InputError(overwrite_hint(f"{out} already holds samples", command, out))
-    try:
-        old = [i["file"] for i in read_document(index, max_bytes=MAX_INDEX)["images"]]
-        for name in old:
-            if not (isinstance(name, str) and name.endswith(".png") and Path(name).name == name):
-                raise ValueError(f"{short_repr(name)} is not an image of this folder")
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{index} is corrupted ({error}): give another --out.") from None
+    if not index.is_file() or not overwrite:
+        foreign = f"{out} holds files that are not samples of this program: give another --out."
+        raise InputError(overwrite_hint(f"{out} already holds samples", command, out) if index.is_file() else foreign)
+    old = [image.file for image in read_document(index, SampleFiles, MAX_INDEX).images]
     # only files that exist: names from the index are never opened
     names = {*old, "grid.png", index.name}
     files = [f for f in out.iterdir() if f.name in names or f.match(f"{Path(NPZ).stem}*.npz")]

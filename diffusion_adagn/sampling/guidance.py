@@ -20,7 +20,7 @@ from annotated_types import Ge, Gt, Le
 from pydantic import AfterValidator, BeforeValidator, PlainSerializer, WithJsonSchema
 from pydantic.json_schema import SkipJsonSchema
 
-from ..errors import InputError
+from ..errors import InputError, reject_first
 from ..schema import Option, settings
 
 if TYPE_CHECKING:
@@ -52,17 +52,15 @@ class Interval:
     high: float
 
     def __post_init__(self) -> None:
-        if self.unit not in UNITS:
-            raise InputError(f"the unit of an interval is one of {', '.join(UNITS)}, not {self.unit!r}.")
-        if not self.low <= self.high:
-            raise InputError(
-                f"the interval {self.low:g}-{self.high:g} ends before it begins: write the smaller number first."
-            )
-        if self.unit == "share" and self.high > 1:
-            span = f"{self.low:g}-{self.high:g}"
-            raise InputError(
-                f"'{span}' without a unit is a fraction of the timesteps, 0 to 1: write t:{span}, sigma:{span} or steps:{span}."
-            )
+        span = f"{self.low:g}-{self.high:g}"
+        faults = {
+            f"the unit of an interval is one of {', '.join(UNITS)}, not {self.unit!r}": self.unit not in UNITS,
+            f"the interval {span} ends before it begins: write the smaller number first": not self.low <= self.high,
+            f"'{span}' without a unit is a fraction of the timesteps, 0 to 1: write t:{span}, sigma:{span} or steps:{span}": (
+                self.unit == "share" and self.high > 1
+            ),
+        }
+        reject_first(faults, "", ".")
 
     @classmethod
     def parse(cls, text: str) -> Interval | None:
@@ -95,18 +93,18 @@ def _scales(scale: float | Sequence[float]) -> float | tuple[float, ...]:
         if isinstance(scale, str):
             raise ValueError
         scales = tuple(float(s) for s in scale) if isinstance(scale, Iterable) else (float(scale),)
+        valid = all(0 <= s < math.inf for s in scales)
     except (TypeError, ValueError):
-        raise InputError(f"a guidance scale is a number, or a list with one per image, not {scale!r}.") from None
-    for s in scales:
-        if not math.isfinite(s) or s < 0:
-            raise InputError(f"a guidance scale is a number of at least 0 (1 means no guidance), not {s}.")
+        valid = False
+    if not valid:
+        raise InputError(
+            f"a guidance scale is a number of at least 0 (1 means no guidance), or a list with one per image, not {scale!r}."
+        )
     return scales if isinstance(scale, Iterable) else scales[0]
 
 
 def _interval(interval: object) -> Interval | None:
-    if not isinstance(interval, Interval | str | None):
-        raise InputError(f'an interval is an Interval or its text, such as "0.2-0.8", not {interval!r}.')
-    return Interval.parse(interval) if isinstance(interval, str) else interval
+    return interval if isinstance(interval, Interval | None) else Interval.parse(str(interval))
 
 
 def _checked_schedule(schedule: str) -> str:

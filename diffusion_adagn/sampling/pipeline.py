@@ -35,7 +35,7 @@ from ..diffusion.schedule import (
     spacing_name,
     with_sampler,
 )
-from ..errors import InputError, errors_as_input_error
+from ..errors import InputError, errors_as_input_error, reject_first
 from ..labels import ClassSpec, LabelSpace
 from ..models.unet import AdaGNUNet
 from ..renamed import CALL_ARGUMENTS, renamed_arguments
@@ -156,11 +156,11 @@ class ClassConditionalPipeline(DiffusionPipeline):
         if labels is None:
             labels = LabelSpace(tuple(map(str, range(expected))), has_null=unet.config.null_class or not expected)
         labels = labels if isinstance(labels, LabelSpace) else LabelSpace.from_dict(labels)
-        if expected != labels.K:
-            raise InputError(f"the network has {expected} classes, the label space {labels.K}: they must be the same.")
-        if expected and labels.has_null != unet.config.null_class:
+        nulls = labels.has_null, unet.config.null_class
+        if expected != labels.K or (expected and nulls[0] != nulls[1]):
             raise InputError(
-                f"the label space has has_null {labels.has_null}, the network null_class {unet.config.null_class}: they must be the same."
+                f"the network has {expected} classes, the label space {labels.K}; has_null of the label space is {nulls[0]}, null_class "
+                f"of the network {nulls[1]}: they must be the same."
             )
         self.register_modules(unet=unet, scheduler=scheduler)
         self.register_to_config(
@@ -245,19 +245,18 @@ class ClassConditionalPipeline(DiffusionPipeline):
                 f"guide is a ClassConditionalPipeline, such as from_pretrained(...) returns, not {short_repr(guide)}."
             )
         ours, theirs = self.unet.config, guide.unet.config
-        for name, what in (("in_channels", "channels"), ("sample_size", "pixels per side")):
-            if ours[name] != theirs[name]:
-                raise InputError(
-                    f"the guide's images have {theirs[name]} {what}, the model's {ours[name]}: choose another guide."
-                )
+        sides, channels = (ours.sample_size, theirs.sample_size), (ours.in_channels, theirs.in_channels)
         a, b = self.scheduler.alphas_cumprod, guide.scheduler.alphas_cumprod
-        if a.shape != b.shape or not torch.allclose(a.cpu(), b.cpu(), atol=1e-5):
-            raise InputError("the guide was trained on another noise schedule: choose a guide with the same one.")
-        if guide.labels.K and guide.labels.names != self.labels.names:
-            raise InputError(
-                f"the guide has other classes ({', '.join(guide.labels.names[:4])}, ...) than the model "
-                f"({', '.join(self.labels.names[:4])}, ...): choose a guide with the same classes, or with none."
-            )
+        faults = {
+            f"images of {sides[1]} pixels per side and {channels[1]} channels, the model's have {sides[0]} and {channels[0]}": (
+                sides[0] != sides[1] or channels[0] != channels[1]
+            ),
+            "another noise schedule": a.shape != b.shape or not torch.allclose(a.cpu(), b.cpu(), atol=1e-5),
+            f"other classes ({', '.join(guide.labels.names[:4])}, ...) than the model ({', '.join(self.labels.names[:4])}, ...)": (
+                guide.labels.K and guide.labels.names != self.labels.names
+            ),
+        }
+        reject_first(faults, "the guide has ", ": choose one with the same, or without classes.")
 
     def plans_for(self, guide: "ClassConditionalPipeline", plans: list[ClassPlan]) -> list[ClassPlan]:
         """The plans for a guide: the same, or any single class in place of mixes if it ignores classes.
@@ -280,11 +279,11 @@ class ClassConditionalPipeline(DiffusionPipeline):
         Raises:
             InputError: eta is out of range for the sampler.
         """
-        if not (math.isfinite(eta) and eta >= 0):
-            raise InputError(f"eta is a number of at least 0 (0: no noise, 1: as much as ddpm), not {eta}.")
         sampler = sampler or sampler_name(self.scheduler)
-        if eta and sampler != "ddim":
-            raise InputError(f"eta is a setting of ddim; the sampler is {sampler}.")
+        if not 0 <= eta < math.inf or (eta and sampler != "ddim"):
+            raise InputError(
+                f"eta is a number of at least 0 for ddim (0: no noise, 1: as much as ddpm), and 0 for others, not {eta} for {sampler}."
+            )
 
     def prepare(self, settings: SamplerSettings, guide: "ClassConditionalPipeline | None" = None) -> list[ModelEval]:
         """Make the sampler of these settings the default of later calls, and check all of them.
@@ -404,36 +403,45 @@ class ClassConditionalPipeline(DiffusionPipeline):
             InputError: for unknown classes, guidance without a null class, grids that a sampler would not follow exactly, and
                 numbers of classes, seeds, generators and latents that differ.
         """
-        if class_labels is not None and classes is not None:
-            raise InputError("classes and class_labels are the same argument: give one of them.")
+        # a PipelineCallback of diffusers lists its tensors
+        inputs = getattr(callback_on_step_end, "tensor_inputs", callback_on_step_end_tensor_inputs)
+        unknown = set(inputs) - {"latents"}
+        copies = num_images_per_class if num_images_per_prompt is None else num_images_per_prompt
+        several = "were given: give one of them."
+        faults = {
+            f"classes and class_labels are the same, and {several}": classes is not None and class_labels is not None,
+            f"num_images_per_class and num_images_per_prompt {several}": num_images_per_prompt is not None
+            and num_images_per_class != 1,
+            f"classes and class_plan {several}": class_plan is not None
+            and (classes is not None or class_labels is not None),
+            f"seeds and generator {several}": seeds is not None and generator is not None,
+            f"guidance_scale and guidance {several}": guidance is not None and guidance_scale is not None,
+            f"num_images_per_class is a whole number of at least 1, not {short_repr(copies)}.": (
+                isinstance(copies, bool) or not isinstance(copies, Integral) or copies < 1
+            ),
+            f"guidance is a Guidance object, not {short_repr(guidance)}; guidance_scale takes numbers.": (
+                not isinstance(guidance, Guidance | None)
+            ),
+            f"output_type is pil, pt or np, not {short_repr(output_type)}.": output_type
+            not in ("pil", "pt", "np", "numpy"),
+            f"callback_on_step_end is called at each step; {short_repr(callback_on_step_end)} cannot be called.": (
+                callback_on_step_end is not None and not callable(callback_on_step_end)
+            ),
+            f"a callback may receive 'latents' alone, not {', '.join(map(str, unknown))}.": bool(unknown),
+        }
+        reject_first(faults)
         plans = self._plans(class_labels if classes is None else classes, class_plan)
-        if num_images_per_prompt is not None and num_images_per_class != 1:
-            raise InputError("num_images_per_class and num_images_per_prompt are the same argument: give one of them.")
-        plans = _each(plans, num_images_per_class if num_images_per_prompt is None else num_images_per_prompt)
+        plans = [plan for plan in plans for _ in range(copies)]
         config = self.unet.config
         shape = (config.in_channels, config.sample_size, config.sample_size)
         given = seeds is not None or generator is not None
         plans, seeds, generators = _pair(plans, seeds, generator, _check_latents(latents, shape))
         seeds = seeds if given or latents is None else [None] * len(seeds)
         count = len(plans)
-        if guidance is not None and guidance_scale is not None:
-            raise InputError("guidance_scale and guidance were given: give one of them.")
-        if not isinstance(guidance, Guidance | None):
-            raise InputError(f"guidance is a Guidance object, not {guidance!r}; guidance_scale takes numbers.")
         guidance = guidance or (UNGUIDED if guidance_scale is None else Guidance(guidance_scale))
         guide = getattr(guidance, "_guide", None) if guide is None else guide
         guidance.scales(count)
         self.check_guidance(guidance, guide)
-        if output_type not in ("pil", "pt", "np", "numpy"):
-            raise InputError(f"output_type is pil, pt or np, not {output_type!r}.")
-        if callback_on_step_end is not None and not callable(callback_on_step_end):
-            raise InputError(
-                f"callback_on_step_end is called at each step; {short_repr(callback_on_step_end)} cannot be called."
-            )
-        # a PipelineCallback of diffusers lists its tensors
-        inputs = getattr(callback_on_step_end, "tensor_inputs", callback_on_step_end_tensor_inputs)
-        if unknown := set(inputs) - {"latents"}:
-            raise InputError(f"a callback may receive 'latents' alone, not {short_repr(min(unknown))}.")
         scheduler = self._scheduler(sampler, spacing)
         self.check_eta(eta, sampler_name(scheduler))
 
@@ -481,12 +489,11 @@ class ClassConditionalPipeline(DiffusionPipeline):
         if given is None:
             ids = labels.parse(("all" if labels.K else "null") if classes is None else classes)
             return [ClassMix.single(i, labels) for i in ids]
-        if classes is not None:
-            raise InputError("classes and class_plan were given: give one of them.")
         given = [given] if isinstance(given, str | ClassPlan) or not isinstance(given, Sequence) else given
-        for plan in given:
-            if not isinstance(plan, str | ClassPlan):
-                raise InputError(f"class_plan is a text such as 'cat@coarse,dog@fine' or a ClassPlan, not {plan!r}.")
+        if not all(isinstance(plan, str | ClassPlan) for plan in given):
+            raise InputError(
+                f"class_plan is a text such as 'cat@coarse,dog@fine', a ClassPlan or several, not {given!r}."
+            )
         return [self.mix(plan) if isinstance(plan, str) else plan for plan in given]
 
     def _predictor(
@@ -700,14 +707,16 @@ def _check_latents(latents: Tensor | None, shape: tuple[int, int, int]) -> Tenso
     """The latents, unchanged. Raises InputError unless they are finite numbers [N, *shape]."""
     if latents is None:
         return None
-    expected = f"latents are initial noise of unit variance, a float tensor [N, {', '.join(map(str, shape))}]"
-    if not isinstance(latents, Tensor) or latents.shape[1:] != shape or not len(latents):
-        raise InputError(
-            f"{expected}, not {list(latents.shape) if isinstance(latents, Tensor) else short_repr(latents)}."
+    is_tensor = isinstance(latents, Tensor)
+    finite = not is_tensor or bool(latents.isfinite().all())
+    if not is_tensor or latents.shape[1:] != shape or not len(latents) or not latents.is_floating_point() or not finite:
+        found = (
+            f"{list(latents.shape)} {latents.dtype}{' with NaN or infinity' * (not finite)}"
+            if is_tensor
+            else short_repr(latents)
         )
-    if not latents.is_floating_point() or not latents.isfinite().all():
         raise InputError(
-            f"{expected}: found {latents.dtype}{'' if latents.isfinite().all() else ' with NaN or infinity'}."
+            f"latents are initial noise of unit variance, a float tensor [N, {', '.join(map(str, shape))}], not {found}."
         )
     return latents
 
@@ -715,13 +724,6 @@ def _check_latents(latents: Tensor | None, shape: tuple[int, int, int]) -> Tenso
 def _noise(shape: tuple[int, int, int], generators: Sequence[torch.Generator]) -> Tensor:
     """Unit normal noise, [N, C, H, W], image i from generator i, on the generators' device."""
     return torch.stack([torch.randn(shape, generator=g, device=g.device) for g in generators])
-
-
-def _each(plans: list[ClassPlan], count: int) -> list[ClassPlan]:
-    """Every plan, `count` times."""
-    if isinstance(count, bool) or not isinstance(count, Integral) or count < 1:
-        raise InputError(f"num_images_per_class is a whole number of at least 1, not {short_repr(count)}.")
-    return [plan for plan in plans for _ in range(count)]
 
 
 def _seed_of(generator: torch.Generator) -> int | None:
@@ -738,36 +740,32 @@ def _pair(
     latents: Tensor | None = None,
 ) -> tuple[list[ClassPlan], list[int | None], list[torch.Generator]]:
     """One class (or plan), one seed and one generator per image."""
-    if generator is not None and seeds is not None:
-        raise InputError("seeds and generator were given: give one of them.")
-    plans = plans * len(latents) if latents is not None and len(plans) == 1 else plans
-    if latents is not None and len(latents) != len(plans):
-        raise InputError(f"{len(latents)} latents for {len(plans)} images were given: give one per image.")
+    plans = plans if latents is None else _one_each(plans, latents, "latents")
     if generator is not None and not isinstance(generator, torch.Generator):
         generators = list(generator) if isinstance(generator, Sequence) else [generator]
-        if not generators or not all(isinstance(g, torch.Generator) for g in generators):
+        if not all(isinstance(g, torch.Generator) for g in generators):
             raise InputError(f"generator is a torch.Generator, or one per image, not {short_repr(generator)}.")
-        plans = plans * len(generators) if len(plans) == 1 else plans
-        if len(plans) != len(generators):
-            raise InputError(f"{len(generators)} generators for {len(plans)} images: give one per image, or one.")
         first = [all(g is not earlier for earlier in generators[:i]) for i, g in enumerate(generators)]
-        return plans, [_seed_of(g) if alone else None for g, alone in zip(generators, first)], generators
+        used_once = [_seed_of(g) if alone else None for g, alone in zip(generators, first)]
+        return _one_each(plans, generators, "generators"), used_once, generators
     if seeds is None:
         device = "cpu" if generator is None else generator.device
         seeds = torch.randint(0, 2**31, (len(plans),), generator=generator, device=device).tolist()
     elif isinstance(seeds, Integral):
         seeds = [int(seeds) + i for i in range(len(plans))]
-    else:
-        try:
-            seeds = [operator.index(s) for s in (seeds.reshape(-1).tolist() if hasattr(seeds, "reshape") else seeds)]
-        except TypeError:
-            raise InputError(f"seeds are whole numbers, not {seeds!r}.") from None
-    if len(plans) == 1:
-        plans = plans * len(seeds)
-    if len(plans) != len(seeds) or not seeds:
-        raise InputError(f"{len(plans)} classes and {len(seeds)} seeds were given: give one seed per image, or one.")
-    if min(seeds) < 0 or max(seeds) > MAX_SEED:
-        raise InputError(
-            f"a seed is a whole number from 0 to {MAX_SEED}, not {min(seeds) if min(seeds) < 0 else max(seeds)}."
-        )
-    return plans, seeds, [torch.Generator().manual_seed(seed) for seed in seeds]
+    try:
+        seeds = [operator.index(s) for s in (seeds.reshape(-1).tolist() if hasattr(seeds, "reshape") else seeds)]
+        valid = all(0 <= s <= MAX_SEED for s in seeds)
+    except TypeError:
+        valid = False
+    if not valid:
+        raise InputError(f"seeds are whole numbers from 0 to {MAX_SEED}, not {short_repr(seeds)}.")
+    return _one_each(plans, seeds, "seeds"), seeds, [torch.Generator().manual_seed(seed) for seed in seeds]
+
+
+def _one_each(plans: list[ClassPlan], values: Sequence, what: str) -> list[ClassPlan]:
+    """The plans, one for each of the values; a single plan is repeated."""
+    plans = plans * len(values) if len(plans) == 1 else plans
+    if len(plans) != len(values) or not plans:
+        raise InputError(f"{len(values)} {what} for {len(plans)} images were given: give one per image, or one.")
+    return plans

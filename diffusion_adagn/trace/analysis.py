@@ -8,6 +8,7 @@ import numpy as np
 
 from ..errors import InputError
 from ..models.unet import Site
+from ..schema import short_repr
 from .atlas import Atlas, ModulationField, SiteAtlas
 
 SILENCED = 0.01  # of the site's median |gain|
@@ -232,18 +233,25 @@ def drift(before: Atlas, after: Atlas) -> Mapping[str, dict[str, float]]:
     ratio: RMS of the difference over RMS of the earlier values; inf where only the earlier values are all 0.
     Raises InputError for atlases of different sites, timesteps or classes.
     """
-    for axis in ("conditioning", "classes"):
-        if getattr(before, axis) != getattr(after, axis):
-            raise InputError(f"the atlases differ in {axis}: {getattr(before, axis)} and {getattr(after, axis)}.")
-    if list(before.sites) != list(after.sites) or not np.array_equal(before.timesteps, after.timesteps):
-        raise InputError("the atlases have different sites or timesteps: trace both with the same settings.")
+    first, second = (
+        {
+            "conditioning": atlas.conditioning,
+            "classes": atlas.classes,
+            "timesteps": list(atlas.timesteps),
+            "sites": {name: [f.values.shape for f in site.fields.values()] for name, site in atlas.sites.items()},
+        }
+        for atlas in (before, after)
+    )
+    if differing := [what for what in first if first[what] != second[what]]:
+        what = differing[0]
+        raise InputError(
+            f"the atlases differ in {what} ({short_repr(first[what])} and {short_repr(second[what])}): trace both with the same settings."
+        )
     moved: dict[str, dict[str, float]] = {}
     for name, site in before.sites.items():
         moved[name] = {}
         for parameter, f in site.fields.items():
             a, b = f.values.astype(np.float64), after.sites[name].fields[parameter].values.astype(np.float64)
-            if a.shape != b.shape:
-                raise InputError(f"the two atlases differ in the channels of {name}.")
             base = np.sqrt(np.square(a).mean())
             moved[name][parameter] = (
                 float(np.sqrt(np.square(b - a).mean()) / base) if base > 0 else (np.inf if b.any() else 0.0)

@@ -21,6 +21,7 @@ from ..errors import InputError
 from ..labels import LabelSpace
 from ..models.unet import AdaGNUNet, Site
 from ..renamed import renamed_arguments
+from ..schema import short_repr
 
 MAX_STORED_CLASSES = 64  # null included; the statistics are over all classes
 BATCH_ROWS = 256  # (timestep, class) pairs in one call of `modulation`
@@ -118,14 +119,15 @@ class Atlas:
         if isinstance(timesteps, int):
             timesteps = np.linspace(0, num_train_timesteps - 1, timesteps).round()
         grid = np.asarray(timesteps, dtype=np.float64)
-        if grid.ndim != 1 or not len(grid) or not np.isfinite(grid).all() or grid.min() < 0:
-            raise InputError(f"timesteps must be a list of numbers of at least 0, not {timesteps!r}.")
         k, null = labels.K, labels.null_id if labels.K and labels.has_null else None
         if class_ids is None:
             class_ids = range(k if k <= MAX_STORED_CLASSES else MAX_STORED_CLASSES - 1)
         class_ids = list(dict.fromkeys(class_ids))
-        if any(not 0 <= i < k for i in class_ids):
-            raise InputError(f"class_ids must be in 0..{k - 1}, not {class_ids}.")
+        valid = grid.ndim == 1 and len(grid) and np.isfinite(grid).all() and grid.min() >= 0
+        if not valid or any(not 0 <= i < k for i in class_ids):
+            raise InputError(
+                f"timesteps are numbers of at least 0 and class_ids in 0..{k - 1}, not {short_repr(timesteps)} and {short_repr(class_ids)}."
+            )
         ids = list(range(k)) + ([null] if null is not None else [])
         stored = class_ids + ([null] if null is not None else [])
         builder = _AtlasBuilder(len(grid), k, {i: index for index, i in enumerate(stored)}, bool(k))
@@ -171,17 +173,12 @@ class Atlas:
         Raises:
             InputError: If the class is not stored, or a class is named "null" besides the null label.
         """
-        if self.classes.count(name_or_id) > 1:
-            raise InputError(
-                f"{name_or_id!r} is the name of a class and the null label: give an id, {self.null_id} for null."
-            )
-        if name_or_id in self.classes:
-            return self.classes.index(name_or_id)
-        if name_or_id in self.class_ids:
-            return self.class_ids.index(name_or_id)
-        raise InputError(
-            f"the atlas stores no values of class {name_or_id!r}. It stores: {', '.join(self.classes[:20])}."
-        )
+        known = [*self.classes, *self.class_ids] if name_or_id not in self.classes else self.classes
+        if known.count(name_or_id) != 1:
+            twice = f"{name_or_id!r} is the name of a class and the null label: give an id, {self.null_id} for null."
+            missing = f"the atlas stores no values of class {name_or_id!r}. It stores: {', '.join(self.classes[:20])}."
+            raise InputError(twice if name_or_id in known else missing)
+        return known.index(name_or_id) % len(self.classes)
 
     def place(self, name_or_id: str | int) -> int:
         """The old name of `class_index`."""

@@ -172,13 +172,13 @@ def label_sensitivity(
 
 def _other_labels(unet: AdaGNUNet, labels: Tensor, intervention: Intervention) -> Tensor:
     k = unet.config.num_classes or 0
+    lacking = {"null": "null label", "swap": "other class to swap to"}
+    if (intervention == "null" and not (k and unet.config.null_class)) or (intervention == "swap" and k < 2):
+        others = ", ".join(i for i in INTERVENTIONS if i != intervention)
+        raise InputError(f"this network has no {lacking[intervention]}: probe with one of {others}.")
     if intervention == "null":
-        if not k or not unet.config.null_class:
-            raise InputError("this network has no null label: probe with swap, zero or freeze.")
         return torch.full_like(labels, k)
     if intervention == "swap":
-        if k < 2:
-            raise InputError("there is no other class to swap to: probe with null, zero or freeze.")
         draw = uniform(0, "wrong_label", torch.arange(len(labels))) * (k - 1)
         return (labels + 1 + draw.long().to(labels)) % k
     return labels

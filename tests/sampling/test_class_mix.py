@@ -334,7 +334,7 @@ def test_single_rule_is_a_class(deep):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "it is empty"),
+        ("", "no class was given"),
         ("catt@coarse,dog@fine", "no class 'catt'.*'cat'"),
         ("cat@coarse,dgo", "no class 'dgo'.*'dog'"),
         ("@coarse,dog", "no class was given"),

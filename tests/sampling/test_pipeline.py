@@ -198,7 +198,7 @@ def test_guidance_needs_a_null_row():
         ({"eta": -1.0}, "eta"),
         ({"seeds": "123"}, "whole numbers"),
         ({"seeds": [0.5, 1.5, 2.5]}, "whole numbers"),
-        ({"seeds": 2**63 - 1}, "a seed is"),
+        ({"seeds": 2**63 - 1}, "whole numbers from 0 to"),
     ],
 )
 def test_bad_input_is_rejected(kw, message):

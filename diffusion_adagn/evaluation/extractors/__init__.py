@@ -118,13 +118,13 @@ def _learned(
     device: str | torch.device,
     progress: bool,
 ) -> Extractor:
-    if argument:
-        raise InputError(f"the extractor {spec!r} takes no argument: it is trained on your data. Type {word}.")
-    if dataset is None:
-        raise InputError(
-            f"the extractor {word!r} is trained on labelled images, and none are known: give --data.source NAME_OR_PATH, or "
-            "another --extractor."
+    if argument or dataset is None:
+        fault = (
+            f"takes no argument: it is trained on your data. Type {word}"
+            if argument
+            else "is trained on labelled images, and none are known: give --data.source NAME_OR_PATH, or another --extractor"
         )
+        raise InputError(f"the extractor {spec!r} {fault}.")
     if word == "sklearn":
         from .small import open_sklearn
 
@@ -141,23 +141,19 @@ def _of_the_user(spec: str, dataset: ImageDataset | None, device: str | torch.de
             extractor = importlib.import_module(module)
         for part in attribute.split("."):
             extractor = getattr(extractor, part)
-    except (ImportError, ValueError, TypeError) as error:
+    except (ImportError, ValueError, TypeError, AttributeError) as error:
         raise InputError(f"the extractor {spec!r} cannot be imported: {error}. {_choices()}") from None
-    except AttributeError:
-        raise InputError(f"the extractor {spec!r}: {module} has no attribute {attribute}.") from None
     if callable(extractor) and not _is_extractor(extractor):
         arguments = {"dataset": dataset, "device": device, "progress": progress}
         extractor = extractor(**_accepted_arguments(spec, extractor, arguments))
-    if not _is_extractor(extractor):
-        members = ", ".join(Extractor.__annotations__)
-        raise InputError(
-            f"{spec!r} is not an extractor and does not return one, but a {type(extractor).__name__}; one is called with images and has "
-            f"{members} and to_dict()."
+    if not _is_extractor(extractor) or extractor.is_fid:
+        fault = (
+            "sets is_fid, which is reserved for the Inception network of the FID: set it to False"
+            if _is_extractor(extractor)
+            else f"is not an extractor and does not return one, but a {type(extractor).__name__}; one is called with images and has "
+            f"{', '.join(Extractor.__annotations__)} and to_dict()"
         )
-    if extractor.is_fid:
-        raise InputError(
-            f"{spec!r} sets is_fid, which is reserved for the Inception network of the FID: set it to False."
-        )
+        raise InputError(f"{spec!r} {fault}.")
     return extractor
 
 

@@ -159,11 +159,14 @@ def train_classifier(
     """
     from ...data.store import split_off
 
-    _check(dataset)
     device, n = torch.device(device), len(dataset)
     learned, heldout = split_off(dataset.labels, min(HELD_OUT, MAX_HELD_OUT / n), SEED)
-    if len(np.unique(dataset.labels[learned])) < 2 or not len(heldout):
-        raise InputError(f"{dataset.name} has {n} images: too few for a classifier to learn from and to be tested on.")
+    classes = len(np.unique(dataset.labels[learned]))
+    if classes < 2 or not len(heldout):
+        raise InputError(
+            f"{dataset.name} has {n} images, of {classes} class(es) to learn from: too few. Expected images of two or more to learn from "
+            "and to be tested on. Use an extractor that needs no labels: efficientnet:PATH.safetensors, inception or dinov2:FOLDER."
+        )
     if progress:
         print(f"Training a classifier on {dataset.name}: this takes minutes, and the result is cached.")
     resolution = min(dataset.image_size, MAX_SIDE)
@@ -185,15 +188,6 @@ def train_classifier(
         "heldout_accuracy": _accuracy(network, dataset, heldout, resolution, device),
     }
     return network, facts
-
-
-def _check(dataset: ImageDataset) -> None:
-    filled = int((dataset.counts() > 0).sum())
-    if filled < 2:
-        raise InputError(
-            f"a classifier needs images of two or more classes; {dataset.name} has {filled}. "
-            "Use an extractor that needs no labels: efficientnet:PATH.safetensors, inception or dinov2:FOLDER."
-        )
 
 
 # ---------------------------------------------------------------------- training

@@ -52,11 +52,9 @@ def open_dinov2(source: str, device: str | torch.device = "cpu") -> Dinov2Extrac
     try:
         config = AutoConfig.from_pretrained(source)
         if not config.model_type.startswith("dinov2"):
-            raise InputError(f"{source} is a {config.model_type}, not a DINOv2: try dinov2:facebook/dinov2-base.")
+            raise ValueError(f"{source} is a {config.model_type}, not a DINOv2: try dinov2:facebook/dinov2-base.")
         network = AutoModel.from_pretrained(source, config=config, dtype=torch.float32, use_safetensors=True)
     except (OSError, ValueError, RuntimeError) as error:
-        if isinstance(error, InputError):
-            raise
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise InputError(
             f"no DINOv2 can be opened from {source}: {reason} Expected a folder with config.json and model.safetensors, or a hub id "

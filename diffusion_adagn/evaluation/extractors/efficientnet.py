@@ -159,8 +159,6 @@ def _load(path: Path) -> EfficientNetLite0:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    if not path.is_file():
-        raise InputError(f"the extractor's weights {path} are not there; expected a .safetensors file. {SOURCE}")
     try:
         weights = load_file(path)
     except (OSError, SafetensorError) as error:

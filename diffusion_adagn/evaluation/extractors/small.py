@@ -91,13 +91,12 @@ def _trained(dataset: ImageDataset) -> tuple[dict[str, np.ndarray], dict]:
     learned, heldout = split_off(dataset.labels, 0.05)
     pixels, labels = dataset.gather(learned)
     classes = np.unique(labels)
-    if len(classes) < 2:
+    if len(classes) < 2 or not len(heldout):
         raise InputError(
-            f"{dataset.name} has images of {len(classes)} class to learn from; expected two or more. Use an "
-            "extractor that needs no labels: efficientnet:PATH.safetensors, inception or dinov2:FOLDER."
+            f"{dataset.name} has {len(dataset)} images, of {len(classes)} class(es) to learn from: too few. Expected images of two or "
+            "more to learn from and to be tested on. Use an extractor that needs no labels: efficientnet:PATH.safetensors, inception "
+            "or dinov2:FOLDER."
         )
-    if not len(heldout):
-        raise InputError(f"{dataset.name} has {len(dataset)} images: too few to learn from and to be tested on.")
     facts = {
         "shape": list(pixels.shape[1:]),
         "classes": classes.tolist(),

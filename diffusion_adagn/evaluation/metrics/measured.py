@@ -59,16 +59,16 @@ def checked(features: np.ndarray, of: str = "the images") -> np.ndarray:
     Raises InputError for other shapes and for nan.
     """
     features = np.require(features, requirements=["C", "W"])
+    fault = ""
     if features.ndim != 2 or not all(features.shape):
-        raise InputError(
-            f"the features of {of} have the shape {list(features.shape)}; expected [N, D], one row an image."
+        fault = f"have the shape {list(features.shape)}; expected [N, D], one row an image"
+    elif bad := sum(int((~np.isfinite(features[rows]).all(1)).sum()) for rows in blocks(len(features))):
+        fault = (
+            f"contain nan or inf, in {bad:,} of {len(features):,} images, so no metric can be computed. Inspect those images, and extract "
+            "the features again in float32"
         )
-    bad = sum(int((~np.isfinite(features[rows]).all(1)).sum()) for rows in blocks(len(features)))
-    if bad:
-        raise InputError(
-            f"the features of {bad:,} of {len(features):,} ({of}) contain nan or inf, so no metric can be computed. "
-            "Inspect those images, and extract the features again in float32."
-        )
+    if fault:
+        raise InputError(f"the features of {of} {fault}.")
     return features
 
 

@@ -156,14 +156,15 @@ def precision_recall(
     x, y = checked(x), checked(y, "the reference")
     n, m = len(x), len(y)
     same_extractor(x.shape[1], y.shape[1])
-    if k < 1:
-        raise InputError(f"k is {k}; expected at least 1 neighbour.")
+    if k < 1 or (y_radii is not None and np.shape(y_radii) != (m,)):
+        given = "" if y_radii is None else f", and the radii have the shape {list(np.shape(y_radii))}"
+        raise InputError(
+            f"k is {k}{given}; expected at least 1 neighbour, and one radius for each of {m:,} reference images."
+        )
     if min(n, m) <= k:
         why = f"{n:,} sampled and {m:,} reference images: more than {k} of each are needed to have {k} neighbours"
         return {name: MetricValue.unavailable(why) for name in ("precision", "recall", "density", "coverage")}
     y_radii = radii(y, k, device, block, progress) if y_radii is None else np.asarray(y_radii, dtype=np.float64)
-    if y_radii.shape != (m,):
-        raise InputError(f"the radii have the shape {list(y_radii.shape)}; expected one for each of {m:,} images.")
     reference = _Table(y, device)
     sampled = _Table(x, device, reference.centre)
     ball_y = reference.bounds(torch.from_numpy(y_radii).to(device), block)

@@ -422,6 +422,8 @@ def read_document(
     """
     file = Path(file)
     try:
+        if file.exists() and not file.is_file():
+            raise ValueError("it is no file")  # a pipe would be waited for
         with open(file, "rb") as handle:
             content = handle.read(max_bytes + 1)
         if len(content) > max_bytes:

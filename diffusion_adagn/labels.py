@@ -271,7 +271,7 @@ class LabelSpace:
         wrong = [i for i, count in Counter(ids).items() if count > 1 or i >= self.K]
         if wrong:
             raise InputError(
-                f"a subset names no class more than once, and not 'null', which is no class of the data: remove {self.name(wrong[0])!r}."
+                f"a subset names no class more than once, and not 'null', id {self.null_id}, which is no class of the data: remove {wrong[0]}."
             )
         return LabelSpace(
             names=tuple(self.names[i] for i in ids),

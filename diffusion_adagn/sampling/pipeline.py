@@ -746,8 +746,8 @@ def _pair(
         if not all(isinstance(g, torch.Generator) for g in generators):
             raise InputError(f"generator is a torch.Generator, or one per image, not {short_repr(generator)}.")
         first = [all(g is not earlier for earlier in generators[:i]) for i, g in enumerate(generators)]
-        used_once = [_seed_of(g) if alone else None for g, alone in zip(generators, first)]
-        return _one_each(plans, generators, "generators"), used_once, generators
+        known_seeds = [_seed_of(g) if alone else None for g, alone in zip(generators, first)]
+        return _one_each(plans, generators, "generators"), known_seeds, generators
     if seeds is None:
         device = "cpu" if generator is None else generator.device
         seeds = torch.randint(0, 2**31, (len(plans),), generator=generator, device=device).tolist()

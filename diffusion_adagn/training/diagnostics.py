@@ -33,18 +33,13 @@ class ConditioningDiagnostics:
 
     def __init__(self, trainer: Trainer, heldout: ImageDataset | None):
         self.trainer, self.heldout, self.labels = trainer, heldout, label_space(trainer.config)
-        self.unet, self.ema, self.loss, self.accelerator = (
-            trainer.unet,
-            trainer.ema.model,
-            trainer.loss,
-            trainer.accelerator,
-        )
-        self.training = training = trainer.config.training
-        self.every = training.diagnostics_every
+        self.unet, self.ema, self.loss = trainer.unet, trainer.ema.model, trainer.loss
+        self.accelerator, self.training = trainer.accelerator, trainer.config.training
+        self.every = self.training.diagnostics_every
         rows = self.labels.K + 1 if 0 < self.labels.K <= MAX_LOGGED_CLASSES else 0
         device = self.unet.device if has_float64(self.unet.device) else "cpu"
         self._sums = torch.zeros(LOSS_BINS + rows, 2, dtype=torch.float64, device=device)  # loss, count
-        images = self.every * training.batch_size
+        images = self.every * self.training.batch_size
         self.evaluations = max(MIN_EVALUATIONS, min(MAX_EVALUATIONS, images // 100))
         self.warned = False
         self._gradient_norms: dict[str, float] = {}

@@ -14,6 +14,7 @@ import os
 import reprlib
 import types
 import typing
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from functools import partial, wraps
 from numbers import Integral, Real
@@ -29,6 +30,7 @@ from pydantic.fields import FieldInfo
 from .errors import InputError
 
 MAX_YAML = 4 * 2**20  # bytes; the labels of 20,000 classes are 1 MB
+MAX_YAML_VALUES = 250_000  # PyYAML reads 20,000 in a second
 MAX_JSON = 16 * 2**20
 MAX_INT = 2**63 - 1
 T = TypeVar("T")
@@ -233,6 +235,7 @@ def nearest_choice(word: str, choices: list[str]) -> str | None:
 
 _REPR = reprlib.Repr()
 _REPR.maxstring = _REPR.maxother = 80
+_REPR.maxlevel = 2
 
 
 def short_repr(value: Any) -> str:
@@ -285,7 +288,8 @@ class Problem(NamedTuple):
             near = nearest_choice(str(value), choices.split(", "))
             message, hint = f"expected {choices}, got {short_repr(value)}", f" Did you mean {near}?" if near else ""
         elif kind in limits:
-            message = f"must be {limits[kind]} {next(iter(context.values())):g}, got {value if isinstance(value, str) else f'{value:g}'}"
+            given = f"{value:g}" if isinstance(value, float) else short_repr(value).strip("'")
+            message = f"must be {limits[kind]} {next(iter(context.values())):g}, got {given}"
         elif kind == "too_short":
             message = f"needs at least {context['min_length']} value"
         elif expected := _EXPECTED.get(kind.partition("_")[0]):
@@ -354,7 +358,10 @@ def build(cls: type[T], *layers: Layer, renamed: Mapping[str, str] = MappingProx
                 raise layer.error(_unknown_key(key, known, layer.where))
             flat[key], source[key] = value, layer
     nested: dict[str, Any] = {}
+    no_sections = tuple(f"{key}." for key in flat if key in sections)
     for key, value in flat.items():
+        if key.startswith(no_sections):  # another value was given in place of its section, which pydantic reports
+            continue
         *path, name = key.split(".")
         parent = nested
         for part in path:
@@ -392,11 +399,21 @@ def _unknown_key(key: str, known: list[str], where: str) -> str:
 
 
 class _Loader(yaml.SafeLoader):
-    """PyYAML's safe loader that also rejects duplicate keys, and numbers that take minutes to read."""
+    """PyYAML's safe loader that also rejects duplicate keys, and what takes minutes or gigabytes to read."""
+
+    nodes = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node:
+        self.nodes += 1
+        if self.check_event(yaml.AliasEvent):  # a few lines of them expand to gigabytes
+            raise yaml.YAMLError(f"an alias, where the value itself is expected{self.peek_event().start_mark}")
+        if self.nodes > MAX_YAML_VALUES:
+            raise yaml.YAMLError(f"more than {MAX_YAML_VALUES:,} values")
+        return super().compose_node(parent, index)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
-        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-        duplicate = next((key for i, key in enumerate(keys) if key in keys[:i]), None)
+        keys = Counter(key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode))
+        duplicate = next((key for key, count in keys.items() if count > 1), None)
         if duplicate is not None:
             raise yaml.YAMLError(f"duplicate key '{duplicate}'{node.start_mark}")
         return super().construct_mapping(node, deep)

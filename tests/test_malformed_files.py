@@ -69,10 +69,8 @@ def rejection(call, *args) -> str | None:
         raise Hang
 
     # a limit of CPU time, which does not depend on the load; and a ten times larger limit for calls that only wait
-    timers = (
-        (signal.ITIMER_PROF, signal.SIGPROF, MAX_SECONDS),
-        (signal.ITIMER_REAL, signal.SIGALRM, 10 * MAX_SECONDS),
-    )
+    timers = ((signal.ITIMER_PROF, signal.SIGPROF, MAX_SECONDS), (signal.ITIMER_REAL, signal.SIGALRM,
+        10 * MAX_SECONDS),)  # fmt: skip
     before = [signal.signal(number, time_out) for _, number, _ in timers]
     for timer, _, seconds in timers:
         signal.setitimer(timer, seconds)
@@ -171,13 +169,8 @@ ODD_VALUES = [
     [], {}, [1], [[]], ["a", "a"], {"a": 1}, [0.0] * 1000, [1] * 20, [math.nan] * 1000, "[" * 3000,
 ]  # fmt: skip
 DEEP_LIST = "[" * 1500 + "]" * 1500  # deeper than the recursion limit; YAML needs quadratic time
-values = (
-    st.sampled_from(ODD_VALUES).map(copy.deepcopy)
-    | st.text(max_size=12)
-    | st.integers()
-    | st.floats()
-    | st.lists(st.integers(-3, 99), max_size=4)
-)
+values = (st.sampled_from(ODD_VALUES).map(copy.deepcopy) | st.text(max_size=12) | st.integers() | st.floats() | st.lists(st.integers(-3,
+    99), max_size=4))  # fmt: skip
 
 
 def tree_paths(tree, path=()):
@@ -313,11 +306,8 @@ def fuzz_input(root, target, examples):
         file = root / "pipe/unet/diffusion_pytorch_model.safetensors"
         before = file.read_bytes()
         try:
-            fuzz(
-                corrupted_weights(root),
-                write_and_read(file, lambda: ClassConditionalPipeline.from_pretrained(root / "pipe")),
-                examples,
-            )
+            fuzz(corrupted_weights(root), write_and_read(file,
+                lambda: ClassConditionalPipeline.from_pretrained(root / "pipe")), examples,)  # fmt: skip
         finally:
             file.write_bytes(before)
 
@@ -416,15 +406,9 @@ def test_code_in_a_folder_is_ignored(pipe, out, tmp_path):
     assert not marker.exists()
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
-        "!!python/object/apply:pathlib.Path.touch [{marker}]",
-        "data: !!python/object/new:os.system ['touch {marker}']",
-        "training: {{lr: !!python/name:os.system }}",
-        "data: {{source: !!python/module:antigravity }}",
-    ],
-)
+@pytest.mark.parametrize("text", ["!!python/object/apply:pathlib.Path.touch [{marker}]",
+    "data: !!python/object/new:os.system ['touch {marker}']", "training: {{lr: !!python/name:os.system }}",
+    "data: {{source: !!python/module:antigravity }}",],)  # fmt: skip
 def test_yaml_creates_no_objects(tmp_path, text):
     (tmp_path / "c.yaml").write_text(text.format(marker=tmp_path / "marker"))
     assert "not valid YAML" in rejection(read_config, tmp_path / "c.yaml")
@@ -445,22 +429,15 @@ def test_image_names_stay_in_folder(samples, tmp_path):
 
 
 def test_pipes_and_devices_are_rejected(pipe, run, samples):
-    for file, call in (
-        (pipe / "model_index.json", lambda: ClassConditionalPipeline.from_pretrained(pipe)),
+    for file, call in ((pipe / "model_index.json", lambda: ClassConditionalPipeline.from_pretrained(pipe)),
         (pipe / "unet/config.json", lambda: ClassConditionalPipeline.from_pretrained(pipe)),
         (pipe / "unet/diffusion_pytorch_model.safetensors", lambda: ClassConditionalPipeline.from_pretrained(pipe)),
         (pipe / "scheduler/scheduler_config.json", lambda: ClassConditionalPipeline.from_pretrained(pipe)),
-        (run / "checkpoints/step-00000009/ema.safetensors", lambda: open_pipeline(run)),
-        (run / "config.yaml", lambda: open_pipeline(run)),
-        (samples / "0.png", lambda: read_image_set(samples)),
-    ):
+        (run / "checkpoints/step-00000009/ema.safetensors", lambda: open_pipeline(run)), (run / "config.yaml",
+        lambda: open_pipeline(run)), (samples / "0.png", lambda: read_image_set(samples)),):  # fmt: skip
         before = file.read_bytes()
-        for create in (
-            os.mkfifo,
-            lambda f: f.symlink_to("/dev/zero"),
-            lambda f: f.symlink_to(f),
-            Path.mkdir,
-        ):
+        for create in (os.mkfifo, lambda f: f.symlink_to("/dev/zero"), lambda f: f.symlink_to(f), Path.mkdir,
+            ):  # fmt: skip
             file.unlink()
             create(file)
             assert rejection(call)
@@ -502,21 +479,10 @@ def test_odd_sources_have_no_data():
 
 # ---------------------------------------------------------------------- huge values
 
-HUGE_SETTINGS = [
-    ("model_channels", 10**6),
-    ("model_channels", 10**300),
-    ("num_res_blocks", 10**9),
-    ("channel_mult", [1] * 20_000),
-    ("channel_mult", [10**9]),
-    ("channel_mult", [1e308, 1e308]),
-    ("channel_mult", [math.nan]),
-    ("class_tokens", 10**12),
-    ("norm_groups", True),
-    ("dropout", math.nan),
-    ("norm_eps", -math.inf),
-    ("num_heads", "many"),
-    ("num_heads", -1),
-]
+HUGE_SETTINGS = [("model_channels", 10**6), ("model_channels", 10**300), ("num_res_blocks", 10**9), ("channel_mult",
+    [1] * 20_000), ("channel_mult", [10**9]), ("channel_mult", [1e308, 1e308]), ("channel_mult", [math.nan]),
+    ("class_tokens", 10**12), ("norm_groups", True), ("dropout", math.nan), ("norm_eps", -math.inf), ("num_heads",
+    "many"), ("num_heads", -1),]  # fmt: skip
 
 
 @pytest.mark.parametrize(("name", "value"), HUGE_SETTINGS)
@@ -529,11 +495,8 @@ def test_huge_networks_are_rejected(pipe, tmp_path, name, value):
     change_json(pipe / "unet/config.json", **{name: value}, **attend)
     assert name in rejection(ClassConditionalPipeline.from_pretrained, pipe)
     if not isinstance(value, bool | str) and value != 10**300 and name not in ("dropout", "norm_eps", "num_heads"):
-        config = (
-            to_dict(run_config())["model"]
-            | {"sample_size": 8, "in_channels": 1, "num_classes": 3, name: value}
-            | attend
-        )
+        config = (to_dict(run_config())["model"] | {"sample_size": 8, "in_channels": 1, "num_classes": 3,
+            name: value} | attend)  # fmt: skip
         config.pop("class_conditional")
         if value != [math.nan]:
             assert rejection(estimate_cost, config)
@@ -544,21 +507,10 @@ def test_error_names_the_memory_needed():
     assert "GiB" in rejection(read_config, None, {"data.image_size": "8192", "model.model_channels": "8192"})
 
 
-@pytest.mark.parametrize(
-    ("key", "value"),
-    [
-        ("training.batch_size", 10**12),
-        ("diffusion.num_train_timesteps", 10**12),
-        ("data.image_size", 10**6),
-        ("training.preview_count", 10**9),
-        ("training.lr", 10**400),
-        ("training.seed", 10**30),
-        ("training.lr", "1e400"),
-        ("training.max_steps", "9" * 5000),
-        ("training.max_steps", True),
-        ("output_dir", "a\0b"),
-    ],
-)
+@pytest.mark.parametrize(("key", "value"), [("training.batch_size", 10**12), ("diffusion.num_train_timesteps",
+    10**12), ("data.image_size", 10**6), ("training.preview_count", 10**9), ("training.lr", 10**400),
+    ("training.seed", 10**30), ("training.lr", "1e400"), ("training.max_steps", "9" * 5000), ("training.max_steps",
+    True), ("output_dir", "a\0b"),],)  # fmt: skip
 def test_huge_settings_are_rejected(tmp_path, key, value):
     section, _, name = key.rpartition(".")
     (tmp_path / "c.yaml").write_text(json.dumps({section: {name: value}} if section else {name: value}))
@@ -599,17 +551,10 @@ def write_header(file, entries, data=b""):
 def test_safetensors_with_false_headers(pipe):
     file = pipe / "unet/diffusion_pytorch_model.safetensors"
     vast = {"dtype": "F32", "shape": [10**6, 10**6], "data_offsets": [0, 4 * 10**12]}
-    for entries in (
-        {"conv_in.weight": vast},
-        {"conv_in.weight": vast | {"shape": [2**40, 2**40]}},
-        {
-            "conv_in.weight": vast | {"shape": [], "data_offsets": [0, 4]},
-            "conv_in.bias": vast | {"shape": [], "data_offsets": [0, 4]},
-        },
-        {"conv_in.weight": vast | {"shape": [0, 10**18], "data_offsets": [0, 0]}},
-        {"conv_in.weight": {}},
-        {"conv_in.weight": json.loads("[" * 90 + "]" * 90)},
-    ):
+    for entries in ({"conv_in.weight": vast}, {"conv_in.weight": vast | {"shape": [2**40, 2**40]}},
+        {"conv_in.weight": vast | {"shape": [], "data_offsets": [0, 4]}, "conv_in.bias": vast | {"shape": [],
+        "data_offsets": [0, 4]},}, {"conv_in.weight": vast | {"shape": [0, 10**18], "data_offsets": [0, 0]}},
+        {"conv_in.weight": {}}, {"conv_in.weight": json.loads("[" * 90 + "]" * 90)},):  # fmt: skip
         write_header(file, entries, b"abcd")
         assert rejection(ClassConditionalPipeline.from_pretrained, pipe)
     file.write_bytes(struct.pack("<Q", 2**62) + b"{}")
@@ -619,11 +564,8 @@ def test_safetensors_with_false_headers(pipe):
 
 
 def test_tensors_larger_than_their_storage(tmp_path):
-    for tensor in (
-        torch.zeros(1).expand(10**6, 10**6),
-        torch.empty(10**6, 10**6, device="meta"),
-        torch.zeros(2, 2).to_sparse(),
-    ):
+    for tensor in (torch.zeros(1).expand(10**6, 10**6), torch.empty(10**6, 10**6, device="meta"), torch.zeros(2,
+        2).to_sparse(),):  # fmt: skip
         torch.save({"time_embed.0.weight": tensor}, tmp_path / "m.pt")
         assert "time_embed.0.weight" in rejection(load_adm, tmp_path / "m.pt")
 
@@ -637,14 +579,8 @@ def test_npz_with_false_headers(tmp_path, compressed):
     assert rejection(read_image_set, tmp_path / "p.npz") is None
     method = zipfile.ZIP_DEFLATED if compressed else zipfile.ZIP_STORED
     for changed in (0, 1):
-        for shape in (
-            (10**6, 10**3, 10**3, 3),
-            (4, 8, 8, 3),
-            (2, 8, 8, 3),
-            (10**30,),
-            (-3, 8, 8, 3),
-            (0, 10**18, 8, 3),
-        ):
+        for shape in ((10**6, 10**3, 10**3, 3), (4, 8, 8, 3), (2, 8, 8, 3), (10**30,), (-3, 8, 8, 3), (0, 10**18, 8,
+            3),):  # fmt: skip
             with zipfile.ZipFile(tmp_path / "p.npz", "w", method) as archive:
                 for i, array in enumerate((pixels, labels)):
                     write_header = io.BytesIO()
@@ -688,42 +624,14 @@ NESTED_ALIASES = "a: &a [x]\n" + "".join(
 )
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
-        NESTED_ALIASES,
-        "a: &a [*a]",
-        "a: &a {b: *a}",
-        "model: &m {num_heads: 2}\ntraining: {<<: *m}",
-        "[" * 100_000,
-        "- " * 50_000,
-        "{a: " * 50_000,
-        "a: " + "[" * 60 + "]" * 60,
-        "training: {lr: 1, lr: 2}",
-        "? [a]\n: b",
-        "? {a: b}\n: c",
-        "\n".join(f"a{i}: 1" for i in range(3_000)),
-        "training: {lr: 1" + ":59" * 300_000 + "}",
-        "training: {lr: 0x" + "f" * 300_000 + "}",
-        "a: 2001-99-99",
-        "a: !!bool maybe",
-        "a: !!int ''",
-        "a: !!timestamp x",
-        "a: !!binary ':'",
-        "data: !!set {a, b}",
-        "data: {source: !!binary aGVsbG8=}",
-        "data: {source: 2001-01-01}",
-        "labels: {}",
-        "labels: [a]",
-        "labels: {names: cat}",
-        "labels: {names: [a, a]}",
-        "%YAML 9.9\n---\na: 1",
-        "a: 1\n---\nb: 2",
-        "\0",
-        "a: " + "x" * (5 * 2**20),
-    ],
-    ids=range(30),
-)
+@pytest.mark.parametrize("text", [NESTED_ALIASES, "a: &a [*a]", "a: &a {b: *a}",
+    "model: &m {num_heads: 2}\ntraining: {<<: *m}", "[" * 100_000, "- " * 50_000, "{a: " * 50_000,
+    "a: " + "[" * 60 + "]" * 60, "training: {lr: 1, lr: 2}", "? [a]\n: b", "? {a: b}\n: c",
+    "\n".join(f"a{i}: 1" for i in range(3_000)), "training: {lr: 1" + ":59" * 300_000 + "}",
+    "training: {lr: 0x" + "f" * 300_000 + "}", "a: 2001-99-99", "a: !!bool maybe", "a: !!int ''", "a: !!timestamp x",
+    "a: !!binary ':'", "data: !!set {a, b}", "data: {source: !!binary aGVsbG8=}", "data: {source: 2001-01-01}",
+    "labels: {}", "labels: [a]", "labels: {names: cat}", "labels: {names: [a, a]}", "%YAML 9.9\n---\na: 1",
+    "a: 1\n---\nb: 2", "\0", "a: " + "x" * (5 * 2**20),], ids=range(30),)  # fmt: skip
 def test_expensive_or_invalid_yaml(tmp_path, text):
     (tmp_path / "c.yaml").write_text(text)
     assert within_calls(2_000_000, rejection, read_config, tmp_path / "c.yaml")
@@ -734,18 +642,8 @@ def test_config_of_100_megabytes(tmp_path):
     assert "larger than" in rejection(read_config, tmp_path / "c.yaml")
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
-        "[" * 10**6,
-        '{"a":' * 10**6,
-        '{"a": ' + "9" * 5000 + "}",
-        '"a"',
-        "",
-        '{"a": ' + "[" * 60 + "]" * 60 + "}",
-        "\ufeff{}",
-    ],
-)
+@pytest.mark.parametrize("text", ["[" * 10**6, '{"a":' * 10**6, '{"a": ' + "9" * 5000 + "}", '"a"', "",
+    '{"a": ' + "[" * 60 + "]" * 60 + "}", "\ufeff{}",],)  # fmt: skip
 def test_expensive_or_invalid_json(pipe, tmp_path, text):
     (tmp_path / "a.json").write_text(text)
     assert rejection(read_document, tmp_path / "a.json")
@@ -760,24 +658,10 @@ def test_expensive_or_invalid_json(pipe, tmp_path, text):
 
 
 def test_invalid_label_spaces():
-    for change in (
-        {"names": ["a", "a"]},
-        {"names": [""]},
-        {"names": ["\x07"]},
-        {"names": "abc"},
-        {"names": [None]},
-        {"names": [["a"]]},
-        {"names": [True]},
-        {"names": ["x" * (MAX_NAME_CHARS + 1)]},
-        {"names": ["same"] * 10**5},
-        {"original_ids": [1]},
-        {"original_ids": [1, 2, "x"]},
-        {"original_ids": [1, 2, math.nan]},
-        {"wnids": [1, 2, 3]},
-        {"wnids": {"a": 1}},
-        {"has_null": "false"},
-        {"has_null": None},
-    ):
+    for change in ({"names": ["a", "a"]}, {"names": [""]}, {"names": ["\x07"]}, {"names": "abc"}, {"names": [None]},
+        {"names": [["a"]]}, {"names": [True]}, {"names": ["x" * (MAX_NAME_CHARS + 1)]}, {"names": ["same"] * 10**5},
+        {"original_ids": [1]}, {"original_ids": [1, 2, "x"]}, {"original_ids": [1, 2, math.nan]}, {"wnids": [1, 2,
+        3]}, {"wnids": {"a": 1}}, {"has_null": "false"}, {"has_null": None},):  # fmt: skip
         assert rejection(LabelSpace.from_dict, LABELS.to_dict() | change)
     assert "at most" in rejection(LabelSpace.from_dict, {"names": list(range(MAX_CLASSES + 1))})
     for values_ in (None, [], "names", {}, 3):
@@ -794,18 +678,8 @@ def test_class_names_are_printable():
 def test_long_class_lists_are_fast():
     many = LabelSpace(tuple(f"class {i}" for i in range(1000)))
     assert len(within_calls(200_000, many.parse, "class 7," * 3000)) == 3000
-    for classes in (
-        "9" * 5000,
-        "id:" + "9" * 5000,
-        "-" + "9" * 5000,
-        "," * 10**5,
-        "x" * 10**5,
-        10**30,
-        -1,
-        {"a": 1},
-        [[1]],
-        [math.nan],
-    ):
+    for classes in ("9" * 5000, "id:" + "9" * 5000, "-" + "9" * 5000, "," * 10**5, "x" * 10**5, 10**30, -1, {"a": 1},
+        [[1]], [math.nan],):  # fmt: skip
         assert within_calls(1_000_000, rejection, many.parse, classes)
 
 
@@ -837,21 +711,8 @@ def test_invalid_states(run):
 
 # ---------------------------------------------------------------------- names
 
-ODD_NAMES = [
-    "..",
-    ".",
-    "",
-    "/",
-    "../../outside",
-    "/etc/passwd",
-    "a/../b",
-    "a\\b",
-    "\0",
-    "\ud800",
-    "x" * 3000,
-    "a\nb",
-    "\x1b[2J",
-]
+ODD_NAMES = ["..", ".", "", "/", "../../outside", "/etc/passwd", "a/../b", "a\\b", "\0", "\ud800", "x" * 3000, "a\nb",
+    "\x1b[2J",]  # fmt: skip
 
 
 @pytest.mark.parametrize("name", ODD_NAMES)
@@ -937,34 +798,14 @@ def test_own_schedulers_are_read(pipe, sampler):
     }
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"num_train_timesteps": 0},
-        {"num_train_timesteps": 10**9},
-        {"num_train_timesteps": 10**5 + 1},
-        {"num_train_timesteps": 1.5},
-        {"num_train_timesteps": math.nan},
-        {"num_train_timesteps": True},
-        {"trained_betas": [math.nan] * 1000},
-        {"trained_betas": [0.1] * 999},
-        {"trained_betas": [2.0] * 1000},
-        {"trained_betas": [-0.1] * 1000},
-        {"trained_betas": "betas"},
-        {"trained_betas": 10**12},
-        {"beta_start": math.nan},
-        {"beta_end": math.inf},
-        {"beta_end": 2},
-        {"beta_start": "low"},
-        {"beta_schedule": "odd"},
-        {"prediction_type": "flow_prediction"},
-        {"prediction_type": []},
-        {"timestep_spacing": "odd"},
-        {"timestep_spacing": None},
-        {"steps_offset": 10**12},
-        {"clip_sample": "no"},
-    ],
-)
+@pytest.mark.parametrize("change", [{"num_train_timesteps": 0}, {"num_train_timesteps": 10**9},
+    {"num_train_timesteps": 10**5 + 1}, {"num_train_timesteps": 1.5}, {"num_train_timesteps": math.nan},
+    {"num_train_timesteps": True}, {"trained_betas": [math.nan] * 1000}, {"trained_betas": [0.1] * 999},
+    {"trained_betas": [2.0] * 1000}, {"trained_betas": [-0.1] * 1000}, {"trained_betas": "betas"},
+    {"trained_betas": 10**12}, {"beta_start": math.nan}, {"beta_end": math.inf}, {"beta_end": 2},
+    {"beta_start": "low"}, {"beta_schedule": "odd"}, {"prediction_type": "flow_prediction"}, {"prediction_type": []},
+    {"timestep_spacing": "odd"}, {"timestep_spacing": None}, {"steps_offset": 10**12}, {"clip_sample": "no"},],
+    )  # fmt: skip
 def test_invalid_schedules(pipe, out, change):
     for folder, call in ((pipe, ClassConditionalPipeline.from_pretrained), (out, open_diffusers)):
         change_json(folder / "scheduler/scheduler_config.json", **change)

@@ -220,10 +220,8 @@ def test_invalid_palettes_and_transparencies():
             assert "palette" in str(error)
 
 
-@pytest.mark.parametrize(
-    ("format", "options"),
-    [("GIF", {}), ("WEBP", {"lossless": True}), ("PNG", {}), ("PNG", {"default_image": True}), ("TIFF", {})],
-)
+@pytest.mark.parametrize(("format", "options"), [("GIF", {}), ("WEBP", {"lossless": True}), ("PNG", {}), ("PNG",
+    {"default_image": True}), ("TIFF", {})],)  # fmt: skip
 def test_animations_use_the_first_frame(format, options):
     frames = [Image.new("RGB", (4, 4), colour) for colour in ("red", "blue", "lime")]
     image = open_image(encoded(frames[0], format, save_all=True, append_images=frames[1:], **options))
@@ -494,15 +492,10 @@ def test_misspelt_columns_get_suggestions(tmp_path):
     assert "Its columns" in rejection(file, label_column="zzz") and "Nearest" not in rejection(file, label_column="zzz")
 
 
-@pytest.mark.parametrize(
-    ("labels", "message"),
-    [
-        ([0, 5], "row 1: label 5 in column 'label' is not among the 2 classes (ant, bee)"),
-        ([0, -7], "row 1: label -7 in column 'label'"),
-        ([None, 1], "row 0: label None in column 'label'"),
-        ([0, 2**40], "row 1: label 1099511627776"),
-    ],
-)
+@pytest.mark.parametrize(("labels", "message"), [([0, 5],
+    "row 1: label 5 in column 'label' is not among the 2 classes (ant, bee)"), ([0, -7],
+    "row 1: label -7 in column 'label'"), ([None, 1], "row 0: label None in column 'label'"), ([0, 2**40],
+    "row 1: label 1099511627776"),],)  # fmt: skip
 def test_labels_outside_the_named_classes(tmp_path, labels, message):
     import pyarrow as pa
 
@@ -514,20 +507,11 @@ def test_labels_outside_the_named_classes(tmp_path, labels, message):
     assert f"{file}:train" in rejection(file)
 
 
-@pytest.mark.parametrize(
-    ("labels", "message"),
-    [
-        ([0.0, float("nan")], "column 'label' of .* contains float64"),
-        ([float("nan")] * 2, "contains float64"),
-        ([None, None], "contains null"),
-        (["a", None], "row 1: label None"),
-        (["a", ""], "empty name"),
-        (["red ant", "red  ant"], r"class names of .* \(column 'label'\).*'red ant'"),
-        ([b"a", b"b"], "contains binary"),
-        ([{"x": 1}, {"x": 2}], "contains several values"),
-        ([-3, -4], "row 0: label -3"),
-    ],
-)
+@pytest.mark.parametrize(("labels", "message"), [([0.0, float("nan")], "column 'label' of .* contains float64"),
+    ([float("nan")] * 2, "contains float64"), ([None, None], "contains null"), (["a", None], "row 1: label None"),
+    (["a", ""], "empty name"), (["red ant", "red  ant"], r"class names of .* \(column 'label'\).*'red ant'"), ([b"a",
+    b"b"], "contains binary"), ([{"x": 1}, {"x": 2}], "contains several values"), ([-3, -4], "row 0: label -3"),],
+    )  # fmt: skip
 @pytest.mark.parametrize("has_names", [False, True])  # in the metadata; only whole numbers can have names
 def test_labels_of_wrong_type(tmp_path, labels, message, has_names):
     import re
@@ -557,24 +541,13 @@ def test_duplicate_class_names_are_rejected(tmp_path):
     assert str(file) in message and "duplicated" in message
 
 
-@pytest.mark.parametrize(
-    ("image", "reason"),
-    [
-        (None, "it is empty"),
-        ({"bytes": None, "path": None}, "it is empty"),
-        ({"bytes": b"", "path": ""}, "it is empty"),
-        ({"bytes": b"no image", "path": None}, "not an image"),
-        ({"bytes": None, "path": "absent.png"}, "No such file"),
-        ({"bytes": None, "path": "."}, "not a file"),
-        ({"bytes": None, "path": "../secret.png"}, "outside"),
-        ({"bytes": None, "path": "sub/../../secret.png"}, "outside"),
-        ({"bytes": None, "path": "ABSOLUTE"}, "outside"),
-        ({"bytes": None, "path": "link.png"}, "outside"),
-        ({"bytes": None, "path": "loop.png"}, "loop"),
-        ({"bytes": None, "path": "a\0b"}, "null"),
-        ({"bytes": None, "path": "https://example.com/x.png"}, "No such file"),
-    ],
-)
+@pytest.mark.parametrize(("image", "reason"), [(None, "it is empty"), ({"bytes": None, "path": None}, "it is empty"),
+    ({"bytes": b"", "path": ""}, "it is empty"), ({"bytes": b"no image", "path": None}, "not an image"),
+    ({"bytes": None, "path": "absent.png"}, "No such file"), ({"bytes": None, "path": "."}, "not a file"),
+    ({"bytes": None, "path": "../secret.png"}, "outside"), ({"bytes": None, "path": "sub/../../secret.png"},
+    "outside"), ({"bytes": None, "path": "ABSOLUTE"}, "outside"), ({"bytes": None, "path": "link.png"}, "outside"),
+    ({"bytes": None, "path": "loop.png"}, "loop"), ({"bytes": None, "path": "a\0b"}, "null"), ({"bytes": None,
+    "path": "https://example.com/x.png"}, "No such file"),],)  # fmt: skip
 def test_rows_with_invalid_images_or_paths(tmp_path, image, reason):
     """secret.png is a valid image: it would be read if its path were followed."""
     (tmp_path / "secret.png").write_bytes(png())
@@ -781,13 +754,8 @@ def test_meta_values_of_wrong_type(tmp_path):
     root = make_folders(tmp_path / "d")
     data = opened(root)
     whole = json.loads((data.folder / "meta.json").read_text())
-    for key, value in (
-        ("label_space", None),
-        ("counts", "x"),
-        ("skipped", 7),
-        ("shape", {}),
-        ("label_space", {"names": 3}),
-    ):
+    for key, value in (("label_space", None), ("counts", "x"), ("skipped", 7), ("shape", {}), ("label_space",
+        {"names": 3}),):  # fmt: skip
         (data.folder / "meta.json").write_text(json.dumps(whole | {key: value}))
         assert opened(root).fingerprint == data.fingerprint
         assert json.loads((data.folder / "meta.json").read_text()) == whole
@@ -863,11 +831,8 @@ def test_no_space_for_each_file(tmp_path, store, monkeypatch, file):
     def full(*_, **__):
         raise OSError(28, "No space left on device")
 
-    target = {
-        "images": ("diffusion_adagn.data.decode._write_header", full),
-        "labels": ("numpy.save", full),
-        "meta": ("diffusion_adagn.data.decode._write_meta", full),
-    }[file]
+    target = {"images": ("diffusion_adagn.data.decode._write_header", full), "labels": ("numpy.save", full),
+        "meta": ("diffusion_adagn.data.decode._write_meta", full),}[file]  # fmt: skip
     good = opened(make_folders(tmp_path / "good"))
     root = make_folders(tmp_path / "d")
     monkeypatch.setattr(*target)

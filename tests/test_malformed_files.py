@@ -646,7 +646,8 @@ def test_config_of_100_megabytes(tmp_path):
     '{"a": ' + "[" * 60 + "]" * 60 + "}", "\ufeff{}",],)  # fmt: skip
 def test_expensive_or_invalid_json(pipe, tmp_path, text):
     (tmp_path / "a.json").write_text(text)
-    assert rejection(read_document, tmp_path / "a.json")
+    harmless = text.startswith('{"a": [[')  # nested, but small and of an unknown key
+    assert (rejection(read_document, tmp_path / "a.json") is None) == harmless
     for name in ("model_index.json", "unet/config.json", "scheduler/scheduler_config.json"):
         before = (pipe / name).read_bytes()
         (pipe / name).write_text(text)
@@ -743,7 +744,7 @@ def test_invalid_manifests_and_states(tmp_path):
         assert "corrupted" in rejection(read_state, checkpoint)
     for step in (None, "9", -1, True, 1.5, [9], {}):
         (checkpoint / "state.json").write_text(json.dumps({"step": step, "data_fingerprint": "x", "scaler": None}))
-        assert "its step is" in rejection(read_state, checkpoint)
+        assert "step: " in rejection(read_state, checkpoint)
 
 
 ENTRIES = [[{"file": n}] for n in [*ODD_NAMES, "../samples.json", "notes.txt", None, 3, [], {}]] + [None, 3, "ab", {"a": 1}, [[]], [None], [{}]]  # fmt: skip
@@ -757,7 +758,8 @@ def test_overwrite_rejects_foreign_files(samples, entries):
         '{"images": ' + (DEEP_LIST if entries is DEEP_LIST else json.dumps(entries)) + "}"
     )
     before = sorted(p for p in samples.parent.rglob("*"))
-    assert "is corrupted" in rejection(_clear, samples, True)
+    reason = "nested too deeply" if entries is DEEP_LIST else "is corrupted"
+    assert reason in rejection(_clear, samples, True)
     assert sorted(p for p in samples.parent.rglob("*")) == before
     (samples.parent / "outside").unlink()
 

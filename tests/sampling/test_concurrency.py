@@ -99,7 +99,7 @@ def test_call_rejects_unknown_sampler(pipe):
         sample(pipe, sampler="dpm")
     with pytest.raises(InputError, match="timestep spacing is one of leading, trailing, linspace"):
         sample(pipe, spacing="karass")
-    with pytest.raises(InputError, match="and 0 for others, not 0.5 for euler"):
+    with pytest.raises(InputError, match="and 0 for others, not 0\\.5 for euler"):
         sample(pipe, sampler="euler", eta=0.5)
 
 

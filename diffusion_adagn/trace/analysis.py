@@ -237,7 +237,7 @@ def drift(before: Atlas, after: Atlas) -> Mapping[str, dict[str, float]]:
         {
             "conditioning": atlas.conditioning,
             "classes": atlas.classes,
-            "timesteps": list(atlas.timesteps),
+            "timesteps": atlas.timesteps.tolist(),
             "sites": {name: [f.values.shape for f in site.fields.values()] for name, site in atlas.sites.items()},
         }
         for atlas in (before, after)

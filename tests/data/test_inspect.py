@@ -72,7 +72,7 @@ def test_invalid_arguments_are_rejected(tmp_path):
     with pytest.raises(InputError, match="at least 1"):
         inspect_dataset(DataConfig(), tmp_path / "sheet.png", per_class=0)
     (tmp_path / "file").write_text("-")
-    with pytest.raises(InputError, match=r"cannot be written to .*Name another file"):
+    with pytest.raises(InputError, match=r"file cannot be written to .*name another folder"):
         inspect_dataset(DataConfig(), tmp_path / "file" / "sheet.png")
 
 

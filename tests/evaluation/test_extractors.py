@@ -353,7 +353,7 @@ def test_inception_weights_that_are_none(torch_fidelity, tmp_path):
     torch.save({"fc.bias": torch.zeros(3)}, tmp_path / "other.pth")
     with pytest.raises(InputError, match=r"cannot be had.*urlopen.*weights-inception-2015-12-05.*inception:PATH"):
         open_extractor("inception")
-    for name, said in (("text", "does not hold"), ("other", "does not hold"), ("none", "cannot be read")):
+    for name, said in (("text", "does not hold"), ("other", "does not hold"), ("none", "are not there")):
         with pytest.raises(InputError, match=rf"{said}.*inception:PATH"):
             open_extractor(f"inception:{tmp_path}/{name}.pth")
 

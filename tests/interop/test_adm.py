@@ -528,7 +528,7 @@ def test_corrupted_weights_are_named(tmp_path):
         load_adm(state, **TINY)
     state = adm_state_dict(stock())
     state["out.2.weight"], state["out.2.bias"] = torch.zeros(4, 32, 3, 3), torch.zeros(4)
-    with pytest.raises(InputError, match=r"out\.2\.weight should have shape \[3,.*not \[4,"):
+    with pytest.raises(InputError, match=r"out\.2\.weight should have shape \[3,.*got \[4,"):
         load_adm(state, **TINY)
     torch.save(adm_state_dict(stock()), tmp_path / "cut.pt")
     (tmp_path / "cut.pt").write_bytes((tmp_path / "cut.pt").read_bytes()[:5000])

@@ -80,8 +80,8 @@ class EvaluateRequest(EvalSettings):
     def _check_scale(self) -> EvaluateRequest:
         if self.extractor == "none" or len(scales_of(self.scales, self.w)) > 1:
             raise InputError(
-                "an evaluation needs an extractor and one scale in --guidance; adagn sweep measures several, and --extractor none of "
-                "adagn sweep gives the looks alone."
+                "an evaluation needs an extractor, and one scale in --guidance: adagn sweep measures several, and adagn sweep --extractor none "
+                "gives the looks alone."
             )
         return self
 

@@ -433,7 +433,7 @@ def test_a_reference_in_a_file(model, data, real, tmp_path, capsys):
         (["--neighbours", "-1"], 2, "at least 0"),
         (["--extractor", "none"], 2, "adagn sweep --extractor none"),
         (["--extractor", "inceptoin"], 1, "Did you mean inception"),
-        (["--extractor", "efficientnet:nowhere.safetensors"], 1, "nowhere.safetensors are not there"),
+        (["--extractor", "efficientnet:nowhere.safetensors"], 1, "nowhere.safetensors cannot be read"),
         (["--classes", "fish"], 1, "no class 'fish'"),
         (["--against", "nowhere.npz"], 1, "no file nowhere.npz"),
         (["--against", "digits"], 1, "--data.classes"),

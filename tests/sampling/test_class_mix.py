@@ -225,10 +225,10 @@ def test_a_plan_of_your_own(pipes):
     ("kw", "message"),
     [
         ({"classes": "cat", "class_plan": "dog"}, "classes and class_plan"),
-        ({"class_plan": 3}, "ClassPlan, not 3"),
-        ({"class_plan": ["cat", 3]}, "ClassPlan, not 3"),
-        ({"class_plan": []}, "0 classes"),
-        ({"class_plan": ["cat", "dog", "null"]}, "3 classes and 2 seeds"),
+        ({"class_plan": 3}, r"ClassPlan or several, not \[3\]"),
+        ({"class_plan": ["cat", 3]}, r"ClassPlan or several, not \[.cat., 3\]"),
+        ({"class_plan": []}, "2 seeds for 0 images"),
+        ({"class_plan": ["cat", "dog", "null"]}, "2 seeds for 3 images"),
     ],
 )
 def test_impossible_plans_are_rejected(pipes, kw, message):

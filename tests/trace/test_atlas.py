@@ -205,5 +205,5 @@ def test_drift_of_scaled_network():
         unet.projection.bias *= 1.5
     moved = drift(before, Atlas.of(unet, LABELS, timesteps=3))
     assert all(v == pytest.approx(0.5, rel=1e-4) for d in moved.values() for v in d.values())
-    with pytest.raises(InputError, match="differ in timesteps.*same settings"):
+    with pytest.raises(InputError, match=r"differ in timesteps.*same settings"):
         drift(before, Atlas.of(unet, LABELS, timesteps=4))

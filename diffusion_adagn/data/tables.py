@@ -124,10 +124,10 @@ class Table:
         if dtype in ("string", "large_string"):
             return "names"
         if dtype != "bool" and not re.fullmatch(r"u?int\d+", dtype):
-            fault = f"contains {dtype} in column '{label}'; labels are whole numbers or names"
+            fault = f"column '{label}' of {self.name} contains {dtype}; labels are whole numbers or names"
+            missing = f"{self.name}:{split} has no column '{label}'"
             raise InputError(
-                f"{self.name}:{split} {fault if label in features else f'has no column {label!r}'}. Columns: {', '.join(features)}. Set "
-                "data.label_column."
+                f"{fault if label in features else missing}. Columns: {', '.join(features)}. Set data.label_column."
             )
         return "numbers"
 

@@ -64,8 +64,8 @@ class LabelSpace:
         object.__setattr__(self, "wnids", tuple(_clean(str(w)) for w in self.wnids))
         odd = next((i for i, name in enumerate(self.names) if not 0 < len(name) <= MAX_NAME_CHARS), None)
         if odd is not None:
-            length = f"of {len(self.names[odd]):,} characters" if self.names[odd] else "that is empty"
-            raise InputError(f"class {odd} has a name {length}; expected 1 to {MAX_NAME_CHARS} characters.")
+            name = f"a name of {len(self.names[odd]):,} characters" if self.names[odd] else "an empty name"
+            raise InputError(f"class {odd} has {name}; expected 1 to {MAX_NAME_CHARS} characters.")
         repeated = sorted(n for n, count in Counter(self.names).items() if count > 1)
         if repeated:
             raise InputError(f"class names must be unique; given more than once: {', '.join(map(repr, repeated[:5]))}.")
@@ -161,7 +161,7 @@ class LabelSpace:
         if len(ids) > 1:
             ways = [f"id:{i}" if i in numbered or len(named) > 1 else f"name:{word}" for i in ids]
             meanings = ", ".join(f"{i} ({self.name(i)})" for i in ids)
-            raise InputError(f"'{word}' may mean several classes: {meanings}. Write which one: {' or '.join(ways)}.")
+            raise InputError(f"'{word}' matches several classes: {meanings}. Write which one: {' or '.join(ways)}.")
         if ids:
             return ids[0]
         if kind in ("", "wnid") and word in self.wnids:

@@ -53,7 +53,7 @@ def inspect_dataset(config: DataConfig, out: Path, per_class: int = 8, following
     space, drawn = dataset.label_space, min(dataset.label_space.K, MAX_SHEET_ROWS)
     sheet = _sheet(dataset, drawn, per_class)
     out = Path(out)
-    with writing(out):
+    with writing(out.parent):
         out.parent.mkdir(parents=True, exist_ok=True)
         sheet.save(out, format="PNG")
 

@@ -120,15 +120,14 @@ class Table:
         feature = features.get(label)
         if getattr(feature, "names", None):
             return [str(name) for name in feature.names]
-        dtype = getattr(
-            feature, "dtype", "several values in each row" if label in features else "nothing (it is missing)"
-        )
+        dtype = getattr(feature, "dtype", "several values in each row")
         if dtype in ("string", "large_string"):
             return "names"
         if dtype != "bool" and not re.fullmatch(r"u?int\d+", dtype):
+            fault = f"column '{label}' of {self.name} contains {dtype}; labels are whole numbers or names"
+            missing = f"{self.name}:{split} has no column '{label}'"
             raise InputError(
-                f"column '{label}' of {self.name}:{split} contains {dtype}; labels are whole numbers or names. "
-                f"Columns: {', '.join(features)}. Set data.label_column."
+                f"{fault if label in features else missing}. Columns: {', '.join(features)}. Set data.label_column."
             )
         return "numbers"
 

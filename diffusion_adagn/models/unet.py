@@ -428,7 +428,9 @@ class AdaGNUNet(ModelMixin, ConfigMixin):
         timestep = torch.as_tensor(timestep, device=device).reshape(-1)
         if (labels is not None and not k) or (vectors is not None and self.embedding.classes is None):
             why = (
-                f"conditioning {self.config.conditioning} ignores the class" if k else "it is a network without classes"
+                f"conditioning {self.config.conditioning} ignores the class"
+                if k
+                else "it is unconditional, a network without classes"
             )
             raise InputError(f"the network takes no class_labels or class_vectors ({why}): do not pass them.")
         if not k:

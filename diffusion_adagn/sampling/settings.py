@@ -164,13 +164,13 @@ class SampleRequest:
     @model_validator(mode="after")
     def _check_plan(self) -> SampleRequest:
         if self.interpolate is not None and (self.mixes or self.classes is not None):
-            fault = "names its two classes itself: leave out --classes and --mix, or sample twice"
+            fault = "--interpolate names its two classes itself: leave out --classes and --mix, or sample twice"
         elif self.interpolate is None and self.steps_between is not None:
-            fault = "is needed by --steps_between, such as --interpolate cat,dog --steps_between 7"
+            fault = "--steps_between belongs to --interpolate, such as --interpolate cat,dog --steps_between 7"
         else:
             fault = ""
         if fault:
-            raise InputError(f"--interpolate {fault}.")
+            raise InputError(f"{fault}.")
         object.__setattr__(self, "scales", scales_of(self.scales, self.w))
         object.__setattr__(self, "w", None)
         return self

@@ -343,6 +343,10 @@ def _labels(classes: int, class_names: str | Path | None) -> LabelSpace | None:
 
     if class_names is not None:
         names = tuple(line for _, line in class_lines(class_names, "class_names"))
+        if len(names) != classes:
+            raise InputError(
+                f"{class_names} has {len(names)} classes, the network {classes}: expected one class per line."
+            )
         return LabelSpace(names, has_null=not classes)
     table = imagenet_classes()
     if classes == len(table):

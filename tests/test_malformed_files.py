@@ -233,7 +233,7 @@ def test_errors_name_memory_and_are_short():
 @pytest.mark.parametrize(("key", "value"), [
     ("training.batch_size", 10**12), ("diffusion.num_train_timesteps", 10**12), ("data.image_size", 10**6),
     ("training.preview_count", 10**9), ("training.lr", 10**400), ("training.seed", 10**30), ("training.lr", "1e400"),
-    ("training.max_steps", "9" * 5000), ("training.max_steps", True), ("output_dir", "a\0b"),
+    ("model.channel_mult", "1,x"), ("training.max_steps", "9" * 5000), ("training.max_steps", True), ("output_dir", "a\0b"),
 ])  # fmt: skip
 def test_huge_settings_are_rejected(tmp_path, key, value):
     section, _, name = key.rpartition(".")
@@ -386,7 +386,8 @@ def test_invalid_label_spaces():
         {"wnids": {"a": 1}}, {"has_null": "false"}, {"has_null": None},
     ):  # fmt: skip
         assert rejection(LabelSpace.from_dict, LABELS.to_dict() | change)
-    assert "at most" in rejection(LabelSpace.from_dict, {"names": list(range(MAX_CLASSES + 1))})
+    for names, words in ((list(range(MAX_CLASSES + 1)), "at most"), (["a", "a"], "must be unique")):
+        assert words in rejection(LabelSpace.from_dict, names)
     for labels in (None, [], "names", {}, 3):
         assert "not a label space" in rejection(LabelSpace.from_dict, labels)
 
@@ -491,6 +492,5 @@ def test_huge_solver_order_is_rejected(root, pipe):
 
 
 def test_failed_import_writes_nothing(root, tmp_path):
-    change = {"layers_per_block": 10**9}
-    assert spoiled(root, f"out/{UNET}", change, lambda out: import_diffusers(out, tmp_path / "imported"))
+    assert spoiled(root, f"out/{UNET}", {"layers_per_block": 10**9}, lambda f: import_diffusers(f, tmp_path / "import"))
     assert not list(tmp_path.glob("*import*"))

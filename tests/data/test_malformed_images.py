@@ -265,10 +265,10 @@ def test_class_names_differing_by_spaces_or_case(tmp_path):
     labels = opened(root).label_space
     assert labels.names == ("Red Ant", "bee", "red ant")
     assert [labels.parse([n])[0] for n in ("Red Ant", "red ant")] == [0, 2]
-    with pytest.raises(InputError, match="may mean several classes"):
+    with pytest.raises(InputError, match="matches several classes"):
         labels.parse(["RED ANT"])
     (root / "bee").rename(root / "   ")
-    assert re.search("the class names of .* a name that is empty", message(root))
+    assert re.search("the class names of .* an empty name", message(root))
 
 
 def test_fewer_images_than_a_batch(tmp_path):

@@ -13,6 +13,8 @@ from .version import __version__
 if TYPE_CHECKING:  # what editors and type checkers see; `_HOME` says the same to Python
     from .config import RunConfig, read_config
     from .data import open_dataset
+    from .diffusion.churn import Churn
+    from .diffusion.ode_scheduler import OdeScheduler
     from .errors import InputError
     from .labels import LabelSpace
     from .models.unet import AdaGNUNet
@@ -31,6 +33,8 @@ _HOME = {
     "ClassMix": ".sampling.class_mix",
     "ClassInterpolation": ".sampling.class_mix",
     "Atlas": ".trace.atlas",
+    "OdeScheduler": ".diffusion.ode_scheduler",
+    "Churn": ".diffusion.churn",
     "RunConfig": ".config",
     "read_config": ".config",
     "open_dataset": ".data",
@@ -40,6 +44,7 @@ _HOME = {
 __all__ = [
     "AdaGNUNet",
     "Atlas",
+    "Churn",
     "ClassConditionalPipeline",
     "ClassInterpolation",
     "ClassMix",
@@ -47,6 +52,7 @@ __all__ = [
     "InputError",
     "Interval",
     "LabelSpace",
+    "OdeScheduler",
     "RunConfig",
     "__version__",
     "open_dataset",

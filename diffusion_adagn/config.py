@@ -14,10 +14,10 @@ from typing import Annotated, Any, Literal, get_args
 
 import yaml
 from annotated_types import Ge, Gt, Le
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from . import recipes
-from .errors import InputError, UsageError
+from .errors import InputError, UsageError, reject_first
 from .labels import LabelSpace
 from .models.config import ModelConfig, check_size
 from .renamed import CONFIG_KEYS
@@ -50,8 +50,8 @@ _DEVICE_HELP = (
 Device = Annotated[str, AfterValidator(_check_device), Field(description=_DEVICE_HELP), Option(metavar="DEVICE")]
 Precision = Literal["auto", "fp32", "bf16", "fp16", "tf32"]
 Sampler = Literal["ddpm", "ddim", "dpm++", "unipc", "euler", "heun"]
-# Grids of a sampler: over the timesteps; and over the noise levels, for samplers that step between timesteps.
-Spacing = Literal["leading", "trailing", "linspace", "karras", "exponential", "lu"]
+# Grids of a sampler: over ddpm's timesteps; over noise levels; over the times of flow.
+Spacing = Literal["leading", "trailing", "linspace", "karras", "exponential", "lu", "linear", "shifted"]
 SPACINGS: tuple[str, ...] = get_args(Spacing)
 
 
@@ -96,24 +96,41 @@ class DataConfig:
     """Where decoded images are cached. Unset: $DIFFUSION_ADAGN_CACHE or ~/.cache/diffusion_adagn."""
 
 
+def _noise(value: Any) -> Any:
+    return "log_normal" if value == "logit_normal" else value
+
+
 @settings
 class DiffusionConfig:
     """The noising process, the prediction and the loss."""
 
+    process: Literal["ddpm", "edm", "flow"] = "ddpm"
+    """ddpm: T timesteps with a schedule, discrete (Ho et al. 2020). edm: noise levels and preconditioning of Karras et al.
+    2022. flow: straight lines from image to noise, flow matching."""
+    noise: Annotated[Literal["uniform", "log_normal", "cosine"] | None, BeforeValidator(_noise)] = None
+    """How noise levels sigma are drawn in training. log_normal: ln sigma is normal; under flow this is logit-normal t,
+    and logit_normal is the same. uniform: t is (ddpm, flow). cosine: as under the cosine schedule (edm, flow). Unset:
+    uniform under ddpm, else log_normal."""
+    noise_mean: float | None = None
+    """Mean of ln sigma under log_normal. Unset: -1.2 + ln(sigma_data / 0.5) (edm); 0 (flow)."""
+    noise_std: Annotated[float | None, Gt(0), Le(10)] = None
+    """Standard deviation of ln sigma under log_normal. Unset: 1.2 (edm); 1 (flow)."""
+    sigma_data: Annotated[float | None, Gt(0), Le(10)] = None
+    """Standard deviation of the images in [-1, 1], for edm. Unset: measured on the training images."""
     schedule: Literal["linear", "cosine", "sigmoid"] = "linear"
-    """Noise schedule."""
+    """Noise schedule of ddpm."""
     num_train_timesteps: Annotated[int, Ge(2), Le(100_000)] = 1000
-    """T: timesteps are 0..T-1."""
+    """T of ddpm: timesteps are 0..T-1."""
     zero_snr: bool = False
     """Rescale the schedule so that the last timestep is pure noise (needs prediction x0 or v)."""
     prediction: Literal["eps", "x0", "v"] = "eps"
-    """What the network predicts."""
+    """What the network predicts under ddpm; edm and flow determine it."""
     loss_weight: Literal["uniform", "min_snr"] = "uniform"
     """Weight of the loss by timestep."""
     min_snr_gamma: Annotated[float, Ge(1e-6)] = 5.0
     """Gamma of min-SNR-gamma weighting."""
     timestep_spacing: Literal["leading", "trailing", "linspace"] | None = None
-    """Which timesteps a sampler visits. Unset: leading; trailing under zero_snr, which must start at T-1."""
+    """Which timesteps a sampler of ddpm visits. Unset: leading; trailing under zero_snr, which must start at T-1."""
     learned_variance: bool = False
     """Predict the variance too: twice the output channels, the hybrid loss, and the ddpm sampler uses it (Nichol &
     Dhariwal 2021)."""
@@ -121,6 +138,39 @@ class DiffusionConfig:
     """Weight of the variational bound added to the mean squared error, under learned_variance."""
     clip_x0: bool = True
     """Clip the predicted x0 to [-1, 1] when sampling, after guidance."""
+
+    @model_validator(mode="after")
+    def _check_process(self) -> DiffusionConfig:
+        """Settings of another process than the one chosen are errors: they would have no effect."""
+        process, default = self.process, type(self)
+        names = ("schedule", "num_train_timesteps", "zero_snr", "prediction", "timestep_spacing", "learned_variance")
+        of_ddpm = [name for name in names if getattr(self, name) != getattr(default, name)]
+        drawn = self.noise or ("uniform" if process == "ddpm" else "log_normal")
+        why = {"edm": "its noise levels and preconditioning", "flow": "its straight lines"}.get(process)
+        faults = {
+            f"diffusion.{', diffusion.'.join(of_ddpm)} under diffusion.process {process}: {why} determine these. Leave them out, "
+            "or set diffusion.process to ddpm": process != "ddpm" and bool(of_ddpm),
+            f"diffusion.loss_weight min_snr under diffusion.process {process} with noise {drawn}: it is defined for ddpm with uniform "
+            "timesteps. Set diffusion.loss_weight to uniform": self.loss_weight == "min_snr"
+            and (process, drawn) != ("ddpm", "uniform"),
+            "diffusion.noise uniform under diffusion.process edm, which has no timesteps. Set it to log_normal or cosine": (
+                (process, drawn) == ("edm", "uniform")
+            ),
+            "diffusion.noise cosine under diffusion.process ddpm: set diffusion.schedule to cosine instead": (
+                (process, drawn) == ("ddpm", "cosine")
+            ),
+            "diffusion.learned_variance with diffusion.noise log_normal: its bound is a sum over uniform timesteps. Set diffusion.noise to "
+            "uniform": self.learned_variance and drawn != "uniform",
+            "diffusion.noise log_normal under diffusion.process ddpm needs diffusion.noise_mean and diffusion.noise_std, such as -1.2 and "
+            "1.2": (process, drawn) == ("ddpm", "log_normal") and None in (self.noise_mean, self.noise_std),
+            f"diffusion.noise_mean and diffusion.noise_std belong to diffusion.noise log_normal, not {drawn}": (
+                drawn != "log_normal" and (self.noise_mean, self.noise_std) != (None, None)
+            ),
+            f"diffusion.sigma_data belongs to diffusion.process edm, not {process}": process != "edm"
+            and self.sigma_data is not None,
+        }
+        reject_first(faults, "", ".")
+        return self
 
     @model_validator(mode="after")
     def _check_zero_snr(self) -> DiffusionConfig:

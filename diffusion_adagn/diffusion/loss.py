@@ -1,7 +1,4 @@
-"""Noisy images, training targets and loss weights; predictions converted to x0 and back.
-
-x_t = alpha_t x0 + sigma_t eps, alpha_t = sqrt(alphas_cumprod[t]), sigma_t = sqrt(1 - alphas_cumprod[t]).
-"""
+"""The loss of training, and its weights."""
 
 import math
 
@@ -9,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError
+from .process import Level, Process
 
 
 def normalize_images(pixels: Tensor) -> Tensor:
@@ -16,24 +14,10 @@ def normalize_images(pixels: Tensor) -> Tensor:
     return pixels.permute(0, 3, 1, 2).float().div(127.5).sub(1).contiguous()
 
 
-def pred_to_x0(
-    prediction: Tensor, x_t: Tensor, alpha: Tensor | float, sigma: Tensor | float, prediction_type: str
-) -> Tensor:
-    """Convert a prediction to x0. kind: "eps" | "x0" | "v" (v = alpha eps - sigma x0; Salimans & Ho 2022, appendix D)."""
-    if prediction_type == "eps":
-        return (x_t - sigma * prediction) / alpha
-    return prediction if prediction_type == "x0" else alpha * x_t - sigma * prediction
-
-
-def x0_to_pred(x0: Tensor, x_t: Tensor, alpha: Tensor | float, sigma: Tensor | float, prediction_type: str) -> Tensor:
-    """Convert x0 to a prediction: the inverse of `pred_to_x0` (sigma > 0)."""
-    if prediction_type == "eps":
-        return (x_t - alpha * x0) / sigma
-    return x0 if prediction_type == "x0" else (alpha * x_t - x0) / sigma
-
-
 class DiffusionLoss:
-    """The training target and the loss of each sample.
+    """The loss of each sample: the mean squared error of the network's own output F.
+
+    Its weight `uniform` is that of Karras et al. 2022 under edm, and that of flow matching under flow.
 
     With a learned variance (2C output channels) the loss is the hybrid one of Nichol & Dhariwal 2021 (arXiv 2102.09672),
     equation 16 and section 3.1, with the gradient to the mean stopped in L_vlb:
@@ -41,8 +25,7 @@ class DiffusionLoss:
         L = L_simple + vlb_weight * T * L_vlb(t)      for the single t that was drawn
 
     Args:
-        alphas_cumprod: [T], of the scheduler.
-        prediction: "eps" | "x0" | "v".
+        process: what is predicted.
         loss_weight: "uniform" | "min_snr" (Hang et al. 2023).
         min_snr_gamma: gamma of min_snr.
         vlb_weight: None, or the weight of the variational bound (0.001 in the paper).
@@ -53,64 +36,55 @@ class DiffusionLoss:
 
     def __init__(
         self,
-        alphas_cumprod: Tensor,
-        prediction: str,
+        process: Process,
         loss_weight: str = "uniform",
         min_snr_gamma: float = 5.0,
         vlb_weight: float | None = None,
     ):
-        abar = alphas_cumprod.double()
-        if abar[-1] == 0 and (prediction == "eps" or loss_weight == "min_snr"):
+        abar = None if process.alphas_cumprod is None else process.alphas_cumprod.double()
+        zero_snr = abar is not None and abar[-1] == 0
+        if zero_snr and (process.prediction == "eps" or loss_weight == "min_snr"):
             raise InputError(
                 "a zero-SNR schedule cannot be trained with eps-prediction, nor with loss_weight min_snr, which gives its last timestep "
                 "weight 0: use prediction v or x0, and loss_weight uniform."
             )
-        self.prediction = prediction
-        self.num_timesteps = len(abar)
-        self.alpha, self.sigma = abar.sqrt().float(), (1 - abar).sqrt().float()
-        self.weight = _min_snr(abar, prediction, min_snr_gamma).float() if loss_weight == "min_snr" else None
+        self.process = process
+        self.weight = _min_snr(abar, process.prediction, min_snr_gamma).float() if loss_weight == "min_snr" else None
         self.vlb_weight = vlb_weight
         self.posterior = Posterior(abar) if vlb_weight is not None else None
 
     def to(self, device: torch.device) -> "DiffusionLoss":
-        self.alpha, self.sigma = self.alpha.to(device), self.sigma.to(device)
         self.weight = None if self.weight is None else self.weight.to(device)
         self.posterior = None if self.posterior is None else self.posterior.to(device)
         return self
 
-    def add_noise(self, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
-        """x_t [B, C, H, W] from x0 in [-1, 1] and noise, both [B, C, H, W], and t [B] int."""
-        return _broadcast(self.alpha, t) * x0 + _broadcast(self.sigma, t) * noise
+    def loss(self, output: Tensor, x0: Tensor, noise: Tensor, level: Level) -> Tensor:
+        """The loss of each sample, float32 [B].
 
-    def target(self, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
-        """The training target at x_t, [B, C, H, W]."""
-        if self.prediction == "eps":
-            return noise
-        return x0 if self.prediction == "x0" else _broadcast(self.alpha, t) * noise - _broadcast(self.sigma, t) * x0
-
-    def x0(self, prediction: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
-        """x0 [B, C, H, W] from a prediction at x_t, not clipped. t [B] int."""
-        return pred_to_x0(prediction, x_t, _broadcast(self.alpha, t), _broadcast(self.sigma, t), self.prediction)
-
-    def loss(self, output: Tensor, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
-        """The loss of each sample, float32 [B]. output: of the network at `add_noise(x0, noise, t)`, [B, C or 2C, H, W]."""
-        loss = self.mse(output, x0, noise, t)
+        Args:
+            output: of the network at `process.add_noise(x0, noise, level)`, [B, C or 2C, H, W].
+            x0: images in [-1, 1], [B, C, H, W].
+            noise: [B, C, H, W].
+            level: of tensors [B].
+        """
+        loss = self.mse(output, x0, noise, level)
         if self.vlb_weight is None:
             return loss
-        return loss + self.vlb_weight * self.num_timesteps * self.vlb(output, x0, noise, t)
+        weight = self.vlb_weight * len(self.process.alphas_cumprod)
+        return loss + weight * self.vlb(output, x0, noise, level)
 
-    def mse(self, output: Tensor, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+    def mse(self, output: Tensor, x0: Tensor, noise: Tensor, level: Level) -> Tensor:
         """Weighted mean squared error of each sample, float32 [B]: of the first C output channels."""
-        error = output[:, : x0.shape[1]].float() - self.target(x0, noise, t).float()
+        error = output[:, : x0.shape[1]].float() - self.process.target(x0, noise, level).float()
         loss = error.square().flatten(1).mean(1)
-        return loss if self.weight is None else loss * self.weight[t]
+        return loss if self.weight is None else loss * self.weight[level.time.long()]
 
-    def vlb(self, output: Tensor, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+    def vlb(self, output: Tensor, x0: Tensor, noise: Tensor, level: Level) -> Tensor:
         """The term of the variational bound at t, in bits per dimension, float32 [B]; without gradient to the mean."""
         mean, variance = output.float().chunk(2, dim=1)
-        x_t = self.add_noise(x0, noise, t)
-        predicted = self.x0(mean.detach(), x_t, t)
-        return self.posterior.bits_per_dim(x0, x_t, predicted, variance, t)
+        x_t = self.process.add_noise(x0, noise, level)
+        predicted = self.process.to_x0(mean.detach(), x_t, level)
+        return self.posterior.bits_per_dim(x0, x_t, predicted, variance, level.time.long())
 
 
 class Posterior:

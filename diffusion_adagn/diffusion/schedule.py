@@ -1,9 +1,10 @@
-"""Noise schedules and samplers: a DiffusionConfig -> a stock diffusers scheduler, and the checks before sampling.
+"""Noise schedules and samplers: a DiffusionConfig -> a process and its scheduler, and the checks before sampling.
 
 The schedulers' own clipping is always off: x0 is clipped after guidance, in the pipeline (see there).
 """
 
 import inspect
+import math
 from dataclasses import dataclass
 from numbers import Integral
 
@@ -20,6 +21,9 @@ from torch import Tensor
 
 from ..config import SPACINGS, DiffusionConfig
 from ..errors import InputError, reject_first
+from .churn import Churn
+from .ode_scheduler import MAX_STEPS, OdeScheduler, make_ode_scheduler
+from .process import EDM_NOISE, FLOW_NOISE, Level, Process, ddpm, ddpm_level, edm, flow, noise_levels
 
 SAMPLERS: dict[str, type[SchedulerMixin]] = {
     "ddpm": DDPMScheduler,  # Ho et al. 2020: ancestral, stochastic
@@ -34,6 +38,7 @@ NOISE_GRIDS = {"use_karras_sigmas": "karras", "use_exponential_sigmas": "exponen
 MAX_SIGMA = 80.0  # Karras et al. 2022, table 1; where the cosine schedule ends, noise is 20,000 times the signal
 ZERO_SNR_EPS = "a zero-SNR schedule with eps-prediction divides by zero at its first step: use prediction v or x0."
 PREDICTIONS = {"eps": "epsilon", "x0": "sample", "v": "v_prediction"}  # ours -> diffusers'
+PREDICTION_TYPES = {theirs: ours for ours, theirs in PREDICTIONS.items()}
 
 
 def _betas(schedule: str, timesteps: int) -> dict:
@@ -53,11 +58,34 @@ def _betas(schedule: str, timesteps: int) -> dict:
     }
 
 
-def make_scheduler(config: DiffusionConfig, sampler: str = "ddim", learned_variance: bool = False) -> SchedulerMixin:
-    """A diffusers scheduler for a diffusion config; every argument that affects the result is passed explicitly.
+def make_process(config: DiffusionConfig) -> Process:
+    """The process of a diffusion config; under edm it has sigma_data."""
+    noise, mean, std = config.noise or "log_normal", config.noise_mean, config.noise_std
+    if config.process == "ddpm":
+        normal = (mean, std) if config.noise == "log_normal" else None
+        return ddpm(make_scheduler(config).alphas_cumprod, config.prediction, normal)
+    defaults = EDM_NOISE if config.process == "edm" else FLOW_NOISE
+    shift = math.log(config.sigma_data / 0.5) if config.process == "edm" else 0.0
+    sigmas = noise_levels(noise, defaults[0] + shift if mean is None else mean, defaults[1] if std is None else std)
+    return edm(config.sigma_data, sigmas) if config.process == "edm" else flow(sigmas)
 
-    Raises InputError for combinations that are wrong.
+
+def process_of(scheduler: SchedulerMixin) -> Process:
+    """The process that a scheduler samples."""
+    if isinstance(scheduler, OdeScheduler):
+        return scheduler.process
+    return ddpm(scheduler.alphas_cumprod, PREDICTION_TYPES[scheduler.config.prediction_type])
+
+
+def make_scheduler(
+    config: DiffusionConfig, sampler: str | None = None, learned_variance: bool = False
+) -> SchedulerMixin:
+    """A scheduler for a diffusion config; every argument that affects the result is passed explicitly.
+
+    Raises InputError for combinations that are wrong. sampler: None: ddim under ddpm, else heun.
     """
+    if config.process != "ddpm":
+        return make_ode_scheduler(config.process, sampler, sigma_data=config.sigma_data or 0.5)
     spacing = config.timestep_spacing or ("trailing" if config.zero_snr else "leading")
     common = _betas(config.schedule, config.num_train_timesteps) | {
         "num_train_timesteps": config.num_train_timesteps,
@@ -65,7 +93,7 @@ def make_scheduler(config: DiffusionConfig, sampler: str = "ddim", learned_varia
         "timestep_spacing": spacing,
         "steps_offset": 0,
     }
-    return _build(sampler, common, zero_snr=config.zero_snr, learned_variance=learned_variance)
+    return _build(sampler or "ddim", common, zero_snr=config.zero_snr, learned_variance=learned_variance)
 
 
 def with_sampler(
@@ -73,6 +101,9 @@ def with_sampler(
 ) -> SchedulerMixin:
     """The same process (schedule, prediction, T) with another sampler or grid."""
     config = scheduler.config
+    if isinstance(scheduler, OdeScheduler):
+        numbers = {name: config[name] for name in ("sigma_data", "sigma_min", "sigma_max", "rho")}
+        return make_ode_scheduler(config.process, sampler or config.sampler, spacing or config.spacing, **numbers)
     betas = (
         ("trained_betas",) if config.get("trained_betas") is not None else ("beta_schedule", "beta_start", "beta_end")
     )
@@ -88,6 +119,8 @@ def with_sampler(
 
 def spacing_name(scheduler: SchedulerMixin) -> str:
     """The grid that a scheduler steps over, as `with_sampler` takes it."""
+    if isinstance(scheduler, OdeScheduler):
+        return scheduler.config.spacing
     takes = inspect.signature(
         type(scheduler).__init__
     ).parameters  # `from_config` carries over what a class does not know
@@ -97,6 +130,8 @@ def spacing_name(scheduler: SchedulerMixin) -> str:
 
 def sampler_name(scheduler: SchedulerMixin) -> str:
     """The name of a scheduler's class in SAMPLERS. Raises InputError for any other class."""
+    if isinstance(scheduler, OdeScheduler):
+        return scheduler.config.sampler
     for name, cls in SAMPLERS.items():
         if type(scheduler) is cls:
             return name
@@ -111,7 +146,8 @@ def _build(sampler: str, common: dict, zero_snr: bool, learned_variance: bool) -
     noise_grid = next((name for flag, name in NOISE_GRIDS.items() if common.get(flag)), None)
     whole = noise_grid and sampler in ("ddpm", "ddim")
     faults = {
-        f"timestep spacing is one of {', '.join(SPACINGS)}, not {spacing!r}.": spacing not in SPACINGS[:3],
+        f"timestep spacing under process ddpm is one of {', '.join(SPACINGS[:6])}, not {spacing!r}.": spacing
+        not in SPACINGS[:3],
         f"{sampler} steps over whole timesteps, and spacing {noise_grid} needs fractional ones: use dpm++, unipc, euler or heun.": whole,
         ZERO_SNR_EPS: zero_snr and common["prediction_type"] == "epsilon",
         f"a zero-SNR schedule must be sampled from pure noise at t = T-1, where spacing {noise_grid or spacing} does not start: use "
@@ -133,16 +169,25 @@ def _build(sampler: str, common: dict, zero_snr: bool, learned_variance: bool) -
     return SAMPLERS[sampler](**common, **specific)
 
 
-def set_timesteps(scheduler: SchedulerMixin, steps: int, device: torch.device | str = "cpu") -> Tensor:
+def set_timesteps(
+    scheduler: SchedulerMixin, steps: int, device: torch.device | str = "cpu", churn: Churn | None = None
+) -> Tensor:
     """Set the grid: the timesteps of every network evaluation, from noisy to clean ([steps]; heun [2 steps - 1]).
 
     Raises InputError where diffusers would not follow the scheduled grid.
     """
-    total = scheduler.config.num_train_timesteps
+    ode = isinstance(scheduler, OdeScheduler)
+    total = MAX_STEPS if ode else scheduler.config.num_train_timesteps
     name, spacing = sampler_name(scheduler), spacing_name(scheduler)
     if isinstance(steps, bool) or not isinstance(steps, Integral) or not 1 <= steps <= total:
         raise InputError(f"the number of steps is a whole number from 1 to {total}, not {steps!r}.")
     steps = int(steps)
+    if churn is not None and not (ode and scheduler.config.process == "edm" and name in ("euler", "heun")):
+        process = scheduler.config.process if ode else "ddpm"
+        raise InputError(f"churn needs process edm and sampler euler or heun, not {process} and {name}: leave it out.")
+    if ode:
+        scheduler.set_timesteps(steps, device, churn)
+        return scheduler.timesteps
     if scheduler.config.get("rescale_betas_zero_snr") and scheduler.config.prediction_type == "epsilon":
         raise InputError(ZERO_SNR_EPS)
     scheduler.set_timesteps(steps, device=device)
@@ -212,21 +257,6 @@ def _use_noise_grid(scheduler: SchedulerMixin, spacing: str, steps: int) -> None
     scheduler.sigmas, scheduler.timesteps = sigmas, times.to(scheduler.timesteps.device)
 
 
-def alpha_sigma(scheduler: SchedulerMixin, timestep: Tensor) -> tuple[float, float]:
-    """alpha and sigma of x_t = alpha x0 + sigma eps (alpha^2 + sigma^2 = 1) at the next network evaluation.
-
-    Solvers with a list of noise-to-signal ratios have them at fractional timesteps too, so these come first. Call after `scale_model_input`, which sets their position.
-    """
-    ratios = getattr(scheduler, "sigmas", None)
-    if ratios is not None:
-        index = scheduler.step_index if scheduler.step_index is not None else 0
-        ratio = ratios[index].double()
-        alpha = (1 + ratio**2).rsqrt()
-        return alpha.item(), (ratio * alpha).item()
-    alpha_bar = scheduler.alphas_cumprod[int(timestep)].double()
-    return alpha_bar.sqrt().item(), (1 - alpha_bar).sqrt().item()
-
-
 @dataclass(frozen=True)
 class ModelEval:
     """One network evaluation of a sampler.
@@ -234,29 +264,41 @@ class ModelEval:
     Attributes:
         index: 0, 1, ... from noisy to clean.
         step: of the sampler; heun evaluates twice per step.
-        t: timestep, whole or fractional.
-        t_frac: t / T.
+        t: time that the network receives: under ddpm the timestep, whole or fractional.
+        share: 0 (image) to 1 (noise); t / T under ddpm.
         sigma: noise level sigma_t / alpha_t.
+        level: the numbers of the process.
     """
 
     index: int
     step: int
     t: float
-    t_frac: float
+    share: float
     sigma: float
+    level: Level
 
 
 def model_evals(scheduler: SchedulerMixin) -> list[ModelEval]:
     """All network evaluations of the grid, from noisy to clean. Call after `set_timesteps`."""
-    total = scheduler.config.num_train_timesteps
+    process, ratios = process_of(scheduler), getattr(scheduler, "sigmas", None)
     twice = sampler_name(scheduler) == "heun"
-    ratios = getattr(scheduler, "sigmas", None)
     calls = []
     for i, t in enumerate(scheduler.timesteps.tolist()):
-        if ratios is not None:
-            sigma = ratios[i].item()
+        if process.name == "ddpm":
+            level = _ddpm_level(scheduler, t, None if ratios is None else ratios[i], process.prediction)
+            sigma = ratios[i].item() if ratios is not None else level.sigma / level.alpha if level.alpha else math.inf
         else:
-            alpha_bar = scheduler.alphas_cumprod[int(t)].item()
-            sigma = ((1 - alpha_bar) / alpha_bar) ** 0.5 if alpha_bar else float("inf")
-        calls.append(ModelEval(i, i // 2 if twice else i, t, t / total, sigma))
+            sigma = ratios[i].item()
+            level = process.at(sigma)
+        share = process.share(torch.tensor(level.time)).item()
+        calls.append(ModelEval(i, i // 2 if twice else i, t, share, sigma, level))
     return calls
+
+
+def _ddpm_level(scheduler: SchedulerMixin, t: float, ratio: Tensor | None, prediction: str) -> Level:
+    """The level of an evaluation. Solvers with a list of noise-to-signal ratios have them at fractional timesteps too."""
+    if ratio is not None:
+        alpha = (1 + ratio.double() ** 2).rsqrt()
+        return ddpm_level(t, alpha.item(), (ratio.double() * alpha).item(), prediction)
+    alpha_bar = scheduler.alphas_cumprod[int(t)].double()
+    return ddpm_level(t, alpha_bar.sqrt().item(), (1 - alpha_bar).sqrt().item(), prediction)

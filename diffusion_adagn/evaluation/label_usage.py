@@ -17,6 +17,7 @@ from tqdm.auto import tqdm
 from ..data import ImageDataset
 from ..data.rng import normal, uniform
 from ..diffusion.loss import DiffusionLoss, normalize_images
+from ..diffusion.process import Level
 from ..models.unet import AdaGNUNet
 
 GOLDEN = (math.sqrt(5) - 1) / 2
@@ -37,25 +38,23 @@ class LabelUse:
     """Unweighted losses of the same x_t under each label, float64 [N].
 
     Args:
-        num_timesteps: T.
-        t: [N], timesteps 0..T-1.
+        quantile: [N], the fraction of the training noise below; t / T for uniform timesteps.
         image: [N], indices of the held-out images.
         true: The loss with the image's class.
         wrong: The loss with the class of another image, nan if that is the same class; None if it is the same for all.
         null: The loss with the null label; None for a network without one.
     """
 
-    num_timesteps: int
-    t: Tensor
+    quantile: Tensor
     image: Tensor
     true: Tensor
     wrong: Tensor | None
     null: Tensor | None
 
     def gap(self, against: Literal["wrong", "null"], low: float = 0.0, high: float = 1.0) -> tuple[float, float] | None:
-        """Mean of loss(against) - loss(true) over low <= t / T < high, and the half-width of its 95% interval.
+        """Mean of loss(against) - loss(true) over low <= quantile < high, and the half-width of its 95% interval.
 
-        The difference is paired: same image, timestep and noise. The interval is over images, and repeated
+        The difference is paired: same image, noise level and noise. The interval is over images, and repeated
         measurements of one image are one cluster. The result is None without such a label. The half-width is nan for
         fewer than two images. Only the gap to a *wrong* label shows that the label is used, since the null embedding
         may be trained less.
@@ -63,7 +62,7 @@ class LabelUse:
         other = getattr(self, against)
         if other is None:
             return None
-        inside = (self.t >= low * self.num_timesteps) & (self.t < high * self.num_timesteps) & ~other.isnan()
+        inside = (self.quantile >= low) & (self.quantile < high) & ~other.isnan()
         images, place = self.image[inside].unique(return_inverse=True)
         if not len(images):
             return math.nan, math.nan
@@ -93,10 +92,10 @@ def label_use(
 ) -> LabelUse:
     """Measure the losses under each label on held-out images.
 
-    Each evaluation has an image, a timestep and a noise, and is repeated for the true, the wrong and the null label.
+    Each evaluation has an image, a noise level and a noise, and is repeated for the true, the wrong and the null label.
     The draws depend on the data set only, so they are the same for all networks: noise and wrong labels have seed 0.
-    In each round over the images the timesteps are evenly spread over 0..T-1, and each round pairs them differently
-    with the images.
+    In each round over the images the noise levels are evenly spread over the training noise, and each round pairs them
+    differently with the images.
 
     Args:
         unet: The network.
@@ -113,7 +112,7 @@ def label_use(
     positions = torch.arange(n * rounds)
     image = positions % n * len(dataset) // n
     spread = (positions % n / n + positions // n * GOLDEN) % 1
-    t = (spread * objective.num_timesteps).long()
+    level, quantile = objective.process.draw(spread, cell=1 / n)
     true = torch.from_numpy(dataset.labels[image.numpy()])
     labels_by_kind = {"true": true}
     wrong = torch.cat([other_labels(true[:n], r) for r in range(rounds)])
@@ -129,19 +128,19 @@ def label_use(
         pixels, _ = dataset.gather(image[places].numpy())
         x0 = normalize_images(torch.from_numpy(pixels))
         noise = normal(0, "heldout", places, tuple(x0.shape[1:])).to(device)
-        x0, timesteps = x0.to(device), t[places].to(device)
-        x_t = objective.add_noise(x0, noise, timesteps)
+        x0, here = x0.to(device), Level(*(value[places] for value in level)).to(device)
+        x_t = objective.process.add_noise(x0, noise, here)
         labels = torch.cat([ids[places] for ids in labels_by_kind.values()]).to(device)
-        rows = x_t.repeat(len(labels_by_kind), 1, 1, 1), timesteps.repeat(len(labels_by_kind)), labels
+        rows = x_t.repeat(len(labels_by_kind), 1, 1, 1), here.time.repeat(len(labels_by_kind)), labels
         calls = zip(*(tensor.split(max_rows or len(labels)) for tensor in rows))
         with autocast():
             output = torch.cat([unet(*call).sample for call in calls])
         for label, output_rows in zip(labels_by_kind, output.chunk(len(labels_by_kind))):
-            losses[label].append(objective.mse(output_rows, x0, noise, timesteps).cpu().double())
+            losses[label].append(objective.mse(output_rows, x0, noise, here).cpu().double())
     joined = {label: torch.cat(parts) for label, parts in losses.items()}
     if "wrong" in joined:
         joined["wrong"][wrong == true] = math.nan
-    return LabelUse(objective.num_timesteps, t, image, *(joined.get(label) for label in ("true", "wrong", "null")))
+    return LabelUse(quantile, image, *(joined.get(label) for label in ("true", "wrong", "null")))
 
 
 def other_labels(labels: Tensor, round: int) -> Tensor:

@@ -26,7 +26,7 @@ from ..commands import resume_hint, with_commands, with_options
 from ..config import RunConfig, differences, read_config, to_yaml
 from ..data import ImageDataset, open_dataset
 from ..diffusion.loss import DiffusionLoss
-from ..diffusion.schedule import make_scheduler
+from ..diffusion.schedule import make_process
 from ..errors import InputError, reject_first
 from ..evaluation.label_usage import label_use
 from ..models.conditioning import CONDITIONING
@@ -294,7 +294,7 @@ def _measure(member: Member, config: RunConfig, heldout: ImageDataset, cost: Cos
     pipe.to(process_state(config.speed.device).device)
     pipe.set_progress_bar_config(disable=True)
     d, training, labels = config.diffusion, config.training, pipe.labels
-    loss = DiffusionLoss(make_scheduler(d).alphas_cumprod, d.prediction, d.loss_weight, d.min_snr_gamma).to(pipe.device)
+    loss = DiffusionLoss(make_process(d), d.loss_weight, d.min_snr_gamma).to(pipe.device)
     batch = max(1, training.batch_size // training.gradient_accumulation)
     use = label_use(pipe.unet, heldout, loss, EVALUATIONS, batch, progress=True)
     edges = np.linspace(0, 1, LOSS_BINS + 1)

@@ -3,12 +3,25 @@
 from collections.abc import Mapping
 
 from diffusers import DiffusionPipeline
+from diffusers.schedulers.scheduling_utils import SchedulerMixin
 
 from ..commands import command
-from ..diffusion.schedule import PREDICTIONS
+from ..diffusion.ode_scheduler import OdeScheduler
+from ..diffusion.schedule import process_of
 from .pretrained import model_hash
 
 SCHEDULES = {"squaredcos_cap_v2": "cosine"}  # diffusers' names that are not ours
+
+
+def _process(scheduler: SchedulerMixin) -> str:
+    """The process of a scheduler, in a line."""
+    c = scheduler.config
+    if isinstance(scheduler, OdeScheduler):
+        return f"{c.process}, sigma_data {c.sigma_data:g}" if c.process == "edm" else c.process
+    schedule = "given" if c.get("trained_betas") is not None else SCHEDULES.get(c.beta_schedule, c.beta_schedule)
+    zero_snr = ", zero terminal SNR" if c.get("rescale_betas_zero_snr") else ""
+    prediction = process_of(scheduler).prediction
+    return f"{schedule} schedule, T = {c.num_train_timesteps}, prediction {prediction}{zero_snr}"
 
 
 def model_card(
@@ -22,19 +35,16 @@ def model_card(
         rows: what else is known, such as the data: a line of the table each.
         where: what opens the model: its folder or repository.
     """
-    labels, c, s, side = pipe.labels, pipe.unet.config, pipe.scheduler.config, pipe.unet.config.sample_size
+    labels, c, side = pipe.labels, pipe.unet.config, pipe.unet.config.sample_size
     names = ", ".join(labels.names[:50]) + (f", ... ({labels.K} in all)" if labels.K > 50 else "")
     call = '"all", guidance_scale=2.0' if labels.K and labels.has_null else '"all"' if labels.K else '"null"'
-    schedule = "given" if s.get("trained_betas") is not None else SCHEDULES.get(s.beta_schedule, s.beta_schedule)
-    prediction = {theirs: ours for ours, theirs in PREDICTIONS.items()}[s.prediction_type]
-    zero_snr = ", zero terminal SNR" if s.get("rescale_betas_zero_snr") else ""
     weights = "raw" if pipe.config.ema_decay is None else f"EMA, rate {pipe.config.ema_decay:g}"
     table = {
         "classes": names or "none (unconditional)",
         "null label": labels.null_id if labels.has_null and labels.K else "none",
         **(rows or {"trained": f"{pipe.config.trained_steps or 'an unknown number of'} steps"}),
         "weights": f"{weights}; hash `{model_hash(pipe.unet)}`",
-        "process": f"{schedule} schedule, T = {s.num_train_timesteps}, prediction {prediction}{zero_snr}",
+        "process": _process(pipe.scheduler),
         "guidance": pipe.config.guidance_convention,
     }
     guidance = "1,2,4" if labels.K and labels.has_null else None

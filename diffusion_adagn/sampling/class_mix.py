@@ -7,6 +7,7 @@ Only the output of modulation(t, y) is mixed, per site and step.
 """
 
 import itertools
+import math
 import operator
 import re
 from collections.abc import Callable, Sequence
@@ -17,15 +18,18 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from ..config import DiffusionConfig
+from ..diffusion.process import Process
+from ..diffusion.schedule import make_process
 from ..errors import InputError
 from ..labels import LabelSpace
 from ..models.unet import AdaGNUNet, Modulation, Site
 
 COMPARE = {"<=": operator.le, ">=": operator.ge, "<": operator.lt, ">": operator.gt, "=": operator.eq}
-COMPARISON = re.compile(r"(depth|t|)\s*(<=|>=|<|>|=|)\s*(\d+(?:\.\d+)?)(?:x(\d+))?")
+COMPARISON = re.compile(r"(depth|t|sigma|)\s*(<=|>=|<|>|=|)\s*(\d+(?:\.\d+)?)(?:x(\d+))?")
 WHERE = (
     "coarse, fine, a resolution (8, 8x8, <=8, >8), depth<10, down, middle, up, a pattern of site names (up.*.stages.0*), "
-    "a timestep (t>600), or several joined by &"
+    "a noise level (sigma>2), a timestep (t>600), or several joined by &"
 )
 
 
@@ -61,7 +65,7 @@ class MixRule:
         text: as written by the user.
         class_id: the class.
         sites: names in the order of depth; None for all.
-        times: conditions on t, such as (">", 600.0); all must hold.
+        times: conditions on the time that the network receives, such as (">", 600.0); all must hold.
     """
 
     text: str
@@ -86,7 +90,8 @@ class ClassMix:
         depth<10              the order in which an image passes the sites, from 0
         down, middle, up      the half of the U-Net
         up.*.stages.0*        a pattern of site names: * any text, ? one character, [12] one of these
-        t>600                 the timestep, 0 (clean) to T - 1 (noise)
+        sigma>2               the noise level sigma_t / alpha_t
+        t>600                 the timestep, 0 (clean) to T - 1 (noise); under flow 1000 t; edm has none
 
     Comparisons are <, <=, >, >= and =.
     """
@@ -109,27 +114,28 @@ class ClassMix:
         return cls(labels.name(class_id), (MixRule(labels.name(class_id), class_id),))
 
     @classmethod
-    def parse(cls, text: str, labels: LabelSpace, sites: Sequence[Site], timesteps: int = 1000) -> "ClassMix":
+    def parse(cls, text: str, labels: LabelSpace, sites: Sequence[Site], process: Process | None = None) -> "ClassMix":
         """Read a mix.
 
         Args:
             text: such as "cat@coarse,dog@fine".
             labels: the classes.
             sites: `unet.sites()`.
-            timesteps: T.
+            process: of the network. None: ddpm with the default settings.
 
         Raises:
             InputError: an unknown class or place, a rule without a site or timestep, or sites or timesteps without a rule.
         """
+        process = process or make_process(DiffusionConfig())
         try:
-            parts = [_part(*cut, sites) for cut in labels.parts_of_mix(text)]
+            parts = [_part(*cut, sites, process) for cut in labels.parts_of_mix(text)]
             base = [p for p in parts if p.sites is None]
             if len(base) > 1:
                 raise InputError(f"'{base[0].text}' and '{base[1].text}' both apply everywhere: remove one, or add @.")
             if base and len(parts) == 1:
                 return cls.single(base[0].class_id, labels)
             mix = cls(" ".join(text.split()), (*base, *(p for p in parts if p.sites is not None)))
-            mix._check_times(sites, timesteps)
+            mix._check_times(sites, process)
         except InputError as error:
             raise InputError(f"the mix '{text}': {error}") from None
         return mix
@@ -182,14 +188,14 @@ class ClassMix:
             lines.append(f"  {part.text}: {where if part.sites is not None else 'all other sites'}")
         return "\n".join(lines)
 
-    def _check_times(self, sites: Sequence[Site], timesteps: int) -> None:
+    def _check_times(self, sites: Sequence[Site], process: Process) -> None:
         """Between two neighbouring bounds nothing changes, so the bounds and the points halfway between them suffice."""
-        last = timesteps - 1
-        bounds = sorted({0.0, float(last), *(v for p in self.parts for _, v in p.times if v <= last)})
+        first, last = process.times
+        bounds = sorted({first, last, *(v for p in self.parts for _, v in p.times if first <= v <= last)})
         probes = sorted([*bounds, *((a + b) / 2 for a, b in itertools.pairwise(bounds))])
         never = [p for p in self.parts if not any(map(p.contains, probes))]
         if never:
-            raise InputError(f"'{never[0].text}' matches no timestep: they are 0..{last}.")
+            raise InputError(f"'{never[0].text}' matches no noise level: {_range(process)}.")
         names = [s.name for s in sites]
         for t in probes:
             class_of = self.class_by_site(t, names)
@@ -322,14 +328,25 @@ def modulation_table(
 # ---------------------------------------------------------------------- grammar
 
 
-def _part(text: str, class_id: int, where: str | None, sites: Sequence[Site]) -> MixRule:
+def _range(process: Process) -> str:
+    """The times of a process, for a message."""
+    first, last = process.times
+    if process.name == "edm":
+        return f"sigma is from {math.exp(4 * first):g} to {math.exp(4 * last):g}"
+    return f"t is from {first:g} to {last:g}"
+
+
+def _part(text: str, class_id: int, where: str | None, sites: Sequence[Site], process: Process) -> MixRule:
     if where is None:
         return MixRule(text, class_id)
     named, times = list(sites), []
     for word in (w.strip() for w in where.split("&")):
         match = COMPARISON.fullmatch(word)
-        if match and match[1] == "t" and match[2] and not match[4]:
-            times.append((match[2], float(match[3])))
+        if match and match[1] in ("t", "sigma") and match[2] and not match[4]:
+            value = float(match[3])
+            if match[1] == "t" and process.name == "edm":
+                raise InputError(f"'{text}': process edm has no timesteps; write a noise level, such as sigma>2.")
+            times.append((match[2], value if match[1] == "t" else process.time_of(value)))
         else:
             named = [s for s in named if _place(word, sites)(s)]
     if not named:

@@ -81,7 +81,7 @@ class Interval:
 
     def contains(self, call: ModelEval) -> bool:
         """Whether a network evaluation is in the interval."""
-        value = {"t": call.t, "sigma": call.sigma, "steps": call.step, "share": call.t_frac}[self.unit]
+        value = {"t": call.t, "sigma": call.sigma, "steps": call.step, "share": call.share}[self.unit]
         return self.low <= value <= self.high
 
 
@@ -183,7 +183,7 @@ class Guidance:
         """f of `schedule` at a network evaluation; 0 where guidance is not applied."""
         if self.is_neutral or (self.interval is not None and not self.interval.contains(call)):
             return 0.0
-        return _shape(self.schedule)(call.t_frac)
+        return _shape(self.schedule)(call.share)
 
     def evaluations(self, calls: Sequence[ModelEval]) -> int:
         """Network evaluations per image: one for each of `calls`, and a second where guidance is applied."""

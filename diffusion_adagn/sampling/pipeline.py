@@ -24,12 +24,13 @@ from diffusers.utils import BaseOutput
 from PIL import Image
 from torch import Tensor
 
-from ..diffusion.loss import pred_to_x0, x0_to_pred
+from ..diffusion.churn import Churn
+from ..diffusion.ode_scheduler import OdeScheduler
+from ..diffusion.process import Level, Process
 from ..diffusion.schedule import (
-    PREDICTIONS,
     ModelEval,
-    alpha_sigma,
     model_evals,
+    process_of,
     sampler_name,
     set_timesteps,
     spacing_name,
@@ -49,8 +50,8 @@ from .pretrained import checkpoint_of, checkpoint_parts, pipeline_parts
 from .settings import SamplerSettings
 
 MAX_SEED = 2**63 - 1
+MAX_GUIDE_SIGMA = 1000.0  # pure noise has an infinite noise level
 UNGUIDED = Guidance()
-PREDICTION_TYPES = {theirs: ours for ours, theirs in PREDICTIONS.items()}
 
 
 @dataclass
@@ -181,6 +182,11 @@ class ClassConditionalPipeline(DiffusionPipeline):
         return labels
 
     @property
+    def process(self) -> Process:
+        """How an image becomes noise, and what the network predicts."""
+        return process_of(self.scheduler)
+
+    @property
     def interrupt(self) -> bool:
         """Whether the call ends after the current step; `callback_on_step_end` sets it as `pipe._interrupt`."""
         return self._interrupt
@@ -239,19 +245,17 @@ class ClassConditionalPipeline(DiffusionPipeline):
             )
 
     def _check_guide(self, guide: "ClassConditionalPipeline") -> None:
-        """Raises InputError unless `guide` has the same image shape, noise schedule, and classes (or none)."""
+        """Raises InputError unless `guide` has the same image shape, and the same classes or none."""
         if not hasattr(guide, "unet"):
             raise InputError(
                 f"guide is a ClassConditionalPipeline, such as from_pretrained(...) returns, not {short_repr(guide)}."
             )
         ours, theirs = self.unet.config, guide.unet.config
         sides, channels = (ours.sample_size, theirs.sample_size), (ours.in_channels, theirs.in_channels)
-        a, b = self.scheduler.alphas_cumprod, guide.scheduler.alphas_cumprod
         faults = {
             f"images of {sides[1]} pixels per side and {channels[1]} channels, the model's have {sides[0]} and {channels[0]}": (
                 sides[0] != sides[1] or channels[0] != channels[1]
             ),
-            "another noise schedule": a.shape != b.shape or not torch.allclose(a.cpu(), b.cpu(), atol=1e-5),
             f"other classes ({', '.join(guide.labels.names[:4])}, ...) than the model ({', '.join(self.labels.names[:4])}, ...)": (
                 guide.labels.K and guide.labels.names != self.labels.names
             ),
@@ -301,7 +305,7 @@ class ClassConditionalPipeline(DiffusionPipeline):
         self.use_sampler(settings.sampler, settings.spacing)
         self.check_eta(settings.eta)
         self.check_guidance(settings.guidance, guide)
-        set_timesteps(self.scheduler, settings.steps)
+        set_timesteps(self.scheduler, settings.steps, churn=settings.churn)
         return model_evals(self.scheduler)
 
     def resolved(self, settings: SamplerSettings) -> SamplerSettings:
@@ -322,7 +326,8 @@ class ClassConditionalPipeline(DiffusionPipeline):
         """
         s = settings
         return self(
-            guidance=s.guidance, num_inference_steps=s.steps, eta=s.eta, sampler=s.sampler, spacing=s.spacing, **arguments
+            guidance=s.guidance, num_inference_steps=s.steps, eta=s.eta, sampler=s.sampler, spacing=s.spacing, churn=s.churn,
+            **arguments,
         )  # fmt: skip
 
     def mix(self, text: str) -> ClassMix:
@@ -334,7 +339,7 @@ class ClassConditionalPipeline(DiffusionPipeline):
         Raises:
             InputError: see `ClassMix.parse`.
         """
-        return ClassMix.parse(text, self.labels, self.unet.sites(), self.scheduler.config.num_train_timesteps)
+        return ClassMix.parse(text, self.labels, self.unet.sites(), self.process)
 
     # ------------------------------------------------------------------ sampling
 
@@ -362,6 +367,7 @@ class ClassConditionalPipeline(DiffusionPipeline):
         class_labels: ClassSpec | None = None,
         num_images_per_prompt: int | None = None,
         guide: "ClassConditionalPipeline | None" = None,
+        churn: Churn | None = None,
     ) -> ImagesOutput | tuple:
         """Sample images: one for each class given, or of one class for each seed, generator or latent given.
 
@@ -394,7 +400,8 @@ class ClassConditionalPipeline(DiffusionPipeline):
             class_labels: the same as classes.
             num_images_per_prompt: the same as num_images_per_class.
             guide: the model that guidance moves away from, in place of the null class: an earlier checkpoint of the same run,
-                a smaller model, or one without classes (autoguidance, Karras et al. 2024).
+                a smaller model, or one without classes (autoguidance, Karras et al. 2024). It may have another process.
+            churn: noise added before steps, for euler and heun under edm; see `Churn`.
 
         Returns:
             ImagesOutput, in the order of the classes.
@@ -451,20 +458,19 @@ class ClassConditionalPipeline(DiffusionPipeline):
         extra = {"generator": generators} if "generator" in inspect.signature(scheduler.step).parameters else {}
         extra |= {"eta": eta} if eta else {}
 
-        timesteps = set_timesteps(scheduler, num_inference_steps)  # on the CPU, where the schedulers' tables are
-        predict = self._predictor(plans, scheduler, guidance, guide, callback)
+        timesteps = set_timesteps(scheduler, num_inference_steps, churn=churn)  # on the CPU, where the tables are
+        calls, process = model_evals(scheduler), process_of(scheduler)
+        predict = self._predictor(plans, calls, process, guidance, guide, callback)
         x = (_noise(shape, generators) if latents is None else latents.float()).to(device)
         x = x * scheduler.init_noise_sigma
         self._interrupt = False
         view = copy.copy(self)  # calls run concurrently: a callback reads and interrupts its own call
         view.__dict__ |= {"scheduler": scheduler, "_num_timesteps": len(timesteps)}
         with self.progress_bar(total=len(timesteps)) as bar:
-            for t, call in zip(timesteps, model_evals(scheduler)):
+            for t, call in zip(timesteps, calls):
                 x_t = scheduler.scale_model_input(x, t)
                 prediction = predict(x_t, call)
-                prediction = self._clip(
-                    prediction, x_t, t, scheduler, guidance, callback and partial(callback.on_pred_x0, call)
-                )
+                prediction = self._clip(prediction, x_t, call, scheduler, process, guidance, callback)
                 x = scheduler.step(prediction, t, x, return_dict=False, **extra)[0]
                 if callback_on_step_end is not None:
                     result = callback_on_step_end(view, call.index, t, {"latents": x} if inputs else {})
@@ -499,19 +505,17 @@ class ClassConditionalPipeline(DiffusionPipeline):
     def _predictor(
         self,
         plans: list[ClassPlan],
-        scheduler: SchedulerMixin,
+        calls: Sequence[ModelEval],
+        process: Process,
         guidance: Guidance,
         guide: "ClassConditionalPipeline | None" = None,
         callback: SamplingCallback | None = None,
     ) -> Callable[[Tensor, ModelEval], Tensor]:
-        """A function (x_t [N, C, H, W], evaluation) -> guided prediction [N, C or 2C, H, W], float32; one pass where not guided.
-
-        scheduler: of this call, with its timesteps set.
-        """
-        one = self._one_pass(plans, scheduler.timesteps)
+        """A function (x_t [N, C, H, W], evaluation) -> guided prediction [N, C or 2C, H, W], float32; one pass where not guided."""
+        one = self._one_pass(plans, [call.t for call in calls])
         if guidance.is_neutral:
             return one
-        both = self._two_passes(plans, scheduler, guide)
+        both = self._two_passes(plans, calls, process, guide)
         scales = guidance.scales(len(plans)).to(self._execution_device)
 
         def predict(x: Tensor, call: ModelEval) -> Tensor:
@@ -527,19 +531,24 @@ class ClassConditionalPipeline(DiffusionPipeline):
 
         return predict
 
-    def _one_pass(self, plans: list[ClassPlan], timesteps: Tensor) -> Callable[[Tensor, ModelEval], Tensor]:
-        """A function (x_t [N, C, H, W], evaluation) -> the network's output, float32."""
-        at_step, dtype, denoise = modulation_table(self.unet, plans, timesteps), self.unet.dtype, _denoise(self.unet)
+    def _one_pass(self, plans: list[ClassPlan], times: list[float]) -> Callable[[Tensor, ModelEval], Tensor]:
+        """A function (x_t [N, C, H, W], evaluation) -> the network's output, float32. times: one per evaluation."""
+        at_step = modulation_table(self.unet, plans, torch.tensor(times))
+        dtype, denoise = self.unet.dtype, _denoise(self.unet)
         return lambda x, call: denoise(x.to(dtype), at_step(call.index)).float()
 
     def _two_passes(
-        self, plans: list[ClassPlan], scheduler: SchedulerMixin, guide: "ClassConditionalPipeline | None"
+        self,
+        plans: list[ClassPlan],
+        calls: Sequence[ModelEval],
+        process: Process,
+        guide: "ClassConditionalPipeline | None",
     ) -> Callable[[Tensor, ModelEval], tuple[Tensor, Tensor]]:
         """A function (x_t, evaluation) -> the network's output, and the C mean channels that guidance moves away from."""
-        timesteps = scheduler.timesteps
+        times = [call.t for call in calls]
         if guide is None:
             nulls = [ClassMix.single(self.labels.null_id, self.labels)] * len(plans)
-            together = self._one_pass([*plans, *nulls], timesteps)
+            together = self._one_pass([*plans, *nulls], times)
 
             def null_pass(x: Tensor, call: ModelEval) -> tuple[Tensor, Tensor]:
                 cond, null = together(torch.cat([x, x]), call).chunk(2)
@@ -548,14 +557,20 @@ class ClassConditionalPipeline(DiffusionPipeline):
             return null_pass
 
         guide.unet.to(self._execution_device)
-        cond, weak = self._one_pass(plans, timesteps), guide._one_pass(self.plans_for(guide, plans), timesteps)
-        ours, theirs = (PREDICTION_TYPES[p.scheduler.config.prediction_type] for p in (self, guide))
+        theirs = guide.process
+        if process.same_levels(theirs):
+            levels = [call.level for call in calls]
+        else:  # the same noise level in the guide's own table
+            levels = [theirs.at(min(call.sigma, MAX_GUIDE_SIGMA)) for call in calls]
+        cond = self._one_pass(plans, times)
+        weak = guide._one_pass(self.plans_for(guide, plans), [level.time for level in levels])
 
         def guide_pass(x: Tensor, call: ModelEval) -> tuple[Tensor, Tensor]:
-            uncond = weak(x, call)[:, : x.shape[1]]
-            if ours != theirs:
-                alpha, sigma = alpha_sigma(scheduler, timesteps[call.index])
-                uncond = x0_to_pred(pred_to_x0(uncond, x, alpha, sigma, theirs), x, alpha, sigma, ours)
+            level = levels[call.index]
+            their_x = x if level is call.level else x * _ratio(level, call.level)
+            uncond = weak(their_x, call)[:, : x.shape[1]]
+            if process.prediction != theirs.prediction or level is not call.level:
+                uncond = process.from_x0(theirs.to_x0(uncond, their_x, level), x, call.level)
             return cond(x, call), uncond
 
         return guide_pass
@@ -564,26 +579,26 @@ class ClassConditionalPipeline(DiffusionPipeline):
         self,
         prediction: Tensor,
         x_t: Tensor,
-        t: Tensor,
+        call: ModelEval,
         scheduler: SchedulerMixin,
+        process: Process,
         guidance: Guidance = UNGUIDED,
-        on_pred_x0: Callable[[Tensor], None] | None = None,
+        callback: SamplingCallback | None = None,
     ) -> Tensor:
-        """Clip the predicted x0 and convert it back to the prediction, so that every sampler steps with the clipped x0.
+        """What the scheduler receives: of ddpm the prediction, of edm and flow x0. Both after x0 was clipped.
 
-        Only ddpm receives a learned variance.
+        Only sampler ddpm receives a learned variance.
         """
         prediction, variance = prediction.split([x_t.shape[1], prediction.shape[1] - x_t.shape[1]], dim=1)
-        clipped = self.config.clip_x0 or guidance.threshold is not None
-        if clipped or on_pred_x0 is not None:
-            prediction_type = PREDICTION_TYPES[scheduler.config.prediction_type]
-            alpha, sigma = alpha_sigma(scheduler, t)
-            x0 = pred_to_x0(prediction, x_t, alpha, sigma, prediction_type)
-            if on_pred_x0 is not None:
-                on_pred_x0(x0)
-        if clipped:
-            x0 = x0.clamp(-1, 1) if guidance.threshold is None else guidance.threshold_x0(x0)
-            prediction = x0_to_pred(x0, x_t, alpha, sigma, prediction_type)
+        clipped, takes_x0 = self.config.clip_x0 or guidance.threshold is not None, process.name != "ddpm"
+        if clipped or takes_x0 or callback is not None:
+            x0 = process.to_x0(prediction, x_t, call.level)
+            if callback is not None:
+                callback.on_pred_x0(call, x0)
+            if clipped:
+                x0 = x0.clamp(-1, 1) if guidance.threshold is None else guidance.threshold_x0(x0)
+            if clipped or takes_x0:
+                prediction = x0 if takes_x0 else process.from_x0(x0, x_t, call.level)
         learned = isinstance(scheduler, DDPMScheduler) and scheduler.config.variance_type == "learned_range"
         return torch.cat([prediction, variance], dim=1) if learned else prediction
 
@@ -606,7 +621,9 @@ class ClassConditionalPipeline(DiffusionPipeline):
         super().save_pretrained(save_directory, **kwargs)
         index = Path(save_directory, "model_index.json")
         values = json.loads(index.read_text(encoding="utf-8"))
-        values["unet"] = ["diffusion_adagn", "AdaGNUNet"]  # the public name, wherever the file may move
+        values["unet"] = ["diffusion_adagn", "AdaGNUNet"]  # the public names, wherever the files may move
+        if isinstance(self.scheduler, OdeScheduler):
+            values["scheduler"] = ["diffusion_adagn", "OdeScheduler"]
         index.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         if push_to_hub:
             self.push_to_hub(**({"repo_id": Path(save_directory).name} | hub))
@@ -683,6 +700,11 @@ def to_pixels(images: np.ndarray) -> np.ndarray:
 def to_pil(images: np.ndarray) -> list[Image.Image]:
     """[N, H, W, C] in 0..1 -> N PIL images, gray for C = 1."""
     return [Image.fromarray(p[..., 0] if p.shape[-1] == 1 else p) for p in to_pixels(images)]
+
+
+def _ratio(theirs: Level, ours: Level) -> float:
+    """The guide's input over ours at the same noise level; at pure noise alpha is 0, near the image sigma is."""
+    return theirs.alpha / ours.alpha if ours.alpha > ours.sigma else theirs.sigma / ours.sigma
 
 
 def _latents(result: object, x: Tensor) -> Tensor:

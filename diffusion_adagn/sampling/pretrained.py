@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
-from annotated_types import Ge, Le
+from annotated_types import Ge, Gt, Le
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from pydantic import BaseModel, BeforeValidator, Strict, StrictBool, StrictInt, StrictStr, create_model
 from safetensors import safe_open
@@ -18,6 +18,8 @@ from torch import nn
 
 from ..commands import command, resume_command, with_commands
 from ..config import RunConfig, read_config
+from ..diffusion.ode_scheduler import OdeScheduler, make_ode_scheduler
+from ..diffusion.process import RHO, SIGMA_MAX, SIGMA_MIN
 from ..diffusion.schedule import PREDICTIONS, SAMPLERS, make_scheduler
 from ..errors import InputError
 from ..labels import LabelSpace
@@ -43,13 +45,26 @@ class ModelIndex:
     guidance_convention: StrictStr = "pred = null + scale * (cond - null); scale 1 is no guidance"
 
 
+@document
+class OdeSettings:
+    """What we read of an OdeScheduler's scheduler_config.json."""
+
+    process: Literal["edm", "flow"]
+    sampler: str
+    spacing: str
+    sigma_data: Annotated[float, Gt(0), Le(10)] = 0.5
+    sigma_min: Annotated[float, Gt(0), Le(1)] = SIGMA_MIN
+    sigma_max: Annotated[float, Gt(1), Le(1e6)] = SIGMA_MAX
+    rho: Annotated[float, Gt(0), Le(100)] = RHO
+
+
 WEIGHTS = "diffusion_pytorch_model"  # as diffusers names them; large ones are cut into WEIGHTS-00001-of-00002 and so on
 
 
 def pipeline_parts(folder: Path, torch_dtype: torch.dtype | None) -> dict[str, Any]:
     """The arguments of ClassConditionalPipeline in a folder with model_index.json. Raises InputError for one that is not ours."""
     index = read_document(folder / "model_index.json", ModelIndex)
-    scheduler_class = {s.__name__: s for s in SAMPLERS.values()}.get(index.scheduler[1])
+    scheduler_class = {s.__name__: s for s in (*SAMPLERS.values(), OdeScheduler)}.get(index.scheduler[1])
     if index.labels is None or scheduler_class is None:
         stock = with_commands(
             f"{folder} holds a stock UNet2DModel. Import it first:", command("import-diffusers", folder)
@@ -189,6 +204,8 @@ def load_scheduler(folder: Path, kind: type[SchedulerMixin]) -> SchedulerMixin:
     """A scheduler of this class from its folder. Raises InputError for settings that are invalid, or describe no process."""
     file = folder / "scheduler_config.json"
     config = read_document(file)
+    if kind is OdeScheduler:
+        return make_ode_scheduler(**dataclasses.asdict(as_document(config, OdeSettings, file)))
     as_document(config, _scheduler_schema(kind), file)
     scheduler = kind.from_config(config)  # diffusers checks nothing; callers turn its errors into InputError
     betas, alphas = scheduler.betas, scheduler.alphas_cumprod

@@ -8,9 +8,10 @@ from decimal import Decimal
 from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, MinLen
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, PlainSerializer, WithJsonSchema, model_validator
 
 from ..config import Sampler, Spacing, SpeedConfig
+from ..diffusion.churn import Churn
 from ..errors import InputError, UsageError
 from ..schema import AS_GIVEN, Option, settings
 from .guidance import Guidance
@@ -48,6 +49,10 @@ def parse_numbers(words: Any) -> Any:
 Numbers = Annotated[tuple[float, ...], BeforeValidator(parse_numbers), MinLen(1)]
 
 
+def _churn(value: object) -> Churn | None:
+    return value if isinstance(value, Churn | None) else Churn.parse(str(value))
+
+
 @settings(frozen=True)
 class SamplerSettings:
     """How a model is sampled."""
@@ -62,7 +67,12 @@ class SamplerSettings:
     eta: Annotated[float, Ge(0)] = 0.0
     """noise of ddim: 0 none, 1 as much as ddpm"""
     spacing: Annotated[Spacing | None, Option(default="the model's")] = None
-    """timestep spacing; karras, exponential and lu (the same) need dpm++, unipc, euler or heun"""
+    """grid of the steps. ddpm: leading, trailing, linspace, over the timesteps; karras, exponential and lu (the same), over
+    noise levels, with dpm++, unipc, euler or heun. edm: karras, exponential. flow: these, linear and shifted"""
+    churn: Annotated[Churn | None, BeforeValidator(_churn), PlainSerializer(str), WithJsonSchema({"type": "string"}),
+                     Option(metavar="AMOUNT", default="none")] = None  # fmt: skip
+    """noise added before steps, for euler and heun under edm (Karras et al. 2022, algorithm 2): S_churn, or
+    S_churn:S_tmin:S_tmax:S_noise such as 40:0.05:50:1.003"""
 
     @property
     def name(self) -> str:
@@ -76,6 +86,7 @@ class SamplerSettings:
         words += ["guide"] * (self.guide is not None)
         words += [f"{self.sampler.replace('+', 'p')}{self.steps}"]
         words += [f"eta{self.eta:g}"] * (self.eta != 0)
+        words += [f"churn{str(self.churn).replace(':', '-')}"] * (self.churn is not None)
         return "_".join([*words, self.spacing])
 
     def at_scale(self, scale: float) -> SamplerSettings:
@@ -103,6 +114,7 @@ class SamplerSettings:
             "eta": self.eta,
             "spacing": self.spacing,
         }
+        rest |= {} if self.churn is None else {"churn": str(self.churn)}
         return {"scale": self.guidance.scale, **self.guidance.to_dict(), **rest}
 
 

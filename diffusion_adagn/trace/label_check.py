@@ -90,7 +90,7 @@ def label_check(
         return verdict_from_losses(label_use(unet, heldout, objective, evaluations, progress=progress))
     # an untrained network responds too, so a response gives no verdict
     labels = torch.arange(min(k, 16), device=unet.device)
-    m = unet.modulation(torch.tensor(float(objective.num_timesteps // 2)), labels)
+    m = unet.modulation(objective.process.quantile(torch.tensor([0.5]))[0].float(), labels)
     responds = any((part != part[:1]).any() for params in m.values() for part in params)
     if not responds:
         return Verdict(False, "The label is NOT used: the modulation does not depend on it.")

@@ -16,6 +16,7 @@ from tqdm.auto import tqdm
 
 from ..data.rng import normal, uniform
 from ..diffusion.loss import DiffusionLoss
+from ..diffusion.process import Level, Process
 from ..errors import InputError
 from ..models.unet import AdaGNUNet, Modulation
 from ..runtime.distributed import to_float64
@@ -105,18 +106,18 @@ def probe(
         groups.setdefault(site.name if by == "site" else f"{site.resolution}x{site.resolution}", []).append(site.name)
     noise = normal(0, "heldout", torch.arange(len(x0)), tuple(x0.shape[1:])).to(x0)
     change, all_sites = np.zeros((len(groups), len(timesteps))), np.zeros(len(timesteps))
-    middle = float(timesteps[len(timesteps) // 2])
+    middle, process = float(timesteps[len(timesteps) // 2]), objective.process
     with _evaluation_mode(unet):
         for column, step in enumerate(tqdm(timesteps, desc=f"probe {intervention}", disable=not progress, leave=False)):
-            t = torch.full((len(x0),), int(step), device=x0.device)
-            x_t = objective.add_noise(x0, noise, t)
-            m = unet.modulation(t.float(), labels)
-            other_t = torch.full_like(t, middle, dtype=torch.float32) if intervention == "freeze" else t.float()
+            level = process.level(torch.full((len(x0),), step)).to(x0.device)
+            x_t, t = process.add_noise(x0, noise, level), level.time
+            m = unet.modulation(t, labels)
+            other_t = torch.full_like(t, middle) if intervention == "freeze" else t
             other_m = zero(m) if intervention == "zero" else unet.modulation(other_t, other)
-            plain = _predict_x0(unet, objective, x_t, m, t)
+            plain = _predict_x0(unet, process, x_t, m, level)
             for row, names in enumerate(groups.values()):
-                change[row, column] = _rms(_predict_x0(unet, objective, x_t, swap(m, other_m, names), t) - plain)
-            all_sites[column] = _rms(_predict_x0(unet, objective, x_t, other_m, t) - plain)
+                change[row, column] = _rms(_predict_x0(unet, process, x_t, swap(m, other_m, names), level) - plain)
+            all_sites[column] = _rms(_predict_x0(unet, process, x_t, other_m, level) - plain)
     return Influence(intervention, list(groups), [int(t) for t in timesteps], change, all_sites)
 
 
@@ -159,14 +160,16 @@ def label_sensitivity(
     against = "null" if unet.config.null_class else "another class"
     other = _other_labels(unet, labels, "null" if unet.config.null_class else "swap")
     noise = normal(0, "heldout", torch.arange(len(x0)), tuple(x0.shape[1:])).to(x0)
-    x0_change, prediction_change = [], []
+    process, x0_change, prediction_change = objective.process, [], []
     with _evaluation_mode(unet):
         for step in timesteps:
-            t = torch.full((len(x0),), int(step), device=x0.device)
-            x_t = objective.add_noise(x0, noise, t)
-            cond, null = (unet.denoise(x_t, unet.modulation(t.float(), y))[:, : x0.shape[1]] for y in (labels, other))
+            level = process.level(torch.full((len(x0),), step)).to(x0.device)
+            x_t = process.add_noise(x0, noise, level)
+            cond, null = (unet.denoise(x_t, unet.modulation(level.time, y))[:, : x0.shape[1]] for y in (labels, other))
             prediction_change.append(_rms(cond - null))
-            x0_change.append(_rms(objective.x0(cond, x_t, t).clamp(-1, 1) - objective.x0(null, x_t, t).clamp(-1, 1)))
+            x0_change.append(
+                _rms(process.to_x0(cond, x_t, level).clamp(-1, 1) - process.to_x0(null, x_t, level).clamp(-1, 1))
+            )
     return Sensitivity([int(t) for t in timesteps], np.array(x0_change), np.array(prediction_change), against)
 
 
@@ -184,8 +187,8 @@ def _other_labels(unet: AdaGNUNet, labels: Tensor, intervention: Intervention) -
     return labels
 
 
-def _predict_x0(unet: AdaGNUNet, objective: DiffusionLoss, x_t: Tensor, m: Modulation, t: Tensor) -> Tensor:
-    return objective.x0(unet.denoise(x_t, m)[:, : x_t.shape[1]], x_t, t).clamp(-1, 1)
+def _predict_x0(unet: AdaGNUNet, process: Process, x_t: Tensor, m: Modulation, level: Level) -> Tensor:
+    return process.to_x0(unet.denoise(x_t, m)[:, : x_t.shape[1]], x_t, level).clamp(-1, 1)
 
 
 def _rms(difference: Tensor) -> float:

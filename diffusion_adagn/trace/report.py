@@ -237,7 +237,7 @@ class TraceReport:
         return Section("When the label matters", say.guidance_band(s, unused), "sensitivity", image)
 
     def _label_use(self, use: LabelUse) -> Section:
-        edges = [round(use.num_timesteps * i / LABEL_USE_BINS) for i in range(LABEL_USE_BINS + 1)]
+        edges = [i / LABEL_USE_BINS for i in range(LABEL_USE_BINS + 1)]
         measured = {against: _gaps(use, against) for against in ("wrong", "null") if getattr(use, against) is not None}
         if "wrong" not in measured:
             return Section("When the label is used", "There is no wrong label to compare with the true one.")

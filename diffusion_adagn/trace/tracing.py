@@ -17,7 +17,7 @@ from ..runs.recorded import free_default_folder, recorded_data
 from ..runtime.distributed import process_state
 from ..runtime.precision import use_tf32
 from ..sampling.load import open_pipeline
-from ..sampling.pipeline import PREDICTION_TYPES, ClassConditionalPipeline, to_pixels
+from ..sampling.pipeline import ClassConditionalPipeline, to_pixels
 from ..sampling.pretrained import model_hash
 from ..training.export import sample_command
 from .analysis import class_geometry, drift
@@ -93,16 +93,17 @@ def probed_timesteps(objective: DiffusionLoss) -> list[int]:
 
     Under eps-prediction only those with alpha of at least 5%: beyond, the predicted x0, (x_t - sigma eps) / alpha,
     depends on the last digits of eps."""
-    last = objective.num_timesteps - 1
-    if objective.prediction == "eps":
-        last = int((objective.alpha >= MIN_SIGNAL).nonzero().max())
+    process = objective.process
+    last = int(process.times[1])
+    if process.prediction == "eps":
+        alpha = process.level(torch.arange(last + 1)).alpha
+        last = int((alpha >= MIN_SIGNAL).nonzero().max())
     return np.unique(np.linspace(0, last, NUM_PROBED_TIMESTEPS).round().astype(int)).tolist()
 
 
 def objective_of(pipe: ClassConditionalPipeline) -> DiffusionLoss:
     """The process of a pipeline, with unweighted loss."""
-    scheduler = pipe.scheduler
-    return DiffusionLoss(scheduler.alphas_cumprod, PREDICTION_TYPES[scheduler.config.prediction_type]).to(pipe.device)
+    return DiffusionLoss(pipe.process).to(pipe.device)
 
 
 def heldout_images(source: str | Path, pipe: ClassConditionalPipeline, data: DataConfig | None) -> ImageDataset | None:

@@ -1,4 +1,4 @@
-"""Conditioning diagnostics during training: loss by timestep and class, label usage, modulation statistics.
+"""Conditioning diagnostics during training: loss by noise level and class, label usage, modulation statistics.
 
 The losses are those of training; the rest is measured every `training.diagnostics_every` steps.
 """
@@ -16,7 +16,7 @@ from ..runs.layout import label_space
 from ..runtime.distributed import has_float64, to_float64
 from .trainer import Trainer
 
-LOSS_BINS = 5  # of the timestep, evenly wide
+LOSS_BINS = 5  # of the noise level, equally frequent in training; under ddpm fifths of the timesteps
 MAX_LOGGED_CLASSES = 100  # with more, losses by class are not logged
 # of label usage; between them, about 1 % of the training since the last report
 MAX_EVALUATIONS, MIN_EVALUATIONS = 256, 32
@@ -24,7 +24,7 @@ DEAD = 0.01  # of the median gain of the channel's site
 
 
 class ConditioningDiagnostics:
-    """Accumulates losses by timestep and class; every `training.diagnostics_every` steps, reports them with label usage.
+    """Accumulates losses by noise level and class; every `training.diagnostics_every` steps, reports them with label usage.
 
     Args:
         trainer: The run. A call of the network has at most as many rows as a pass of training has images.
@@ -48,20 +48,20 @@ class ConditioningDiagnostics:
         return self.every > 0 and step % self.every == 0
 
     def observe(self, step: int, outputs: Iterable[tuple[Tensor, Tensor, Tensor | None]], norm: float) -> None:
-        """Take the losses, timesteps and labels of each pass of a step, and its gradients before they are applied."""
+        """Take the losses, quantiles and labels of each pass of a step, and its gradients before they are applied."""
         for output in outputs:
             self.add(*output)
         if self.due(step):
             self._gradient_norms = self.gradient_norms(norm)
 
     @torch.no_grad()
-    def add(self, losses: Tensor, t: Tensor, labels: Tensor | None) -> None:
-        """Accumulate losses of samples [B] at timesteps [B] under labels [B] (K: null)."""
+    def add(self, losses: Tensor, quantile: Tensor, labels: Tensor | None) -> None:
+        """Accumulate losses of samples [B] at quantiles [B] of the training noise, under labels [B] (K: null)."""
         if not self.every:
             return
-        losses, t = to_float64(losses), t.to(self._sums.device)
+        losses, bins = to_float64(losses), (quantile * LOSS_BINS).long().to(self._sums.device)
         rows = torch.stack([losses, torch.ones_like(losses)], dim=1)
-        self._sums.index_add_(0, t * LOSS_BINS // self.loss.num_timesteps, rows)
+        self._sums.index_add_(0, bins, rows)
         if labels is not None and len(self._sums) > LOSS_BINS:
             self._sums.index_add_(0, LOSS_BINS + labels.to(self._sums.device), rows)
 
@@ -111,7 +111,7 @@ class ConditioningDiagnostics:
         """RMS of each field over the sites, and the share of channels whose gain is nearly 0, on a small grid of (t, y)."""
         classes = min(self.labels.K, 8)
         y = torch.arange(classes).repeat(4).to(self.ema.device) if classes else None
-        t = torch.linspace(0, self.loss.num_timesteps - 1, 4).repeat_interleave(classes or 1).to(self.ema.device)
+        t = torch.linspace(*self.loss.process.times, 4).repeat_interleave(classes or 1).to(self.ema.device)
         squares: dict[str, list[Tensor]] = {}
         dead = channels = 0
         for name, params in self.ema.modulation(t, y).items():

@@ -90,14 +90,17 @@ def seconds_per_step(
     if training.gradient_checkpointing:
         unet.enable_gradient_checkpointing()
     ema, optimizer = EMA(unet, training.ema_decay), make_optimizer(unet, training)
-    diffusion_loss, batches = make_loss(config.diffusion).to(device), make_batches(config, dataset, device)
+    diffusion_loss = make_loss(config.diffusion).to(device)
+    process = diffusion_loss.process
+    batches = make_batches(config, dataset, process, device)
     try:
         for step in range(2):
             start = time.perf_counter()
             batch = batches.batch(torch.arange(measured) + step * measured)
             with use_precision(speed.precision, device):
-                output = unet(diffusion_loss.add_noise(batch.x0, batch.noise, batch.t), batch.t, batch.labels).sample
-                loss = diffusion_loss.loss(output, batch.x0, batch.noise, batch.t).mean()
+                x_t = process.add_noise(batch.x0, batch.noise, batch.level)
+                output = unet(x_t, batch.level.time, batch.labels).sample
+                loss = diffusion_loss.loss(output, batch.x0, batch.noise, batch.level).mean()
             loss.backward()
             float(torch.nn.utils.clip_grad_norm_(unet.parameters(), training.clip_norm or torch.inf))  # waits
             backward_end = time.perf_counter()

@@ -1,4 +1,4 @@
-"""The training batch at a position of the run: images, labels or null, timesteps and noise."""
+"""The training batch at a position of the run: images, labels or null, noise levels and noise."""
 
 from dataclasses import dataclass
 
@@ -9,18 +9,21 @@ from ..config import RunConfig, TrainingConfig
 from ..data import ImageDataset
 from ..data.rng import BalancedOrder, SampleOrder, normal, uniforms
 from ..diffusion.loss import normalize_images
+from ..diffusion.process import Level, Process
 from ..errors import InputError
 from .image_fetcher import ImageFetcher, choose_image_fetcher, to_device
 
 
 @dataclass
 class Batch:
-    """x0 and noise [B, C, H, W] float32 (x0 in [-1, 1]); t [B] int64; labels [B] int64 (K where dropped), None without
-    classes; indices [B]: the samples' places in the data set."""
+    """x0 and noise [B, C, H, W] float32 (x0 in [-1, 1]); level: of tensors [B]; quantile [B] float64 on the CPU: the
+    fraction of the training noise below the level; labels [B] int64 (K where dropped), None without classes; indices [B]:
+    the samples' places in the data set."""
 
     x0: Tensor
     noise: Tensor
-    t: Tensor
+    level: Level
+    quantile: Tensor
     labels: Tensor | None
     indices: Tensor
 
@@ -36,7 +39,7 @@ class BatchLoader:
         self,
         dataset: ImageDataset,
         seed: int,
-        num_timesteps: int,
+        process: Process,
         device: torch.device,
         conditional: bool = True,
         label_dropout: float = 0.0,
@@ -45,7 +48,7 @@ class BatchLoader:
         balance: bool = False,
     ):
         self.dataset, self.seed, self.device = dataset, seed, device
-        self.num_timesteps, self.conditional = num_timesteps, conditional
+        self.process, self.conditional = process, conditional
         self.label_dropout, self.flip = label_dropout, flip
         self.order = BalancedOrder(dataset.labels, seed) if balance else SampleOrder(len(dataset), seed)
         self.pixels = pixels or ImageFetcher(dataset, device)
@@ -56,24 +59,24 @@ class BatchLoader:
         indices = self.order(positions)
         pixels = self.pixels(indices)
         # what is one number per sample is computed on the host, and copied at once
-        flip, drop, place = uniforms(self.seed, ("flip", "label_drop", "timestep"), positions)
+        flip, drop, u = uniforms(self.seed, ("flip", "label_drop", "timestep"), positions)
         labels = torch.from_numpy(self.dataset.labels.take(indices.numpy()))
         labels = labels.masked_fill(drop < self.label_dropout, self.dataset.label_space.K)
-        small = torch.stack([(place * self.num_timesteps).long(), labels, (flip < 0.5).long(), positions])
-        t, labels, mirrored, places = to_device(small, self.device)
+        level, quantile = self.process.draw(u, cell=2**-32)
+        labels, mirrored, places = to_device(torch.stack([labels, (flip < 0.5).long(), positions]), self.device)
         x0 = normalize_images(pixels)
         if self.flip:
             x0 = torch.where(mirrored.bool()[:, None, None, None], x0.flip(-1), x0)
         noise = normal(self.seed, "noise", places.to(self.drawn_on), tuple(x0.shape[1:])).to(self.device)
-        return Batch(x0, noise, t, labels if self.conditional else None, indices)
+        return Batch(x0, noise, level.to(self.device), quantile, labels if self.conditional else None, indices)
 
 
-def make_batches(config: RunConfig, dataset: ImageDataset, device: torch.device) -> BatchLoader:
+def make_batches(config: RunConfig, dataset: ImageDataset, process: Process, device: torch.device) -> BatchLoader:
     """The batches of a run. config: the resolved one."""
     training, data, conditional = config.training, config.data, config.model.class_conditional
     dropout = training.label_dropout if conditional else 0.0
     pixels = choose_image_fetcher(dataset, device, training.images_on)
-    fixed = dataset, training.seed, config.diffusion.num_train_timesteps, device
+    fixed = dataset, training.seed, process, device
     return BatchLoader(*fixed, conditional, dropout, data.flip, pixels, data.balance)
 
 

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
@@ -33,6 +34,8 @@ from ..sampling.guidance import Guidance
 from .image_fetcher import device_bytes
 from .loader import images_per_pass
 from .transfer import transfer
+
+MAX_MEASURED = 20_000  # images of which sigma_data is the standard deviation
 
 
 @dataclass(frozen=True)
@@ -191,10 +194,24 @@ def resolve(
             "start another run, with --init_from to keep the weights."
         )
     data = dataclasses.replace(config.data, image_size=dataset.image_size, channels=dataset.channels)
-    config = dataclasses.replace(config, data=data, labels=space.to_dict())
+    diffusion = config.diffusion
+    if diffusion.process == "edm" and diffusion.sigma_data is None:
+        diffusion = dataclasses.replace(diffusion, sigma_data=measure_sigma_data(dataset))
+    config = dataclasses.replace(config, data=data, diffusion=diffusion, labels=space.to_dict())
     if config.training.preview_every:
         _check_preview(config)
     return config, dataset
+
+
+def measure_sigma_data(dataset: ImageDataset) -> float:
+    """The standard deviation of the images in [-1, 1], of at most MAX_MEASURED evenly spaced ones; four decimal places."""
+    count = min(len(dataset), MAX_MEASURED)
+    total = squares = values = 0
+    for places in np.array_split(np.arange(count) * len(dataset) // count, max(1, count // 1000)):
+        pixels = dataset.gather(places)[0].astype(np.int64)
+        total, squares, values = total + pixels.sum(), squares + (pixels**2).sum(), values + pixels.size
+    mean = total / values
+    return round(float(max(squares / values - mean**2, 1e-4) ** 0.5 / 127.5), 4)
 
 
 def _check_preview(config: RunConfig) -> None:
@@ -276,6 +293,9 @@ def _extras(config: RunConfig) -> str:
     """Schedule, prediction, and every switch that differs from its default."""
     default, d = RunConfig(), config.diffusion
     extras = [f"schedule {d.schedule}", f"prediction {d.prediction}"]
+    if d.process != "ddpm":
+        extras = [f"process {d.process}", f"noise {d.noise or 'log_normal'}"]
+        extras += [f"sigma_data {d.sigma_data}"] * (d.process == "edm")
     for section in ("model", "diffusion", "training", "data"):
         defaults = dataclasses.asdict(getattr(default, section))
         values = dataclasses.asdict(getattr(config, section)).items()

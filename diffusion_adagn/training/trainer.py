@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..config import DiffusionConfig, TrainingConfig
 from ..diffusion.loss import DiffusionLoss
-from ..diffusion.schedule import make_scheduler
+from ..diffusion.schedule import make_process
 from ..models.unet import AdaGNUNet
 from ..runtime.speed import apply_speed, compile_blocks
 from .ema import EMA
@@ -65,7 +65,7 @@ class Trainer:
         if accelerator.num_processes > 1:
             _never_destroyed.append(self.model)
         self.loss = make_loss(self.config.diffusion).to(device)
-        self.batches = Prefetcher(make_batches(self.config, self.dataset, device))
+        self.batches = Prefetcher(make_batches(self.config, self.dataset, self.loss.process, device))
 
     def positions(self, number: int) -> Tensor:
         """The positions [images_per_pass] of this process's pass 0, 1, ... of the run."""
@@ -78,17 +78,17 @@ class Trainer:
     def forward_loss(self, model: torch.nn.Module, positions: Tensor) -> tuple[Tensor, Batch]:
         """The loss of each image [B] at these positions [B], and the batch. model: `self.model`, or the network itself."""
         batch = self.batches.batch(positions)
-        x_t = self.loss.add_noise(batch.x0, batch.noise, batch.t)
-        output = model(x_t, batch.t, batch.labels).sample
-        return self.loss.loss(output, batch.x0, batch.noise, batch.t), batch
+        x_t = self.loss.process.add_noise(batch.x0, batch.noise, batch.level)
+        output = model(x_t, batch.level.time, batch.labels).sample
+        return self.loss.loss(output, batch.x0, batch.noise, batch.level), batch
 
     def train_step(self, stop: bool, observe: Callable[[int, list, float], None]) -> StepResult:
         """One optimizer step; it changes no weight if a loss or gradient is not finite in any process.
 
         Args:
             stop: Whether this process received a stop signal.
-            observe: Called before the gradients are applied, unless the step is skipped, with the step, [(losses [B], t [B],
-                labels [B] or None)] of each pass and the norm of the gradient.
+            observe: Called before the gradients are applied, unless the step is skipped, with the step, [(losses [B], quantiles
+                [B], labels [B] or None)] of each pass and the norm of the gradient.
         """
         training, accelerator = self.config.training, self.accelerator
         lr = learning_rate(training, self.step)
@@ -103,7 +103,7 @@ class Trainer:
             with nullcontext() if positions is passes[-1] else accelerator.no_sync(self.model):
                 losses, batch = self.forward_loss(self.model, positions)
                 accelerator.backward(losses.mean() / count)
-            outputs.append((losses.detach(), batch.t, batch.labels))
+            outputs.append((losses.detach(), batch.quantile, batch.labels))
             coming = [n for n in (number + 1, number + 2) if n < self.max_steps * count]
             self.batches.prefetch(*map(self.positions, coming))
         norm = accelerator.clip_grad_norm_(self.model.parameters(), training.clip_norm or math.inf)
@@ -146,9 +146,8 @@ def make_optimizer(unet: AdaGNUNet, training: TrainingConfig) -> torch.optim.Ada
 
 def make_loss(diffusion: DiffusionConfig) -> DiffusionLoss:
     """The loss, on the CPU."""
-    d, alphas_cumprod = diffusion, make_scheduler(diffusion).alphas_cumprod
-    vlb_weight = d.vlb_weight if d.learned_variance else None
-    return DiffusionLoss(alphas_cumprod, d.prediction, d.loss_weight, d.min_snr_gamma, vlb_weight)
+    vlb_weight = diffusion.vlb_weight if diffusion.learned_variance else None
+    return DiffusionLoss(make_process(diffusion), diffusion.loss_weight, diffusion.min_snr_gamma, vlb_weight)
 
 
 def learning_rate(training: TrainingConfig, step: int) -> float:

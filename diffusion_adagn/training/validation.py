@@ -34,7 +34,7 @@ def heldout_loss(
     unet: AdaGNUNet, dataset: ImageDataset, loss: DiffusionLoss, training: TrainingConfig, autocast: Callable,
     device: torch.device, max_rows: int | None = None,
 ) -> float:  # fmt: skip
-    """Mean loss on held-out images, evenly spread, with their true labels: always the same noise, t spread evenly over 0..T-1.
+    """Mean loss on held-out images, evenly spread, with their true labels: always the same noise, its levels spread evenly over the training noise.
 
     max_rows: images per call of the network; None: training.batch_size.
     """
@@ -43,10 +43,12 @@ def heldout_loss(
     for positions in torch.arange(n).split(max_rows or training.batch_size):
         pixels, labels = dataset.gather((positions * len(dataset) // n).numpy())
         x0 = normalize_images(torch.from_numpy(pixels)).to(device)
-        t = (positions * loss.num_timesteps // n).to(device)
+        # the next float64 above: then floor(u T) is exact for timesteps
+        u = torch.nextafter(positions.double() / n, torch.tensor(1.0, dtype=torch.float64))
+        level = loss.process.draw(u, cell=1 / n)[0].to(device)
         noise = normal(training.seed, "heldout", positions, tuple(x0.shape[1:])).to(device)
         y = torch.from_numpy(labels).to(device) if unet.config.num_classes else None
         with autocast():
-            output = unet(loss.add_noise(x0, noise, t), t, y).sample
-        total += loss.loss(output, x0, noise, t).sum().item()
+            output = unet(loss.process.add_noise(x0, noise, level), level.time, y).sample
+        total += loss.loss(output, x0, noise, level).sum().item()
     return total / n

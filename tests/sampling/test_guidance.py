@@ -87,7 +87,7 @@ def test_evaluations_know_timestep_and_sigma(sampler, spacing):
     calls = model_evals(scheduler)
     abar = scheduler.alphas_cumprod.double()
     for call, t in zip(calls, scheduler.timesteps.tolist()):
-        assert call.t == t and call.t_frac == t / 1000
+        assert call.t == t and call.share == t / 1000
         whole = int(t)  # between two timesteps the noise lies between theirs
         sigma = ((1 - abar) / abar).sqrt()
         assert sigma[whole] * 0.999 <= call.sigma <= sigma[min(whole + 1, 999)] * 1.001

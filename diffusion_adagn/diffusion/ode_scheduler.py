@@ -116,19 +116,19 @@ class OdeScheduler(SchedulerMixin, ConfigMixin):
         self._starts, self._ends = [self._tau(s) for s in starts], [self._tau(s) for s in ends]
         self.sigmas = torch.tensor([*calls, end], dtype=torch.float64)  # noise levels of the network calls
         self.timesteps = self.process.time_at(self.sigmas[:-1]).to(device=device, dtype=torch.float32)
-        self._solver = self._stock_solver(levels)
+        self._solver = self._stock_solver([*levels, end])
 
     def _stock_solver(self, levels: Sequence[float]) -> SchedulerMixin | None:
-        """diffusers' multistep solver on these levels, in flow's own variables or those of a variance-preserving process."""
+        """diffusers' multistep solver on these levels, the last being the end, in flow's own variables or those of a variance-preserving process."""
         kind = {"dpm++": DPMSolverMultistepScheduler, "unipc": UniPCMultistepScheduler}.get(self.config.sampler)
         if kind is None:
             return None
         flow_variables = self.config.process == "flow"
         solver = kind(prediction_type="sample", final_sigmas_type="zero", use_flow_sigmas=flow_variables)
-        solver.set_timesteps(len(levels))
-        taus = [self._tau(float(s)) for s in levels] + [0.0]
-        solver.sigmas = torch.tensor(taus, dtype=torch.float32)
-        solver.timesteps = torch.arange(len(levels), 0, -1)
+        steps = len(levels) - 1
+        solver.set_timesteps(steps)
+        solver.sigmas = torch.tensor([self._tau(float(s)) for s in levels], dtype=torch.float32)
+        solver.timesteps = torch.arange(steps, 0, -1)
         solver.set_begin_index(0)
         return solver
 
@@ -190,9 +190,10 @@ class OdeScheduler(SchedulerMixin, ConfigMixin):
 
 
 def _noise_like(x: Tensor, generator: torch.Generator | Sequence[torch.Generator] | None) -> Tensor:
-    generators = [generator] * len(x) if generator is None or isinstance(generator, torch.Generator) else generator
-    rows = [torch.randn(x.shape[1:], generator=g, device="cpu" if g is None else g.device) for g in generators]
-    return torch.stack(rows).to(x)
+    if isinstance(generator, Sequence):
+        return torch.cat([_noise_like(row[None], g) for row, g in zip(x, generator)])
+    device = x.device if generator is None else generator.device
+    return torch.randn(x.shape, generator=generator, device=device).to(x)
 
 
 def make_ode_scheduler(

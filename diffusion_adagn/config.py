@@ -125,8 +125,10 @@ class DiffusionConfig:
     """Rescale the schedule so that the last timestep is pure noise (needs prediction x0 or v)."""
     prediction: Literal["eps", "x0", "v"] = "eps"
     """What the network predicts under ddpm; edm and flow determine it."""
-    loss_weight: Literal["uniform", "min_snr"] = "uniform"
-    """Weight of the loss by timestep."""
+    loss_weight: Literal["uniform", "min_snr", "learned"] = "uniform"
+    """Weight of the loss by noise level. uniform: the error of the network's own output, which is EDM's weight under edm
+    and flow matching's under flow. min_snr: min-SNR-gamma (ddpm). learned: by an uncertainty that is learned beside the
+    network (EDM2), so that all noise levels contribute alike; the logged losses are without it."""
     min_snr_gamma: Annotated[float, Ge(1e-6)] = 5.0
     """Gamma of min-SNR-gamma weighting."""
     timestep_spacing: Literal["leading", "trailing", "linspace"] | None = None
@@ -144,12 +146,16 @@ class DiffusionConfig:
         """Settings of another process than the one chosen are errors: they would have no effect."""
         process, default = self.process, type(self)
         names = ("schedule", "num_train_timesteps", "zero_snr", "prediction", "timestep_spacing", "learned_variance")
-        of_ddpm = [name for name in names if getattr(self, name) != getattr(default, name)]
+        of_ddpm = [
+            f"diffusion.{name} {getattr(self, name)} (default {getattr(default, name)})"
+            for name in names
+            if getattr(self, name) != getattr(default, name)
+        ]
         drawn = self.noise or ("uniform" if process == "ddpm" else "log_normal")
-        why = {"edm": "its noise levels and preconditioning", "flow": "its straight lines"}.get(process)
+        why = {"edm": "noise levels and preconditioning", "flow": "straight lines"}.get(process)
         faults = {
-            f"diffusion.{', diffusion.'.join(of_ddpm)} under diffusion.process {process}: {why} determine these. Leave them out, "
-            "or set diffusion.process to ddpm": process != "ddpm" and bool(of_ddpm),
+            f"{', '.join(of_ddpm)} under diffusion.process {process}, which has {why} instead. Give the default, or set "
+            "diffusion.process to ddpm": process != "ddpm" and bool(of_ddpm),
             f"diffusion.loss_weight min_snr under diffusion.process {process} with noise {drawn}: it is defined for ddpm with uniform "
             "timesteps. Set diffusion.loss_weight to uniform": self.loss_weight == "min_snr"
             and (process, drawn) != ("ddpm", "uniform"),

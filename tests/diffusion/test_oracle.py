@@ -104,8 +104,8 @@ def sampled(scheduler, count, **step) -> torch.Tensor:
 
 def assert_is_the_mixture(x: torch.Tensor) -> None:
     mean, covariance = MIXTURE.moments()
-    assert torch.allclose(x.mean(0), mean, atol=0.015), (x.mean(0), mean)
-    assert torch.allclose(x.T.cov(), covariance, atol=0.015), (x.T.cov(), covariance)
+    assert torch.allclose(x.mean(0), mean, atol=0.02), (x.mean(0), mean)
+    assert torch.allclose(x.T.cov(), covariance, atol=0.02), (x.T.cov(), covariance)
 
 
 @pytest.mark.parametrize(
@@ -128,7 +128,7 @@ def test_ddpm_samples_the_distribution(sampler, spacing, steps, eta):
     set_timesteps(scheduler, steps)
     step = {} if sampler == "dpm++" else {"generator": torch.Generator().manual_seed(3)}
     step |= {} if eta is None else {"eta": eta}
-    assert_is_the_mixture(sampled(scheduler, 5000, **step))
+    assert_is_the_mixture(sampled(scheduler, 3000, **step))
 
 
 @pytest.mark.parametrize("sampler", ["euler", "heun"])
@@ -136,7 +136,7 @@ def test_ddpm_samples_the_distribution(sampler, spacing, steps, eta):
 def test_churn_samples_the_distribution(sampler, churn):
     scheduler = OdeScheduler("edm", sampler)
     set_timesteps(scheduler, 50 if sampler == "heun" else 250, churn=churn)  # euler is of order 1
-    assert_is_the_mixture(sampled(scheduler, 5000, generator=torch.Generator().manual_seed(4)))
+    assert_is_the_mixture(sampled(scheduler, 3000, generator=torch.Generator().manual_seed(4)))
 
 
 def test_churn_raises_the_level_before_the_call():

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 import shlex
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from difflib import SequenceMatcher
 from pathlib import Path
 
@@ -25,31 +25,14 @@ def checkpoints(folder: Path) -> list[Path]:
     return sorted(p for p in paths if re.fullmatch(r"step-[0-9]{8,12}", p.name))
 
 
-@dataclass(frozen=True)
 class RunFolder:
     """The files and folders of a run."""
 
-    path: Path
-
-    @property
-    def config_file(self) -> Path:
-        return self.path / "config.yaml"
-
-    @property
-    def metrics_file(self) -> Path:
-        return self.path / "metrics.jsonl"
-
-    @property
-    def previews(self) -> Path:
-        return self.path / "previews"
-
-    @property
-    def checkpoints(self) -> Path:
-        return self.path / "checkpoints"
-
-    @property
-    def pipeline(self) -> Path:
-        return self.path / "pipeline"
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+        self.config_file, self.metrics_file = self.path / "config.yaml", self.path / "metrics.jsonl"
+        self.previews, self.checkpoints = self.path / "previews", self.path / "checkpoints"
+        self.pipeline = self.path / "pipeline"
 
     def newest_checkpoint(self) -> Path | None:
         paths = checkpoints(self.checkpoints)
@@ -66,12 +49,9 @@ def network_config(config: RunConfig) -> dict:
     conditional = model.pop("class_conditional")
     if config.data.image_size is None or config.data.channels is None:
         raise InputError("the config lacks data.image_size and data.channels; a run's config.yaml has them.")
-    network = model | {
-        "sample_size": config.data.image_size,
-        "in_channels": config.data.channels,
-        "num_classes": label_space(config).K if conditional else None,
-        "learned_variance": config.diffusion.learned_variance,
-    }
+    images = {"sample_size": config.data.image_size, "in_channels": config.data.channels}
+    num_classes = label_space(config).K if conditional else None
+    network = model | images | {"num_classes": num_classes, "learned_variance": config.diffusion.learned_variance}
     check_size(network)
     return network
 
@@ -123,6 +103,5 @@ def pipeline_folder(path: str | Path, revision: str | None = None) -> Path:
         patterns = ["model_index.json", "unet/*.json", "unet/*.safetensors", "scheduler/*.json"]
         return Path(snapshot_download(str(path), revision=revision, allow_patterns=patterns))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
-        raise InputError(
-            f"there is no folder {path}, and the hub download failed: {str(error).splitlines()[0]}"
-        ) from error
+        text = f"there is no folder {path}, and the hub download failed: {str(error).splitlines()[0]}"
+        raise InputError(text) from error

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal, get_args
 
 import yaml
 from annotated_types import Ge, Gt, Le
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, Field, TypeAdapter, model_validator
 
 from . import recipes
 from .errors import InputError, UsageError
@@ -124,20 +124,15 @@ class DiffusionConfig:
 
     @model_validator(mode="after")
     def _check_zero_snr(self) -> DiffusionConfig:
-        if self.zero_snr and self.prediction == "eps":
-            raise InputError(
-                "diffusion.zero_snr with diffusion.prediction eps divides by zero at the last timestep, which is pure noise: "
-                "there eps does not determine the image. Set diffusion.prediction to v or x0."
-            )
-        if self.zero_snr and self.loss_weight == "min_snr":
-            raise InputError(
-                "diffusion.loss_weight min_snr gives the last timestep weight 0 under diffusion.zero_snr, so sampling would "
-                "start from an untrained prediction. Set diffusion.loss_weight to uniform, or diffusion.zero_snr to false."
-            )
-        if self.zero_snr and self.timestep_spacing not in (None, "trailing"):
-            raise InputError(
-                "diffusion.zero_snr needs diffusion.timestep_spacing trailing: sampling must start at T-1."
-            )
+        fault = ""
+        if self.prediction == "eps":
+            fault = "with diffusion.prediction eps divides by zero at the last timestep, which is pure noise: there eps does not determine the image. Set diffusion.prediction to v or x0"
+        elif self.loss_weight == "min_snr":
+            fault = "gives the last timestep weight 0 under diffusion.loss_weight min_snr, so sampling would start from an untrained prediction. Set diffusion.loss_weight to uniform, or diffusion.zero_snr to false"
+        elif self.timestep_spacing not in (None, "trailing"):
+            fault = "needs diffusion.timestep_spacing trailing: sampling must start at T-1"
+        if self.zero_snr and fault:
+            raise InputError(f"diffusion.zero_snr {fault}.")
         return self
 
 
@@ -250,13 +245,13 @@ class RunConfig:
     def _check_sections(self) -> RunConfig:
         sizes = {"sample_size": self.data.image_size or 1, "in_channels": self.data.channels or 1}
         check_size(dataclasses.asdict(self.model) | sizes)
-        dropout = self.training.label_dropout
+        dropout, fault = self.training.label_dropout, ""
         if dropout > 0 and not self.model.null_class and self.model.class_conditional:
-            raise InputError(
-                "training.label_dropout needs a null class to drop to. Set model.null_class to true, or training.label_dropout to 0."
-            )
-        if not self.model.class_conditional and dropout not in (0, TrainingConfig.label_dropout):
-            raise InputError("training.label_dropout has no meaning with model.class_conditional false. Set it to 0.")
+            fault = "needs a null class to drop to. Set model.null_class to true, or training.label_dropout to 0"
+        elif not self.model.class_conditional and dropout not in (0, TrainingConfig.label_dropout):
+            fault = "has no meaning with model.class_conditional false. Set it to 0"
+        if fault:
+            raise InputError(f"training.label_dropout {fault}.")
         return self
 
 
@@ -273,11 +268,13 @@ def read_config(file: str | Path | None = None, overrides: Mapping[str, str] | N
     Raises:
         InputError: an error in the file; UsageError: an error in the overrides. Both name the key and its place.
     """
-    layers = []
-    if file is not None:
-        path = recipes.find(file)
-        layers = [Layer(_read_yaml(path), f"in {path}")]
-    return _build(*layers, Layer(overrides or {}, "on the command line", UsageError))
+    values, path = {}, file and recipes.find(file)
+    if path:
+        values = read_document(path, max_bytes=MAX_YAML, is_yaml=True)
+        values = {
+            key: value for key, value in values.items() if (key, value) != ("speed", "auto")
+        }  # auto: the defaults
+    return _build(Layer(values, f"in {path}"), Layer(overrides or {}, "on the command line", UsageError))
 
 
 def with_overrides(config: RunConfig, overrides: Mapping[str, Any]) -> RunConfig:
@@ -326,23 +323,13 @@ def _build(*layers: Layer) -> RunConfig:
     return build(RunConfig, *layers, renamed=CONFIG_KEYS)
 
 
-def _read_yaml(path: Path) -> dict:
-    values = read_document(path, max_bytes=MAX_YAML, is_yaml=True)
-    return {key: value for key, value in values.items() if (key, value) != ("speed", "auto")}  # auto: the defaults
-
-
 # ---------------------------------------------------------------------- writing, comparing
 
 
 def to_dict(config: RunConfig) -> dict:
     """Nested plain types, as YAML and JSON take them."""
 
-    def plain(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {k: plain(v) for k, v in value.items()}
-        return list(value) if isinstance(value, tuple) else value
-
-    return plain(dataclasses.asdict(config))
+    return TypeAdapter(RunConfig).dump_python(config, mode="json")
 
 
 def to_yaml(config: RunConfig) -> str:
@@ -352,11 +339,8 @@ def to_yaml(config: RunConfig) -> str:
 def differences(old: RunConfig, new: RunConfig) -> list[str]:
     """ "key: old -> new" for every setting that would change what a resumed run computes."""
     a, b = flatten(RunConfig, to_dict(old)), flatten(RunConfig, to_dict(new))
-    return [
-        f"{s.key}: {_short(a[s.key])} -> {_short(b[s.key])}"
-        for s in fields_of(RunConfig)
-        if not s.resumable and a[s.key] != b[s.key]
-    ]
+    changed = [s.key for s in fields_of(RunConfig) if RESUMABLE not in s.info.metadata and a[s.key] != b[s.key]]
+    return [f"{key}: {_short(a[key])} -> {_short(b[key])}" for key in changed]
 
 
 def _short(value: Any) -> str:

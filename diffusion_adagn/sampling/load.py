@@ -20,7 +20,7 @@ def open_pipeline(path: str | Path, weights: str = "ema") -> tuple[ClassConditio
 
     weights: "ema", or "raw" (checkpoints only: a pipeline keeps the EMA alone).
     """
-    run, checkpoint = RunFolder(Path(path)), checkpoint_of(path, weights)
+    run, checkpoint = RunFolder(path), checkpoint_of(path, weights)
     if checkpoint is not None:
         pipe = ClassConditionalPipeline(**checkpoint_parts(checkpoint, weights))
         return pipe, f"{'EMA' if weights == 'ema' else 'raw'} weights of {checkpoint}"

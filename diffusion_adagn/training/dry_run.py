@@ -21,7 +21,7 @@ from ..runtime.speed import apply_speed, measure_peak_flops, resolve_speed
 from .ema import EMA
 from .image_fetcher import device_bytes
 from .loader import images_per_pass, make_batches
-from .setup import describe_by_name, format_number, resolve
+from .setup import describe, format_number, resolve
 from .trainer import make_loss, make_optimizer
 
 BUDGET = 10  # seconds that a measured step may take; a longer one is measured on a part of its images
@@ -48,7 +48,7 @@ def dry_run(config: RunConfig, verbose: bool = False) -> None:
     cost = estimate_cost(network_config(config))
     speed = resolve_speed(config.speed, device, cost.flops)
     images = images_per_pass(training, state.num_processes)
-    lines = describe_by_name(config, dataset, state.num_processes, device, cost)
+    lines = describe(config, dataset, state.num_processes, device, cost)
     image_bytes = device_bytes(dataset, device, training.images_on)
     lines["memory"], fits = _memory(cost, training, speed, images, device, image_bytes)
     del lines["length"]
@@ -133,20 +133,20 @@ def _memory(
     half, total = AUTOCAST[speed.precision] is not None, device_memory(device)
     local = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if device.type == "cpu" else 1  # they share the machine's
 
-    checkpointing = training.gradient_checkpointing
-
-    def needed(count: int, checkpointing: bool = checkpointing) -> int:
+    def needed(count: int, checkpointing: bool = training.gradient_checkpointing) -> int:
         return local * cost.training_bytes(count, half, checkpointing) + image_bytes
 
+    def is_easy(*of: int | bool) -> bool:
+        return needed(*of) <= 0.8 * total
+
     text, fits = f"about {_gib(needed(images))} of the {_gib(total)} of {device}", needed(images) <= total
-    if needed(images) <= 0.8 * total:
+    if is_easy(images):
         return f"{text}: fits", True
-    split = [n for n in range(2, images + 1) if images % n == 0 and needed(images // n) <= 0.8 * total]
-    passes = split[0] * training.gradient_accumulation if split else 0
+    split = next((n for n in range(2, images + 1) if images % n == 0 and is_easy(images // n)), 0)
     remedies = {
-        f"training.gradient_accumulation {passes}": split,
-        "training.gradient_checkpointing true": not checkpointing and needed(images, True) <= 0.8 * total,
-        "a lower training.batch_size": needed(1) <= 0.8 * total,
+        f"training.gradient_accumulation {split * training.gradient_accumulation}": split,
+        "training.gradient_checkpointing true": not training.gradient_checkpointing and is_easy(images, True),
+        "a lower training.batch_size": is_easy(1),
         "training.images_on host": image_bytes,
         "a smaller model (model.model_channels, data.image_size)": True,
     }
@@ -204,11 +204,9 @@ def _print(lines: dict[str, str]) -> None:
     """Print each line, wrapped on a terminal."""
     width = min(100, shutil.get_terminal_size().columns)
     for name, text in lines.items():
-        line = f"{name:10}{text}"
-        whole = {"break_long_words": False, "break_on_hyphens": False}
-        if sys.stdout.isatty():
-            line = textwrap.fill(line, width, subsequent_indent=10 * " ", **whole)
-        print(line, flush=True)
+        line, whole = f"{name:10}{text}", {"break_long_words": False, "break_on_hyphens": False}
+        wrapped = textwrap.fill(line, width, subsequent_indent=10 * " ", **whole)
+        print(wrapped if sys.stdout.isatty() else line, flush=True)
 
 
 def _gib(size: int) -> str:

@@ -10,6 +10,7 @@ from ..data import ImageDataset
 from ..data.rng import BalancedOrder, SampleOrder, normal, uniforms
 from ..diffusion.loss import normalize_images
 from ..errors import InputError
+from ..runtime.distributed import has_float64
 from .image_fetcher import ImageFetcher, choose_image_fetcher, to_device
 
 
@@ -25,6 +26,7 @@ class Batch:
     indices: Tensor
 
 
+@dataclass
 class BatchLoader:
     """Batches by position; every draw is a function of (seed, position).
 
@@ -32,24 +34,21 @@ class BatchLoader:
     pixels: the image fetcher; None: images are gathered when needed. balance: draw each class equally often.
     """
 
-    def __init__(
-        self,
-        dataset: ImageDataset,
-        seed: int,
-        num_timesteps: int,
-        device: torch.device,
-        conditional: bool = True,
-        label_dropout: float = 0.0,
-        flip: bool = False,
-        pixels: ImageFetcher | None = None,
-        balance: bool = False,
-    ):
-        self.dataset, self.seed, self.device = dataset, seed, device
-        self.num_timesteps, self.conditional = num_timesteps, conditional
-        self.label_dropout, self.flip = label_dropout, flip
-        self.order = BalancedOrder(dataset.labels, seed) if balance else SampleOrder(len(dataset), seed)
-        self.pixels = pixels or ImageFetcher(dataset, device)
-        self.drawn_on = torch.device("cpu") if device.type == "mps" else device  # mps has no float64
+    dataset: ImageDataset
+    seed: int
+    num_timesteps: int
+    device: torch.device
+    conditional: bool = True
+    label_dropout: float = 0.0
+    flip: bool = False
+    pixels: ImageFetcher | None = None
+    balance: bool = False
+
+    def __post_init__(self) -> None:
+        dataset, seed = self.dataset, self.seed
+        self.order = BalancedOrder(dataset.labels, seed) if self.balance else SampleOrder(len(dataset), seed)
+        self.pixels = self.pixels or ImageFetcher(dataset, self.device)
+        self.drawn_on = self.device if has_float64(self.device) else torch.device("cpu")
 
     def batch(self, positions: Tensor) -> Batch:
         """positions [B] int64 on the CPU."""
@@ -81,7 +80,9 @@ def images_per_pass(training: TrainingConfig, processes: int) -> int:
     """Images per process and pass. Raises InputError if the batch cannot be split evenly."""
     parts = processes * training.gradient_accumulation
     if training.batch_size % parts:
-        raise InputError(
-            f"training.batch_size {training.batch_size} (for all processes together) cannot be split over {processes} process(es) in {training.gradient_accumulation} pass(es): make it a multiple of {parts}."
+        split = (
+            f"over {processes} process(es) in {training.gradient_accumulation} pass(es): make it a multiple of {parts}"
         )
+        text = f"training.batch_size {training.batch_size} (for all processes together) cannot be split {split}."
+        raise InputError(text)
     return training.batch_size // parts

@@ -21,19 +21,7 @@ from .errors import InputError, UsageError
 from .labels import LabelSpace
 from .models.config import ModelConfig, check_size
 from .renamed import CONFIG_KEYS
-from .schema import (
-    MAX_YAML,
-    NO_OPTION,
-    RESUMABLE,
-    Layer,
-    Option,
-    build,
-    fields_of,
-    flatten,
-    read_document,
-    settings,
-    short_repr,
-)
+from .schema import NO_OPTION, RESUMABLE, Layer, Option, build, fields_of, flatten, read_document, settings, short_repr
 
 DEVICE = r"(?i:auto|cpu|cuda(:\d{1,3})?|mps)"  # the words of speed.device and --device
 
@@ -44,9 +32,8 @@ def _check_device(device: str) -> str:
     return device
 
 
-_DEVICE_HELP = (
-    "auto: a CUDA GPU if there is one, else Apple's (mps), else the CPU; or cpu, cuda, cuda:1 (one process alone), mps."
-)
+_DEVICE_HELP = "auto: a CUDA GPU if there is one, else Apple's (mps), else the CPU; "
+_DEVICE_HELP += "or cpu, cuda, cuda:1 (one process alone), mps."
 Device = Annotated[str, AfterValidator(_check_device), Field(description=_DEVICE_HELP), Option(metavar="DEVICE")]
 Precision = Literal["auto", "fp32", "bf16", "fp16", "tf32"]
 Sampler = Literal["ddpm", "ddim", "dpm++", "unipc", "euler", "heun"]
@@ -218,12 +205,6 @@ class SpeedConfig:
     device: Annotated[Device, RESUMABLE] = "auto"
 
 
-def _check_labels(labels: dict | None) -> dict | None:
-    if labels is not None:
-        LabelSpace.from_dict(labels)
-    return labels
-
-
 @settings
 class RunConfig:
     """A whole training run."""
@@ -238,11 +219,13 @@ class RunConfig:
     diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
     speed: SpeedConfig = field(default_factory=SpeedConfig)
-    labels: Annotated[dict | None, AfterValidator(_check_labels), NO_OPTION] = None
+    labels: Annotated[dict | None, NO_OPTION] = None
     """The classes, recorded by the run; the data must have the same. Do not write it by hand."""
 
     @model_validator(mode="after")
     def _check_sections(self) -> RunConfig:
+        if self.labels is not None:
+            LabelSpace.from_dict(self.labels)
         sizes = {"sample_size": self.data.image_size or 1, "in_channels": self.data.channels or 1}
         check_size(dataclasses.asdict(self.model) | sizes)
         dropout, fault = self.training.label_dropout, ""
@@ -270,10 +253,9 @@ def read_config(file: str | Path | None = None, overrides: Mapping[str, str] | N
     """
     values, path = {}, file and recipes.find(file)
     if path:
-        values = read_document(path, max_bytes=MAX_YAML, is_yaml=True)
-        values = {
-            key: value for key, value in values.items() if (key, value) != ("speed", "auto")
-        }  # auto: the defaults
+        values = read_document(path, is_yaml=True)
+        if values.get("speed") == "auto":  # the defaults
+            del values["speed"]
     return _build(Layer(values, f"in {path}"), Layer(overrides or {}, "on the command line", UsageError))
 
 
@@ -309,14 +291,11 @@ def as_data_config(given: DataConfig | RunConfig | Mapping | str | Path) -> Data
     """
     if isinstance(given, DataConfig):
         return given
-    if isinstance(given, RunConfig):
-        return given.data
-    if isinstance(given, Mapping):
-        whole = any(str(key).partition(".")[0] == "data" for key in given)
-        return as_config(given if whole else {"data": given}).data
-    if str(given).endswith((".yaml", ".yml")):
-        return read_config(given).data
-    return as_config({"data": {"source": given}}).data
+    if not isinstance(given, RunConfig | Mapping) and not str(given).endswith((".yaml", ".yml")):
+        given = {"source": given}
+    if isinstance(given, Mapping) and not any(str(key).partition(".")[0] == "data" for key in given):
+        given = {"data": given}
+    return as_config(given).data
 
 
 def _build(*layers: Layer) -> RunConfig:

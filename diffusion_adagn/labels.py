@@ -16,7 +16,7 @@ from dataclasses import fields
 from typing import Annotated
 
 from annotated_types import MaxLen
-from pydantic import StrictBool, StrictInt, StrictStr
+from pydantic import AfterValidator, StrictBool, StrictInt, StrictStr
 
 from .errors import InputError
 from .schema import document
@@ -53,15 +53,13 @@ class LabelSpace:
             and of names differ.
     """
 
-    names: Annotated[tuple[str, ...], MaxLen(MAX_CLASSES)]
+    names: Annotated[tuple[Annotated[str, AfterValidator(_clean)], ...], MaxLen(MAX_CLASSES)]
     original_ids: tuple[StrictInt, ...] = ()
-    wnids: tuple[StrictStr, ...] = ()
+    wnids: tuple[Annotated[StrictStr, AfterValidator(_clean)], ...] = ()
     has_null: StrictBool = True
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "names", tuple(_clean(str(n)) for n in self.names))
-        object.__setattr__(self, "original_ids", tuple(int(i) for i in self.original_ids) or tuple(range(self.K)))
-        object.__setattr__(self, "wnids", tuple(_clean(str(w)) for w in self.wnids))
+        object.__setattr__(self, "original_ids", self.original_ids or tuple(range(self.K)))
         odd = next((i for i, name in enumerate(self.names) if not 0 < len(name) <= MAX_NAME_CHARS), None)
         if odd is not None:
             name = f"a name of {len(self.names[odd]):,} characters" if self.names[odd] else "an empty name"
@@ -284,9 +282,9 @@ class LabelSpace:
         if isinstance(values, list | tuple) and values:
             values = {"names": values}
         if not isinstance(values, Mapping) or "names" not in values:
-            raise InputError(
-                "not a label space: expected names (a list of words), original_ids (of whole numbers), wnids (of words) "
-                "and has_null (true or false)."
+            text = (
+                "not a label space: expected names (a list of words), original_ids (of whole numbers), wnids (of words)"
             )
+            raise InputError(f"{text} and has_null (true or false).")
         known = {f.name for f in fields(cls)}
         return cls(**{k: v for k, v in values.items() if k in known and (v is not None or k == "has_null")})

@@ -232,17 +232,11 @@ def short_repr(value: Any) -> str:
 
 _EXPECTED = {
     "int": "a whole number",
-    "float": "a number",
-    "finite": "a number",
     "bool": "true or false",
     "string": "a word",
-}
-_LIMITS = {
-    "greater_than_equal": "at least",
-    "greater_than": "above",
-    "less_than_equal": "at most",
-    "less_than": "below",
-}
+}  # by the first word of an error's type
+_EXPECTED |= {"float": "a number", "finite": "a number"}
+_LIMITS = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
 
 
 class Problem(NamedTuple):
@@ -272,9 +266,9 @@ class Problem(NamedTuple):
             choices = context["expected"].replace("'", "").replace(" or ", ", ")
             near = nearest_choice(str(value), choices.split(", "))
             message, hint = f"expected {choices}, got {short_repr(value)}", f" Did you mean {near}?" if near else ""
-        elif kind in _LIMITS:
+        elif limit := next((name for name in context if name in _LIMITS), None):
             given = f"{value:g}" if isinstance(value, float) else short_repr(value).strip("'")
-            message = f"must be {_LIMITS[kind]} {next(iter(context.values())):g}, got {given}"
+            message = f"must be {_LIMITS[limit]} {context[limit]:g}, got {given}"
         elif kind == "too_short":
             message = f"needs at least {context['min_length']} value"
         elif expected := _EXPECTED.get(kind.partition("_")[0]):
@@ -408,14 +402,14 @@ class _Loader(yaml.SafeLoader):
 
 
 def read_document(
-    file: str | Path, schema: type[T] | None = None, max_bytes: int = MAX_JSON, is_yaml: bool = False
+    file: str | Path, schema: type[T] | None = None, max_bytes: int | None = None, is_yaml: bool = False
 ) -> T | dict:
     """Read a JSON or YAML file.
 
     Args:
         file: The file.
         schema: The class of its content. None: a dict of any content.
-        max_bytes: Largest size accepted.
+        max_bytes: Largest size accepted. None: MAX_YAML or MAX_JSON.
         is_yaml: Whether it is YAML, for sections of settings.
 
     Returns:
@@ -424,7 +418,7 @@ def read_document(
     Raises:
         InputError: The file is missing, too large, not valid, or its content does not have the schema.
     """
-    file = Path(file)
+    file, max_bytes = Path(file), max_bytes or (MAX_YAML if is_yaml else MAX_JSON)
     try:
         if not file.is_file():  # a pipe would block
             raise ValueError("it is missing")

@@ -80,10 +80,8 @@ class EvaluateRequest(EvalSettings):
     def _check_scale(self) -> EvaluateRequest:
         several = len(scales_of(self.scales, self.w)) > 1
         if self.extractor == "none":
-            text = (
-                "without an extractor there is nothing to evaluate; adagn sweep --extractor none gives the looks alone."
-            )
-            raise InputError(text)
+            looks = "adagn sweep --extractor none gives the looks alone"
+            raise InputError(f"without an extractor there is nothing to evaluate; {looks}.")
         if several:
             raise InputError("--guidance takes one scale here; adagn sweep measures several, side by side.")
         return self

@@ -7,7 +7,6 @@ import re
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import field
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -63,20 +62,15 @@ def save_checkpoint(
     def write(tmp: Path) -> None:
         tmp.mkdir(parents=True)
         digests = {}
-        parts = {
-            "optimizer": partial(_optimizer_tensors, model),
-            "model": _tensors,
-            "ema": _tensors,
-        }  # the largest first
         with ThreadPoolExecutor(1) as thread:  # hashes and syncs a file while the next one is written
-            for (part, tensors), owner in zip(parts.items(), (optimizer, model, ema)):
+            for part, of in {"optimizer": optimizer, "model": model, "ema": ema}.items():  # the largest first
                 file = tmp / f"{part}.safetensors"
-                save_file(tensors(owner), file)
+                save_file(_optimizer_tensors(model, optimizer) if of is optimizer else _tensors(of), file)
                 digests[file.name] = thread.submit(_sync_and_digest, file)
-            _write_json(tmp / STATE, state)
+            (tmp / STATE).write_text(json.dumps(state, indent=2) + "\n", encoding="utf-8")
             digests[STATE] = thread.submit(_sync_and_digest, tmp / STATE)
             manifest = {name: digests[name].result() for name in sorted(digests)}
-        _write_json(tmp / MANIFEST, manifest)
+        (tmp / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
         for path in (tmp / MANIFEST, tmp):
             _sync(path)
 
@@ -86,10 +80,8 @@ def save_checkpoint(
     except Exception as error:  # safetensors raises its own exceptions
         valid = checkpoints(folder)
         newest = f"The newest complete checkpoint is {valid[-1]}. " if valid else ""
-        text = (
-            f"the checkpoint of step {state['step']} cannot be written to {folder} ({one_line(error, 200)}). {newest}"
-        )
-        text += "Free disk space or fix the cause, then resume:"
+        text = f"the checkpoint of step {state['step']} cannot be written to {folder} ({one_line(error, 200)})"
+        text += f". {newest}Free disk space or fix the cause, then resume:"
         raise InputError(with_commands(text, resume_command(folder.parent))) from error
     return path
 
@@ -123,9 +115,8 @@ def latest_valid(folder: Path) -> Path | None:
             return checkpoint
         print(f"the checkpoint {checkpoint} is corrupted ({problem}): skipped")
     if paths:
-        raise InputError(
-            f"every checkpoint in {folder} is corrupted: the run cannot be resumed. Start another run (--init_from loads the weights that can be read)."
-        )
+        remedy = "Start another run (--init_from loads the weights that can be read)."
+        raise InputError(f"every checkpoint in {folder} is corrupted: the run cannot be resumed. {remedy}")
     return None
 
 
@@ -162,10 +153,6 @@ def _sync_and_digest(file: Path) -> dict:
     digest = _digest(file)
     _sync(file)
     return digest
-
-
-def _write_json(file: Path, values: dict) -> None:
-    file.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
 
 
 def _sync(path: Path) -> None:

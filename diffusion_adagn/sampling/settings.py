@@ -11,7 +11,7 @@ from annotated_types import Ge, MinLen
 from pydantic import BeforeValidator, Field, model_validator
 
 from ..config import Sampler, Spacing, SpeedConfig
-from ..errors import InputError, UsageError, reject_first
+from ..errors import InputError, UsageError
 from ..schema import AS_GIVEN, Option, settings
 from .guidance import Guidance
 
@@ -158,14 +158,13 @@ class SampleRequest:
     @model_validator(mode="after")
     def _check_plan(self) -> SampleRequest:
         between, others = self.interpolate is not None, bool(self.mixes) or self.classes is not None
-        faults = {
-            "--interpolate names its two classes itself: leave out --classes and --mix, or sample twice.": between
-            and others,
-            "--steps_between belongs to --interpolate, such as --interpolate cat,dog --steps_between 7.": (
-                not between and self.steps_between is not None
-            ),
-        }
-        reject_first(faults)
+        if between and others:
+            raise InputError(
+                "--interpolate names its two classes itself: leave out --classes and --mix, or sample twice."
+            )
+        if self.steps_between is not None and not between:
+            example = "--interpolate cat,dog --steps_between 7"
+            raise InputError(f"--steps_between belongs to --interpolate, such as {example}.")
         object.__setattr__(self, "scales", scales_of(self.scales, self.w))
         object.__setattr__(self, "w", None)
         return self

@@ -26,10 +26,8 @@ class Checkpointer:
             return {}
         state, trainer = read_state(checkpoint), self.trainer
         if state.get("data_fingerprint") != trainer.dataset.fingerprint:
-            raise InputError(
-                f"the data {trainer.dataset.name} is not what {trainer.run.path} was trained on (its images, labels or names "
-                "have changed): put it back, or start another run with --init_from."
-            )
+            text = f"the data {trainer.dataset.name} is not what {trainer.run.path} was trained on (its images, labels or names have changed)"
+            raise InputError(f"{text}: put it back, or start another run with --init_from.")
         load_checkpoint(checkpoint, trainer.unet, trainer.ema.model, trainer.optimizer.optimizer)
         for part in self.parts:
             part.load_state_dict(state)

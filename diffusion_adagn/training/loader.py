@@ -80,9 +80,6 @@ def images_per_pass(training: TrainingConfig, processes: int) -> int:
     """Images per process and pass. Raises InputError if the batch cannot be split evenly."""
     parts = processes * training.gradient_accumulation
     if training.batch_size % parts:
-        split = (
-            f"over {processes} process(es) in {training.gradient_accumulation} pass(es): make it a multiple of {parts}"
-        )
-        text = f"training.batch_size {training.batch_size} (for all processes together) cannot be split {split}."
-        raise InputError(text)
+        text = f"training.batch_size {training.batch_size} (for all processes together) cannot be split over {processes} process(es) in {training.gradient_accumulation} pass(es)"
+        raise InputError(f"{text}: make it a multiple of {parts}.")
     return training.batch_size // parts

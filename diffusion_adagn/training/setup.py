@@ -135,9 +135,9 @@ def _check_recorded(setup: Setup, resume: bool) -> float:
         fault = f"is at its last step, {step}, and no step remains for training.lr {training.lr:g}: give a larger training.max_steps too"
     elif changed:
         fault = (
-            f"was started with other settings, and resuming with these would change its result: {'; '.join(changed)}. "
+            f"was started with other settings, and resuming with these would change its result: {'; '.join(changed)}"
         )
-        fault += "Put them back, or start another run (with --init_from to keep the weights). Only training.lr may be changed"
+        fault += ". Put them back, or start another run (with --init_from to keep the weights). Only training.lr may be changed"
     if fault:
         raise InputError(f"{run.path} {fault}.")
     return recorded.training.lr
@@ -186,10 +186,8 @@ def resolve(
     recorded = space if config.labels is None else LabelSpace.from_dict(config.labels)
     if recorded != space:
         recorded_words, words = (f"{s.K} classes ({', '.join(s.names[:5])}, ...)" for s in (recorded, space))
-        raise InputError(
-            f"the config records {recorded_words}, the data {dataset.name} has {words}: they must be the same classes in the same "
-            "order. To train on other classes start another run, with --init_from to keep the weights."
-        )
+        text = f"the config records {recorded_words}, the data {dataset.name} has {words}: they must be the same classes in the same order"
+        raise InputError(f"{text}. To train on other classes start another run, with --init_from to keep the weights.")
     data = dataclasses.replace(config.data, image_size=dataset.image_size, channels=dataset.channels)
     config = dataclasses.replace(config, data=data, labels=space.to_dict())
     if config.training.preview_every:

@@ -16,7 +16,7 @@ from ..config import DataConfig, RunConfig, read_config, with_overrides
 from ..errors import InputError, UsageError
 from ..labels import LabelSpace
 from ..schema import document, read_document
-from .layout import STATE, RunFolder, check_model_path, label_space, pipeline_folder, similar_runs
+from .layout import STATE, RunFolder, check_model_path, checkpoint_of, label_space, pipeline_folder, similar_runs
 
 MODEL_INDEX = "model_index.json"
 MAX_INDEX = 2**27  # bytes of a samples.json; about 300,000 images
@@ -78,17 +78,12 @@ def free_default_folder(parent: str, source: str | Path) -> str | None:
 
 
 def weights_folder(source: str | Path, weights: str = "ema") -> Path | None:
-    """The checkpoint or pipeline folder that `sampling.load.open_pipeline` loads; None if it is on the hub or does not exist yet.
+    """The checkpoint or pipeline folder that `sampling.load.open_pipeline` loads; None if it is on the hub.
 
     Raises:
-        InputError: The folder is not a run, a checkpoint or a pipeline.
+        InputError: The folder is not a run, a checkpoint or a pipeline, or a run without a checkpoint.
     """
-    run = RunFolder(source)
-    if (run.path / STATE).is_file():
-        return run.path
-    if run.config_file.is_file() and (weights == "raw" or not run.pipeline.is_dir()):
-        return run.newest_checkpoint()
-    return pipeline_folder(source) if run.path.exists() else None
+    return checkpoint_of(source, weights) or (pipeline_folder(source) if Path(source).exists() else None)
 
 
 def check_model(

@@ -5,9 +5,9 @@ from pathlib import Path
 from ..config import RunConfig
 from ..errors import InputError
 from ..models.unet import AdaGNUNet
-from ..runs.layout import RunFolder
+from ..runs.layout import RunFolder, checkpoint_of
 from .pipeline import ClassConditionalPipeline
-from .pretrained import checkpoint_of, checkpoint_parts, run_parts
+from .pretrained import checkpoint_parts, run_parts
 
 
 def make_pipeline(config: RunConfig, unet: AdaGNUNet, ema_decay: float | None, step: int) -> ClassConditionalPipeline:

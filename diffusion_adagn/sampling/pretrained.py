@@ -16,7 +16,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import nn
 
-from ..commands import command, resume_command, with_commands
+from ..commands import command, with_commands
 from ..config import RunConfig, read_config
 from ..diffusion.schedule import PREDICTIONS, SAMPLERS, make_scheduler
 from ..errors import InputError, one_line
@@ -24,7 +24,7 @@ from ..labels import LabelSpace
 from ..models.config import NetworkConfig, check_size
 from ..models.unet import AdaGNUNet
 from ..runs.checkpoint import load_weights, read_state
-from ..runs.layout import STATE, RunFolder, label_space, network_config
+from ..runs.layout import checkpoint_of, label_space, network_config
 from ..schema import Layer, as_document, build, document, read_document, short_repr
 
 
@@ -62,25 +62,9 @@ def pipeline_parts(folder: Path, torch_dtype: torch.dtype | None) -> dict[str, A
     return vars(index) | {"unet": load_unet(folder / "unet", torch_dtype), "scheduler": scheduler}
 
 
-def checkpoint_of(path: str | Path, weights: str = "ema") -> Path | None:
-    """The checkpoint folder whose weights a run or a checkpoint means; None for a run whose pipeline folder holds them.
-
-    Raises InputError for a run that has neither.
-    """
-    run = RunFolder(path)
-    if (run.path / STATE).is_file():
-        return run.path
-    if not run.config_file.is_file() or (weights == "ema" and run.pipeline.is_dir()):
-        return None
-    newest = run.newest_checkpoint()
-    if newest is None:
-        text = f"the run {path} has no checkpoint yet. Let it train on with:"
-        raise InputError(with_commands(text, resume_command(path)))
-    return newest
-
-
-def checkpoint_parts(checkpoint: Path, weights: str = "ema") -> dict[str, Any]:
-    """The arguments of ClassConditionalPipeline in a checkpoint folder. weights: "ema" or "raw"."""
+def checkpoint_parts(path: str | Path, weights: str = "ema") -> dict[str, Any]:
+    """The arguments of ClassConditionalPipeline in the checkpoint that `checkpoint_of` finds. weights: "ema" or "raw"."""
+    checkpoint = checkpoint_of(path, weights)
     config_file = checkpoint.parent.parent / "config.yaml"
     if not config_file.is_file():
         raise InputError(f"{checkpoint} stands alone: its run's config.yaml is looked for at {config_file}.")

@@ -164,11 +164,12 @@ def _number(value: Any, hint: Any) -> Any:
 
 
 class Setting(NamedTuple):
-    """A setting. key: dotted, with its sections. hint: its type, without metadata."""
+    """A setting. key: dotted, with its sections. hint: its type, without metadata. section: the class that declares it."""
 
     key: str
     hint: Any
     info: FieldInfo
+    section: type
 
     @property
     def option(self) -> Option:
@@ -183,7 +184,7 @@ def fields_of(cls: type, prefix: str = "") -> Iterator[Setting]:
         if is_section(info.annotation):
             yield from fields_of(info.annotation, f"{prefix}{name}.")
         else:
-            yield Setting(f"{prefix}{name}", info.annotation, info)
+            yield Setting(f"{prefix}{name}", info.annotation, info, cls)
 
 
 def is_section(hint: Any) -> bool:

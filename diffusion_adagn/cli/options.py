@@ -98,8 +98,7 @@ class Parser(argparse.ArgumentParser):
             section = setting.key.rpartition(".")[0]
             if section not in groups:
                 title = f"{section}.*" if cls is RunConfig else section.rpartition(".")[2]
-                doc = _section_class(cls, section).__doc__.partition("\n")[0]
-                groups[section] = self.add_argument_group(title, doc)
+                groups[section] = self.add_argument_group(title, setting.section.__doc__.partition("\n")[0])
             metavar = setting.option.metavar or type_name(setting.hint)
             flag: dict[str, Any] = {"metavar": metavar + ",..." * (several and "," not in metavar)}
             if setting.hint is bool:
@@ -123,12 +122,6 @@ def _options(cls: type, skip: Sequence[str] = ()) -> Iterator[tuple[Setting, str
 def option_names(cls: type) -> dict[str, str]:
     """What messages call each setting of a class."""
     return {setting.key: f"--{option}" for setting, option in _options(cls)}
-
-
-def _section_class(cls: type, section: str) -> type:
-    for name in section.split("."):
-        cls = cls.__pydantic_fields__[name].annotation
-    return cls
 
 
 def _help(setting: Setting) -> str:

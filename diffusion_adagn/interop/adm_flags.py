@@ -3,8 +3,6 @@
 This module does not import torch, so that the command line can list the flags at once.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Mapping
 from typing import Annotated, Any
@@ -71,8 +69,8 @@ class AdmFlags:
 
 
 FLAGS = tuple(f.name for f in dataclasses.fields(AdmFlags))
-SAME_NAME = {"in_channels", "channel_mult", "num_res_blocks", "num_heads", "num_heads_upsample", "num_head_channels"}
-SAME_NAME |= {"resblock_updown", "dropout"}  # the flags that AdaGNUNet's arguments are called after
+SAME_NAME = ("in_channels", "channel_mult", "num_res_blocks", "num_heads", "num_heads_upsample", "num_head_channels")
+SAME_NAME += ("resblock_updown", "dropout")  # the flags that AdaGNUNet's arguments are called after
 # these do not affect the weights
 IGNORED = ("use_checkpoint", "use_fp16", "timestep_respacing", "use_kl", "rescale_learned_sigmas")
 

@@ -1,7 +1,5 @@
 """The settings of a network, and whether this machine can hold it. Nothing heavy is imported."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal

@@ -1,10 +1,12 @@
 """`adagn train --dry_run`: time and memory that a run needs on this machine, on one screen, with a verdict on each number."""
 
+import math
 import os
 import shutil
 import sys
 import textwrap
 import time
+from contextlib import closing
 
 import numpy as np
 import torch
@@ -91,7 +93,7 @@ def seconds_per_step(
         unet.enable_gradient_checkpointing()
     ema, optimizer = EMA(unet, training.ema_decay), make_optimizer(unet, training)
     diffusion_loss, batches = make_loss(config.diffusion).to(device), make_batches(config, dataset, device)
-    try:
+    with closing(batches.pixels):
         for step in range(2):
             start = time.perf_counter()
             batch = batches.batch(torch.arange(measured) + step * measured)
@@ -108,8 +110,6 @@ def seconds_per_step(
             end = time.perf_counter()
             if end - start > 3 * BUDGET:  # one-time work in the first step is a small part of it then
                 break
-    finally:
-        batches.pixels.close()
     one_pass = (backward_end - start) * images / measured
     return one_pass * training.gradient_accumulation + end - backward_end, measured
 
@@ -214,8 +214,6 @@ def _gib(size: int) -> str:
 
 
 def _duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    if seconds < 1.5 * HOUR:
-        return f"{seconds / 60:.0f} min"
-    return f"{seconds / HOUR:.0f} h" if seconds < 4 * DAY else f"{seconds / DAY:,.0f} days"
+    limits = {90: (1, "s"), 1.5 * HOUR: (60, "min"), 4 * DAY: (HOUR, "h"), math.inf: (DAY, "days")}
+    unit, name = next(unit for limit, unit in limits.items() if seconds < limit)
+    return f"{seconds / unit:,.0f} {name}"

@@ -130,14 +130,10 @@ class Trainer:
     def state_dict(self) -> dict:
         """What a checkpoint's state.json has of the trainer; its tensors are in files of their own."""
         training, scaler = self.config.training, self.accelerator.scaler
-        return {
-            "step": self.step,
-            "position": self.step * training.batch_size,
-            "lr": training.lr,
-            "data_fingerprint": self.dataset.fingerprint,
-            "scaler": None if scaler is None else scaler.state_dict(),
-            **({} if self.uncertainty is None else self.uncertainty.state_dict()),
-        }
+        state = {"step": self.step, "position": self.step * training.batch_size, "lr": training.lr}
+        state |= {} if self.uncertainty is None else self.uncertainty.state_dict()
+        state["data_fingerprint"] = self.dataset.fingerprint
+        return state | {"scaler": None if scaler is None else scaler.state_dict()}
 
     def load_state_dict(self, state: dict) -> None:
         self.step = state["step"]

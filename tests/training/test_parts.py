@@ -11,7 +11,7 @@ from diffusion_adagn.config import DataConfig, DiffusionConfig, TrainingConfig
 from diffusion_adagn.data import open_dataset
 from diffusion_adagn.diffusion.loss import normalize_images
 from diffusion_adagn.diffusion.schedule import make_process
-from diffusion_adagn.runs.checkpoint import checkpoints, load_checkpoint, save_checkpoint
+from diffusion_adagn.runs.checkpoint import checkpoints, load_checkpoint, remove_old, save_checkpoint
 from diffusion_adagn.training.ema import EMA
 from diffusion_adagn.training.loader import BatchLoader
 from diffusion_adagn.training.logger import Metrics
@@ -136,7 +136,8 @@ def test_checkpoints_restore_and_prune(tmp_path):
 
     for i in range(1, 5):
         step(unet, optimizer, ema, i)
-        save_checkpoint(tmp_path, {"step": i}, unet, ema.model, optimizer, keep=2)
+        save_checkpoint(tmp_path, {"step": i}, unet, ema.model, optimizer)
+        remove_old(tmp_path, keep=2)
     (tmp_path / "step-00000009").mkdir()  # no state.json: never finished
     (tmp_path / ".step-00000010.1").mkdir()
     assert [p.name for p in checkpoints(tmp_path)] == ["step-00000003", "step-00000004"]

@@ -5,6 +5,7 @@ Dashes equal underscores; an unknown option is answered with the nearest one.
 
 import argparse
 from collections.abc import Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NoReturn, TypeVar
 
 from ..commands import shell_line
@@ -84,13 +85,21 @@ class Parser(argparse.ArgumentParser):
         """--out, None by default."""
         self.add_argument("--out", metavar=metavar, help=help)
 
-    def add_options(self, cls: type, skip: Sequence[str] = (), several: bool = False, flags: bool = True) -> None:
+    def add_options(
+        self,
+        cls: type,
+        skip: Sequence[str] = (),
+        several: bool = False,
+        flags: bool = True,
+        defaults: Mapping[str, object] = MappingProxyType({}),
+    ) -> None:
         """An option for every setting of a class; `request` reads them. Values remain text until then.
 
         Args:
             cls: The class of settings. Options of a RunConfig are called by the dotted key.
             skip: Settings and sections without an option.
             several: Each option takes several values, separated by commas.
+            defaults: The defaults that help shows in place of the class's, by key.
             flags: Options that are true or false take no value; otherwise the value may be omitted.
         """
         groups: dict[str, Any] = {"": self}
@@ -106,7 +115,11 @@ class Parser(argparse.ArgumentParser):
                 flag["const"] = "true"
             elif setting.hint == tuple[str, ...]:
                 flag["action"] = "append"
-            flag |= {"dest": setting.key, "default": argparse.SUPPRESS, "help": _help(setting)}
+            flag |= {
+                "dest": setting.key,
+                "default": argparse.SUPPRESS,
+                "help": _help(setting, defaults.get(setting.key)),
+            }
             groups[section].add_argument(f"--{option}", **flag)
 
 
@@ -124,9 +137,9 @@ def option_names(cls: type) -> dict[str, str]:
     return {setting.key: f"--{option}" for setting, option in _options(cls)}
 
 
-def _help(setting: Setting) -> str:
+def _help(setting: Setting, default: object = None) -> str:
     """The description of a setting, and its default."""
-    default = setting.option.default
+    default = setting.option.default if default is None else default
     if default is None:
         default = setting.info.get_default(call_default_factory=True)
         default = ",".join(map(str, default)) if isinstance(default, tuple) else default

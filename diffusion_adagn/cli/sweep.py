@@ -15,7 +15,7 @@ def parser() -> Parser:
     usage = "RUN --guidance 1:4:0.5 [--interval none,t:200-800] [--steps 10,25] [--count 1000] [options]"
     p = Parser("sweep", __doc__, usage)
     p.add_model()
-    p.add_options(SamplerSettings, several=True)
+    p.add_options(SamplerSettings, several=True, defaults={"steps": SweepRequest.sampler.steps})
     p.add_options(SweepRequest, skip=["sampler"])
     p.add_out("folder of the report [sweeps/RUN/step-STEP]")
     p.add_config_sections("data")

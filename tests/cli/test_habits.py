@@ -178,3 +178,9 @@ def test_classes_of_runs_are_read_from_configs(tmp_path):
 def test_label_check_rejects_out(model, capsys):
     assert main(["trace", model, "--label_check", "--out", "there"]) != 0
     assert "--label_check writes no files" in capsys.readouterr().err
+
+
+def test_sweep_help_shows_its_own_default(capsys):
+    with pytest.raises(SystemExit):
+        main(["sweep", "--help"])
+    assert "sampler steps [25]" in capsys.readouterr().out

@@ -1,6 +1,6 @@
 """The files of a run folder, and the network's arguments from its config. This module imports without torch.
 
-config.yaml  metrics.jsonl  previews/  checkpoints/step-00000500/  pipeline/
+config.yaml  metrics.jsonl  previews/  checkpoints/step-00000500/  ema/step-00000500.safetensors  pipeline/
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from ..labels import LabelSpace
 from ..models.config import check_size
 
 STATE = "state.json"  # of a checkpoint
+POWER_EMA = "power_ema.safetensors"  # of a checkpoint: the tracked averages, "0.05/conv_in.weight"
 
 
 def checkpoints(folder: Path) -> list[Path]:
@@ -46,6 +47,11 @@ class RunFolder:
     @property
     def checkpoints(self) -> Path:
         return self.path / "checkpoints"
+
+    @property
+    def ema(self) -> Path:
+        """The snapshots of the tracked averages (`ema_snapshots`)."""
+        return self.path / "ema"
 
     @property
     def pipeline(self) -> Path:
@@ -102,10 +108,11 @@ def check_model_path(path: str | Path) -> None:
         raise InputError(f"there is no folder {path} (a hub id has the form owner/name).{hint}")
 
 
-def loads_checkpoint(path: str | Path) -> bool:
-    """Whether the model is loaded from a checkpoint: the path is one, or a run without a pipeline folder."""
+def loads_checkpoint(path: str | Path, ema: float | str = "run") -> bool:
+    """Whether the model is loaded from a checkpoint: the path is one, or a run without a pipeline folder or whose pipeline folder
+    does not have these weights. ema: as `sampling.settings.Ema`."""
     run = RunFolder(Path(path))
-    return (run.path / STATE).is_file() or (run.config_file.is_file() and not run.pipeline.is_dir())
+    return (run.path / STATE).is_file() or (run.config_file.is_file() and (ema != "run" or not run.pipeline.is_dir()))
 
 
 def pipeline_folder(path: str | Path, revision: str | None = None) -> Path:

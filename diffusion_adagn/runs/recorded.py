@@ -42,23 +42,24 @@ class SamplesIndex:
     unfinished: bool = False
 
 
-def default_folder(parent: str, source: str | Path, weights: str = "ema") -> Path:
+def default_folder(parent: str, source: str | Path, ema: float | str = "run") -> Path:
     """Where a command writes without --out: PARENT/RUN/step-00000400, from the run and the step of the weights.
 
     RUN is the path relative to the working directory, without the parts up to and including runs/. So runs/digits and
-    imported/digits get different folders. An unknown step is omitted.
+    imported/digits get different folders. An unknown step is omitted. ema: as `sampling.settings.Ema`; other weights than "run"
+    are named too (step-00000400-raw, step-00000400-ema-0.13).
     """
     path = Path(source)
     if not path.exists():
         return Path(parent, *str(source).split("/"))
     path = path.resolve()
-    step = _step(weights_folder(path, weights))
+    step = _step(weights_folder(path, ema))
     if path.parent.name == "checkpoints":
         path = path.parent.parent
     elif path.name == "pipeline":
         path = path.parent
-    raw = "-raw" if weights == "raw" else ""
-    return Path(parent, *run_name_parts(path), *([] if step is None else [f"step-{step:08d}{raw}"]))
+    which = "" if ema == "run" else "-raw" if ema == "raw" else f"-ema-{ema:g}"
+    return Path(parent, *run_name_parts(path), *([] if step is None else [f"step-{step:08d}{which}"]))
 
 
 def run_name_parts(path: Path) -> tuple[str, ...]:
@@ -77,7 +78,7 @@ def free_default_folder(parent: str, source: str | Path) -> str | None:
     return unused_path(str(default)) if default.exists() else None
 
 
-def weights_folder(source: str | Path, weights: str = "ema") -> Path | None:
+def weights_folder(source: str | Path, ema: float | str = "run") -> Path | None:
     """The checkpoint or pipeline folder that `sampling.load.open_pipeline` loads; None if it is on the hub or does not exist yet.
 
     Raises:
@@ -86,24 +87,24 @@ def weights_folder(source: str | Path, weights: str = "ema") -> Path | None:
     run = RunFolder(Path(source))
     if (run.path / STATE).is_file():
         return run.path
-    if run.config_file.is_file() and (weights == "raw" or not run.pipeline.is_dir()):
+    if run.config_file.is_file() and (ema != "run" or not run.pipeline.is_dir()):
         return run.newest_checkpoint()
     return pipeline_folder(source) if run.path.exists() else None
 
 
 def check_model(
-    source: str | Path, guide: str | None, weights: str, classes: str | None, mixes: Sequence[str] = ()
+    source: str | Path, guide: str | None, ema: float | str, classes: str | None, mixes: Sequence[str] = ()
 ) -> None:
     """`check_classes`, after a check that the model and the guide exist or may be on the hub."""
     for path in (source, guide):
         if path is not None:
             check_model_path(path)
-    check_classes(source, weights, classes, mixes)
+    check_classes(source, ema, classes, mixes)
 
 
-def check_classes(source: str | Path, weights: str, classes: str | None, mixes: Sequence[str] = ()) -> None:
+def check_classes(source: str | Path, ema: float | str, classes: str | None, mixes: Sequence[str] = ()) -> None:
     """Raises InputError for classes and mixes that the model does not have; a model on the hub is not checked."""
-    labels = _labels(weights_folder(source, weights))
+    labels = _labels(weights_folder(source, ema))
     if labels is None:
         return
     if classes is not None:

@@ -28,7 +28,7 @@ def model_card(
     schedule = "given" if s.get("trained_betas") is not None else SCHEDULES.get(s.beta_schedule, s.beta_schedule)
     prediction = {theirs: ours for ours, theirs in PREDICTIONS.items()}[s.prediction_type]
     zero_snr = ", zero terminal SNR" if s.get("rescale_betas_zero_snr") else ""
-    weights = "raw" if pipe.config.ema_decay is None else f"EMA, rate {pipe.config.ema_decay:g}"
+    weights = describe_average(pipe.config.ema_decay, pipe.config.ema_length)
     table = {
         "classes": names or "none (unconditional)",
         "null label": labels.null_id if labels.has_null and labels.K else "none",
@@ -66,3 +66,10 @@ images = pipe({call}, seeds=0).images
 
 No quality figure was measured when this card was written.
 """
+
+
+def describe_average(ema_decay: float | None, ema_length: float | None) -> str:
+    """Which average of the weights a model has."""
+    if ema_length is not None:
+        return f"EMA, length {ema_length:g}"
+    return "raw" if ema_decay is None else f"EMA, rate {ema_decay:g}"

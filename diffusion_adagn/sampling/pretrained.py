@@ -24,6 +24,7 @@ from ..labels import LabelSpace
 from ..models.config import NetworkConfig, check_size
 from ..models.unet import AdaGNUNet
 from ..runs.checkpoint import load_weights, read_state
+from ..runs.ema_snapshots import load_average, saved_averages
 from ..runs.layout import STATE, RunFolder, label_space, network_config
 from ..schema import Layer, as_document, build, document, read_document, short_repr
 
@@ -39,6 +40,7 @@ class ModelIndex:
     )
     clip_x0: StrictBool = True
     ema_decay: Annotated[float | None, Strict()] = None
+    ema_length: Annotated[float | None, Strict()] = None
     trained_steps: StrictInt | None = None
     guidance_convention: StrictStr = "pred = null + scale * (cond - null); scale 1 is no guidance"
 
@@ -57,21 +59,22 @@ def pipeline_parts(folder: Path, torch_dtype: torch.dtype | None) -> dict[str, A
         other = f"{folder} was not written by this package (labels or scheduler are missing in model_index.json)."
         raise InputError(stock if index.unet == ["diffusers", "UNet2DModel"] else other)
     options = {
-        key: getattr(index, key) for key in ("labels", "clip_x0", "ema_decay", "trained_steps", "guidance_convention")
+        key: getattr(index, key)
+        for key in ("labels", "clip_x0", "ema_decay", "ema_length", "trained_steps", "guidance_convention")
     }
     scheduler = load_scheduler(folder / "scheduler", scheduler_class)
     return options | {"unet": load_unet(folder / "unet", torch_dtype), "scheduler": scheduler}
 
 
-def checkpoint_of(path: str | Path, weights: str = "ema") -> Path | None:
+def checkpoint_of(path: str | Path, ema: float | str = "run") -> Path | None:
     """The checkpoint folder whose weights a run or a checkpoint means; None for a run whose pipeline folder holds them.
 
-    Raises InputError for a run that has neither.
+    ema: as `settings.Ema`. Raises InputError for a run that has neither.
     """
     run = RunFolder(Path(path))
     if (run.path / STATE).is_file():
         return run.path
-    if not run.config_file.is_file() or (weights == "ema" and run.pipeline.is_dir()):
+    if not run.config_file.is_file() or (ema == "run" and run.pipeline.is_dir()):
         return None
     newest = run.newest_checkpoint()
     if newest is None:
@@ -81,19 +84,32 @@ def checkpoint_of(path: str | Path, weights: str = "ema") -> Path | None:
     return newest
 
 
-def checkpoint_parts(checkpoint: Path, weights: str = "ema") -> dict[str, Any]:
-    """The arguments of ClassConditionalPipeline in a checkpoint folder. weights: "ema" or "raw"."""
+def check_has(path: str | Path, ema: float | str) -> None:
+    """Raises InputError for weights that a pipeline folder or a model on the hub does not have: any but "run"."""
+    if ema != "run":
+        raise InputError(
+            f"{path} holds the EMA weights only: name a run or checkpoint folder for --ema {ema} (for a guide --guide_ema run "
+            "takes what it holds)."
+        )
+
+
+def checkpoint_parts(checkpoint: Path, ema: float | str = "run") -> dict[str, Any]:
+    """The arguments of ClassConditionalPipeline in a checkpoint folder. ema: as `settings.Ema`."""
     config_file = checkpoint.parent.parent / "config.yaml"
     if not config_file.is_file():
         raise InputError(f"{checkpoint} stands alone: its run's config.yaml is looked for at {config_file}.")
     config = read_config(config_file)
     step = read_state(checkpoint)["step"]
-    file = checkpoint / f"{'ema' if weights == 'ema' else 'model'}.safetensors"
+    file = checkpoint / f"{'ema' if ema == 'run' else 'model'}.safetensors"
     with torch.device("meta"):
         unet = AdaGNUNet(**network_config(config))
     check_fits(unet, [file], f"{file} does not fit the network of {config_file}")
-    load_weights(file, unet.to_empty(device="cpu"))
-    return run_parts(config, unet.eval(), config.training.ema_decay if weights == "ema" else None, step)
+    unet.to_empty(device="cpu").eval()
+    if ema in ("run", "raw"):
+        load_weights(file, unet)
+        return run_parts(config, unet, config.training.ema_decay if ema == "run" else None, step)
+    load_average(saved_averages(checkpoint), unet, ema)
+    return run_parts(config, unet, None, step) | {"ema_length": ema}
 
 
 def run_parts(config: RunConfig, unet: AdaGNUNet, ema_decay: float | None, step: int) -> dict[str, Any]:

@@ -3,6 +3,8 @@
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from torch import Tensor
+
 from ..errors import InputError
 from ..runs.checkpoint import load_checkpoint, read_state, save_checkpoint
 from .diagnostics import ConditioningDiagnostics
@@ -11,7 +13,7 @@ from .trainer import StepResult, Trainer
 
 
 class Checkpointer:
-    """Saves and loads the trainer's weights, EMA and optimizer; and state.json, the `state_dict()` of `parts` together."""
+    """Saves and loads the trainer's weights, EMAs and optimizer; and state.json, the `state_dict()` of `parts` together."""
 
     def __init__(self, trainer: Trainer, parts: Sequence[Trainer | ConditioningDiagnostics | NonFiniteGuard]):
         self.trainer, self.parts = trainer, parts
@@ -30,9 +32,9 @@ class Checkpointer:
                 f"the data {trainer.dataset.name} is not what {trainer.run.path} was trained on (its images, labels or names "
                 "have changed): put it back, or start another run with --init_from."
             )
-        load_checkpoint(checkpoint, trainer.unet, trainer.ema.model, trainer.optimizer.optimizer)
         for part in self.parts:
             part.load_state_dict(state)
+        load_checkpoint(checkpoint, trainer.unet, trainer.ema.model, trainer.optimizer.optimizer, self._power_ema())
         trainer.accelerator.print(f"resuming from {checkpoint}")
         return state
 
@@ -48,5 +50,11 @@ class Checkpointer:
         if trainer.accelerator.is_main_process:
             modules = trainer.unet, trainer.ema.model, trainer.optimizer.optimizer
             keep = training.keep_checkpoints, training.keep_every
-            say(f"saved {save_checkpoint(trainer.run.checkpoints, state, *modules, *keep, prune=prune)}")
+            checkpoint = save_checkpoint(
+                trainer.run.checkpoints, state, *modules, *keep, prune=prune, power_ema=self._power_ema()
+            )
+            say(f"saved {checkpoint}")
         trainer.accelerator.wait_for_everyone()
+
+    def _power_ema(self) -> dict[str, Tensor] | None:
+        return None if self.trainer.power_ema is None else self.trainer.power_ema.tensors()

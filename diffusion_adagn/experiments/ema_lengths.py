@@ -3,6 +3,7 @@
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +31,7 @@ from .settings import EmaRequest
 
 COUNT = 12  # lengths that are compared by default, besides those tracked
 SHORTEST = 0.01  # of these
+BATCH = 64  # images per call of the network
 
 
 @dataclass(frozen=True)
@@ -74,13 +76,11 @@ def compare_lengths(source: str | Path, request: EmaRequest, out: Path | None = 
     precision = choose_precision(request.precision, state)
     heldout, loss = open_dataset(config.data, "heldout"), make_loss(config.diffusion).to(state.device)
     out = out or Path(unused_path(str(default_folder("ema", checkpoint))))
-    measured = []
+    measured, autocast = [], partial(use_precision, precision, state.device)
     for ema in tqdm([*lengths, "run", "raw"], desc="lengths", unit="length", leave=False):
         pipe, _ = open_pipeline(checkpoint, ema)
         set_up([pipe, None], precision, state.device)
-        value = heldout_loss(
-            pipe.unet, heldout, loss, config.training, lambda: use_precision(precision, state.device), state.device
-        )
+        value = heldout_loss(pipe.unet, heldout, loss, config.training, autocast, state.device, max_rows=BATCH)
         measured.append(MeasuredEma(ema, value, errors.get(ema, 0.0), model_hash(pipe.unet)))
     best = min((m for m in measured if m.ema in errors), key=lambda m: m.loss)
     record = {
@@ -108,12 +108,10 @@ def compare_lengths(source: str | Path, request: EmaRequest, out: Path | None = 
     return out
 
 
-def _lengths(request: EmaRequest, tracked: Sequence[float], possible: tuple[float, float] | None) -> list[float]:
+def _lengths(request: EmaRequest, tracked: Sequence[float], possible: tuple[float, float]) -> list[float]:
     """The lengths to compare, in order."""
     if request.lengths is not None:
         return sorted(set(request.lengths))
-    if possible is None:
-        return list(tracked)
     spread = np.geomspace(max(SHORTEST, possible[0]), possible[1], COUNT)
     return sorted({*tracked, *(float(f"{x:.2g}") for x in spread[1:-1]), max(SHORTEST, possible[0]), possible[1]})
 
@@ -129,17 +127,18 @@ def _table(measured: Sequence[MeasuredEma], best: MeasuredEma, ema_decay: float)
 
 
 def _curve(measured: Sequence[MeasuredEma], best: MeasuredEma, tracked: Sequence[float]) -> Drawing:
-    """The loss over the length, both ends of each axis labelled; "run" and "raw" as horizontal lines."""
+    """The loss over the length; "run" and "raw" as horizontal lines. What is far above the others is at the upper edge."""
     curve, flat = [m for m in measured if not isinstance(m.ema, str)], [m for m in measured if isinstance(m.ema, str)]
-    low, high = min(m.loss for m in measured), max(m.loss for m in curve)
-    high = max([high, *(m.loss for m in flat if m.loss < low + 3 * (high - low))])  # raw weights may be far worse
+    low = min(m.loss for m in measured)
+    limit = low + 6 * float(np.median([m.loss - low for m in measured]))
+    high = max(m.loss for m in measured if m.loss <= limit)
     left, top, width, height = 90, 50, 640, 300
     d = Drawing(left + width + 30, top + height + 60)
 
     def at(length: float, loss: float) -> tuple[float, float]:
         first, last = np.log(curve[0].ema), np.log(curve[-1].ema)
         across = (np.log(length) - first) / (last - first) if last > first else 0.5
-        up = (loss - low) / (high - low) if high > low else 0.5
+        up = min(1.0, (loss - low) / (high - low)) if high > low else 0.5
         return left + width * float(across), top + height * (1 - up)
 
     d.text(left, 24, "loss on held-out images over the length of the EMA (a fraction of the run)", 14)
@@ -150,13 +149,15 @@ def _curve(measured: Sequence[MeasuredEma], best: MeasuredEma, tracked: Sequence
         if m.loss <= high:
             y = at(best.ema, m.loss)[1]
             d.line([(left, y), (left + width, y)], LABEL, 1)
-            d.text(left + width - 6, y - 4, m.ema, 12, LABEL, "end")
+            d.text(left + width - (6 if m.ema == "run" else 46), y - 4, m.ema, 12, LABEL, "end")
     d.line([at(m.ema, m.loss) for m in curve], TIME, 2)
     beyond = left - 40
     for m in curve:
         x, y = at(m.ema, m.loss)
         size = 5 if m is best else 3
         d.rect(x - size, y - size, 2 * size, 2 * size, LABEL if m is best else TIME)
+        if m.loss > high:
+            d.text(x, top - 8, f"{m.loss:.5f}", 12, FAINT, "end")
         if x - beyond >= 38:
             beyond = x
             d.text(x, top + height + 20, f"{m.ema:g}", 12, INK if m.ema in tracked or m is best else FAINT, "middle")

@@ -104,12 +104,8 @@ class SavedAverages:
 
     def possible(self) -> str:
         """A sentence on which lengths can be made."""
-        lengths = possible_lengths(self.averages, self.step)
-        return (
-            ""
-            if lengths is None
-            else f"The shortest possible length here is {lengths[0]:g}, the longest {lengths[1]:g}."
-        )
+        shortest, longest = possible_lengths(self.averages, self.step)
+        return f"The shortest possible length here is {shortest:g}, the longest {longest:g}."
 
 
 def saved_averages(checkpoint: Path) -> SavedAverages:

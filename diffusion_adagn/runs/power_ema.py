@@ -86,12 +86,21 @@ def fit(averages: Sequence[Average], end: int, lengths: Sequence[float]) -> tupl
     return coefficients.T, errors
 
 
-def possible_lengths(averages: Sequence[Average], end: int) -> tuple[float, float] | None:
-    """The shortest and the longest length, of two digits, whose error is at most MAX_ERROR; None if there is none."""
-    grid = np.unique([float(f"{x:.2g}") for x in np.geomspace(MIN_LENGTH, 0.28, 80)])
-    _, errors = fit(averages, end, grid)
-    good = grid[errors <= MAX_ERROR]
-    return (float(good.min()), float(good.max())) if len(good) else None
+def possible_lengths(averages: Sequence[Average], end: int) -> tuple[float, float]:
+    """The shortest and the longest length, of two digits, that can be made with an error of at most MAX_ERROR.
+
+    Every length between them can be made too. The tracked lengths, saved at `end` itself, are among them.
+    """
+    tracked = [a.length for a in averages if a.step == end and a.length]
+    spread = [float(f"{x:.2g}") for x in np.geomspace(MIN_LENGTH, 0.28, 80)]
+    grid = sorted({*spread, *tracked})
+    good = fit(averages, end, grid)[1] <= MAX_ERROR
+    first, last = grid.index(min(tracked)), grid.index(max(tracked))
+    while first > 0 and good[first - 1]:
+        first -= 1
+    while last < len(grid) - 1 and good[last + 1]:
+        last += 1
+    return grid[first], grid[last]
 
 
 def snapshot_steps(last: int, spacing: int, kept: int) -> list[int]:

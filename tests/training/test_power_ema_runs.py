@@ -191,11 +191,11 @@ def test_default_folders_name_the_weights(tiny, monkeypatch):
 
 @pytest.mark.slow
 def test_digits_of_400_steps(tmp_path):
-    """The recipe with a quarter of its batch, which is noisier: at 200, 300 and 400 steps, and extended to 500."""
+    """The recipe with batches of 8, which are noisier: at 200, 300 and 400 steps, and extended to 500."""
     ends = (200, 300, 400, 500)
     out = str(tmp_path / "run")
     quiet = [f"--training.{key}={value}" for key, value in
-             {"batch_size": 32, "preview_every": 0, "diagnostics_every": 0, "heldout_every": 0, "checkpoint_every": 100, "keep_checkpoints": 9}.items()]  # fmt: skip
+             {"batch_size": 8, "preview_every": 0, "diagnostics_every": 0, "heldout_every": 0, "checkpoint_every": 100, "keep_checkpoints": 9}.items()]  # fmt: skip
     with brute_force(ends) as brute:
         assert main(["train", "digits", "--output_dir", out, *quiet]) == 0
         for end in ends[:3]:

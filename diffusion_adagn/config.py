@@ -52,6 +52,7 @@ Precision = Literal["auto", "fp32", "bf16", "fp16", "tf32"]
 Sampler = Literal["ddpm", "ddim", "dpm++", "unipc", "euler", "heun"]
 # Grids of a sampler: over the timesteps; and over the noise levels, for samplers that step between timesteps.
 Spacing = Literal["leading", "trailing", "linspace", "karras", "exponential", "lu"]
+MAX_EMA_LENGTH = 0.288  # that of the mean of all steps is 1 / sqrt(12)
 SPACINGS: tuple[str, ...] = get_args(Spacing)
 
 

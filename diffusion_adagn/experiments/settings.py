@@ -9,10 +9,9 @@ from typing import Annotated, Any
 
 from annotated_types import Ge, MinLen
 
-from ..config import Device, Precision
+from ..config import MAX_EMA_LENGTH, Device, Precision
 from ..errors import InputError, UsageError
 from ..evaluation.settings import EvalSettings
-from ..runs.power_ema import MAX_LENGTH
 from ..sampling.settings import Numbers, SamplerSettings, parse_numbers, scales_of, split_words
 from ..schema import NO_OPTION, Layer, Option, build, settings
 
@@ -101,8 +100,8 @@ class EmaRequest:
 
     def __post_init__(self) -> None:
         for length in self.lengths or ():
-            if not 0 < length <= MAX_LENGTH:
-                raise InputError(f"--lengths: expected lengths above 0 and at most {MAX_LENGTH:g}, got {length:g}.")
+            if not 0 < length <= MAX_EMA_LENGTH:
+                raise InputError(f"--lengths: expected lengths above 0 and at most {MAX_EMA_LENGTH:g}, got {length:g}.")
 
 
 @settings(frozen=True)

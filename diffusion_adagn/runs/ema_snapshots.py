@@ -17,11 +17,11 @@ from torch import Tensor, nn
 
 from ..atomic import atomic_write
 from ..commands import resume_command, with_commands
-from ..config import TrainingConfig
+from ..config import MAX_EMA_LENGTH, TrainingConfig
 from ..errors import InputError
 from .checkpoint import load_weights, read_state, sync, verify
 from .layout import POWER_EMA, RunFolder
-from .power_ema import MAX_ERROR, MAX_LENGTH, Average, fit, possible_lengths
+from .power_ema import MAX_ERROR, Average, fit, possible_lengths
 
 NAME = re.compile(r"step-([0-9]{8,12})\.safetensors")
 
@@ -193,6 +193,6 @@ def _names(file: Path) -> list[str]:
 def _length(name: str, file: Path) -> float:
     """The length in a tensor's name, such as "0.05/conv_in.weight"."""
     text = name.partition("/")[0]
-    if re.fullmatch(r"0\.[0-9]{1,17}", text) and 0 < float(text) <= MAX_LENGTH:
+    if re.fullmatch(r"0\.[0-9]{1,17}", text) and 0 < float(text) <= MAX_EMA_LENGTH:
         return float(text)
     raise InputError(f"{file} is corrupted: expected names such as 0.05/conv_in.weight, got {name[:80]!r}.")

@@ -7,7 +7,7 @@ the paper. Two lengths are tracked in training and saved now and then; any other
 How far such a sum is from the exact average depends on how the weights moved. Here they are taken for a random walk from 0,
 as the noise of the gradients moves them: then the error is a sum of squares (`fit`), whose minimum is a least-squares problem
 in the coefficients. Fitting the profiles themselves, as the paper does, takes each step's weights for independent of the
-step before; the errors that it predicts are up to a hundred times those measured. No torch is imported.
+step before: the residual of that fit is 30 to 190 times the error of such weights (64 snapshots). No torch is imported.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-MAX_LENGTH = 0.288  # that of the mean of all steps, which has exponent 0, is 1 / sqrt(12)
 MIN_LENGTH = 0.005  # the shortest that is looked for
 MAX_ERROR = 0.01  # relative L2 error of the weights above which a length is rejected
 HALF_ROUNDING = 2e-4  # relative L2 error of weights that are rounded to float16 (2^-11 / sqrt(3) at a mantissa of 1.4)

@@ -11,10 +11,9 @@ from typing import Annotated, Any
 from annotated_types import Ge, MinLen
 from pydantic import BeforeValidator, Field, model_validator
 
-from ..config import Sampler, Spacing, SpeedConfig
+from ..config import MAX_EMA_LENGTH, Sampler, Spacing, SpeedConfig
 from ..errors import InputError, UsageError
 from ..renamed import EMA
-from ..runs.power_ema import MAX_LENGTH
 from ..schema import AS_GIVEN, Option, settings, short_repr
 from .guidance import Guidance
 
@@ -30,8 +29,8 @@ def parse_ema(value: Any) -> Any:
         length = math.nan if isinstance(value, bool) else float(value)
     except (TypeError, ValueError):
         length = math.nan
-    if not 0 < length <= MAX_LENGTH:
-        expected = f"a length above 0 and at most {MAX_LENGTH:g} (such as 0.1: a tenth of the run), raw or run"
+    if not 0 < length <= MAX_EMA_LENGTH:
+        expected = f"a length above 0 and at most {MAX_EMA_LENGTH:g} (such as 0.1: a tenth of the run), raw or run"
         raise ValueError(f"expected {expected}, got {short_repr(value)}")
     return length
 

@@ -39,6 +39,7 @@ Precision = Literal["auto", "fp32", "bf16", "fp16", "tf32"]
 Sampler = Literal["ddpm", "ddim", "dpm++", "unipc", "euler", "heun"]
 # Grids of a sampler: over ddpm's timesteps; over noise levels; over the times of flow.
 Spacing = Literal["leading", "trailing", "linspace", "karras", "exponential", "lu", "linear", "shifted"]
+MAX_EMA_LENGTH = 0.288  # that of the mean of all steps is 1 / sqrt(12)
 SPACINGS: tuple[str, ...] = get_args(Spacing)
 
 
@@ -205,6 +206,14 @@ class TrainingConfig:
     """Gradients are scaled down to this norm; 0: never."""
     ema_decay: Annotated[float, Ge(0), Le(0.999999)] = 0.9999
     """EMA rate; step s uses min(ema_decay, (1 + s) / (10 + s))."""
+    ema_lengths: tuple[Annotated[float, Ge(0.01), Le(0.28)], ...] = (0.05, 0.1)
+    """Lengths of the power-function averages that are tracked too, as fractions of the run (sigma_rel of Karras et al.
+    2024). Averages of other lengths are made of their snapshots: --ema LENGTH."""
+    ema_snapshots: Annotated[int, Ge(0), RESUMABLE] = 64
+    """Snapshots of these averages to keep, of 2 bytes per weight and length; 0: no tracking, for good. With 64, lengths
+    from 0.005 to 0.28 can be made; with 8, from 0.022 to 0.25."""
+    ema_snapshots_gb: Annotated[float, Ge(0), RESUMABLE] = 20.0
+    """Most disk space of these snapshots in GB (10^9 bytes): fewer are kept if they would take more."""
     label_dropout: Annotated[float, Ge(0), Le(1)] = 0.1
     """Fraction of samples trained with the null label."""
     gradient_checkpointing: Annotated[bool, RESUMABLE] = False

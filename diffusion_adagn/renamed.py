@@ -14,7 +14,12 @@ CONFIG_KEYS = {
     "training.warn_unused_after": "training.warn_label_unused_after",
     "speed.layout": "speed.memory_format",
 }
-OPTIONS = {"layout": "memory_format", "judge": "classifier", "pictures": "images"}  # of commands, without --
+OPTIONS = {
+    "layout": "memory_format",
+    "judge": "classifier",
+    "pictures": "images",
+    "weights": "ema",
+}  # of commands, without --
 ALIASES = {"num_inference_steps": "steps", "guidance_scale": "guidance"}  # the names in diffusers
 FOREIGN_OPTIONS = {  # option of other software -> candidates here; the first that the command has is suggested
     **dict.fromkeys(("cfg", "cfg_scale", "cfg_weight", "guidance_scale"), ("guidance", "training.preview_guidance")),
@@ -26,6 +31,7 @@ FOREIGN_OPTIONS = {  # option of other software -> candidates here; the first th
     "scheduler": ("sampler",),
 }
 EXTRACTORS = {"judge": "classifier"}  # of --extractor
+EMA = {"ema": "run"}  # of --ema, which was --weights ema|raw
 CALL_ARGUMENTS = {"told": "class_plan", "watch": "callback"}  # of a pipeline call
 NAMES = {"Mix": "ClassMix", "Between": "ClassInterpolation"}  # exported by the package
 

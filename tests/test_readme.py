@@ -27,6 +27,7 @@ SHRINK = {
     "data": "--count 2",
     "ablate": "--training.max_steps 2 --training.batch_size 8 --seeds 0 --training.preview_steps 2 --model.model_channels 32 "
     "--model.num_head_channels 32",
+    "ema": "--lengths 0.05,0.1",
     "export": "",
     "sweep": "--guidance 1,2 --steps 2 --count 20 --extractor sklearn",
     "evaluate": "",

@@ -24,8 +24,12 @@ def recorded(tmp_path, monkeypatch):
     return tmp_path / "recorded"
 
 
-def test_recorded_run_resumes(recorded):
+def test_recorded_run_resumes(recorded, capsys):
     assert main(["train", "--resume", "run", "--training.max_steps", "12", "--debug"]) == 0
+    assert "this run began without tracked averages" in capsys.readouterr().out
+    assert not Path("run/ema").exists()
+    assert main(["sample", "run", "--ema", "0.1", "--out", "s"]) == 1
+    assert "has no tracked averages" in capsys.readouterr().err
     logged: dict[str, dict] = {}
     for line in Path("run/metrics.jsonl").read_text().splitlines():
         row = json.loads(line)

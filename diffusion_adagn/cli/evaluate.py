@@ -16,7 +16,7 @@ from .options import Parser, config_overrides, option_names, request
 
 # settings that apply to a model only
 SAMPLING = {s.key for s in fields_of(EvaluateRequest) if s.key.startswith("sampler.")} | {
-    "w", "classes", "count", "seed", "weights", "precision", "keep",
+    "w", "classes", "count", "seed", "ema", "guide_ema", "precision", "keep",
 }  # fmt: skip
 USAGE = """\
 RUN [--count 1000] [--guidance 2] [--against DATA] [options]
@@ -55,10 +55,10 @@ def run(args: argparse.Namespace) -> None:
 def _model(args: argparse.Namespace, what: EvaluateRequest) -> None:
     from ..runs.recorded import check_model, default_folder
 
-    check_model(args.what, what.sampler.guide, what.weights, what.classes)
+    check_model(args.what, what.sampler.guide, what.ema, what.classes)
     from ..evaluation.evaluate import evaluate_model
 
-    evaluate_model(args.what, what, Path(args.out or default_folder("evaluations", args.what, what.weights)))
+    evaluate_model(args.what, what, Path(args.out or default_folder("evaluations", args.what, what.ema)))
 
 
 def _images(args: argparse.Namespace, what: EvaluateRequest) -> None:

@@ -3,13 +3,15 @@
 import argparse
 
 from ..commands import with_commands
+from ..errors import UsageError
+from ..sampling.settings import EMA_HELP, parse_ema
 from .options import Parser
 
 
 def parser() -> Parser:
     p = Parser("export", __doc__)
     p.add_model()
-    p.add_argument("--weights", choices=["ema", "raw"], default="ema", help="raw: the unaveraged weights [ema]")
+    p.add_argument("--ema", default="run", metavar="LENGTH|raw|run", help=f"{EMA_HELP} [run]")
     help = "diffusers: UNet2DModel, scheduler and pipeline [diffusers]"
     p.add_argument("--to", choices=["diffusers"], default="diffusers", help=help)
     p.add_argument("dir", metavar="DIR", help="the folder to write")
@@ -18,12 +20,17 @@ def parser() -> Parser:
 
 
 def run(args: argparse.Namespace) -> int | None:
+    try:
+        ema = parse_ema(args.ema)
+    except ValueError as error:
+        raise UsageError(f"--ema: {error}.") from None
+
     from ..runs.layout import check_model_path
 
     check_model_path(args.run)
     from ..interop.export import export_diffusers, stock_sample_command
 
-    out = export_diffusers(args.run, args.dir, args.weights, args.overwrite)
+    out = export_diffusers(args.run, args.dir, ema, args.overwrite)
     text = f"{out}\nA stock diffusers pipeline: unet/ (UNet2DModel), scheduler/ and adagn_label_pipeline.py, which\n"
     text += "trust_remote_code=True runs. This package is not needed to sample it:"
     print(with_commands(text, stock_sample_command(out)))

@@ -20,7 +20,7 @@ def run(args: argparse.Namespace) -> None:
 
     from ..runs.recorded import check_model
 
-    check_model(args.run, what.sampler.guide, what.weights, what.interpolate or what.classes, what.mixes)
+    check_model(args.run, what.sampler.guide, what.ema, what.interpolate or what.classes, what.mixes)
     from ..sampling.generate import sample_to_folder
 
     sample_to_folder(args.run, what, None if args.out is None else Path(args.out), args.typed)

@@ -10,6 +10,7 @@ SCHEMAS = {
     "sample": ("..sampling.settings", "SampleRequest"),
     "evaluate": ("..evaluation.settings", "EvaluateRequest"),
     "sweep": ("..experiments.settings", "SweepRequest"),
+    "ema": ("..experiments.settings", "EmaRequest"),
     "trace": ("..trace.settings", "TraceRequest"),
 }
 

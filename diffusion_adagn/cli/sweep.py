@@ -30,8 +30,8 @@ def run(args: argparse.Namespace) -> int | None:
 
     from ..runs.recorded import check_model, default_folder
 
-    check_model(args.run, what.sampler.guide, what.weights, what.classes)
+    check_model(args.run, what.sampler.guide, what.ema, what.classes)
     from ..experiments.sweep import sweep
 
-    out = Path(args.out or default_folder("sweeps", args.run, what.weights))
+    out = Path(args.out or default_folder("sweeps", args.run, what.ema))
     sweep(args.run, what, out, args.typed)

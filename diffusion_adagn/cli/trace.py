@@ -34,7 +34,7 @@ def run(args: argparse.Namespace) -> int:
 
     from ..runs.recorded import check_model, default_folder, recorded_data
 
-    check_model(args.run, None, what.weights, None)
+    check_model(args.run, None, what.ema, None)
     if overrides or args.against is not None:
         # other data: none of the run's own data settings apply
         recorded = None if args.against is not None else recorded_data(args.run)
@@ -46,5 +46,5 @@ def run(args: argparse.Namespace) -> int:
 
     if args.label_check:
         return check(args.run, what)
-    trace(args.run, Path(args.out or unused_path(str(default_folder("traces", args.run, what.weights)))), what)
+    trace(args.run, Path(args.out or unused_path(str(default_folder("traces", args.run, what.ema)))), what)
     return 0

@@ -17,7 +17,7 @@ from ..diffusion.schedule import ModelEval
 from ..errors import InputError, writing
 from ..runs.recorded import free_default_folder, recorded_data
 from ..runtime.distributed import process_state
-from ..sampling.load import open_pipeline
+from ..sampling.load import ema_record, open_pipeline
 from ..sampling.pipeline import ClassConditionalPipeline
 from ..sampling.pretrained import model_hash
 from ..sampling.settings import SamplerSettings
@@ -71,9 +71,9 @@ def evaluate_model(source: str, request: EvaluateRequest, out: Path) -> dict | N
         check_out(out)
         if finished is not None and (not request.command or finished.get("command") != request.command):
             raise InputError(overwrite_hint(f"{out} already holds an evaluation", request.command, out))
-    pipe, what = open_pipeline(source, request.weights)
+    pipe, what = open_pipeline(source, request.ema)
     given = request.sampler
-    guide = None if given.guide is None else open_pipeline(given.guide, request.weights)[0]
+    guide = None if given.guide is None else open_pipeline(given.guide, request.guide_ema or request.ema)[0]
     precision = choose_precision(request.precision, state)
     set_up([pipe, guide], precision, state.device)
     point = pipe.resolved(given.at_scale(request.scale or 1.0)).canonical()
@@ -97,6 +97,7 @@ def evaluate_model(source: str, request: EvaluateRequest, out: Path) -> dict | N
         "guide_hash": plan["guide"],
         "trained_steps": pipe.config.trained_steps,
         "ema_decay": pipe.config.ema_decay,
+        **ema_record(pipe),
     }
     settings = {
         **point.to_dict(),
@@ -150,7 +151,7 @@ def _same(record: dict, made_by: dict, settings: dict, setup: EvalSetup, k: int)
 def _next(source: str, request: EvaluateRequest) -> str:
     """The sweep whose numbers compare with these."""
     s, default = request.sampler, EvaluateRequest()
-    given = {key: getattr(request, key) for key in ("against", "classes", "extractor", "precision", "weights")}
+    given = {key: getattr(request, key) for key in ("against", "classes", "extractor", "precision", "ema", "guide_ema")}
     given = {key: value for key, value in given.items() if value != getattr(default, key)}
     given |= {"guide": s.guide, "sampler": s.sampler, "steps": s.steps, "count": request.count, "spacing": s.spacing}
     given |= request.data

@@ -11,7 +11,7 @@ from pydantic import BeforeValidator, model_validator
 from ..config import Device, Precision
 from ..errors import InputError
 from ..renamed import EXTRACTORS
-from ..sampling.settings import Numbers, SamplerSettings, Weights, scales_of
+from ..sampling.settings import Ema, GuideEma, Numbers, SamplerSettings, scales_of
 from ..schema import AS_GIVEN, NO_OPTION, Option, settings
 
 
@@ -29,7 +29,8 @@ class EvalSettings:
     """images per setting, over all classes together"""
     seed: Annotated[int, Ge(0)] = 0
     """image i starts from the noise of seed + i"""
-    weights: Weights = "ema"
+    ema: Ema = "run"
+    guide_ema: GuideEma = None
     against: Annotated[
         str | None, Option(metavar="NAME_OR_PATH[:split]", default="the training part of the run's data")
     ] = None

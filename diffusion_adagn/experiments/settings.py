@@ -1,4 +1,4 @@
-"""The settings of `adagn sweep` and `adagn ablate`. Nothing heavy is imported."""
+"""The settings of `adagn sweep`, `adagn ema` and `adagn ablate`. Nothing heavy is imported."""
 
 import itertools
 from collections.abc import Mapping
@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 from annotated_types import Ge, MinLen
 
+from ..config import MAX_EMA_LENGTH, Device, Precision
 from ..errors import InputError, UsageError
 from ..evaluation.settings import EvalSettings
 from ..sampling.settings import Numbers, SamplerSettings, parse_numbers, scales_of, split_words
@@ -83,6 +84,22 @@ class SweepRequest(EvalSettings):
             self.sampler.with_values(dict(zip(keys, values)))
             for values in itertools.product(*(self.axes[k] for k in keys))
         ]
+
+
+@settings(frozen=True)
+class EmaRequest:
+    """What `adagn ema` compares."""
+
+    lengths: Annotated[Numbers | None, Option(metavar="NUMBER,...", default="about a dozen of those possible")] = None
+    """EMA lengths, as fractions of the run: 0.05,0.1 or from:to:step such as 0.02:0.2:0.02"""
+    precision: Precision = "auto"
+    """autocast type of the network; auto: bf16 on a CUDA GPU that supports it, else fp32"""
+    device: Device = "auto"
+
+    def __post_init__(self) -> None:
+        for length in self.lengths or ():
+            if not 0 < length <= MAX_EMA_LENGTH:
+                raise InputError(f"--lengths: expected lengths above 0 and at most {MAX_EMA_LENGTH:g}, got {length:g}.")
 
 
 @settings(frozen=True)

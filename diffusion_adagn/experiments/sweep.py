@@ -93,9 +93,11 @@ def sweep(source: str, request: SweepRequest, out: Path, command: str = "") -> l
         InputError: Before anything is sampled, for whatever would fail later.
     """
     state = process_state(request.device)
-    pipe, name = open_pipeline(source, request.weights)
+    pipe, name = open_pipeline(source, request.ema)
     guide_source = request.sampler.guide
-    guide, guide_name = (None, "") if guide_source is None else open_pipeline(guide_source, request.weights)
+    guide, guide_name = (
+        (None, "") if guide_source is None else open_pipeline(guide_source, request.guide_ema or request.ema)
+    )
     recorded = _recorded_precision(out) if state.is_main_process else None
     request = dataclasses.replace(request, precision=choose_precision(request.precision, state, recorded))
     set_up([pipe, guide], request.precision, state.device)
@@ -379,6 +381,7 @@ def _sweep_record(
         model_hash=model_hash(pipe.unet),
         trained_steps=pipe.config.trained_steps,
         ema_decay=pipe.config.ema_decay,
+        ema_length=pipe.config.ema_length,
         class_names=pipe.labels.names,
         swept={key: distinct for key, distinct in values.items() if len(distinct) > 1},
         reference={} if eval_setup.reference is None else eval_setup.reference.about,

@@ -100,6 +100,7 @@ class Sweep:
     command: str = ""
     classifier: dict = field(default_factory=dict)
     guide_hash: str | None = None
+    ema_length: float | None = None
     k: int = 5
     versions: dict[str, str] = field(default_factory=dict)
     date: str = ""
@@ -221,6 +222,7 @@ class SweepReport:
             "model_hash": s.model_hash,
             "trained_steps": s.trained_steps,
             "ema_decay": s.ema_decay,
+            **({} if s.ema_length is None else {"ema_length": s.ema_length}),
             "guide_hash": s.guide_hash,
             "judge": s.classifier.get("name"),
             "judge_hash": s.classifier.get("hash"),

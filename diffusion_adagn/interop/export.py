@@ -28,7 +28,8 @@ from ..labels import LabelSpace
 from ..models.config import MAX_LEVELS
 from ..models.unet import AdaGNUNet
 from ..runs.layout import pipeline_folder
-from ..sampling.load import open_pipeline
+from ..sampling.card import describe_average
+from ..sampling.load import ema_record, open_pipeline
 from ..sampling.pipeline import ClassConditionalPipeline
 from ..sampling.pretrained import fill, load_scheduler, model_hash
 from ..schema import as_document, document, read_document, short_repr
@@ -45,6 +46,7 @@ class ExportRecord:
     """The origin of an exported network."""
 
     ema_decay: Annotated[float | None, Strict()] = None
+    ema_length: Annotated[float | None, Strict()] = None
     trained_steps: StrictInt | None = None
     original_ids: tuple[StrictInt, ...] = ()
     wnids: tuple[StrictStr, ...] = ()
@@ -71,13 +73,13 @@ class UNetSize:
 # ---------------------------------------------------------------------- export
 
 
-def export_diffusers(source: str | Path, out: str | Path, weights: str = "ema", overwrite: bool = False) -> Path:
+def export_diffusers(source: str | Path, out: str | Path, ema: float | str = "run", overwrite: bool = False) -> Path:
     """Write a model as a folder for stock diffusers.
 
     Args:
         source: A run, checkpoint, pipeline folder or hub id; see `sampling.load.open_pipeline`.
         out: The folder to write.
-        weights: "ema" or "raw".
+        ema: Which weights, as `ClassConditionalPipeline.from_pretrained` takes it.
         overwrite: Replace an earlier export.
 
     Returns:
@@ -87,7 +89,7 @@ def export_diffusers(source: str | Path, out: str | Path, weights: str = "ema", 
         InputError: For a network that UNet2DModel cannot express, and if the folder exists; nothing is written then.
     """
     out = _free(out, overwrite, "an export", lambda index: index.get("_class_name") == CLASS_NAME)
-    pipe, _ = open_pipeline(source, weights)
+    pipe, _ = open_pipeline(source, ema)
     unet = to_unet2d(pipe.unet).eval()
     _check_same(pipe.unet, unet)
     stock = LabelPipeline(
@@ -101,6 +103,7 @@ def export_diffusers(source: str | Path, out: str | Path, weights: str = "ema", 
         record={
             "hash": model_hash(pipe.unet),
             "ema_decay": pipe.config.ema_decay,
+            **ema_record(pipe),
             "trained_steps": pipe.config.trained_steps,
             "original_ids": list(pipe.labels.original_ids),
             "wnids": list(pipe.labels.wnids),
@@ -159,8 +162,8 @@ def _card(out: Path, pipe: LabelPipeline) -> str:
     call = f"[{names[0]!r}, {len(names) - 1}], " if names else ""
     call += "guidance_scale=2.0, seeds=0" if guided else "seeds=0"
     labels = f"0..{len(names) - 1}" + (f", and {c.null_id} for null" if guided else "") if names else "none"
-    side, decay = pipe.unet.config.sample_size, c.record["ema_decay"]
-    weights = "raw" if decay is None else f"EMA, rate {decay:g}"
+    side = pipe.unet.config.sample_size
+    weights = describe_average(c.record["ema_decay"], c.record.get("ema_length"))
     weights += f"; {c.record['trained_steps'] or 'an unknown number of'} steps; hash `{c.record['hash']}`"
     return f"""---
 library_name: diffusers
@@ -243,6 +246,7 @@ def _open(folder: Path, null_class: bool | None, class_names: Sequence[str] | No
         labels,
         clip_x0=_clips(theirs) if exported is None or exported.clip_x0 is None else exported.clip_x0,
         ema_decay=record.ema_decay,
+        ema_length=record.ema_length,
         trained_steps=record.trained_steps,
     )
 

@@ -25,11 +25,12 @@ class Cost:
     flops: int
     activation_bytes: int
 
-    def training_bytes(self, images: int, half_precision: bool, checkpointing: bool) -> int:
+    def training_bytes(self, images: int, half_precision: bool, checkpointing: bool, averages: int = 1) -> int:
         """Estimate for one process with that many images per pass: fp32 weights, gradients, two Adam moments and
-        the EMA, and the activations (about 0.6 of them under bf16/fp16; about a third with gradient checkpointing)."""
+        that many averages of the weights, and the activations (about 0.6 of them under bf16/fp16; about a third with
+        gradient checkpointing)."""
         activations = self.activation_bytes * images * (0.6 if half_precision else 1) * (1 / 3 if checkpointing else 1)
-        return int(5 * 4 * self.parameters + activations)
+        return int((4 + averages) * 4 * self.parameters + activations)
 
 
 def estimate_cost(config: dict) -> Cost:

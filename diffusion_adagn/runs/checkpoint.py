@@ -5,6 +5,7 @@ import json
 import os
 import re
 import shutil
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import field
 from pathlib import Path
@@ -20,7 +21,7 @@ from ..atomic import WINDOWS, atomic_dir
 from ..commands import resume_command, with_commands
 from ..errors import InputError, one_line
 from ..schema import as_document, document, read_document, short_repr
-from .layout import STATE, checkpoints
+from .layout import POWER_EMA, STATE, checkpoints
 
 MANIFEST = "manifest.json"  # {file name: {bytes, sha256}} of all other files
 FILE_NAME = re.compile(r"\w[\w.-]{0,99}")  # without a folder; a downloaded manifest may name any path
@@ -37,10 +38,16 @@ class CheckpointState:
     signals: list[tuple[float, float]] = field(default_factory=list)
     scaler: dict[str, Any] | None = None
     faults: Annotated[StrictInt, Ge(0)] = 0
+    ema_spacing: Annotated[StrictInt | None, Ge(1)] = None
 
 
 def save_checkpoint(
-    folder: Path, state: dict, model: nn.Module, ema: nn.Module, optimizer: torch.optim.Optimizer
+    folder: Path,
+    state: dict,
+    model: nn.Module,
+    ema: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    power_ema: Mapping[str, torch.Tensor] | None = None,
 ) -> Path:
     """Write folder/step-XXXXXXXX.
 
@@ -50,6 +57,7 @@ def save_checkpoint(
         model: The network.
         ema: The network of the EMA weights.
         optimizer: The optimizer of `model`.
+        power_ema: The tracked averages by name, such as "0.05/conv_in.weight"; None where none are tracked.
 
     Returns:
         The checkpoint's folder.
@@ -63,20 +71,26 @@ def save_checkpoint(
         tmp.mkdir(parents=True)
         digests = {}
         with ThreadPoolExecutor(1) as thread:  # hashes and syncs a file while the next one is written
-            for part, of in {"optimizer": optimizer, "model": model, "ema": ema}.items():  # the largest first
-                file = tmp / f"{part}.safetensors"
-                save_file(_optimizer_tensors(model, optimizer) if of is optimizer else _tensors(of), file)
-                digests[file.name] = thread.submit(_sync_and_digest, file)
+            files = {
+                "optimizer.safetensors": lambda: _optimizer_tensors(model, optimizer),  # the largest
+                "model.safetensors": lambda: _tensors(model.state_dict()),
+                "ema.safetensors": lambda: _tensors(ema.state_dict()),
+            }
+            if power_ema is not None:
+                files[POWER_EMA] = lambda: _tensors(power_ema)
+            for name, tensors in files.items():
+                save_file(tensors(), tmp / name)
+                digests[name] = thread.submit(_sync_and_digest, tmp / name)
             (tmp / STATE).write_text(json.dumps(state, indent=2) + "\n", encoding="utf-8")
             digests[STATE] = thread.submit(_sync_and_digest, tmp / STATE)
             manifest = {name: digests[name].result() for name in sorted(digests)}
         (tmp / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
         for path in (tmp / MANIFEST, tmp):
-            _sync(path)
+            sync(path)
 
     try:
         atomic_dir(path, write)
-        _sync(folder)
+        sync(folder)
     except Exception as error:  # safetensors raises its own exceptions
         valid = checkpoints(folder)
         newest = f"The newest complete checkpoint is {valid[-1]}. " if valid else ""
@@ -151,11 +165,11 @@ def _digest(file: Path) -> dict:
 def _sync_and_digest(file: Path) -> dict:
     """Flush a written file to the disk; its size and hash."""
     digest = _digest(file)
-    _sync(file)
+    sync(file)
     return digest
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
     """Flush a file, or the names in a folder, to the disk."""
     if WINDOWS and path.is_dir():  # Windows cannot open a folder
         return
@@ -177,8 +191,14 @@ def read_state(checkpoint: Path) -> dict:
         raise InputError(text) from None
 
 
-def load_checkpoint(checkpoint: Path, model: nn.Module, ema: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Restore weights, EMA and optimizer, bit for bit."""
+def load_checkpoint(
+    checkpoint: Path,
+    model: nn.Module,
+    ema: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    power_ema: Mapping[str, torch.Tensor] | None = None,
+) -> None:
+    """Restore weights, EMA, optimizer and tracked averages (in place; None where none are tracked), bit for bit."""
     load_weights(checkpoint / "model.safetensors", model)
     load_weights(checkpoint / "ema.safetensors", ema)
     saved = _load(checkpoint / "optimizer.safetensors")
@@ -187,6 +207,8 @@ def load_checkpoint(checkpoint: Path, model: nn.Module, ema: nn.Module, optimize
     for key, tensor in saved.items():
         name, _, part = key.rpartition("/")  # files are contiguous, weights may be channels_last
         state[name][part] = torch.empty_like(weights[name], device="cpu").copy_(tensor) if tensor.ndim else tensor
+    for name, tensor in _load(checkpoint / POWER_EMA).items() if power_ema is not None else ():
+        power_ema[name].copy_(tensor)
     by_index = dict(enumerate(state.values())) if saved else {}
     optimizer.load_state_dict({"state": by_index, "param_groups": optimizer.state_dict()["param_groups"]})
 
@@ -215,8 +237,8 @@ def _load(file: Path) -> dict[str, torch.Tensor]:
         raise InputError(text) from None
 
 
-def _tensors(model: nn.Module) -> dict[str, torch.Tensor]:
-    return {name: p.detach().contiguous().cpu() for name, p in model.state_dict().items()}
+def _tensors(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}
 
 
 def _optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:

@@ -1,6 +1,6 @@
 """The files of a run folder, and the network's arguments from its config. This module imports without torch.
 
-config.yaml  metrics.jsonl  previews/  checkpoints/step-00000500/  pipeline/
+config.yaml  metrics.jsonl  previews/  checkpoints/step-00000500/  ema/step-00000500.safetensors  pipeline/
 """
 
 import re
@@ -16,6 +16,7 @@ from ..labels import LabelSpace
 from ..models.config import check_size
 
 STATE = "state.json"  # of a checkpoint
+POWER_EMA = "power_ema.safetensors"  # of a checkpoint: the tracked averages, "0.05/conv_in.weight"
 
 
 def checkpoints(folder: Path) -> list[Path]:
@@ -32,6 +33,7 @@ class RunFolder:
         self.config_file, self.metrics_file = self.path / "config.yaml", self.path / "metrics.jsonl"
         self.previews, self.checkpoints = self.path / "previews", self.path / "checkpoints"
         self.pipeline = self.path / "pipeline"
+        self.ema = self.path / "ema"  # the snapshots of the tracked averages (`ema_snapshots`)
 
     def newest_checkpoint(self) -> Path | None:
         return next(reversed(checkpoints(self.checkpoints)), None)
@@ -80,20 +82,22 @@ def check_model_path(path: str | Path) -> None:
         raise InputError(f"there is no folder {path} (a hub id has the form owner/name).{hint}")
 
 
-def loads_checkpoint(path: str | Path) -> bool:
-    """Whether the model is loaded from a checkpoint: the path is one, or a run without a pipeline folder."""
-    return checkpoint_of(path) is not None
+def loads_checkpoint(path: str | Path, ema: float | str = "run") -> bool:
+    """Whether the model is loaded from a checkpoint: the path is one, or a run whose pipeline folder does not have these weights.
+
+    ema: as `sampling.settings.Ema`."""
+    return checkpoint_of(path, ema) is not None
 
 
-def checkpoint_of(path: str | Path, weights: str = "ema") -> Path | None:
+def checkpoint_of(path: str | Path, ema: float | str = "run") -> Path | None:
     """The checkpoint folder whose weights a run or a checkpoint means; None for a run whose pipeline folder holds them.
 
-    Raises InputError for a run that has neither.
+    ema: as `sampling.settings.Ema`. Raises InputError for a run that has neither.
     """
     run = RunFolder(path)
     if (run.path / STATE).is_file():
         return run.path
-    if not run.config_file.is_file() or (weights == "ema" and run.pipeline.is_dir()):
+    if not run.config_file.is_file() or (ema == "run" and run.pipeline.is_dir()):
         return None
     newest = run.newest_checkpoint()
     if newest is None:

@@ -42,17 +42,19 @@ class SamplesIndex:
     unfinished: bool = False
 
 
-def default_folder(parent: str, source: str | Path, weights: str = "ema") -> Path:
+def default_folder(parent: str, source: str | Path, ema: float | str = "run") -> Path:
     """Where a command writes without --out: PARENT/RUN/step-00000400, from the run and the step of the weights.
 
     RUN is the path relative to the working directory, without the parts up to and including runs/. So runs/digits and
-    imported/digits get different folders. An unknown step is omitted.
+    imported/digits get different folders. An unknown step is omitted. ema: as `sampling.settings.Ema`; other weights than "run"
+    are named too (step-00000400-raw, step-00000400-ema-0.13).
     """
     path = Path(source)
     if not path.exists():
         return Path(parent, *str(source).split("/"))
-    step, raw = _step(weights_folder(path.resolve(), weights)), "-raw" * (weights == "raw")
-    return Path(parent, *run_name_parts(_run_of(path)), *([] if step is None else [f"step-{step:08d}{raw}"]))
+    step = _step(weights_folder(path.resolve(), ema))
+    which = "" if ema == "run" else "-raw" if ema == "raw" else f"-ema-{ema:g}"
+    return Path(parent, *run_name_parts(_run_of(path)), *([] if step is None else [f"step-{step:08d}{which}"]))
 
 
 def _run_of(path: Path) -> Path:
@@ -77,17 +79,17 @@ def free_default_folder(parent: str, source: str | Path) -> str | None:
     return unused_path(str(default)) if default.exists() else None
 
 
-def weights_folder(source: str | Path, weights: str = "ema") -> Path | None:
+def weights_folder(source: str | Path, ema: float | str = "run") -> Path | None:
     """The checkpoint or pipeline folder that `sampling.load.open_pipeline` loads; None if it is on the hub.
 
     Raises:
         InputError: The folder is not a run, a checkpoint or a pipeline, or a run without a checkpoint.
     """
-    return checkpoint_of(source, weights) or (pipeline_folder(source) if Path(source).exists() else None)
+    return checkpoint_of(source, ema) or (pipeline_folder(source) if Path(source).exists() else None)
 
 
 def check_model(
-    source: str | Path, guide: str | None, weights: str, classes: str | None, mixes: Sequence[str] = ()
+    source: str | Path, guide: str | None, ema: float | str, classes: str | None, mixes: Sequence[str] = ()
 ) -> None:
     """Raises InputError if the model or the guide does not exist (and is not on the hub), or the model lacks a class.
 
@@ -96,7 +98,7 @@ def check_model(
     for path in (source, guide):
         if path is not None:
             check_model_path(path)
-    labels = _labels(weights_folder(source, weights))
+    labels = _labels(weights_folder(source, ema))
     if labels is not None and classes is not None:
         labels.parse(classes)
     for mix in mixes if labels is not None else ():

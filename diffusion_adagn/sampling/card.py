@@ -38,7 +38,7 @@ def model_card(
     labels, c, side = pipe.labels, pipe.unet.config, pipe.unet.config.sample_size
     names = ", ".join(labels.names[:50]) + (f", ... ({labels.K} in all)" if labels.K > 50 else "")
     call = '"all", guidance_scale=2.0' if labels.K and labels.has_null else '"all"' if labels.K else '"null"'
-    weights = "raw" if pipe.config.ema_decay is None else f"EMA, rate {pipe.config.ema_decay:g}"
+    weights = describe_average(pipe.config.ema_decay, pipe.config.ema_length)
     table = {
         "classes": names or "none (unconditional)",
         "null label": labels.null_id if labels.has_null and labels.K else "none",
@@ -76,3 +76,10 @@ images = pipe({call}, seeds=0).images
 
 No quality figure was measured when this card was written.
 """
+
+
+def describe_average(ema_decay: float | None, ema_length: float | None) -> str:
+    """Which average of the weights a model has."""
+    if ema_length is not None:
+        return f"EMA, length {ema_length:g}"
+    return "raw" if ema_decay is None else f"EMA, rate {ema_decay:g}"

@@ -34,7 +34,7 @@ from ..runtime.precision import use_precision
 from ..runtime.speed import CUDAGraphDenoiser, apply_speed, compile_blocks, describe_speed, resolve_speed_together
 from ..schema import document, read_document, short_repr
 from .class_mix import ClassInterpolation, ClassMix, ClassPlan, modulation_table
-from .load import open_pipeline
+from .load import ema_record, open_pipeline
 from .pipeline import MAX_SEED, ClassConditionalPipeline, to_pil
 from .pretrained import model_hash
 from .settings import SampleRequest
@@ -98,15 +98,17 @@ def sample_to_folder(
     """
     state = process_state(request.speed.device)
     main = state.is_main_process
-    pipe, what = open_pipeline(source, request.weights)
+    pipe, what = open_pipeline(source, request.ema)
     if out is None:
-        out = default_folder("samples", source, request.weights)
+        out = default_folder("samples", source, request.ema)
         out = out if request.overwrite else Path(gather_object([unused_path(str(out))])[0])  # the main process chooses
     pipe.use_sampler(request.sampler.sampler, request.sampler.spacing)
     request = replace(request, sampler=pipe.resolved(request.sampler))
     sampler, labels = request.sampler, pipe.labels
     plans = _plans(request, pipe)
-    guide, guide_what = (None, "") if sampler.guide is None else open_pipeline(sampler.guide, request.weights)
+    guide, guide_what = (
+        (None, "") if sampler.guide is None else open_pipeline(sampler.guide, request.guide_ema or request.ema)
+    )
     guidances = {scale: sampler.at_scale(scale).guidance for scale in request.scales}
     for guidance in guidances.values():
         pipe.check_guidance(guidance, guide)
@@ -158,6 +160,7 @@ def sample_to_folder(
                 "weights": what,
                 "hash": model_hash(pipe.unet),
                 "trained_steps": pipe.config.trained_steps,
+                **ema_record(pipe),
             }
             record = _record(planned, model, request, labels, plans, evaluations)
             _write_json(out, {"unfinished": True} | record)  # marks the folder if sampling is interrupted

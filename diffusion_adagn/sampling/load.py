@@ -7,7 +7,8 @@ from ..errors import InputError
 from ..models.unet import AdaGNUNet
 from ..runs.layout import RunFolder, checkpoint_of
 from .pipeline import ClassConditionalPipeline
-from .pretrained import checkpoint_parts, run_parts
+from .pretrained import check_has, checkpoint_parts, run_parts
+from .settings import parse_ema
 
 
 def make_pipeline(config: RunConfig, unet: AdaGNUNet, ema_decay: float | None, step: int) -> ClassConditionalPipeline:
@@ -15,21 +16,37 @@ def make_pipeline(config: RunConfig, unet: AdaGNUNet, ema_decay: float | None, s
     return ClassConditionalPipeline(**run_parts(config, unet, ema_decay, step))
 
 
-def open_pipeline(path: str | Path, weights: str = "ema") -> tuple[ClassConditionalPipeline, str]:
+def open_pipeline(path: str | Path, ema: float | str = "run") -> tuple[ClassConditionalPipeline, str]:
     """The model of a run folder, a checkpoint folder, a pipeline folder or a hub id, and a sentence on what it is.
 
-    weights: "ema", or "raw" (checkpoints only: a pipeline keeps the EMA alone).
+    Args:
+        path: The model.
+        ema: Which weights, as `ClassConditionalPipeline.from_pretrained` takes it.
+
+    Raises:
+        InputError: There is no such model, or it does not have these weights.
     """
-    run, checkpoint = RunFolder(path), checkpoint_of(path, weights)
+    try:
+        ema = parse_ema(ema)
+    except ValueError as error:
+        raise InputError(f"ema: {error}.") from None
+    run, checkpoint = RunFolder(path), checkpoint_of(path, ema)
     if checkpoint is not None:
-        pipe = ClassConditionalPipeline(**checkpoint_parts(checkpoint, weights))
-        return pipe, f"{'EMA' if weights == 'ema' else 'raw'} weights of {checkpoint}"
-    if weights == "raw":
-        raise InputError(f"{path} holds the EMA weights only: name a run or checkpoint folder for --weights raw.")
+        pipe = ClassConditionalPipeline(**checkpoint_parts(checkpoint, ema))
+        what = {"run": "EMA weights", "raw": "raw weights"}.get(ema) or f"weights (EMA of length {ema:g})"
+        return pipe, f"{what} of {checkpoint}"
+    check_has(path, ema)
     pipe = ClassConditionalPipeline.from_pretrained(path)
     newest = run.newest_checkpoint()
     note = ""
     if newest is not None and int(newest.name.split("-")[1]) > (pipe.config.trained_steps or 0):
         note = f" (a newer checkpoint lies beside it: {newest})"
+    length = pipe.config.ema_length
     kind = "EMA weights" if pipe.config.ema_decay is not None else "weights"
+    kind = kind if length is None else f"weights (EMA of length {length:g})"
     return pipe, f"{kind} of {path} after {pipe.config.trained_steps or 'an unknown number of'} steps{note}"
+
+
+def ema_record(pipe: ClassConditionalPipeline) -> dict[str, float]:
+    """What files record of the weights beside their hash: {"ema_length": 0.13}, or nothing if they are no such EMA."""
+    return {} if pipe.config.ema_length is None else {"ema_length": pipe.config.ema_length}

@@ -46,8 +46,8 @@ from ..schema import short_repr
 from .card import model_card
 from .class_mix import ClassMix, ClassPlan, modulation_table
 from .guidance import Guidance
-from .pretrained import checkpoint_of, checkpoint_parts, pipeline_parts
-from .settings import SamplerSettings
+from .pretrained import check_has, checkpoint_parts, pipeline_parts
+from .settings import SamplerSettings, parse_ema
 
 MAX_SEED = 2**63 - 1
 MAX_GUIDE_SIGMA = 1000.0  # pure noise has an infinite noise level
@@ -131,7 +131,8 @@ class ClassConditionalPipeline(DiffusionPipeline):
         scheduler: of diffusers; see `diffusion.schedule.make_scheduler`.
         labels: the classes, a LabelSpace or its dict. None: named by their ids.
         clip_x0: clip the predicted x0 to [-1, 1], after guidance.
-        ema_decay: of the weights, saved for information; None for raw weights.
+        ema_decay: of the weights, saved for information; None for raw weights and those of an ema_length.
+        ema_length: of the weights, if they are a power-function EMA; saved for information.
         trained_steps: saved for information.
         guidance_convention: saved for information.
 
@@ -151,6 +152,7 @@ class ClassConditionalPipeline(DiffusionPipeline):
         ema_decay: float | None = None,
         trained_steps: int | None = None,
         guidance_convention: str = "pred = null + scale * (cond - null); scale 1 is no guidance",
+        ema_length: float | None = None,
     ):
         super().__init__()
         expected = unet.config.num_classes or 0
@@ -168,6 +170,7 @@ class ClassConditionalPipeline(DiffusionPipeline):
             labels=labels.to_dict(),
             clip_x0=clip_x0,
             ema_decay=ema_decay,
+            ema_length=ema_length,
             trained_steps=trained_steps,
             guidance_convention=guidance_convention,
         )
@@ -670,24 +673,33 @@ class ClassConditionalPipeline(DiffusionPipeline):
         revision: str | None = None,
         torch_dtype: torch.dtype | None = None,
         dtype: torch.dtype | None = None,
+        ema: float | str = "run",
     ) -> "ClassConditionalPipeline":
         """Load a model.
 
         Args:
-            path: a run folder, one of its checkpoints (the EMA weights), a pipeline folder, or a hub id "owner/name".
+            path: a run folder, one of its checkpoints, a pipeline folder, or a hub id "owner/name".
             revision: of the hub's repository.
             torch_dtype: the weights' dtype, such as torch.bfloat16. None: float32.
             dtype: the same as torch_dtype.
+            ema: which weights: the length of a power-function EMA, a fraction of the run such as 0.13 (`adagn ema RUN` compares
+                lengths); "raw", unaveraged; or "run", the EMA of training.ema_decay. A pipeline folder has one of them only.
 
         Raises:
-            InputError: for a folder that is none, a missing or surplus weight, and a scheduler that is not ours.
+            InputError: for a folder that is none, a missing or surplus weight, a scheduler that is not ours, and weights that it does
+                not have or that cannot be made of what it has.
         """
         dtype = torch_dtype if dtype is None else dtype
         if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
             raise InputError(f"torch_dtype is a floating type such as torch.bfloat16, not {short_repr(dtype)}.")
-        if loads_checkpoint(path):
-            pipe = cls(**checkpoint_parts(checkpoint_of(path)))
+        try:
+            ema = parse_ema(ema)
+        except ValueError as error:
+            raise InputError(f"ema: {error}.") from None
+        if loads_checkpoint(path, ema):
+            pipe = cls(**checkpoint_parts(path, ema))
             return pipe if dtype is None else pipe.to(dtype)
+        check_has(path, ema)
         folder = pipeline_folder(path, revision)
         with errors_as_input_error(folder):
             return cls(**pipeline_parts(folder, dtype))

@@ -26,6 +26,7 @@ from ..labels import LabelSpace
 from ..models.config import NetworkConfig, check_size
 from ..models.unet import AdaGNUNet
 from ..runs.checkpoint import load_weights, read_state
+from ..runs.ema_snapshots import load_average, saved_averages
 from ..runs.layout import checkpoint_of, label_space, network_config
 from ..schema import Layer, as_document, build, document, read_document, short_repr
 
@@ -43,6 +44,7 @@ class ModelIndex:
     labels: Annotated[LabelSpace | None, BeforeValidator(_labels)] = None
     clip_x0: StrictBool = True
     ema_decay: Annotated[float | None, Strict()] = None
+    ema_length: Annotated[float | None, Strict()] = None
     trained_steps: StrictInt | None = None
     guidance_convention: StrictStr = "pred = null + scale * (cond - null); scale 1 is no guidance"
 
@@ -77,20 +79,33 @@ def pipeline_parts(folder: Path, torch_dtype: torch.dtype | None) -> dict[str, A
     return vars(index) | {"unet": load_unet(folder / "unet", torch_dtype), "scheduler": scheduler}
 
 
-def checkpoint_parts(path: str | Path, weights: str = "ema") -> dict[str, Any]:
-    """The arguments of ClassConditionalPipeline in the checkpoint that `checkpoint_of` finds. weights: "ema" or "raw"."""
-    checkpoint = checkpoint_of(path, weights)
+def check_has(path: str | Path, ema: float | str) -> None:
+    """Raises InputError for weights that a pipeline folder or a model on the hub does not have: any but "run"."""
+    if ema != "run":
+        raise InputError(
+            f"{path} holds the EMA weights only: name a run or checkpoint folder for --ema {ema} (for a guide --guide_ema run "
+            "takes what it holds)."
+        )
+
+
+def checkpoint_parts(path: str | Path, ema: float | str = "run") -> dict[str, Any]:
+    """The arguments of ClassConditionalPipeline in the checkpoint that `checkpoint_of` finds. ema: as `settings.Ema`."""
+    checkpoint = checkpoint_of(path, ema)
     config_file = checkpoint.parent.parent / "config.yaml"
     if not config_file.is_file():
         raise InputError(f"{checkpoint} stands alone: its run's config.yaml is looked for at {config_file}.")
     config = read_config(config_file)
     step = read_state(checkpoint)["step"]
-    file = checkpoint / f"{'ema' if weights == 'ema' else 'model'}.safetensors"
+    file = checkpoint / f"{'ema' if ema == 'run' else 'model'}.safetensors"
     with torch.device("meta"):
         unet = AdaGNUNet(**network_config(config))
     check_fits(unet, [file], f"{file} does not fit the network of {config_file}")
-    load_weights(file, unet.to_empty(device="cpu"))
-    return run_parts(config, unet.eval(), config.training.ema_decay if weights == "ema" else None, step)
+    unet.to_empty(device="cpu").eval()
+    if ema in ("run", "raw"):
+        load_weights(file, unet)
+        return run_parts(config, unet, config.training.ema_decay if ema == "run" else None, step)
+    load_average(saved_averages(checkpoint), unet, ema)
+    return run_parts(config, unet, None, step) | {"ema_length": ema}
 
 
 def run_parts(config: RunConfig, unet: AdaGNUNet, ema_decay: float | None, step: int) -> dict[str, Any]:

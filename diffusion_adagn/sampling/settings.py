@@ -2,22 +2,49 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import field, fields, replace
 from decimal import Decimal
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from annotated_types import Ge, MinLen
 from pydantic import BeforeValidator, Field, PlainSerializer, WithJsonSchema, model_validator
 
-from ..config import Sampler, Spacing, SpeedConfig
+from ..config import MAX_EMA_LENGTH, Sampler, Spacing, SpeedConfig
 from ..diffusion.churn import Churn
 from ..errors import InputError, UsageError
-from ..schema import AS_GIVEN, Option, settings
+from ..renamed import EMA
+from ..schema import AS_GIVEN, Option, settings, short_repr
 from .guidance import Guidance
 
-Weights = Annotated[Literal["ema", "raw"], Field(description="raw: the unaveraged weights of a checkpoint")]
 MAX_RANGE = 1000  # numbers of one from:to:step
+
+
+def parse_ema(value: Any) -> Any:
+    """A length as a number, "raw" or "run", from what a command line or Python gives. Raises ValueError for anything else."""
+    value = EMA.get(value, value) if isinstance(value, str) else value
+    if value in ("raw", "run") and isinstance(value, str):
+        return value
+    try:
+        length = math.nan if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError):
+        length = math.nan
+    if not 0 < length <= MAX_EMA_LENGTH:
+        expected = f"a length above 0 and at most {MAX_EMA_LENGTH:g} (such as 0.1: a tenth of the run), raw or run"
+        raise ValueError(f"expected {expected}, got {short_repr(value)}")
+    return length
+
+
+EMA_HELP = (
+    "weights: those of an EMA of this length, a fraction of the run, such as 0.1 (adagn ema RUN compares lengths; runs and "
+    "checkpoints only); raw: unaveraged; run: the EMA of training.ema_decay, which pipeline/ has"
+)
+Ema = Annotated[float | str, BeforeValidator(parse_ema), Field(description=EMA_HELP), Option(metavar="LENGTH|raw|run")]
+GuideEma = Annotated[
+    float | str | None, BeforeValidator(lambda value: None if value is None else parse_ema(value)),
+    Field(description="the same for --guide"), Option(metavar="LENGTH|raw|run", default="that of --ema"),
+]  # fmt: skip
 
 
 def split_words(text: str, option: str) -> list[str]:
@@ -162,7 +189,8 @@ class SampleRequest:
     speed: SpeedConfig = field(default_factory=SpeedConfig)
     graph: bool = False
     """CUDA only: the network's calls as CUDA graphs; for small batches"""
-    weights: Weights = "ema"
+    ema: Ema = "run"
+    guide_ema: GuideEma = None
     npz: bool = False
     """also as samples.npz, which OpenAI's ADM evaluator reads"""
     overwrite: bool = False

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from annotated_types import Ge
 
 from ..config import DataConfig, Device
-from ..sampling.settings import Weights
+from ..sampling.settings import Ema
 from ..schema import NO_OPTION, Option, settings
 
 
@@ -13,7 +13,7 @@ from ..schema import NO_OPTION, Option, settings
 class TraceRequest:
     """What `adagn trace` measures."""
 
-    weights: Weights = "ema"
+    ema: Ema = "run"
     timesteps: Annotated[int, Ge(1)] = 50
     """timesteps of the atlas, evenly spaced"""
     images: Annotated[int, Ge(1)] = 32

@@ -124,7 +124,7 @@ def heldout_images(source: str | Path, pipe: ClassConditionalPipeline, data: Dat
 
 def _open(source: str | Path, request: TraceRequest) -> tuple[ClassConditionalPipeline, str]:
     device = process_state(request.device).device
-    pipe, description = open_pipeline(source, request.weights)
+    pipe, description = open_pipeline(source, request.ema)
     pipe.to(device)
     pipe.set_progress_bar_config(disable=True)
     return pipe, description

@@ -3,6 +3,8 @@
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from torch import Tensor
+
 from ..errors import InputError
 from ..runs.checkpoint import load_checkpoint, read_state, remove_old, save_checkpoint
 from .diagnostics import ConditioningDiagnostics
@@ -11,7 +13,7 @@ from .trainer import StepResult, Trainer
 
 
 class Checkpointer:
-    """Saves and loads the trainer's weights, EMA and optimizer; and state.json, the `state_dict()` of `parts` together."""
+    """Saves and loads the trainer's weights, EMAs and optimizer; and state.json, the `state_dict()` of `parts` together."""
 
     def __init__(self, trainer: Trainer, parts: Sequence[Trainer | ConditioningDiagnostics | NonFiniteGuard]):
         self.trainer, self.parts = trainer, parts
@@ -28,9 +30,9 @@ class Checkpointer:
         if state.get("data_fingerprint") != trainer.dataset.fingerprint:
             text = f"the data {trainer.dataset.name} is not what {trainer.run.path} was trained on (its images, labels or names have changed)"
             raise InputError(f"{text}: put it back, or start another run with --init_from.")
-        load_checkpoint(checkpoint, trainer.unet, trainer.ema.model, trainer.optimizer.optimizer)
         for part in self.parts:
             part.load_state_dict(state)
+        load_checkpoint(checkpoint, trainer.unet, trainer.ema.model, trainer.optimizer.optimizer, self._power_ema())
         trainer.accelerator.print(f"resuming from {checkpoint}")
         return state
 
@@ -48,8 +50,11 @@ class Checkpointer:
         state = {key: value for part in self.parts for key, value in part.state_dict().items()}
         if trainer.accelerator.is_main_process:
             folder, modules = trainer.run.checkpoints, (trainer.unet, trainer.ema.model, trainer.optimizer.optimizer)
-            path = save_checkpoint(folder, state, *modules)
+            path = save_checkpoint(folder, state, *modules, self._power_ema())
             if prune:
                 remove_old(folder, training.keep_checkpoints, training.keep_every)
             say(f"saved {path}")
         trainer.accelerator.wait_for_everyone()
+
+    def _power_ema(self) -> dict[str, Tensor] | None:
+        return None if self.trainer.power_ema is None else self.trainer.power_ema.tensors()

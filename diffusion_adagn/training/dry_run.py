@@ -16,6 +16,7 @@ from ..data import ImageDataset
 from ..models.config import machine_memory
 from ..models.cost import Cost, estimate_cost
 from ..models.unet import AdaGNUNet
+from ..runs.ema_snapshots import kept_snapshots
 from ..runs.layout import network_config
 from ..runtime.distributed import main_first, process_state
 from ..runtime.precision import AUTOCAST, use_precision
@@ -24,6 +25,7 @@ from .ema import EMA
 from .image_fetcher import device_bytes
 from .loader import images_per_pass, make_batches
 from .setup import describe, format_number, resolve
+from .snapshots import describe_snapshots
 from .trainer import make_loss, make_optimizer
 
 BUDGET = 10  # seconds that a measured step may take; a longer one is measured on a part of its images
@@ -54,6 +56,7 @@ def dry_run(config: RunConfig, verbose: bool = False) -> None:
     image_bytes = device_bytes(dataset, device, training.images_on)
     lines["memory"], fits = _memory(cost, training, speed, images, device, image_bytes)
     del lines["length"]
+    lines["lengths"] = describe_snapshots(training, cost.parameters)
     if verbose:
         print(to_yaml(config))
     _print(lines)
@@ -136,8 +139,10 @@ def _memory(
     half, total = AUTOCAST[speed.precision] is not None, device_memory(device)
     local = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if device.type == "cpu" else 1  # they share the machine's
 
+    averages = 1 + len(training.ema_lengths) * (kept_snapshots(training, cost.parameters) > 0)
+
     def needed(count: int, checkpointing: bool = training.gradient_checkpointing) -> int:
-        return local * cost.training_bytes(count, half, checkpointing) + image_bytes
+        return local * cost.training_bytes(count, half, checkpointing, averages) + image_bytes
 
     def is_easy(*of: int | bool) -> bool:
         return needed(*of) <= 0.8 * total

@@ -1,9 +1,12 @@
-"""Exponential moving average of the weights."""
+"""Averages of the weights: one of a fixed rate, and power-function averages of several lengths."""
 
+from collections.abc import Sequence
 from copy import deepcopy
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+
+from ..runs.power_ema import decay, exponent
 
 
 class EMA:
@@ -24,3 +27,36 @@ class EMA:
     def update(self, model: nn.Module, step: int) -> None:
         averages, weights = list(self.model.parameters()), [p.float() for p in model.parameters()]
         torch._foreach_lerp_(averages, weights, 1 - self.rate(step))
+
+
+class PowerEMA:
+    """Power-function averages in fp32 (`runs.power_ema`), of which those of other lengths are made afterwards.
+
+    Attributes:
+        tracks: The averages by length and by name of the weight.
+        spacing: Steps between snapshots, chosen when the run starts; a resumed run keeps it.
+        kept: Most snapshots at a time.
+    """
+
+    def __init__(self, model: nn.Module, lengths: Sequence[float], spacing: int, kept: int):
+        self.spacing, self.kept = spacing, kept
+        self.exponents = {length: exponent(length) for length in lengths}
+        self.tracks = {
+            length: {name: torch.zeros_like(p, dtype=torch.float32) for name, p in model.named_parameters()}
+            for length in lengths
+        }
+
+    @torch.no_grad()
+    def update(self, model: nn.Module, step: int) -> None:
+        """Add the weights after step 1, 2, ..., which a skipped step has left as they were."""
+        weights = [p.float() for p in model.parameters()]
+        for length, averages in self.tracks.items():
+            torch._foreach_lerp_(list(averages.values()), weights, 1 - decay(step, self.exponents[length]))
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The averages by name in a checkpoint, such as "0.05/conv_in.weight"."""
+        return {
+            f"{length}/{name}": average
+            for length, averages in self.tracks.items()
+            for name, average in averages.items()
+        }

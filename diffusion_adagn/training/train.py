@@ -16,6 +16,7 @@ from .logger import Logger
 from .nonfinite import NonFiniteGuard
 from .preview import Preview
 from .setup import open_run_folder, prepare
+from .snapshots import Snapshots
 from .stop_signal import StopSignal
 from .trainer import Trainer
 from .validation import Validation
@@ -45,6 +46,7 @@ def train(config: RunConfig | Mapping | str | Path, resume: bool = False) -> int
         guard = NonFiniteGuard(trainer)
         checkpointer = Checkpointer(trainer, (diagnostics, trainer, guard))
         previous_lr = checkpointer.load(setup.checkpoint).get("lr", recorded_lr)
+        snapshots = Snapshots(trainer)
         with (
             trainer.batches,
             Logger(trainer, setup.cost, setup.speed, previous_lr) as logger,
@@ -54,7 +56,7 @@ def train(config: RunConfig | Mapping | str | Path, resume: bool = False) -> int
                 result = trainer.train_step(stop.name is not None, diagnostics.observe)
                 logger.log_step(result)
                 guard.check(result, logger)
-                for part in (diagnostics, validation, preview):
+                for part in (diagnostics, validation, preview, snapshots):
                     if part.due(trainer.step):
                         logger.log(**part.run(trainer.step, logger.say))
                 if checkpointer.due(result):  # last: a killed run repeats what follows its checkpoint

@@ -13,8 +13,9 @@ from ..config import DiffusionConfig, TrainingConfig
 from ..diffusion.loss import DiffusionLoss
 from ..diffusion.schedule import make_process
 from ..models.unet import AdaGNUNet
+from ..runs.ema_snapshots import kept_snapshots
 from ..runtime.speed import apply_speed, compile_blocks
-from .ema import EMA
+from .ema import EMA, PowerEMA
 from .loader import Batch, images_per_pass, make_batches
 from .prefetcher import Prefetcher
 from .setup import Setup
@@ -45,7 +46,7 @@ class StepResult:
 
 
 class Trainer:
-    """The state of a run: step, network, EMA, optimizer, batches, loss and processes.
+    """The state of a run: step, network, EMAs, optimizer, batches, loss and processes.
 
     `batches` is a context: leaving it ends the threads that prefetch.
     """
@@ -60,6 +61,11 @@ class Trainer:
         if training.gradient_checkpointing:
             unet.enable_gradient_checkpointing()
         self.ema = EMA(unet, training.ema_decay)
+        self.parameters = setup.cost.parameters
+        kept = kept_snapshots(training, self.parameters)
+        self.power_ema: PowerEMA | None = None  # on the main process, if lengths are tracked
+        if kept and accelerator.is_main_process:
+            self.power_ema = PowerEMA(unet, training.ema_lengths, max(1, self.max_steps // kept), kept)
         if setup.speed.compile:  # after the EMA was made: previews are few
             compile_blocks(unet)
         self.model, self.optimizer = accelerator.prepare(unet, make_optimizer(unet, training))
@@ -125,6 +131,8 @@ class Trainer:
         self.step += 1
         if not skipped:
             self.ema.update(self.unet, self.step)
+        if self.power_ema is not None:
+            self.power_ema.update(self.unet, self.step)
         return StepResult(lr, loss, norm, skipped, stopping, passes)
 
     def state_dict(self) -> dict:
@@ -132,11 +140,16 @@ class Trainer:
         training, scaler = self.config.training, self.accelerator.scaler
         state = {"step": self.step, "position": self.step * training.batch_size, "lr": training.lr}
         state |= {} if self.uncertainty is None else self.uncertainty.state_dict()
+        state |= {"ema_spacing": None if self.power_ema is None else self.power_ema.spacing}
         state["data_fingerprint"] = self.dataset.fingerprint
         return state | {"scaler": None if scaler is None else scaler.state_dict()}
 
     def load_state_dict(self, state: dict) -> None:
         self.step = state["step"]
+        if self.power_ema is not None and state.get("ema_spacing"):
+            self.power_ema.spacing = state["ema_spacing"]
+        else:  # averages cannot begin in the middle
+            self.power_ema = None
         if self.accelerator.scaler is not None and state.get("scaler"):
             self.accelerator.scaler.load_state_dict(state["scaler"])
         if self.uncertainty is not None:

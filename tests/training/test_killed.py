@@ -16,6 +16,7 @@ SETTINGS = {
     "speed.precision": "fp32",
     "training.checkpoint_every": 3,
     "training.keep_checkpoints": 2,
+    "training.ema_snapshots": 5,  # 14 // 5 = 2 steps apart, and thinned out in the end
     "training.log_every": 1,
     "training.preview_every": 7,
     "training.preview_steps": 2,
@@ -42,7 +43,7 @@ VARIANTS = {
 FORKS = """
 import json, os, random, signal, sys, time
 from diffusion_adagn.cli.main import main
-from diffusion_adagn.runs import checkpoint
+from diffusion_adagn.runs import checkpoint, ema_snapshots
 
 def run(argv, killed_in_file=None, after=None):
     child = os.fork()
@@ -57,7 +58,7 @@ def run(argv, killed_in_file=None, after=None):
                 if not left[0]:
                     os.truncate(file, os.path.getsize(file) // 2)
                     os.kill(os.getpid(), signal.SIGKILL)
-            checkpoint.save_file = dying
+            checkpoint.save_file = ema_snapshots.save_file = dying
         os._exit(main(argv))
     until = None if after is None else time.monotonic() + after
     while True:
@@ -79,7 +80,7 @@ for place in work["places"]:
     argv = work["argv"] + ["--output_dir", place, "--resume", "auto"]
     for _ in range(2):  # killed twice
         if chance.random() < 0.7:
-            status = run(argv, killed_in_file=chance.randint(1, 9))
+            status = run(argv, killed_in_file=chance.randint(1, 20))
         else:
             status = run(argv, after=chance.uniform(0.1, 0.9) * length)
         kills += status == -signal.SIGKILL
@@ -116,7 +117,7 @@ def killed_and_resumed(tmp_path, variant, count, seed):
 
 
 def assert_same(one, other):
-    """Losses and all else that is logged, weights, EMA, optimizer, previews, pipeline."""
+    """Losses and all else that is logged, weights, EMAs and their snapshots, optimizer, previews, pipeline."""
 
     def logged(run):
         lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
@@ -126,11 +127,13 @@ def assert_same(one, other):
     newest = sorted((one / "checkpoints").glob("step-*"))
     assert [c.name for c in newest] == [c.name for c in sorted((other / "checkpoints").glob("step-*"))]
     for checkpoint in newest:
-        for name in ("model", "ema", "optimizer"):
+        for name in ("model", "ema", "optimizer", "power_ema"):
             a, b = (load_file(run / "checkpoints" / checkpoint.name / f"{name}.safetensors") for run in (one, other))
             assert a.keys() == b.keys() and all(a[k].equal(b[k]) for k in a), (checkpoint.name, name)
-    for file in sorted((one / "previews").iterdir()):
-        assert file.read_bytes() == (other / "previews" / file.name).read_bytes()
+    for folder in ("previews", "ema"):
+        assert sorted(f.name for f in (one / folder).iterdir()) == sorted(f.name for f in (other / folder).iterdir())
+        for file in (one / folder).iterdir():
+            assert file.read_bytes() == (other / folder / file.name).read_bytes()
     assert not list((other / "checkpoints").glob(".*"))
     weights = "pipeline/unet/diffusion_pytorch_model.safetensors"
     assert (one / weights).read_bytes() == (other / weights).read_bytes()

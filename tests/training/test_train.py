@@ -70,7 +70,14 @@ def test_training_writes_a_complete_run(tmp_path, capsys):
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     assert {"step", "loss", "lr", "grad_norm", "epoch", "images_per_s"} <= set(lines[0])
     assert [line["step"] for line in lines if "heldout_loss" in line] == [20, 40]
-    assert {p.name for p in out.iterdir()} == {"config.yaml", "metrics.jsonl", "previews", "checkpoints", "pipeline"}
+    assert {p.name for p in out.iterdir()} == {
+        "config.yaml",
+        "metrics.jsonl",
+        "previews",
+        "checkpoints",
+        "ema",
+        "pipeline",
+    }
     assert (out / "previews/step-00000040.png").stat().st_size > 500
     printed = capsys.readouterr().out
     assert f"adagn sample {out}" in printed

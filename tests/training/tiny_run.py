@@ -48,10 +48,16 @@ def weights(out, which="model"):
 
 def assert_same_run(a, b):
     assert losses(a) == losses(b)
-    for which in ("model", "ema", "optimizer"):
+    for which in ("model", "ema", "optimizer", "power_ema"):
         one, other = weights(a, which), weights(b, which)
         assert one.keys() == other.keys()
         assert all(torch.equal(one[k], other[k]) for k in one), which
+    assert snapshots(a) == snapshots(b)
+
+
+def snapshots(out):
+    """The bytes of each EMA snapshot."""
+    return {file.name: file.read_bytes() for file in (Path(out) / "ema").iterdir()}
 
 
 def environment(**more):

@@ -45,6 +45,11 @@ class Churn:
         return f"{self.amount:g}:{self.low:g}:{self.high:g}:{self.noise:g}"
 
     def raised(self, sigma: float, steps: int) -> float:
-        """The noise level from which a step at `sigma` starts, of so many steps."""
+        """The noise level from which a step starts.
+
+        Args:
+            sigma: the noise level where the step before ended.
+            steps: of the sampler.
+        """
         inside = self.low <= sigma <= self.high
         return sigma * (1 + min(self.amount / steps, math.sqrt(2) - 1)) if inside else sigma

@@ -143,7 +143,12 @@ class OdeScheduler(SchedulerMixin, ConfigMixin):
         return tau / (1 + tau**2) ** 0.5 if self._solver is not None and self.config.process == "edm" else tau
 
     def scale_model_input(self, sample: Tensor, timestep: Tensor | float | None = None) -> Tensor:
-        """The network's input, [B, C, H, W], at the next call."""
+        """The network's input at the next call.
+
+        Args:
+            sample: [B, C, H, W].
+            timestep: not used: calls are counted.
+        """
         if self.config.process == "flow":
             return sample
         s, data = self.sigmas[self._index].item(), self.config.sigma_data

@@ -163,10 +163,16 @@ def resumed_config(resume: str, file: str | None, overrides: dict[str, str]) -> 
 
 def recorded_data(source: str | Path) -> DataConfig | None:
     """The data settings of the run of a run folder, checkpoint or pipeline folder; None if there is no run."""
+    config = recorded_config(source)
+    return None if config is None else config.data
+
+
+def recorded_config(source: str | Path) -> RunConfig | None:
+    """The settings of the run of a run folder, checkpoint or pipeline folder; None if there is no run."""
     try:
         path = Path(source).resolve()
     except (OSError, ValueError, RuntimeError):  # not a path: a name with a NUL in it, or a loop of links
         return None
     run = path.parent.parent if path.parent.name == "checkpoints" else path.parent if path.name == "pipeline" else path
     file = RunFolder(run).config_file
-    return read_config(file).data if os.path.isfile(file) else None
+    return read_config(file) if os.path.isfile(file) else None

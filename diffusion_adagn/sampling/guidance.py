@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
     from ..diffusion.schedule import ModelEval
 
+ROUNDING = 1e-6  # of a noise level: sampling from sigma 80 starts at 80.00000000000001
 UNITS = ("sigma", "t", "steps", "share")
 NUMBER = r"\d+(?:\.\d*)?(?:e[+-]?\d+)?|\.\d+|inf"
 INTERVAL = re.compile(rf"(?:(t|sigma|steps):)?\s*({NUMBER})\s*-\s*({NUMBER})", re.IGNORECASE)
@@ -83,7 +84,8 @@ class Interval:
     def contains(self, call: ModelEval) -> bool:
         """Whether a network evaluation is in the interval."""
         value = {"t": call.t, "sigma": call.sigma, "steps": call.step, "share": call.share}[self.unit]
-        return self.low <= value <= self.high
+        slack = ROUNDING * value if self.unit == "sigma" and value < math.inf else 0
+        return self.low <= value + slack and value - slack <= self.high
 
 
 def _scales(scale: float | Sequence[float]) -> float | tuple[float, ...]:

@@ -90,8 +90,8 @@ class LevelBin(NamedTuple):
     """A range of noise levels.
 
     Attributes:
-        sigma: such as "0.3–1.34".
-        t: such as "200–500"; empty under edm.
+        sigma: such as "0.3 to 1.34".
+        t: such as "200 to 500"; empty under edm.
         words: such as "sigma = 0.3 to 1.34 (t = 200 to 500)".
     """
 
@@ -140,4 +140,4 @@ def training_bins(process: Process, count: int) -> list[LevelBin]:
 
 
 def _range(ends: Sequence[float]) -> str:
-    return f"{short(ends[0])}–{short(ends[-1])}"
+    return f"{short(ends[0])} to {short(ends[-1])}"

@@ -15,7 +15,6 @@ from .levels import LevelBin, NoiseLevels, short
 
 WIDTH = 1160
 RULE = (214, 214, 208)
-AXIS = 68  # height of an axis of noise levels
 CELLS = 240  # of a row of a heat map, each with the nearest noise level
 Stack = Sequence[tuple[float, Colour]]
 
@@ -236,7 +235,7 @@ def heat_maps(
     between, lined = 28, any(p.total is not None for p in panels)
     width = (WIDTH - left - between * (len(panels) - 1) - 8) / len(panels)
     head = 70 + (78 if lined else 0)
-    d = Drawing(WIDTH, head + row_height * len(rows) + AXIS)
+    d = Drawing(WIDTH, head + row_height * len(rows) + axis_height(levels))
     ranges = "" if one_scale or len(panels) == 1 else "; every panel has its own range"
     d.text(left, 14, f"colour: {unit}{ranges}", 11.5, FAINT)
     largest = max(float(p.values.max()) for p in panels)
@@ -272,6 +271,11 @@ def _total_line(d: Drawing, axis: "LevelAxis", y, height, values: np.ndarray, la
     d.text(x + width, y + 8, f"{label}, at most {top:.3g}", 11, TIME, "end")
 
 
+def axis_height(levels: NoiseLevels) -> float:
+    """Room for sigma, and for t."""
+    return 36 * (levels.sigmas is not None) + 36 * levels.has_t
+
+
 class LevelAxis:
     """An axis of noise levels, sigma on a logarithmic scale and t below it, from `x` on and `width` wide."""
 
@@ -287,7 +291,7 @@ class LevelAxis:
         return self.at(self.places[index])
 
     def draw(self, d: Drawing, y: float) -> None:
-        """Ticks and labels, in the AXIS pixels below y."""
+        """Ticks and labels, in the `axis_height` pixels below y."""
         levels, below = self.levels, y
         for place, label in levels.ticks(int(self.width / 46)):
             d.line([(self.at(place), y), (self.at(place), y + 4)], FAINT)
@@ -371,7 +375,7 @@ def lines_over_levels(
     """A curve in each panel, panels side by side, and in the first a shaded band from one index of the levels to another."""
     left, between, head, height = 52, 70, 42, 220
     width = (WIDTH - left - between * (len(panels) - 1) - 16) / len(panels)
-    d = Drawing(WIDTH, head + height + AXIS)
+    d = Drawing(WIDTH, head + height + axis_height(levels))
     for column, (title, values) in enumerate(panels):
         x0 = left + column * (width + between)
         axis = LevelAxis(levels, x0, width)
@@ -426,7 +430,8 @@ def interval_bars(
     _legend(d, left, 16, [(label, colour) for label, colour in zip(series, colours)])
     d.text(WIDTH - 8, 16, unit, 12, FAINT, "end")
     y_of = lambda v: head + height * (top - v) / span  # noqa: E731
-    for v in [*ticks(top), *(-v for v in ticks(-low)[1:])]:
+    marks = ticks(max(top, -low))
+    for v in [v for v in (*(-v for v in marks[:0:-1]), *marks) if low <= v <= top]:
         d.line([(left, y_of(v)), (WIDTH - 8, y_of(v))], INK if v == 0 else RULE, 1)
         d.text(left - 8, y_of(v) + 4, f"{v:.3g}", 10.5, FAINT, "end")
     pitch = (WIDTH - left - 8) / len(bins)

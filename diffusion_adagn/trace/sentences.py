@@ -1,7 +1,7 @@
 """Numbers as plain sentences about the model. The thresholds have names."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
@@ -396,7 +396,16 @@ def guidance_band(sensitivity: Sensitivity, unused: bool = False, fraction: floa
 
 def band_interval(sensitivity: Sensitivity, fraction: float = BAND) -> str:
     """The band as `--interval` takes it, such as "sigma:0.3-5"."""
-    return "sigma:{}-{}".format(*map(short, sensitivity.band(fraction)))
+    low, high = sensitivity.band(fraction)
+    return f"sigma:{_rounded(low, math.floor)}-{_rounded(high, math.ceil)}"
+
+
+def _rounded(sigma: float, direction: Callable[[float], int]) -> str:
+    """Three significant digits, rounded up or down, so that the interval includes its ends."""
+    if not 0 < sigma < math.inf:
+        return short(sigma)
+    unit = 10.0 ** (math.floor(math.log10(sigma)) - 2)
+    return short(direction(round(sigma / unit, 6)) * unit)
 
 
 def use_over_levels(gaps: Sequence[tuple[float, float] | None], bins: Sequence[LevelBin]) -> str:

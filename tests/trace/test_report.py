@@ -16,6 +16,7 @@ from diffusion_adagn.diffusion.schedule import make_process
 from diffusion_adagn.evaluation.label_usage import LabelUse
 from diffusion_adagn.models.conditioning import CONDITIONING
 from diffusion_adagn.models.unet import Site
+from diffusion_adagn.sampling.guidance import Interval
 from diffusion_adagn.trace import sentences as say
 from diffusion_adagn.trace.analysis import (
     ChannelCounts,
@@ -215,7 +216,9 @@ def test_noise_levels_are_the_axis_of_each_process(process):
     sentences = " ".join(report_sentences(results))
     assert sentences.count("sigma ") >= 4 and ("t = " in sentences) == (process.name != "edm")
     low, high = results.sensitivity.band()
-    assert 0 < low < high < np.inf and f"--interval sigma:{low:.3g}-{high:.3g}" in sentences
+    text = re.search(r"--interval (sigma:\S+)\)", sentences)[1]
+    interval = Interval.parse(text)  # of three digits, and not narrower
+    assert 0.99 * low < interval.low <= low < high <= interval.high < 1.01 * high
 
 
 def test_atlas_without_a_process_is_drawn_over_t():
@@ -396,7 +399,7 @@ def test_influence_and_band_sentences():
 
     found = band(0.1, 0.3, 0.4, 0.1)
     assert (
-        "over sigma = 0.958 to 3.44 (t = 250 to 500): a candidate band for guidance (--interval sigma:0.958-3.44)"
+        "over sigma = 0.958 to 3.44 (t = 250 to 500): a candidate band for guidance (--interval sigma:0.958-3.45)"
         in found
     )
     assert "nothing for guidance to amplify" in band(0, 0, 0, 0)

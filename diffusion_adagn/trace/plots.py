@@ -290,12 +290,16 @@ class LevelAxis:
     def of(self, index: int) -> float:
         return self.at(self.places[index])
 
+    def _label(self, d: Drawing, x: float, y: float, label: str, size: float) -> None:
+        """A label below a tick, inside the page."""
+        d.text(min(x, d.width - text_width(label, size) / 2), y, label, size, FAINT, "middle")
+
     def draw(self, d: Drawing, y: float) -> None:
         """Ticks and labels, in the `axis_height` pixels below y."""
         levels, below = self.levels, y
         for place, label in levels.ticks(int(self.width / 46)):
             d.line([(self.at(place), y), (self.at(place), y + 4)], FAINT)
-            d.text(self.at(place), y + 16, label, 10.5, FAINT, "middle")
+            self._label(d, self.at(place), y + 16, label, 10.5)
         if levels.sigmas is not None:
             below = y + 30
             d.text(self.x + self.width / 2, below, "noise level sigma: clean to noise", 11, FAINT, "middle")
@@ -306,7 +310,7 @@ class LevelAxis:
                 if self.of(i) - labelled >= text_width(label, 10) + 8:
                     labelled = self.of(i)
                     d.line([(labelled, below + 6), (labelled, below + 9)], FAINT)
-                    d.text(labelled, below + 19, label, 10, FAINT, "middle")
+                    self._label(d, labelled, below + 19, label, 10)
             d.text(self.x + self.width / 2, below + 33, "timestep t", 11, FAINT, "middle")
 
 

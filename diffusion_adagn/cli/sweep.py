@@ -13,7 +13,9 @@ from .options import Parser, config_overrides, option_names, request
 
 def parser() -> Parser:
     p = Parser(
-        "sweep", __doc__, "RUN --guidance 1:4:0.5 [--interval none,sigma:0.3-5] [--steps 10,25] [--count 1000] [options]"
+        "sweep",
+        __doc__,
+        "RUN --guidance 1:4:0.5 [--interval none,sigma:0.3-5] [--steps 10,25] [--count 1000] [options]",
     )
     p.add_model()
     p.add_options(SamplerSettings, several=SweepRequest.sampler)

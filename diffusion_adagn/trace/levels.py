@@ -129,14 +129,15 @@ def training_bins(process: Process, count: int) -> list[LevelBin]:
         pairs = [NoiseLevels.of(process, [a, max(a, b - 1)]) for a, b in pairwise(edges)]
         return [LevelBin(_range(p.sigmas), _range(p.times), p.span(0, 1)) for p in pairs]
     edges = NoiseLevels.of(process, process.quantile(torch.arange(1, count, dtype=torch.float64) / count).tolist())
-    bins = [
-        LevelBin(_range(edges.sigmas[i : i + 2]), _range(edges.times[i : i + 2]), edges.span(i, i + 1))
-        for i in range(count - 2)
-    ]
-    for where, index in (("below", 0), ("above", count - 2)):
+    t_of = (lambda text: text) if edges.has_t else lambda text: ""
+
+    def end(where: str, index: int) -> LevelBin:
         sigma, t = (f"{where} {short(values[index])}" for values in (edges.sigmas, edges.times))
-        bins.insert(0 if index == 0 else count, LevelBin(sigma, t, f"sigma {sigma}{f' (t {t})' * edges.has_t}"))
-    return bins if edges.has_t else [b._replace(t="") for b in bins]
+        return LevelBin(sigma, t_of(t), f"sigma {sigma}{t_of(f' (t {t})')}")
+
+    pairs = [(slice(i, i + 2), edges.span(i, i + 1)) for i in range(count - 2)]
+    inner = [LevelBin(_range(edges.sigmas[of]), t_of(_range(edges.times[of])), words) for of, words in pairs]
+    return [end("below", 0), *inner, end("above", -1)]
 
 
 def _range(ends: Sequence[float]) -> str:

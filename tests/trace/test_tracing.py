@@ -114,7 +114,8 @@ def test_trace_without_null_or_classes(tmp_path, labels):
 
 
 @pytest.mark.parametrize("process", ["edm", "flow"])
-def test_trace_of_each_process(tmp_path, process, capsys):
+def test_trace_of_each_process(tmp_path, process, capsys, monkeypatch):
+    monkeypatch.setattr(tracing, "label_check", functools.partial(label_check, evaluations=90))
     diffusion = DiffusionConfig(process=process, sigma_data=0.6 if process == "edm" else None)
     folder, out = saved(tmp_path / "net", diffusion=diffusion), tmp_path / "t"
     argv = ["trace", str(folder), "--timesteps", "3", "--images", "2", "--against", "digits"]

@@ -12,7 +12,7 @@ from .options import Parser, config_overrides, option_names, request
 
 
 def parser() -> Parser:
-    usage = "RUN --guidance 1:4:0.5 [--interval none,t:200-800] [--steps 10,25] [--count 1000] [options]"
+    usage = "RUN --guidance 1:4:0.5 [--interval none,sigma:0.3-5] [--steps 10,25] [--count 1000] [options]"
     p = Parser("sweep", __doc__, usage)
     p.add_model()
     p.add_options(SamplerSettings, several=True, defaults={"steps": SweepRequest.sampler.steps})

@@ -1,6 +1,6 @@
 """Inspect the conditioning, and whether the label is used.
 
-Shows the modulation of every site over timesteps and classes, and how the output changes when it is edited. Writes report.html,
+Shows the modulation of every site over noise levels and classes, and how the output changes when it is edited. Writes report.html,
 its images and atlas.npz.
 """
 

@@ -48,8 +48,8 @@ class Churn:
         """The noise level from which a step starts.
 
         Args:
-            sigma: its place on the grid.
-            steps: how many steps there are.
+            sigma: the noise level where the step before ended.
+            steps: of the sampler.
         """
         inside = self.low <= sigma <= self.high
         return sigma * (1 + min(self.amount / steps, math.sqrt(2) - 1)) if inside else sigma

@@ -156,8 +156,14 @@ def resumed_config(resume: str, file: str | None, overrides: dict[str, str]) -> 
 
 def recorded_data(source: str | Path) -> DataConfig | None:
     """The data settings of the run of a run folder, checkpoint or pipeline folder; None if there is no run."""
+    config = recorded_config(source)
+    return None if config is None else config.data
+
+
+def recorded_config(source: str | Path) -> RunConfig | None:
+    """The settings of the run of a run folder, checkpoint or pipeline folder; None if there is no run."""
     try:
         file = RunFolder(_run_of(Path(source))).config_file
     except (OSError, ValueError, RuntimeError):  # not a path: a name with a NUL in it, or a loop of links
         return None
-    return read_config(file).data if os.path.isfile(file) else None
+    return read_config(file) if os.path.isfile(file) else None

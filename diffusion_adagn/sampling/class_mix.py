@@ -1,4 +1,4 @@
-"""Several classes in one image, by layer and timestep; and interpolation between two classes.
+"""Several classes in one image, by layer and noise level; and interpolation between two classes.
 
     pipe(class_plan="cat@coarse,dog@fine", seeds=[0, 1])  # the coarse layers receive cat, the fine ones dog
     pipe(class_plan=[ClassInterpolation.parse("cat,dog", pipe.labels, share) for share in (0, 0.5, 1)], seeds=[0, 0, 0])
@@ -35,7 +35,7 @@ WHERE = (
 
 @runtime_checkable
 class ClassPlan(Protocol):
-    """The class that one image receives at each site and timestep. Any object with these members can be sampled.
+    """The class that one image receives at each site and noise level. Any object with these members can be sampled.
 
     Attributes:
         name: shown to users and saved.
@@ -46,11 +46,11 @@ class ClassPlan(Protocol):
     class_id: int | None
 
     def modulation(self, unet: AdaGNUNet, t: Tensor | float) -> Modulation:
-        """The parameters of every site at a timestep.
+        """The parameters of every site at a noise level.
 
         Args:
             unet: the network.
-            t: timestep, 0..T-1.
+            t: what the network receives; under ddpm the timestep, 0..T-1.
 
         Returns:
             {site name: Params}, with fields [1, ...].
@@ -59,7 +59,7 @@ class ClassPlan(Protocol):
 
 @dataclass(frozen=True)
 class MixRule:
-    """One class, and the sites and timesteps that receive it.
+    """One class, and the sites and noise levels that receive it.
 
     Attributes:
         text: as written by the user.
@@ -79,7 +79,7 @@ class MixRule:
 
 @dataclass(frozen=True)
 class ClassMix:
-    """Classes by site and timestep, as in "cat@coarse,dog@fine" or "bird,cat@8&t>600". Later rules override earlier ones.
+    """Classes by site and noise level, as in "cat@coarse,dog@fine" or "bird,cat@8&sigma>2". Later rules override earlier ones.
 
     A rule is CLASS@WHERE. A class without @ is the default for all other sites. CLASS is what LabelSpace.parse takes for one
     class ("null" too); names may contain commas. WHERE is one of these, or several joined by &:
@@ -105,7 +105,7 @@ class ClassMix:
 
     @classmethod
     def single(cls, class_id: int, labels: LabelSpace) -> "ClassMix":
-        """One class at all sites and timesteps.
+        """One class at all sites and noise levels.
 
         Args:
             class_id: the class.
@@ -124,7 +124,7 @@ class ClassMix:
             process: of the network. None: ddpm with the default settings.
 
         Raises:
-            InputError: an unknown class or place, a rule without a site or timestep, or sites or timesteps without a rule.
+            InputError: an unknown class or place, a rule without a site or noise level, or sites or noise levels without a rule.
         """
         process = process or make_process(DiffusionConfig())
         try:
@@ -144,7 +144,7 @@ class ClassMix:
         """The class that each site receives.
 
         Args:
-            t: timestep, 0..T-1.
+            t: what the network receives; under ddpm the timestep, 0..T-1.
             names: of all sites.
 
         Returns:
@@ -161,7 +161,7 @@ class ClassMix:
 
         Args:
             unet: the network.
-            t: timestep, 0..T-1.
+            t: what the network receives; under ddpm the timestep, 0..T-1.
         """
         names = [s.name for s in unet.sites()]
         class_of = self.class_by_site(float(t), names)
@@ -201,7 +201,8 @@ class ClassMix:
             class_of = self.class_by_site(t, names)
             missing = [n for n in names if n not in class_of]
             if missing:
-                when = f" at t = {t:g}" if any(p.times for p in self.parts) else ""
+                where = f"sigma = {math.exp(4 * t):g}" if process.name == "edm" else f"t = {t:g}"
+                when = f" at {where}" if any(p.times for p in self.parts) else ""
                 raise InputError(
                     f"no rule covers {len(missing)} of {len(names)} sites{when} ({', '.join(missing[:3])}"
                     f"{', ...' if len(missing) > 3 else ''}): add a rule for them, or a class without @, which is the default."
@@ -260,7 +261,7 @@ class ClassInterpolation:
 
         Args:
             unet: the network.
-            t: timestep, 0..T-1.
+            t: what the network receives; under ddpm the timestep, 0..T-1.
         """
         table = unet.embedding.classes
         if table is None:
@@ -329,11 +330,21 @@ def modulation_table(
 
 
 def _range(process: Process) -> str:
-    """The times of a process, for a message."""
-    first, last = process.times
-    if process.name == "edm":
-        return f"sigma is from {math.exp(4 * first):g} to {math.exp(4 * last):g}"
-    return f"t is from {first:g} to {last:g}"
+    """The noise levels of a process, for a message."""
+    (first, last), (low, high) = process.times, _ends(process)
+    return f"sigma is from {low:.3g} to {high:.3g}{f', t from {first:g} to {last:g}' * (process.name != 'edm')}"
+
+
+def _ends(process: Process) -> tuple[float, float]:
+    """The lowest and the highest noise level of a process; infinity where nothing of the image is left."""
+    level = process.level(torch.tensor(process.times, dtype=torch.float64))
+    return tuple((level.sigma / level.alpha).tolist())
+
+
+def _time(process: Process, sigma: float) -> float:
+    """The time at a noise level; infinite beyond those of the process."""
+    low, high = _ends(process)
+    return process.time_of(sigma) if low <= sigma <= high else math.copysign(math.inf, sigma - low)
 
 
 def _part(text: str, class_id: int, where: str | None, sites: Sequence[Site], process: Process) -> MixRule:
@@ -346,7 +357,7 @@ def _part(text: str, class_id: int, where: str | None, sites: Sequence[Site], pr
             value = float(match[3])
             if match[1] == "t" and process.name == "edm":
                 raise InputError(f"'{text}': process edm has no timesteps; write a noise level, such as sigma>2.")
-            times.append((match[2], value if match[1] == "t" else process.time_of(value)))
+            times.append((match[2], value if match[1] == "t" else _time(process, value)))
         else:
             named = [s for s in named if _place(word, sites)(s)]
     if not named:

@@ -144,7 +144,7 @@ def sample_to_folder(
             if guide is not None:
                 print(f"guide: {guide_what}")
             if sampler.guidance.interval is not None:
-                print(guidances[max(request.scales)].describe(calls))
+                print(guidances[max(request.scales)].describe(calls, pipe.process.name != "edm"))
             for one in plans:
                 if isinstance(one, ClassMix) and one.class_id is None:
                     print(f"{one.name}\n{one.describe(pipe.unet.sites())}")

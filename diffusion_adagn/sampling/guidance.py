@@ -28,7 +28,8 @@ if TYPE_CHECKING:
 
     from ..diffusion.schedule import ModelEval
 
-UNITS = ("t", "sigma", "steps", "share")
+ROUNDING = 1e-6  # of a noise level: sampling from sigma 80 starts at 80.00000000000001
+UNITS = ("sigma", "t", "steps", "share")
 NUMBER = r"\d+(?:\.\d*)?(?:e[+-]?\d+)?|\.\d+|inf"
 INTERVAL = re.compile(rf"(?:(t|sigma|steps):)?\s*({NUMBER})\s*-\s*({NUMBER})", re.IGNORECASE)
 
@@ -38,8 +39,9 @@ class Interval:
     """The part of sampling in which guidance is applied, both ends included (Kynkaanniemi et al. 2024).
 
     Args:
-        unit: "t", the timestep, 0 (clean) to T - 1; "sigma", the noise level sigma_t / alpha_t; "steps", the sampler's step,
-            0 the noisiest; "share", t / T from 0 to 1.
+        unit: "sigma", the noise level sigma_t / alpha_t; "t", the timestep, 0 (clean) to T - 1 under ddpm, to 1000 under
+            flow (edm has none); "steps", the sampler's step, 0 the noisiest; "share", from 0 (clean) to 1: t / T, under
+            flow t / 1000, under edm the place of sigma^(1/7).
         low: smallest value in the interval.
         high: largest value in the interval.
 
@@ -56,7 +58,7 @@ class Interval:
         faults = {
             f"the unit of an interval is one of {', '.join(UNITS)}, not {self.unit!r}": self.unit not in UNITS,
             f"the interval {span} ends before it begins: write the smaller number first": not self.low <= self.high,
-            f"'{span}' without a unit is a fraction of the timesteps, 0 to 1: write t:{span}, sigma:{span} or steps:{span}": (
+            f"'{span}' without a unit is a fraction of the way from image to noise, 0 to 1: write sigma:{span}, t:{span} or steps:{span}": (
                 self.unit == "share" and self.high > 1
             ),
         }
@@ -64,14 +66,14 @@ class Interval:
 
     @classmethod
     def parse(cls, text: str) -> Interval | None:
-        """ "t:200-800", "sigma:0.3-5", "steps:4-14", "0.2-0.8" (a fraction of the timesteps); "none" is None: all steps."""
+        """ "sigma:0.3-5", "t:200-800", "steps:4-14", "0.2-0.8" (a fraction from image to noise); "none" is None: all steps."""
         if text.strip().lower() == "none":
             return None
         match = INTERVAL.fullmatch(text.strip())
         if match is None:
             raise InputError(
-                f"'{text}' is not an interval. Expected t:200-800 (timesteps), sigma:0.3-5 (noise levels), steps:4-14 (the sampler's steps, "
-                "0 the noisiest), 0.2-0.8 (a fraction of the timesteps), or none."
+                f"'{text}' is not an interval. Expected sigma:0.3-5 (noise levels), t:200-800 (timesteps), steps:4-14 (the sampler's steps, "
+                "0 the noisiest), 0.2-0.8 (a fraction of the way from image to noise), or none."
             )
         unit, low, high = (match[1] or "share").lower(), float(match[2]), float(match[3])
         return cls(unit, low, high)
@@ -82,7 +84,8 @@ class Interval:
     def contains(self, call: ModelEval) -> bool:
         """Whether a network evaluation is in the interval."""
         value = {"t": call.t, "sigma": call.sigma, "steps": call.step, "share": call.share}[self.unit]
-        return self.low <= value <= self.high
+        slack = ROUNDING * value if self.unit == "sigma" and value < math.inf else 0
+        return self.low <= value + slack and value - slack <= self.high
 
 
 def _scales(scale: float | Sequence[float]) -> float | tuple[float, ...]:
@@ -127,11 +130,12 @@ class Guidance:
         Interval | None, BeforeValidator(_interval), PlainSerializer(str), WithJsonSchema({"type": "string"}),
         Option(metavar="FROM-TO", default="none"),
     ] = None  # fmt: skip
-    """where guidance is on: t:200-800 (timesteps, high is noise), sigma:0.3-5 (noise levels), steps:4-14 (sampler
-    steps, 0 is the noisiest), 0.2-0.8 (a fraction of the timesteps), none: everywhere"""
+    """where guidance is on: sigma:0.3-5 (noise levels sigma_t / alpha_t), t:200-800 (timesteps, high is noise; not under
+    process edm), steps:4-14 (sampler steps, 0 is the noisiest), 0.2-0.8 (a fraction of the way from image to noise),
+    none: everywhere"""
     schedule: Annotated[str, AfterValidator(_checked_schedule), Option("guidance_schedule", "SHAPE")] = "constant"
-    """how the scale increases from noise to image: constant, linear, cosine, cosine:P (MDT's power-cosine), power:P. At
-    timestep t it is 1 + (scale - 1) f with u = t / T: f = 1; 1 - u; (1 + cos(pi u)) / 2; (1 - cos(pi (1 - u)^P)) / 2;
+    """how the scale increases from noise to image: constant, linear, cosine, cosine:P (MDT's power-cosine), power:P. It is
+    1 + (scale - 1) f with u from 0 (image) to 1 (noise), t / T under ddpm: f = 1; 1 - u; (1 + cos(pi u)) / 2; (1 - cos(pi (1 - u)^P)) / 2;
     (1 - u)^P (Wang et al. 2024)"""
     rescale: Annotated[float, Ge(0), Le(1), Option(metavar="PHI")] = 0.0
     """rescale towards the standard deviation of the conditional prediction, 0..1 (Lin et al. 2023, section 3.4)"""
@@ -196,7 +200,7 @@ class Guidance:
             cond: conditional prediction [B, C, H, W].
             uncond: the prediction to move away from, [B, C, H, W].
             scales: [B].
-            weight: f(t) of the schedule.
+            weight: f of the schedule.
         """
         # at f = 1 the scale is used unchanged, without rounding
         scales = scales if weight == 1 else 1 + (scales - 1) * weight
@@ -223,8 +227,13 @@ class Guidance:
             "threshold": self.threshold,
         }
 
-    def describe(self, calls: Sequence[ModelEval]) -> str:
-        """A sentence: where guidance is applied, in every unit, and the number of network evaluations per image."""
+    def describe(self, calls: Sequence[ModelEval], has_t: bool = True) -> str:
+        """A sentence: where guidance is applied, in every unit, and the number of network evaluations per image.
+
+        Args:
+            calls: the network evaluations of the sampler.
+            has_t: whether their times are timesteps; not under process edm.
+        """
         on = [call for call in calls if self.weight(call) > 0]
         total = calls[-1].step + 1
         if self.is_neutral or (on and len(on) == len(calls)):
@@ -232,8 +241,9 @@ class Guidance:
         if not on:
             return f"the interval {self.interval} contains none of the {total} steps: no step is guided"
         first, last = on[0], on[-1]
+        t = f", t:{last.t:g}-{first.t:g}" if has_t else ""
         return (
-            f"guided at steps {first.step}-{last.step} of {total} (t:{last.t:g}-{first.t:g}, sigma:{last.sigma:.3g}-{first.sigma:.3g}): "
+            f"guided at steps {first.step}-{last.step} of {total} (sigma:{last.sigma:.3g}-{first.sigma:.3g}{t}): "
             f"{self.evaluations(calls)} network evaluations per image instead of {2 * len(calls)}"
         )
 
@@ -247,7 +257,7 @@ def apply_cfg(cond: Tensor, uncond: Tensor, scales: Tensor) -> Tensor:
 
 
 def _shape(schedule: str) -> Callable[[float], float]:
-    """u = t / T in 0..1 -> f."""
+    """u from 0 (image) to 1 (noise) -> f."""
     word, _, power = schedule.partition(":")
     try:
         p = float(power) if power else 1.0

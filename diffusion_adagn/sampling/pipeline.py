@@ -237,8 +237,15 @@ class ClassConditionalPipeline(DiffusionPipeline):
             guide: the model that guidance moves away from. None: this model's null class.
 
         Raises:
-            InputError: the model has no null class, or the guide does not fit.
+            InputError: the model has no null class, the guide does not fit, or the interval is in timesteps, which process edm
+                does not have.
         """
+        if guidance.interval is not None and guidance.interval.unit == "t" and self.process.name == "edm":
+            low, high = (math.exp(4 * time) for time in self.process.times)
+            raise InputError(
+                f"the interval {guidance.interval} is in timesteps, which process edm does not have: write noise levels, such as "
+                f"sigma:0.3-5; sampling goes from {high:g} to {low:g}."
+            )
         if guide is not None:
             self._check_guide(guide)
         elif not guidance.is_neutral and (self.labels.null_id is None or not self.labels.K):

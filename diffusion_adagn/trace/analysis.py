@@ -96,7 +96,7 @@ class Variance(NamedTuple):
 
     @property
     def classes(self) -> float:
-        """Between the classes at one timestep, averaged over the timesteps."""
+        """Between the classes at one noise level, averaged over the noise levels."""
         return self.label + self.interaction
 
     @property
@@ -139,7 +139,7 @@ def real_class_indices(atlas: Atlas) -> list[int]:
 
 
 def class_spread(atlas: Atlas, field: str) -> np.ndarray:
-    """[sites with the field, T]: standard deviation over the stored classes at each timestep, RMS over channels."""
+    """[sites with the field, T]: standard deviation over the stored classes at each noise level, RMS over channels."""
     real = real_class_indices(atlas)
     spreads = [_flat(f.values)[:, real].var(1, dtype=np.float64).mean(-1) for f in _fields(atlas, field)]
     return _without_rounding(np.sqrt(spreads), atlas, field)
@@ -237,6 +237,7 @@ def drift(before: Atlas, after: Atlas) -> Mapping[str, dict[str, float]]:
         {
             "conditioning": atlas.conditioning,
             "classes": atlas.classes,
+            "process": atlas.process,
             "timesteps": [float(t) for t in atlas.timesteps],
             "sites": {name: [f.values.shape for f in site.fields.values()] for name, site in atlas.sites.items()},
         }

@@ -1,6 +1,6 @@
-"""The modulation atlas: the modulation of every site over timesteps and classes. It needs no image.
+"""The modulation atlas: the modulation of every site over noise levels and classes. It needs no image.
 
-    atlas = Atlas.of(pipe.unet, pipe.labels)
+    atlas = Atlas.of(pipe.unet, pipe.labels, process=pipe.process)
     atlas.sites["up.1.stages.0.block.norm2"].fields["gamma"].values   # [timesteps, classes, channels]
 
 The grid is computed in batches. The statistics cover all classes; with many classes, values are stored for some of
@@ -17,11 +17,13 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
+from ..diffusion.process import Process
 from ..errors import InputError
 from ..labels import LabelSpace
 from ..models.unet import AdaGNUNet, Site
 from ..renamed import renamed_arguments
 from ..schema import short_repr
+from .levels import NoiseLevels, evenly_spread
 
 MAX_STORED_CLASSES = 64  # null included; the statistics are over all classes
 BATCH_ROWS = 256  # (timestep, class) pairs in one call of `modulation`
@@ -65,10 +67,10 @@ class SiteAtlas:
 
 @dataclass
 class Atlas:
-    """The modulation of every site over timesteps and classes, with its statistics.
+    """The modulation of every site over noise levels and classes, with its statistics.
 
     Args:
-        timesteps: float64 [T].
+        timesteps: float64 [T], what the network receives: t under ddpm, 1000 t under flow, ln(sigma) / 4 under edm.
         classes: Names of the stored classes; the last may be "null".
         class_ids: Ids of the stored classes, in the same order.
         num_classes: K, without the null label.
@@ -76,6 +78,8 @@ class Atlas:
         conditioning: The network's conditioning, such as "adagn".
         sites: Sites by name, in the order of the forward pass.
         model: Where the network comes from: source, weights, hash.
+        sigma: float64 [T], the noise levels sigma_t / alpha_t. None: not known.
+        process: "ddpm", "edm" or "flow".
     """
 
     timesteps: np.ndarray
@@ -86,6 +90,8 @@ class Atlas:
     conditioning: str
     sites: dict[str, SiteAtlas]
     model: dict = field(default_factory=dict)
+    sigma: np.ndarray | None = None
+    process: str = "ddpm"
 
     @classmethod
     @renamed_arguments(keep="class_ids")
@@ -98,17 +104,19 @@ class Atlas:
         num_train_timesteps: int = 1000,
         class_ids: Sequence[int] | None = None,
         progress: bool = False,
+        process: Process | None = None,
     ) -> "Atlas":
         """Compute the modulation of every site over the grid.
 
         Args:
             unet: The network.
             labels: Its classes.
-            timesteps: The timesteps (each at least 0), or how many, evenly spaced over 0..num_train_timesteps-1.
-            num_train_timesteps: Timesteps of the process.
+            timesteps: The times that the network receives, or how many, evenly spread between image and noise.
+            num_train_timesteps: Timesteps of ddpm; not used if the process is given.
             class_ids: Ids in 0..K-1 of the classes whose values are stored; the null label is always stored. None: all
                 if there are at most 64, else the first 63.
             progress: Show a progress bar.
+            process: Of the network, such as `pipe.process`. None: ddpm, with noise levels that are not known.
 
         Returns:
             The atlas; its statistics are over all K classes.
@@ -117,16 +125,18 @@ class Atlas:
             InputError: For timesteps or class ids that are out of range.
         """
         if isinstance(timesteps, int):
-            timesteps = np.linspace(0, num_train_timesteps - 1, timesteps).round()
+            spread = np.linspace(0, num_train_timesteps - 1, timesteps).round()
+            timesteps = spread if process is None else evenly_spread(process, timesteps)
         grid = np.asarray(timesteps, dtype=np.float64)
         k, null = labels.K, labels.null_id if labels.K and labels.has_null else None
         if class_ids is None:
             class_ids = range(k if k <= MAX_STORED_CLASSES else MAX_STORED_CLASSES - 1)
         class_ids = list(dict.fromkeys(class_ids))
-        valid = grid.ndim == 1 and len(grid) and np.isfinite(grid).all() and grid.min() >= 0
+        has_t = process is None or process.name != "edm"
+        valid = grid.ndim == 1 and len(grid) and np.isfinite(grid).all() and not (has_t and grid.min() < 0)
         if not valid or any(not 0 <= i < k for i in class_ids):
             raise InputError(
-                f"timesteps are numbers of at least 0 and class_ids in 0..{k - 1}, not {short_repr(timesteps)} and {short_repr(class_ids)}."
+                f"timesteps are numbers{' of at least 0' * has_t} and class_ids in 0..{k - 1}, not {short_repr(timesteps)} and {short_repr(class_ids)}."
             )
         ids = list(range(k)) + ([null] if null is not None else [])
         stored = class_ids + ([null] if null is not None else [])
@@ -159,7 +169,14 @@ class Atlas:
             null_id=null,
             conditioning=unet.config.conditioning,
             sites=sites,
+            sigma=None if process is None else np.array(NoiseLevels.of(process, grid).sigmas),
+            process="ddpm" if process is None else process.name,
         )
+
+    @property
+    def levels(self) -> NoiseLevels:
+        """The noise levels, as the report shows them."""
+        return NoiseLevels(self.timesteps.tolist(), None if self.sigma is None else self.sigma.tolist(), self.process)
 
     def class_index(self, name_or_id: str | int) -> int:
         """Index of a stored class on the class axis of `values`.
@@ -196,7 +213,7 @@ class Atlas:
     def save(self, file: str | Path) -> Path:
         """Write the atlas as an .npz file, which `numpy.load(file)` opens without this package (no pickle).
 
-        "values/SITE/FIELD" and the statistics are arrays; "atlas" is a JSON text with axes, sites and names.
+        "values/SITE/FIELD", the statistics and "sigma" are arrays; "atlas" is a JSON text with axes, sites and names.
 
         Args:
             file: The path.
@@ -205,7 +222,7 @@ class Atlas:
             The path.
         """
         file = Path(file)
-        arrays = {}
+        arrays = {} if self.sigma is None else {"sigma": self.sigma}
         for name, site in self.sites.items():
             for parameter, f in site.fields.items():
                 for part in ATLAS_PARTS:
@@ -216,6 +233,7 @@ class Atlas:
         header = {
             "axes": {"values": ["timestep", "class", "(token)", "channel"]},
             "timesteps": self.timesteps.tolist(),
+            "process": self.process,
             "classes": self.classes,
             "kept_ids": self.class_ids,  # the key since the first version
             "num_classes": self.num_classes,
@@ -245,6 +263,7 @@ class Atlas:
         try:
             with np.load(file, allow_pickle=False) as arrays:
                 header = json.loads(str(arrays["atlas"]))
+                sigma = arrays.get("sigma")  # since the process edm
                 sites = {}
                 for s in header["sites"]:
                     name, parameters = s["name"], s.pop("fields")
@@ -260,6 +279,8 @@ class Atlas:
             timesteps=np.array(header["timesteps"]),
             class_ids=header["kept_ids"],
             sites=sites,
+            sigma=sigma,
+            process=header.get("process", "ddpm"),
             **{name: header[name] for name in names},
         )
 

@@ -80,7 +80,7 @@ def label_check(
         objective: Its process.
         heldout: Labelled images that the network was not trained on. None: the verdict can only be that the output does
             not depend on the label, or that it cannot be decided.
-        evaluations: Number of (image, timestep, noise) that are measured.
+        evaluations: Number of (image, noise level, noise) that are measured.
         progress: Show a progress bar.
     """
     k = unet.config.num_classes or 0

@@ -11,9 +11,11 @@ from ..render.grids import FAINT, HOLLOW, INK, PAPER
 from ..render.text import shorten, text_width
 from .analysis import network_half
 from .drawing import BAND, BOTH, LABEL, TIME, Colour, Drawing, diverging, sequential
+from .levels import LevelBin, NoiseLevels, short
 
 WIDTH = 1160
 RULE = (214, 214, 208)
+CELLS = 240  # of a row of a heat map, each with the nearest noise level
 Stack = Sequence[tuple[float, Colour]]
 
 
@@ -207,7 +209,7 @@ def _site_axis(
         d.text(middle, y + 20, names[sites[column].name], size, FAINT, "end", upright=True)
 
 
-# ---------------------------------------------------------------------- heat maps over time
+# ---------------------------------------------------------------------- heat maps over noise levels
 
 
 @dataclass(frozen=True)
@@ -221,21 +223,19 @@ class Panel:
 
 
 def heat_maps(
-    panels: Sequence[Panel], rows: Sequence[str], timesteps: Sequence[float], unit: str, one_scale: bool = True
+    panels: Sequence[Panel], rows: Sequence[str], levels: NoiseLevels, unit: str, one_scale: bool = True
 ) -> Drawing:
-    """Heat maps of rows x timesteps, side by side; timesteps go from clean (left) to noise (right).
+    """Heat maps of rows x noise levels, side by side; noise levels go from clean (left) to noise (right).
 
     Colours go from 0 to the largest value, of all panels or (one_scale False) of each panel.
     """
-    order = np.argsort(timesteps, kind="stable")
-    steps = np.asarray(timesteps, dtype=float)[order]
     row_height = min(22.0, max(9.5, 640 / len(rows)))
     size = min(11.0, row_height * 0.86)
     left = max(min(max(text_width(r, size) for r in rows), 200) + 10, 40)
     between, lined = 28, any(p.total is not None for p in panels)
     width = (WIDTH - left - between * (len(panels) - 1) - 8) / len(panels)
     head = 70 + (78 if lined else 0)
-    d = Drawing(WIDTH, head + row_height * len(rows) + 40)
+    d = Drawing(WIDTH, head + row_height * len(rows) + axis_height(levels))
     ranges = "" if one_scale or len(panels) == 1 else "; every panel has its own range"
     d.text(left, 14, f"colour: {unit}{ranges}", 11.5, FAINT)
     largest = max(float(p.values.max()) for p in panels)
@@ -246,44 +246,72 @@ def heat_maps(
         d.text(x, 36, shorten(p.title, 13, width), 13)
         _scale(d, x + width, 58, "0", f"{top:.3g}", sequential)
         if p.total is not None:
-            _total_line(d, x, 72, width, 62, p.total[order], p.label)
-        _heat(d, x, head, width, row_height, p.values[:, order], top, rows, steps)
+            _total_line(d, LevelAxis(levels, x, width), 72, 62, p.total, p.label)
+        _heat(d, LevelAxis(levels, x, width), head, row_height, p.values, top, rows)
     return d
 
 
-def _heat(
-    d: Drawing, x, y, width, row_height, values: np.ndarray, top: float, rows: Sequence[str], steps: np.ndarray
-) -> None:
-    d.cells(x, y, width, row_height * len(rows), sequential(values / (top or 1)))
+def _heat(d: Drawing, axis: "LevelAxis", y, row_height, values: np.ndarray, top: float, rows: Sequence[str]) -> None:
+    x, width = axis.x, axis.width
+    nearest = np.abs(axis.places[:, None] - np.linspace(axis.places.min(), axis.places.max(), CELLS)).argmin(0)
+    d.cells(x, y, width, row_height * len(rows), sequential(values[:, nearest] / (top or 1)))
     d.rect(x, y, width, row_height * len(rows), None, RULE)
     for i, row in enumerate(rows):
         peak = int(values[i].argmax())
-        hover = f"{row}: at most {values[i, peak]:.3g} (t = {steps[peak]:g}), {values[i].mean():.3g} on average"
+        hover = f"{row}: at most {values[i, peak]:.3g} ({axis.levels.words(peak)}), {values[i].mean():.3g} on average"
         d.rect(x, y + i * row_height, width, row_height, None, None, hover)
-    _time_ticks(d, x, y + row_height * len(rows), width, steps)
+    axis.draw(d, y + row_height * len(rows))
 
 
-def _total_line(d: Drawing, x, y, width, height, values: np.ndarray, label: str) -> None:
-    top = float(values.max())
-    step = width / len(values)
-    points = [(x + (i + 0.5) * step, y + height - (height - 16) * v / (top or 1)) for i, v in enumerate(values)]
+def _total_line(d: Drawing, axis: "LevelAxis", y, height, values: np.ndarray, label: str) -> None:
+    top, x, width = float(values.max()), axis.x, axis.width
+    points = [(axis.of(i), y + height - (height - 16) * values[i] / (top or 1)) for i in axis.order]
     d.line([(x, y + height), (x + width, y + height)], RULE)
     d.line(points if len(points) > 1 else [(x, points[0][1]), (x + width, points[0][1])], TIME, 2)
     d.text(x + width, y + 8, f"{label}, at most {top:.3g}", 11, TIME, "end")
 
 
-def _time_ticks(d: Drawing, x, y, width, timesteps: np.ndarray) -> None:
-    """Ticks are under the middle of the columns."""
-    for i in _evenly_spaced(len(timesteps), max(2, int(width / 70))):
-        middle = x + (i + 0.5) * width / len(timesteps)
-        d.line([(middle, y), (middle, y + 4)], FAINT)
-        d.text(middle, y + 16, f"{timesteps[i]:g}", 10.5, FAINT, "middle")
-    d.text(x + width / 2, y + 32, "timestep t: clean to noise", 11, FAINT, "middle")
+def axis_height(levels: NoiseLevels) -> float:
+    """Room for sigma, and for t."""
+    return 36 * (levels.sigmas is not None) + 36 * levels.has_t
 
 
-def _evenly_spaced(count: int, max_count: int) -> range:
-    """At most `max_count` indices of 0..count-1, evenly spaced."""
-    return range(0, count, -(-count // max_count))
+class LevelAxis:
+    """An axis of noise levels, sigma on a logarithmic scale and t below it, from `x` on and `width` wide."""
+
+    def __init__(self, levels: NoiseLevels, x: float, width: float):
+        self.levels, self.x, self.width, self.places = levels, x, width, levels.places
+        self.order = np.argsort(self.places, kind="stable")
+
+    def at(self, place: float) -> float:
+        low, high = self.places.min(), self.places.max()
+        return self.x + self.width * ((place - low) / (high - low) if high > low else 0.5)
+
+    def of(self, index: int) -> float:
+        return self.at(self.places[index])
+
+    def _label(self, d: Drawing, x: float, y: float, label: str, size: float) -> None:
+        """A label below a tick, inside the page."""
+        d.text(min(x, d.width - text_width(label, size) / 2), y, label, size, FAINT, "middle")
+
+    def draw(self, d: Drawing, y: float) -> None:
+        """Ticks and labels, in the `axis_height` pixels below y."""
+        levels, below = self.levels, y
+        for place, label in levels.ticks(int(self.width / 46)):
+            d.line([(self.at(place), y), (self.at(place), y + 4)], FAINT)
+            self._label(d, self.at(place), y + 16, label, 10.5)
+        if levels.sigmas is not None:
+            below = y + 30
+            d.text(self.x + self.width / 2, below, "noise level sigma: clean to noise", 11, FAINT, "middle")
+        if levels.has_t:
+            labelled = -np.inf
+            for i in self.order:
+                label = short(levels.times[i])
+                if self.of(i) - labelled >= text_width(label, 10) + 8:
+                    labelled = self.of(i)
+                    d.line([(labelled, below + 6), (labelled, below + 9)], FAINT)
+                    self._label(d, labelled, below + 19, label, 10)
+            d.text(self.x + self.width / 2, below + 33, "timestep t", 11, FAINT, "middle")
 
 
 # ---------------------------------------------------------------------- classes
@@ -339,30 +367,27 @@ def _tenths(value: float) -> str:
     return "0" if abs(value) < 0.05 else f"{value:+.1f}"
 
 
-# ---------------------------------------------------------------------- lines and bars over time
+# ---------------------------------------------------------------------- lines and bars over noise levels
 
 
-def lines_over_time(
+def lines_over_levels(
     panels: Sequence[tuple[str, np.ndarray]],
-    timesteps: Sequence[float],
-    band: tuple[float, float] | None,
+    levels: NoiseLevels,
+    band: tuple[int, int] | None,
     label: str = "",
 ) -> Drawing:
-    """A curve in each panel, panels side by side, and a shaded band of timesteps in the first."""
-    order = np.argsort(timesteps, kind="stable")
-    steps = np.asarray(timesteps, dtype=float)[order]
+    """A curve in each panel, panels side by side, and in the first a shaded band from one index of the levels to another."""
     left, between, head, height = 52, 70, 42, 220
     width = (WIDTH - left - between * (len(panels) - 1) - 16) / len(panels)
-    d = Drawing(WIDTH, head + height + 46)
-    span = steps[-1] - steps[0] or 1.0
+    d = Drawing(WIDTH, head + height + axis_height(levels))
     for column, (title, values) in enumerate(panels):
         x0 = left + column * (width + between)
-        x_of = lambda t, x0=x0: x0 + width * (t - steps[0]) / span  # noqa: E731
+        axis = LevelAxis(levels, x0, width)
         top = float(values.max()) or 1.0
         d.text(x0, 16, title, 13)
         if band is not None and column == 0:
-            a, b = x_of(band[0]), x_of(band[1])
-            d.rect(a, head, max(b - a, 3), height, BAND, None, f"t = {band[0]:g} to {band[1]:g}")
+            a, b = axis.of(band[0]), axis.of(band[1])
+            d.rect(a, head, max(b - a, 3), height, BAND, None, levels.span(*band))
             d.text(
                 min(max((a + b) / 2, x0 + text_width(label, 11) / 2), x0 + width - text_width(label, 11) / 2),
                 head - 7,
@@ -375,22 +400,21 @@ def lines_over_time(
             y = head + height - height * v / top
             d.line([(x0, y), (x0 + width, y)], RULE, 0.8)
             d.text(x0 - 7, y + 4, f"{v:.3g}", 10.5, FAINT, "end")
-        points = [(x_of(t), head + height - height * v / top) for t, v in zip(steps, values[order])]
+        points = [(axis.of(i), head + height - height * values[i] / top) for i in axis.order]
         d.line(
             points if len(points) > 1 else [(x0, points[0][1]), (x0 + width, points[0][1])],
             LABEL if column == 0 else TIME,
             2.2,
         )
-        for t, v, (x, y) in zip(steps, values[order], points):
-            d.rect(x - 2.5, y - 2.5, 5, 5, LABEL if column == 0 else TIME, None, f"t = {t:g}: {v:.3g}")
-        for i in _evenly_spaced(len(steps), 8):
-            d.text(x_of(steps[i]), head + height + 18, f"{steps[i]:g}", 10.5, FAINT, "middle")
-        d.text(x0 + width / 2, head + height + 36, "timestep t: clean to noise", 11, FAINT, "middle")
+        for i, (x, y) in zip(axis.order, points):
+            hover = f"{levels.words(i)}: {values[i]:.3g}"
+            d.rect(x - 2.5, y - 2.5, 5, 5, LABEL if column == 0 else TIME, None, hover)
+        axis.draw(d, head + height)
     return d
 
 
 def interval_bars(
-    series: Mapping[str, Sequence[tuple[float, float] | None]], bins: Sequence[str], unit: str
+    series: Mapping[str, Sequence[tuple[float, float] | None]], bins: Sequence[LevelBin], unit: str
 ) -> Drawing:
     """Bars with their intervals, one per series and bin; None and nan are skipped."""
     left, head, height = 78, 40, 240
@@ -405,17 +429,20 @@ def interval_bars(
     low = min([m - h for m, h in finite] + [0.0])
     top = top if top > low else 1.0
     span = top - low
-    d = Drawing(WIDTH, head + height + 48)
+    has_t = any(b.t for b in bins)
+    d = Drawing(WIDTH, head + height + 48 + 16 * has_t)
     _legend(d, left, 16, [(label, colour) for label, colour in zip(series, colours)])
     d.text(WIDTH - 8, 16, unit, 12, FAINT, "end")
     y_of = lambda v: head + height * (top - v) / span  # noqa: E731
-    for v in [*ticks(top), *(-v for v in ticks(-low)[1:])]:
+    marks = ticks(max(top, -low))
+    for v in [v for v in (*(-v for v in marks[:0:-1]), *marks) if low <= v <= top]:
         d.line([(left, y_of(v)), (WIDTH - 8, y_of(v))], INK if v == 0 else RULE, 1)
         d.text(left - 8, y_of(v) + 4, f"{v:.3g}", 10.5, FAINT, "end")
     pitch = (WIDTH - left - 8) / len(bins)
     width = pitch * 0.8 / len(series)
-    for i, label in enumerate(bins):
-        d.text(left + (i + 0.5) * pitch, head + height + 18, label, 10.5, FAINT, "middle")
+    for i, bin in enumerate(bins):
+        d.text(left + (i + 0.5) * pitch, head + height + 18, bin.sigma, 10.5, FAINT, "middle")
+        d.text(left + (i + 0.5) * pitch, head + height + 33, bin.t and f"t {bin.t}", 10, FAINT, "middle")
         for j, (name, intervals) in enumerate(series.items()):
             if intervals[i] is not None and np.isfinite(intervals[i][0]):
                 _bar(
@@ -425,9 +452,10 @@ def interval_bars(
                     *intervals[i],
                     y_of,
                     colours[j],
-                    f"{name}, t = {label}",
+                    f"{name}, {bin.words}",
                 )
-    d.text(left + (WIDTH - left) / 2, head + height + 38, "timestep t: clean to noise", 11, FAINT, "middle")
+    middle, foot = left + (WIDTH - left) / 2, head + height + 38 + 14 * has_t
+    d.text(middle, foot, f"noise level sigma{' and timestep t' * has_t}: clean to noise", 11, FAINT, "middle")
     return d
 
 

@@ -1,7 +1,7 @@
 """Causal probes: edit the modulation of some sites, and measure how far the network's output moves.
 
 edited = swap(m, other, names)  # the modulation m, with the named sites taken from `other`
-influence = probe(unet, objective, x0, labels, timesteps, "swap")
+influence = probe(unet, objective, x0, labels, times, "swap")
 """
 
 from collections.abc import Collection, Iterator, Sequence
@@ -20,13 +20,14 @@ from ..diffusion.process import Level, Process
 from ..errors import InputError
 from ..models.unet import AdaGNUNet, Modulation
 from ..runtime.distributed import to_float64
+from .levels import NoiseLevels
 
 Intervention = Literal["swap", "null", "zero", "freeze"]
 INTERVENTIONS = {
     "swap": "given another class",
     "null": "given the null label",
     "zero": "given zeros",
-    "freeze": "given the middle timestep at every t",
+    "freeze": "given the modulation of the middle noise level",
 }
 
 
@@ -47,14 +48,14 @@ class Influence:
     Args:
         intervention: What the sites receive instead.
         groups: Names of sites, or resolutions such as "8x8".
-        timesteps: T timesteps.
+        levels: T noise levels.
         change: [groups, T], RMS change of the predicted x0 (pixels from -1 to 1) over images, channels and positions.
         all_sites: [T], the same when all sites are changed at once.
     """
 
     intervention: Intervention
     groups: list[str]
-    timesteps: list[int]
+    levels: NoiseLevels
     change: np.ndarray
     all_sites: np.ndarray
 
@@ -76,7 +77,7 @@ def probe(
     objective: DiffusionLoss,
     x0: Tensor,
     labels: Tensor,
-    timesteps: Sequence[int],
+    timesteps: Sequence[float],
     intervention: Intervention,
     by: Literal["site", "resolution"] = "site",
     progress: bool = False,
@@ -88,9 +89,9 @@ def probe(
         objective: Its process.
         x0: Images [N, C, H, W] in [-1, 1], real or sampled.
         labels: Their classes, int [N].
-        timesteps: Integers of at least 0.
+        timesteps: Times of the process: 0..T-1 under ddpm, 1000 t under flow, ln(sigma) / 4 under edm.
         intervention: "swap": a class drawn from the other K - 1 (K > 1). "null": the null label.
-            "zero": gamma = beta = 0. "freeze": the modulation at the middle timestep of the grid.
+            "zero": gamma = beta = 0. "freeze": the modulation at the middle one of the timesteps.
         by: Each site is a group, or all sites of one resolution.
         progress: Show a progress bar.
 
@@ -118,30 +119,35 @@ def probe(
             for row, names in enumerate(groups.values()):
                 change[row, column] = _rms(_predict_x0(unet, process, x_t, swap(m, other_m, names), level) - plain)
             all_sites[column] = _rms(_predict_x0(unet, process, x_t, other_m, level) - plain)
-    return Influence(intervention, list(groups), [int(t) for t in timesteps], change, all_sites)
+    return Influence(intervention, list(groups), NoiseLevels.of(process, timesteps), change, all_sites)
 
 
 @dataclass(frozen=True)
 class Sensitivity:
-    """What the label changes in the output, over t: the class against null (without null: another class).
+    """What the label changes in the output, by noise level: the class against null (without null: another class).
 
     Args:
-        timesteps: T timesteps.
+        levels: T noise levels, increasing.
         x0: [T], RMS difference of the predicted x0 (pixels from -1 to 1).
         prediction: [T], RMS difference of the network's own prediction: the ||cond - null|| that guidance multiplies.
         against: "null" or "another class".
     """
 
-    timesteps: list[int]
+    levels: NoiseLevels
     x0: np.ndarray
     prediction: np.ndarray
     against: str
 
-    def band(self, fraction: float = 0.5) -> tuple[int, int] | None:
-        """The timesteps (low, high) around the peak of the change of x0 at which it is at least `fraction` of the peak.
+    def band(self, fraction: float = 0.5) -> tuple[float, float] | None:
+        """The noise levels (low, high) around the peak of the change of x0 where it is at least `fraction` of the peak.
 
         It is a *candidate* interval for guidance, which only a metric can confirm. None if x0 moves nowhere.
         """
+        band = self.band_indices(fraction)
+        return None if band is None else tuple(self.levels.sigmas[i] for i in band)
+
+    def band_indices(self, fraction: float = 0.5) -> tuple[int, int] | None:
+        """The first and the last index of `band`."""
         if not self.x0.any():
             return None
         low = high = int(self.x0.argmax())
@@ -150,11 +156,11 @@ class Sensitivity:
             low -= 1
         while high < len(enough) - 1 and enough[high + 1]:
             high += 1
-        return tuple(sorted((self.timesteps[low], self.timesteps[high])))
+        return low, high
 
 
 def label_sensitivity(
-    unet: AdaGNUNet, objective: DiffusionLoss, x0: Tensor, labels: Tensor, timesteps: Sequence[int]
+    unet: AdaGNUNet, objective: DiffusionLoss, x0: Tensor, labels: Tensor, timesteps: Sequence[float]
 ) -> Sensitivity:
     """x0, labels, timesteps: as `probe` takes them."""
     against = "null" if unet.config.null_class else "another class"
@@ -170,7 +176,7 @@ def label_sensitivity(
             x0_change.append(
                 _rms(process.to_x0(cond, x_t, level).clamp(-1, 1) - process.to_x0(null, x_t, level).clamp(-1, 1))
             )
-    return Sensitivity([int(t) for t in timesteps], np.array(x0_change), np.array(prediction_change), against)
+    return Sensitivity(NoiseLevels.of(process, timesteps), np.array(x0_change), np.array(prediction_change), against)
 
 
 def _other_labels(unet: AdaGNUNet, labels: Tensor, intervention: Intervention) -> Tensor:

@@ -6,12 +6,12 @@ write_report(TraceResults(title, description, atlas, influence=[...], label_use=
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from html import escape
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
+from ..diffusion.process import Process
 from ..evaluation.label_usage import LabelUse
 from ..render.grids import labelled_grid
 from ..render.text import number, one_line, shorten
@@ -35,6 +35,7 @@ from .analysis import (
 )
 from .atlas import Atlas
 from .drawing import BOTH, LABEL, TIME, Drawing, data_uri
+from .levels import training_bins
 from .plots import (
     FRACTION_LEGEND,
     Panel,
@@ -42,13 +43,13 @@ from .plots import (
     cosine_map,
     heat_maps,
     interval_bars,
-    lines_over_time,
+    lines_over_levels,
     network_map,
     site_bars,
 )
 from .probes import Influence, Sensitivity
 
-LABEL_USE_BINS = 8  # of timesteps
+LABEL_USE_BINS = 8  # of noise levels, equally frequent in training
 MAX_CHANNEL_ROWS = 24  # sites in the table of channels
 MAX_NEAREST = 12  # classes in the table of nearest classes
 
@@ -62,8 +63,9 @@ class TraceResults:
         description: A sentence on which weights it has.
         atlas: Its modulation.
         influence: One for each intervention.
-        sensitivity: What the label changes over t.
+        sensitivity: What the label changes, by noise level.
         label_use: Held-out losses, the only evidence that the label is used.
+        process: Its training noise is that of `label_use`.
         mixing: Row names, and rows of uint8 [H, W, C] images.
         drift: `analysis.drift` between two checkpoints.
         next_commands: Commands to type next.
@@ -75,6 +77,7 @@ class TraceResults:
     influence: list[Influence] = field(default_factory=list)
     sensitivity: Sensitivity | None = None
     label_use: LabelUse | None = None
+    process: Process | None = None
     mixing: tuple[list[str], list[list[np.ndarray]]] | None = None
     drift: dict | None = None
     next_commands: list[str] = field(default_factory=list)
@@ -173,14 +176,14 @@ class TraceReport:
     def _spread(self) -> Section:
         names = [self.display_names[s.site.name] for s in sites_with(self.atlas, self.main)]
         spread, moved = class_spread(self.atlas, self.main), time_shift(self.atlas, self.main)
-        timesteps = self.atlas.timesteps
+        levels = self.atlas.levels
         panels = [
-            Panel(f"how much {self.main} differs between the classes at t", spread),
-            Panel(f"how far {self.main} at t is from its mean over time", moved),
+            Panel(f"how much {self.main} differs between the classes", spread),
+            Panel(f"how far {self.main} is from its mean over time", moved),
         ]
-        sentence = say.spread_over_time(self.main, spread, moved, names, timesteps, self.classes)
+        sentence = say.spread_over_time(self.main, spread, moved, names, levels, self.classes)
         return Section(
-            "Class against time", sentence, "spread", heat_maps(panels, names, timesteps, f"RMS of {self.main}")
+            "Class against time", sentence, "spread", heat_maps(panels, names, levels, f"RMS of {self.main}")
         )
 
     def _channels(self) -> Section:
@@ -213,13 +216,13 @@ class TraceReport:
         comparable = [
             (i, p)
             for i, p in zip(influences, panels)
-            if (i.groups, i.timesteps) == (influences[0].groups, influences[0].timesteps)
+            if (i.groups, i.levels.times) == (influences[0].groups, influences[0].levels.times)
         ]
         sentence = " ".join(say.site_influence(i, self.display_names) for i, _ in comparable)
         image = heat_maps(
             [p for _, p in comparable],
             rows,
-            influences[0].timesteps,
+            influences[0].levels,
             "RMS change of the predicted x0, pixels from -1 to 1",
             one_scale=False,
         )
@@ -227,27 +230,27 @@ class TraceReport:
 
     def _sensitivity(self, s: Sensitivity) -> Section:
         unused = self.verdict()[0] == "unused"
-        band = s.band(say.BAND) if say.has_band(s) and not unused else None
+        band = s.band_indices(say.BAND) if say.has_band(s) and not unused else None
         panels = [
             (f"RMS change of x0 (pixels from -1 to 1), class versus {s.against}", s.x0),
             (f"RMS of the network's own prediction, class minus {s.against}", s.prediction),
         ]
-        word = f"candidate: t = {band[0]} to {band[1]}" if band else ""
-        image = lines_over_time(panels, s.timesteps, band, word)
+        word = f"candidate: {s.levels.span(*band)}" if band else ""
+        image = lines_over_levels(panels, s.levels, band, word)
         return Section("When the label matters", say.guidance_band(s, unused), "sensitivity", image)
 
     def _label_use(self, use: LabelUse) -> Section:
-        edges = [i / LABEL_USE_BINS for i in range(LABEL_USE_BINS + 1)]
+        bins = training_bins(self.results.process, LABEL_USE_BINS)
         measured = {against: _gaps(use, against) for against in ("wrong", "null") if getattr(use, against) is not None}
         if "wrong" not in measured:
             return Section("When the label is used", "There is no wrong label to compare with the true one.")
         words = {"wrong": "wrong label minus true label", "null": "null label minus true label"}
         image = interval_bars(
             {words[a]: gaps for a, gaps in measured.items()},
-            [f"{a}–{b - 1}" for a, b in pairwise(edges)],
+            bins,
             "held-out loss, 95% intervals",
         )
-        return Section("When the label is used", say.use_over_time(measured["wrong"], edges), "label_use", image)
+        return Section("When the label is used", say.use_over_levels(measured["wrong"], bins), "label_use", image)
 
     def _mixing(self, names: list[str], rows: list[list[np.ndarray]]) -> Section:
         sheet = labelled_grid(rows, names, min_side=64)
@@ -280,7 +283,7 @@ def _stack(v: Variance) -> list[tuple[float, tuple[int, int, int]]]:
 
 def _gaps(use: LabelUse, against: str) -> list[tuple[float, float] | None]:
     bins = [(i / LABEL_USE_BINS, (i + 1) / LABEL_USE_BINS) for i in range(LABEL_USE_BINS)]
-    nonempty = [((use.t >= a * use.num_timesteps) & (use.t < b * use.num_timesteps)).any() for a, b in bins]
+    nonempty = [((use.quantile >= a) & (use.quantile < b)).any() for a, b in bins]
     return [use.gap(against, a, b) if measured else None for (a, b), measured in zip(bins, nonempty)]
 
 
@@ -358,9 +361,10 @@ def _figure(s: Section) -> str:
 
 def _page(results: TraceResults, state: str, verdict: str, sections: list[Section]) -> str:
     atlas = results.atlas
+    order = np.argsort(atlas.levels.places)
     about = (
-        f"conditioning {atlas.conditioning}; {len(atlas.sites)} sites; {len(atlas.timesteps)} timesteps "
-        f"({atlas.timesteps.min():g} to {atlas.timesteps.max():g}); {atlas.num_classes:,} classes"
+        f"conditioning {atlas.conditioning}; {len(atlas.sites)} sites; {len(atlas.timesteps)} noise levels, "
+        f"{atlas.levels.span(order[0], order[-1])}; {atlas.num_classes:,} classes"
         + (" and null" if atlas.null_id is not None else "")
     )
     meanings = "".join(f"<dt>{escape(word)}</dt><dd>{escape(text)}</dd>" for word, text in MEANINGS)
@@ -410,23 +414,30 @@ MEANINGS = [
         "the pointer over an image for the numbers.",
     ),
     (
+        "Noise level",
+        "sigma = sigma_t / alpha_t of the noisy image alpha_t x0 + sigma_t eps: the standard deviation of the noise where "
+        "the image keeps its size. It is the same quantity for every process and schedule. t is the timestep, 0 (image) "
+        "to T - 1 under process ddpm, to 1000 under flow; edm has none. Modulation is measured at levels evenly spread "
+        "from image to noise: in t, and under edm in sigma^(1/7).",
+    ),
+    (
         "Is the label used?",
-        "Loss on held-out images under a wrong class minus the loss under the true one, on the same image, timestep "
+        "Loss on held-out images under a wrong class minus the loss under the true one, on the same image, noise level "
         "and noise. The wrong class is that of another held-out image, so each class is as often wrong as it is true. "
         "Used: the whole 95% interval of the mean over images is above 0. A network may respond to its label without "
         "using it, even an untrained one: only held-out losses show the use.",
     ),
     (
         "Fractions of variance",
-        "Of a site's modulation, over the grid of timesteps and all classes (without null), summed over channels: the "
+        "Of a site's modulation, over the grid of noise levels and all classes (without null), summed over channels: the "
         "part that depends on time alone, on the class alone, and on both together; they sum to 1. none: nothing "
         "varies beyond rounding.",
     ),
     (
         "The class fraction of a site",
         "Class alone and both together, as a fraction of the variance of the site's whole modulation. Between-class "
-        "variance is the same sum before the division: the variance between the classes at one timestep, averaged "
-        "over the timesteps.",
+        "variance is the same sum before the division: the variance between the classes at one noise level, averaged "
+        "over the noise levels.",
     ),
     (
         "Words that depend on a threshold",
@@ -441,14 +452,14 @@ MEANINGS = [
     ),
     (
         "Class against time",
-        "At one timestep: RMS over channels of the standard deviation over the classes whose values are stored "
+        "At one noise level: RMS over channels of the standard deviation over the classes whose values are stored "
         "(without null); and the difference between the mean over all classes and its mean over time, RMS over "
         "channels. Both have one colour scale.",
     ),
     (
         "Channels",
         "The gain of a channel is w (1 + gamma), the shift b (1 + gamma) + beta, with the norm's own w and b. Over "
-        f"all timesteps and stored classes, silenced: |gain| stays below {SILENCED:.0%} of the site's median |gain|; "
+        f"all noise levels and stored classes, silenced: |gain| stays below {SILENCED:.0%} of the site's median |gain|; "
         f"flipped: the gain changes its sign; constant: neither gain nor shift moves by more than {CONSTANT:.0%} of "
         "that median.",
     ),
@@ -466,8 +477,12 @@ MEANINGS = [
     ),
     (
         "The candidate band",
-        f"From the first to the last timestep at which the label moves x0 by at least {say.BAND:.0%} of the largest "
-        "change at any timestep. Guidance may help there; only a sweep over intervals shows whether it does.",
+        f"From the lowest to the highest noise level at which the label moves x0 by at least {say.BAND:.0%} of the largest "
+        "change at any. Guidance may help there; only a sweep over intervals shows whether it does.",
+    ),
+    (
+        "When the label is used",
+        f"The bins are the {LABEL_USE_BINS} equally frequent parts of the training noise, from image to noise.",
     ),
     ("Drift", "RMS of the difference between the two checkpoints, divided by the RMS of the earlier one."),
 ]

@@ -1,7 +1,7 @@
 """Numbers as plain sentences about the model. The thresholds have names."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
@@ -9,6 +9,7 @@ from ..evaluation.label_usage import LabelUse, gap_verdict
 from ..models.unet import Site
 from ..render.text import listed, number, percent, plus_minus, shorten
 from .analysis import ChannelCounts, ClassGeometry, Variance, describe_position, sum_variances
+from .levels import LevelBin, NoiseLevels, short
 from .probes import INTERVENTIONS, Influence, Sensitivity
 
 MOSTLY = 0.5  # of all between-class variance: the class enters "mostly" there
@@ -24,7 +25,7 @@ UNRELATED = 0.25  # cosines this near to -1 / (K - 1), which unrelated classes h
 CLEARLY_ALIKE = 0.5  # a cosine of at least this: two classes have much the same modulation
 BAND = 0.5  # of the largest effect: the candidate guidance band
 
-SHORT_INTERVENTIONS = {**INTERVENTIONS, "freeze": "given the middle timestep"}
+SHORT_INTERVENTIONS = {**INTERVENTIONS, "freeze": "given the middle noise level"}
 
 
 # ---------------------------------------------------------------------- words for numbers
@@ -109,7 +110,7 @@ def _from_losses(use: LabelUse) -> tuple[str, str]:
 def class_entry(field: str, sites: Sequence[tuple[Site, Variance]], classes: int, short: Mapping[str, str]) -> str:
     """Where the class enters, and which resolutions follow time. sites: each with the variance of that field there."""
     if not sites or not any(v.total for _, v in sites):
-        return f"Nothing varies: {field} is the same at every timestep and for every class."
+        return f"Nothing varies: {field} is the same at every noise level and for every class."
     total = sum(v.classes for _, v in sites)
     if classes < 2:
         return f"There is {'one class' if classes else 'no class'} to compare: what varies in {field} is due to time."
@@ -229,26 +230,26 @@ def _extremes(by_field: Mapping[str, Mapping[str, Variance]], short: Mapping[str
 
 
 def spread_over_time(
-    field: str, spread: np.ndarray, moved: np.ndarray, names: Sequence[str], timesteps: Sequence[float], classes: int
+    field: str, spread: np.ndarray, moved: np.ndarray, names: Sequence[str], levels: NoiseLevels, classes: int
 ) -> str:
-    """spread, moved: [sites, T], how far classes differ at one timestep and how far time moves their mean."""
-    time = f"time moves {field} by up to RMS {number(moved.max())} ({_peak(moved, names, timesteps)})"
+    """spread, moved: [sites, T], how far classes differ at one noise level and how far time moves their mean."""
+    time = f"time moves {field} by up to RMS {number(moved.max())} ({_peak(moved, names, levels)})"
     if not moved.any():
         time = "time does not move the mean of the classes"
     if classes < 2 or not spread.any():
         reason = f"the classes nowhere differ in {field}" if classes > 1 else "there are no classes to differ"
         return f"{_capital(reason)}; {time}."
     over_t = np.sqrt(np.square(spread).mean(0))
-    t_max, t_min = timesteps[int(over_t.argmax())], timesteps[int(over_t.argmin())]
+    highest, lowest = levels.words(int(over_t.argmax())), levels.words(int(over_t.argmin()))
     if over_t.max() <= EVEN * over_t.min():
-        when = f"over all sites they differ about as much at every timestep (RMS {_span(over_t)})"
+        when = f"over all sites they differ about as much at every noise level (RMS {_span(over_t)})"
     else:
         when = (
-            f"over all sites they differ most at t = {t_max:g} (RMS {number(over_t.max())}) and least at t = {t_min:g} "
+            f"over all sites they differ most at {highest} (RMS {number(over_t.max())}) and least at {lowest} "
             f"({number(over_t.min())})"
         )
     return (
-        f"The classes differ in {field} by up to RMS {number(spread.max())} ({_peak(spread, names, timesteps)}); {when}. "
+        f"The classes differ in {field} by up to RMS {number(spread.max())} ({_peak(spread, names, levels)}); {when}. "
         f"{_capital(time)}."
     )
 
@@ -258,9 +259,9 @@ def _span(values: np.ndarray) -> str:
     return low if low == high else f"{low} to {high}"
 
 
-def _peak(values: np.ndarray, names: Sequence[str], timesteps: Sequence[float]) -> str:
+def _peak(values: np.ndarray, names: Sequence[str], levels: NoiseLevels) -> str:
     row, column = np.unravel_index(values.argmax(), values.shape)
-    return f"{names[row]}, t = {timesteps[column]:g}"
+    return f"{names[row]}, {levels.words(column)}"
 
 
 def _capital(text: str) -> str:
@@ -350,63 +351,77 @@ def site_influence(influence: Influence, short: Mapping[str, str]) -> str:
     if not influence.change.any() and not influence.all_sites.any():
         return f"A site {change} changes nothing in the predicted image, and neither do all of them."
     row, column = np.unravel_index(influence.change.argmax(), influence.change.shape)
-    site, t = short.get(influence.groups[row], influence.groups[row]), influence.timesteps[column]
-    together = f"all at once by up to {number(influence.all_sites.max())} (t = {influence.timesteps[int(influence.all_sites.argmax())]})"
+    site, where = short.get(influence.groups[row], influence.groups[row]), influence.levels.words(column)
+    most = influence.levels.words(int(influence.all_sites.argmax()))
+    together = f"all at once by up to {number(influence.all_sites.max())} ({most})"
     unaffected = int((~influence.change.any(axis=1)).sum())
     without_effect = f"; {unaffected} of {len(influence.groups)} move nothing" if unaffected else ""
     if len(influence.groups) - unaffected == 1:
-        return f"Only {site} matters: {change}, it moves the predicted image by up to RMS {number(influence.change.max())} (t = {t})."
-    return f"{_capital(change)}, {site} moves the predicted image most, by RMS {number(influence.change.max())} at t = {t}; {together}{without_effect}."
+        return f"Only {site} matters: {change}, it moves the predicted image by up to RMS {number(influence.change.max())} ({where})."
+    return f"{_capital(change)}, {site} moves the predicted image most, by RMS {number(influence.change.max())} at {where}; {together}{without_effect}."
 
 
 def has_band(sensitivity: Sensitivity, fraction: float = BAND) -> bool:
-    """Whether some timesteps stand out from the others."""
-    x0, t = sensitivity.x0, sensitivity.timesteps
-    peak = t[int(np.argmax(x0))]
+    """Whether some noise levels stand out from the others."""
+    x0 = sensitivity.x0
+    peak = int(np.argmax(x0))
     return (
         bool(np.any(x0))
         and x0.max() > EVEN * x0.min()
-        and sensitivity.band(fraction) not in ((min(t), max(t)), (peak, peak))
+        and sensitivity.band_indices(fraction) not in ((0, len(x0) - 1), (peak, peak))
     )
 
 
 def guidance_band(sensitivity: Sensitivity, unused: bool = False, fraction: float = BAND) -> str:
     """unused: by the held-out losses the label is not used, so no band is worth trying."""
-    x0, t = sensitivity.x0, sensitivity.timesteps
+    x0, levels = sensitivity.x0, sensitivity.levels
     if not np.any(x0):
         return "The predicted image is the same whatever the label: there is nothing for guidance to amplify."
-    low, high = sensitivity.band(fraction)
-    edge = ", the noisiest timestep probed" if int(np.argmax(x0)) == len(t) - 1 else ""
-    peak = f"The label moves the predicted image most at t = {t[int(np.argmax(x0))]}{edge} (RMS {number(np.max(x0))} against {sensitivity.against})"
+    low, high = sensitivity.band_indices(fraction)
+    edge = ", the highest noise level probed" if int(np.argmax(x0)) == len(x0) - 1 else ""
+    peak = f"The label moves the predicted image most at {levels.words(int(np.argmax(x0)))}{edge} (RMS {number(np.max(x0))} against {sensitivity.against})"
     if unused:
         return f"{peak}, but it is not used: guidance needs a label that is used."
     if has_band(sensitivity, fraction):
         return (
-            f"{peak}, and by at least {percent(fraction)} of that between t = {low} and t = {high}: a candidate band for guidance, "
-            f"in timesteps (--interval t:{low}-{high}), until a sweep confirms it."
+            f"{peak}, and by at least {percent(fraction)} of that over {levels.span(low, high)}: a candidate band for guidance "
+            f"(--interval {band_interval(sensitivity, fraction)}), until a sweep confirms it."
         )
     if x0.max() <= EVEN * x0.min():
-        return f"{peak}, and about as much at every other timestep: no band stands out."
+        return f"{peak}, and about as much at every other noise level: no band stands out."
     if low == high:
-        return f"{peak}, and by less than {percent(fraction)} of that at every other timestep probed: too narrow for a band."
-    return f"{peak}, and by at least {percent(fraction)} of that from the first timestep probed to the last: no band stands out."
+        return f"{peak}, and by less than {percent(fraction)} of that at every other noise level probed: too narrow for a band."
+    return f"{peak}, and by at least {percent(fraction)} of that from the lowest noise level probed to the highest: no band stands out."
 
 
-def use_over_time(gaps: Sequence[tuple[float, float] | None], edges: Sequence[int]) -> str:
-    """gaps: mean and half-width of loss(wrong) - loss(true) in each bin of timesteps."""
+def band_interval(sensitivity: Sensitivity, fraction: float = BAND) -> str:
+    """The band as `--interval` takes it, such as "sigma:0.3-5"."""
+    low, high = sensitivity.band(fraction)
+    return f"sigma:{_rounded(low, math.floor)}-{_rounded(high, math.ceil)}"
+
+
+def _rounded(sigma: float, direction: Callable[[float], int]) -> str:
+    """Three significant digits, rounded up or down, so that the interval includes its ends."""
+    if not 0 < sigma < math.inf:
+        return short(sigma)
+    unit = 10.0 ** (math.floor(math.log10(sigma)) - 2)
+    return short(direction(round(sigma / unit, 6)) * unit)
+
+
+def use_over_levels(gaps: Sequence[tuple[float, float] | None], bins: Sequence[LevelBin]) -> str:
+    """gaps: mean and half-width of loss(wrong) - loss(true) in each bin of noise levels."""
     known = [i for i, gap in enumerate(gaps) if gap is not None and math.isfinite(gap[0])]
     if not known:
-        return "No timestep was measured."
+        return "No noise level was measured."
     above = [i for i in known if gaps[i][0] - gaps[i][1] > 0]
     below = [i for i in known if gaps[i][0] + gaps[i][1] < 0]
-    span = lambda i: f"t = {edges[i]} to {edges[i + 1] - 1}"  # noqa: E731
-    worse = f" At {listed([span(i) for i in below])} the true label makes the loss higher." if below else ""
+    worse = f" At {listed([bins[i].words for i in below])} the true label makes the loss higher." if below else ""
     if not above:
-        return f"In no bin of timesteps does the loss under a wrong label exceed that under the true one by more than its 95% interval.{worse}"
+        return f"In no bin of noise levels does the loss under a wrong label exceed that under the true one by more than its 95% interval.{worse}"
     largest = max(above, key=lambda i: gaps[i][0])
     return (
-        f"The loss under the true label is lower than under a wrong one, beyond its 95% interval, in {len(above)} of {len(known)} bins of timesteps, most at "
-        f"{span(largest)} (by {plus_minus(*gaps[largest])}).{worse}"
+        f"The loss under the true label is lower than under a wrong one, beyond its 95% interval, in {len(above)} of {len(known)} bins of noise levels, most at "
+        f"{bins[largest].words} (by {plus_minus(*gaps[largest])}).{worse}"
     )
 
 

@@ -15,7 +15,7 @@ class TraceRequest:
 
     ema: Ema = "run"
     timesteps: Annotated[int, Ge(1)] = 50
-    """timesteps of the atlas, evenly spaced"""
+    """noise levels of the atlas, evenly spread from image to noise"""
     images: Annotated[int, Ge(1)] = 32
     """images that the probes use"""
     data: Annotated[DataConfig | None, NO_OPTION] = None

@@ -12,8 +12,10 @@ from ..commands import command
 from ..config import DataConfig
 from ..data import ImageDataset, open_dataset
 from ..diffusion.loss import DiffusionLoss, normalize_images
+from ..diffusion.process import Process
+from ..diffusion.schedule import make_process
 from ..errors import InputError
-from ..runs.recorded import free_default_folder, recorded_data
+from ..runs.recorded import free_default_folder, recorded_config, recorded_data
 from ..runtime.distributed import process_state
 from ..runtime.precision import use_tf32
 from ..sampling.load import open_pipeline
@@ -23,9 +25,10 @@ from ..training.export import sample_command
 from .analysis import class_geometry, drift
 from .atlas import Atlas
 from .label_check import OPEN, UNUSED, Verdict, label_check
+from .levels import evenly_spread
 from .probes import Influence, Sensitivity, label_sensitivity, probe
 from .report import TraceResults, write_report
-from .sentences import BAND, has_band
+from .sentences import band_interval, has_band
 from .settings import TraceRequest
 
 MAX_SITES = 60  # with more, the probes go by resolution
@@ -41,7 +44,6 @@ def trace(source: str | Path, out: Path, request: TraceRequest) -> list[Path]:
 
     Raises InputError if `source` is not a model, the images have other classes, or `out` contains something else."""
     pipe, description = _open(source, request)
-    total = pipe.scheduler.config.num_train_timesteps
     if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not (out / "atlas.npz").is_file())):
         raise InputError(f"{out} exists and is not a trace (no atlas.npz in it): give another --out.")
     heldout = heldout_images(source, pipe, request.data)
@@ -49,14 +51,14 @@ def trace(source: str | Path, out: Path, request: TraceRequest) -> list[Path]:
     print(f"{description}\n{_images_sentence(heldout, source)}")
 
     def atlas_of(pipe: ClassConditionalPipeline) -> Atlas:
-        return Atlas.of(pipe.unet, pipe.labels, request.timesteps, total, progress=True)
+        return Atlas.of(pipe.unet, pipe.labels, request.timesteps, progress=True, process=pipe.process)
 
     atlas = atlas_of(pipe)
     atlas.model = {"source": str(source), "weights": description, "hash": model_hash(pipe.unet)}
     moved = drift(atlas_of(other), atlas) if other is not None else None
-    objective = objective_of(pipe)
+    objective = objective_of(pipe, source)
     x0, labels = _probe_images(pipe, heldout, request.images)
-    grid = probed_timesteps(objective)
+    grid = probed_timesteps(objective.process)
     verdict = label_check(pipe.unet, objective, heldout, progress=True)
     out.mkdir(parents=True, exist_ok=True)
     files = [atlas.save(out / "atlas.npz")]
@@ -68,6 +70,7 @@ def trace(source: str | Path, out: Path, request: TraceRequest) -> list[Path]:
         influence=_influence(pipe, objective, x0, labels, grid, request.by),
         sensitivity=sensitivity,
         label_use=verdict.use,
+        process=objective.process,
         mixing=_mixing(pipe, atlas),
         drift=moved,
         next_commands=_next_commands(source, pipe, sensitivity, heldout is not None),
@@ -82,28 +85,30 @@ def check(source: str | Path, request: TraceRequest) -> int:
     """Print only the verdict. Returns 0: the label is used, 3: it is not measurably used, 4: it cannot be decided."""
     pipe, description = _open(source, request)
     verdict: Verdict = label_check(
-        pipe.unet, objective_of(pipe), heldout_images(source, pipe, request.data), progress=True
+        pipe.unet, objective_of(pipe, source), heldout_images(source, pipe, request.data), progress=True
     )
     print(f"{description}\n{verdict.sentence}")
     return {True: 0, False: UNUSED, None: OPEN}[verdict.used]
 
 
-def probed_timesteps(objective: DiffusionLoss) -> list[int]:
-    """Timesteps of the probes, evenly spaced over 0..T-1.
+def probed_timesteps(process: Process) -> list[float]:
+    """The times of the probes, evenly spread from image to noise.
 
     Under eps-prediction only those with alpha of at least 5%: beyond, the predicted x0, (x_t - sigma eps) / alpha,
     depends on the last digits of eps."""
-    process = objective.process
-    last = int(process.times[1])
+    last = None
     if process.prediction == "eps":
-        alpha = process.level(torch.arange(last + 1)).alpha
-        last = int((alpha >= MIN_SIGNAL).nonzero().max())
-    return np.unique(np.linspace(0, last, NUM_PROBED_TIMESTEPS).round().astype(int)).tolist()
+        alpha = process.level(torch.arange(int(process.times[1]) + 1)).alpha
+        last = float((alpha >= MIN_SIGNAL).nonzero().max())
+    return evenly_spread(process, NUM_PROBED_TIMESTEPS, last)
 
 
-def objective_of(pipe: ClassConditionalPipeline) -> DiffusionLoss:
-    """The process of a pipeline, with unweighted loss."""
-    return DiffusionLoss(pipe.process).to(pipe.device)
+def objective_of(pipe: ClassConditionalPipeline, source: str | Path) -> DiffusionLoss:
+    """The process of a pipeline, with unweighted loss and the training noise of its run, where one is recorded."""
+    process, config = pipe.process, recorded_config(source)
+    trained = process if config is None else make_process(config.diffusion)
+    same = trained.same_levels(process) and trained.prediction == process.prediction
+    return DiffusionLoss(trained if same else process).to(pipe.device)
 
 
 def heldout_images(source: str | Path, pipe: ClassConditionalPipeline, data: DataConfig | None) -> ImageDataset | None:
@@ -156,7 +161,7 @@ def _influence(
     objective: DiffusionLoss,
     x0: Tensor,
     labels: Tensor | None,
-    grid: list[int],
+    grid: list[float],
     by: Literal["site", "resolution"] | None,
 ) -> list[Influence]:
     by = by or ("site" if len(pipe.unet.sites()) <= MAX_SITES else "resolution")
@@ -210,7 +215,7 @@ def _next_commands(
     if pipe.labels.K and pipe.labels.has_null and has_images:
         interval = None
         if sensitivity is not None and has_band(sensitivity):
-            interval = "none,t:{}-{}".format(*sensitivity.band(BAND))
+            interval = f"none,{band_interval(sensitivity)}"
         commands.append(
             command("sweep", source, guidance="1:4:0.5", interval=interval, out=free_default_folder("sweeps", source))
         )

@@ -74,6 +74,25 @@ def test_timesteps_are_evenly_spread():
     assert torch.histc(a.quantile.float(), 5, 0, 1).tolist() == pytest.approx([140] * 5, abs=14)
 
 
+@pytest.mark.parametrize("name", ["edm", "flow"])
+def test_losses_of_continuous_processes(name):
+    process = make_process(DiffusionConfig(process=name, sigma_data=0.5 if name == "edm" else None))
+
+    class Believes(Believer):
+        def __call__(self, x, t, y):
+            x0 = super().__call__(x, t, y).sample
+            return SimpleNamespace(sample=process.from_x0(x0, x, process.level(t)).float())
+
+    use = label_use(Believes(), Flat(), DiffusionLoss(process), evaluations=70, batch_size=16)
+    assert torch.histc(use.quantile.float(), 7, 0, 1).tolist() == [10] * 7 and 0 < use.quantile.min() < 0.02
+    # the loss is of F: an error of x0 is divided by `out`
+    out = process.level(process.quantile(use.quantile)).out
+    level = LEVEL[torch.from_numpy(LABELS)[use.image]].double()
+    assert torch.allclose(use.true * out**2, torch.zeros(70).double(), atol=1e-4)
+    assert torch.allclose(use.null * out**2, (level - 0.5).square(), rtol=1e-2, atol=1e-2)
+    assert use.gap("wrong", 0, 0.5)[0] > use.gap("wrong", 0.5, 1)[0] > 0
+
+
 def test_gap_interval_equals_numpy():
     use = label_use(Believer(), Flat(), OBJECTIVE, evaluations=70, batch_size=16)
     difference, image, t = ((use.wrong - use.true).numpy(), use.image.numpy(), use.quantile.numpy())

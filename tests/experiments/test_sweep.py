@@ -229,7 +229,7 @@ def test_sweep_without_extractor_has_diagnostics(model, tmp_path):
         (["--count", "2"], "total over 3 classes"),
         (["--sampler", "dpm"], "got 'dpm'. Did you mean dpm++"),
         (["--sampler", "ddim", "--spacing", "trailing", "--steps", "30"], "g1_ddim30_trailing cannot be sampled"),
-        (["--interval", "2-3"], "fraction of the timesteps"),
+        (["--interval", "2-3"], "fraction of the way from image to noise"),
         (["--guidance", "1:x:2"], "from:to:step"),
         (["--guidance", "2", "--w", "1"], "give one of them"),
         (["--steps", "2.5"], "whole"),

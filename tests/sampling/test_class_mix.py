@@ -9,13 +9,15 @@ from conftest import tiny_unet
 
 from diffusion_adagn import ClassConditionalPipeline, LabelSpace
 from diffusion_adagn.config import DiffusionConfig
-from diffusion_adagn.diffusion.schedule import make_scheduler
+from diffusion_adagn.diffusion.schedule import make_process, make_scheduler
 from diffusion_adagn.errors import InputError
 from diffusion_adagn.models.conditioning import CONDITIONING
 from diffusion_adagn.sampling.class_mix import ClassInterpolation, ClassMix, ClassPlan, modulation_table
 
 LABELS = LabelSpace(("cat", "dog", "tench, Tinca tinca"))
 CAT, DOG, NULL = 0, 1, 3
+SETTINGS = {"ddpm": {}, "edm": {"sigma_data": 0.5}, "flow": {}}
+PROCESSES = [make_process(DiffusionConfig(process=name, **settings)) for name, settings in SETTINGS.items()]
 CLASS_CONDITIONED = [k for k, kind in CONDITIONING.items() if kind.class_input is not None]
 
 
@@ -308,6 +310,48 @@ def test_place_and_time_together(deep):
     assert {s.name for s in deep if late[s.name] == CAT} == {s.name for s in deep if s.resolution <= 8}
 
 
+@pytest.mark.parametrize("process", PROCESSES, ids=lambda p: p.name)
+def test_noise_level_rules_of_each_process(deep, process):
+    mix = ClassMix.parse("dog,cat@sigma>2", LABELS, deep, process)
+    names = [s.name for s in deep]
+    for sigma, expected in ((0.05, DOG), (1.99, DOG), (2.01, CAT), (50.0, CAT)):
+        assert set(mix.class_by_site(process.time_of(sigma), names).values()) == {expected}, sigma
+    ClassMix.parse("cat@sigma>0.5,dog@sigma<=0.5", LABELS, deep, process)  # all are covered
+    first, last = (ClassMix.parse(f"dog,cat@{rule}", LABELS, deep, process) for rule in ("sigma>0.0001", "sigma<1"))
+    assert set(first.class_by_site(process.times[0], names).values()) == {CAT}
+    assert set(last.class_by_site(process.times[1], names).values()) == {DOG}
+    for text, message in (
+        ("cat@sigma>2,dog@sigma<2", r"no rule covers .* at (t|sigma) = "),
+        ("cat@sigma<0.0001,dog", "matches no noise level: sigma is from 0.0"),
+    ):
+        with pytest.raises(InputError, match=message):
+            ClassMix.parse(text, LABELS, deep, process)
+    if process.name == "edm":
+        with pytest.raises(InputError, match="no timesteps; write a noise level, such as sigma>2"):
+            ClassMix.parse("dog,cat@t>600", LABELS, deep, process)
+        with pytest.raises(InputError, match="at sigma = 2 "):
+            ClassMix.parse("cat@sigma>2,dog@sigma<2", LABELS, deep, process)
+
+
+@pytest.mark.parametrize("process", PROCESSES[1:], ids=lambda p: p.name)
+def test_noise_level_mix_is_sampled(process):
+    scheduler = make_scheduler(DiffusionConfig(process=process.name, **SETTINGS[process.name]))
+    pipe = ClassConditionalPipeline(tiny_unet(), scheduler, LABELS)
+    pipe.set_progress_bar_config(disable=True)
+    middle = {"edm": 0.0, "flow": 500.0}[process.name]  # the time at sigma = 1
+
+    class ByHand:
+        name, class_id = "by hand", None
+
+        def modulation(self, unet, t):
+            return unet.modulation(t, torch.tensor([DOG if t > middle else CAT]))
+
+    settings = {"seeds": [0], "num_inference_steps": 4, "output_type": "np"}
+    mixed = pipe(class_plan="cat,dog@sigma>1", **settings).images
+    assert np.array_equal(mixed, pipe(class_plan=ByHand(), **settings).images)
+    assert np.abs(mixed - pipe("cat", **settings).images).max() > 1e-3
+
+
 @pytest.mark.parametrize(
     ("text", "classes"),
     [
@@ -349,7 +393,7 @@ def test_single_rule_is_a_class(deep):
         ("cat@64,dog", "'cat@64' matches no site. There are .* 4x4, 8x8, 16x16, 32x32 and depth 0.."),
         ("cat@coarse&fine,dog", "matches no site"),
         ("cat@side.*,dog", "matches no site.*named like down.0"),
-        ("cat@t>2000,dog", "matches no noise level: t is from 0 to 999"),
+        ("cat@t>2000,dog", "matches no noise level: sigma is from 0.01 to 157, t from 0 to 999"),
         ("cat@t>5&t<5,dog", "matches no noise level"),
         ("cat,dog", "both apply everywhere"),
         ("cat@coarse", r"no rule covers \d+ of \d+ sites \(down.0.*, \.\.\.\): add a rule"),

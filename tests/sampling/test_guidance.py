@@ -110,6 +110,41 @@ def test_interval_units_agree():
     assert "no guidance: 10" in Guidance(1.0, "t:301-302").describe(calls)
 
 
+@pytest.mark.parametrize("process", ["ddpm", "edm", "flow"])
+def test_intervals_of_each_process(process):
+    pipe = process_pipeline(process)
+    set_timesteps(pipe.scheduler, 12)
+    calls = model_evals(pipe.scheduler)
+    for text, value in (("sigma:0.3-5", lambda c: c.sigma), ("0.2-0.8", lambda c: c.share)):
+        interval = Interval.parse(text)
+        on = [c.index for c in calls if interval.contains(c)]
+        assert on == [c.index for c in calls if interval.low <= value(c) <= interval.high] and 0 < len(on) < len(calls)
+        assert np.isfinite(sample(pipe, guidance=Guidance(2.0, text), num_inference_steps=3)).all()
+    assert all(0 <= c.share <= 1 for c in calls)
+    words = Guidance(2.0, "sigma:0.3-5").describe(calls, process != "edm")
+    assert "(sigma:" in words and (", t:" in words) == (process != "edm")
+    if process == "edm":
+        for reject in (
+            lambda: pipe.check_guidance(Guidance(2.0, "t:200-800")),
+            lambda: sample(pipe, guidance=Guidance(2.0, "t:1-9")),
+        ):
+            with pytest.raises(
+                InputError, match=r"process edm does not have: .* sigma:0.3-5; sampling goes from 80 to 0.002"
+            ):
+                reject()
+    else:
+        assert [c.t for c in calls if Interval.parse("t:400-600").contains(c)] == [
+            c.t for c in calls if 400 <= c.t <= 600
+        ]
+
+
+def process_pipeline(process):
+    diffusion = DiffusionConfig(process=process, sigma_data=0.5 if process == "edm" else None)
+    pipe = ClassConditionalPipeline(tiny_unet(), make_scheduler(diffusion), NAMES)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe.use_sampler("euler", None if process == "ddpm" else "karras")
+
+
 @pytest.mark.parametrize("text", ["t:1-2", "sigma:0.28-5.4", "steps:0-4", "0.2-0.8", "sigma:1e-3-inf"])
 def test_interval_text_round_trips(text):
     assert Interval.parse(str(Interval.parse(text))) == Interval.parse(text)

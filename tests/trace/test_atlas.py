@@ -1,16 +1,21 @@
 """The atlas against hooks in a forward pass; its statistics against slow references and networks with known properties."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
 from conftest import tiny_unet
 
 from diffusion_adagn import LabelSpace
+from diffusion_adagn.config import DiffusionConfig
+from diffusion_adagn.diffusion.schedule import make_process
 from diffusion_adagn.errors import InputError
 from diffusion_adagn.models.conditioning import CONDITIONING
 from diffusion_adagn.trace import atlas as atlas_module
 from diffusion_adagn.trace.analysis import class_geometry, count_channels, drift, gain_and_shift, variance_fractions
 from diffusion_adagn.trace.atlas import Atlas
+from diffusion_adagn.trace.levels import evenly_spread
 
 LABELS = LabelSpace(("cat", "dog", "eel"))
 EACH_CONDITIONING = pytest.mark.parametrize("conditioning", CONDITIONING)
@@ -111,6 +116,37 @@ def test_atlas_save_and_load(tmp_path, conditioning):
     (tmp_path / "bad.npz").write_bytes(b"PK no")
     with pytest.raises(InputError, match="not an atlas"):
         Atlas.load(tmp_path / "bad.npz")
+
+
+@pytest.mark.parametrize("name", ["ddpm", "edm", "flow"])
+def test_atlas_of_each_process(tmp_path, name):
+    unet, process = tiny_unet(), make_process(DiffusionConfig(process=name, sigma_data=0.5 if name == "edm" else None))
+    atlas = Atlas.of(unet, LABELS, timesteps=4, process=process)
+    assert atlas.timesteps.tolist() == evenly_spread(process, 4) and (np.diff(atlas.sigma) > 0).all()
+    site = unet.sites()[1].name
+    expected = unet.modulation(torch.tensor([atlas.timesteps[2]], dtype=torch.float32), torch.tensor([1]))[site].gamma
+    assert np.allclose(atlas.sites[site].fields["gamma"].values[2, 1], expected[0].detach().numpy(), atol=1e-5)
+    loaded = Atlas.load(atlas.save(tmp_path / "atlas.npz"))
+    assert loaded.process == name and np.array_equal(loaded.sigma, atlas.sigma)
+    assert loaded.levels.words(1) == atlas.levels.words(1)
+    if name == "ddpm":
+        assert atlas.timesteps.tolist() == Atlas.of(unet, LABELS, timesteps=4).timesteps.tolist()
+    else:
+        with pytest.raises(InputError, match="differ in process"):
+            drift(Atlas.of(unet, LABELS, timesteps=4), atlas)
+
+
+def test_atlas_of_an_older_version_loads(tmp_path):
+    """Without noise levels and without the name of the process."""
+    file = Atlas.of(tiny_unet(), LABELS, timesteps=3).save(tmp_path / "atlas.npz")
+    with np.load(file) as arrays:
+        values = dict(arrays)
+    header = json.loads(str(values.pop("atlas")))
+    del header["process"]
+    np.savez(tmp_path / "old.npz", atlas=json.dumps(header), **values)
+    old = Atlas.load(tmp_path / "old.npz")
+    assert "sigma" not in values and (old.sigma, old.process) == (None, "ddpm")
+    assert old.levels.words(2) == "t = 999"
 
 
 def test_atlas_without_classes():

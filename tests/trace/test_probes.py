@@ -83,7 +83,7 @@ def test_sensitivity_and_its_band():
     result = label_sensitivity(unet, OBJECTIVE, X0, Y, GRID)
     assert result.against == "null" and (result.prediction > 0).all()
     low, high = result.band()
-    assert low <= GRID[int(result.x0.argmax())] <= high
+    assert low <= result.levels.sigmas[int(result.x0.argmax())] <= high
     assert label_sensitivity(tiny_unet(null_class=False), OBJECTIVE, X0, Y, GRID).against == "another class"
     ignores_class = label_sensitivity(tiny_unet(conditioning="none"), OBJECTIVE, X0, Y, GRID)
     assert not ignores_class.x0.any() and not ignores_class.prediction.any()

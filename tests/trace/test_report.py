@@ -11,9 +11,12 @@ from conftest import tiny_unet
 from PIL import Image
 
 from diffusion_adagn import LabelSpace
+from diffusion_adagn.config import DiffusionConfig
+from diffusion_adagn.diffusion.schedule import make_process
 from diffusion_adagn.evaluation.label_usage import LabelUse
 from diffusion_adagn.models.conditioning import CONDITIONING
 from diffusion_adagn.models.unet import Site
+from diffusion_adagn.sampling.guidance import Interval
 from diffusion_adagn.trace import sentences as say
 from diffusion_adagn.trace.analysis import (
     ChannelCounts,
@@ -28,20 +31,27 @@ from diffusion_adagn.trace.analysis import (
 )
 from diffusion_adagn.trace.atlas import Atlas
 from diffusion_adagn.trace.drawing import Drawing, diverging, sequential
+from diffusion_adagn.trace.levels import NoiseLevels, evenly_spread, training_bins
 from diffusion_adagn.trace.plots import ticks
 from diffusion_adagn.trace.probes import Influence, Sensitivity
 from diffusion_adagn.trace.report import TraceReport, TraceResults, write_report
 
 LABELS = LabelSpace(("cat", "dog", "eel"))
+DDPM = make_process(DiffusionConfig())
+EDM, FLOW = (make_process(DiffusionConfig(process=p, sigma_data=s)) for p, s in (("edm", 0.5), ("flow", None)))
 NASTY = ("<script>alert('&')</script>", "x" * 200, "日本語 \u202e\ud800 \x07")
 
 
-def atlas_of(labels=LABELS, change=None, **settings):
+def atlas_of(labels=LABELS, change=None, process=DDPM, **settings):
     unet = tiny_unet(num_classes=labels.K or None, **settings)
     with torch.no_grad():
         if change:
             change(unet)
-    return Atlas.of(unet, labels, timesteps=6)
+    return Atlas.of(unet, labels, timesteps=6, process=process)
+
+
+def levels_at(*timesteps: int) -> NoiseLevels:
+    return NoiseLevels.of(DDPM, timesteps)
 
 
 def losses(gap: float, noise: float = 0.01, n: int = 400) -> LabelUse:
@@ -52,18 +62,19 @@ def losses(gap: float, noise: float = 0.01, n: int = 400) -> LabelUse:
     return LabelUse(quantile, torch.arange(n) % 50, true, true + gap + spread, true + gap / 2 + spread)
 
 
-def made_up_results(atlas: Atlas, **changes) -> TraceResults:
+def made_up_results(atlas: Atlas, process=DDPM, **changes) -> TraceResults:
     """Results with every part, with invented numbers."""
-    sites, t = list(atlas.sites), [20, 300, 500, 700, 980]
+    sites, levels = list(atlas.sites), NoiseLevels.of(process, evenly_spread(process, 5))
     rng = np.random.default_rng(0)
     bump = np.array([0.1, 0.6, 1.0, 0.6, 0.1])
     parts = {
         "title": "runs/digits",
         "description": "EMA weights of runs/digits after 400 steps",
         "atlas": atlas,
-        "influence": [Influence(i, sites, t, rng.random((len(sites), 5)), bump) for i in ("swap", "null")],
-        "sensitivity": Sensitivity(t, bump, bump / 2, "null"),
+        "influence": [Influence(i, sites, levels, rng.random((len(sites), 5)), bump) for i in ("swap", "null")],
+        "sensitivity": Sensitivity(levels, bump, bump / 2, "null"),
         "label_use": losses(0.1),
+        "process": process,
         "mixing": (["cat", "cat coarse, dog fine"], [[np.full((8, 8, 1), v, np.uint8)] * 3 for v in (10, 200)]),
         "drift": drift(atlas, atlas),
         "next_commands": ["adagn sample runs/digits --classes 'a&b'"],
@@ -186,9 +197,35 @@ def test_large_report_is_below_2_megabytes(tmp_path):
     assert len(atlas.sites) >= 100
     t = list(range(0, 1000, 20))
     change = np.random.default_rng(0).random((len(atlas.sites), 50))
-    influence = [Influence(i, list(atlas.sites), t, change, change[0]) for i in ("swap", "null", "freeze")]
+    influence = [
+        Influence(i, list(atlas.sites), NoiseLevels.of(DDPM, t), change, change[0]) for i in ("swap", "null", "freeze")
+    ]
     page = write_report(made_up_results(atlas, influence=influence), tmp_path)[0]
     assert page.stat().st_size < 2e6
+
+
+@pytest.mark.parametrize("process", [DDPM, EDM, FLOW], ids=lambda p: p.name)
+def test_noise_levels_are_the_axis_of_each_process(process):
+    results = made_up_results(atlas_of(process=process), process)
+    report = TraceReport(results)
+    images = {s.name: s.image for s in report.sections() if isinstance(s.image, Drawing)}
+    for name in ("spread", "influence", "sensitivity", "label_use"):
+        texts = [getattr(shape, "text", "") for shape in images[name].shapes]
+        assert any("noise level sigma" in t for t in texts)
+        assert any("timestep t" in t for t in texts) == (process.name != "edm")
+    sentences = " ".join(report_sentences(results))
+    assert sentences.count("sigma ") >= 4 and ("t = " in sentences) == (process.name != "edm")
+    low, high = results.sensitivity.band()
+    text = re.search(r"--interval (sigma:\S+)\)", sentences)[1]
+    interval = Interval.parse(text)  # of three digits, and not narrower
+    assert 0.99 * low < interval.low <= low * (1 + 1e-6) < high * (1 - 1e-6) <= interval.high < 1.01 * high
+
+
+def test_atlas_without_a_process_is_drawn_over_t():
+    atlas = Atlas.of(tiny_unet(), LABELS, timesteps=6)
+    spread = next(s for s in TraceReport(TraceResults("a", "b", atlas)).sections() if s.name == "spread")
+    texts = [getattr(shape, "text", "") for shape in spread.image.shapes]
+    assert "timestep t" in texts and "999" in texts and "sigma" not in spread.sentence
 
 
 # ---------------------------------------------------------------------- models with known properties
@@ -240,7 +277,9 @@ def test_zero_projection_is_reported(tmp_path):
 
 def test_used_and_unused_labels_differ(tmp_path):
     trained, untrained = (
-        made_up_results(atlas_of(), label_use=losses(gap), sensitivity=Sensitivity([0, 400, 600, 999], x0, x0, "null"))
+        made_up_results(
+            atlas_of(), label_use=losses(gap), sensitivity=Sensitivity(levels_at(0, 400, 600, 999), x0, x0, "null")
+        )
         for gap, x0 in ((0.1, np.array([0, 0.3, 0.2, 0.1])), (0.0, np.zeros(4)))
     )
     used, unused = (write_report(f, tmp_path / n)[0].read_text() for f, n in ((trained, "a"), (untrained, "b")))
@@ -271,7 +310,7 @@ def test_only_losses_decide_whether_the_label_is_used(gap, noise, state, words):
 
 
 def test_verdict_without_images_is_open():
-    state, sentence = say.verdict(None, Sensitivity([0], np.array([0.25]), np.array([1.0]), "null"), 1.0, 3)
+    state, sentence = say.verdict(None, Sensitivity(levels_at(0), np.array([0.25]), np.array([1.0]), "null"), 1.0, 3)
     assert state == "open" and "held-out images are needed" in sentence and "0.25" in sentence
     assert say.verdict(None, None, 1.0, 3)[0] == "open"
     assert say.verdict(None, None, 0.0, 3)[0] == "unused"
@@ -338,38 +377,45 @@ def test_geometry_sentences():
 
 def test_influence_and_band_sentences():
     change = np.zeros((3, 2))
-    still = Influence("swap", ["a", "b", "c"], [0, 500], change, np.zeros(2))
+    still = Influence("swap", ["a", "b", "c"], levels_at(0, 500), change, np.zeros(2))
     assert "changes nothing" in say.site_influence(still, {})
     change = change.copy()
     change[1, 1] = 0.2
     assert "Only B matters" in say.site_influence(
-        Influence("swap", ["a", "b", "c"], [0, 500], change, change[1]), {"b": "B"}
+        Influence("swap", ["a", "b", "c"], levels_at(0, 500), change, change[1]), {"b": "B"}
     )
     change[0, 0] = 0.1
-    sentence = say.site_influence(Influence("null", ["a", "b", "c"], [0, 500], change, np.array([0.1, 0.4])), {})
+    sentence = say.site_influence(
+        Influence("null", ["a", "b", "c"], levels_at(0, 500), change, np.array([0.1, 0.4])), {}
+    )
     assert sentence == (
-        "Given the null label, b moves the predicted image most, by RMS 0.2 at t = 500; all at once by up to 0.4 (t = 500); "
+        "Given the null label, b moves the predicted image most, by RMS 0.2 at sigma = 3.44, t = 500; all at once by up to 0.4 "
+        "(sigma = 3.44, t = 500); "
         "1 of 3 move nothing."
     )
 
     def band(*x0, unused=False):
-        return say.guidance_band(Sensitivity([0, 250, 500, 750], np.array(x0), np.ones(4), "null"), unused)
+        return say.guidance_band(Sensitivity(levels_at(0, 250, 500, 750), np.array(x0), np.ones(4), "null"), unused)
 
-    assert "between t = 250 and t = 500: a candidate band for guidance, in timesteps" in band(0.1, 0.3, 0.4, 0.1)
+    found = band(0.1, 0.3, 0.4, 0.1)
+    assert (
+        "over sigma = 0.958 to 3.44 (t = 250 to 500): a candidate band for guidance (--interval sigma:0.958-3.45)"
+        in found
+    )
     assert "nothing for guidance to amplify" in band(0, 0, 0, 0)
     assert "no band stands out" in band(0.3, 0.3, 0.31, 0.3) and "no band stands out" in band(0.3, 0.5, 0.5, 0.3)
     assert "too narrow" in band(0, 0, 1, 0)
     assert "candidate" not in band(0.1, 0.3, 0.4, 0.1, unused=True)
 
 
-def test_use_over_time_sentences():
-    edges = [0, 250, 500, 1000]
-    sentence = say.use_over_time([(0.1, 0.02), (0.3, 0.1), (0.01, 0.02)], edges)
-    assert "in 2 of 3 bins of timesteps, most at t = 250 to 499 (by 0.30 ± 0.10)" in sentence
-    assert say.use_over_time([(0.1, 0.2), None, (-0.3, 0.1)], edges).endswith(
-        "At t = 500 to 999 the true label makes the loss higher."
+def test_use_over_levels_sentences():
+    bins = training_bins(DDPM, 3)
+    sentence = say.use_over_levels([(0.1, 0.02), (0.3, 0.1), (0.01, 0.02)], bins)
+    assert "in 2 of 3 bins of noise levels, most at sigma = 1.47 to 9.49 (t = 334 to 666) (by 0.30 ± 0.10)" in sentence
+    assert say.use_over_levels([(0.1, 0.2), None, (-0.3, 0.1)], bins).endswith(
+        "At sigma = 9.55 to 157 (t = 667 to 999) the true label makes the loss higher."
     )
-    assert say.use_over_time([None] * 3, edges) == "No timestep was measured."
+    assert say.use_over_levels([None] * 3, bins) == "No noise level was measured."
 
 
 def test_channel_mixing_and_drift_sentences():
@@ -451,4 +497,6 @@ def test_unused_label_has_no_shaded_band():
     assert titles and not any(" to " in t for t in titles)
     results.label_use = losses(0.1)
     images = {s.name: s.image for s in TraceReport(results).sections()}
-    assert any(getattr(s, "title", "") == "t = 300 to 700" for s in images["sensitivity"].shapes)
+    assert any(
+        getattr(s, "title", "") == "sigma = 0.958 to 17.2 (t = 250 to 749)" for s in images["sensitivity"].shapes
+    )

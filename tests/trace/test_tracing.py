@@ -11,7 +11,6 @@ from conftest import ROOT, one_line, tiny_unet
 from diffusion_adagn import ClassConditionalPipeline, LabelSpace
 from diffusion_adagn.cli.main import main
 from diffusion_adagn.config import DiffusionConfig
-from diffusion_adagn.diffusion.loss import DiffusionLoss
 from diffusion_adagn.diffusion.schedule import make_process, make_scheduler
 from diffusion_adagn.interop.unet2d import from_unet2d, to_unet2d
 from diffusion_adagn.models.conditioning import CONDITIONING
@@ -24,10 +23,10 @@ from diffusion_adagn.trace.tracing import probed_timesteps
 DIGITS = LabelSpace(tuple("0123456789"))
 
 
-def saved(folder, labels=DIGITS, **changes):
+def saved(folder, labels=DIGITS, diffusion=DiffusionConfig(schedule="cosine"), **changes):  # noqa: B008
     """A pipeline folder of a tiny network without zero weights."""
     unet = tiny_unet(num_classes=labels.K or None, null_class=labels.has_null and bool(labels.K), **changes)
-    ClassConditionalPipeline(unet, make_scheduler(DiffusionConfig(schedule="cosine")), labels).save_pretrained(folder)
+    ClassConditionalPipeline(unet, make_scheduler(diffusion), labels).save_pretrained(folder)
     return folder
 
 
@@ -114,6 +113,30 @@ def test_trace_without_null_or_classes(tmp_path, labels):
     )
 
 
+@pytest.mark.parametrize("process", ["edm", "flow"])
+def test_trace_of_each_process(tmp_path, process, capsys, monkeypatch):
+    monkeypatch.setattr(tracing, "label_check", functools.partial(label_check, evaluations=90))
+    diffusion = DiffusionConfig(process=process, sigma_data=0.6 if process == "edm" else None)
+    folder, out = saved(tmp_path / "net", diffusion=diffusion), tmp_path / "t"
+    argv = ["trace", str(folder), "--timesteps", "3", "--images", "2", "--against", "digits"]
+    assert main([*argv, "--out", str(out), "--debug"]) == 0
+    report = text_of(out / "report.html")
+    # untrained, the label is not used; the figures are of noise levels
+    assert "sigma = " in report and "noise level sigma" in report and ("timestep t:" in report) == (process != "edm")
+    assert ("t = " in report.split("What each number means")[0]) == (process == "flow")
+    assert Atlas.load(out / "atlas.npz").sigma[0] == pytest.approx(0.002)
+    assert main([*argv, "--label_check"]) == 3
+    assert "90 held-out images" in capsys.readouterr().out
+
+
+def test_label_check_uses_the_training_noise_of_the_run(run):
+    pipe = ClassConditionalPipeline.from_pretrained(str(run))
+    assert tracing.objective_of(pipe, run).process.same_levels(pipe.process)
+    other = make_scheduler(DiffusionConfig(process="edm", sigma_data=0.5))
+    edm = ClassConditionalPipeline(pipe.unet, other, pipe.labels)
+    assert tracing.objective_of(edm, run).process is edm.process  # of another process than the run's
+
+
 def test_imported_network_has_same_atlas():
     unet = tiny_unet(num_classes=10)
     back = from_unet2d(to_unet2d(unet), null_class=True)
@@ -127,11 +150,11 @@ def test_imported_network_has_same_atlas():
 
 def test_eps_probes_need_signal():
     for prediction, last in (("eps", None), ("v", 999), ("x0", 999)):
-        objective = DiffusionLoss(make_process(DiffusionConfig(schedule="cosine", prediction=prediction)))
-        grid = probed_timesteps(objective)
+        process = make_process(DiffusionConfig(schedule="cosine", prediction=prediction))
+        grid = probed_timesteps(process)
         assert len(grid) == 3 and grid[0] == 0
         if last is None:
-            alpha = objective.process.level(torch.arange(1000)).alpha
+            alpha = process.level(torch.arange(1000)).alpha
             assert alpha[grid[-1]] >= 0.05 > alpha[grid[-1] + 1]
         else:
             assert grid[-1] == last

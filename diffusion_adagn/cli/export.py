@@ -26,11 +26,14 @@ def run(args: argparse.Namespace) -> int | None:
     from ..runs.layout import check_model_path
 
     check_model_path(args.run)
-    from ..interop.export import export_diffusers, stock_sample_command
+    from ..interop.export import export_diffusers, sampler_note, stock_sample_command
 
     out = export_diffusers(args.run, args.dir, args.weights, args.overwrite)
+    print(out)
+    if note := sampler_note(out):
+        print(note)
     print(
-        f"{out}\nA stock diffusers pipeline: unet/ (UNet2DModel), scheduler/ and adagn_label_pipeline.py, which\n"
+        "A stock diffusers pipeline: unet/ (UNet2DModel), scheduler/ and adagn_label_pipeline.py, which\n"
         + with_commands(
             "trust_remote_code=True runs. This package is not needed to sample it:", stock_sample_command(out)
         )

@@ -26,11 +26,9 @@ def with_options(line: str, **options: object) -> str:
     for option, value in options.items():
         if value is True:
             words.append(f"--{option}")
-        elif value is not None and str(value).startswith("-"):
-            words.append(f"--{option}={value}")
         elif value is not None:
-            words += [f"--{option}", str(value)]
-    return " ".join([line, shell_line(words)]) if words else line
+            words += [f"--{option}={value}"] if str(value).startswith("-") else [f"--{option}", str(value)]
+    return f"{line} {shell_line(words)}" if words else line
 
 
 def shell_line(words: Iterable[str]) -> str:
@@ -68,9 +66,8 @@ def overwrite_hint(text: str, typed: str, out: str | Path) -> str:
     overwrite = f"{typed} --overwrite"
     if " --out" in typed:
         return with_commands(f"{text}: give another --out, or replace it:", overwrite)
-    return with_commands(
-        f"{text}. Replace it, or write elsewhere:", overwrite, with_options(typed, out=unused_path(str(out)))
-    )
+    elsewhere = with_options(typed, out=unused_path(str(out)))
+    return with_commands(f"{text}. Replace it, or write elsewhere:", overwrite, elsewhere)
 
 
 def resume_command(run: str | Path) -> str:
@@ -80,9 +77,8 @@ def resume_command(run: str | Path) -> str:
 
 def unused_path(path: str) -> str:
     """The path, or the first of path-2, path-3, ... that does not exist."""
-    return next(
-        name for name in itertools.chain([path], (f"{path}-{i}" for i in itertools.count(2))) if not Path(name).exists()
-    )
+    names = itertools.chain([path], (f"{path}-{i}" for i in itertools.count(2)))
+    return next(name for name in names if not Path(name).exists())
 
 
 def _quote(word: str) -> str:

@@ -14,26 +14,14 @@ from typing import Annotated, Any, Literal, get_args
 
 import yaml
 from annotated_types import Ge, Gt, Le
-from pydantic import AfterValidator, BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, TypeAdapter, model_validator
 
 from . import recipes
 from .errors import InputError, UsageError, reject_first
 from .labels import LabelSpace
 from .models.config import ModelConfig, check_size
 from .renamed import CONFIG_KEYS
-from .schema import (
-    MAX_YAML,
-    NO_OPTION,
-    RESUMABLE,
-    Layer,
-    Option,
-    build,
-    fields_of,
-    flatten,
-    read_document,
-    settings,
-    short_repr,
-)
+from .schema import NO_OPTION, RESUMABLE, Layer, Option, build, fields_of, flatten, read_document, settings, short_repr
 
 DEVICE = r"(?i:auto|cpu|cuda(:\d{1,3})?|mps)"  # the words of speed.device and --device
 
@@ -44,9 +32,8 @@ def _check_device(device: str) -> str:
     return device
 
 
-_DEVICE_HELP = (
-    "auto: a CUDA GPU if there is one, else Apple's (mps), else the CPU; or cpu, cuda, cuda:1 (one process alone), mps."
-)
+_DEVICE_HELP = "auto: a CUDA GPU if there is one, else Apple's (mps), else the CPU; "
+_DEVICE_HELP += "or cpu, cuda, cuda:1 (one process alone), mps."
 Device = Annotated[str, AfterValidator(_check_device), Field(description=_DEVICE_HELP), Option(metavar="DEVICE")]
 Precision = Literal["auto", "fp32", "bf16", "fp16", "tf32"]
 Sampler = Literal["ddpm", "ddim", "dpm++", "unipc", "euler", "heun"]
@@ -125,8 +112,10 @@ class DiffusionConfig:
     """Rescale the schedule so that the last timestep is pure noise (needs prediction x0 or v)."""
     prediction: Literal["eps", "x0", "v"] = "eps"
     """What the network predicts under ddpm; edm and flow determine it."""
-    loss_weight: Literal["uniform", "min_snr"] = "uniform"
-    """Weight of the loss by timestep."""
+    loss_weight: Literal["uniform", "min_snr", "learned"] = "uniform"
+    """Weight of the loss by noise level. uniform: the error of the network's own output, which is EDM's weight under edm
+    and flow matching's under flow. min_snr: min-SNR-gamma (ddpm). learned: by an uncertainty that is learned beside the
+    network (EDM2), so that all noise levels contribute alike; the logged losses are without it."""
     min_snr_gamma: Annotated[float, Ge(1e-6)] = 5.0
     """Gamma of min-SNR-gamma weighting."""
     timestep_spacing: Literal["leading", "trailing", "linspace"] | None = None
@@ -144,12 +133,16 @@ class DiffusionConfig:
         """Settings of another process than the one chosen are errors: they would have no effect."""
         process, default = self.process, type(self)
         names = ("schedule", "num_train_timesteps", "zero_snr", "prediction", "timestep_spacing", "learned_variance")
-        of_ddpm = [name for name in names if getattr(self, name) != getattr(default, name)]
+        of_ddpm = [
+            f"diffusion.{name} {getattr(self, name)} (default {getattr(default, name)})"
+            for name in names
+            if getattr(self, name) != getattr(default, name)
+        ]
         drawn = self.noise or ("uniform" if process == "ddpm" else "log_normal")
-        why = {"edm": "its noise levels and preconditioning", "flow": "its straight lines"}.get(process)
+        why = {"edm": "noise levels and preconditioning", "flow": "straight lines"}.get(process)
         faults = {
-            f"diffusion.{', diffusion.'.join(of_ddpm)} under diffusion.process {process}: {why} determine these. Leave them out, "
-            "or set diffusion.process to ddpm": process != "ddpm" and bool(of_ddpm),
+            f"{', '.join(of_ddpm)} under diffusion.process {process}, which has {why} instead. Give the default, or set "
+            "diffusion.process to ddpm": process != "ddpm" and bool(of_ddpm),
             f"diffusion.loss_weight min_snr under diffusion.process {process} with noise {drawn}: it is defined for ddpm with uniform "
             "timesteps. Set diffusion.loss_weight to uniform": self.loss_weight == "min_snr"
             and (process, drawn) != ("ddpm", "uniform"),
@@ -174,20 +167,15 @@ class DiffusionConfig:
 
     @model_validator(mode="after")
     def _check_zero_snr(self) -> DiffusionConfig:
-        if self.zero_snr and self.prediction == "eps":
-            raise InputError(
-                "diffusion.zero_snr with diffusion.prediction eps divides by zero at the last timestep, which is pure noise: "
-                "there eps does not determine the image. Set diffusion.prediction to v or x0."
-            )
-        if self.zero_snr and self.loss_weight == "min_snr":
-            raise InputError(
-                "diffusion.loss_weight min_snr gives the last timestep weight 0 under diffusion.zero_snr, so sampling would "
-                "start from an untrained prediction. Set diffusion.loss_weight to uniform, or diffusion.zero_snr to false."
-            )
-        if self.zero_snr and self.timestep_spacing not in (None, "trailing"):
-            raise InputError(
-                "diffusion.zero_snr needs diffusion.timestep_spacing trailing: sampling must start at T-1."
-            )
+        fault = ""
+        if self.prediction == "eps":
+            fault = "with diffusion.prediction eps divides by zero at the last timestep, which is pure noise: there eps does not determine the image. Set diffusion.prediction to v or x0"
+        elif self.loss_weight == "min_snr":
+            fault = "gives the last timestep weight 0 under diffusion.loss_weight min_snr, so sampling would start from an untrained prediction. Set diffusion.loss_weight to uniform, or diffusion.zero_snr to false"
+        elif self.timestep_spacing not in (None, "trailing"):
+            fault = "needs diffusion.timestep_spacing trailing: sampling must start at T-1"
+        if self.zero_snr and fault:
+            raise InputError(f"diffusion.zero_snr {fault}.")
         return self
 
 
@@ -273,12 +261,6 @@ class SpeedConfig:
     device: Annotated[Device, RESUMABLE] = "auto"
 
 
-def _check_labels(labels: dict | None) -> dict | None:
-    if labels is not None:
-        LabelSpace.from_dict(labels)
-    return labels
-
-
 @settings
 class RunConfig:
     """A whole training run."""
@@ -293,20 +275,22 @@ class RunConfig:
     diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
     speed: SpeedConfig = field(default_factory=SpeedConfig)
-    labels: Annotated[dict | None, AfterValidator(_check_labels), NO_OPTION] = None
+    labels: Annotated[dict | None, NO_OPTION] = None
     """The classes, recorded by the run; the data must have the same. Do not write it by hand."""
 
     @model_validator(mode="after")
     def _check_sections(self) -> RunConfig:
+        if self.labels is not None:
+            LabelSpace.from_dict(self.labels)
         sizes = {"sample_size": self.data.image_size or 1, "in_channels": self.data.channels or 1}
         check_size(dataclasses.asdict(self.model) | sizes)
-        dropout = self.training.label_dropout
+        dropout, fault = self.training.label_dropout, ""
         if dropout > 0 and not self.model.null_class and self.model.class_conditional:
-            raise InputError(
-                "training.label_dropout needs a null class to drop to. Set model.null_class to true, or training.label_dropout to 0."
-            )
-        if not self.model.class_conditional and dropout not in (0, TrainingConfig.label_dropout):
-            raise InputError("training.label_dropout has no meaning with model.class_conditional false. Set it to 0.")
+            fault = "needs a null class to drop to. Set model.null_class to true, or training.label_dropout to 0"
+        elif not self.model.class_conditional and dropout not in (0, TrainingConfig.label_dropout):
+            fault = "has no meaning with model.class_conditional false. Set it to 0"
+        if fault:
+            raise InputError(f"training.label_dropout {fault}.")
         return self
 
 
@@ -323,11 +307,12 @@ def read_config(file: str | Path | None = None, overrides: Mapping[str, str] | N
     Raises:
         InputError: an error in the file; UsageError: an error in the overrides. Both name the key and its place.
     """
-    layers = []
-    if file is not None:
-        path = recipes.find(file)
-        layers = [Layer(_read_yaml(path), f"in {path}")]
-    return _build(*layers, Layer(overrides or {}, "on the command line", UsageError))
+    values, path = {}, file and recipes.find(file)
+    if path:
+        values = read_document(path, is_yaml=True)
+        if values.get("speed") == "auto":  # the defaults
+            del values["speed"]
+    return _build(Layer(values, f"in {path}"), Layer(overrides or {}, "on the command line", UsageError))
 
 
 def with_overrides(config: RunConfig, overrides: Mapping[str, Any]) -> RunConfig:
@@ -362,23 +347,15 @@ def as_data_config(given: DataConfig | RunConfig | Mapping | str | Path) -> Data
     """
     if isinstance(given, DataConfig):
         return given
-    if isinstance(given, RunConfig):
-        return given.data
-    if isinstance(given, Mapping):
-        whole = any(str(key).partition(".")[0] == "data" for key in given)
-        return as_config(given if whole else {"data": given}).data
-    if str(given).endswith((".yaml", ".yml")):
-        return read_config(given).data
-    return as_config({"data": {"source": given}}).data
+    if not isinstance(given, RunConfig | Mapping) and not str(given).endswith((".yaml", ".yml")):
+        given = {"source": given}
+    if isinstance(given, Mapping) and not any(str(key).partition(".")[0] == "data" for key in given):
+        given = {"data": given}
+    return as_config(given).data
 
 
 def _build(*layers: Layer) -> RunConfig:
     return build(RunConfig, *layers, renamed=CONFIG_KEYS)
-
-
-def _read_yaml(path: Path) -> dict:
-    values = read_document(path, max_bytes=MAX_YAML, is_yaml=True)
-    return {key: value for key, value in values.items() if (key, value) != ("speed", "auto")}  # auto: the defaults
 
 
 # ---------------------------------------------------------------------- writing, comparing
@@ -387,12 +364,7 @@ def _read_yaml(path: Path) -> dict:
 def to_dict(config: RunConfig) -> dict:
     """Nested plain types, as YAML and JSON take them."""
 
-    def plain(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {k: plain(v) for k, v in value.items()}
-        return list(value) if isinstance(value, tuple) else value
-
-    return plain(dataclasses.asdict(config))
+    return TypeAdapter(RunConfig).dump_python(config, mode="json")
 
 
 def to_yaml(config: RunConfig) -> str:
@@ -402,11 +374,8 @@ def to_yaml(config: RunConfig) -> str:
 def differences(old: RunConfig, new: RunConfig) -> list[str]:
     """ "key: old -> new" for every setting that would change what a resumed run computes."""
     a, b = flatten(RunConfig, to_dict(old)), flatten(RunConfig, to_dict(new))
-    return [
-        f"{s.key}: {_short(a[s.key])} -> {_short(b[s.key])}"
-        for s in fields_of(RunConfig)
-        if not s.resumable and a[s.key] != b[s.key]
-    ]
+    changed = [s.key for s in fields_of(RunConfig) if RESUMABLE not in s.info.metadata and a[s.key] != b[s.key]]
+    return [f"{key}: {_short(a[key])} -> {_short(b[key])}" for key in changed]
 
 
 def _short(value: Any) -> str:

@@ -1,7 +1,8 @@
 """The two errors meant for users, and context managers that turn other errors into them."""
 
+import difflib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -29,12 +30,23 @@ def reject_first(faults: Mapping[str, object], before: str = "", after: str = ""
         raise InputError(f"{before}{fault}{after}")
 
 
+def did_you_mean(key: str, known: Iterable[str], most: int = 3) -> str:
+    """ " Did you mean ...?" with the keys of that name in other sections, then the most similar ones; or ""."""
+    near = [k for k in known if k.rpartition(".")[2] == key.rpartition(".")[2]]
+    near += [k for k in difflib.get_close_matches(key, known, most) if k not in near]
+    return f" Did you mean {' or '.join(near[:most])}?" if near else ""
+
+
+def one_line(error: BaseException, limit: int = 300) -> str:
+    """An error's message on one line, cut at this many characters."""
+    return " ".join(str(error).split())[:limit]
+
+
 def out_of_memory(error: BaseException) -> bool:
     """Whether an error means exhausted memory: in Python, NumPy or any of torch's allocators."""
     texts = r"out of memory|can't allocate memory|not enough memory|ALLOC_FAILED"
-    return isinstance(error, MemoryError) or (
-        isinstance(error, RuntimeError) and re.search(texts, str(error)) is not None
-    )
+    is_allocator = isinstance(error, RuntimeError) and re.search(texts, str(error)) is not None
+    return is_allocator or isinstance(error, MemoryError)
 
 
 def failed_allocation(error: BaseException) -> str:
@@ -67,10 +79,8 @@ def errors_as_input_error(folder: Path) -> Iterator[None]:
     except InputError:
         raise
     except Exception as error:
-        raise InputError(
-            f"{folder} is corrupted ({type(error).__name__}: {' '.join(str(error).split())[:300]}): make or copy it "
-            "again, or name another."
-        ) from error
+        text = f"{folder} is corrupted ({type(error).__name__}: {one_line(error)}): make or copy it again, or name another."
+        raise InputError(text) from error
 
 
 @contextmanager
@@ -79,6 +89,5 @@ def writing(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise InputError(
-            f"{folder} cannot be written to ({error.strerror or error}): make room, or name another folder."
-        ) from error
+        text = f"{folder} cannot be written to ({error.strerror or error}): make room, or name another folder."
+        raise InputError(text) from error

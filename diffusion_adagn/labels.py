@@ -16,7 +16,7 @@ from dataclasses import fields
 from typing import Annotated
 
 from annotated_types import MaxLen
-from pydantic import StrictBool, StrictInt, StrictStr
+from pydantic import AfterValidator, StrictBool, StrictInt, StrictStr
 
 from .errors import InputError
 from .schema import document
@@ -53,15 +53,13 @@ class LabelSpace:
             and of names differ.
     """
 
-    names: Annotated[tuple[str, ...], MaxLen(MAX_CLASSES)]
+    names: Annotated[tuple[Annotated[str, AfterValidator(_clean)], ...], MaxLen(MAX_CLASSES)]
     original_ids: tuple[StrictInt, ...] = ()
-    wnids: tuple[StrictStr, ...] = ()
+    wnids: tuple[Annotated[StrictStr, AfterValidator(_clean)], ...] = ()
     has_null: StrictBool = True
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "names", tuple(_clean(str(n)) for n in self.names))
-        object.__setattr__(self, "original_ids", tuple(int(i) for i in self.original_ids) or tuple(range(self.K)))
-        object.__setattr__(self, "wnids", tuple(_clean(str(w)) for w in self.wnids))
+        object.__setattr__(self, "original_ids", self.original_ids or tuple(range(self.K)))
         odd = next((i for i, name in enumerate(self.names) if not 0 < len(name) <= MAX_NAME_CHARS), None)
         if odd is not None:
             name = f"a name of {len(self.names[odd]):,} characters" if self.names[odd] else "an empty name"
@@ -70,10 +68,9 @@ class LabelSpace:
         if repeated:
             raise InputError(f"class names must be unique; given more than once: {', '.join(map(repr, repeated[:5]))}.")
         if len(self.original_ids) != self.K or (self.wnids and len(self.wnids) != self.K):
-            raise InputError(
-                f"a label space of {self.K} classes was given {len(self.original_ids)} original_ids and {len(self.wnids)} wnids; "
-                "expected one per class, or no wnids."
-            )
+            given = f"{len(self.original_ids)} original_ids and {len(self.wnids)} wnids"
+            text = f"a label space of {self.K} classes was given {given}; expected one per class, or no wnids."
+            raise InputError(text)
 
     @property
     def K(self) -> int:
@@ -113,12 +110,11 @@ class LabelSpace:
         """
         if isinstance(classes, str):
             return self._parse_text(classes)
-        if isinstance(classes, Iterable) and not isinstance(classes, bytes) and not hasattr(classes, "ndim"):
-            ids = [i for c in classes for i in (self._parse_text(c) if isinstance(c, str) else [self._check_id(c)])]
-        elif getattr(classes, "ndim", 0):  # arrays and tensors
-            ids = [self._check_id(c) for c in classes.reshape(-1).tolist()]
-        else:
-            ids = [self._check_id(classes)]
+        if hasattr(classes, "reshape"):  # arrays and tensors
+            classes = classes.reshape(-1).tolist()
+        elif not isinstance(classes, Iterable) or isinstance(classes, bytes):
+            classes = [classes]
+        ids = [i for c in classes for i in (self._parse_text(c) if isinstance(c, str) else [self._check_id(c)])]
         return ids or self._parse_text("")  # which raises
 
     def _parse_text(self, text: str) -> list[int]:
@@ -141,22 +137,14 @@ class LabelSpace:
         return ids
 
     def _resolve(self, word: str) -> int:
-        kind, colon, rest = word.partition(":")
-        if colon and kind in ("id", "name", "wnid") and word not in self.names:
-            word = rest.strip()
-        else:
-            kind = ""
-        is_null = word == "null" and not kind
+        prefix = re.match("(id|name|wnid):", word)
+        kind = prefix[1] if prefix and word not in self.names else ""
+        word = word.removeprefix(f"{kind}:").strip() if kind else word
         number = int(word) if kind in ("", "id") and re.fullmatch(r"[+-]?\d{1,18}", word) else None
-        named, numbered = [], []
-        if word in self.names and kind in ("", "name"):
-            named = [self.names.index(word)]
-        elif kind in ("", "name") and not is_null:
-            named = self._by_synonym(word)
-        if is_null and self.null_id is not None:
-            numbered = [self.null_id]
-        elif number is not None and word.isdecimal() and self._is_id(number):
-            numbered = [number]
+        named = self._by_name(word) if kind in ("", "name") else []
+        numbered = [number] if number is not None and word.isdecimal() and self._is_id(number) else []
+        if word == "null" and not kind:  # a class that is called Null is not meant
+            named, numbered = [i for i in named if self.names[i] == word], [self.K] * self.has_null
         ids = list(dict.fromkeys(named + numbered))
         if len(ids) > 1:
             ways = [f"id:{i}" if i in numbered or len(named) > 1 else f"name:{word}" for i in ids]
@@ -170,7 +158,10 @@ class LabelSpace:
             return self._check_id(number)
         raise InputError(self._unknown(word, kind))
 
-    def _by_synonym(self, word: str) -> list[int]:
+    def _by_name(self, word: str) -> list[int]:
+        """The class of exactly this name; else those of this name or, after that, this synonym in another case."""
+        if word in self.names:
+            return [self.names.index(word)]
         folded = word.casefold()
         for words in ([n.casefold()] for n in self.names), (n.casefold().split(", ") for n in self.names):
             ids = [i for i, names in enumerate(words) if folded in names]
@@ -183,13 +174,11 @@ class LabelSpace:
 
     def _check_id(self, value: object) -> int:
         try:
-            if isinstance(value, bool):
-                raise TypeError
-            number = operator.index(value)
+            number = None if isinstance(value, bool) else operator.index(value)
         except TypeError:
-            raise InputError(
-                f"a class is a name or a whole number, not {reprlib.repr(value)}. {self._help()}"
-            ) from None
+            number = None
+        if number is None:
+            raise InputError(f"a class is a name or a whole number, not {reprlib.repr(value)}. {self._help()}")
         if not self._is_id(number):
             raise InputError(f"class id {number} does not exist. {self._help()}")
         return number
@@ -270,24 +259,15 @@ class LabelSpace:
         """
         wrong = [i for i, count in Counter(ids).items() if count > 1 or i >= self.K]
         if wrong:
-            raise InputError(
-                f"a subset names no class more than once, and not 'null', id {self.null_id}, which is no class of the data: remove {wrong[0]}."
-            )
-        return LabelSpace(
-            names=tuple(self.names[i] for i in ids),
-            original_ids=tuple(self.original_ids[i] for i in ids),
-            wnids=tuple(self.wnids[i] for i in ids) if self.wnids else (),
-            has_null=self.has_null,
-        )
+            text = f"a subset names no class more than once, and not 'null', id {self.null_id}, which is no class of the data"
+            raise InputError(f"{text}: remove {wrong[0]}.")
+        kept = [tuple(of[i] for i in ids if of) for of in (self.names, self.original_ids, self.wnids)]
+        return LabelSpace(*kept, self.has_null)
 
     def to_dict(self) -> dict:
         """The fields as JSON/YAML types, for `from_dict`."""
-        return {
-            "names": list(self.names),
-            "original_ids": list(self.original_ids),
-            "wnids": list(self.wnids),
-            "has_null": self.has_null,
-        }
+        lists = {name: list(getattr(self, name)) for name in ("names", "original_ids", "wnids")}
+        return {**lists, "has_null": self.has_null}
 
     @classmethod
     def from_dict(cls, values: dict | Sequence[str]) -> LabelSpace:
@@ -302,9 +282,9 @@ class LabelSpace:
         if isinstance(values, list | tuple) and values:
             values = {"names": values}
         if not isinstance(values, Mapping) or "names" not in values:
-            raise InputError(
-                "not a label space: expected names (a list of words), original_ids (of whole numbers), wnids (of words) "
-                "and has_null (true or false)."
+            text = (
+                "not a label space: expected names (a list of words), original_ids (of whole numbers), wnids (of words)"
             )
+            raise InputError(f"{text} and has_null (true or false).")
         known = {f.name for f in fields(cls)}
         return cls(**{k: v for k, v in values.items() if k in known and (v is not None or k == "has_null")})

@@ -19,9 +19,8 @@ ALIASES = {"num_inference_steps": "steps", "guidance_scale": "guidance"}  # the 
 FOREIGN_OPTIONS = {  # option of other software -> candidates here; the first that the command has is suggested
     **dict.fromkeys(("cfg", "cfg_scale", "cfg_weight", "guidance_scale"), ("guidance", "training.preview_guidance")),
     **dict.fromkeys(("num_inference_steps", "num_steps", "sampling_steps"), ("steps", "training.preview_steps")),
-    **dict.fromkeys(
-        ("num_images", "num_samples", "n_samples", "num_images_per_class", "num_images_per_prompt"), ("count",)
-    ),
+    **dict.fromkeys(("num_images", "num_samples", "n_samples"), ("count",)),
+    **dict.fromkeys(("num_images_per_class", "num_images_per_prompt"), ("count",)),
     **dict.fromkeys(("class", "class_labels", "label", "labels"), ("classes",)),
     **dict.fromkeys(("output", "output_dir", "outdir"), ("out",)),
     "scheduler": ("sampler",),

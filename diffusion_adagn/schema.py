@@ -27,7 +27,7 @@ from pydantic import BeforeValidator, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass as pydantic_dataclass
 from pydantic.fields import FieldInfo
 
-from .errors import InputError
+from .errors import InputError, did_you_mean, one_line
 
 MAX_YAML = 4 * 2**20  # bytes; the labels of 20,000 classes are 1 MB
 MAX_YAML_VALUES = 250_000  # PyYAML reads 20,000 in a second
@@ -70,9 +70,10 @@ def settings(cls: type[T] | None = None, *, frozen: bool = False, from_file: boo
     """
 
     def decorate(cls: type[T]) -> type[T]:
-        hints = typing.get_type_hints(cls, include_extras=True)
+        hints, plain = typing.get_type_hints(cls, include_extras=True), typing.get_type_hints(cls)
         if not from_file:
-            cls.__annotations__ = {name: _with_conversion(hints[name]) for name in inspect.get_annotations(cls)}
+            own = inspect.get_annotations(cls)
+            cls.__annotations__ = {name: _with_conversion(hints[name], plain[name]) for name in own}
         config = {
             "extra": "ignore" if from_file else "forbid",
             "allow_inf_nan": False,
@@ -103,11 +104,8 @@ def settings(cls: type[T] | None = None, *, frozen: bool = False, from_file: boo
 document = partial(settings, frozen=True, from_file=True)
 
 
-def _with_conversion(hint: Any) -> Any:
-    if isinstance(hint, dataclasses.InitVar):
-        return hint
-    plain, *metadata = typing.get_args(hint) if hasattr(hint, "__metadata__") else (hint,)
-    if AS_GIVEN in metadata:
+def _with_conversion(hint: Any, plain: Any) -> Any:
+    if isinstance(hint, dataclasses.InitVar) or AS_GIVEN in getattr(hint, "__metadata__", ()):
         return hint
     return Annotated[hint, BeforeValidator(partial(_convert, hint=plain))]
 
@@ -115,8 +113,6 @@ def _with_conversion(hint: Any) -> Any:
 def _convert(value: Any, hint: Any) -> Any:
     """A value as YAML or a command line writes it, in the form that pydantic accepts for this type; else unchanged."""
     origin, args = typing.get_origin(hint), typing.get_args(hint)
-    if hasattr(hint, "__metadata__"):
-        return _convert(value, args[0])
     if type(None) in args:
         if value is None or (isinstance(value, str) and value.lower() in ("none", "null")):
             return None
@@ -168,19 +164,16 @@ def _number(value: Any, hint: Any) -> Any:
 
 
 class Setting(NamedTuple):
-    """A setting. key: dotted, with its sections. hint: its type, without metadata."""
+    """A setting. key: dotted, with its sections. hint: its type, without metadata. section: the class that declares it."""
 
     key: str
     hint: Any
     info: FieldInfo
+    section: type
 
     @property
     def option(self) -> Option:
         return next((m for m in self.info.metadata if isinstance(m, Option)), Option())
-
-    @property
-    def resumable(self) -> bool:
-        return RESUMABLE in self.info.metadata
 
 
 def fields_of(cls: type, prefix: str = "") -> Iterator[Setting]:
@@ -191,7 +184,7 @@ def fields_of(cls: type, prefix: str = "") -> Iterator[Setting]:
         if is_section(info.annotation):
             yield from fields_of(info.annotation, f"{prefix}{name}.")
         else:
-            yield Setting(f"{prefix}{name}", info.annotation, info)
+            yield Setting(f"{prefix}{name}", info.annotation, info, cls)
 
 
 def is_section(hint: Any) -> bool:
@@ -220,13 +213,6 @@ def type_name(hint: Any) -> str:
     return {int: "INT", float: "NUMBER", bool: "true|false"}.get(hint, "TEXT")
 
 
-def did_you_mean(key: str, known: list[str]) -> str:
-    """ " Did you mean ...?" with the keys of that name in other sections, then the most similar ones; or ""."""
-    near = [k for k in known if k.rpartition(".")[2] == key.rpartition(".")[2]]
-    near += [k for k in difflib.get_close_matches(key, known, n=3, cutoff=0.6) if k not in near]
-    return f" Did you mean {' or '.join(near[:3])}?" if near else ""
-
-
 def nearest_choice(word: str, choices: list[str]) -> str | None:
     """The choice that a misspelt word may mean."""
     same_start = [c for c in choices if c[:3] == word.lower()[:3]]  # dpm, dpmpp, dpmsolver: dpm++
@@ -247,11 +233,11 @@ def short_repr(value: Any) -> str:
 
 _EXPECTED = {
     "int": "a whole number",
-    "float": "a number",
-    "finite": "a number",
     "bool": "true or false",
     "string": "a word",
-}
+}  # by the first word of an error's type
+_EXPECTED |= {"float": "a number", "finite": "a number"}
+_LIMITS = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
 
 
 class Problem(NamedTuple):
@@ -271,25 +257,19 @@ class Problem(NamedTuple):
 
     @classmethod
     def of(cls, error: ValidationError, settings: type) -> Problem:
-        first = error.errors(include_url=False)[0]
-        kind, context, value, hint = first["type"], first.get("ctx", {}), first["input"], ""
+        first, hint = error.errors(include_url=False)[0], ""
+        kind, context, value = first["type"], first.get("ctx", {}), first["input"]
         if isinstance(context.get("error"), InputError):
             return cls("", kind, str(context["error"]))
-        limits = {
-            "greater_than_equal": "at least",
-            "greater_than": "above",
-            "less_than_equal": "at most",
-            "less_than": "below",
-        }
         if kind == "value_error":
             message = str(context["error"])
         elif kind == "literal_error":
             choices = context["expected"].replace("'", "").replace(" or ", ", ")
             near = nearest_choice(str(value), choices.split(", "))
             message, hint = f"expected {choices}, got {short_repr(value)}", f" Did you mean {near}?" if near else ""
-        elif kind in limits:
+        elif limit := next((name for name in context if name in _LIMITS), None):
             given = f"{value:g}" if isinstance(value, float) else short_repr(value).strip("'")
-            message = f"must be {limits[kind]} {next(iter(context.values())):g}, got {given}"
+            message = f"must be {_LIMITS[limit]} {context[limit]:g}, got {given}"
         elif kind == "too_short":
             message = f"needs at least {context['min_length']} value"
         elif expected := _EXPECTED.get(kind.partition("_")[0]):
@@ -313,10 +293,8 @@ class Problem(NamedTuple):
             return _unknown_key(self.key, [s.key for s in fields_of(cls)], where)
         if self.type == "dataclass_type":
             auto = ", or auto" if self.key == "speed" else ""
-            given = self.message.rpartition(": ")[2]
-            return (
-                f"'{self.key}' is a section, such as '{self.key}:' with its settings below{auto}, not {given}{place}."
-            )
+            example, given = f"'{self.key}:' with its settings below{auto}", self.message.rpartition(": ")[2]
+            return f"'{self.key}' is a section, such as {example}, not {given}{place}."
         return f"{self.key}: {self.message}{place}.{self.hint}"
 
 
@@ -425,14 +403,14 @@ class _Loader(yaml.SafeLoader):
 
 
 def read_document(
-    file: str | Path, schema: type[T] | None = None, max_bytes: int = MAX_JSON, is_yaml: bool = False
+    file: str | Path, schema: type[T] | None = None, max_bytes: int | None = None, is_yaml: bool = False
 ) -> T | dict:
     """Read a JSON or YAML file.
 
     Args:
         file: The file.
         schema: The class of its content. None: a dict of any content.
-        max_bytes: Largest size accepted.
+        max_bytes: Largest size accepted. None: MAX_YAML or MAX_JSON.
         is_yaml: Whether it is YAML, for sections of settings.
 
     Returns:
@@ -441,7 +419,7 @@ def read_document(
     Raises:
         InputError: The file is missing, too large, not valid, or its content does not have the schema.
     """
-    file = Path(file)
+    file, max_bytes = Path(file), max_bytes or (MAX_YAML if is_yaml else MAX_JSON)
     try:
         if not file.is_file():  # a pipe would block
             raise ValueError("it is missing")
@@ -451,13 +429,12 @@ def read_document(
             raise ValueError(f"it is larger than the {max_bytes:,} bytes expected here")
         text = content.decode("utf-8")
         values = yaml.load(text, Loader=_Loader) if is_yaml else json.loads(text)
-        if is_yaml and values is None:
-            values = {}
+        values = {} if is_yaml and values is None else values
         if not isinstance(values, dict):
             expected = "sections of settings, such as data: and training:" if is_yaml else "an object with keys"
             raise ValueError(f"expected {expected}, not {type(values).__name__}")
     except Exception as error:  # PyYAML raises KeyError, IndexError and others for unusual tags
-        reason = "it is nested too deeply" if isinstance(error, RecursionError) else " ".join(str(error).split())[:300]
+        reason = "it is nested too deeply" if isinstance(error, RecursionError) else one_line(error)
         raise InputError(f"{file} is not valid {'YAML' if is_yaml else 'JSON'} here: {reason}.") from None
     return values if schema is None else as_document(values, schema, file)
 

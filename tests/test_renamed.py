@@ -22,7 +22,7 @@ def test_old_settings_are_read(tmp_path):
 
 
 def test_new_settings_exist():
-    known = {key for key, _, _ in fields_of(diffusion_adagn.RunConfig)}
+    known = {setting.key for setting in fields_of(diffusion_adagn.RunConfig)}
     assert set(renamed.CONFIG_KEYS.values()) <= known and not set(renamed.CONFIG_KEYS) & known
 
 

@@ -16,11 +16,8 @@ from .options import Parser, config_file, config_overrides, request
 
 
 def parser() -> Parser:
-    p = Parser(
-        "ablate",
-        __doc__,
-        "CONFIG [--kinds KIND,...|all] [--seeds INT,...] [--output_dir DIR] [--section.key VALUE ...]",
-    )
+    usage = "CONFIG [--kinds KIND,...|all] [--seeds INT,...] [--output_dir DIR] [--section.key VALUE ...]"
+    p = Parser("ablate", __doc__, usage)
     p.add_options(AblateRequest)
     p.add_config()
     return p
@@ -33,9 +30,8 @@ def run(args: argparse.Namespace) -> int | None:
             raise UsageError(f"an ablation sets {key} itself: use {option}.")
     if file is None:
         example = command("ablate", recipes.name_in_command("digits"), kinds="adagn,additive")
-        raise UsageError(
-            with_commands(f"adagn ablate needs a config. Recipes: {', '.join(recipes.names())}. For example:", example)
-        )
+        text = f"adagn ablate needs a config. Recipes: {', '.join(recipes.names())}. For example:"
+        raise UsageError(with_commands(text, example))
     config = read_config(file, overrides)
     out = Path(overrides.get("output_dir") or f"runs/ablation-{Path(file).stem}")
 

@@ -12,12 +12,8 @@ from .options import Parser, config_overrides
 def parser() -> Parser:
     p = Parser("data", __doc__)
     p.add_argument("action", choices=["inspect"])
-    p.add_argument(
-        "source",
-        nargs="?",
-        metavar="NAME_OR_PATH[:split]|CONFIG",
-        help="the data; or a YAML file or recipe with data settings (a data set of that name takes precedence)",
-    )
+    help = "the data; or a YAML file or recipe with data settings (a data set of that name takes precedence)"
+    p.add_argument("source", nargs="?", metavar="NAME_OR_PATH[:split]|CONFIG", help=help)
     p.add_argument("--config", metavar="CONFIG", help="a YAML file or a recipe")
     p.add_argument("--count", type=int, default=8, metavar="INT", help="examples per class [8]")
     p.add_out("where to save the sheet [samples/data-NAME.png]", "FILE.png")
@@ -34,12 +30,8 @@ def run(args: argparse.Namespace) -> int | None:
     if args.source is not None:
         overrides["data.source"] = args.source
     if not overrides and args.config is None:
-        raise UsageError(
-            with_commands(
-                "a data set is required: its name or path, optionally with :split, such as:",
-                "adagn data inspect digits",
-            )
-        )
+        text = "a data set is required: its name or path, optionally with :split, such as:"
+        raise UsageError(with_commands(text, "adagn data inspect digits"))
     if args.count < 1:
         raise UsageError(f"--count must be at least 1, not {args.count}.")
     config = read_config(args.config, overrides).data

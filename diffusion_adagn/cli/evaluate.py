@@ -5,6 +5,7 @@ images in a file.
 """
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 
 from ..commands import command, with_commands
@@ -25,12 +26,9 @@ reference DATA --out FILE.npz [options]"""
 
 def parser() -> Parser:
     p = Parser("evaluate", __doc__, USAGE)
-    p.add_argument(
-        "what",
-        metavar="RUN_OR_IMAGES",
-        help="a run, a checkpoint, a pipeline folder or owner/name on the hub; a folder of adagn sample, of images or of class "
-        "folders; an .npz of the ADM evaluator; a data set, NAME_OR_PATH:split; or the word reference",
-    )
+    help = "a run, a checkpoint, a pipeline folder or owner/name on the hub; a folder of adagn sample, of images or of class "
+    help += "folders; an .npz of the ADM evaluator; a data set, NAME_OR_PATH:split; or the word reference"
+    p.add_argument("what", metavar="RUN_OR_IMAGES", help=help)
     p.add_argument("real", nargs="?", metavar="DATA", help="after reference: the data or images")
     p.add_options(EvaluateRequest, skip=["sampler.guidance.scale"])
     p.add_out("where the numbers go [evaluations/RUN/step-STEP]; of reference: FILE.npz")
@@ -46,9 +44,8 @@ def run(args: argparse.Namespace) -> None:
     if args.what == "reference":
         _reference(args, what)
     elif args.real is not None:
-        raise UsageError(
-            f"adagn evaluate takes one model or one set of images; '{args.real}' is one too many: type --against {args.real}."
-        )
+        text = f"adagn evaluate takes one model or one set of images; '{args.real}' is one too many"
+        raise UsageError(f"{text}: type --against {args.real}.")
     elif is_model(args.what):
         _model(args, what)
     else:
@@ -86,15 +83,12 @@ def _reference(args: argparse.Namespace, what: EvaluateRequest) -> None:
         example = command("evaluate", "reference", "digits", out="references/digits.npz")
         raise UsageError(with_commands("which data, and which file of --out (.npz)? Such as:", example))
 
-    from dataclasses import replace
-
     from ..evaluation.evaluate import store_reference
 
     store_reference(replace(what, against=args.real), Path(args.out))
 
 
 def _reject(args: argparse.Namespace, keys: set[str], why: str) -> None:
-    names = option_names(EvaluateRequest)
-    given = next((names[key] for key in names if key in keys and hasattr(args, key)), None)
-    if given is not None:
-        raise UsageError(f"{given} {why}: leave it out.")
+    for key, option in option_names(EvaluateRequest).items():
+        if key in keys and hasattr(args, key):
+            raise UsageError(f"{option} {why}: leave it out.")

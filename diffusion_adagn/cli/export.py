@@ -10,31 +10,22 @@ def parser() -> Parser:
     p = Parser("export", __doc__)
     p.add_model()
     p.add_argument("--weights", choices=["ema", "raw"], default="ema", help="raw: the unaveraged weights [ema]")
-    p.add_argument(
-        "--to",
-        choices=["diffusers"],
-        default="diffusers",
-        help="diffusers: UNet2DModel, scheduler and pipeline [diffusers]",
-    )
+    help = "diffusers: UNet2DModel, scheduler and pipeline [diffusers]"
+    p.add_argument("--to", choices=["diffusers"], default="diffusers", help=help)
     p.add_argument("dir", metavar="DIR", help="the folder to write")
     p.add_argument("--overwrite", action="store_true", help="replace an earlier export in DIR")
     return p
 
 
 def run(args: argparse.Namespace) -> int | None:
-
     from ..runs.layout import check_model_path
 
     check_model_path(args.run)
     from ..interop.export import export_diffusers, sampler_note, stock_sample_command
 
     out = export_diffusers(args.run, args.dir, args.weights, args.overwrite)
-    print(out)
-    if note := sampler_note(out):
-        print(note)
-    print(
-        "A stock diffusers pipeline: unet/ (UNet2DModel), scheduler/ and adagn_label_pipeline.py, which\n"
-        + with_commands(
-            "trust_remote_code=True runs. This package is not needed to sample it:", stock_sample_command(out)
-        )
-    )
+    note = sampler_note(out)
+    text = f"{out}\n" + f"{note}\n" * bool(note)
+    text += "A stock diffusers pipeline: unet/ (UNet2DModel), scheduler/ and adagn_label_pipeline.py, which\n"
+    text += "trust_remote_code=True runs. This package is not needed to sample it:"
+    print(with_commands(text, stock_sample_command(out)))

@@ -13,13 +13,11 @@ from .options import Parser
 def parser() -> Parser:
     p = Parser("import-adm", __doc__)
     p.add_argument("checkpoint", metavar="CHECKPOINT", help="the file of a diffusion network: .pt or .safetensors")
-    p.add_argument(
-        "--preset", choices=list(PRESETS), help="the flags of a published checkpoint; flags below override them"
-    )
-    p.add_argument("--out", metavar="DIR", help="the pipeline folder [models/NAME]")
-    p.add_argument(
-        "--class_names", metavar="FILE", help="a text file, one class per line [ImageNet's for 1000 classes, else ids]"
-    )
+    help = "the flags of a published checkpoint; flags below override them"
+    p.add_argument("--preset", choices=list(PRESETS), help=help)
+    p.add_out("the pipeline folder [models/NAME]")
+    help = "a text file, one class per line [ImageNet's for 1000 classes, else ids]"
+    p.add_argument("--class_names", metavar="FILE", help=help)
     p.add_options(AdmFlags, flags=False)
     for name in IGNORED:
         p.add_argument(f"--{name}", default=argparse.SUPPRESS, nargs="?", metavar="VALUE", help="accepted, ignored")

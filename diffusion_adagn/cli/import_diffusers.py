@@ -13,17 +13,11 @@ from .options import Parser
 def parser() -> Parser:
     p = Parser("import-diffusers", __doc__)
     p.add_argument("folder", metavar="FOLDER", help="a folder with model_index.json, or owner/name on the hub")
-    p.add_argument("--out", metavar="DIR", help="the folder to write [imported/NAME]")
-    p.add_argument(
-        "--null_class",
-        action="store_true",
-        default=None,
-        help="the last row of the class table means 'no class', as in training with label dropout [as an export says, "
-        "else no]",
-    )
-    p.add_argument(
-        "--class_names", metavar="FILE", help="a text file, one class name per line [those of the folder, else ids]"
-    )
+    p.add_out("the folder to write [imported/NAME]")
+    help = "the last row of the class table means 'no class', as in training with label dropout [as an export says, else no]"
+    p.add_argument("--null_class", action="store_true", default=None, help=help)
+    help = "a text file, one class name per line [those of the folder, else ids]"
+    p.add_argument("--class_names", metavar="FILE", help=help)
     p.add_argument("--overwrite", action="store_true", help="replace an earlier import in DIR")
     return p
 

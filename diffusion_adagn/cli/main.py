@@ -3,7 +3,6 @@
 Exit status: 0 success, 1 invalid input or a failure, 2 usage, 75 stopped by a signal after saving.
 """
 
-import difflib
 import importlib
 import os
 import sys
@@ -11,7 +10,7 @@ from collections.abc import Sequence
 
 from .. import recipes
 from ..commands import command, paragraph, with_commands
-from ..errors import InputError, UsageError, failed_allocation, memory_advice, out_of_memory
+from ..errors import InputError, UsageError, did_you_mean, failed_allocation, memory_advice, out_of_memory
 from ..runtime.launcher import exit_with_launcher, leave
 from ..version import __version__
 
@@ -46,28 +45,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         name = argv[0].replace("_", "-")
         if name not in COMMANDS:
-            near = difflib.get_close_matches(name, COMMANDS, n=1)
-            hint = f" Did you mean {near[0]}?" if near else ""
+            hint = did_you_mean(name, COMMANDS, most=1)
             raise UsageError(f"there is no command '{argv[0]}'.{hint} Commands: {', '.join(COMMANDS)}.")
         module = importlib.import_module(f".{name.replace('-', '_')}", __package__)
         return module.run(module.parser().parse(argv[1:])) or 0
-    except InputError as error:
-        _close_bars()
-        if "--debug" in argv:
-            raise
-        print(paragraph(error), file=sys.stderr)
-        return 2 if isinstance(error, UsageError) else 1
     except BrokenPipeError:  # `adagn schema | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except KeyboardInterrupt:
-        _close_bars()
-        print("\ninterrupted", file=sys.stderr)
-        return 130
-    except Exception as error:
-        _close_bars()
+    except (Exception, KeyboardInterrupt) as error:
+        if "tqdm" in sys.modules:  # close progress bars, so that an error starts on a new line
+            for bar in list(sys.modules["tqdm"].tqdm._instances):
+                bar.close()
+        if isinstance(error, KeyboardInterrupt):
+            print("\ninterrupted", file=sys.stderr)
+            return 130
         if "--debug" in argv:
             raise
+        if isinstance(error, InputError):
+            print(paragraph(error), file=sys.stderr)
+            return 2 if isinstance(error, UsageError) else 1
         if os.environ.get("RANK", "0") != "0" and "onnection" in str(error):
             return 1  # the process that failed has printed why
         text = f"{type(error).__name__}: {error}"
@@ -75,13 +71,6 @@ def main(argv: Sequence[str] | None = None) -> int:
             text = f"out of memory{failed_allocation(error)}. {memory_advice(argv[0])}"
         print(paragraph(f"{text} (--debug shows where)"), file=sys.stderr)
         return 1
-
-
-def _close_bars() -> None:
-    """Close progress bars, so that an error starts on a new line."""
-    if "tqdm" in sys.modules:
-        for bar in list(sys.modules["tqdm"].tqdm._instances):
-            bar.close()
 
 
 def script(command: str) -> None:
@@ -97,12 +86,8 @@ def console() -> None:
 
 
 def _overview() -> str:
+    what = "Class-conditional diffusion models, with tools that show the effect of the condition."
     commands = "\n".join(f"  {name:18}{what}" for name, what in COMMANDS.items())
-    return (
-        "usage: adagn COMMAND [options]\n\nClass-conditional diffusion models, with tools that show the effect of the "
-        "condition.\n\n"
-        + with_commands(
-            f"{commands}\n\n`adagn COMMAND --help` lists the options of a command. Start with:",
-            command("train", recipes.name_in_command("digits")),
-        )
-    )
+    text = f"usage: adagn COMMAND [options]\n\n{what}\n\n{commands}\n\n"
+    text += "`adagn COMMAND --help` lists the options of a command. Start with:"
+    return with_commands(text, command("train", recipes.name_in_command("digits")))

@@ -4,14 +4,13 @@ Dashes equal underscores; an unknown option is answered with the nearest one.
 """
 
 import argparse
-import difflib
-import operator
 from collections.abc import Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NoReturn, TypeVar
 
 from ..commands import shell_line
 from ..config import RunConfig
-from ..errors import InputError, UsageError
+from ..errors import InputError, UsageError, did_you_mean
 from ..renamed import ALIASES, CONFIG_KEYS, FOREIGN_OPTIONS, OPTIONS
 from ..schema import Layer, Setting, build, fields_of, type_name
 
@@ -34,13 +33,8 @@ class Parser(argparse.ArgumentParser):
         args, unknown = self.parse_known_args([self._canonical(word) for word in argv])
         args.typed = shell_line([*self.prog.split(), *argv])
         for action in self._actions:  # argparse accepts an optional positional argument only before the first option
-            has_late_argument = unknown and not unknown[0].startswith("-")
-            if (
-                has_late_argument
-                and not action.option_strings
-                and action.nargs == "?"
-                and not getattr(args, action.dest)
-            ):
+            missing = not action.option_strings and action.nargs == "?" and not getattr(args, action.dest)
+            if missing and unknown and not unknown[0].startswith("-"):
                 setattr(args, action.dest, unknown.pop(0))
         if unknown:
             hint = self._hint(unknown[0].partition("=")[0]) or f" `{self.prog} --help` lists the options."
@@ -53,16 +47,15 @@ class Parser(argparse.ArgumentParser):
             return word
         name, equals, value = word[2:].partition("=")
         name = name.replace("-", "_")
-        new = (CONFIG_KEYS | OPTIONS | ALIASES).get(name)
-        known = new is not None and f"--{name}" not in self._option_string_actions
-        return f"--{new if known and f'--{new}' in self._option_string_actions else name}{equals}{value}"
+        known, new = self._option_string_actions, (CONFIG_KEYS | OPTIONS | ALIASES).get(name)
+        renamed = f"--{name}" not in known and f"--{new}" in known
+        return f"--{new if renamed else name}{equals}{value}"
 
     def _hint(self, option: str) -> str:
         known = [o for action in self._actions for o in action.option_strings]
         same = [f"--{o}" for o in FOREIGN_OPTIONS.get(option.lstrip("-"), ()) if f"--{o}" in known][:1]
         same = same or [o for o in known if o.rpartition(".")[2] == option.lstrip("-")]  # without its section
-        near = same or difflib.get_close_matches(option, known, n=2)
-        return f" Did you mean {' or '.join(near)}?" if near else ""
+        return f" Did you mean {' or '.join(same)}?" if same else did_you_mean(option, known, most=2)
 
     def error(self, message: str) -> NoReturn:
         raise UsageError(f"{self.prog}: {message}. `{self.prog} --help` lists the options.")
@@ -71,11 +64,8 @@ class Parser(argparse.ArgumentParser):
 
     def add_model(self) -> None:
         """The argument RUN."""
-        self.add_argument(
-            "run",
-            metavar="RUN",
-            help="a run folder (runs/digits), one of its checkpoints, a pipeline folder, or owner/name on the hub",
-        )
+        help = "a run folder (runs/digits), one of its checkpoints, a pipeline folder, or owner/name on the hub"
+        self.add_argument("run", metavar="RUN", help=help)
 
     def add_config(self) -> None:
         """The config file, as an argument or as --config; `config_file` reads it."""
@@ -95,13 +85,21 @@ class Parser(argparse.ArgumentParser):
         """--out, None by default."""
         self.add_argument("--out", metavar=metavar, help=help)
 
-    def add_options(self, cls: type, skip: Sequence[str] = (), several: object = None, flags: bool = True) -> None:
+    def add_options(
+        self,
+        cls: type,
+        skip: Sequence[str] = (),
+        several: bool = False,
+        flags: bool = True,
+        defaults: Mapping[str, object] = MappingProxyType({}),
+    ) -> None:
         """An option for every setting of a class; `request` reads them. Values remain text until then.
 
         Args:
             cls: The class of settings. Options of a RunConfig are called by the dotted key.
             skip: Settings and sections without an option.
-            several: Each option takes several values, separated by commas; an instance of the class with the defaults.
+            several: Each option takes several values, separated by commas.
+            defaults: The defaults that help shows in place of the class's, by key.
             flags: Options that are true or false take no value; otherwise the value may be omitted.
         """
         groups: dict[str, Any] = {"": self}
@@ -109,18 +107,20 @@ class Parser(argparse.ArgumentParser):
             section = setting.key.rpartition(".")[0]
             if section not in groups:
                 title = f"{section}.*" if cls is RunConfig else section.rpartition(".")[2]
-                doc = _section_class(cls, section).__doc__.partition("\n")[0]
-                groups[section] = self.add_argument_group(title, doc)
+                groups[section] = self.add_argument_group(title, setting.section.__doc__.partition("\n")[0])
             metavar = setting.option.metavar or type_name(setting.hint)
-            flag: dict[str, Any] = {"metavar": metavar + ",..." * (several is not None and "," not in metavar)}
+            flag: dict[str, Any] = {"metavar": metavar + ",..." * (several and "," not in metavar)}
             if setting.hint is bool:
                 flag = {"action": "store_const"} if flags else {"nargs": "?", "metavar": metavar}
                 flag["const"] = "true"
             elif setting.hint == tuple[str, ...]:
                 flag["action"] = "append"
-            groups[section].add_argument(
-                f"--{option}", dest=setting.key, default=argparse.SUPPRESS, help=_help(setting), **flag
-            )
+            flag |= {
+                "dest": setting.key,
+                "default": argparse.SUPPRESS,
+                "help": _help(setting, defaults.get(setting.key)),
+            }
+            groups[section].add_argument(f"--{option}", **flag)
 
 
 def _options(cls: type, skip: Sequence[str] = ()) -> Iterator[tuple[Setting, str]]:
@@ -137,18 +137,11 @@ def option_names(cls: type) -> dict[str, str]:
     return {setting.key: f"--{option}" for setting, option in _options(cls)}
 
 
-def _section_class(cls: type, section: str) -> type:
-    for name in section.split("."):
-        cls = cls.__pydantic_fields__[name].annotation
-    return cls
-
-
-def _help(setting: Setting, defaults: object = None) -> str:
+def _help(setting: Setting, default: object = None) -> str:
     """The description of a setting, and its default."""
-    default = setting.option.default
+    default = setting.option.default if default is None else default
     if default is None:
         default = setting.info.get_default(call_default_factory=True)
-        default = default if defaults is None else operator.attrgetter(setting.key)(defaults)
         default = ",".join(map(str, default)) if isinstance(default, tuple) else default
         default = f"{default:g}" if isinstance(default, float) else default
         default = str(default).lower() if isinstance(default, bool) else default

@@ -12,11 +12,10 @@ from .options import Parser, config_overrides, option_names, request
 
 
 def parser() -> Parser:
-    p = Parser(
-        "sweep", __doc__, "RUN --guidance 1:4:0.5 [--interval none,t:200-800] [--steps 10,25] [--count 1000] [options]"
-    )
+    usage = "RUN --guidance 1:4:0.5 [--interval none,t:200-800] [--steps 10,25] [--count 1000] [options]"
+    p = Parser("sweep", __doc__, usage)
     p.add_model()
-    p.add_options(SamplerSettings, several=SweepRequest.sampler)
+    p.add_options(SamplerSettings, several=True, defaults={"steps": SweepRequest.sampler.steps})
     p.add_options(SweepRequest, skip=["sampler"])
     p.add_out("folder of the report [sweeps/RUN/step-STEP]")
     p.add_config_sections("data")
@@ -24,13 +23,9 @@ def parser() -> Parser:
 
 
 def run(args: argparse.Namespace) -> int | None:
-    guide = {"guide": args.guide} if hasattr(args, "guide") else {}
     texts = {key: getattr(args, key) for key in AXES if hasattr(args, key)}
-    given = {
-        "axes": parse_axes(texts, option_names(SamplerSettings)),
-        "data": config_overrides(args),
-        "sampler": SweepRequest.sampler.with_values(guide),
-    }
+    given = {"axes": parse_axes(texts, option_names(SamplerSettings)), "data": config_overrides(args)}
+    given["sampler"] = SweepRequest.sampler.with_values({"guide": getattr(args, "guide", None)})
     what = request(args, SweepRequest, given)
 
     from ..runs.recorded import check_model, default_folder

@@ -8,7 +8,7 @@ import argparse
 from pathlib import Path
 
 from ..commands import unused_path
-from ..config import RunConfig, with_overrides
+from ..config import DataConfig, RunConfig, with_overrides
 from ..errors import UsageError
 from ..trace.settings import TraceRequest
 from .options import Parser, config_overrides, request
@@ -18,17 +18,10 @@ def parser() -> Parser:
     p = Parser("trace", __doc__, "RUN [--out DIR] [--label_check] [--against DATA] [--compare OTHER] [options]")
     p.add_model()
     p.add_out("folder of the report [traces/RUN/step-STEP; if that exists, step-STEP-2, ...]")
-    p.add_argument(
-        "--label_check",
-        action="store_true",
-        help="only print, in one line, whether the label is used: status 0, 3 if it is not measurably used, 4 if it cannot be "
-        "decided",
-    )
-    p.add_argument(
-        "--against",
-        metavar="NAME_OR_PATH[:split]",
-        help="labelled images that the model was not trained on [held-out ones of the run's own data]",
-    )
+    help = "only print, in one line, whether the label is used: status 0, 3 if it is not measurably used, 4 if it cannot be decided"
+    p.add_argument("--label_check", action="store_true", help=help)
+    help = "labelled images that the model was not trained on [held-out ones of the run's own data]"
+    p.add_argument("--against", metavar="NAME_OR_PATH[:split]", help=help)
     p.add_options(TraceRequest)
     p.add_config_sections("data")
     return p
@@ -46,7 +39,7 @@ def run(args: argparse.Namespace) -> int:
         # other data: none of the run's own data settings apply
         recorded = None if args.against is not None else recorded_data(args.run)
         overrides |= {} if args.against is None else {"data.source": args.against}
-        config = with_overrides(RunConfig() if recorded is None else RunConfig(data=recorded), overrides)
+        config = with_overrides(RunConfig(data=recorded or DataConfig()), overrides)
         what = request(args, TraceRequest, {"data": config.data})
 
     from ..trace.tracing import check, trace

@@ -12,37 +12,24 @@ from .options import Parser, config_file, config_overrides
 
 def parser() -> Parser:
     p = Parser("train", __doc__, "CONFIG [--output_dir RUN] [--resume [RUN]] [--section.key VALUE ...]")
-    p.add_argument(
-        "--resume",
-        nargs="?",
-        const="auto",
-        metavar="RUN",
-        help="resume this run, or with auto the one in --output_dir, from its newest checkpoint; with --config a run that does not "
-        "exist is started. Of the settings that change the result, --training.lr alone may be changed",
-    )
-    p.add_argument(
-        "--dry_run",
-        action="store_true",
-        help="print the cost of the run (two steps are measured): time, memory, epochs, images per class, and stop",
-    )
+    help = "resume this run, or with auto the one in --output_dir, from its newest checkpoint; with --config a run that does not "
+    help += "exist is started. Of the settings that change the result, --training.lr alone may be changed"
+    p.add_argument("--resume", nargs="?", const="auto", metavar="RUN", help=help)
+    help = "print the cost of the run (two steps are measured): time, memory, epochs, images per class, and stop"
+    p.add_argument("--dry_run", action="store_true", help=help)
     p.add_argument("--verbose", action="store_true", help="--dry_run prints every setting too, as YAML")
     p.add_config()
     return p
 
 
 def run(args: argparse.Namespace) -> int | None:
-    overrides = config_overrides(args)
-    file = config_file(args)
+    overrides, file = config_overrides(args), config_file(args)
     if args.resume is not None:
         config = resumed_config(args.resume, file, overrides)
     elif file is None and not overrides:
-        raise UsageError(
-            with_commands(
-                "what should be trained? Give a config, as an argument or as --config FILE, or settings. Recipes: "
-                f"{', '.join(recipes.names())}. Train one:",
-                command("train", recipes.name_in_command("digits")),
-            )
-        )
+        text = "what should be trained? Give a config, as an argument or as --config FILE, or settings. Recipes: "
+        text += f"{', '.join(recipes.names())}. Train one:"
+        raise UsageError(with_commands(text, command("train", recipes.name_in_command("digits"))))
     else:
         config = read_config(file, overrides)
 

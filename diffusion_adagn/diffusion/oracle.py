@@ -46,7 +46,11 @@ def two_classes() -> list[GaussianMixture]:
 
 
 def integrate(
-    scheduler: OdeScheduler, x: Tensor, x0: Callable[[Tensor, float, float], Tensor], calls: int | None = None, **step: object
+    scheduler: OdeScheduler,
+    x: Tensor,
+    x0: Callable[[Tensor, float, float], Tensor],
+    calls: int | None = None,
+    **step: object,
 ) -> Tensor:
     """Run a scheduler, with its timesteps set, on an exact denoiser.
 

@@ -245,7 +245,8 @@ def noise_levels(noise: str, mean: float, std: float) -> Callable[[Tensor], Tens
     if noise == "uniform":
         return lambda u: u.double() / (1 - u.double())
     if noise == "cosine":
-        return lambda u: (math.pi / 2 * (u.double() + COSINE_OFFSET) / (1 + COSINE_OFFSET)).tan()
+        angle = lambda u: math.pi / 2 * (u + COSINE_OFFSET) / (1 + COSINE_OFFSET)  # noqa: E731
+        return lambda u: ((math.cos(angle(0)) / angle(u.double()).cos()) ** 2 - 1).sqrt()
     return lambda u: (mean + std * torch.special.ndtri(u.double())).exp()
 
 

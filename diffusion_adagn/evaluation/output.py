@@ -2,14 +2,28 @@
 
 import json
 from pathlib import Path
+from typing import Any
+
+from pydantic import StrictStr
 
 from ..atomic import atomic_write
 from ..errors import InputError
-from ..schema import read_document
+from ..schema import as_document, document, read_document
 from .points import remove_batches
 from .report import JSON
 
 BATCHES, PLAN = "batches", "plan.json"
+
+
+@document
+class EvaluationRecord:
+    """What is read of an evaluation.json."""
+
+    date: StrictStr
+    notes: list[StrictStr]
+    metrics: dict[str, dict[str, Any]]
+    memorisation: dict[str, Any] | None
+    command: StrictStr = ""
 
 
 def check_out(out: Path) -> None:
@@ -27,7 +41,9 @@ def finished_record(out: Path) -> dict | None:
     if not (out / JSON).is_file():
         return None
     try:
-        return read_document(out / JSON)
+        record = read_document(out / JSON)
+        as_document(record, EvaluationRecord, out / JSON)
+        return record
     except InputError:
         return {}
 

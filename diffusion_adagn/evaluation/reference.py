@@ -7,13 +7,16 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from pydantic import StrictInt, StrictStr
 
 from ..atomic import atomic_write, cache_root
 from ..data import ImageDataset
 from ..data.npz import read_npz
 from ..errors import InputError
+from ..schema import as_document, document
 from .diagnostics import VALUES, image_values
 from .extractors import Extractor, features_of
 from .extractors.base import described
@@ -34,6 +37,24 @@ CORRUPTED = (
     RecursionError,
     zipfile.BadZipFile,
 )
+
+
+@document
+class ReferenceAbout:
+    """What is checked of the origin of a reference."""
+
+    name: StrictStr
+    count: StrictInt | None
+    extractor: dict[str, Any] | None
+
+
+@document
+class ReferenceHead:
+    """The head of a reference's .npz, which is JSON text."""
+
+    version: StrictInt
+    class_names: tuple[StrictStr, ...]
+    about: ReferenceAbout
 
 
 @dataclass(frozen=True)
@@ -125,8 +146,9 @@ class Reference:
     @classmethod
     def _read(cls, arrays: dict[str, np.ndarray]) -> "Reference":
         head = json.loads(str(arrays["head"]))
-        if head["version"] != FILE_VERSION:
-            raise ValueError(f"it is of version {head['version']}, this program's are of {FILE_VERSION}")
+        version = as_document(head, ReferenceHead, "its head").version
+        if version != FILE_VERSION:
+            raise ValueError(f"it is of version {version}, this program's are of {FILE_VERSION}")
         values = {name: arrays.get(name) for name in ARRAYS}
         statistics = Gaussian(arrays["mu"], arrays["sigma"], int(arrays["behind"])) if "mu" in arrays else None
         features, labels, k = values["features"], values["labels"], len(head["class_names"])
@@ -136,8 +158,6 @@ class Reference:
             raise ValueError(f"its features are {features.dtype} {list(features.shape)}, not float32 [M, D]")
         if labels is not None and (labels.shape != (head["about"]["count"],) or labels.min() < 0 or labels.max() >= k):
             raise ValueError(f"its labels are not one of {k} classes for each image")
-        if not {"name", "count", "extractor"} <= set(head["about"]):
-            raise ValueError("it does not record its data")
         return cls(**values, class_names=tuple(head["class_names"]), about=head["about"], statistics=statistics)
 
 

@@ -9,7 +9,7 @@ from annotated_types import Ge
 from pydantic import BeforeValidator, model_validator
 
 from ..config import Device, Precision
-from ..errors import reject_first
+from ..errors import InputError
 from ..renamed import EXTRACTORS
 from ..sampling.settings import Numbers, SamplerSettings, Weights, scales_of
 from ..schema import AS_GIVEN, NO_OPTION, Option, settings
@@ -79,13 +79,11 @@ class EvaluateRequest(EvalSettings):
     @model_validator(mode="after")
     def _check_scale(self) -> EvaluateRequest:
         several = len(scales_of(self.scales, self.w)) > 1
-        faults = {
-            "without an extractor there is nothing to evaluate; adagn sweep --extractor none gives the looks alone.": (
-                self.extractor == "none"
-            ),
-            "--guidance takes one scale here; adagn sweep measures several, side by side.": several,
-        }
-        reject_first(faults)
+        if self.extractor == "none":
+            looks = "adagn sweep --extractor none gives the looks alone"
+            raise InputError(f"without an extractor there is nothing to evaluate; {looks}.")
+        if several:
+            raise InputError("--guidance takes one scale here; adagn sweep measures several, side by side.")
         return self
 
     @property

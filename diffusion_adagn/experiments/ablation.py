@@ -10,16 +10,17 @@ import datetime
 import gc
 import io
 import json
-import math
 import os
 import re
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from pydantic import StrictInt, StrictStr
 
 from ..atomic import atomic_write, exclusive_lock
 from ..commands import resume_hint, with_commands, with_options
@@ -38,19 +39,34 @@ from ..runtime.precision import use_tf32
 from ..runtime.speed import resolve_speed
 from ..sampling.load import open_pipeline
 from ..sampling.pipeline import to_pixels
-from ..schema import read_document
+from ..schema import as_document, document, read_document
 from ..training.export import sample_command
 from ..training.setup import resolve
 from ..training.train import STOPPED, train
 from .ablation_report import write_report
 
-RESULT = {
-    *("kind", "seed", "parameters", "flops", "images_per_s", "train_loss", "heldout_loss", "device", "date"),
-    *("wrong_gap", "null_gap", "wrong_gap_by_t", "null_gap_by_t"),
-}
 NAME = re.compile(r"(\w+)-seed(\d+)")
 LOSS_BINS = 5  # timestep bins of equal width
 EVALUATIONS = 4096  # losses per label, over all held-out images
+
+
+@document
+class MemberResult:
+    """The content of a member's result.json. A gap is its mean and the half-width of its interval, which may be nan."""
+
+    kind: StrictStr
+    seed: StrictInt
+    parameters: float
+    flops: float
+    images_per_s: float | None
+    train_loss: float
+    heldout_loss: float
+    wrong_gap: tuple[Any, Any] | None
+    null_gap: tuple[Any, Any] | None
+    wrong_gap_by_t: list[tuple[Any, Any] | None]
+    null_gap_by_t: list[tuple[Any, Any] | None]
+    device: StrictStr
+    date: StrictStr
 
 
 @dataclass(frozen=True)
@@ -73,10 +89,9 @@ class Member:
             return None
         with self._reading(file, "measure"):
             result = read_document(file)
-            if (result["kind"], result["seed"]) != (self.conditioning, self.seed) or not result.keys() >= RESULT:
+            checked = as_document(result, MemberResult, file)
+            if (checked.kind, checked.seed) != (self.conditioning, self.seed):
                 raise ValueError("it is another run's")
-            if not all(math.isfinite(result[k]) for k in ("parameters", "flops", "train_loss", "heldout_loss")):
-                raise ValueError("a loss is not a number")
             return result
 
     @property

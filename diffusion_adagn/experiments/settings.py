@@ -1,7 +1,5 @@
 """The settings of `adagn sweep` and `adagn ablate`. Nothing heavy is imported."""
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Mapping
 from dataclasses import field

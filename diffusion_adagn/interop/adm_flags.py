@@ -3,16 +3,13 @@
 This module does not import torch, so that the command line can list the flags at once.
 """
 
-from __future__ import annotations
-
 import dataclasses
-import difflib
 from collections.abc import Mapping
 from typing import Annotated, Any
 
 from annotated_types import Ge, Lt
 
-from ..errors import InputError
+from ..errors import InputError, did_you_mean
 from ..schema import settings
 
 CHANNEL_MULT = {64: (1, 2, 3, 4), 128: (1, 1, 2, 3, 4), 256: (1, 1, 2, 2, 4, 4), 512: (0.5, 1, 1, 2, 2, 4, 4)}
@@ -66,45 +63,23 @@ class AdmFlags:
             if (getattr(self, name) or 0) <= 0:
                 object.__setattr__(self, name, None)
         if not self.channel_mult and self.image_size not in CHANNEL_MULT:
-            raise InputError(
-                f"ADM has a default channel_mult for {format_value(CHANNEL_MULT)} pixels, not for "
-                f"{self.image_size}: give channel_mult, such as 1,2,2."
-            )
+            text = f"ADM has a default channel_mult for {format_value(CHANNEL_MULT)} pixels, not for {self.image_size}"
+            raise InputError(f"{text}: give channel_mult, such as 1,2,2.")
         object.__setattr__(self, "channel_mult", self.channel_mult or CHANNEL_MULT[self.image_size])
 
 
 FLAGS = tuple(f.name for f in dataclasses.fields(AdmFlags))
-IGNORED = (
-    "use_checkpoint",
-    "use_fp16",
-    "timestep_respacing",
-    "use_kl",
-    "rescale_learned_sigmas",
-)  # do not affect the weights
+SAME_NAME = ("in_channels", "channel_mult", "num_res_blocks", "num_heads", "num_heads_upsample", "num_head_channels")
+SAME_NAME += ("resblock_updown", "dropout")  # the flags that AdaGNUNet's arguments are called after
+# these do not affect the weights
+IGNORED = ("use_checkpoint", "use_fp16", "timestep_respacing", "use_kl", "rescale_learned_sigmas")
 
-_IMAGENET = {
-    "num_channels": 256,
-    "num_res_blocks": 2,
-    "num_head_channels": 64,
-    "attention_resolutions": "32,16,8",
-    "resblock_updown": True,
-    "use_scale_shift_norm": True,
-    "learn_sigma": True,
-    "class_cond": True,
-    "diffusion_steps": 1000,
-    "noise_schedule": "linear",
-}
-
+# what differs from the scripts' defaults
+_IMAGENET = {"num_channels": 256, "num_head_channels": 64, "attention_resolutions": "32,16,8"}
+_IMAGENET |= {"resblock_updown": True, "learn_sigma": True, "class_cond": True}
+_IMAGENET64 = {"image_size": 64, "num_channels": 192, "num_res_blocks": 3, "use_new_attention_order": True}
 PRESETS: dict[str, dict[str, Any]] = {
-    "imagenet64": _IMAGENET
-    | {
-        "image_size": 64,
-        "num_channels": 192,
-        "num_res_blocks": 3,
-        "use_new_attention_order": True,
-        "dropout": 0.1,
-        "noise_schedule": "cosine",
-    },
+    "imagenet64": _IMAGENET | _IMAGENET64 | {"dropout": 0.1, "noise_schedule": "cosine"},
     "imagenet128": _IMAGENET | {"image_size": 128, "num_heads": 4, "num_head_channels": -1},
     "imagenet256": _IMAGENET | {"image_size": 256},
     "imagenet256_uncond": _IMAGENET | {"image_size": 256, "class_cond": False},
@@ -121,30 +96,19 @@ def read_flags(flags: Mapping[str, Any]) -> dict[str, Any]:
     """
     for name in flags:
         if name not in FLAGS and name not in IGNORED:
-            nearest = difflib.get_close_matches(name, [*FLAGS, *IGNORED], n=3)
-            raise InputError(
-                f"ADM has no flag '{name}'."
-                + (f" Did you mean {' or '.join(nearest)}?" if nearest else f" Its flags: {', '.join(FLAGS)}.")
-            )
+            hint = did_you_mean(name, [*FLAGS, *IGNORED]) or f" Its flags: {', '.join(FLAGS)}."
+            raise InputError(f"ADM has no flag '{name}'.{hint}")
     return vars(AdmFlags(**{name: value for name, value in flags.items() if name in FLAGS}))
 
 
 def network_config(flags: Mapping[str, Any], num_classes: int | None = 1000) -> dict[str, Any]:
     """AdaGNUNet's arguments. flags: from `read_flags`. num_classes: used with class_cond."""
-    return {
+    return {name: flags[name] for name in SAME_NAME} | {
         "sample_size": flags["image_size"],
-        "in_channels": flags["in_channels"],
         "num_classes": num_classes if flags["class_cond"] else None,
         "null_class": False,
         "model_channels": flags["num_channels"],
-        "channel_mult": flags["channel_mult"],
-        "num_res_blocks": flags["num_res_blocks"],
         "attention_resolutions": attention_sides(flags, attention_levels(flags)),
-        "num_heads": flags["num_heads"],
-        "num_heads_upsample": flags["num_heads_upsample"],
-        "num_head_channels": flags["num_head_channels"],
-        "resblock_updown": flags["resblock_updown"],
-        "dropout": flags["dropout"],
         "norm_groups": 32,
         "norm_eps": 1e-5,
         "conditioning": "adagn" if flags["use_scale_shift_norm"] else "additive",
@@ -170,10 +134,7 @@ def format_value(value: Any) -> str:
 
 def preset_flags(preset: str | None) -> dict[str, Any]:
     """The flags of a preset, {} for None. Raises InputError with the known names."""
-    if preset is not None and preset not in PRESETS:
-        nearest = difflib.get_close_matches(preset, PRESETS, n=1)
-        raise InputError(
-            f"there is no preset '{preset}'.{f' Did you mean {nearest[0]}?' if nearest else ''} Presets: "
-            f"{', '.join(PRESETS)}."
-        )
-    return dict(PRESETS[preset]) if preset else {}
+    if preset not in (None, *PRESETS):
+        hint = did_you_mean(preset, PRESETS, most=1)
+        raise InputError(f"there is no preset '{preset}'.{hint} Presets: {', '.join(PRESETS)}.")
+    return dict(PRESETS.get(preset, {}))

@@ -1,7 +1,5 @@
 """The settings of a network, and whether this machine can hold it. Nothing heavy is imported."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
@@ -90,9 +88,8 @@ def check_size(network: Mapping[str, Any]) -> None:
     network = vars(NetworkConfig()) | dict(network)
     levels, width = len(network["channel_mult"]), network["model_channels"]
     if levels > MAX_LEVELS:
-        raise InputError(
-            f"model.channel_mult has {levels:,} numbers, one per level; expected at most {MAX_LEVELS}, such as 1,2,2."
-        )
+        expected = f"expected at most {MAX_LEVELS}, such as 1,2,2"
+        raise InputError(f"model.channel_mult has {levels:,} numbers, one per level; {expected}.")
     widths = [float(width) * mult for mult in network["channel_mult"]]
     table = 4.0 * width * (network["num_classes"] or 0)
     tokens = 4.0 * width * width * network["class_tokens"] * (network["conditioning"] == "cross_attention")

@@ -5,7 +5,6 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import field
 from pathlib import Path
@@ -19,7 +18,7 @@ from torch import nn
 
 from ..atomic import WINDOWS, atomic_dir
 from ..commands import resume_command, with_commands
-from ..errors import InputError
+from ..errors import InputError, one_line
 from ..schema import as_document, document, read_document, short_repr
 from .layout import STATE, checkpoints
 
@@ -41,16 +40,9 @@ class CheckpointState:
 
 
 def save_checkpoint(
-    folder: Path,
-    state: dict,
-    model: nn.Module,
-    ema: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    keep: int,
-    keep_every: int = 0,
-    prune: bool = True,
+    folder: Path, state: dict, model: nn.Module, ema: nn.Module, optimizer: torch.optim.Optimizer
 ) -> Path:
-    """Write folder/step-XXXXXXXX, then remove old checkpoints.
+    """Write folder/step-XXXXXXXX.
 
     Args:
         folder: The run's checkpoints folder.
@@ -58,9 +50,6 @@ def save_checkpoint(
         model: The network.
         ema: The network of the EMA weights.
         optimizer: The optimizer of `model`.
-        keep: How many of the newest checkpoints are not removed.
-        keep_every: Checkpoints at multiples of this step are not removed either; 0 for none.
-        prune: Whether old checkpoints are removed. False when a launcher may soon end the process: the next save removes them.
 
     Returns:
         The checkpoint's folder.
@@ -74,13 +63,10 @@ def save_checkpoint(
         tmp.mkdir(parents=True)
         digests = {}
         with ThreadPoolExecutor(1) as thread:  # hashes and syncs a file while the next one is written
-            for name, tensors in (
-                ("optimizer.safetensors", lambda: _optimizer_tensors(model, optimizer)),  # the largest
-                ("model.safetensors", lambda: _tensors(model)),
-                ("ema.safetensors", lambda: _tensors(ema)),
-            ):
-                save_file(tensors(), tmp / name)
-                digests[name] = thread.submit(_sync_and_digest, tmp / name)
+            for part, of in {"optimizer": optimizer, "model": model, "ema": ema}.items():  # the largest first
+                file = tmp / f"{part}.safetensors"
+                save_file(_optimizer_tensors(model, optimizer) if of is optimizer else _tensors(of), file)
+                digests[file.name] = thread.submit(_sync_and_digest, file)
             (tmp / STATE).write_text(json.dumps(state, indent=2) + "\n", encoding="utf-8")
             digests[STATE] = thread.submit(_sync_and_digest, tmp / STATE)
             manifest = {name: digests[name].result() for name in sorted(digests)}
@@ -93,18 +79,22 @@ def save_checkpoint(
         _sync(folder)
     except Exception as error:  # safetensors raises its own exceptions
         valid = checkpoints(folder)
-        raise InputError(
-            with_commands(
-                f"the checkpoint of step {state['step']} cannot be written to {folder} ({' '.join(str(error).split())[:200]}). "
-                + (f"The newest complete checkpoint is {valid[-1]}. " if valid else "")
-                + "Free disk space or fix the cause, then resume:",
-                resume_command(folder.parent),
-            )
-        ) from error
-    for old in checkpoints(folder)[:-keep] if prune else []:
-        if not keep_every or int(old.name.split("-")[1]) % keep_every:
-            _remove(old)
+        newest = f"The newest complete checkpoint is {valid[-1]}. " if valid else ""
+        text = f"the checkpoint of step {state['step']} cannot be written to {folder} ({one_line(error, 200)})"
+        text += f". {newest}Free disk space or fix the cause, then resume:"
+        raise InputError(with_commands(text, resume_command(folder.parent))) from error
     return path
+
+
+def remove_old(folder: Path, keep: int, keep_every: int = 0) -> None:
+    """Remove all checkpoints but the newest `keep`, and those at multiples of the step `keep_every` (0: none)."""
+    for old in checkpoints(folder)[:-keep]:
+        if not keep_every or int(old.name.split("-")[1]) % keep_every:
+            # renamed first, so that a partly removed one is never visible
+            tmp = old.with_name(f".{old.name}.removed")
+            shutil.rmtree(tmp, ignore_errors=True)
+            old.rename(tmp)
+            shutil.rmtree(tmp, ignore_errors=True)
 
 
 def remove_partial(folder: Path) -> None:
@@ -113,26 +103,20 @@ def remove_partial(folder: Path) -> None:
         shutil.rmtree(tmp, ignore_errors=True)
 
 
-def latest_valid(folder: Path, report: Callable[[str], None] = print) -> Path | None:
+def latest_valid(folder: Path) -> Path | None:
     """The newest valid checkpoint, after a check of every byte; None if there are no checkpoints.
 
-    Args:
-        folder: The run's checkpoints folder.
-        report: Receives a line for each corrupted checkpoint, which is skipped.
-
-    Raises:
-        InputError: All checkpoints are corrupted.
+    Corrupted ones are reported and skipped. Raises InputError if all are.
     """
     paths = checkpoints(folder)
     for checkpoint in reversed(paths):
         problem = verify(checkpoint)
         if problem is None:
             return checkpoint
-        report(f"the checkpoint {checkpoint} is corrupted ({problem}): skipped")
+        print(f"the checkpoint {checkpoint} is corrupted ({problem}): skipped")
     if paths:
-        raise InputError(
-            f"every checkpoint in {folder} is corrupted: the run cannot be resumed. Start another run (--init_from loads the weights that can be read)."
-        )
+        remedy = "Start another run (--init_from loads the weights that can be read)."
+        raise InputError(f"every checkpoint in {folder} is corrupted: the run cannot be resumed. {remedy}")
     return None
 
 
@@ -182,14 +166,6 @@ def _sync(path: Path) -> None:
         os.close(handle)
 
 
-def _remove(checkpoint: Path) -> None:
-    """Remove a checkpoint; it is renamed first, so that a partly removed one is never visible."""
-    tmp = checkpoint.with_name(f".{checkpoint.name}.removed")
-    shutil.rmtree(tmp, ignore_errors=True)
-    checkpoint.rename(tmp)
-    shutil.rmtree(tmp, ignore_errors=True)
-
-
 def read_state(checkpoint: Path) -> dict:
     """The checkpoint's state.json. Raises InputError if it cannot be read or has no valid step."""
     try:
@@ -197,9 +173,8 @@ def read_state(checkpoint: Path) -> dict:
         as_document(state, CheckpointState, checkpoint / STATE)
         return state
     except InputError as error:
-        raise InputError(
-            f"the checkpoint {checkpoint} is corrupted ({error}): remove it to resume from the one before."
-        ) from None
+        text = f"the checkpoint {checkpoint} is corrupted ({error}): remove it to resume from the one before."
+        raise InputError(text) from None
 
 
 def load_checkpoint(checkpoint: Path, model: nn.Module, ema: nn.Module, optimizer: torch.optim.Optimizer) -> None:
@@ -207,14 +182,13 @@ def load_checkpoint(checkpoint: Path, model: nn.Module, ema: nn.Module, optimize
     load_weights(checkpoint / "model.safetensors", model)
     load_weights(checkpoint / "ema.safetensors", ema)
     saved = _load(checkpoint / "optimizer.safetensors")
-    state = {i: {} for i, _ in enumerate(model.named_parameters())}
-    index = {name: i for i, (name, _) in enumerate(model.named_parameters())}
     weights = dict(model.named_parameters())
+    state: dict[str, dict] = {name: {} for name in weights}
     for key, tensor in saved.items():
-        name, _, part = key.rpartition("/")
-        weight = weights[name]  # files are contiguous, weights may be channels_last
-        state[index[name]][part] = torch.empty_like(weight, device="cpu").copy_(tensor) if tensor.ndim else tensor
-    optimizer.load_state_dict({"state": state if saved else {}, "param_groups": optimizer.state_dict()["param_groups"]})
+        name, _, part = key.rpartition("/")  # files are contiguous, weights may be channels_last
+        state[name][part] = torch.empty_like(weights[name], device="cpu").copy_(tensor) if tensor.ndim else tensor
+    by_index = dict(enumerate(state.values())) if saved else {}
+    optimizer.load_state_dict({"state": by_index, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
 def load_weights(file: Path, model: nn.Module) -> None:
@@ -230,18 +204,15 @@ def load_weights(file: Path, model: nn.Module) -> None:
     try:
         model.load_state_dict(_load(file))
     except RuntimeError as error:
-        raise InputError(
-            f"{file} does not match the network of this config: {' '.join(str(error).split())[:400]}"
-        ) from None
+        raise InputError(f"{file} does not match the network of this config: {one_line(error, 400)}") from None
 
 
 def _load(file: Path) -> dict[str, torch.Tensor]:
     try:
         return load_file(file)
     except Exception as error:  # safetensors raises its own exceptions
-        raise InputError(
-            f"{file} cannot be read ({error}): remove its checkpoint to resume from the one before."
-        ) from None
+        text = f"{file} cannot be read ({error}): remove its checkpoint to resume from the one before."
+        raise InputError(text) from None
 
 
 def _tensors(model: nn.Module) -> dict[str, torch.Tensor]:

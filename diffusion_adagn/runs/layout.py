@@ -3,14 +3,13 @@
 config.yaml  metrics.jsonl  previews/  checkpoints/step-00000500/  pipeline/
 """
 
-from __future__ import annotations
-
 import re
 import shlex
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from difflib import SequenceMatcher
 from pathlib import Path
 
+from ..commands import resume_command, with_commands
 from ..config import RunConfig
 from ..errors import InputError
 from ..labels import LabelSpace
@@ -25,35 +24,17 @@ def checkpoints(folder: Path) -> list[Path]:
     return sorted(p for p in paths if re.fullmatch(r"step-[0-9]{8,12}", p.name))
 
 
-@dataclass(frozen=True)
 class RunFolder:
     """The files and folders of a run."""
 
-    path: Path
-
-    @property
-    def config_file(self) -> Path:
-        return self.path / "config.yaml"
-
-    @property
-    def metrics_file(self) -> Path:
-        return self.path / "metrics.jsonl"
-
-    @property
-    def previews(self) -> Path:
-        return self.path / "previews"
-
-    @property
-    def checkpoints(self) -> Path:
-        return self.path / "checkpoints"
-
-    @property
-    def pipeline(self) -> Path:
-        return self.path / "pipeline"
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+        self.config_file, self.metrics_file = self.path / "config.yaml", self.path / "metrics.jsonl"
+        self.previews, self.checkpoints = self.path / "previews", self.path / "checkpoints"
+        self.pipeline = self.path / "pipeline"
 
     def newest_checkpoint(self) -> Path | None:
-        paths = checkpoints(self.checkpoints)
-        return paths[-1] if paths else None
+        return next(reversed(checkpoints(self.checkpoints)), None)
 
 
 def network_config(config: RunConfig) -> dict:
@@ -66,12 +47,9 @@ def network_config(config: RunConfig) -> dict:
     conditional = model.pop("class_conditional")
     if config.data.image_size is None or config.data.channels is None:
         raise InputError("the config lacks data.image_size and data.channels; a run's config.yaml has them.")
-    network = model | {
-        "sample_size": config.data.image_size,
-        "in_channels": config.data.channels,
-        "num_classes": label_space(config).K if conditional else None,
-        "learned_variance": config.diffusion.learned_variance,
-    }
+    images = {"sample_size": config.data.image_size, "in_channels": config.data.channels}
+    num_classes = label_space(config).K if conditional else None
+    network = model | images | {"num_classes": num_classes, "learned_variance": config.diffusion.learned_variance}
     check_size(network)
     return network
 
@@ -104,8 +82,24 @@ def check_model_path(path: str | Path) -> None:
 
 def loads_checkpoint(path: str | Path) -> bool:
     """Whether the model is loaded from a checkpoint: the path is one, or a run without a pipeline folder."""
-    run = RunFolder(Path(path))
-    return (run.path / STATE).is_file() or (run.config_file.is_file() and not run.pipeline.is_dir())
+    return checkpoint_of(path) is not None
+
+
+def checkpoint_of(path: str | Path, weights: str = "ema") -> Path | None:
+    """The checkpoint folder whose weights a run or a checkpoint means; None for a run whose pipeline folder holds them.
+
+    Raises InputError for a run that has neither.
+    """
+    run = RunFolder(path)
+    if (run.path / STATE).is_file():
+        return run.path
+    if not run.config_file.is_file() or (weights == "ema" and run.pipeline.is_dir()):
+        return None
+    newest = run.newest_checkpoint()
+    if newest is None:
+        text = f"the run {path} has no checkpoint yet. Let it train on with:"
+        raise InputError(with_commands(text, resume_command(path)))
+    return newest
 
 
 def pipeline_folder(path: str | Path, revision: str | None = None) -> Path:
@@ -117,12 +111,10 @@ def pipeline_folder(path: str | Path, revision: str | None = None) -> Path:
     if Path(path).exists():
         raise InputError(f"{path} is neither a run (config.yaml) nor a pipeline folder (model_index.json).")
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     try:
         patterns = ["model_index.json", "unet/*.json", "unet/*.safetensors", "scheduler/*.json"]
         return Path(snapshot_download(str(path), revision=revision, allow_patterns=patterns))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
-        raise InputError(
-            f"there is no folder {path}, and the hub download failed: {str(error).splitlines()[0]}"
-        ) from error
+    except (OSError, ValueError) as error:  # the hub's errors are OSErrors
+        text = f"there is no folder {path}, and the hub download failed: {str(error).splitlines()[0]}"
+        raise InputError(text) from error

@@ -16,7 +16,7 @@ from ..config import DataConfig, RunConfig, read_config, with_overrides
 from ..errors import InputError, UsageError
 from ..labels import LabelSpace
 from ..schema import document, read_document
-from .layout import STATE, RunFolder, check_model_path, label_space, pipeline_folder, similar_runs
+from .layout import STATE, RunFolder, check_model_path, checkpoint_of, label_space, pipeline_folder, similar_runs
 
 MODEL_INDEX = "model_index.json"
 MAX_INDEX = 2**27  # bytes of a samples.json; about 300,000 images
@@ -51,14 +51,14 @@ def default_folder(parent: str, source: str | Path, weights: str = "ema") -> Pat
     path = Path(source)
     if not path.exists():
         return Path(parent, *str(source).split("/"))
+    step, raw = _step(weights_folder(path.resolve(), weights)), "-raw" * (weights == "raw")
+    return Path(parent, *run_name_parts(_run_of(path)), *([] if step is None else [f"step-{step:08d}{raw}"]))
+
+
+def _run_of(path: Path) -> Path:
+    """The absolute path of the run of a run, a checkpoint or a pipeline folder."""
     path = path.resolve()
-    step = _step(weights_folder(path, weights))
-    if path.parent.name == "checkpoints":
-        path = path.parent.parent
-    elif path.name == "pipeline":
-        path = path.parent
-    raw = "-raw" if weights == "raw" else ""
-    return Path(parent, *run_name_parts(path), *([] if step is None else [f"step-{step:08d}{raw}"]))
+    return path.parent.parent if path.parent.name == "checkpoints" else path.parent if path.name == "pipeline" else path
 
 
 def run_name_parts(path: Path) -> tuple[str, ...]:
@@ -78,37 +78,28 @@ def free_default_folder(parent: str, source: str | Path) -> str | None:
 
 
 def weights_folder(source: str | Path, weights: str = "ema") -> Path | None:
-    """The checkpoint or pipeline folder that `sampling.load.open_pipeline` loads; None if it is on the hub or does not exist yet.
+    """The checkpoint or pipeline folder that `sampling.load.open_pipeline` loads; None if it is on the hub.
 
     Raises:
-        InputError: The folder is not a run, a checkpoint or a pipeline.
+        InputError: The folder is not a run, a checkpoint or a pipeline, or a run without a checkpoint.
     """
-    run = RunFolder(Path(source))
-    if (run.path / STATE).is_file():
-        return run.path
-    if run.config_file.is_file() and (weights == "raw" or not run.pipeline.is_dir()):
-        return run.newest_checkpoint()
-    return pipeline_folder(source) if run.path.exists() else None
+    return checkpoint_of(source, weights) or (pipeline_folder(source) if Path(source).exists() else None)
 
 
 def check_model(
     source: str | Path, guide: str | None, weights: str, classes: str | None, mixes: Sequence[str] = ()
 ) -> None:
-    """`check_classes`, after a check that the model and the guide exist or may be on the hub."""
+    """Raises InputError if the model or the guide does not exist (and is not on the hub), or the model lacks a class.
+
+    The classes of a model on the hub are not checked.
+    """
     for path in (source, guide):
         if path is not None:
             check_model_path(path)
-    check_classes(source, weights, classes, mixes)
-
-
-def check_classes(source: str | Path, weights: str, classes: str | None, mixes: Sequence[str] = ()) -> None:
-    """Raises InputError for classes and mixes that the model does not have; a model on the hub is not checked."""
     labels = _labels(weights_folder(source, weights))
-    if labels is None:
-        return
-    if classes is not None:
+    if labels is not None and classes is not None:
         labels.parse(classes)
-    for mix in mixes:
+    for mix in mixes if labels is not None else ():
         try:
             list(labels.parts_of_mix(mix))
         except InputError as error:
@@ -143,7 +134,7 @@ def resumed_config(resume: str, file: str | None, overrides: dict[str, str]) -> 
     config = read_config(file, overrides)
     if config.output_dir is None:
         raise UsageError(f"which run? Give --resume RUN, such as --resume runs/digits.{similar_runs('runs/digits')}")
-    run = RunFolder(Path(config.output_dir))
+    run = RunFolder(config.output_dir)
     if not run.config_file.is_file():
         if file is not None:
             return config  # the run starts
@@ -164,9 +155,7 @@ def resumed_config(resume: str, file: str | None, overrides: dict[str, str]) -> 
 def recorded_data(source: str | Path) -> DataConfig | None:
     """The data settings of the run of a run folder, checkpoint or pipeline folder; None if there is no run."""
     try:
-        path = Path(source).resolve()
+        file = RunFolder(_run_of(Path(source))).config_file
     except (OSError, ValueError, RuntimeError):  # not a path: a name with a NUL in it, or a loop of links
         return None
-    run = path.parent.parent if path.parent.name == "checkpoints" else path.parent if path.name == "pipeline" else path
-    file = RunFolder(run).config_file
     return read_config(file).data if os.path.isfile(file) else None

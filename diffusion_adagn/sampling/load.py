@@ -5,9 +5,9 @@ from pathlib import Path
 from ..config import RunConfig
 from ..errors import InputError
 from ..models.unet import AdaGNUNet
-from ..runs.layout import RunFolder
+from ..runs.layout import RunFolder, checkpoint_of
 from .pipeline import ClassConditionalPipeline
-from .pretrained import checkpoint_of, checkpoint_parts, run_parts
+from .pretrained import checkpoint_parts, run_parts
 
 
 def make_pipeline(config: RunConfig, unet: AdaGNUNet, ema_decay: float | None, step: int) -> ClassConditionalPipeline:
@@ -20,7 +20,7 @@ def open_pipeline(path: str | Path, weights: str = "ema") -> tuple[ClassConditio
 
     weights: "ema", or "raw" (checkpoints only: a pipeline keeps the EMA alone).
     """
-    run, checkpoint = RunFolder(Path(path)), checkpoint_of(path, weights)
+    run, checkpoint = RunFolder(path), checkpoint_of(path, weights)
     if checkpoint is not None:
         pipe = ClassConditionalPipeline(**checkpoint_parts(checkpoint, weights))
         return pipe, f"{'EMA' if weights == 'ema' else 'raw'} weights of {checkpoint}"

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from ..diffusion.churn import Churn
 from ..diffusion.ode_scheduler import OdeScheduler
-from ..diffusion.process import Level, Process
+from ..diffusion.process import Level, Process, ddpm_level
 from ..diffusion.schedule import (
     ModelEval,
     model_evals,
@@ -558,8 +558,9 @@ class ClassConditionalPipeline(DiffusionPipeline):
 
         guide.unet.to(self._execution_device)
         theirs = guide.process
-        if process.same_levels(theirs):
-            levels = [call.level for call in calls]
+        same, converts = process.same_levels(theirs), process.prediction != theirs.prediction
+        if same:
+            levels = [ddpm_level(*c.level[:3], theirs.prediction) if converts else c.level for c in calls]
         else:  # the same noise level in the guide's own table
             levels = [theirs.at(min(call.sigma, MAX_GUIDE_SIGMA)) for call in calls]
         cond = self._one_pass(plans, times)
@@ -567,9 +568,9 @@ class ClassConditionalPipeline(DiffusionPipeline):
 
         def guide_pass(x: Tensor, call: ModelEval) -> tuple[Tensor, Tensor]:
             level = levels[call.index]
-            their_x = x if level is call.level else x * _ratio(level, call.level)
+            their_x = x if same else x * _ratio(level, call.level)
             uncond = weak(their_x, call)[:, : x.shape[1]]
-            if process.prediction != theirs.prediction or level is not call.level:
+            if converts or not same:
                 uncond = process.from_x0(theirs.to_x0(uncond, their_x, level), x, call.level)
             return cond(x, call), uncond
 

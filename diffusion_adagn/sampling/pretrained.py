@@ -16,18 +16,22 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import nn
 
-from ..commands import command, resume_command, with_commands
+from ..commands import command, with_commands
 from ..config import RunConfig, read_config
 from ..diffusion.ode_scheduler import OdeScheduler, make_ode_scheduler
 from ..diffusion.process import RHO, SIGMA_MAX, SIGMA_MIN
 from ..diffusion.schedule import PREDICTIONS, SAMPLERS, make_scheduler
-from ..errors import InputError
+from ..errors import InputError, one_line
 from ..labels import LabelSpace
 from ..models.config import NetworkConfig, check_size
 from ..models.unet import AdaGNUNet
 from ..runs.checkpoint import load_weights, read_state
-from ..runs.layout import STATE, RunFolder, label_space, network_config
+from ..runs.layout import checkpoint_of, label_space, network_config
 from ..schema import Layer, as_document, build, document, read_document, short_repr
+
+
+def _labels(recorded: Any) -> LabelSpace | None:
+    return None if recorded is None else LabelSpace.from_dict(recorded)
 
 
 @document
@@ -36,9 +40,7 @@ class ModelIndex:
 
     unet: Any = None
     scheduler: tuple[str, str] = ("", "")
-    labels: Annotated[LabelSpace | None, BeforeValidator(lambda v: None if v is None else LabelSpace.from_dict(v))] = (
-        None
-    )
+    labels: Annotated[LabelSpace | None, BeforeValidator(_labels)] = None
     clip_x0: StrictBool = True
     ema_decay: Annotated[float | None, Strict()] = None
     trained_steps: StrictInt | None = None
@@ -66,38 +68,18 @@ def pipeline_parts(folder: Path, torch_dtype: torch.dtype | None) -> dict[str, A
     index = read_document(folder / "model_index.json", ModelIndex)
     scheduler_class = {s.__name__: s for s in (*SAMPLERS.values(), OdeScheduler)}.get(index.scheduler[1])
     if index.labels is None or scheduler_class is None:
-        stock = with_commands(
-            f"{folder} holds a stock UNet2DModel. Import it first:", command("import-diffusers", folder)
-        )
-        other = f"{folder} was not written by this package (labels or scheduler are missing in model_index.json)."
-        raise InputError(stock if index.unet == ["diffusers", "UNet2DModel"] else other)
-    options = {
-        key: getattr(index, key) for key in ("labels", "clip_x0", "ema_decay", "trained_steps", "guidance_convention")
-    }
+        text = f"{folder} was not written by this package (labels or scheduler are missing in model_index.json)."
+        if index.unet == ["diffusers", "UNet2DModel"]:
+            text = f"{folder} holds a stock UNet2DModel. Import it first:"
+            text = with_commands(text, command("import-diffusers", folder))
+        raise InputError(text)
     scheduler = load_scheduler(folder / "scheduler", scheduler_class)
-    return options | {"unet": load_unet(folder / "unet", torch_dtype), "scheduler": scheduler}
+    return vars(index) | {"unet": load_unet(folder / "unet", torch_dtype), "scheduler": scheduler}
 
 
-def checkpoint_of(path: str | Path, weights: str = "ema") -> Path | None:
-    """The checkpoint folder whose weights a run or a checkpoint means; None for a run whose pipeline folder holds them.
-
-    Raises InputError for a run that has neither.
-    """
-    run = RunFolder(Path(path))
-    if (run.path / STATE).is_file():
-        return run.path
-    if not run.config_file.is_file() or (weights == "ema" and run.pipeline.is_dir()):
-        return None
-    newest = run.newest_checkpoint()
-    if newest is None:
-        raise InputError(
-            with_commands(f"the run {path} has no checkpoint yet. Let it train on with:", resume_command(path))
-        )
-    return newest
-
-
-def checkpoint_parts(checkpoint: Path, weights: str = "ema") -> dict[str, Any]:
-    """The arguments of ClassConditionalPipeline in a checkpoint folder. weights: "ema" or "raw"."""
+def checkpoint_parts(path: str | Path, weights: str = "ema") -> dict[str, Any]:
+    """The arguments of ClassConditionalPipeline in the checkpoint that `checkpoint_of` finds. weights: "ema" or "raw"."""
+    checkpoint = checkpoint_of(path, weights)
     config_file = checkpoint.parent.parent / "config.yaml"
     if not config_file.is_file():
         raise InputError(f"{checkpoint} stands alone: its run's config.yaml is looked for at {config_file}.")
@@ -114,14 +96,8 @@ def checkpoint_parts(checkpoint: Path, weights: str = "ema") -> dict[str, Any]:
 def run_parts(config: RunConfig, unet: AdaGNUNet, ema_decay: float | None, step: int) -> dict[str, Any]:
     """The arguments of ClassConditionalPipeline for a run's network after `step` steps."""
     scheduler = make_scheduler(config.diffusion, learned_variance=unet.config.learned_variance)
-    return {
-        "unet": unet,
-        "scheduler": scheduler,
-        "labels": label_space(config),
-        "clip_x0": config.diffusion.clip_x0,
-        "ema_decay": ema_decay,
-        "trained_steps": step,
-    }
+    parts = {"unet": unet, "scheduler": scheduler, "labels": label_space(config), "clip_x0": config.diffusion.clip_x0}
+    return parts | {"ema_decay": ema_decay, "trained_steps": step}
 
 
 def load_unet(folder: Path, torch_dtype: torch.dtype | None = None) -> AdaGNUNet:
@@ -145,9 +121,8 @@ def fill(model: nn.Module, folder: Path) -> None:
     whole = folder / f"{WEIGHTS}.safetensors"
     files = [whole] if whole.is_file() else sorted(folder.glob(f"{WEIGHTS}-*-of-*.safetensors"))
     if not files:
-        raise InputError(
-            f"{folder} cannot be loaded (safetensors only): it holds no {whole.name}; pickled weights are not read."
-        )
+        text = f"{folder} cannot be loaded (safetensors only): it holds no {whole.name}; pickled weights are not read."
+        raise InputError(text)
     check_fits(model, files, f"{folder} cannot be loaded: the weights do not fit its config.json")
     state = {name: tensor for file in files for name, tensor in load_file(file).items()}
     model.to_empty(device="cpu").load_state_dict(state)
@@ -163,40 +138,29 @@ def check_fits(model: nn.Module, files: Sequence[Path], wrong: str) -> None:
             with safe_open(file, "pt") as weights:
                 found |= {name: weights.get_slice(name).get_shape() for name in weights.keys()}  # noqa: SIM118 - no dict
         except Exception as error:  # safetensors raises its own kinds
-            raise InputError(f"{file} cannot be read as safetensors: {' '.join(str(error).split())[:300]}") from None
+            raise InputError(f"{file} cannot be read as safetensors: {one_line(error)}") from None
     wanted = {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
     faults = {
         "size mismatch": [f"{n} {found[n]} for {s}" for n, s in wanted.items() if n in found and found[n] != s],
         "missing keys": [name for name in wanted if name not in found],
         "unexpected keys": [short_repr(name) for name in found if name not in wanted],
     }
-    found_faults = [
-        f"{what}: {', '.join(names[:4])}{', ...' * (len(names) > 4)}" for what, names in faults.items() if names
-    ]
-    if found_faults:
-        raise InputError(f"{wrong} ({'; '.join(found_faults)}).")
+    texts = [f"{what}: {', '.join(names[:4])}{', ...' * (len(names) > 4)}" for what, names in faults.items() if names]
+    if texts:
+        raise InputError(f"{wrong} ({'; '.join(texts)}).")
 
 
 def _scheduler_schema(cls: type[SchedulerMixin]) -> type[BaseModel]:
     """The arguments of a scheduler of diffusers, which checks none of them."""
-    limit = 10**6
-    types = {
-        bool: StrictBool,
-        int: Annotated[StrictInt, Ge(-limit), Le(limit)],
-        float: Annotated[float, Strict()],
-        str: StrictStr,
-    }
+    number = Annotated[StrictInt, Ge(-(10**6)), Le(10**6)]
+    types = {bool: StrictBool, int: number, float: Annotated[float, Strict()], str: StrictStr}
     known = {
         "num_train_timesteps": Annotated[StrictInt, Ge(2), Le(100_000)],
         "prediction_type": Literal[tuple(PREDICTIONS.values())],
         "timestep_spacing": Literal["leading", "trailing", "linspace"],
     }
     defaults = {name: p.default for name, p in inspect.signature(cls.__init__).parameters.items()}
-    fields = {
-        name: (types.get(default, types[type(default)]) | None, default)
-        for name, default in defaults.items()
-        if type(default) in types
-    }
+    fields = {name: (types[type(value)] | None, value) for name, value in defaults.items() if type(value) in types}
     return create_model(cls.__name__, **fields | {name: (hint, defaults[name]) for name, hint in known.items()})
 
 
@@ -209,13 +173,10 @@ def load_scheduler(folder: Path, kind: type[SchedulerMixin]) -> SchedulerMixin:
     as_document(config, _scheduler_schema(kind), file)
     scheduler = kind.from_config(config)  # diffusers checks nothing; callers turn its errors into InputError
     betas, alphas = scheduler.betas, scheduler.alphas_cumprod
-    sound = alphas.shape == (scheduler.config.num_train_timesteps,) and bool(
-        ((betas >= 0) & (betas <= 1)).all() and alphas.isfinite().all()
-    )
-    if not sound:
-        raise InputError(
-            f"the betas in {file} are no noise schedule: expected one between 0 and 1 for each of the timesteps."
-        )
+    sound = ((betas >= 0) & (betas <= 1)).all() and alphas.isfinite().all()
+    if not sound or alphas.shape != (scheduler.config.num_train_timesteps,):
+        text = f"the betas in {file} are no noise schedule: expected one between 0 and 1 for each of the timesteps."
+        raise InputError(text)
     return scheduler
 
 

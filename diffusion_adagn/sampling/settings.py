@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import field, replace
+from dataclasses import field, fields, replace
 from decimal import Decimal
 from typing import Annotated, Any, Literal
 
@@ -107,15 +107,10 @@ class SamplerSettings:
 
     def to_dict(self) -> dict[str, Any]:
         """Flat, as plain JSON types."""
-        rest = {
-            "guide": self.guide,
-            "sampler": self.sampler,
-            "steps": self.steps,
-            "eta": self.eta,
-            "spacing": self.spacing,
-        }
-        rest |= {} if self.churn is None else {"churn": str(self.churn)}
-        return {"scale": self.guidance.scale, **self.guidance.to_dict(), **rest}
+        own = {field.name: getattr(self, field.name) for field in fields(self)}
+        churn = own.pop("churn")
+        own |= {} if churn is None else {"churn": str(churn)}
+        return {"scale": own.pop("guidance").scale, **self.guidance.to_dict(), **own}
 
 
 def scales_of(scales: Sequence[float] | None, w: Sequence[float] | None) -> tuple[float, ...]:
@@ -175,14 +170,14 @@ class SampleRequest:
 
     @model_validator(mode="after")
     def _check_plan(self) -> SampleRequest:
-        if self.interpolate is not None and (self.mixes or self.classes is not None):
-            fault = "--interpolate names its two classes itself: leave out --classes and --mix, or sample twice"
-        elif self.interpolate is None and self.steps_between is not None:
-            fault = "--steps_between belongs to --interpolate, such as --interpolate cat,dog --steps_between 7"
-        else:
-            fault = ""
-        if fault:
-            raise InputError(f"{fault}.")
+        between, others = self.interpolate is not None, bool(self.mixes) or self.classes is not None
+        if between and others:
+            raise InputError(
+                "--interpolate names its two classes itself: leave out --classes and --mix, or sample twice."
+            )
+        if self.steps_between is not None and not between:
+            example = "--interpolate cat,dog --steps_between 7"
+            raise InputError(f"--steps_between belongs to --interpolate, such as {example}.")
         object.__setattr__(self, "scales", scales_of(self.scales, self.w))
         object.__setattr__(self, "w", None)
         return self

@@ -1,7 +1,5 @@
 """The settings of `adagn trace`. Nothing heavy is imported."""
 
-from __future__ import annotations
-
 from typing import Annotated, Literal
 
 from annotated_types import Ge

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from ..errors import InputError
-from ..runs.checkpoint import load_checkpoint, read_state, save_checkpoint
+from ..runs.checkpoint import load_checkpoint, read_state, remove_old, save_checkpoint
 from .diagnostics import ConditioningDiagnostics
 from .nonfinite import NonFiniteGuard
 from .trainer import StepResult, Trainer
@@ -26,10 +26,8 @@ class Checkpointer:
             return {}
         state, trainer = read_state(checkpoint), self.trainer
         if state.get("data_fingerprint") != trainer.dataset.fingerprint:
-            raise InputError(
-                f"the data {trainer.dataset.name} is not what {trainer.run.path} was trained on (its images, labels or names "
-                "have changed): put it back, or start another run with --init_from."
-            )
+            text = f"the data {trainer.dataset.name} is not what {trainer.run.path} was trained on (its images, labels or names have changed)"
+            raise InputError(f"{text}: put it back, or start another run with --init_from.")
         load_checkpoint(checkpoint, trainer.unet, trainer.ema.model, trainer.optimizer.optimizer)
         for part in self.parts:
             part.load_state_dict(state)
@@ -42,11 +40,16 @@ class Checkpointer:
         return not result.skipped and (result.stopping or step % every == 0 or step == self.trainer.max_steps)
 
     def save(self, say: Callable[[str], None], prune: bool = True) -> None:
-        """Write a checkpoint, on the main process; the others wait. prune: remove old ones."""
+        """Write a checkpoint, on the main process; the others wait.
+
+        prune: Remove old ones. False when a launcher may soon end the process: the next save removes them.
+        """
         trainer, training = self.trainer, self.trainer.config.training
         state = {key: value for part in self.parts for key, value in part.state_dict().items()}
         if trainer.accelerator.is_main_process:
-            modules = trainer.unet, trainer.ema.model, trainer.optimizer.optimizer
-            keep = training.keep_checkpoints, training.keep_every
-            say(f"saved {save_checkpoint(trainer.run.checkpoints, state, *modules, *keep, prune=prune)}")
+            folder, modules = trainer.run.checkpoints, (trainer.unet, trainer.ema.model, trainer.optimizer.optimizer)
+            path = save_checkpoint(folder, state, *modules)
+            if prune:
+                remove_old(folder, training.keep_checkpoints, training.keep_every)
+            say(f"saved {path}")
         trainer.accelerator.wait_for_everyone()

@@ -88,8 +88,7 @@ class ConditioningDiagnostics:
     def run(self, step: int, say: Callable[[str], None]) -> dict[str, float]:
         """The diagnostics since the last report, on every process; a warning if the label is not used."""
         values, self._gradient_norms = self._gradient_norms | self.read(), {}
-        warning = self.warning(step, values)
-        if warning is not None:
+        if warning := self.warning(step, values):
             say(with_commands(warning, command("trace", self.trainer.run.path, **{"label-check": True})))
         return values
 
@@ -143,9 +142,9 @@ class ConditioningDiagnostics:
         verdict = gap_verdict(gap, half)
         if self.warned or not late or verdict in ("used", "open"):
             return None
-        self.warned = True
+        self.warned, finding = True, "misleads" if verdict == "misleads" else "shows no use"
         return (
-            f"warning: after {step} steps the label {'misleads' if verdict == 'misleads' else 'shows no use'}: with a wrong "
-            f"class the loss on held-out images is {gap:+.5f} relative to the true one (95% interval +-{half:.5f}). Are the labels right (adagn data inspect)? Does "
-            "training.label_dropout leave enough of them? Does the label do anything?"
+            f"warning: after {step} steps the label {finding}: with a wrong class the loss on held-out images is {gap:+.5f} relative to "
+            f"the true one (95% interval +-{half:.5f}). Are the labels right (adagn data inspect)? Does training.label_dropout leave "
+            "enough of them? Does the label do anything?"
         )

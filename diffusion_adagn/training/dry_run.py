@@ -1,10 +1,12 @@
 """`adagn train --dry_run`: time and memory that a run needs on this machine, on one screen, with a verdict on each number."""
 
+import math
 import os
 import shutil
 import sys
 import textwrap
 import time
+from contextlib import closing
 
 import numpy as np
 import torch
@@ -21,7 +23,7 @@ from ..runtime.speed import apply_speed, measure_peak_flops, resolve_speed
 from .ema import EMA
 from .image_fetcher import device_bytes
 from .loader import images_per_pass, make_batches
-from .setup import describe_by_name, format_number, resolve
+from .setup import describe, format_number, resolve
 from .trainer import make_loss, make_optimizer
 
 BUDGET = 10  # seconds that a measured step may take; a longer one is measured on a part of its images
@@ -48,7 +50,7 @@ def dry_run(config: RunConfig, verbose: bool = False) -> None:
     cost = estimate_cost(network_config(config))
     speed = resolve_speed(config.speed, device, cost.flops)
     images = images_per_pass(training, state.num_processes)
-    lines = describe_by_name(config, dataset, state.num_processes, device, cost)
+    lines = describe(config, dataset, state.num_processes, device, cost)
     image_bytes = device_bytes(dataset, device, training.images_on)
     lines["memory"], fits = _memory(cost, training, speed, images, device, image_bytes)
     del lines["length"]
@@ -93,7 +95,7 @@ def seconds_per_step(
     diffusion_loss = make_loss(config.diffusion).to(device)
     process = diffusion_loss.process
     batches = make_batches(config, dataset, process, device)
-    try:
+    with closing(batches.pixels):
         for step in range(2):
             start = time.perf_counter()
             batch = batches.batch(torch.arange(measured) + step * measured)
@@ -111,8 +113,6 @@ def seconds_per_step(
             end = time.perf_counter()
             if end - start > 3 * BUDGET:  # one-time work in the first step is a small part of it then
                 break
-    finally:
-        batches.pixels.close()
     one_pass = (backward_end - start) * images / measured
     return one_pass * training.gradient_accumulation + end - backward_end, measured
 
@@ -136,20 +136,20 @@ def _memory(
     half, total = AUTOCAST[speed.precision] is not None, device_memory(device)
     local = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if device.type == "cpu" else 1  # they share the machine's
 
-    checkpointing = training.gradient_checkpointing
-
-    def needed(count: int, checkpointing: bool = checkpointing) -> int:
+    def needed(count: int, checkpointing: bool = training.gradient_checkpointing) -> int:
         return local * cost.training_bytes(count, half, checkpointing) + image_bytes
 
+    def is_easy(*of: int | bool) -> bool:
+        return needed(*of) <= 0.8 * total
+
     text, fits = f"about {_gib(needed(images))} of the {_gib(total)} of {device}", needed(images) <= total
-    if needed(images) <= 0.8 * total:
+    if is_easy(images):
         return f"{text}: fits", True
-    split = [n for n in range(2, images + 1) if images % n == 0 and needed(images // n) <= 0.8 * total]
-    passes = split[0] * training.gradient_accumulation if split else 0
+    split = next((n for n in range(2, images + 1) if images % n == 0 and is_easy(images // n)), 0)
     remedies = {
-        f"training.gradient_accumulation {passes}": split,
-        "training.gradient_checkpointing true": not checkpointing and needed(images, True) <= 0.8 * total,
-        "a lower training.batch_size": needed(1) <= 0.8 * total,
+        f"training.gradient_accumulation {split * training.gradient_accumulation}": split,
+        "training.gradient_checkpointing true": not training.gradient_checkpointing and is_easy(images, True),
+        "a lower training.batch_size": is_easy(1),
         "training.images_on host": image_bytes,
         "a smaller model (model.model_channels, data.image_size)": True,
     }
@@ -207,11 +207,9 @@ def _print(lines: dict[str, str]) -> None:
     """Print each line, wrapped on a terminal."""
     width = min(100, shutil.get_terminal_size().columns)
     for name, text in lines.items():
-        line = f"{name:10}{text}"
-        whole = {"break_long_words": False, "break_on_hyphens": False}
-        if sys.stdout.isatty():
-            line = textwrap.fill(line, width, subsequent_indent=10 * " ", **whole)
-        print(line, flush=True)
+        line, whole = f"{name:10}{text}", {"break_long_words": False, "break_on_hyphens": False}
+        wrapped = textwrap.fill(line, width, subsequent_indent=10 * " ", **whole)
+        print(wrapped if sys.stdout.isatty() else line, flush=True)
 
 
 def _gib(size: int) -> str:
@@ -219,8 +217,6 @@ def _gib(size: int) -> str:
 
 
 def _duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    if seconds < 1.5 * HOUR:
-        return f"{seconds / 60:.0f} min"
-    return f"{seconds / HOUR:.0f} h" if seconds < 4 * DAY else f"{seconds / DAY:,.0f} days"
+    limits = {90: (1, "s"), 1.5 * HOUR: (60, "min"), 4 * DAY: (HOUR, "h"), math.inf: (DAY, "days")}
+    unit, name = next(unit for limit, unit in limits.items() if seconds < limit)
+    return f"{seconds / unit:,.0f} {name}"

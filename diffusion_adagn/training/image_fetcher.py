@@ -95,9 +95,8 @@ class ThreadedImageFetcher(ImageFetcher):
 
 def choose_image_fetcher(dataset: ImageDataset, device: torch.device, where: str = "auto") -> ImageFetcher:
     """On CUDA: stored on the device if `on_device` is set, else gathered in advance."""
-    if device.type != "cuda":
-        return ImageFetcher(dataset, device)
-    return (DeviceImageCache if on_device(dataset, device, where) else ThreadedImageFetcher)(dataset, device)
+    kind = DeviceImageCache if on_device(dataset, device, where) else ThreadedImageFetcher
+    return (kind if device.type == "cuda" else ImageFetcher)(dataset, device)
 
 
 def on_device(dataset: ImageDataset, device: torch.device, where: str = "auto") -> bool:

@@ -11,6 +11,7 @@ from ..data.rng import BalancedOrder, SampleOrder, normal, uniforms
 from ..diffusion.loss import normalize_images
 from ..diffusion.process import Level, Process
 from ..errors import InputError
+from ..runtime.distributed import has_float64
 from .image_fetcher import ImageFetcher, choose_image_fetcher, to_device
 
 
@@ -28,6 +29,7 @@ class Batch:
     indices: Tensor
 
 
+@dataclass
 class BatchLoader:
     """Batches by position; every draw is a function of (seed, position).
 
@@ -35,24 +37,21 @@ class BatchLoader:
     pixels: the image fetcher; None: images are gathered when needed. balance: draw each class equally often.
     """
 
-    def __init__(
-        self,
-        dataset: ImageDataset,
-        seed: int,
-        process: Process,
-        device: torch.device,
-        conditional: bool = True,
-        label_dropout: float = 0.0,
-        flip: bool = False,
-        pixels: ImageFetcher | None = None,
-        balance: bool = False,
-    ):
-        self.dataset, self.seed, self.device = dataset, seed, device
-        self.process, self.conditional = process, conditional
-        self.label_dropout, self.flip = label_dropout, flip
-        self.order = BalancedOrder(dataset.labels, seed) if balance else SampleOrder(len(dataset), seed)
-        self.pixels = pixels or ImageFetcher(dataset, device)
-        self.drawn_on = torch.device("cpu") if device.type == "mps" else device  # mps has no float64
+    dataset: ImageDataset
+    seed: int
+    process: Process
+    device: torch.device
+    conditional: bool = True
+    label_dropout: float = 0.0
+    flip: bool = False
+    pixels: ImageFetcher | None = None
+    balance: bool = False
+
+    def __post_init__(self) -> None:
+        dataset, seed = self.dataset, self.seed
+        self.order = BalancedOrder(dataset.labels, seed) if self.balance else SampleOrder(len(dataset), seed)
+        self.pixels = self.pixels or ImageFetcher(dataset, self.device)
+        self.drawn_on = self.device if has_float64(self.device) else torch.device("cpu")
 
     def batch(self, positions: Tensor) -> Batch:
         """positions [B] int64 on the CPU."""
@@ -84,7 +83,6 @@ def images_per_pass(training: TrainingConfig, processes: int) -> int:
     """Images per process and pass. Raises InputError if the batch cannot be split evenly."""
     parts = processes * training.gradient_accumulation
     if training.batch_size % parts:
-        raise InputError(
-            f"training.batch_size {training.batch_size} (for all processes together) cannot be split over {processes} process(es) in {training.gradient_accumulation} pass(es): make it a multiple of {parts}."
-        )
+        text = f"training.batch_size {training.batch_size} (for all processes together) cannot be split over {processes} process(es) in {training.gradient_accumulation} pass(es)"
+        raise InputError(f"{text}: make it a multiple of {parts}.")
     return training.batch_size // parts

@@ -11,6 +11,7 @@ from typing import TextIO
 import torch
 from tqdm.auto import tqdm
 
+from ..atomic import atomic_write
 from ..config import RunConfig, SpeedConfig, to_dict
 from ..models.cost import Cost
 from ..runtime.precision import AUTOCAST
@@ -71,10 +72,9 @@ class Logger:
 
     def log(self, **values: float) -> None:
         """Write values of the trainer's step to metrics.jsonl and to the tracker."""
-        if not values:
-            return
-        self.metrics.write(step=self.trainer.step, **values)
-        if self.training.tracker != "none":
+        if values:
+            self.metrics.write(step=self.trainer.step, **values)
+        if values and self.training.tracker != "none":
             self.trainer.accelerator.log(values, step=self.trainer.step)
         if "label_gap_wrong" in values:
             self.label_gap_text = f", label gap {values['label_gap_wrong']:+.4f}"
@@ -127,9 +127,7 @@ class Metrics:
             lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
             valid = [x for x in lines if (s := _step(x)) < last_step or (s == last_step and LR_CHANGE not in x)]
             if valid != lines:
-                tmp = path.with_suffix(".tmp")
-                tmp.write_text("".join(valid), encoding="utf-8")
-                tmp.replace(path)
+                atomic_write(path, lambda tmp: tmp.write_text("".join(valid), encoding="utf-8"))
 
     def write(self, **values: float) -> None:
         """A value that is not finite becomes null: JSON has no Infinity and no NaN."""

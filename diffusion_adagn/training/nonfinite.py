@@ -24,10 +24,8 @@ class NonFiniteGuard:
         trainer, self.consecutive = self.trainer, self.consecutive + 1 if result.skipped else 0
         if not result.skipped:
             return
-        message = (
-            f"step {trainer.step} skipped: its loss is {result.loss:g}, the norm of its gradient {result.grad_norm:g}; "
-            f"{locate_nonfinite(trainer, result.passes)}"
-        )
+        numbers = f"its loss is {result.loss:g}, the norm of its gradient {result.grad_norm:g}"
+        message = f"step {trainer.step} skipped: {numbers}; {locate_nonfinite(trainer, result.passes)}"
         logger.say(message)
         logger.log(left_out=self.consecutive)
         if self.consecutive >= trainer.config.training.max_nonfinite_steps:
@@ -82,12 +80,12 @@ def find_nonfinite(network: nn.Module, losses: Iterable[Callable[[], Tensor]]) -
             if not torch.isfinite(loss):
                 return "the loss itself; every layer's output is finite"
             loss.backward()
-            gradients = ((name, p.grad) for name, p in network.named_parameters() if p.grad is not None)
-            names = [name for name, grad in gradients if not torch.isfinite(grad).all()]
+            gradients = {name: p.grad for name, p in network.named_parameters() if p.grad is not None}
+            names = [name for name, grad in gradients.items() if not torch.isfinite(grad).all()]
+            # modules are registered in the order of the image path, conditioning last
+            names.sort(key=lambda name: name.startswith(("embedding.", "projection.")), reverse=True)
             if names:
-                # modules are registered in the order of the image path, conditioning last
-                image_path = [n for n in names if n.split(".")[0] not in ("embedding", "projection")]
-                return f"the gradient of {(image_path or names)[-1]}"
+                return f"the gradient of {names[-1]}"
     finally:
         for hook in hooks:
             hook.remove()

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 import numpy as np
+import torch
 
 from ..render.grids import labelled_grid
 from ..sampling.guidance import Guidance
@@ -32,16 +33,13 @@ class Preview:
         labels, count, steps = pipe.labels, training.preview_count, training.preview_steps
         classes = labels.parse(training.preview_classes if labels.K else "null")[:MAX_PREVIEW_CLASSES]
         scale = training.preview_guidance if labels.K and labels.has_null else 1.0
-        ids = [c for c in classes for _ in range(count)]
+        ids, parts = [c for c in classes for _ in range(count)], []
         size = max(1, trainer.images_per_pass // (1 if scale == 1 else 2))
         settings = SamplerSettings(Guidance(scale), steps=steps)
         with trainer.accelerator.autocast():
-            parts = [
-                pipe.sample(
-                    settings, classes=ids[i : i + size], seeds=list(range(len(ids)))[i : i + size], output_type="np"
-                ).images
-                for i in range(0, len(ids), size)
-            ]
+            for seeds in torch.arange(len(ids)).split(size):
+                batch = {"classes": [ids[i] for i in seeds], "seeds": seeds.tolist(), "output_type": "np"}
+                parts.append(pipe.sample(settings, **batch).images)
         images = np.concatenate(parts)
         pixels = to_pixels(images).reshape(len(classes), count, *images.shape[1:])
         title = f"step {step}, EMA weights, guidance {scale:g}, {steps} steps"

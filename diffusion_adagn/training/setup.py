@@ -77,7 +77,8 @@ def prepare(config: RunConfig, resume: bool) -> Setup:
     if resume and requested.precision == "auto" and run.config_file.is_file():  # what auto meant when the run began
         requested = dataclasses.replace(requested, precision=read_config(run.config_file).speed.precision)
     speed = resolve_speed_together(requested, device, cost.flops)
-    summary = describe(dataclasses.replace(config, speed=requested), dataset, count, device, cost)
+    lines = describe(dataclasses.replace(config, speed=requested), dataset, count, device, cost)
+    summary = "\n".join(f"{name:10}{text}" for name, text in lines.items())
     config = dataclasses.replace(config, speed=dataclasses.replace(requested, precision=speed.precision))
     AcceleratorState._reset_state()  # an earlier run in this interpreter may have had another precision
     mixed, tracker = AUTOCAST[speed.precision] is not None, None if training.tracker == "none" else training.tracker
@@ -126,29 +127,29 @@ def _check_recorded(setup: Setup, resume: bool) -> float:
     if not resume:
         raise _occupied(run)  # by a process that started meanwhile
     step = read_state(setup.checkpoint)["step"] if setup.checkpoint is not None else None
-    if step is not None and step > training.max_steps:
-        raise InputError(
-            f"{run.path} is at {setup.checkpoint.name} already, beyond training.max_steps {training.max_steps}: give a larger one, or leave it out."
-        )
     recorded = read_config(run.config_file)
     same_lr = dataclasses.replace(training, lr=recorded.training.lr)  # the learning rate may change
-    if same_lr != training and step == training.max_steps:
-        raise InputError(
-            f"{run.path} is at its last step, {step}, and no step remains for training.lr {training.lr:g}: give a larger training.max_steps too."
+    if step is None:
+        return recorded.training.lr
+    fault, changed = "", differences(recorded, dataclasses.replace(config, training=same_lr))
+    if step > training.max_steps:
+        fault = f"is at {setup.checkpoint.name} already, beyond training.max_steps {training.max_steps}: give a larger one, or leave it out"
+    elif same_lr != training and step == training.max_steps:
+        fault = f"is at its last step, {step}, and no step remains for training.lr {training.lr:g}: give a larger training.max_steps too"
+    elif changed:
+        fault = (
+            f"was started with other settings, and resuming with these would change its result: {'; '.join(changed)}"
         )
-    changed = differences(recorded, dataclasses.replace(config, training=same_lr))
-    if changed and step is not None:
-        raise InputError(
-            f"{run.path} was started with other settings, and resuming with these would change its result: {'; '.join(changed)}. "
-            "Put them back, or start another run (with --init_from to keep the weights). Only training.lr may be changed."
-        )
+        fault += ". Put them back, or start another run (with --init_from to keep the weights). Only training.lr may be changed"
+    if fault:
+        raise InputError(f"{run.path} {fault}.")
     return recorded.training.lr
 
 
 def _check_run(config: RunConfig, resume: bool) -> RunFolder:
     if config.output_dir is None:
         raise InputError("where should the run go? Give --output_dir, such as runs/my-run.")
-    run = RunFolder(Path(config.output_dir))
+    run = RunFolder(config.output_dir)
     if not resume and run.config_file.is_file():
         raise _occupied(run)
     if config.training.max_steps is None:
@@ -156,10 +157,8 @@ def _check_run(config: RunConfig, resume: bool) -> RunFolder:
     check_tracker(config.training.tracker)
     for name in ("FSDP", "DEEPSPEED", "MEGATRON_LM"):
         if os.environ.get(f"ACCELERATE_USE_{name}", "false").lower() in ("true", "1"):
-            raise InputError(
-                f"accelerate is configured to shard the network ({name}), which is not supported: every process holds the whole network. "
-                "Launch it with --multi_gpu, or by torchrun."
-            )
+            text = f"accelerate is configured to shard the network ({name}), which is not supported: every process holds the whole network"
+            raise InputError(f"{text}. Launch it with --multi_gpu, or by torchrun.")
     return run
 
 
@@ -187,12 +186,11 @@ def resolve(
     """
     dataset = open_dataset(config.data, "train", progress, source)
     space = dataset.label_space
-    if config.labels is not None and (recorded := LabelSpace.from_dict(config.labels)) != space:
-        raise InputError(
-            f"the config records {recorded.K} classes ({', '.join(recorded.names[:5])}, ...), the data {dataset.name} has {space.K} "
-            f"({', '.join(space.names[:5])}, ...): they must be the same classes in the same order. To train on other classes "
-            "start another run, with --init_from to keep the weights."
-        )
+    recorded = space if config.labels is None else LabelSpace.from_dict(config.labels)
+    if recorded != space:
+        recorded_words, words = (f"{s.K} classes ({', '.join(s.names[:5])}, ...)" for s in (recorded, space))
+        text = f"the config records {recorded_words}, the data {dataset.name} has {words}: they must be the same classes in the same order"
+        raise InputError(f"{text}. To train on other classes start another run, with --init_from to keep the weights.")
     data = dataclasses.replace(config.data, image_size=dataset.image_size, channels=dataset.channels)
     diffusion = config.diffusion
     if diffusion.process == "edm" and diffusion.sigma_data is None:
@@ -249,13 +247,7 @@ def _open_heldout(config: RunConfig, main: bool, source: ResolvedSource) -> Imag
         return None
 
 
-def describe(config: RunConfig, dataset: ImageDataset, processes: int, device: torch.device, cost: Cost) -> str:
-    """`describe_by_name`, a line each: what a run prints first."""
-    lines = describe_by_name(config, dataset, processes, device, cost)
-    return "\n".join(f"{name:10}{text}" for name, text in lines.items())
-
-
-def describe_by_name(
+def describe(
     config: RunConfig, dataset: ImageDataset, processes: int, device: torch.device, cost: Cost
 ) -> dict[str, str]:
     """What is trained, on what, at what cost. Keys: data, network, batch, speed, memory, length, extras and sometimes note."""
@@ -264,13 +256,13 @@ def describe_by_name(
     half, images = AUTOCAST[speed.precision] is not None, device_bytes(dataset, device, training.images_on)
     memory = cost.training_bytes(per_pass, half, training.gradient_checkpointing) + images
     of_images = f", {images / 2**30:.2f} for the images, which are on the device; training.images_on host avoids this"
+    classes = f"{dataset.label_space.K} classes" + " (labels not used)" * (not config.model.class_conditional)
     length = "training.max_steps is not set"
     if training.max_steps:
         total = training.max_steps * training.batch_size
         length = f"{training.max_steps:,} steps = {total:,} images = {format_number(total / len(dataset))} epochs"
     lines = {
-        "data": f"{dataset.name}: {len(dataset):,} images of {size}x{size}x{dataset.channels}, {dataset.label_space.K} classes"
-        + " (labels not used)" * (not config.model.class_conditional),
+        "data": f"{dataset.name}: {len(dataset):,} images of {size}x{size}x{dataset.channels}, {classes}",
         "network": f"{config.model.conditioning}, {cost.parameters / 1e6:.2f} M parameters, {flops / 1e9:.3f} GFLOPs per image "
         f"(forward; training about {3 * flops / 1e9:.3f})",
         "batch": f"{training.batch_size} = {processes} process(es) x {training.gradient_accumulation} pass(es) x {per_pass} images, "
@@ -282,10 +274,8 @@ def describe_by_name(
         "extras": _extras(config),
     }
     if speed.precision == "bf16" and device.type == "cpu" and not has_bf16(device):
-        note = (
-            "this CPU has no bf16 instructions and imitates them, many times slower than fp32: --speed.precision fp32"
-        )
-        lines["note"] = note
+        lines["note"] = "this CPU has no bf16 instructions and imitates them, many times slower than fp32"
+        lines["note"] += ": --speed.precision fp32"
     return lines
 
 
@@ -297,9 +287,8 @@ def _extras(config: RunConfig) -> str:
         extras = [f"process {d.process}", f"noise {d.noise or 'log_normal'}"]
         extras += [f"sigma_data {d.sigma_data}"] * (d.process == "edm")
     for section in ("model", "diffusion", "training", "data"):
-        defaults = dataclasses.asdict(getattr(default, section))
-        values = dataclasses.asdict(getattr(config, section)).items()
-        extras += [f"{section}.{k}={v}" for k, v in values if isinstance(defaults[k], bool) and v != defaults[k]]
+        defaults, given = vars(getattr(default, section)), vars(getattr(config, section))
+        extras += [f"{section}.{k}={given[k]}" for k, v in defaults.items() if isinstance(v, bool) and given[k] != v]
     extras += [f"model.join={config.model.join}"] if config.model.join != default.model.join else []
     extras += [f"loss_weight={d.loss_weight}(gamma {d.min_snr_gamma:g})"] if d.loss_weight != "uniform" else []
     return ", ".join(extras)

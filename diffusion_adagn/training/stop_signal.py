@@ -25,18 +25,15 @@ class StopSignal:
         self._received = self._exit_now = False
 
     def __enter__(self) -> "StopSignal":
-        self._previous, self._listener = {}, ExitStack()
+        self._undo = ExitStack()
         if threading.current_thread() is threading.main_thread():  # Python lets no other thread handle signals
-            self._previous = {s: signal.signal(s, self._handle) for s in SIGNALS}
-            self._listener.enter_context(listen_for_signals(self._report))
+            for s in SIGNALS:
+                self._undo.callback(signal.signal, s, signal.signal(s, self._handle))
+            self._undo.enter_context(listen_for_signals(self._report))
         return self
 
     def __exit__(self, *_) -> None:
-        try:
-            self._listener.close()
-        finally:
-            for s, handler in self._previous.items():
-                signal.signal(s, handler)
+        self._undo.close()
 
     def _report(self, number: int) -> None:
         """Runs in the thread that receives every signal; the main one runs one handler for two that arrive within one call."""

@@ -62,21 +62,16 @@ def train(config: RunConfig | Mapping | str | Path, resume: bool = False) -> int
                 if result.stopping:
                     break
         logger.finish()
-        finished = trainer.step == trainer.max_steps
+        run, finished = setup.run, trainer.step == trainer.max_steps
         if finished:
-            _export(trainer)
+            if trainer.accelerator.is_main_process:
+                write_pipeline(run, trainer.config, trainer.ema.model, trainer.dataset, trainer.step)
+            text = f"\nDone: {trainer.step} steps. The model (EMA weights) is in {run.pipeline}\nSample it:"
+            following = sample_command(str(run.path), label_space(trainer.config))
         else:
             saved = "not saved, since it was skipped" if result.skipped else "saved"
             text = f"Stopped by {stop.name or 'a signal'} at step {trainer.step}; {saved}. Resume with:"
-            trainer.accelerator.print(with_commands(text, resume_command(setup.run.path)))
+            following = resume_command(run.path)
+        trainer.accelerator.print(with_commands(text, following))
         trainer.accelerator.end_training()
         return 0 if finished else STOPPED
-
-
-def _export(trainer: Trainer) -> None:
-    """Write the pipeline folder and print how to sample it; the main process does."""
-    run, config, step = trainer.run, trainer.config, trainer.step
-    if trainer.accelerator.is_main_process:
-        write_pipeline(run, config, trainer.ema.model, trainer.dataset, step)
-        text = f"\nDone: {step} steps. The model (EMA weights) is in {run.pipeline}\nSample it:"
-        print(with_commands(text, sample_command(str(run.path), label_space(config))))

@@ -18,6 +18,7 @@ from .ema import EMA
 from .loader import Batch, images_per_pass, make_batches
 from .prefetcher import Prefetcher
 from .setup import Setup
+from .uncertainty import LearnedUncertainty
 
 # gloo's destructor joins, with Python's lock held, a thread that may be waiting for that lock: now and then a process that
 # is done would hang for ever. It goes with the process instead.
@@ -65,6 +66,8 @@ class Trainer:
         if accelerator.num_processes > 1:
             _never_destroyed.append(self.model)
         self.loss = make_loss(self.config.diffusion).to(device)
+        learned = self.config.diffusion.loss_weight == "learned"
+        self.uncertainty = LearnedUncertainty(accelerator) if learned else None
         self.batches = Prefetcher(make_batches(self.config, self.dataset, self.loss.process, device))
 
     def positions(self, number: int) -> Tensor:
@@ -102,7 +105,8 @@ class Trainer:
         for number, positions in enumerate(passes, first):
             with nullcontext() if positions is passes[-1] else accelerator.no_sync(self.model):
                 losses, batch = self.forward_loss(self.model, positions)
-                accelerator.backward(losses.mean() / count)
+                weighted = losses if self.uncertainty is None else self.uncertainty.weighted(losses, batch.level)
+                accelerator.backward(weighted.mean() / count)
             outputs.append((losses.detach(), batch.quantile, batch.labels))
             coming = [n for n in (number + 1, number + 2) if n < self.max_steps * count]
             self.batches.prefetch(*map(self.positions, coming))
@@ -116,6 +120,8 @@ class Trainer:
         if not skipped or accelerator.scaler is not None:  # the scaler needs its step, and skips what is not finite
             self.optimizer.step()
         self.optimizer.zero_grad()
+        if self.uncertainty is not None:
+            self.uncertainty.step(lr, skipped)
         self.step += 1
         if not skipped:
             self.ema.update(self.unet, self.step)
@@ -124,18 +130,17 @@ class Trainer:
     def state_dict(self) -> dict:
         """What a checkpoint's state.json has of the trainer; its tensors are in files of their own."""
         training, scaler = self.config.training, self.accelerator.scaler
-        return {
-            "step": self.step,
-            "position": self.step * training.batch_size,
-            "lr": training.lr,
-            "data_fingerprint": self.dataset.fingerprint,
-            "scaler": None if scaler is None else scaler.state_dict(),
-        }
+        state = {"step": self.step, "position": self.step * training.batch_size, "lr": training.lr}
+        state |= {} if self.uncertainty is None else self.uncertainty.state_dict()
+        state["data_fingerprint"] = self.dataset.fingerprint
+        return state | {"scaler": None if scaler is None else scaler.state_dict()}
 
     def load_state_dict(self, state: dict) -> None:
         self.step = state["step"]
         if self.accelerator.scaler is not None and state.get("scaler"):
             self.accelerator.scaler.load_state_dict(state["scaler"])
+        if self.uncertainty is not None:
+            self.uncertainty.load_state_dict(state)
 
 
 def make_optimizer(unet: AdaGNUNet, training: TrainingConfig) -> torch.optim.AdamW:

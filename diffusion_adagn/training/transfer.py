@@ -19,9 +19,8 @@ def transfer(source: str, unet: AdaGNUNet, labels: LabelSpace) -> str:
     table = "embedding.classes.weight"
     matching = [k for k in new if k != table and k in old and old[k].shape == new[k].shape]
     if not matching:
-        raise InputError(
-            f"{source} shares no layer with this network: choose the same model settings (see its unet/config.json)."
-        )
+        text = f"{source} shares no layer with this network: choose the same model settings (see its unet/config.json)."
+        raise InputError(text)
     rows, old_rows = 0, {name: i for i, name in enumerate(pipe.labels.names)}
     with torch.no_grad():
         for key in matching:

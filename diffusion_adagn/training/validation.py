@@ -9,24 +9,39 @@ from ..data import ImageDataset
 from ..data.rng import normal
 from ..diffusion.loss import DiffusionLoss, normalize_images
 from ..models.unet import AdaGNUNet
+from .noise_report import loss_by_level, suggest_noise
+from .setup import measure_sigma_data
 from .trainer import Trainer
 
 MAX_HELDOUT = 512
 
 
 class Validation:
-    """The held-out loss of the EMA weights, every `training.heldout_every` steps. heldout: None where it is not measured."""
+    """The held-out loss of the EMA weights, every `training.heldout_every` steps; after the last step of edm and flow also
+    the training noise that it suggests. heldout: None where nothing is measured."""
 
     def __init__(self, trainer: Trainer, heldout: ImageDataset | None):
         self.trainer, self.heldout, self.every = trainer, heldout, trainer.config.training.heldout_every
+        self.suggests = trainer.config.diffusion.process != "ddpm"
 
     def due(self, step: int) -> bool:
-        return self.heldout is not None and self.every > 0 and step % self.every == 0
+        last = self.suggests and step == self.trainer.max_steps
+        return self.heldout is not None and self.every > 0 and (step % self.every == 0 or last)
 
     def run(self, step: int, say: Callable[[str], None]) -> dict[str, float]:
         t, accelerator = self.trainer, self.trainer.accelerator
         settings = t.config.training, accelerator.autocast, accelerator.device, t.images_per_pass
-        return {"heldout_loss": heldout_loss(t.ema.model, self.heldout, t.loss, *settings)}
+        values = {"heldout_loss": heldout_loss(t.ema.model, self.heldout, t.loss, *settings)}
+        if not self.suggests or step < t.max_steps:
+            return values
+        sigma_data = t.config.diffusion.sigma_data or measure_sigma_data(self.heldout)
+        table = t.loss.process, sigma_data, accelerator.autocast, t.images_per_pass
+        mean, std = suggest_noise(*loss_by_level(t.ema.model, self.heldout, *table))
+        say(
+            f"noise     the held-out loss by noise level suggests --diffusion.noise_mean {mean:.2f} --diffusion.noise_std {std:.2f} "
+            "for the next run"
+        )
+        return values | {"suggested_noise_mean": mean, "suggested_noise_std": std}
 
 
 @torch.no_grad()

@@ -15,7 +15,7 @@ from diffusion_adagn.cli.sweep import parser as sweep_parser
 from diffusion_adagn.config import DiffusionConfig
 from diffusion_adagn.diffusion.schedule import make_scheduler
 from diffusion_adagn.errors import InputError
-from diffusion_adagn.runs.recorded import check_classes, default_folder
+from diffusion_adagn.runs.recorded import check_model, default_folder
 
 
 @pytest.fixture(autouse=True)
@@ -169,12 +169,18 @@ def test_classes_of_runs_are_read_from_configs(tmp_path):
     labels = "{names: [cat, dog], original_ids: [0, 1], wnids: [], has_null: true}"
     (tmp_path / "runs/a/config.yaml").write_text(f"data: {{source: digits}}\nlabels: {labels}\n")
     for path in ("runs/a", "runs/a/checkpoints/step-00000002"):
-        check_classes(path, "ema", "cat,null", ["cat@coarse,dog"])
+        check_model(path, None, "ema", "cat,null", ["cat@coarse,dog"])
         with pytest.raises(InputError, match="Nearest: 'cat'"):
-            check_classes(path, "ema", "catt")
-    check_classes("owner/name", "ema", "catt")  # on the hub: unknown before the download
+            check_model(path, None, "ema", "catt")
+    check_model("owner/name", None, "ema", "catt")  # on the hub: unknown before the download
 
 
 def test_label_check_rejects_out(model, capsys):
     assert main(["trace", model, "--label_check", "--out", "there"]) != 0
     assert "--label_check writes no files" in capsys.readouterr().err
+
+
+def test_sweep_help_shows_its_own_default(capsys):
+    with pytest.raises(SystemExit):
+        main(["sweep", "--help"])
+    assert "sampler steps [25]" in capsys.readouterr().out

@@ -4,7 +4,8 @@ from diffusers import DDPMScheduler
 from diffusers.training_utils import compute_snr
 
 from diffusion_adagn.config import DiffusionConfig
-from diffusion_adagn.diffusion.loss import DiffusionLoss, _log_pixel_probability, pred_to_x0, x0_to_pred
+from diffusion_adagn.diffusion.loss import DiffusionLoss, _log_pixel_probability
+from diffusion_adagn.diffusion.process import ddpm, ddpm_level
 from diffusion_adagn.diffusion.schedule import make_scheduler
 from diffusion_adagn.errors import InputError
 
@@ -15,33 +16,36 @@ THEIRS = DDPMScheduler(beta_schedule="linear")
 
 
 def objective(prediction, **kw):
-    return DiffusionLoss(make_scheduler(DiffusionConfig()).alphas_cumprod, prediction, **kw)
+    return DiffusionLoss(ddpm(make_scheduler(DiffusionConfig()).alphas_cumprod, prediction), **kw)
 
 
 def test_noise_and_targets_equal_diffusers():
     for prediction, target in (("eps", NOISE), ("x0", X0), ("v", THEIRS.get_velocity(X0, NOISE, T))):
-        mine = objective(prediction)
-        assert torch.allclose(mine.add_noise(X0, NOISE, T), THEIRS.add_noise(X0, NOISE, T), atol=1e-5)
-        assert torch.allclose(mine.target(X0, NOISE, T), target, atol=1e-5)
+        mine = objective(prediction).process
+        assert torch.allclose(mine.add_noise(X0, NOISE, mine.level(T)), THEIRS.add_noise(X0, NOISE, T), atol=1e-5)
+        assert torch.allclose(mine.target(X0, NOISE, mine.level(T)), target, atol=1e-5)
 
 
 @pytest.mark.parametrize("prediction", ["eps", "x0", "v"])
 def test_predictions_convert_to_x0_and_back(prediction):
-    mine = objective(prediction)
-    x_t, target = mine.add_noise(X0, NOISE, T), mine.target(X0, NOISE, T)
-    for i, t in enumerate(T):
-        alpha, sigma = mine.alpha[t].item(), mine.sigma[t].item()
-        assert torch.allclose(pred_to_x0(target[i], x_t[i], alpha, sigma, prediction), X0[i], atol=2e-3)
-        assert torch.allclose(x0_to_pred(X0[i], x_t[i], alpha, sigma, prediction), target[i], atol=2e-3)
+    mine = objective(prediction).process
+    levels = mine.level(T)
+    x_t, target = mine.add_noise(X0, NOISE, levels), mine.target(X0, NOISE, levels)
+    assert torch.allclose(mine.to_x0(target, x_t, levels), X0, atol=2e-3)
+    assert torch.allclose(mine.from_x0(X0, x_t, levels), target, atol=2e-3)
+    for i, t in enumerate(T.tolist()):
+        level = ddpm_level(t, levels.alpha[i].item(), levels.sigma[i].item(), prediction)
+        assert torch.allclose(mine.to_x0(target[i], x_t[i], level), X0[i], atol=2e-3)
+        assert torch.allclose(mine.from_x0(X0[i], x_t[i], level), target[i], atol=2e-3)
 
 
 def test_conversion_equals_diffusers():
     for prediction, theirs in (("eps", "epsilon"), ("v", "v_prediction"), ("x0", "sample")):
         scheduler = DDPMScheduler(beta_schedule="linear", prediction_type=theirs, clip_sample=False)
-        mine = objective(prediction)
+        mine = objective(prediction).process
         for t in (0, 500, 999):
             expected = scheduler.step(NOISE, t, X0).pred_original_sample
-            got = pred_to_x0(NOISE, X0, mine.alpha[t], mine.sigma[t], prediction)
+            got = mine.to_x0(NOISE, X0, mine.level(torch.tensor([t])))
             assert torch.allclose(got, expected, rtol=1e-4, atol=1e-4)
 
 
@@ -53,12 +57,14 @@ def test_min_snr_weights_equal_paper(prediction):
     mine = objective(prediction, loss_weight="min_snr", min_snr_gamma=5.0)
     plain = objective(prediction)
     answer = torch.full_like(X0, 0.3)
-    ratio = mine.loss(answer, X0, NOISE, T) / plain.loss(answer, X0, NOISE, T)
+    level = mine.process.level(T)
+    ratio = mine.loss(answer, X0, NOISE, level) / plain.loss(answer, X0, NOISE, level)
     assert torch.allclose(ratio, expected, rtol=1e-3)
 
 
 def test_loss_is_per_sample():
-    loss = objective("eps").loss(X0, X0, NOISE, T)
+    mine = objective("eps")
+    loss = mine.loss(X0, X0, NOISE, mine.process.level(T))
     assert loss.shape == (4,)
     assert loss[2].item() == pytest.approx(((X0[2] - NOISE[2]) ** 2).mean().item(), rel=1e-6)
 
@@ -66,10 +72,11 @@ def test_loss_is_per_sample():
 def test_zero_snr_rejects_eps_and_min_snr():
     bar = make_scheduler(DiffusionConfig(zero_snr=True, prediction="v")).alphas_cumprod
     with pytest.raises(InputError, match="eps"):
-        DiffusionLoss(bar, "eps")
+        DiffusionLoss(ddpm(bar, "eps"))
     with pytest.raises(InputError, match="uniform"):
-        DiffusionLoss(bar, "v", loss_weight="min_snr")
-    assert torch.allclose(DiffusionLoss(bar, "v").target(X0, NOISE, torch.tensor([999] * 4)), -X0)
+        DiffusionLoss(ddpm(bar, "v"), loss_weight="min_snr")
+    mine = DiffusionLoss(ddpm(bar, "v")).process
+    assert torch.allclose(mine.target(X0, NOISE, mine.level(torch.tensor([999] * 4))), -X0)
 
 
 # ---------------------------------------------------------------------- learned variance
@@ -84,11 +91,12 @@ def test_bound_equals_float64_distributions(prediction, schedule):
     """Mean and variance of p by diffusers' DDPM scheduler, q by DDPM's equations 6 and 7, both handed to torch.distributions."""
     config = DiffusionConfig(schedule=schedule, prediction=prediction, learned_variance=True)
     scheduler = make_scheduler(config, "ddpm", learned_variance=True)
-    mine = DiffusionLoss(scheduler.alphas_cumprod, prediction, vlb_weight=0.001)
+    process = ddpm(scheduler.alphas_cumprod, prediction)
     t = torch.tensor([0, 1, 500, 999])
-    x_t = mine.add_noise(PIXELS, NOISE, t)
-    answer = torch.cat([mine.target(PIXELS, NOISE, t) + 0.005 * ANSWER[:, :1], ANSWER[:, 1:]], dim=1)
-    bits = mine.vlb(answer, PIXELS, NOISE, t)
+    level = process.level(t)
+    x_t = process.add_noise(PIXELS, NOISE, level)
+    answer = torch.cat([process.target(PIXELS, NOISE, level) + 0.005 * ANSWER[:, :1], ANSWER[:, 1:]], dim=1)
+    bits = DiffusionLoss(process, vlb_weight=0.001).vlb(answer, PIXELS, NOISE, level)
     scheduler.set_timesteps(1000)
     abar = scheduler.alphas_cumprod.double()
     beta = 1 - abar / torch.cat([torch.ones(1).double(), abar[:-1]])  # as the sampler takes it, of float32's abar
@@ -134,9 +142,10 @@ def test_pixel_likelihoods_sum_to_one():
 def test_hybrid_loss_trains_variance_only(prediction):
     mine = objective(prediction, vlb_weight=0.001)
     answer = ANSWER.clone().requires_grad_()
-    loss, mse, bound = (f(answer, PIXELS, NOISE, T) for f in (mine.loss, mine.mse, mine.vlb))
+    level = mine.process.level(T)
+    loss, mse, bound = (f(answer, PIXELS, NOISE, level) for f in (mine.loss, mine.mse, mine.vlb))
     assert torch.allclose(loss, mse + 0.001 * 1000 * bound)
-    assert torch.allclose(mse, objective(prediction).loss(ANSWER[:, :1], PIXELS, NOISE, T))
+    assert torch.allclose(mse, objective(prediction).loss(ANSWER[:, :1], PIXELS, NOISE, level))
     of_loss = torch.autograd.grad(loss.sum(), answer, retain_graph=True)[0]
     of_simple = torch.autograd.grad(mse.sum(), answer, retain_graph=True)[0]
     of_bound = torch.autograd.grad(bound.sum(), answer)[0]
@@ -147,9 +156,10 @@ def test_hybrid_loss_trains_variance_only(prediction):
 
 def test_true_variance_minimizes_the_bound():
     """With a perfect mean the bound is least where the variance is the posterior's: output -1."""
-    mine, t = objective("x0", vlb_weight=0.001), torch.tensor([500] * 4)
+    mine = objective("x0", vlb_weight=0.001)
+    level = mine.process.level(torch.tensor([500] * 4))
     bits = [
-        mine.vlb(torch.cat([PIXELS, torch.full_like(PIXELS, v)], dim=1), PIXELS, NOISE, t).mean().item()
+        mine.vlb(torch.cat([PIXELS, torch.full_like(PIXELS, v)], dim=1), PIXELS, NOISE, level).mean().item()
         for v in (-1.0, 0.0, 1.0)
     ]
     assert bits[0] == pytest.approx(0, abs=1e-6) and bits[0] <= bits[1] <= bits[2]
@@ -157,5 +167,6 @@ def test_true_variance_minimizes_the_bound():
 
 def test_bound_is_finite_under_zero_snr():
     bar = make_scheduler(DiffusionConfig(zero_snr=True, prediction="v")).alphas_cumprod
-    mine = DiffusionLoss(bar, "v", vlb_weight=0.001)
-    assert torch.isfinite(mine.loss(ANSWER, PIXELS, NOISE, torch.tensor([0, 1, 998, 999]))).all()
+    mine = DiffusionLoss(ddpm(bar, "v"), vlb_weight=0.001)
+    level = mine.process.level(torch.tensor([0, 1, 998, 999]))
+    assert torch.isfinite(mine.loss(ANSWER, PIXELS, NOISE, level)).all()

@@ -1,5 +1,6 @@
 """Samplers on an exact denoiser: order of convergence, and the distribution that they sample."""
 
+import functools
 import math
 
 import numpy as np
@@ -19,16 +20,22 @@ ORDERS = {"euler": 1, "heun": 2, "dpm++": 2, "unipc": 2}
 END = 0.05  # noise level at which the integration ends, so that it does not move with the number of steps
 
 
-def exact(x: torch.Tensor, start: float, end: float, process: str = "edm") -> torch.Tensor:
-    """The solution of dx/dtau = (x - x0) / tau by SciPy, with tolerance 1e-11."""
+@functools.cache
+def exact(scale: float, start: float, end: float, process: str = "edm") -> torch.Tensor:
+    """From `scale` times NOISE, the solution of dx/dtau = (x - x0) / tau by SciPy, with tolerance 1e-9."""
 
     def slope(tau, y):
         rows = torch.from_numpy(y.reshape(-1, 2))
         alpha = 1.0 if process == "edm" else 1 - tau
         return ((rows - MIXTURE.x0(rows, alpha, tau)) / tau).numpy().ravel()
 
-    solution = solve_ivp(slope, (start, end), x.double().numpy().ravel(), "DOP853", rtol=1e-11, atol=1e-12)
+    solution = solve_ivp(slope, (start, end), (scale * NOISE).numpy().ravel(), "DOP853", rtol=1e-9, atol=1e-10)
     return torch.from_numpy(solution.y[:, -1].reshape(-1, 2))
+
+
+def assert_order(errors: list[float], steps: list[int], sampler: str) -> None:
+    above = 1.2 if sampler == "unipc" else 0.4  # its corrector is of order 3 where the predictor is of order 2
+    assert ORDERS[sampler] - 0.4 < order(errors, steps) < ORDERS[sampler] + above, errors
 
 
 def rms(difference: torch.Tensor) -> float:
@@ -57,7 +64,7 @@ def test_order_of_convergence(process, spacing, start, sampler):
     steps, errors = [40, 80, 160], []
     scheduler = OdeScheduler(process, sampler, spacing, sigma_min=END)
     tau_start, tau_end = ((s if process == "edm" else 1 / (1 + 1 / s)) for s in (start, END))
-    solution = exact(NOISE * tau_start, tau_start, tau_end, process)
+    solution = exact(tau_start, tau_start, tau_end, process)
     for count in steps:
         if spacing == "linear":
             t = np.linspace(1, tau_end, count + 1)
@@ -70,7 +77,7 @@ def test_order_of_convergence(process, spacing, start, sampler):
             x = x * math.hypot(1, END)
         errors.append(rms(x - solution))
     assert errors[-1] < 1e-2
-    assert order(errors, steps) == pytest.approx(ORDERS[sampler], abs=0.4)
+    assert_order(errors, steps, sampler)
 
 
 @pytest.mark.parametrize("sampler", ORDERS)
@@ -84,46 +91,52 @@ def test_order_of_convergence_under_ddpm(sampler):
         unit = math.hypot(1, start), math.hypot(1, end)
         if sampler in ("euler", "heun"):
             unit = 1.0, 1.0
-        solution = exact(x * unit[0], start, end)
+        solution = exact(scheduler.init_noise_sigma * unit[0], start, end)
         calls = 2 * count if sampler == "heun" else count  # the last step, to 0, is left out
         errors.append(rms(integrate(scheduler, x, MIXTURE.x0, calls).double() * unit[1] - solution))
-    assert order(errors, steps) == pytest.approx(ORDERS[sampler], abs=0.4)
+    assert_order(errors, steps, sampler)
 
 
-def sampled(scheduler, **step) -> torch.Tensor:
-    noise = torch.randn(20_000, 2, generator=torch.Generator().manual_seed(2))
+def sampled(scheduler, count, **step) -> torch.Tensor:
+    noise = torch.randn(count, 2, generator=torch.Generator().manual_seed(2))
     return integrate(scheduler, noise * scheduler.init_noise_sigma, MIXTURE.x0, **step).double()
 
 
-def assert_is_the_mixture(x: torch.Tensor, tolerance: float = 0.015) -> None:
+def assert_is_the_mixture(x: torch.Tensor) -> None:
     mean, covariance = MIXTURE.moments()
-    assert torch.allclose(x.mean(0), mean, atol=tolerance), (x.mean(0), mean)
-    assert torch.allclose(x.T.cov(), covariance, atol=tolerance), (x.T.cov(), covariance)
+    assert torch.allclose(x.mean(0), mean, atol=0.02), (x.mean(0), mean)
+    assert torch.allclose(x.T.cov(), covariance, atol=0.02), (x.T.cov(), covariance)
 
 
 @pytest.mark.parametrize(
-    ("sampler", "spacing"),
-    [("ddpm", "leading"), ("ddpm", "trailing"), ("ddim", "leading"), ("ddim", "trailing"), ("dpm++", "linspace")],
+    ("sampler", "spacing", "steps", "eta"),
+    [
+        (
+            "ddpm",
+            "trailing",
+            500,
+            None,
+        ),  # ancestral sampling is of order 1: at 100 steps the variance is 10 % too small
+        ("ddim", "trailing", 500, 1.0),
+        ("ddim", "leading", 250, 0.0),
+        ("ddim", "trailing", 250, 0.0),
+        ("dpm++", "linspace", 50, None),
+    ],
 )
-@pytest.mark.parametrize("eta", [0.0, 1.0])
-def test_ddpm_samples_the_distribution(sampler, spacing, eta):
-    if eta and sampler != "ddim":
-        pytest.skip("eta belongs to ddim")
+def test_ddpm_samples_the_distribution(sampler, spacing, steps, eta):
     scheduler = with_sampler(make_scheduler(DiffusionConfig()), sampler, spacing)
-    set_timesteps(scheduler, 100)
-    generator = torch.Generator().manual_seed(3)
-    step = {"eta": eta} if sampler == "ddim" else {}
-    step |= {} if sampler == "dpm++" else {"generator": generator}
-    x = sampled(scheduler, **step)
-    assert_is_the_mixture(x, 0.03 if spacing == "leading" else 0.015)  # leading does not start from pure noise
+    set_timesteps(scheduler, steps)
+    step = {} if sampler == "dpm++" else {"generator": torch.Generator().manual_seed(3)}
+    step |= {} if eta is None else {"eta": eta}
+    assert_is_the_mixture(sampled(scheduler, 3000, **step))
 
 
 @pytest.mark.parametrize("sampler", ["euler", "heun"])
 @pytest.mark.parametrize("churn", [None, Churn(20), Churn(40, 0.05, 50, 1.0)])
 def test_churn_samples_the_distribution(sampler, churn):
     scheduler = OdeScheduler("edm", sampler)
-    set_timesteps(scheduler, 100, churn=churn)
-    assert_is_the_mixture(sampled(scheduler, generator=torch.Generator().manual_seed(4)))
+    set_timesteps(scheduler, 50 if sampler == "heun" else 250, churn=churn)  # euler is of order 1
+    assert_is_the_mixture(sampled(scheduler, 3000, generator=torch.Generator().manual_seed(4)))
 
 
 def test_churn_raises_the_level_before_the_call():

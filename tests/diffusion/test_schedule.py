@@ -8,7 +8,13 @@ import torch
 from diffusers import DDPMScheduler
 
 from diffusion_adagn.config import DiffusionConfig
-from diffusion_adagn.diffusion.schedule import SAMPLERS, alpha_sigma, make_scheduler, set_timesteps, with_sampler
+from diffusion_adagn.diffusion.schedule import (
+    SAMPLERS,
+    make_scheduler,
+    model_evals,
+    set_timesteps,
+    with_sampler,
+)
 from diffusion_adagn.errors import InputError
 
 SCHEDULES = ("linear", "cosine", "sigmoid")
@@ -68,9 +74,9 @@ def denoiser(x0):
 def walk(scheduler, steps, predict, x):
     """What the scheduler makes of x, with the (alpha, sigma) it was at."""
     met = []
-    for t in set_timesteps(scheduler, steps):
+    for t, call in zip(set_timesteps(scheduler, steps), model_evals(scheduler), strict=True):
         x_t = scheduler.scale_model_input(x, t)
-        alpha, sigma = alpha_sigma(scheduler, t)
+        alpha, sigma = call.level.alpha, call.level.sigma
         met.append((float(t), alpha, sigma))
         x = scheduler.step(predict(x_t, alpha, sigma), t, x, return_dict=False)[0]
     return x, met

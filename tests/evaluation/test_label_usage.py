@@ -8,10 +8,10 @@ from conftest import tiny_unet
 from diffusion_adagn import open_dataset
 from diffusion_adagn.config import DataConfig, DiffusionConfig
 from diffusion_adagn.diffusion.loss import DiffusionLoss
-from diffusion_adagn.diffusion.schedule import make_scheduler
+from diffusion_adagn.diffusion.schedule import make_process
 from diffusion_adagn.evaluation.label_usage import label_use, other_labels
 
-OBJECTIVE = DiffusionLoss(make_scheduler(DiffusionConfig()).alphas_cumprod, "x0")
+OBJECTIVE = DiffusionLoss(make_process(DiffusionConfig(prediction="x0")))
 LABELS = np.array([0, 2, 1, 1, 0, 2, 2], dtype=np.int64)
 LEVEL = torch.tensor([-1.0, 0.0, 1.0, 0.5])  # what the fake network believes a class looks like; the last: null
 
@@ -70,15 +70,15 @@ def test_labels_share_image_timestep_noise():
 def test_timesteps_are_evenly_spread():
     a = label_use(Believer(), Flat(), OBJECTIVE, evaluations=700, batch_size=700)
     b = label_use(Believer(), Flat(), OBJECTIVE, evaluations=700, batch_size=13)
-    assert torch.equal(a.wrong.nan_to_num(9), b.wrong.nan_to_num(9)) and torch.equal(a.t, b.t)
-    assert torch.histc(a.t.float(), 5, 0, 1000).tolist() == pytest.approx([140] * 5, abs=14)
+    assert torch.equal(a.wrong.nan_to_num(9), b.wrong.nan_to_num(9)) and torch.equal(a.quantile, b.quantile)
+    assert torch.histc(a.quantile.float(), 5, 0, 1).tolist() == pytest.approx([140] * 5, abs=14)
 
 
 def test_gap_interval_equals_numpy():
     use = label_use(Believer(), Flat(), OBJECTIVE, evaluations=70, batch_size=16)
-    difference, image, t = ((use.wrong - use.true).numpy(), use.image.numpy(), use.t.numpy())
+    difference, image, t = ((use.wrong - use.true).numpy(), use.image.numpy(), use.quantile.numpy())
     for low, high in ((0, 1), (0.2, 0.4)):
-        inside = (t >= low * 1000) & (t < high * 1000) & ~np.isnan(difference)
+        inside = (t >= low) & (t < high) & ~np.isnan(difference)
         clusters = [difference[inside & (image == p)] for p in range(7) if (inside & (image == p)).any()]
         mean, half = use.gap("wrong", low, high)
         assert mean == pytest.approx(np.concatenate(clusters).mean(), rel=1e-9)
@@ -135,7 +135,7 @@ def test_uninformative_labels_show_no_use():
 
 def test_label_usage_of_real_networks():
     data = open_dataset(DataConfig(), "heldout")
-    eps = DiffusionLoss(make_scheduler(DiffusionConfig()).alphas_cumprod, "eps")
+    eps = DiffusionLoss(make_process(DiffusionConfig()))
     changes = {"num_classes": 10, "learned_variance": True}
     assert label_use(tiny_unet(**changes), data, eps, evaluations=90).gap("wrong")[0] != 0
     deaf = label_use(tiny_unet(conditioning="none", **changes), data, eps, evaluations=90)

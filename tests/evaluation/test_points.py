@@ -8,6 +8,7 @@ from conftest import tiny_unet
 
 from diffusion_adagn import ClassConditionalPipeline, LabelSpace
 from diffusion_adagn.config import DiffusionConfig
+from diffusion_adagn.diffusion.process import ddpm_level
 from diffusion_adagn.diffusion.schedule import ModelEval, make_scheduler
 from diffusion_adagn.errors import InputError
 from diffusion_adagn.evaluation.diagnostics import GuidanceMeter, compared_with_data, image_values
@@ -95,12 +96,12 @@ def test_meter_measures_guidance_and_clipping(pipe, tmp_path):
     sampled = sample_point(pipe, POINT, DRAW, [], tmp_path, Process())
     calls = pipe.prepare(POINT)
     assert [d > 0 for d in sampled.difference] == [200 <= call.t <= 800 for call in calls]
-    meter = GuidanceMeter(2)
+    meter, level = GuidanceMeter(2), ddpm_level(10.0, 0.995, 0.0995, "eps")
     cond, null = torch.randn(2, 3, 4, 4), torch.randn(2, 3, 4, 4)
     x0 = torch.tensor([0.5, 1.5, -2.0, 1.0]).repeat(2, 12).reshape(2, 3, 4, 4)
     for rows in (slice(0, 1), slice(1, 2)):  # batches add up
-        meter.on_guidance(ModelEval(1, 1, 10.0, 0.01, 0.1), cond[rows], null[rows])
-        meter.on_pred_x0(ModelEval(0, 0, 10.0, 0.01, 0.1), x0[rows])
+        meter.on_guidance(ModelEval(1, 1, 10.0, 0.01, 0.1, level), cond[rows], null[rows])
+        meter.on_pred_x0(ModelEval(0, 0, 10.0, 0.01, 0.1, level), x0[rows])
     by_hand = sum(np.sqrt(np.mean((cond[i] - null[i]).numpy() ** 2)) for i in range(2))
     assert meter.difference == pytest.approx([0, by_hand])
     assert meter.clipped == pytest.approx([2 * 0.5, 0])

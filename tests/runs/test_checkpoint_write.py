@@ -12,7 +12,7 @@ import torch
 from conftest import tiny_unet
 
 from diffusion_adagn.runs import checkpoint
-from diffusion_adagn.runs.checkpoint import checkpoints, save_checkpoint, verify
+from diffusion_adagn.runs.checkpoint import checkpoints, remove_old, save_checkpoint, verify
 from diffusion_adagn.training.ema import EMA
 
 
@@ -43,7 +43,7 @@ def test_checkpoints_are_saved_on_windows(tmp_path, parts, monkeypatch):
     monkeypatch.setattr(checkpoint, "WINDOWS", True)
     monkeypatch.setattr(os, "open", opened)
     monkeypatch.setattr(os, "fsync", sync)
-    path = save_checkpoint(tmp_path, {"step": 1}, *parts, keep=1)
+    path = save_checkpoint(tmp_path, {"step": 1}, *parts)
     assert verify(path) is None and len(synced) == 5
 
 
@@ -63,7 +63,7 @@ def test_hashing_overlaps_writing(tmp_path, parts, monkeypatch):
 
     monkeypatch.setattr(checkpoint, "save_file", slow)
     monkeypatch.setattr(checkpoint, "_sync_and_digest", finished)
-    path = save_checkpoint(tmp_path, {"step": 1}, *parts, keep=1)
+    path = save_checkpoint(tmp_path, {"step": 1}, *parts)
     assert verify(path) is None and threading.main_thread() not in threads
     assert list(json.loads((path / "manifest.json").read_text())) == sorted(
         ["ema.safetensors", "model.safetensors", "optimizer.safetensors", "state.json"]
@@ -77,13 +77,14 @@ def test_writer_thread_errors_are_raised(tmp_path, parts, monkeypatch):
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(checkpoint.InputError, match="No space left"):
-        save_checkpoint(tmp_path, {"step": 1}, *parts, keep=1)
+        save_checkpoint(tmp_path, {"step": 1}, *parts)
     assert not list(tmp_path.iterdir())
 
 
 def test_a_stop_leaves_pruning_to_later(tmp_path, parts):
     for step in (1, 2):
-        save_checkpoint(tmp_path, {"step": step}, *parts, keep=1, prune=step == 1)
+        save_checkpoint(tmp_path, {"step": step}, *parts)
     assert len(checkpoints(tmp_path)) == 2
-    save_checkpoint(tmp_path, {"step": 3}, *parts, keep=1)
+    save_checkpoint(tmp_path, {"step": 3}, *parts)
+    remove_old(tmp_path, keep=1)
     assert [p.name for p in checkpoints(tmp_path)] == ["step-00000003"]

@@ -100,7 +100,7 @@ def test_checkpoint_loads_in_other_formats(tmp_path):
 
     whole = made("channels_last")
     step(*whole, 1)
-    path = save_checkpoint(tmp_path, {"step": 1}, whole[0], whole[1].model, whole[2], keep=1)
+    path = save_checkpoint(tmp_path, {"step": 1}, whole[0], whole[1].model, whole[2])
     again = made("channels_last")
     load_checkpoint(path, again[0], again[1].model, again[2])
     for p, q in zip(whole[0].parameters(), again[0].parameters()):

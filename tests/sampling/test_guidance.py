@@ -10,7 +10,7 @@ from conftest import tiny_unet
 
 from diffusion_adagn import ClassConditionalPipeline, LabelSpace
 from diffusion_adagn.config import DiffusionConfig
-from diffusion_adagn.diffusion.loss import pred_to_x0
+from diffusion_adagn.diffusion.process import ddpm, ddpm_level
 from diffusion_adagn.diffusion.schedule import SAMPLERS, make_scheduler, model_evals, set_timesteps
 from diffusion_adagn.errors import InputError
 from diffusion_adagn.sampling.guidance import Guidance, Interval
@@ -223,15 +223,16 @@ def walked(pipe, guide, scale, kind="eps", their_kind="eps"):
     """A slow walk by plain forward passes of both networks."""
     scheduler = make_scheduler(DiffusionConfig(prediction=kind))
     scheduler.set_timesteps(10)
+    to_x0 = lambda kind, *given: ddpm(scheduler.alphas_cumprod, kind).to_x0(*given)  # noqa: E731
     x = torch.stack([torch.randn(1, 8, 8, generator=torch.Generator().manual_seed(i)) for i in range(3)])
     y = torch.arange(3)
     with torch.no_grad():
         for t in scheduler.timesteps:
             abar = scheduler.alphas_cumprod[t].double()
             alpha, sigma = abar.sqrt().item(), (1 - abar).sqrt().item()
-            ours = pred_to_x0(pipe.unet(x, t, y).sample, x, alpha, sigma, kind)
+            ours = to_x0(kind, pipe.unet(x, t, y).sample, x, ddpm_level(t, alpha, sigma, kind))
             theirs = guide.unet(x, t, y if guide.labels.K else None).sample
-            theirs = pred_to_x0(theirs, x, alpha, sigma, their_kind)
+            theirs = to_x0(their_kind, theirs, x, ddpm_level(t, alpha, sigma, their_kind))
             x0 = (theirs + scale * (ours - theirs)).clamp(-1, 1)
             eps = (x - alpha * x0) / sigma
             before = abar.new_ones(()) if t < 100 else scheduler.alphas_cumprod[t - 100].double()
@@ -276,13 +277,36 @@ def test_guide_replaces_missing_null():
         (lambda: pipeline(tiny_unet(in_channels=3)), "channels"),
         (lambda: pipeline(tiny_unet(sample_size=16)), "pixels"),
         (lambda: pipeline(labels=LabelSpace(("a", "b", "c"))), "other classes"),
-        (lambda: pipeline(schedule="cosine"), "noise schedule"),
-        (lambda: pipeline(num_train_timesteps=500), "noise schedule"),
     ],
 )
 def test_unsuitable_guides_are_rejected(guide, word):
     with pytest.raises(InputError, match=word):
         sample(pipeline(), guidance=Guidance(2.0), guide=guide())
+
+
+@pytest.mark.parametrize("other", [{"schedule": "cosine"}, {"num_train_timesteps": 2000, "prediction": "v"}], ids=str)
+def test_guide_of_another_schedule_is_asked_at_the_same_noise_level(other):
+    pipe, guide = pipeline(), pipeline(other_network(), **other)
+    ours, theirs = (p.scheduler.alphas_cumprod.double() for p in (pipe, guide))
+    levels = ((1 - theirs) / theirs).sqrt().log().numpy()
+    scheduler = make_scheduler(DiffusionConfig())
+    scheduler.set_timesteps(10)
+    x = torch.stack([torch.randn(1, 8, 8, generator=torch.Generator().manual_seed(i)) for i in range(3)])
+    y = torch.arange(3)
+    with torch.no_grad():
+        for t in scheduler.timesteps:
+            alpha, sigma = ours[t].sqrt().item(), (1 - ours[t]).sqrt().item()
+            # a variance-preserving process has the same alpha and sigma at the same ratio: x needs no scaling
+            at = float(np.interp(math.log(sigma / alpha), levels, np.arange(len(levels))))
+            mine = (x - sigma * pipe.unet(x, t, y).sample) / alpha
+            said = guide.unet(x, torch.tensor([at] * 3), y).sample
+            weak = alpha * x - sigma * said if "prediction" in other else (x - sigma * said) / alpha
+            x0 = (weak + 2 * (mine - weak)).clamp(-1, 1)
+            eps = (x - alpha * x0) / sigma
+            before = ours.new_ones(()) if t < 100 else ours[t - 100]
+            x = (before.sqrt() * x0 + (1 - before).sqrt() * eps).float()
+    expected = (x / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).numpy()
+    assert np.allclose(sample(pipe, guidance=Guidance(2.0), guide=guide), expected, atol=2e-3)
 
 
 # ---------------------------------------------------------------------- looking on

@@ -8,12 +8,11 @@ import torch
 from diffusers import DPMSolverMultistepScheduler, EulerDiscreteScheduler
 
 from diffusion_adagn.config import DiffusionConfig
-from diffusion_adagn.diffusion.loss import x0_to_pred
 from diffusion_adagn.diffusion.schedule import (
     MAX_SIGMA,
-    alpha_sigma,
     make_scheduler,
     model_evals,
+    process_of,
     set_timesteps,
     spacing_name,
     with_sampler,
@@ -66,12 +65,12 @@ def test_gaussian_data_is_reached(sampler, spacing):
     timesteps = set_timesteps(scheduler, 200 if sampler == "euler" else 40)  # euler is of first order
     x = torch.tensor([[1.0], [-2.0]]) * scheduler.init_noise_sigma
     start = None
-    for t in timesteps:
+    for t, call in zip(timesteps, model_evals(scheduler), strict=True):
         x_t = scheduler.scale_model_input(x, t)
-        alpha, sigma = alpha_sigma(scheduler, t)
+        alpha, sigma = call.level.alpha, call.level.sigma
         start = (x_t, alpha, sigma) if start is None else start
         x0 = alpha * s**2 / (alpha**2 * s**2 + sigma**2) * x_t
-        x = scheduler.step(x0_to_pred(x0, x_t, alpha, sigma, "eps"), t, x, return_dict=False)[0]
+        x = scheduler.step(process_of(scheduler).from_x0(x0, x_t, call.level), t, x, return_dict=False)[0]
     x_t, alpha, sigma = start
     expected = x_t * s / np.sqrt(alpha**2 * s**2 + sigma**2)
     assert torch.allclose(x, expected, rtol=0.02)

@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 
 from diffusion_adagn import ClassConditionalPipeline, LabelSpace
 from diffusion_adagn.config import DiffusionConfig
-from diffusion_adagn.diffusion.schedule import SAMPLERS, ModelEval, make_scheduler
+from diffusion_adagn.diffusion.schedule import SAMPLERS, make_scheduler, model_evals
 from diffusion_adagn.errors import InputError
 from diffusion_adagn.sampling.guidance import Guidance, apply_cfg
 
@@ -62,9 +62,11 @@ def test_scale_1_equals_conditional_pass():
     x = plain = torch.stack([torch.randn(1, 8, 8, generator=torch.Generator().manual_seed(i)) for i in range(3)])
     with torch.no_grad():
         said = unet.project_condition(scheduler.timesteps.repeat_interleave(3), y.repeat(5))[0].split(3)
-        for t, rows in zip(scheduler.timesteps, said):
-            x = scheduler.step(pipe._clip(real(x, unet.split_modulation(rows)), x, t, scheduler), t, x).prev_sample
-            plain = scheduler.step(pipe._clip(unet(plain, t, y).sample, plain, t, scheduler), t, plain).prev_sample
+        for t, call, rows in zip(scheduler.timesteps, model_evals(scheduler), said):
+            given = pipe._clip(real(x, unet.split_modulation(rows)), x, call, scheduler, pipe.process)
+            x = scheduler.step(given, t, x).prev_sample
+            given = pipe._clip(unet(plain, t, y).sample, plain, call, scheduler, pipe.process)
+            plain = scheduler.step(given, t, plain).prev_sample
     torch.testing.assert_close(x, plain, atol=1e-4, rtol=1e-4)
     assert np.array_equal((x / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).numpy(), out)
     calls.clear()
@@ -153,12 +155,13 @@ def test_guidance_leaves_learned_variance(sampler):
     cond, null = torch.randn(1, 8, 8, 8), torch.randn(1, 8, 8, 8)
     unet.denoise = lambda x, m: torch.cat([cond, null])[: len(x)]
     pipe.scheduler.set_timesteps(5)
-    predict = pipe._predictor(pipe._plans("cat", None), pipe.scheduler, Guidance(3.0))
-    got = predict(torch.zeros(1, 4, 8, 8), ModelEval(0, 0, 5.0, 0.005, 0.1))
+    calls = model_evals(pipe.scheduler)
+    predict = pipe._predictor(pipe._plans("cat", None), calls, pipe.process, Guidance(3.0))
+    got = predict(torch.zeros(1, 4, 8, 8), calls[0])
     assert torch.allclose(got[:, :4], null[:, :4] + 3 * (cond[:, :4] - null[:, :4]), atol=1e-5)
     assert torch.equal(got[:, 4:], cond[:, 4:])
     pipe.scheduler.scale_model_input(torch.zeros(1, 4, 8, 8), pipe.scheduler.timesteps[0])
-    given = pipe._clip(got, torch.zeros(1, 4, 8, 8), pipe.scheduler.timesteps[0], pipe.scheduler)
+    given = pipe._clip(got, torch.zeros(1, 4, 8, 8), calls[0], pipe.scheduler, pipe.process)
     assert given.shape[1] == (8 if sampler == "ddpm" else 4)
 
 

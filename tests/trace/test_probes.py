@@ -10,14 +10,14 @@ from conftest import tiny_unet
 from diffusion_adagn import AdaGNUNet, open_dataset
 from diffusion_adagn.config import DataConfig, DiffusionConfig
 from diffusion_adagn.diffusion.loss import DiffusionLoss
-from diffusion_adagn.diffusion.schedule import make_scheduler
+from diffusion_adagn.diffusion.schedule import make_process
 from diffusion_adagn.errors import InputError
 from diffusion_adagn.models.conditioning import CONDITIONING
 from diffusion_adagn.trace.label_check import label_check
 from diffusion_adagn.trace.probes import label_sensitivity, probe, swap, zero
 
 EACH_CONDITIONING = pytest.mark.parametrize("conditioning", CONDITIONING)
-OBJECTIVE = DiffusionLoss(make_scheduler(DiffusionConfig()).alphas_cumprod, "eps")
+OBJECTIVE = DiffusionLoss(make_process(DiffusionConfig()))
 G = torch.Generator().manual_seed(1)
 X0 = torch.rand(4, 1, 8, 8, generator=G) * 2 - 1
 Y = torch.tensor([0, 1, 2, 0])
@@ -49,10 +49,11 @@ def test_influence_equals_change_of_x0(conditioning, intervention):
 
         noise = normal(0, "heldout", torch.arange(4), (1, 8, 8))
         t = torch.tensor([500] * 4)
-        x_t = OBJECTIVE.add_noise(X0, noise, t)
+        level = OBJECTIVE.process.level(t)
+        x_t = OBJECTIVE.process.add_noise(X0, noise, level)
         m, null = unet.modulation(t, Y), unet.modulation(t, torch.tensor([3] * 4))
         name = result.groups[2]
-        a, s = OBJECTIVE.alpha[500], OBJECTIVE.sigma[500]
+        a, s = level.alpha[0], level.sigma[0]
         x0 = [((x_t - s * unet.denoise(x_t, d)) / a).clamp(-1, 1) for d in (m, {**m, name: null[name]})]
         assert result.change[2, 1] == pytest.approx((x0[1] - x0[0]).square().mean().sqrt().item(), rel=1e-4, abs=1e-7)
 
@@ -116,7 +117,8 @@ class LabelAwareModel:
         self.x0 = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 127.5 - 1
 
     def __call__(self, x, t, y):
-        a, s = (v[t][:, None, None, None] for v in (OBJECTIVE.alpha, OBJECTIVE.sigma))
+        level = OBJECTIVE.process.level(t)
+        a, s = (v[:, None, None, None] for v in (level.alpha, level.sigma))
         n = len(x) // 3
         index = torch.arange(n) % len(self.x0)
         eps = (x - a * self.x0[index].repeat(3, 1, 1, 1)) / s

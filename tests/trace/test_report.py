@@ -48,9 +48,8 @@ def losses(gap: float, noise: float = 0.01, n: int = 400) -> LabelUse:
     """Held-out losses that are higher by `gap` under a wrong label, and by half of it under null."""
     rng = torch.Generator().manual_seed(0)
     true, spread = torch.rand(n, generator=rng).double(), noise * torch.randn(n, generator=rng).double()
-    return LabelUse(
-        1000, torch.arange(n) * 1000 // n, torch.arange(n) % 50, true, true + gap + spread, true + gap / 2 + spread
-    )
+    quantile = torch.arange(n).double() / n
+    return LabelUse(quantile, torch.arange(n) % 50, true, true + gap + spread, true + gap / 2 + spread)
 
 
 def made_up_results(atlas: Atlas, **changes) -> TraceResults:
@@ -266,9 +265,7 @@ def test_used_and_unused_labels_differ(tmp_path):
 def test_only_losses_decide_whether_the_label_is_used(gap, noise, state, words):
     use = losses(gap, noise)
     if gap == 0.1:
-        use = LabelUse(
-            use.num_timesteps, use.t, use.image, use.true, use.wrong + 0.1 - (use.wrong - use.true).mean(), None
-        )
+        use = LabelUse(use.quantile, use.image, use.true, use.wrong + 0.1 - (use.wrong - use.true).mean(), None)
     got, sentence = say.verdict(use, None, 1.0, 3)
     assert (got == state and words in sentence and "50 held-out images" in sentence) or noise == 0
 
@@ -279,8 +276,8 @@ def test_verdict_without_images_is_open():
     assert say.verdict(None, None, 1.0, 3)[0] == "open"
     assert say.verdict(None, None, 0.0, 3)[0] == "unused"
     one = torch.zeros(1).double()
-    assert "cannot be decided" in say.verdict(LabelUse(10, one.long(), one.long(), one, one + 1, None), None, 1.0, 3)[1]
-    assert "of one class" in say.verdict(LabelUse(10, one.long(), one.long(), one, None, None), None, 1.0, 1)[1]
+    assert "cannot be decided" in say.verdict(LabelUse(one, one.long(), one, one + 1, None), None, 1.0, 3)[1]
+    assert "of one class" in say.verdict(LabelUse(one, one.long(), one, None, None), None, 1.0, 1)[1]
 
 
 def sites_with_variances(**variances):

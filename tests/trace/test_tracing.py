@@ -5,13 +5,14 @@ import re
 
 import numpy as np
 import pytest
+import torch
 from conftest import ROOT, one_line, tiny_unet
 
 from diffusion_adagn import ClassConditionalPipeline, LabelSpace
 from diffusion_adagn.cli.main import main
 from diffusion_adagn.config import DiffusionConfig
 from diffusion_adagn.diffusion.loss import DiffusionLoss
-from diffusion_adagn.diffusion.schedule import make_scheduler
+from diffusion_adagn.diffusion.schedule import make_process, make_scheduler
 from diffusion_adagn.interop.unet2d import from_unet2d, to_unet2d
 from diffusion_adagn.models.conditioning import CONDITIONING
 from diffusion_adagn.trace import tracing
@@ -126,11 +127,12 @@ def test_imported_network_has_same_atlas():
 
 def test_eps_probes_need_signal():
     for prediction, last in (("eps", None), ("v", 999), ("x0", 999)):
-        objective = DiffusionLoss(make_scheduler(DiffusionConfig(schedule="cosine")).alphas_cumprod, prediction)
+        objective = DiffusionLoss(make_process(DiffusionConfig(schedule="cosine", prediction=prediction)))
         grid = probed_timesteps(objective)
         assert len(grid) == 3 and grid[0] == 0
         if last is None:
-            assert objective.alpha[grid[-1]] >= 0.05 > objective.alpha[grid[-1] + 1]
+            alpha = objective.process.level(torch.arange(1000)).alpha
+            assert alpha[grid[-1]] >= 0.05 > alpha[grid[-1] + 1]
         else:
             assert grid[-1] == last
 

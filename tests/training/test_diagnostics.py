@@ -12,11 +12,11 @@ from tiny_run import run
 from diffusion_adagn import LabelSpace
 from diffusion_adagn.config import DiffusionConfig, RunConfig, TrainingConfig
 from diffusion_adagn.diffusion.loss import DiffusionLoss
-from diffusion_adagn.diffusion.schedule import make_scheduler
+from diffusion_adagn.diffusion.schedule import make_process
 from diffusion_adagn.training.diagnostics import ConditioningDiagnostics
 
 LABELS = LabelSpace(("cat", "dog", "eel"))
-OBJECTIVE = DiffusionLoss(make_scheduler(DiffusionConfig()).alphas_cumprod, "eps")
+OBJECTIVE = DiffusionLoss(make_process(DiffusionConfig()))
 
 
 class Alone:
@@ -40,13 +40,13 @@ def signals(unet=None, **training):
 def test_losses_by_timestep_and_class():
     s = signals()
     t, y = torch.tensor([0, 199, 200, 999]), torch.tensor([0, 1, 1, 3])
-    s.add(torch.tensor([1.0, 3.0, 5.0, 7.0]), t, y)
-    s.add(torch.tensor([9.0]), torch.tensor([250]), torch.tensor([0]))
+    s.add(torch.tensor([1.0, 3.0, 5.0, 7.0]), t.double() / 1000, y)
+    s.add(torch.tensor([9.0]), torch.tensor([0.25]), torch.tensor([0]))
     got = s.read()
     assert got["loss_t1of5"] == 2 and got["loss_t2of5"] == 7 and got["loss_t5of5"] == 7 and "loss_t3of5" not in got
     assert got["loss_class/cat"] == 5 and got["loss_class/dog"] == 4 and got["loss_class/null"] == 7
     assert "loss_class/eel" not in got
-    s.add(torch.tensor([1.0]), torch.tensor([0]), torch.tensor([2]))
+    s.add(torch.tensor([1.0]), torch.tensor([0.0]), torch.tensor([2]))
     assert s.read()["loss_t1of5"] == 1  # since the last look
 
 

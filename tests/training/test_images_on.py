@@ -38,9 +38,8 @@ def test_images_on_the_device_are_estimated(digits, monkeypatch):
 
     def head(where):
         config = RunConfig(training=TrainingConfig(max_steps=1, images_on=where))
-        text = setup.describe(config, digits, 1, CUDA, cost())
-        line = next(line for line in text.splitlines() if line.startswith("memory"))
-        return float(line.split()[2]), line
+        line = setup.describe(config, digits, 1, CUDA, cost())["memory"]
+        return float(line.split()[1]), line
 
     def cost():
         return setup.Cost(parameters=0, flops=0, activation_bytes=0)

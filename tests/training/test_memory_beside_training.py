@@ -11,7 +11,7 @@ from diffusion_adagn.cli.main import main
 from diffusion_adagn.config import DiffusionConfig, TrainingConfig
 from diffusion_adagn.data import ImageDataset
 from diffusion_adagn.diffusion.loss import DiffusionLoss
-from diffusion_adagn.diffusion.schedule import make_scheduler
+from diffusion_adagn.diffusion.schedule import make_process
 from diffusion_adagn.evaluation.label_usage import label_use
 from diffusion_adagn.models.unet import AdaGNUNet
 from diffusion_adagn.training.validation import heldout_loss
@@ -21,7 +21,7 @@ TINY = {
     "model.num_head_channels": 16, "model.norm_groups": 4, "training.batch_size": 16, "training.max_steps": 1,
     "training.diagnostics_every": 1, "training.heldout_every": 1, "training.preview_every": 1, "training.preview_steps": 2,
 }  # fmt: skip
-OBJECTIVE = DiffusionLoss(make_scheduler(DiffusionConfig()).alphas_cumprod, "eps")
+OBJECTIVE = DiffusionLoss(make_process(DiffusionConfig()))
 
 
 @pytest.fixture

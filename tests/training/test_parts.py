@@ -7,10 +7,11 @@ import pytest
 import torch
 from conftest import tiny_unet
 
-from diffusion_adagn.config import DataConfig, TrainingConfig
+from diffusion_adagn.config import DataConfig, DiffusionConfig, TrainingConfig
 from diffusion_adagn.data import open_dataset
 from diffusion_adagn.diffusion.loss import normalize_images
-from diffusion_adagn.runs.checkpoint import checkpoints, load_checkpoint, save_checkpoint
+from diffusion_adagn.diffusion.schedule import make_process
+from diffusion_adagn.runs.checkpoint import checkpoints, load_checkpoint, remove_old, save_checkpoint
 from diffusion_adagn.training.ema import EMA
 from diffusion_adagn.training.loader import BatchLoader
 from diffusion_adagn.training.logger import Metrics
@@ -18,6 +19,7 @@ from diffusion_adagn.training.setup import check_tracker
 from diffusion_adagn.training.trainer import learning_rate
 
 CPU = torch.device("cpu")
+PROCESS = make_process(DiffusionConfig())
 
 
 @pytest.fixture(scope="module")
@@ -26,16 +28,18 @@ def digits():
 
 
 def test_process_draws_its_own_samples(digits):
-    batches = BatchLoader(digits, seed=0, num_timesteps=1000, device=CPU, label_dropout=0.3, flip=True)
+    batches = BatchLoader(digits, seed=0, process=PROCESS, device=CPU, label_dropout=0.3, flip=True)
     whole = batches.batch(torch.arange(64, 96))
     for parts in (2, 4):
         dealt = [batches.batch(p) for p in torch.arange(64, 96).chunk(parts)]
-        for name in ("x0", "noise", "t", "labels", "indices"):
+        for name in ("x0", "noise", "quantile", "labels", "indices"):
             assert torch.equal(torch.cat([getattr(b, name) for b in dealt]), getattr(whole, name)), name
+        for value, *rest in zip(whole.level, *(b.level for b in dealt)):
+            assert torch.equal(torch.cat(rest), value)
 
 
 def test_images_and_labels_match(digits):
-    batch = BatchLoader(digits, seed=0, num_timesteps=1000, device=CPU).batch(torch.arange(50))
+    batch = BatchLoader(digits, seed=0, process=PROCESS, device=CPU).batch(torch.arange(50))
     pixels, labels = digits.gather(batch.indices.numpy())
     assert torch.equal(batch.labels, torch.from_numpy(labels))
     assert torch.equal(((batch.x0 + 1) * 127.5).round().byte(), torch.from_numpy(pixels).permute(0, 3, 1, 2))
@@ -44,7 +48,7 @@ def test_images_and_labels_match(digits):
 
 
 def test_labels_drop_at_their_rate(digits):
-    batches = BatchLoader(digits, seed=0, num_timesteps=1000, device=CPU, label_dropout=0.2)
+    batches = BatchLoader(digits, seed=0, process=PROCESS, device=CPU, label_dropout=0.2)
     positions = torch.arange(1000)
     dropped = (batches.batch(positions).labels == 10).float()
     assert dropped.mean().item() == pytest.approx(0.2, abs=0.04)
@@ -52,14 +56,15 @@ def test_labels_drop_at_their_rate(digits):
     saved = batches.batch(positions).labels[dropped == 0]
     true = torch.from_numpy(digits.gather(batches.order(positions).numpy())[1])[dropped == 0]
     assert torch.equal(saved, true)
-    assert (BatchLoader(digits, 0, 1000, CPU, label_dropout=0.0).batch(positions).labels < 10).all()
-    assert BatchLoader(digits, 0, 1000, CPU, conditional=False).batch(positions).labels is None
+    assert (BatchLoader(digits, 0, PROCESS, CPU, label_dropout=0.0).batch(positions).labels < 10).all()
+    assert BatchLoader(digits, 0, PROCESS, CPU, conditional=False).batch(positions).labels is None
 
 
 def test_timesteps_uniform_and_flips_half(digits):
-    plain = BatchLoader(digits, 0, 20, CPU).batch(torch.arange(1600))
-    assert torch.bincount(plain.t, minlength=20).tolist() == pytest.approx([80] * 20, abs=40)
-    mirrored = BatchLoader(digits, 0, 20, CPU, flip=True).batch(torch.arange(1600))
+    process = make_process(DiffusionConfig(num_train_timesteps=20))
+    plain = BatchLoader(digits, 0, process, CPU).batch(torch.arange(1600))
+    assert torch.bincount(plain.level.time.long(), minlength=20).tolist() == pytest.approx([80] * 20, abs=40)
+    mirrored = BatchLoader(digits, 0, process, CPU, flip=True).batch(torch.arange(1600))
     same = (plain.x0 == mirrored.x0).flatten(1).all(1)
     assert same.float().mean().item() == pytest.approx(0.5, abs=0.06)
     assert torch.equal(plain.x0[~same].flip(-1), mirrored.x0[~same])
@@ -131,7 +136,8 @@ def test_checkpoints_restore_and_prune(tmp_path):
 
     for i in range(1, 5):
         step(unet, optimizer, ema, i)
-        save_checkpoint(tmp_path, {"step": i}, unet, ema.model, optimizer, keep=2)
+        save_checkpoint(tmp_path, {"step": i}, unet, ema.model, optimizer)
+        remove_old(tmp_path, keep=2)
     (tmp_path / "step-00000009").mkdir()  # no state.json: never finished
     (tmp_path / ".step-00000010.1").mkdir()
     assert [p.name for p in checkpoints(tmp_path)] == ["step-00000003", "step-00000004"]

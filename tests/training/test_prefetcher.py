@@ -18,8 +18,9 @@ import torch
 from conftest import ROOT
 from tiny_run import assert_same_run, environment, launch, losses, run
 
-from diffusion_adagn.config import DataConfig
+from diffusion_adagn.config import DataConfig, DiffusionConfig
 from diffusion_adagn.data import ImageDataset, open_dataset
+from diffusion_adagn.diffusion.schedule import make_process
 from diffusion_adagn.training import loader, trainer, validation
 from diffusion_adagn.training import prefetcher as prefetcher_module
 from diffusion_adagn.training.image_fetcher import (
@@ -33,6 +34,7 @@ from diffusion_adagn.training.loader import BatchLoader
 from diffusion_adagn.training.prefetcher import Prefetcher
 
 CPU = torch.device("cpu")
+PROCESS = make_process(DiffusionConfig())
 KINDS = (ImageFetcher, DeviceImageCache, ThreadedImageFetcher)
 
 
@@ -57,14 +59,15 @@ def threads():
 
 
 def assert_same_batch(one, other):
-    for name in ("x0", "noise", "t", "labels", "indices"):
+    for name in ("x0", "noise", "quantile", "labels", "indices"):
         assert torch.equal(getattr(one, name), getattr(other, name)), name
+    assert all(map(torch.equal, one.level, other.level))
 
 
 @pytest.mark.parametrize("early", [True, False])
 @pytest.mark.parametrize("kind", KINDS)
 def test_prefetching_changes_no_batch(digits, kind, early):
-    made = partial(BatchLoader, digits, 3, 1000, CPU, label_dropout=0.3, flip=True)
+    made = partial(BatchLoader, digits, 3, PROCESS, CPU, label_dropout=0.3, flip=True)
     plain, at = made(), [torch.arange(i, i + 24) for i in range(0, 12_000, 24)]
     with Prefetcher(made(pixels=kind(digits, CPU)), early) as feed:
         for i in (0, 1, 2, 3, 3, 2, 4, 5, 70, 71, 72, 0, 499):  # in order, again, back, a jump; an epoch has 71 of them
@@ -78,7 +81,7 @@ def test_prefetching_changes_no_batch(digits, kind, early):
 
 def test_prefetched_batches_survive_other_requests(digits):
     asked = []
-    batches = BatchLoader(digits, 0, 1000, CPU)
+    batches = BatchLoader(digits, 0, PROCESS, CPU)
     real, batches.batch = batches.batch, lambda positions: asked.append(positions[0].item()) or real(positions)
     feed = Prefetcher(batches, early=True)
     feed.prefetch(torch.arange(4, 8), torch.arange(8, 12))
@@ -131,7 +134,7 @@ def test_nonfinite_step_with_prefetching(tmp_path, monkeypatch, capsys, forced, 
 
 
 def test_thread_errors_reach_their_batch(digits, monkeypatch):
-    batches = BatchLoader(digits, 0, 1000, CPU, pixels=ThreadedImageFetcher(digits, CPU))
+    batches = BatchLoader(digits, 0, PROCESS, CPU, pixels=ThreadedImageFetcher(digits, CPU))
     bad = batches.order(torch.arange(8, 12))
     real = ImageDataset.gather
 

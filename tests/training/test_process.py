@@ -1,0 +1,152 @@
+"""Runs under edm and flow: training, exact resume, sampling, guides, learned uncertainty."""
+
+import contextlib
+import dataclasses
+import json
+import types
+
+import numpy as np
+import pytest
+import torch
+from tiny_run import assert_same_run, launch, run
+
+from diffusion_adagn import Churn, ClassConditionalPipeline, InputError, read_config
+from diffusion_adagn.cli.main import main
+from diffusion_adagn.data import open_dataset
+from diffusion_adagn.diffusion.process import edm
+from diffusion_adagn.sampling.settings import SamplerSettings
+from diffusion_adagn.training.noise_report import loss_by_level, suggest_noise
+from diffusion_adagn.training.setup import measure_sigma_data
+
+PROCESSES = {
+    "edm": {"diffusion__process": "edm", "diffusion__schedule": "linear"},
+    "flow": {"diffusion__process": "flow", "diffusion__schedule": "linear"},
+    "learned": {"diffusion__process": "edm", "diffusion__schedule": "linear", "diffusion__loss_weight": "learned"},
+}
+
+
+@pytest.mark.parametrize("name", PROCESSES)
+def test_resume_is_exact(tmp_path, name):
+    settings = PROCESSES[name] | {"training__diagnostics_every": 3, "training__heldout_every": 3}
+    assert run(tmp_path / "whole", training__checkpoint_every=3, **settings) == 0
+    assert run(tmp_path / "parts", training__checkpoint_every=3, training__max_steps=3, **settings) == 0
+    assert main(["train", "--resume", str(tmp_path / "parts"), "--training.max_steps", "6", "--debug"]) == 0
+    assert_same_run(tmp_path / "whole", tmp_path / "parts")
+    state = json.loads((tmp_path / "whole/checkpoints/step-00000006/state.json").read_text())
+    other = json.loads((tmp_path / "parts/checkpoints/step-00000006/state.json").read_text())
+    assert state.get("uncertainty") == other.get("uncertainty") and ("uncertainty" in state) == (name == "learned")
+
+
+@pytest.fixture(scope="module", params=["edm", "flow"])
+def trained(request, tmp_path_factory):
+    folder = tmp_path_factory.mktemp(request.param) / "run"
+    assert run(folder, training__heldout_every=6, **PROCESSES[request.param]) == 0
+    return folder
+
+
+def test_sigma_data_is_measured(trained):
+    config = read_config(trained / "config.yaml")
+    if config.diffusion.process == "flow":
+        assert config.diffusion.sigma_data is None
+        return
+    pixels, _ = open_dataset(config.data, "train", progress=False).gather(range(1707))
+    assert config.diffusion.sigma_data == pytest.approx((pixels / 127.5 - 1).std(), abs=1e-4)
+
+
+def test_run_checkpoint_and_pipeline_sample_the_same(trained):
+    images = [
+        ClassConditionalPipeline.from_pretrained(path)([3, 4], seeds=0, num_inference_steps=4, output_type="pt").images
+        for path in (trained, trained / "pipeline", trained / "checkpoints/step-00000006")
+    ]
+    assert torch.equal(images[0], images[1]) and torch.equal(images[0], images[2])
+
+
+def test_samplers_agree_at_many_steps(trained):
+    pipe = ClassConditionalPipeline.from_pretrained(trained)
+    images = [
+        pipe([1, 2], 2.0, 40, seeds=0, sampler=sampler, spacing=spacing, output_type="pt").images
+        for sampler, spacing in (
+            ("heun", "karras"),
+            ("euler", "exponential"),
+            ("dpm++", "exponential"),
+            ("unipc", "karras"),
+        )
+    ]
+    assert all((other - images[0]).abs().mean() < 0.03 for other in images[1:])
+    assert images[0].std() > 0.1
+
+
+def test_noise_is_suggested(trained):
+    lines = [json.loads(line) for line in (trained / "metrics.jsonl").read_text().splitlines()]
+    found = [line for line in lines if "suggested_noise_mean" in line]
+    assert [line["step"] for line in found] == [6]
+    assert -8 < found[0]["suggested_noise_mean"] < 5 and 0 < found[0]["suggested_noise_std"] < 5
+
+
+def test_suggestion_weighs_what_can_be_learned():
+    log = np.linspace(-6, 4, 101)
+    assert suggest_noise(1 - np.exp(-((log + 1) ** 2) / 2), log) == pytest.approx((-1, 1), abs=1e-3)
+    assert all(np.isnan(suggest_noise(np.ones(101), log)))
+
+
+def test_loss_by_level_of_no_network():
+    """Without a network F is 0, and the loss is the variance of EDM's target: that of the noise at the image, and of the
+    images divided by sigma_data at the noise."""
+
+    class Zero(types.SimpleNamespace):
+        def __call__(self, x, t, y):
+            return types.SimpleNamespace(sample=torch.zeros_like(x))
+
+    images = open_dataset(read_config("digits").data, "heldout", progress=False)
+    data = measure_sigma_data(images)
+    net = Zero(device=torch.device("cpu"), config=types.SimpleNamespace(num_classes=None))
+    loss, log_sigma = loss_by_level(net, images, edm(data), data, contextlib.nullcontext, 32)
+    assert loss[0] == pytest.approx(1, abs=0.05)
+    pixels = images.gather(np.arange(64) * len(images) // 64)[0] / 127.5 - 1
+    assert loss[-1] == pytest.approx((pixels**2).mean() / data**2, rel=0.02) and len(loss) == len(log_sigma)
+
+
+def test_another_process_is_a_guide(trained, tmp_path):
+    pipe = ClassConditionalPipeline.from_pretrained(trained)
+    other = tmp_path / "other"
+    assert run(other, diffusion__prediction="v") == 0
+    guide = ClassConditionalPipeline.from_pretrained(other)
+    for first, second in ((pipe, guide), (guide, pipe)):
+        settings = {"seeds": 0, "num_inference_steps": 10, "output_type": "pt"}
+        unguided = first([1], 1.0, **settings).images
+        assert not torch.equal(first([1], 2.0, guide=second, **settings).images, unguided)
+        assert torch.allclose(first([1], 1.0, guide=second, **settings).images, unguided)
+
+
+def test_wrong_samplers_are_rejected(trained):
+    pipe = ClassConditionalPipeline.from_pretrained(trained)
+    with pytest.raises(InputError, match="is sampled with euler, heun"):
+        pipe([1], sampler="ddim", num_inference_steps=2)
+    with pytest.raises(InputError, match="the spacing under process"):
+        pipe([1], spacing="leading", num_inference_steps=2)
+    if pipe.process.name == "edm":
+        settings = SamplerSettings(steps=4, churn=Churn(1.0))
+        images = [pipe.sample(settings, classes=[1], seeds=seed, output_type="pt").images for seed in (0, 0, 1)]
+        assert torch.equal(images[0], images[1]) and not torch.equal(images[0], images[2])
+        assert not torch.equal(
+            images[0],
+            pipe.sample(dataclasses.replace(settings, churn=None), classes=[1], seeds=0, output_type="pt").images,
+        )
+    else:
+        with pytest.raises(InputError, match="churn needs process edm"):
+            pipe([1], churn=Churn(1.0), num_inference_steps=2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", PROCESSES)
+def test_two_processes_train_the_same(tmp_path, name):
+    import subprocess
+
+    settings = PROCESSES[name] | {"training__max_steps": 3}
+    for count in (1, 2):
+        subprocess.run(launch(tmp_path / str(count), processes=count, **settings), check=True, timeout=400)
+    from tiny_run import losses
+
+    one, two = losses(tmp_path / "1"), losses(tmp_path / "2")
+    assert one.keys() == two.keys()
+    assert all(one[step] == pytest.approx(two[step], rel=1e-4) for step in one)

@@ -28,9 +28,11 @@ def run(args: argparse.Namespace) -> int | None:
     from ..runs.layout import check_model_path
 
     check_model_path(args.run)
-    from ..interop.export import export_diffusers, stock_sample_command
+    from ..interop.export import export_diffusers, sampler_note, stock_sample_command
 
     out = export_diffusers(args.run, args.dir, ema, args.overwrite)
-    text = f"{out}\nA stock diffusers pipeline: unet/ (UNet2DModel), scheduler/ and adagn_label_pipeline.py, which\n"
+    note = sampler_note(out)
+    text = f"{out}\n" + f"{note}\n" * bool(note)
+    text += "A stock diffusers pipeline: unet/ (UNet2DModel), scheduler/ and adagn_label_pipeline.py, which\n"
     text += "trust_remote_code=True runs. This package is not needed to sample it:"
     print(with_commands(text, stock_sample_command(out)))

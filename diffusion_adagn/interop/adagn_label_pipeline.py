@@ -11,7 +11,7 @@ it. Another sampler for one call:
 
     pipe("cat", sampler="dpm++", spacing="karras", num_inference_steps=10)
 
-Another stock scheduler:
+Another stock scheduler, of the same process:
 
     pipe.scheduler = DPMSolverMultistepScheduler.from_config(pipe.scheduler.config)
 """
@@ -34,7 +34,11 @@ from diffusers import (
     DDPMScheduler,
     DiffusionPipeline,
     DPMSolverMultistepScheduler,
+    EDMDPMSolverMultistepScheduler,
+    EDMEulerScheduler,
     EulerDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    FlowMatchHeunDiscreteScheduler,
     HeunDiscreteScheduler,
     ImagePipelineOutput,
     SchedulerMixin,
@@ -54,6 +58,21 @@ SAMPLERS = {
 NOISE_GRIDS = {"karras": "use_karras_sigmas", "exponential": "use_exponential_sigmas", "lu": "use_exponential_sigmas"}
 SPACINGS = ("leading", "trailing", "linspace", *NOISE_GRIDS)
 MAX_SIGMA = 80.0  # of a grid over noise levels; the cosine schedule ends at 20,000
+
+# Of EDM and of flow matching: an ODE in the noise level s, where x = x0 + s noise, or in the time t = s / (1 + s), where
+# x = (1 - t) x0 + t noise.
+ODE_SAMPLERS = {
+    "edm": {"dpm++": EDMDPMSolverMultistepScheduler, "euler": EDMEulerScheduler},
+    "flow": {
+        "heun": FlowMatchHeunDiscreteScheduler,
+        "euler": FlowMatchEulerDiscreteScheduler,
+        "dpm++": DPMSolverMultistepScheduler,
+        "unipc": UniPCMultistepScheduler,
+    },
+}
+ODE_SPACINGS = {"edm": ("karras", "exponential"), "flow": ("linear", "shifted", "karras", "exponential")}
+SHIFT = 3.0  # of spacing shifted
+MAX_ODE_STEPS = 10_000
 
 
 @dataclass
@@ -78,6 +97,8 @@ class LabelPipeline(DiffusionPipeline):
         sample_defaults: num_inference_steps and guidance_scale of a call that gives none.
         guidance_convention: A note on the meaning of guidance_scale.
         record: Where the weights come from.
+        process: None for a DDPM's. Else "name" (edm or flow), "sigma_data" (of edm), and the noise levels of a call:
+            "spacing", "sigma_min", "sigma_max", "rho". Under edm the levels are those of the scheduler's config.
     """
 
     model_cpu_offload_seq = "unet"
@@ -93,6 +114,7 @@ class LabelPipeline(DiffusionPipeline):
         sample_defaults: dict | None = None,
         guidance_convention: str = "pred = null + scale * (cond - null); scale 1 is no guidance",
         record: dict | None = None,
+        process: dict | None = None,
     ):
         super().__init__()
         self.register_modules(unet=unet, scheduler=scheduler)
@@ -103,6 +125,7 @@ class LabelPipeline(DiffusionPipeline):
             sample_defaults=sample_defaults or {"num_inference_steps": 50, "guidance_scale": 1.0},
             guidance_convention=guidance_convention,
             record=record or {},
+            process=process,
         )
 
     @property
@@ -192,9 +215,11 @@ class LabelPipeline(DiffusionPipeline):
             eta: DDIM's noise, 0..1.
             output_type: "pil", "pt" [N, C, H, W] or "np" (also "numpy") [N, H, W, C]; arrays are in 0..1.
             return_dict: Return a `LabelPipelineOutput`, else a tuple.
-            sampler: ddpm, ddim, dpm++, unipc, euler or heun; None: `scheduler`.
+            sampler: ddpm, ddim, dpm++, unipc, euler or heun; under edm dpm++ or euler, under flow dpm++, unipc, euler or
+                heun. None: `scheduler`.
             spacing: leading, trailing, linspace; for samplers that step between timesteps also karras, exponential, lu
-                (the same as exponential); None: the scheduler's.
+                (the same as exponential). Under edm karras or exponential, under flow these, linear and shifted. None:
+                the scheduler's.
             callback_on_step_end: `callback(pipe, index, timestep, {"latents": x})`, called after each network call.
                 pipe is a view of this call; `pipe._interrupt = True` ends the call. A returned dict may contain other
                 latents.
@@ -242,7 +267,8 @@ class LabelPipeline(DiffusionPipeline):
         if guided and self.config.null_id is None:
             raise ValueError("this model has no null class to guide against: only guidance_scale=1 is possible.")
         scheduler = self._copy_scheduler(sampler, spacing)
-        if hasattr(scheduler, "state_in_first_order") and not isinstance(scheduler, HeunDiscreteScheduler):
+        heun = HeunDiscreteScheduler | FlowMatchHeunDiscreteScheduler
+        if hasattr(scheduler, "state_in_first_order") and not isinstance(scheduler, heun):
             raise ValueError(f"{type(scheduler).__name__} calls the network between its timesteps: use another one.")
         if output_type not in ("pil", "pt", "np", "numpy"):
             raise ValueError(f"output_type must be pil, pt or np, not {output_type!r}.")
@@ -260,15 +286,15 @@ class LabelPipeline(DiffusionPipeline):
             y = torch.cat([y, torch.full_like(y, self.config.null_id)])
             scales = scales.to(device)[:, None, None, None]
         steps = defaults["num_inference_steps"] if num_inference_steps is None else num_inference_steps
-        timesteps = self._timesteps(scheduler, steps)
+        timesteps = self._timesteps(scheduler, steps, spacing)
         if latents is None:
             latents = torch.stack([torch.randn(shape, generator=g, device=g.device) for g in generators])
-        x = latents.float().to(device) * getattr(scheduler, "init_noise_sigma", 1.0)
+        x = latents.float().to(device) * self._start(scheduler)
         self._interrupt = False
         view = copy.copy(self)  # calls may run concurrently: a callback sees and interrupts only its own
         view.__dict__ |= {"scheduler": scheduler, "_num_timesteps": len(timesteps)}
         for index, t in enumerate(self.progress_bar(timesteps)):
-            x_t = scheduler.scale_model_input(x, t)
+            x_t = scheduler.scale_model_input(x, t) if hasattr(scheduler, "scale_model_input") else x
             inputs_ = torch.cat([x_t, x_t]) if guided else x_t
             out = self.unet(
                 inputs_.to(self.unet.dtype), t.to(device).expand(len(inputs_)), class_labels=y
@@ -307,6 +333,8 @@ class LabelPipeline(DiffusionPipeline):
 
     def _copy_scheduler(self, sampler: str | None, spacing: str | None) -> SchedulerMixin:
         """A scheduler for this call only: schedulers have state, and calls may run concurrently."""
+        if self.config.process:
+            return _copy_ode_scheduler(self.scheduler, self.config.process, sampler, spacing)
         if sampler is None and spacing is None:
             return copy.deepcopy(self.scheduler)
         for name, value, known in (("sampler", sampler, SAMPLERS), ("spacing", spacing, SPACINGS)):
@@ -332,7 +360,9 @@ class LabelPipeline(DiffusionPipeline):
         config |= {"variance_type": "learned_range" if learned else "fixed_small"}
         return scheduler_class(**{k: v for k, v in config.items() if k in accepted})
 
-    def _timesteps(self, scheduler: SchedulerMixin, steps: int) -> torch.Tensor:
+    def _timesteps(self, scheduler: SchedulerMixin, steps: int, spacing: str | None = None) -> torch.Tensor:
+        if self.config.process:
+            return _set_ode_levels(scheduler, _ode_settings(scheduler, self.config.process, spacing), steps)
         total = scheduler.config.num_train_timesteps
         if scheduler.config.get("rescale_betas_zero_snr") and scheduler.config.prediction_type == "epsilon":
             raise ValueError("a zero-SNR schedule with eps-prediction divides by zero at its first step.")
@@ -349,10 +379,18 @@ class LabelPipeline(DiffusionPipeline):
                 raise ValueError(f"DDIM cannot take {steps} {spacing} steps: use a number that divides {total}.")
         return scheduler.timesteps
 
+    def _start(self, scheduler: SchedulerMixin) -> float:
+        """The standard deviation of the first noise. Stock EDM schedulers give sqrt(sigma_max^2 + 1), flow's none."""
+        return float(scheduler.sigmas[0]) if self.config.process else getattr(scheduler, "init_noise_sigma", 1.0)
+
     def _clip(self, scheduler: SchedulerMixin, out: torch.Tensor, x_t: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
         """Clip the predicted x0, after guidance, and convert it back to the prediction type for any sampler."""
         prediction, variance = _split(out, x_t)
-        if self.config.clip_x0:
+        if self.config.clip_x0 and self.config.process:
+            skip, scale = _skip_and_scale(scheduler, self.config.process)
+            x0 = (skip * x_t + scale * prediction).clamp(-1, 1)
+            prediction = (x0 - skip * x_t) / scale
+        elif self.config.clip_x0:
             prediction_type, (alpha, sigma) = scheduler.config.prediction_type, _alpha_sigma(scheduler, t)
             if prediction_type == "epsilon":
                 x0 = ((x_t - sigma * prediction) / alpha).clamp(-1, 1)
@@ -382,6 +420,102 @@ def _alpha_sigma(scheduler: SchedulerMixin, t: torch.Tensor) -> tuple[float, flo
         return 1 / math.hypot(1, ratio), ratio / math.hypot(1, ratio)
     alpha_bar = float(scheduler.alphas_cumprod[int(t)])
     return math.sqrt(alpha_bar), math.sqrt(1 - alpha_bar)
+
+
+def make_ode_scheduler(process: dict, sampler: str) -> SchedulerMixin:
+    """A stock scheduler of edm or flow.
+
+    Args:
+        process: As `LabelPipeline` takes it.
+        sampler: A name in ODE_SAMPLERS. The EDM schedulers call the network's output "epsilon"; under flow it is noise - x0.
+
+    Raises:
+        ValueError: For another sampler or spacing.
+    """
+    name, spacing = process["name"], process["spacing"]
+    choices = (("sampler", sampler, ODE_SAMPLERS[name]), ("spacing", spacing, ODE_SPACINGS[name]))
+    for kind, value, known in choices:
+        if value not in known:
+            raise ValueError(f"{kind} of process {name} must be one of {', '.join(known)}, not {value!r}.")
+    scheduler_class, shift = ODE_SAMPLERS[name][sampler], SHIFT if spacing == "shifted" else 1.0
+    if name == "edm":
+        numbers = {key: process[key] for key in ("sigma_data", "sigma_min", "sigma_max", "rho")}
+        return scheduler_class(**numbers, sigma_schedule=spacing, prediction_type="epsilon")
+    if sampler in ("dpm++", "unipc"):
+        return scheduler_class(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=shift)
+    if sampler == "heun":
+        return scheduler_class(shift=shift)
+    grids = {"use_karras_sigmas": spacing == "karras", "use_exponential_sigmas": spacing == "exponential"}
+    return scheduler_class(shift=shift, **grids)
+
+
+def _copy_ode_scheduler(
+    scheduler: SchedulerMixin, process: dict, sampler: str | None, spacing: str | None
+) -> SchedulerMixin:
+    """A scheduler of edm or flow for one call."""
+    names = {scheduler_class: name for name, scheduler_class in ODE_SAMPLERS[process["name"]].items()}
+    own, settings = names.get(type(scheduler)), _ode_settings(scheduler, process, spacing)
+    made = make_ode_scheduler(settings, sampler or own or next(iter(names.values())))
+    if sampler not in (None, own):
+        return made
+    same = ("sigma_data", "prediction_type", "use_flow_sigmas")
+    if own is None or any(scheduler.config.get(key) != made.config.get(key) for key in same):
+        raise ValueError(
+            f"the model's process is {process['name']}, and this {type(scheduler).__name__} samples another one. Choose a "
+            f"sampler in the call instead: {', '.join(names.values())}."
+        )
+    return copy.deepcopy(scheduler)
+
+
+def _ode_settings(scheduler: SchedulerMixin, process: dict, spacing: str | None) -> dict:
+    """The process of a call: its noise levels are those of the scheduler's config where it has them, under edm."""
+    config = scheduler.config
+    if process["name"] == "edm" and "sigma_schedule" in config:
+        numbers = {key: config[key] for key in ("sigma_min", "sigma_max", "rho")}
+        process = process | numbers | {"spacing": config["sigma_schedule"]}
+    spacing = "exponential" if spacing == "lu" else spacing
+    return process | ({} if spacing is None else {"spacing": spacing})
+
+
+def _ode_levels(process: dict, steps: int) -> np.ndarray:
+    """Where the steps start: noise levels s of edm, times t of flow."""
+    spacing, (low, high, rho) = process["spacing"], (process[key] for key in ("sigma_min", "sigma_max", "rho"))
+    if spacing in ("linear", "shifted"):
+        t = 1 - np.arange(steps) / steps
+        return SHIFT * t / (1 + (SHIFT - 1) * t) if spacing == "shifted" else t
+    if spacing == "karras":
+        s = np.linspace(high ** (1 / rho), low ** (1 / rho), steps) ** rho
+    else:
+        s = np.exp(np.linspace(np.log(high), np.log(low), steps))
+    return s / (1 + s) if process["name"] == "flow" else s
+
+
+def _set_ode_levels(scheduler: SchedulerMixin, process: dict, steps: int) -> torch.Tensor:
+    """Set the noise levels of a call, and return the times that the network receives: ln(s) / 4 or 1000 t.
+
+    Stock flow grids end at t = 0.001, so that the last of N steps is lost. dpm++ and unipc round the times.
+    """
+    if not isinstance(steps, int) or not 1 <= steps <= MAX_ODE_STEPS:
+        raise ValueError(f"num_inference_steps must be a whole number from 1 to {MAX_ODE_STEPS}, not {steps!r}.")
+    scheduler.set_timesteps(steps)  # clears the state
+    levels = _ode_levels(process, steps)
+    times = 1000 * levels if process["name"] == "flow" else np.log(levels) / 4
+    sigmas, times = (torch.from_numpy(a).float() for a in (np.append(levels, 0.0), times))
+    if isinstance(scheduler, FlowMatchHeunDiscreteScheduler):  # two calls per step
+        sigmas = torch.cat([sigmas[:1], sigmas[1:-1].repeat_interleave(2), sigmas[-1:]])
+        times = torch.cat([times[:1], times[1:].repeat_interleave(2)])
+    scheduler.sigmas, scheduler.timesteps = sigmas, times
+    scheduler.set_begin_index(0)
+    return times
+
+
+def _skip_and_scale(scheduler: SchedulerMixin, process: dict) -> tuple[float, float]:
+    """The numbers in x0 = skip x_t + scale F, F the network's output, at the next call under edm or flow."""
+    level = float(scheduler.sigmas[scheduler.step_index or 0])
+    if process["name"] == "flow":
+        return 1.0, -level
+    data, length = process["sigma_data"], math.hypot(level, process["sigma_data"])
+    return data**2 / length, level * data / length
 
 
 def _split(out: torch.Tensor, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

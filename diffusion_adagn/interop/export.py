@@ -3,7 +3,7 @@
 DIR/model_index.json            class names, null id, clipping; "_class_name": ["adagn_label_pipeline", "LabelPipeline"]
 DIR/adagn_label_pipeline.py     a copy of the file in this folder
 DIR/unet/                       UNet2DModel
-DIR/scheduler/                  the model's own scheduler
+DIR/scheduler/                  the model's own scheduler; of edm and flow diffusers' (see stock_process.py)
 DIR/README.md
 """
 
@@ -13,7 +13,7 @@ import json
 import shlex
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 from annotated_types import Le, MaxLen
@@ -22,6 +22,7 @@ from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from pydantic import Strict, StrictBool, StrictInt, StrictStr
 
 from ..atomic import atomic_dir
+from ..diffusion.ode_scheduler import OdeScheduler
 from ..diffusion.schedule import SAMPLERS, set_timesteps, with_sampler
 from ..errors import InputError, errors_as_input_error
 from ..labels import LabelSpace
@@ -34,6 +35,17 @@ from ..sampling.pipeline import ClassConditionalPipeline
 from ..sampling.pretrained import fill, load_scheduler, model_hash
 from ..schema import as_document, document, read_document, short_repr
 from .adagn_label_pipeline import LabelPipeline
+from .stock_process import (
+    ODE_CLASSES,
+    changed_ode_settings,
+    open_stock_ode,
+    process_line,
+    replaced_sampler,
+    sampler_line,
+    stock_ode_class,
+    stock_process,
+    stock_scheduler,
+)
 from .unet2d import from_unet2d, to_unet2d
 
 PIPELINE_CODE = Path(inspect.getsourcefile(LabelPipeline)).name
@@ -50,6 +62,8 @@ class ExportRecord:
     trained_steps: StrictInt | None = None
     original_ids: tuple[StrictInt, ...] = ()
     wnids: tuple[StrictStr, ...] = ()
+    sampler: StrictStr | None = None
+    """in place of which the scheduler was written"""
 
 
 @document
@@ -60,6 +74,8 @@ class ExportIndex:
     null_id: StrictInt | None = None
     clip_x0: StrictBool | None = None
     record: ExportRecord = ExportRecord()
+    process: dict[str, Any] | None = None
+    """None: ddpm"""
 
 
 @document
@@ -94,7 +110,7 @@ def export_diffusers(source: str | Path, out: str | Path, ema: float | str = "ru
     _check_same(pipe.unet, unet)
     stock = LabelPipeline(
         unet,
-        pipe.scheduler,
+        stock_scheduler(pipe.scheduler),
         id2label=dict(enumerate(pipe.labels.names)),
         null_id=pipe.labels.null_id if pipe.labels.K else None,
         clip_x0=pipe.config.clip_x0,
@@ -107,7 +123,9 @@ def export_diffusers(source: str | Path, out: str | Path, ema: float | str = "ru
             "trained_steps": pipe.config.trained_steps,
             "original_ids": list(pipe.labels.original_ids),
             "wnids": list(pipe.labels.wnids),
+            "sampler": replaced_sampler(pipe.scheduler)[0],
         },
+        process=stock_process(pipe.scheduler),
     )
 
     def write(folder: Path) -> None:
@@ -115,6 +133,19 @@ def export_diffusers(source: str | Path, out: str | Path, ema: float | str = "ru
         (folder / "README.md").write_text(_card(out, stock), encoding="utf-8")
 
     return atomic_dir(out, write)
+
+
+def sampler_note(folder: str | Path) -> str:
+    """The sampler of an exported folder, and the one that it replaces; "" where none was replaced."""
+    index = read_document(Path(folder) / "model_index.json")
+    replaced = as_document(index, ExportIndex, Path(folder) / "model_index.json").record.sampler
+    if replaced is None:
+        return ""
+    written = ODE_CLASSES[_component(index, "scheduler")][1]
+    name = index["process"]["name"]
+    return (
+        f"diffusers has no {replaced} for {name}: the folder samples with {written} ({index['scheduler'][1]}) instead."
+    )
 
 
 def stock_sample_command(folder: str | Path) -> str:
@@ -131,6 +162,8 @@ def stock_sample_command(folder: str | Path) -> str:
 
 def _default_steps(scheduler: SchedulerMixin, max_steps: int = 50) -> int:
     """The largest number of steps up to `max_steps` for which the scheduler follows its timesteps exactly."""
+    if isinstance(scheduler, OdeScheduler):
+        return max_steps
     for steps in range(min(max_steps, scheduler.config.num_train_timesteps), 1, -1):
         try:
             set_timesteps(scheduler, steps)
@@ -181,7 +214,8 @@ sampling.
 | classes | {shown or "none (unconditional)"} |
 | null label | {c.null_id if guided else "none: guidance is not possible"} |
 | weights | {weights} |
-| prediction | {pipe.scheduler.config.prediction_type}, T = {pipe.scheduler.config.num_train_timesteps} |
+| process | {process_line(pipe)} |
+| sampler | {sampler_line(pipe.scheduler, c.process, c.record["sampler"])} |
 | guidance | {c.guidance_convention} |
 | x0 | {"clipped to [-1, 1], after guidance" if c.clip_x0 else "not clipped"} |
 
@@ -210,7 +244,8 @@ def open_diffusers(
     """Open an exported folder, or any pipeline folder or hub id with a UNet2DModel and one of our schedulers.
 
     Only json and safetensors are read; no code in the folder is run. The scheduler's process (betas, T, prediction,
-    spacing) stays; settings of its sampler follow our rules. `changed_settings` lists the differences.
+    spacing; of edm and flow sigma_data and the noise levels) stays; settings of its sampler follow our rules. A sampler
+    that an export had to replace comes back. `changed_settings` lists the differences.
 
     Args:
         folder: The folder or hub id.
@@ -234,7 +269,7 @@ def _open(folder: Path, null_class: bool | None, class_names: Sequence[str] | No
     exported = as_document(index, ExportIndex, file) if index.get("_class_name") == CLASS_NAME else None
     if null_class is None:
         null_class = exported is not None and exported.null_id is not None
-    theirs = _stock_scheduler(folder, index)
+    theirs = _stock_scheduler(folder, index, exported)
     unet = from_unet2d(_stock_unet(folder, index), null_class=null_class).eval()
     record = exported.record if exported is not None else ExportRecord()
     labels = _labels(unet, class_names, index.get("id2label"), record)
@@ -242,7 +277,7 @@ def _open(folder: Path, null_class: bool | None, class_names: Sequence[str] | No
         raise InputError(f"null_id in {file} is {exported.null_id}; expected {labels.K}, the last row.")
     return ClassConditionalPipeline(
         unet,
-        _our_scheduler(theirs, unet.config.learned_variance),
+        theirs if isinstance(theirs, OdeScheduler) else _our_scheduler(theirs, unet.config.learned_variance),
         labels,
         clip_x0=_clips(theirs) if exported is None or exported.clip_x0 is None else exported.clip_x0,
         ema_decay=record.ema_decay,
@@ -265,7 +300,11 @@ def import_diffusers(
 
 def changed_settings(folder: str | Path, pipe: ClassConditionalPipeline) -> list[str]:
     """Scheduler settings of the folder that differ in the opened pipeline, such as "steps_offset: 1 -> 0"."""
-    theirs = read_document(pipeline_folder(folder) / "scheduler" / "scheduler_config.json")
+    folder = pipeline_folder(folder)
+    theirs = read_document(folder / "scheduler" / "scheduler_config.json")
+    if isinstance(pipe.scheduler, OdeScheduler):
+        name = _component(read_document(folder / "model_index.json"), "scheduler")
+        return changed_ode_settings(name, theirs, pipe.scheduler)
     ours = pipe.scheduler.config
     ignored = {"clip_sample"} if pipe.config.clip_x0 else set()  # the pipeline clips instead
     if ours.get("trained_betas") is not None:
@@ -306,13 +345,20 @@ def _empty_unet(file: Path) -> UNet2DModel:
         return UNet2DModel.from_config(config)
 
 
-def _stock_scheduler(folder: Path, index: dict) -> SchedulerMixin:
+def _stock_scheduler(folder: Path, index: dict, exported: ExportIndex | None) -> SchedulerMixin:
+    """The folder's scheduler; of edm and flow ours for it."""
     known = {cls.__name__: cls for cls in SAMPLERS.values()}
-    name = _component(index, "scheduler")
-    if name not in known:
+    name, file = _component(index, "scheduler"), folder / "scheduler" / "scheduler_config.json"
+    if name not in known | ODE_CLASSES:
         raise InputError(
-            f"{folder} has the scheduler {short_repr(index.get('scheduler'))}; expected one of {', '.join(known)}."
+            f"{folder} has the scheduler {short_repr(index.get('scheduler'))}; expected one of "
+            f"{', '.join(known | ODE_CLASSES)}."
         )
+    process = None if exported is None else exported.process
+    if stock_ode_class(name, read_document(file)):
+        return open_stock_ode(file, name, process, None if exported is None else exported.record.sampler)
+    if process is not None:
+        raise InputError(f"{file} is a scheduler of ddpm, and model_index.json says process {process.get('name')!r}.")
     return load_scheduler(folder / "scheduler", known[name])
 
 

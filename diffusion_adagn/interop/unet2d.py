@@ -7,6 +7,7 @@ import torch
 from diffusers import UNet2DModel
 
 from ..errors import InputError
+from ..models.config import ModelConfig
 from ..models.unet import AdaGNUNet
 from .layout import Correspondence, correspondence, gather, scatter
 
@@ -92,7 +93,7 @@ def from_unet2d(model: UNet2DModel, null_class: bool = False) -> AdaGNUNet:
             attention_resolutions=tuple(
                 side // 2**level for level, block_type in enumerate(c.down_block_types) if block_type.startswith("Attn")
             ),
-            num_heads=1,
+            num_heads=ModelConfig.num_heads if c.attention_head_dim else 1,
             num_head_channels=c.attention_head_dim,
             resblock_updown=_resamplers(model) == {"ResnetBlock2D"},
             dropout=c.dropout,

@@ -71,6 +71,10 @@ MODELS = {
     "unconditional": {"num_classes": None, "labels": LabelSpace(())},
     "no null": {"null_class": False, "labels": LabelSpace(LABELS.names, has_null=False)},
 }
+ODE_MODELS = {
+    "edm": {"diffusion": {"process": "edm", "sigma_data": 0.37}, "sampler": None},
+    "flow": {"diffusion": {"process": "flow"}, "sampler": None},
+}
 CALLS = [
     ("adagn", "ddim", {"classes": ["cat", 1, "null", "Tinca tinca"], "guidance_scale": 1.0, "seeds": 3}),
     ("adagn", "ddim", {"classes": "all", "guidance_scale": 2.0, "seeds": [5, 0, 9]}),
@@ -85,6 +89,10 @@ CALLS = [
     ("unconditional", "ddim", {"seeds": [4]}),
     ("unconditional", "dpm++", {"classes": "null", "seeds": [4, 5]}),
     ("no null", "ddim", {"classes": "all", "seeds": 0}),
+    ("edm", "dpm++", {"classes": "all", "guidance_scale": [1.0, 2.0, 3.0], "seeds": 0}),
+    ("edm", "euler", {"classes": "all", "seeds": 0, "spacing": "exponential"}),
+    ("flow", "heun", {"classes": "all", "guidance_scale": [1.0, 2.0, 3.0], "seeds": 0}),
+    ("flow", "dpm++", {"classes": "all", "seeds": 0, "spacing": "linear"}),
 ]
 STOCK = """
 import json, sys
@@ -99,7 +107,7 @@ for folder, scheduler, call, out in json.load(sys.stdin):
         opened[folder] = DiffusionPipeline.from_pretrained(folder, trust_remote_code=True)
         opened[folder].set_progress_bar_config(disable=True)
     pipe = opened[folder]
-    if type(pipe.scheduler).__name__ != scheduler:
+    if scheduler and type(pipe.scheduler).__name__ != scheduler:
         pipe.scheduler = getattr(diffusers, scheduler).from_config(pipe.scheduler.config)
     np.save(out, pipe(**call).images)
 
@@ -117,12 +125,13 @@ assert not any(name.startswith("diffusion_adagn.") for name in sys.modules)
 def stock_samples(tmp_path_factory):
     """All models exported, and all calls sampled by stock diffusers in one separate process; images are in root/N.npy."""
     root = tmp_path_factory.mktemp("stock")
-    pipes = {name: ours(**settings) for name, settings in MODELS.items()}
+    pipes = {name: ours(**settings) for name, settings in (MODELS | ODE_MODELS).items()}
     folders = {name: exported(pipe, root / name.replace(" ", "-")) for name, pipe in pipes.items()}
-    jobs = [
-        (str(folders[name]), SAMPLERS[sampler].__name__, SHORT_CALL | call, str(root / f"{i}.npy"))
-        for i, (name, sampler, call) in enumerate(CALLS)
-    ]
+    jobs = []
+    for i, (name, sampler, call) in enumerate(CALLS):
+        ode = name in ODE_MODELS
+        scheduler, chosen = (None, {"sampler": sampler}) if ode else (SAMPLERS[sampler].__name__, {})
+        jobs.append((str(folders[name]), scheduler, SHORT_CALL | call | chosen, str(root / f"{i}.npy")))
     other_folder = root / "elsewhere"
     other_folder.mkdir()
     result = subprocess.run(

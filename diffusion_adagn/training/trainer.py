@@ -15,6 +15,7 @@ from ..diffusion.schedule import make_scheduler
 from ..models.unet import AdaGNUNet
 from ..runtime.speed import apply_speed, compile_blocks
 from .ema import EMA
+from .learning_rate import learning_rate
 from .loader import Batch, images_per_pass, make_batches
 from .prefetcher import Prefetcher
 from .setup import Setup
@@ -149,16 +150,6 @@ def make_loss(diffusion: DiffusionConfig) -> DiffusionLoss:
     d, alphas_cumprod = diffusion, make_scheduler(diffusion).alphas_cumprod
     vlb_weight = d.vlb_weight if d.learned_variance else None
     return DiffusionLoss(alphas_cumprod, d.prediction, d.loss_weight, d.min_snr_gamma, vlb_weight)
-
-
-def learning_rate(training: TrainingConfig, step: int) -> float:
-    """The rate of step 0, 1, ...: linear warm-up over warmup_steps, then constant or decayed to 0 at max_steps."""
-    if step < training.warmup_steps:
-        return training.lr * (step + 1) / training.warmup_steps
-    if training.lr_decay == "none":
-        return training.lr
-    done = (step - training.warmup_steps) / max(1, training.max_steps - training.warmup_steps)
-    return training.lr * (1 - done if training.lr_decay == "linear" else 0.5 * (1 + math.cos(math.pi * done)))
 
 
 def any_process(accelerator: Accelerator, *flags: bool) -> list[bool]:

@@ -42,6 +42,7 @@ from diffusers import (
     UniPCMultistepScheduler,
 )
 from PIL import Image
+from torch.nn.functional import pixel_shuffle, pixel_unshuffle
 
 SAMPLERS = {
     "ddpm": DDPMScheduler,
@@ -78,6 +79,8 @@ class LabelPipeline(DiffusionPipeline):
         sample_defaults: num_inference_steps and guidance_scale of a call that gives none.
         guidance_convention: A note on the meaning of guidance_scale.
         record: Where the weights come from.
+        patch_size: Side p of the patches whose pixels are the network's channels: it receives pixel_unshuffle(images, p),
+            [N, C p^2, H / p, W / p], and pixel_shuffle of its output is the prediction. 1: it receives images.
     """
 
     model_cpu_offload_seq = "unet"
@@ -93,8 +96,14 @@ class LabelPipeline(DiffusionPipeline):
         sample_defaults: dict | None = None,
         guidance_convention: str = "pred = null + scale * (cond - null); scale 1 is no guidance",
         record: dict | None = None,
+        patch_size: int = 1,
     ):
         super().__init__()
+        if patch_size < 1 or unet.config.in_channels % patch_size**2 or unet.config.out_channels % patch_size**2:
+            raise ValueError(
+                f"a network of {unet.config.in_channels} input and {unet.config.out_channels} output channels has no patches "
+                f"of {patch_size}x{patch_size} pixels: both must be multiples of patch_size^2."
+            )
         self.register_modules(unet=unet, scheduler=scheduler)
         self.register_to_config(
             id2label={str(i): name for i, name in (id2label or {}).items()},
@@ -103,6 +112,7 @@ class LabelPipeline(DiffusionPipeline):
             sample_defaults=sample_defaults or {"num_inference_steps": 50, "guidance_scale": 1.0},
             guidance_convention=guidance_convention,
             record=record or {},
+            patch_size=patch_size,
         )
 
     @property
@@ -221,8 +231,8 @@ class LabelPipeline(DiffusionPipeline):
         if isinstance(per_class, bool) or not isinstance(per_class, int) or per_class < 1:
             raise ValueError(f"num_images_per_class must be a whole number of at least 1, not {per_class!r}.")
         ids = [i for i in self.get_label_ids(class_labels if classes is None else classes) for _ in range(per_class)]
-        config = self.unet.config
-        shape = (config.in_channels, config.sample_size, config.sample_size)
+        config, patch = self.unet.config, self.config.patch_size
+        shape = (config.in_channels // patch**2, config.sample_size * patch, config.sample_size * patch)
         if latents is not None:
             if (
                 not isinstance(latents, torch.Tensor)
@@ -269,10 +279,9 @@ class LabelPipeline(DiffusionPipeline):
         view.__dict__ |= {"scheduler": scheduler, "_num_timesteps": len(timesteps)}
         for index, t in enumerate(self.progress_bar(timesteps)):
             x_t = scheduler.scale_model_input(x, t)
-            inputs_ = torch.cat([x_t, x_t]) if guided else x_t
-            out = self.unet(
-                inputs_.to(self.unet.dtype), t.to(device).expand(len(inputs_)), class_labels=y
-            ).sample.float()
+            inputs_ = pixel_unshuffle(torch.cat([x_t, x_t]) if guided else x_t, patch)
+            out = self.unet(inputs_.to(self.unet.dtype), t.to(device).expand(len(inputs_)), class_labels=y).sample
+            out = pixel_shuffle(out.float(), patch)
             if guided:  # only the mean channels; a learned variance comes from the conditional pass
                 (cond, variance), (null, _) = (_split(part, x_t) for part in out.chunk(2))
                 out = torch.cat([torch.lerp(null, cond, scales), variance], dim=1)  # lerp: at scale 1 exactly cond

@@ -120,6 +120,8 @@ def read_flags(flags: Mapping[str, Any]) -> dict[str, Any]:
     flag or an invalid value.
     """
     for name in flags:
+        if name == "patch_size":
+            raise InputError("ADM has no flag 'patch_size': its networks take whole images, not patches. Leave it out.")
         if name not in FLAGS and name not in IGNORED:
             nearest = difflib.get_close_matches(name, [*FLAGS, *IGNORED], n=3)
             raise InputError(

@@ -20,12 +20,13 @@ from annotated_types import Le, MaxLen
 from diffusers import UNet2DModel
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from pydantic import Strict, StrictBool, StrictInt, StrictStr
+from torch.nn import functional as F
 
 from ..atomic import atomic_dir
 from ..diffusion.schedule import SAMPLERS, set_timesteps, with_sampler
 from ..errors import InputError, errors_as_input_error
 from ..labels import LabelSpace
-from ..models.config import MAX_LEVELS
+from ..models.config import MAX_LEVELS, PatchSize
 from ..models.unet import AdaGNUNet
 from ..runs.layout import pipeline_folder
 from ..sampling.load import open_pipeline
@@ -57,6 +58,7 @@ class ExportIndex:
     id2label: dict[str, StrictStr] = dataclasses.field(default_factory=dict)
     null_id: StrictInt | None = None
     clip_x0: StrictBool | None = None
+    patch_size: PatchSize = 1
     record: ExportRecord = ExportRecord()
 
 
@@ -96,6 +98,7 @@ def export_diffusers(source: str | Path, out: str | Path, weights: str = "ema", 
         id2label=dict(enumerate(pipe.labels.names)),
         null_id=pipe.labels.null_id if pipe.labels.K else None,
         clip_x0=pipe.config.clip_x0,
+        patch_size=pipe.unet.config.patch_size,
         sample_defaults={"num_inference_steps": _default_steps(pipe.scheduler), "guidance_scale": 1.0},
         guidance_convention=pipe.config.guidance_convention,
         record={
@@ -143,7 +146,8 @@ def _check_same(ours: AdaGNUNet, theirs: UNet2DModel) -> None:
     c = ours.config
     x = torch.randn(1, c.in_channels, c.sample_size, c.sample_size, generator=torch.Generator().manual_seed(0))
     t, y = torch.tensor([500.0]), torch.tensor([0]) if c.num_classes else None
-    ours_out, theirs_out = ours.eval()(x, t, y).sample, theirs(x, t, y).sample
+    ours_out = ours.eval()(x, t, y).sample
+    theirs_out = F.pixel_shuffle(theirs(F.pixel_unshuffle(x, c.patch_size), t, y).sample, c.patch_size)
     if not (ours_out - theirs_out).abs().max() <= 1e-3 * ours_out.abs().max():
         raise RuntimeError(
             f"the exported network differs from the model by {(ours_out - theirs_out).abs().max():.2g}: please "
@@ -159,7 +163,13 @@ def _card(out: Path, pipe: LabelPipeline) -> str:
     call = f"[{names[0]!r}, {len(names) - 1}], " if names else ""
     call += "guidance_scale=2.0, seeds=0" if guided else "seeds=0"
     labels = f"0..{len(names) - 1}" + (f", and {c.null_id} for null" if guided else "") if names else "none"
-    side, decay = pipe.unet.config.sample_size, c.record["ema_decay"]
+    side, decay, patch = pipe.unet.config.sample_size * c.patch_size, c.record["ema_decay"], c.patch_size
+    inputs = ""
+    if patch > 1:
+        inputs = (
+            f"\n`unet/` works on patches of {patch}x{patch} pixels: its input is `torch.nn.functional.pixel_unshuffle(images, "
+            f"{patch})`, and `pixel_shuffle`\nof its output is the prediction. The pipeline does both.\n"
+        )
     weights = "raw" if decay is None else f"EMA, rate {decay:g}"
     weights += f"; {c.record['trained_steps'] or 'an unknown number of'} steps; hash `{c.record['hash']}`"
     return f"""---
@@ -172,7 +182,7 @@ tags: [diffusion, class-conditional, image-generation]
 A class-conditional diffusion model of {side}x{side} images, for stock diffusers: `unet/` is a `UNet2DModel`,
 `scheduler/` a `{type(pipe.scheduler).__name__}`. Trained and exported with diffusion_adagn, which is not needed for
 sampling.
-
+{inputs}
 | | |
 |---|---|
 | classes | {shown or "none (unconditional)"} |
@@ -232,7 +242,8 @@ def _open(folder: Path, null_class: bool | None, class_names: Sequence[str] | No
     if null_class is None:
         null_class = exported is not None and exported.null_id is not None
     theirs = _stock_scheduler(folder, index)
-    unet = from_unet2d(_stock_unet(folder, index), null_class=null_class).eval()
+    patch_size = 1 if exported is None else exported.patch_size
+    unet = from_unet2d(_stock_unet(folder, index), null_class=null_class, patch_size=patch_size).eval()
     record = exported.record if exported is not None else ExportRecord()
     labels = _labels(unet, class_names, index.get("id2label"), record)
     if exported is not None and null_class and exported.null_id not in (None, labels.K):

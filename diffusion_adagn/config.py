@@ -76,7 +76,11 @@ class DataConfig:
     background: Literal["white", "black"] = "white"
     """Colour behind transparent pixels."""
     flip: bool = False
-    """Mirror half of the training images left to right."""
+    """Mirror half of the training images left to right. The network is not told, and samples are mirrored too."""
+    augment: Annotated[float, Ge(0), Le(1)] = 0.0
+    """Probability of each non-leaking augmentation of training images (EDM: 0.12): y-flip, scaling, rotation, anisotropic
+    scaling, translation; and half of the images are mirrored left to right. The network is told by 9 parameters,
+    which are 0 when sampling, so samples are not augmented. For small data sets. 0: none."""
     heldout_fraction: Annotated[float, Ge(0), Le(0.5)] = 0.05
     """Fraction of the images held out (seeded) where a source has no test or validation part."""
     heldout_split: Literal["random", "stratified"] = "random"

@@ -92,6 +92,7 @@ def export_diffusers(source: str | Path, out: str | Path, weights: str = "ema", 
     pipe, _ = open_pipeline(source, weights)
     unet = to_unet2d(pipe.unet).eval()
     _check_same(pipe.unet, unet)
+    augmented = pipe.unet.embedding.augment is not None
     stock = LabelPipeline(
         unet,
         pipe.scheduler,
@@ -112,7 +113,7 @@ def export_diffusers(source: str | Path, out: str | Path, weights: str = "ema", 
 
     def write(folder: Path) -> None:
         stock.save_pretrained(folder)
-        (folder / "README.md").write_text(_card(out, stock), encoding="utf-8")
+        (folder / "README.md").write_text(_card(out, stock, augmented), encoding="utf-8")
 
     return atomic_dir(out, write)
 
@@ -155,7 +156,8 @@ def _check_same(ours: AdaGNUNet, theirs: UNet2DModel) -> None:
         )
 
 
-def _card(out: Path, pipe: LabelPipeline) -> str:
+def _card(out: Path, pipe: LabelPipeline, augmented: bool) -> str:
+    """augmented: whether the model was trained with augmentation parameters, which the export lacks."""
     c, names = pipe.config, list(pipe.labels.values())
     shown = ", ".join(name.split(", ")[0] for name in names[:50])
     shown += f", ... ({len(names)} in all)" if len(names) > 50 else ""
@@ -172,6 +174,11 @@ def _card(out: Path, pipe: LabelPipeline) -> str:
         )
     weights = "raw" if decay is None else f"EMA, rate {decay:g}"
     weights += f"; {c.record['trained_steps'] or 'an unknown number of'} steps; hash `{c.record['hash']}`"
+    if augmented:
+        inputs += (
+            "\nThe network was trained on augmented images, and was told how. Its weights for these parameters, which are 0 when "
+            "sampling, are\nnot in this folder; to train on with augmentation, use the original model.\n"
+        )
     return f"""---
 library_name: diffusers
 tags: [diffusion, class-conditional, image-generation]

@@ -28,6 +28,7 @@ def to_unet2d(unet: AdaGNUNet) -> UNet2DModel:
     Weights are copied; the mode (train, eval) stays. A null class is the last row of its class table, and a learned
     variance the second half of its output channels. Of a network with patches of p x p pixels it is the part between the
     two shuffles, for inputs [C p^2, side / p, side / p]: unet(x) is pixel_shuffle(model(pixel_unshuffle(x, p)), p).
+    Weights for augmentation parameters are dropped: UNet2DModel has no such input, and sampling has zeros there.
     Raises InputError, with all reasons, for what UNet2DModel cannot express.
     """
     reasons = _reasons_against_export(unet)

@@ -13,6 +13,7 @@ from ..labels import MAX_CLASSES
 from ..schema import settings
 
 MAX_LEVELS = 14
+AUGMENT_DIM = 9  # parameters of an augmented image, see data/augment.py
 PatchSize = Literal[1, 2, 4]
 PATCH_SIZES: tuple[int, ...] = get_args(PatchSize)
 
@@ -78,6 +79,8 @@ class NetworkConfig(ModelConfig):
     """K; unset or 0: no labels."""
     learned_variance: bool = False
     """Twice the output channels, the second half for the variance."""
+    augment_dim: Annotated[int, Ge(0), Le(4096)] = 0
+    """Augmentation parameters per image that `modulation` may receive; 0: none."""
 
 
 def machine_memory() -> int:

@@ -61,6 +61,7 @@ class AdaGNUNet(ModelMixin, ConfigMixin):
         null_class: whether the class table has a row K for the null label.
         model_channels: and the other arguments: see `diffusion_adagn.models.config.ModelConfig`, which has the same defaults.
         learned_variance: twice the output channels, the second half for the variance (Nichol & Dhariwal 2021).
+        augment_dim: how many augmentation parameters `modulation` may receive (`data.augment`); 0: none.
 
     Raises:
         InputError: the numbers do not fit together.
@@ -96,6 +97,7 @@ class AdaGNUNet(ModelMixin, ConfigMixin):
         zero_init_modulation: bool = ModelConfig.zero_init_modulation,
         learned_variance: bool = False,
         patch_size: int = ModelConfig.patch_size,
+        augment_dim: int = 0,
     ):
         super().__init__()
         if conditioning not in CONDITIONING or join not in ("sum", "concat"):
@@ -179,7 +181,7 @@ class AdaGNUNet(ModelMixin, ConfigMixin):
 
         # the embedding comes last, so that with one seed the image path starts the same under every conditioning
         self.embedding = ConditionEmbedding(
-            model_channels, num_classes, null_class, join, layer.class_input, class_tokens
+            model_channels, num_classes, null_class, join, layer.class_input, class_tokens, augment_dim
         )
         self._sites = self._find_sites()
         self._layers = [type(self.get_submodule(s.name)) for s in self._sites]
@@ -201,6 +203,7 @@ class AdaGNUNet(ModelMixin, ConfigMixin):
         timestep: Tensor | float,
         class_labels: Tensor | None = None,
         class_vectors: Tensor | None = None,
+        augment: Tensor | None = None,
     ) -> Modulation:
         """The parameters of every site at (t, y); no image is needed.
 
@@ -210,20 +213,23 @@ class AdaGNUNet(ModelMixin, ConfigMixin):
                 a soft label, or a mixture. None for a network without classes.
             class_vectors: float [B, 4 * model_channels], in place of class_labels. The vectors of labels are
                 `unet.embedding.class_vectors(labels)`.
+            augment: float [B or 1, augment_dim], how training images were augmented (`data.augment`). None: zeros, an image
+                that was not augmented, as in sampling.
 
         Returns:
             {site name: Params of its layer}; for adagn (gamma [B, C], beta [B, C]). It may be edited before `denoise`.
 
         Raises:
-            InputError: a label is missing, out of range, or given to a network without classes.
+            InputError: a label is missing, out of range, or given to a network without classes; augment does not fit.
         """
-        return self.split_modulation(*self.project_condition(timestep, class_labels, class_vectors))
+        return self.split_modulation(*self.project_condition(timestep, class_labels, class_vectors, augment))
 
     def project_condition(
         self,
         timestep: Tensor | float,
         class_labels: Tensor | None = None,
         class_vectors: Tensor | None = None,
+        augment: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         """`modulation` before it is split by site. Rows may be selected and cached before `split_modulation`.
 
@@ -231,12 +237,15 @@ class AdaGNUNet(ModelMixin, ConfigMixin):
             timestep: see `modulation`.
             class_labels: see `modulation`.
             class_vectors: see `modulation`.
+            augment: see `modulation`.
 
         Returns:
             [B, width], all sites concatenated, and [B, tokens, width] where the class is tokens, else None.
         """
         timestep, classes = self._check_condition(timestep, class_labels, class_vectors)
-        vector, tokens = self.embedding(timestep, classes)
+        if augment is not None:
+            augment = self._check_augment(augment, max(len(timestep), 1 if classes is None else len(classes)))
+        vector, tokens = self.embedding(timestep, classes, augment)
         attended = self.token_projection(tokens) if self.token_projection is not None else None
         return self.projection(F.silu(vector)), attended
 
@@ -301,6 +310,7 @@ class AdaGNUNet(ModelMixin, ConfigMixin):
         class_labels: Tensor | None = None,
         return_dict: bool = True,
         class_vectors: Tensor | None = None,
+        augment: Tensor | None = None,
     ) -> UNet2DOutput | tuple[Tensor]:
         """Denoise a batch: `modulation`, then `denoise`.
 
@@ -310,6 +320,7 @@ class AdaGNUNet(ModelMixin, ConfigMixin):
             class_labels: see `modulation`.
             return_dict: False: return a tuple.
             class_vectors: see `modulation`.
+            augment: see `modulation`.
 
         Returns:
             An object with `.sample` [B, out_channels, H, W], or a 1-tuple.
@@ -323,7 +334,7 @@ class AdaGNUNet(ModelMixin, ConfigMixin):
             raise InputError(
                 f"sample is [B, {channels}, H, W] for this network, with H and W multiples of {halved}, not {list(sample.shape)}."
             )
-        m = self.modulation(_per_sample(timestep, sample), class_labels, class_vectors)
+        m = self.modulation(_per_sample(timestep, sample), class_labels, class_vectors, augment)
         rows = next(iter(m.values()))[0].shape[0]  # not len(), which torch.export takes for a constant
         if rows not in (1, sample.shape[0]):
             raise InputError(f"{rows} timesteps or class labels were given for {sample.shape[0]} images.")
@@ -469,6 +480,21 @@ class AdaGNUNet(ModelMixin, ConfigMixin):
         if count not in (1, times):
             raise InputError(f"{times} timesteps and {count} classes were given: give equally many.")
         return timestep, classes
+
+    def _check_augment(self, augment: Tensor, rows: int) -> Tensor:
+        """rows: of the other conditions."""
+        dim, augment = self.config.augment_dim, torch.as_tensor(augment)
+        if not dim:
+            raise InputError("the network takes no augmentation parameters (augment_dim is 0): do not pass augment.")
+        if augment.ndim != 2 or augment.shape[1] != dim or not augment.is_floating_point():
+            raise InputError(
+                f"augment is numbers [B, {dim}] for this network, one row per image, not {augment.dtype} {list(augment.shape)}."
+            )
+        if augment.shape[0] != 1 and rows not in (1, augment.shape[0]):
+            raise InputError(
+                f"{augment.shape[0]} rows of augment were given for {rows} timesteps and classes: give equally many."
+            )
+        return augment.to(self.projection.weight)
 
     def _check_vectors(self, vectors: Tensor) -> Tensor:
         dim, vectors = self.embedding.class_dim, torch.as_tensor(vectors)

@@ -14,7 +14,7 @@ from pathlib import Path
 from ..config import RunConfig
 from ..errors import InputError
 from ..labels import LabelSpace
-from ..models.config import check_size
+from ..models.config import AUGMENT_DIM, check_size
 
 STATE = "state.json"  # of a checkpoint
 
@@ -71,6 +71,7 @@ def network_config(config: RunConfig) -> dict:
         "in_channels": config.data.channels,
         "num_classes": label_space(config).K if conditional else None,
         "learned_variance": config.diffusion.learned_variance,
+        "augment_dim": AUGMENT_DIM if config.data.augment else 0,
     }
     check_size(network)
     return network

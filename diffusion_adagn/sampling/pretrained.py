@@ -43,7 +43,7 @@ class ModelIndex:
     guidance_convention: StrictStr = "pred = null + scale * (cond - null); scale 1 is no guidance"
 
 
-ADDED_LATER = {"patch_size": 1}  # arguments of AdaGNUNet and their values of before; see `model_hash`
+ADDED_LATER = {"patch_size": 1, "augment_dim": 0}  # arguments of AdaGNUNet and their values of before; see `model_hash`
 WEIGHTS = "diffusion_pytorch_model"  # as diffusers names them; large ones are cut into WEIGHTS-00001-of-00002 and so on
 
 

@@ -96,7 +96,8 @@ def seconds_per_step(
             start = time.perf_counter()
             batch = batches.batch(torch.arange(measured) + step * measured)
             with use_precision(speed.precision, device):
-                output = unet(diffusion_loss.add_noise(batch.x0, batch.noise, batch.t), batch.t, batch.labels).sample
+                x_t = diffusion_loss.add_noise(batch.x0, batch.noise, batch.t)
+                output = unet(x_t, batch.t, batch.labels, augment=batch.augment).sample
                 loss = diffusion_loss.loss(output, batch.x0, batch.noise, batch.t).mean()
             loss.backward()
             float(torch.nn.utils.clip_grad_norm_(unet.parameters(), training.clip_norm or torch.inf))  # waits

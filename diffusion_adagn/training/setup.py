@@ -280,6 +280,8 @@ def _extras(config: RunConfig) -> str:
         defaults = dataclasses.asdict(getattr(default, section))
         values = dataclasses.asdict(getattr(config, section)).items()
         extras += [f"{section}.{k}={v}" for k, v in values if isinstance(defaults[k], bool) and v != defaults[k]]
+    extras += [f"model.patch_size={config.model.patch_size}"] if config.model.patch_size > 1 else []
+    extras += [f"data.augment={config.data.augment:g}"] if config.data.augment else []
     extras += [f"model.join={config.model.join}"] if config.model.join != default.model.join else []
     extras += [f"loss_weight={d.loss_weight}(gamma {d.min_snr_gamma:g})"] if d.loss_weight != "uniform" else []
     return ", ".join(extras)

@@ -80,7 +80,7 @@ class Trainer:
         """The loss of each image [B] at these positions [B], and the batch. model: `self.model`, or the network itself."""
         batch = self.batches.batch(positions)
         x_t = self.loss.add_noise(batch.x0, batch.noise, batch.t)
-        output = model(x_t, batch.t, batch.labels).sample
+        output = model(x_t, batch.t, batch.labels, augment=batch.augment).sample
         return self.loss.loss(output, batch.x0, batch.noise, batch.t), batch
 
     def train_step(self, stop: bool, observe: Callable[[int, list, float], None]) -> StepResult:

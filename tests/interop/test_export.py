@@ -310,6 +310,12 @@ def test_half_precision_runs():
 # ---------------------------------------------------------------------- writing
 
 
+def test_card_says_that_augmentation_weights_are_dropped(tmp_path):
+    folder = exported(ours(augment_dim=9), tmp_path)
+    assert "trained on augmented images" in (folder / "README.md").read_text()
+    assert open_diffusers(folder).unet.config.augment_dim == 0
+
+
 @pytest.mark.parametrize(
     "changes", [{"modulate_both_norms": True}, {"conditioning": "film"}, {"channel_mult": (2, 2)}], ids=str
 )

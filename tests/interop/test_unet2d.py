@@ -175,6 +175,15 @@ def test_patches_are_left_to_the_caller():
         from_unet2d(model, null_class=True, patch_size=4)
 
 
+def test_augmentation_weights_are_dropped():
+    unet = tiny_unet(augment_dim=9)
+    model = to_unet2d(unet)
+    x, y = torch.randn(2, 1, 8, 8, generator=torch.Generator().manual_seed(5)), torch.tensor([1, 3])
+    assert torch.allclose(model(x, T[:2], y).sample, unet(x, T[:2], y).sample, atol=1e-5)
+    assert not any("augment" in name for name in model.state_dict())
+    assert from_unet2d(model, null_class=True).config.augment_dim == 0
+
+
 def test_last_row_as_null_class():
     model = stock()
     unet = from_unet2d(model, null_class=True)

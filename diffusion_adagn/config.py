@@ -64,7 +64,11 @@ class DataConfig:
     background: Literal["white", "black"] = "white"
     """Colour behind transparent pixels."""
     flip: bool = False
-    """Mirror half of the training images left to right."""
+    """Mirror half of the training images left to right. The network is not conditioned on it, so samples are mirrored too."""
+    augment: Annotated[float, Ge(0), Le(1)] = 0.0
+    """Probability of each non-leaking augmentation of training images (EDM: 0.12): y-flip, scaling, rotation, anisotropic
+    scaling, translation; and half of the images are mirrored left to right. The network is conditioned on 9
+    parameters, which are 0 when sampling, so samples are not augmented. For small data sets. 0: none."""
     heldout_fraction: Annotated[float, Ge(0), Le(0.5)] = 0.05
     """Fraction of the images held out (seeded) where a source has no test or validation part."""
     heldout_split: Literal["random", "stratified"] = "random"
@@ -196,8 +200,13 @@ class TrainingConfig:
     """Peak learning rate of AdamW. A resumed run may change it; the change is logged."""
     warmup_steps: Annotated[int, Ge(0)] = 0
     """Steps of linear warm-up."""
-    lr_decay: Literal["none", "linear", "cosine"] = "none"
-    """Decay from warm-up's end to 0 at max_steps."""
+    warmup_images: Annotated[int, Ge(0)] = 0
+    """The same, counted in images; give one of the two."""
+    lr_decay: Literal["none", "linear", "cosine", "inverse_sqrt"] = "none"
+    """linear, cosine: from warm-up's end to 0 at max_steps. inverse_sqrt: lr / sqrt(max(images / lr_decay_images, 1)),
+    which does not depend on max_steps (EDM2)."""
+    lr_decay_images: Annotated[int | None, Ge(1)] = None
+    """Images after which inverse_sqrt begins to decay; at four times as many the rate is half."""
     weight_decay: Annotated[float, Ge(0)] = 0.0
     """Weight decay of AdamW."""
     adam_beta2: Annotated[float, Ge(0), Le(0.99999)] = 0.999
@@ -250,6 +259,20 @@ class TrainingConfig:
     """Sampler steps of the previews."""
     tracker: Annotated[Literal["none", "tensorboard", "wandb", "trackio"], RESUMABLE] = "none"
     """Tracker to log to, in addition to metrics.jsonl."""
+
+    @model_validator(mode="after")
+    def _check_learning_rate(self) -> TrainingConfig:
+        if self.warmup_steps and self.warmup_images:
+            raise InputError(
+                f"training.warmup_steps {self.warmup_steps} and training.warmup_images {self.warmup_images} are the same "
+                "warm-up, counted in steps and in images: set one of them to 0."
+            )
+        if self.lr_decay == "inverse_sqrt" and self.lr_decay_images is None:
+            raise InputError(
+                "training.lr_decay inverse_sqrt needs training.lr_decay_images, the number of images after which the rate "
+                "begins to decay: set it, such as training.lr_decay_images 200000."
+            )
+        return self
 
 
 @settings

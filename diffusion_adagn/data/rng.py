@@ -30,11 +30,23 @@ def philox(counter: Sequence, key: tuple[int, int]) -> tuple:
     return c0, c1, c2, c3
 
 
-# one stream per purpose
+# one stream per purpose; new ones are appended, since recorded runs use these numbers
 STREAMS = {
     name: i
     for i, name in enumerate(
-        ("order", "noise", "timestep", "label_drop", "flip", "heldout", "wrong_label", "balance", "balance_order")
+        (
+            "order",
+            "noise",
+            "timestep",
+            "label_drop",
+            "flip",
+            "heldout",
+            "wrong_label",
+            "balance",
+            "balance_order",
+            "augment",
+            "augment_normal",
+        )
     )
 }
 

@@ -46,6 +46,7 @@ from diffusers import (
     UniPCMultistepScheduler,
 )
 from PIL import Image
+from torch.nn.functional import pixel_shuffle, pixel_unshuffle
 
 SAMPLERS = {
     "ddpm": DDPMScheduler,
@@ -99,6 +100,8 @@ class LabelPipeline(DiffusionPipeline):
         record: Where the weights come from.
         process: None for a DDPM's. Else "name" (edm or flow), "sigma_data" (of edm), and the noise levels of a call:
             "spacing", "sigma_min", "sigma_max", "rho". Under edm the levels are those of the scheduler's config.
+        patch_size: Side p of the patches whose pixels are the network's channels: it receives pixel_unshuffle(images, p),
+            [N, C p^2, H / p, W / p], and pixel_shuffle of its output is the prediction. 1: it receives images.
     """
 
     model_cpu_offload_seq = "unet"
@@ -115,8 +118,14 @@ class LabelPipeline(DiffusionPipeline):
         guidance_convention: str = "pred = null + scale * (cond - null); scale 1 is no guidance",
         record: dict | None = None,
         process: dict | None = None,
+        patch_size: int = 1,
     ):
         super().__init__()
+        if patch_size < 1 or unet.config.in_channels % patch_size**2 or unet.config.out_channels % patch_size**2:
+            raise ValueError(
+                f"a network of {unet.config.in_channels} input and {unet.config.out_channels} output channels has no patches "
+                f"of {patch_size}x{patch_size} pixels: both must be multiples of patch_size^2."
+            )
         self.register_modules(unet=unet, scheduler=scheduler)
         self.register_to_config(
             id2label={str(i): name for i, name in (id2label or {}).items()},
@@ -126,6 +135,7 @@ class LabelPipeline(DiffusionPipeline):
             guidance_convention=guidance_convention,
             record=record or {},
             process=process,
+            patch_size=patch_size,
         )
 
     @property
@@ -246,8 +256,8 @@ class LabelPipeline(DiffusionPipeline):
         if isinstance(per_class, bool) or not isinstance(per_class, int) or per_class < 1:
             raise ValueError(f"num_images_per_class must be a whole number of at least 1, not {per_class!r}.")
         ids = [i for i in self.get_label_ids(class_labels if classes is None else classes) for _ in range(per_class)]
-        config = self.unet.config
-        shape = (config.in_channels, config.sample_size, config.sample_size)
+        config, patch = self.unet.config, self.config.patch_size
+        shape = (config.in_channels // patch**2, config.sample_size * patch, config.sample_size * patch)
         if latents is not None:
             if (
                 not isinstance(latents, torch.Tensor)
@@ -295,10 +305,9 @@ class LabelPipeline(DiffusionPipeline):
         view.__dict__ |= {"scheduler": scheduler, "_num_timesteps": len(timesteps)}
         for index, t in enumerate(self.progress_bar(timesteps)):
             x_t = scheduler.scale_model_input(x, t) if hasattr(scheduler, "scale_model_input") else x
-            inputs_ = torch.cat([x_t, x_t]) if guided else x_t
-            out = self.unet(
-                inputs_.to(self.unet.dtype), t.to(device).expand(len(inputs_)), class_labels=y
-            ).sample.float()
+            inputs_ = pixel_unshuffle(torch.cat([x_t, x_t]) if guided else x_t, patch)
+            out = self.unet(inputs_.to(self.unet.dtype), t.to(device).expand(len(inputs_)), class_labels=y).sample
+            out = pixel_shuffle(out.float(), patch)
             if guided:  # only the mean channels; a learned variance comes from the conditional pass
                 (cond, variance), (null, _) = (_split(part, x_t) for part in out.chunk(2))
                 out = torch.cat([torch.lerp(null, cond, scales), variance], dim=1)  # lerp: at scale 1 exactly cond

@@ -95,6 +95,8 @@ def read_flags(flags: Mapping[str, Any]) -> dict[str, Any]:
     flag or an invalid value.
     """
     for name in flags:
+        if name == "patch_size":
+            raise InputError("ADM has no flag 'patch_size': its networks take whole images, not patches. Leave it out.")
         if name not in FLAGS and name not in IGNORED:
             hint = did_you_mean(name, [*FLAGS, *IGNORED]) or f" Its flags: {', '.join(FLAGS)}."
             raise InputError(f"ADM has no flag '{name}'.{hint}")

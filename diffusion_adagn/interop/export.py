@@ -20,13 +20,14 @@ from annotated_types import Le, MaxLen
 from diffusers import UNet2DModel
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from pydantic import Strict, StrictBool, StrictInt, StrictStr
+from torch.nn import functional as F
 
 from ..atomic import atomic_dir
 from ..diffusion.ode_scheduler import OdeScheduler
 from ..diffusion.schedule import SAMPLERS, set_timesteps, with_sampler
 from ..errors import InputError, errors_as_input_error
 from ..labels import LabelSpace
-from ..models.config import MAX_LEVELS
+from ..models.config import MAX_LEVELS, PatchSize
 from ..models.unet import AdaGNUNet
 from ..runs.layout import pipeline_folder
 from ..sampling.card import describe_average
@@ -73,6 +74,7 @@ class ExportIndex:
     id2label: dict[str, StrictStr] = dataclasses.field(default_factory=dict)
     null_id: StrictInt | None = None
     clip_x0: StrictBool | None = None
+    patch_size: PatchSize = 1
     record: ExportRecord = ExportRecord()
     process: dict[str, Any] | None = None
     """None: ddpm"""
@@ -108,12 +110,14 @@ def export_diffusers(source: str | Path, out: str | Path, ema: float | str = "ru
     pipe, _ = open_pipeline(source, ema)
     unet = to_unet2d(pipe.unet).eval()
     _check_same(pipe.unet, unet)
+    augmented = pipe.unet.embedding.augment is not None
     stock = LabelPipeline(
         unet,
         stock_scheduler(pipe.scheduler),
         id2label=dict(enumerate(pipe.labels.names)),
         null_id=pipe.labels.null_id if pipe.labels.K else None,
         clip_x0=pipe.config.clip_x0,
+        patch_size=pipe.unet.config.patch_size,
         sample_defaults={"num_inference_steps": _default_steps(pipe.scheduler), "guidance_scale": 1.0},
         guidance_convention=pipe.config.guidance_convention,
         record={
@@ -130,7 +134,7 @@ def export_diffusers(source: str | Path, out: str | Path, ema: float | str = "ru
 
     def write(folder: Path) -> None:
         stock.save_pretrained(folder)
-        (folder / "README.md").write_text(_card(out, stock), encoding="utf-8")
+        (folder / "README.md").write_text(_card(out, stock, augmented), encoding="utf-8")
 
     return atomic_dir(out, write)
 
@@ -179,7 +183,8 @@ def _check_same(ours: AdaGNUNet, theirs: UNet2DModel) -> None:
     c = ours.config
     x = torch.randn(1, c.in_channels, c.sample_size, c.sample_size, generator=torch.Generator().manual_seed(0))
     t, y = torch.tensor([500.0]), torch.tensor([0]) if c.num_classes else None
-    ours_out, theirs_out = ours.eval()(x, t, y).sample, theirs(x, t, y).sample
+    ours_out = ours.eval()(x, t, y).sample
+    theirs_out = F.pixel_shuffle(theirs(F.pixel_unshuffle(x, c.patch_size), t, y).sample, c.patch_size)
     if not (ours_out - theirs_out).abs().max() <= 1e-3 * ours_out.abs().max():
         raise RuntimeError(
             f"the exported network differs from the model by {(ours_out - theirs_out).abs().max():.2g}: please "
@@ -187,7 +192,8 @@ def _check_same(ours: AdaGNUNet, theirs: UNet2DModel) -> None:
         )
 
 
-def _card(out: Path, pipe: LabelPipeline) -> str:
+def _card(out: Path, pipe: LabelPipeline, augmented: bool) -> str:
+    """augmented: whether the model was trained with augmentation parameters, which the export lacks."""
     c, names = pipe.config, list(pipe.labels.values())
     shown = ", ".join(name.split(", ")[0] for name in names[:50])
     shown += f", ... ({len(names)} in all)" if len(names) > 50 else ""
@@ -195,9 +201,20 @@ def _card(out: Path, pipe: LabelPipeline) -> str:
     call = f"[{names[0]!r}, {len(names) - 1}], " if names else ""
     call += "guidance_scale=2.0, seeds=0" if guided else "seeds=0"
     labels = f"0..{len(names) - 1}" + (f", and {c.null_id} for null" if guided else "") if names else "none"
-    side = pipe.unet.config.sample_size
+    side, patch = pipe.unet.config.sample_size * c.patch_size, c.patch_size
+    inputs = ""
+    if patch > 1:
+        inputs = (
+            f"\n`unet/` works on patches of {patch}x{patch} pixels: its input is `torch.nn.functional.pixel_unshuffle(images, "
+            f"{patch})`, and `pixel_shuffle`\nof its output is the prediction. The pipeline does both.\n"
+        )
     weights = describe_average(c.record["ema_decay"], c.record.get("ema_length"))
     weights += f"; {c.record['trained_steps'] or 'an unknown number of'} steps; hash `{c.record['hash']}`"
+    if augmented:
+        inputs += (
+            "\nThe network was trained on augmented images and received the parameters. Its weights for these parameters, which are 0 when "
+            "sampling, are\nnot in this folder; to train on with augmentation, use the original model.\n"
+        )
     return f"""---
 library_name: diffusers
 tags: [diffusion, class-conditional, image-generation]
@@ -208,7 +225,7 @@ tags: [diffusion, class-conditional, image-generation]
 A class-conditional diffusion model of {side}x{side} images, for stock diffusers: `unet/` is a `UNet2DModel`,
 `scheduler/` a `{type(pipe.scheduler).__name__}`. Trained and exported with diffusion_adagn, which is not needed for
 sampling.
-
+{inputs}
 | | |
 |---|---|
 | classes | {shown or "none (unconditional)"} |
@@ -270,7 +287,8 @@ def _open(folder: Path, null_class: bool | None, class_names: Sequence[str] | No
     if null_class is None:
         null_class = exported is not None and exported.null_id is not None
     theirs = _stock_scheduler(folder, index, exported)
-    unet = from_unet2d(_stock_unet(folder, index), null_class=null_class).eval()
+    patch_size = 1 if exported is None else exported.patch_size
+    unet = from_unet2d(_stock_unet(folder, index), null_class=null_class, patch_size=patch_size).eval()
     record = exported.record if exported is not None else ExportRecord()
     labels = _labels(unet, class_names, index.get("id2label"), record)
     if exported is not None and null_class and exported.null_id not in (None, labels.K):

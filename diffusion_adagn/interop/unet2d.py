@@ -27,8 +27,10 @@ def to_unet2d(unet: AdaGNUNet) -> UNet2DModel:
     """The same network as a stock UNet2DModel, with the same outputs and gradients.
 
     Weights are copied; the mode (train, eval) stays. A null class is the last row of its class table, and a learned
-    variance the second half of its output channels. Raises InputError, with all reasons, for what UNet2DModel cannot
-    express.
+    variance the second half of its output channels. Of a network with patches of p x p pixels it is the part between the
+    two shuffles, for inputs [C p^2, side / p, side / p]: unet(x) is pixel_shuffle(model(pixel_unshuffle(x, p)), p).
+    Weights for augmentation parameters are dropped: UNet2DModel has no such input, and sampling has zeros there.
+    Raises InputError, with all reasons, for what UNet2DModel cannot express.
     """
     reasons = _reasons_against_export(unet)
     if reasons:
@@ -39,8 +41,8 @@ def to_unet2d(unet: AdaGNUNet) -> UNet2DModel:
     classes = unet.embedding.classes
     with torch.device("meta"):
         model = UNet2DModel(
-            sample_size=c.sample_size,
-            in_channels=c.in_channels,
+            sample_size=c.sample_size // c.patch_size,
+            in_channels=unet.conv_in.in_channels,
             out_channels=unet.conv_out.out_channels,
             block_out_channels=tuple(level.stages[0].block.conv1.out_channels for level in unet.down),
             layers_per_block=c.num_res_blocks,
@@ -62,17 +64,18 @@ def to_unet2d(unet: AdaGNUNet) -> UNet2DModel:
     return model.train(unet.training)
 
 
-def from_unet2d(model: UNet2DModel, null_class: bool = False) -> AdaGNUNet:
+def from_unet2d(model: UNet2DModel, null_class: bool = False, patch_size: int = 1) -> AdaGNUNet:
     """The same network as an AdaGNUNet, with the same outputs and gradients.
 
     Weights are copied; the mode (train, eval) stays. Twice as many output channels as input channels mean a learned
     variance.
     null_class: whether the last row of the class table is a null class; the model does not store this.
+    patch_size: p of a model that works on pixel_unshuffle(image, p) (`to_unet2d`); the model does not store this either.
     Raises InputError, with all reasons, for what AdaGNUNet cannot express.
     """
     if not isinstance(model, UNet2DModel):
         raise InputError(f"expected a diffusers UNet2DModel, not {type(model).__name__}.")
-    reasons = _reasons_against_import(model, null_class)
+    reasons = _reasons_against_import(model, null_class, patch_size)
     if reasons:
         short = [reason if len(reason) <= 200 else f"{reason[:200]}..." for reason in reasons]
         raise InputError(f"AdaGNUNet cannot express this UNet2DModel: {'; '.join(short)}.")
@@ -82,9 +85,9 @@ def from_unet2d(model: UNet2DModel, null_class: bool = False) -> AdaGNUNet:
     learned = c.out_channels == 2 * c.in_channels
     with torch.device("meta"):
         unet = AdaGNUNet(
-            sample_size=side,
-            in_channels=c.in_channels,
-            out_channels=None if learned or c.out_channels == c.in_channels else c.out_channels,
+            sample_size=side * patch_size,
+            in_channels=c.in_channels // patch_size**2,
+            out_channels=None if learned or c.out_channels == c.in_channels else c.out_channels // patch_size**2,
             num_classes=c.num_class_embeds - int(null_class) if c.num_class_embeds else None,
             null_class=null_class,
             model_channels=first,
@@ -101,6 +104,7 @@ def from_unet2d(model: UNet2DModel, null_class: bool = False) -> AdaGNUNet:
             norm_eps=c.norm_eps,
             conditioning={theirs: ours for ours, theirs in TIME_SCALE_SHIFT.items()}[c.resnet_time_scale_shift],
             learned_variance=learned,
+            patch_size=patch_size,
         )
     unet.load_state_dict(gather(_correspondence(unet), unet, model.state_dict()), assign=True)
     return unet.train(model.training)
@@ -155,7 +159,7 @@ def _reasons_against_export(unet: AdaGNUNet) -> list[str]:
     return [reason for reason, applies in checks.items() if applies]
 
 
-def _reasons_against_import(model: UNet2DModel, null_class: bool) -> list[str]:
+def _reasons_against_import(model: UNet2DModel, null_class: bool, patch_size: int) -> list[str]:
     c = model.config
     has_attention = [block_type.startswith("Attn") for block_type in c.down_block_types]
     known = {f"{block_type}{direction}Block2D" for block_type in ("", "Attn") for direction in ("Down", "Up")}
@@ -191,6 +195,10 @@ def _reasons_against_import(model: UNet2DModel, null_class: bool) -> list[str]:
         "center_input_sample": c.center_input_sample,
         f"sample_size {c.sample_size} (expected: one side of square images; model.register_to_config(sample_size=...))": (
             None in sides or sides[0] != sides[1]
+        ),
+        f"{c.in_channels} input and {c.out_channels} output channels are no images in patches of {patch_size}x{patch_size} pixels "
+        f"(expected: multiples of {patch_size**2})": bool(
+            c.in_channels % patch_size**2 or c.out_channels % patch_size**2
         ),
         f"null_class needs a class table of at least 2 rows, not {rows}": null_class and rows < 2,
     }

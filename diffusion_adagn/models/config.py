@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from annotated_types import Ge, Le, MinLen
 
@@ -11,6 +11,9 @@ from ..labels import MAX_CLASSES
 from ..schema import settings
 
 MAX_LEVELS = 14
+AUGMENT_DIM = 9  # parameters of an augmented image, see data/augment.py
+PatchSize = Literal[1, 2, 4]
+PATCH_SIZES: tuple[int, ...] = get_args(PatchSize)
 
 
 @settings
@@ -24,7 +27,8 @@ class ModelConfig:
     num_res_blocks: Annotated[int, Ge(1), Le(64)] = 2
     """Residual blocks per level (one more on the way up)."""
     attention_resolutions: tuple[int, ...] = (16, 8)
-    """Sides, in pixels, at which blocks are followed by self-attention."""
+    """Sides of the feature maps, in pixels, at which blocks are followed by self-attention. Feature maps are smaller
+    than images by patch_size: 32-pixel images in patches of 2 begin at 16."""
     num_heads: Annotated[int, Ge(1)] = 4
     """Attention heads, where num_head_channels is unset."""
     num_heads_upsample: Annotated[int | None, Ge(1)] = None
@@ -54,6 +58,9 @@ class ModelConfig:
     """False: train without labels."""
     null_class: bool = True
     """Add a null row to the class table; guidance needs it."""
+    patch_size: PatchSize = 1
+    """Side of the patches whose pixels the network takes as channels: feature maps of image_size / patch_size, at 1/4
+    (2) or 1/16 (4) of the cost for the same channels. Noise, loss and samples stay images."""
 
 
 @settings
@@ -70,6 +77,8 @@ class NetworkConfig(ModelConfig):
     """K; unset or 0: no labels."""
     learned_variance: bool = False
     """Twice the output channels, the second half for the variance."""
+    augment_dim: Annotated[int, Ge(0), Le(4096)] = 0
+    """Augmentation parameters per image that `modulation` may receive; 0: none."""
 
 
 def machine_memory() -> int:
@@ -94,7 +103,9 @@ def check_size(network: Mapping[str, Any]) -> None:
     table = 4.0 * width * (network["num_classes"] or 0)
     tokens = 4.0 * width * width * network["class_tokens"] * (network["conditioning"] == "cross_attention")
     weights = 18 * (2.0 * network["num_res_blocks"] + 1) * sum(w * w for w in widths) + table + tokens
-    pixels = float(network["sample_size"]) * network["sample_size"] * max([network["in_channels"], *widths[:1]])
+    patch = network["patch_size"]
+    side = float(network["sample_size"]) / patch
+    pixels = side * side * max([network["in_channels"] * patch**2, *widths[:1]])
     if 4 * (weights + pixels) > machine_memory():
         raise InputError(
             f"the network takes {4 * (weights + pixels) / 2**30:,.0f} GiB or more ({weights:.3g} weights, and {pixels:.3g} numbers in a "

@@ -45,6 +45,12 @@ class ConditionEmbedding(nn.Module):
         class_input None:                  vector = time(t)
 
     The table has one row per class and, with a null class, one more (row K).
+
+    With augment_dim, the timestep's vector also has how a training image was augmented:
+
+        time(t, a) = MLP(sinusoidal(t) + W a)      (Karras et al. 2022, EDM, appendix F.2, in its version of ADM)
+
+    W has no bias and starts at 0, so that a = 0, an image that is not augmented, is the same as no a.
     """
 
     def __init__(
@@ -55,6 +61,7 @@ class ConditionEmbedding(nn.Module):
         join: Literal["sum", "concat"] = "sum",
         class_input: Literal["vector", "tokens"] | None = "vector",
         class_tokens: int = 4,
+        augment_dim: int = 0,
     ):
         super().__init__()
         self.model_channels = model_channels
@@ -72,6 +79,11 @@ class ConditionEmbedding(nn.Module):
             if has_classes and class_input == "tokens"
             else None
         )
+        self.augment = None
+        if augment_dim:
+            with torch.random.fork_rng(devices=[]):  # the other layers start the same with and without augmentation
+                self.augment = nn.Linear(augment_dim, model_channels, bias=False)
+            nn.init.zeros_(self.augment.weight)
 
     def class_vectors(self, class_labels: Tensor) -> Tensor:
         """Labels int [B], or weights float [B, K or rows] over the table's rows (soft and mixed labels) -> [B, class_dim]."""
@@ -80,9 +92,12 @@ class ConditionEmbedding(nn.Module):
         table = self.classes.weight[: class_labels.shape[1]]
         return class_labels.to(table.dtype) @ table
 
-    def forward(self, timesteps: Tensor, classes: Tensor | None) -> Condition:
-        """timesteps [B]; classes: class vectors [B, class_dim], or None where no class is used."""
+    def forward(self, timesteps: Tensor, classes: Tensor | None, augment: Tensor | None = None) -> Condition:
+        """timesteps [B]; classes: class vectors [B, class_dim], or None where no class is used; augment: [B, augment_dim], or
+        None for zeros. Each may have 1 row."""
         time = sinusoidal_embedding(timesteps, self.model_channels).to(self.time[0].weight.dtype)
+        if augment is not None:
+            time = time + self.augment(augment)
         vector, tokens = self.time(time), None
         if self.join == "sum":
             vector = vector + classes

@@ -16,7 +16,7 @@ from ..errors import InputError
 from ..ops import OPERATORS, in_functional_transform
 from .blocks import Conv3, Downsample, Level, ResBlock, SelfAttention, Stage, Upsample, down2, up2, zero_init
 from .conditioning import CONDITIONING, ConditioningLayer
-from .config import ModelConfig
+from .config import PATCH_SIZES, ModelConfig
 from .embeddings import ConditionEmbedding
 from .norm import Norm
 
@@ -29,7 +29,8 @@ class Site(NamedTuple):
 
     Attributes:
         name: dotted path of its module (`unet.get_submodule(name)`), and its key in a modulation.
-        resolution: side of its feature map in pixels, for images of sample_size.
+        resolution: side of its feature map in pixels, for images of sample_size; the first level's is
+            sample_size / patch_size.
         channels: its width.
         depth: 0, 1, 2, ... in the order in which an image passes the sites.
     """
@@ -47,14 +48,20 @@ class AdaGNUNet(ModelMixin, ConfigMixin):
         out = unet.denoise(x, m)       # the image path
         unet(x, t, y).sample           # both
 
+    With patches of p x p pixels, `denoise` takes and returns images, and every layer in between works on feature maps
+    of side / p: it sorts the pixels of each patch into channels, [C, H, W] -> [C p^2, H / p, W / p], in the order of
+    `torch.nn.functional.pixel_unshuffle` (channel c p^2 + p row + column), and back at its end. So the weights are those
+    of a network without patches for images of C p^2 channels.
+
     Args:
-        sample_size: side of the images in pixels, divisible by 2^(levels - 1).
+        sample_size: side of the images in pixels, divisible by patch_size 2^(levels - 1).
         in_channels: channels of the images.
         out_channels: None: in_channels.
         num_classes: K; None or 0 for a network without labels.
         null_class: whether the class table has a row K for the null label.
         model_channels: and the other arguments: see `diffusion_adagn.models.config.ModelConfig`, which has the same defaults.
         learned_variance: twice the output channels, the second half for the variance (Nichol & Dhariwal 2021).
+        augment_dim: how many augmentation parameters `modulation` may receive (`data.augment`); 0: none.
 
     Raises:
         InputError: the numbers do not fit together.
@@ -89,6 +96,8 @@ class AdaGNUNet(ModelMixin, ConfigMixin):
         modulate_both_norms: bool = ModelConfig.modulate_both_norms,
         zero_init_modulation: bool = ModelConfig.zero_init_modulation,
         learned_variance: bool = False,
+        patch_size: int = ModelConfig.patch_size,
+        augment_dim: int = 0,
     ):
         super().__init__()
         if conditioning not in CONDITIONING or join not in ("sum", "concat"):
@@ -97,10 +106,16 @@ class AdaGNUNet(ModelMixin, ConfigMixin):
                 f"not {conditioning!r} and {join!r}."
             )
         levels = len(channel_mult)
-        if not levels or sample_size % 2 ** (levels - 1):
+        if patch_size not in PATCH_SIZES:
+            raise InputError(f"model.patch_size is one of {', '.join(map(str, PATCH_SIZES))}, not {patch_size!r}.")
+        multiple = patch_size * 2 ** max(0, levels - 1)
+        if not levels or sample_size % multiple:
+            patches = f"cut into patches of {patch_size}x{patch_size} pixels and then " if patch_size > 1 else ""
+            fewer = "a smaller model.patch_size, or " if patch_size > 1 else ""
             raise InputError(
-                f"images of {sample_size} pixels cannot be halved {levels - 1} times, once from each level of model.channel_mult "
-                f"{list(channel_mult)} to the next: give one level or more, and a size that can be halved as often."
+                f"images of {sample_size} pixels cannot be {patches}halved {levels - 1} times, once from each level of "
+                f"model.channel_mult {list(channel_mult)} to the next: give {fewer}one level or more, and a size that is a "
+                f"multiple of {multiple}."
             )
         layer = CONDITIONING[conditioning]
         if layer.class_input == "tokens" and not num_classes:
@@ -131,10 +146,11 @@ class AdaGNUNet(ModelMixin, ConfigMixin):
             return (Downsample if resample is down2 else Upsample)(channels, channels)
 
         widths = [_width(model_channels, mult) for mult in channel_mult]
-        sides = [sample_size // 2**level for level in range(levels)]
+        sides = [sample_size // patch_size // 2**level for level in range(levels)]
         last = levels - 1
 
-        self.conv_in = Conv3(in_channels, widths[0])
+        self._patch_size = patch_size
+        self.conv_in = Conv3(in_channels * patch_size**2, widths[0])
 
         channels, skips = widths[0], [widths[0]]
         self.down = nn.ModuleList()
@@ -161,11 +177,11 @@ class AdaGNUNet(ModelMixin, ConfigMixin):
 
         self.norm_out = norm(channels)
         outputs = (out_channels or in_channels) * (2 if learned_variance else 1)
-        self.conv_out = zero_init(Conv3(channels, outputs))
+        self.conv_out = zero_init(Conv3(channels, outputs * patch_size**2))
 
         # the embedding comes last, so that with one seed the image path starts the same under every conditioning
         self.embedding = ConditionEmbedding(
-            model_channels, num_classes, null_class, join, layer.class_input, class_tokens
+            model_channels, num_classes, null_class, join, layer.class_input, class_tokens, augment_dim
         )
         self._sites = self._find_sites()
         self._layers = [type(self.get_submodule(s.name)) for s in self._sites]
@@ -187,6 +203,7 @@ class AdaGNUNet(ModelMixin, ConfigMixin):
         timestep: Tensor | float,
         class_labels: Tensor | None = None,
         class_vectors: Tensor | None = None,
+        augment: Tensor | None = None,
     ) -> Modulation:
         """The parameters of every site at (t, y); no image is needed.
 
@@ -196,20 +213,23 @@ class AdaGNUNet(ModelMixin, ConfigMixin):
                 a soft label, or a mixture. None for a network without classes.
             class_vectors: float [B, 4 * model_channels], in place of class_labels. The vectors of labels are
                 `unet.embedding.class_vectors(labels)`.
+            augment: float [B or 1, augment_dim], how training images were augmented (`data.augment`). None: zeros, an image
+                that was not augmented, as in sampling.
 
         Returns:
             {site name: Params of its layer}; for adagn (gamma [B, C], beta [B, C]). It may be edited before `denoise`.
 
         Raises:
-            InputError: a label is missing, out of range, or given to a network without classes.
+            InputError: a label is missing, out of range, or given to a network without classes; augment does not fit.
         """
-        return self.split_modulation(*self.project_condition(timestep, class_labels, class_vectors))
+        return self.split_modulation(*self.project_condition(timestep, class_labels, class_vectors, augment))
 
     def project_condition(
         self,
         timestep: Tensor | float,
         class_labels: Tensor | None = None,
         class_vectors: Tensor | None = None,
+        augment: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         """`modulation` before it is split by site. Rows may be selected and cached before `split_modulation`.
 
@@ -217,12 +237,15 @@ class AdaGNUNet(ModelMixin, ConfigMixin):
             timestep: see `modulation`.
             class_labels: see `modulation`.
             class_vectors: see `modulation`.
+            augment: see `modulation`.
 
         Returns:
             [B, width], all sites concatenated, and [B, tokens, width] where the class is tokens, else None.
         """
         timestep, classes = self._check_condition(timestep, class_labels, class_vectors)
-        vector, tokens = self.embedding(timestep, classes)
+        if augment is not None:
+            augment = self._check_augment(augment, max(len(timestep), 1 if classes is None else len(classes)))
+        vector, tokens = self.embedding(timestep, classes, augment)
         attended = self.token_projection(tokens) if self.token_projection is not None else None
         return self.projection(F.silu(vector)), attended
 
@@ -258,6 +281,8 @@ class AdaGNUNet(ModelMixin, ConfigMixin):
         missing = [s.name for s in self._sites if s.name not in m]
         if missing:
             raise InputError(f"modulation is missing {len(missing)} sites: {', '.join(missing[:3])}.")
+        if self._patch_size > 1:
+            x = F.pixel_unshuffle(x, self._patch_size)
         # each layer preserves the memory format of its input
         h = self.conv_in(x.contiguous(memory_format=torch.channels_last) if self._channels_last(x) else x.contiguous())
         skips = [h]
@@ -275,7 +300,8 @@ class AdaGNUNet(ModelMixin, ConfigMixin):
                 h = self._run(stage, torch.cat([h, skips.pop()], dim=1), m)
             if level.resample is not None:
                 h = self._run(level.resample, h, m)
-        return self.conv_out(self.norm_out(h, apply_act=True)).contiguous()
+        out = self.conv_out(self.norm_out(h, apply_act=True))
+        return (out if self._patch_size == 1 else F.pixel_shuffle(out, self._patch_size)).contiguous()
 
     def forward(
         self,
@@ -284,6 +310,7 @@ class AdaGNUNet(ModelMixin, ConfigMixin):
         class_labels: Tensor | None = None,
         return_dict: bool = True,
         class_vectors: Tensor | None = None,
+        augment: Tensor | None = None,
     ) -> UNet2DOutput | tuple[Tensor]:
         """Denoise a batch: `modulation`, then `denoise`.
 
@@ -293,6 +320,7 @@ class AdaGNUNet(ModelMixin, ConfigMixin):
             class_labels: see `modulation`.
             return_dict: False: return a tuple.
             class_vectors: see `modulation`.
+            augment: see `modulation`.
 
         Returns:
             An object with `.sample` [B, out_channels, H, W], or a 1-tuple.
@@ -301,12 +329,12 @@ class AdaGNUNet(ModelMixin, ConfigMixin):
             InputError: a label is missing, out of range, or given to a network without classes.
         """
         channels = self.config.in_channels
-        halved = 2 ** (len(self.config.channel_mult) - 1)
+        halved = self._patch_size * 2 ** (len(self.config.channel_mult) - 1)
         if sample.ndim != 4 or sample.shape[1] != channels or sample.shape[2] % halved or sample.shape[3] % halved:
             raise InputError(
                 f"sample is [B, {channels}, H, W] for this network, with H and W multiples of {halved}, not {list(sample.shape)}."
             )
-        m = self.modulation(_per_sample(timestep, sample), class_labels, class_vectors)
+        m = self.modulation(_per_sample(timestep, sample), class_labels, class_vectors, augment)
         rows = next(iter(m.values()))[0].shape[0]  # not len(), which torch.export takes for a constant
         if rows not in (1, sample.shape[0]):
             raise InputError(f"{rows} timesteps or class labels were given for {sample.shape[0]} images.")
@@ -407,7 +435,8 @@ class AdaGNUNet(ModelMixin, ConfigMixin):
             if site.resolution**2 < norm.min_pixels:
                 raise InputError(
                     f"model.conditioning {self.config.conditioning} cannot work on the {site.resolution}x{site.resolution} "
-                    f"feature map at {site.name}: give fewer levels in model.channel_mult, or larger images."
+                    f"feature map at {site.name}: give fewer levels in model.channel_mult{', a smaller model.patch_size' * (self._patch_size > 1)}, "
+                    "or larger images."
                 )
         return sites
 
@@ -418,7 +447,7 @@ class AdaGNUNet(ModelMixin, ConfigMixin):
         level = {"down": int(index), "middle": last, "up": last - int(index)}[half]
         if ".resample." in name and name.endswith("norm2"):  # a residual block resamples between its norms
             level += 1 if half == "down" else -1
-        return self.config.sample_size >> level
+        return self.config.sample_size // self._patch_size >> level
 
     def _check_condition(
         self, timestep: Tensor | float, labels: Tensor | None, vectors: Tensor | None
@@ -451,6 +480,21 @@ class AdaGNUNet(ModelMixin, ConfigMixin):
         if count not in (1, times):
             raise InputError(f"{times} timesteps and {count} classes were given: give equally many.")
         return timestep, classes
+
+    def _check_augment(self, augment: Tensor, rows: int) -> Tensor:
+        """rows: of the other conditions."""
+        dim, augment = self.config.augment_dim, torch.as_tensor(augment)
+        if not dim:
+            raise InputError("the network takes no augmentation parameters (augment_dim is 0): do not pass augment.")
+        if augment.ndim != 2 or augment.shape[1] != dim or not augment.is_floating_point():
+            raise InputError(
+                f"augment is numbers [B, {dim}] for this network, one row per image, not {augment.dtype} {list(augment.shape)}."
+            )
+        if augment.shape[0] != 1 and rows not in (1, augment.shape[0]):
+            raise InputError(
+                f"{augment.shape[0]} rows of augment were given for {rows} timesteps and classes: give equally many."
+            )
+        return augment.to(self.projection.weight)
 
     def _check_vectors(self, vectors: Tensor) -> Tensor:
         dim, vectors = self.embedding.class_dim, torch.as_tensor(vectors)

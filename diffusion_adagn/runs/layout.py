@@ -13,7 +13,7 @@ from ..commands import resume_command, with_commands
 from ..config import RunConfig
 from ..errors import InputError
 from ..labels import LabelSpace
-from ..models.config import check_size
+from ..models.config import AUGMENT_DIM, check_size
 
 STATE = "state.json"  # of a checkpoint
 POWER_EMA = "power_ema.safetensors"  # of a checkpoint: the tracked averages, "0.05/conv_in.weight"
@@ -52,6 +52,7 @@ def network_config(config: RunConfig) -> dict:
     images = {"sample_size": config.data.image_size, "in_channels": config.data.channels}
     num_classes = label_space(config).K if conditional else None
     network = model | images | {"num_classes": num_classes, "learned_variance": config.diffusion.learned_variance}
+    network["augment_dim"] = AUGMENT_DIM if config.data.augment else 0
     check_size(network)
     return network
 

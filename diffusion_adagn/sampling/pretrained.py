@@ -62,6 +62,7 @@ class OdeSettings:
     rho: Annotated[float, Gt(0), Le(100)] = RHO
 
 
+ADDED_LATER = {"patch_size": 1, "augment_dim": 0}  # arguments of AdaGNUNet and their values of before; see `model_hash`
 WEIGHTS = "diffusion_pytorch_model"  # as diffusers names them; large ones are cut into WEIGHTS-00001-of-00002 and so on
 
 
@@ -196,8 +197,12 @@ def load_scheduler(folder: Path, kind: type[SchedulerMixin]) -> SchedulerMixin:
 
 
 def model_hash(unet: AdaGNUNet) -> str:
-    """16 hex digits that tell two networks apart: SHA-256 over the weights, by name, and the config."""
-    config = {k: v for k, v in unet.config.items() if not k.startswith("_")}
+    """16 hex digits that tell two networks apart: SHA-256 over the weights, by name, and the config.
+
+    Arguments of the network that were added later are left out at the value that means the earlier network, which so
+    keeps its hash.
+    """
+    config = {k: v for k, v in unet.config.items() if not k.startswith("_") and ADDED_LATER.get(k, ...) != v}
     digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
     for name, tensor in sorted(unet.state_dict().items()):
         digest.update(name.encode())

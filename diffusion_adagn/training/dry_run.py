@@ -104,7 +104,7 @@ def seconds_per_step(
             batch = batches.batch(torch.arange(measured) + step * measured)
             with use_precision(speed.precision, device):
                 x_t = process.add_noise(batch.x0, batch.noise, batch.level)
-                output = unet(x_t, batch.level.time, batch.labels).sample
+                output = unet(x_t, batch.level.time, batch.labels, augment=batch.augment).sample
                 loss = diffusion_loss.loss(output, batch.x0, batch.noise, batch.level).mean()
             loss.backward()
             float(torch.nn.utils.clip_grad_norm_(unet.parameters(), training.clip_norm or torch.inf))  # waits

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from ..config import RunConfig, TrainingConfig
 from ..data import ImageDataset
+from ..data.augment import Augmentations, augment_images, draw_augmentations
 from ..data.rng import BalancedOrder, SampleOrder, normal, uniforms
 from ..diffusion.loss import normalize_images
 from ..diffusion.process import Level, Process
@@ -19,7 +20,8 @@ from .image_fetcher import ImageFetcher, choose_image_fetcher, to_device
 class Batch:
     """x0 and noise [B, C, H, W] float32 (x0 in [-1, 1]); level: of tensors [B]; quantile [B] float64 on the CPU: the
     fraction of the training noise below the level; labels [B] int64 (K where dropped), None without classes; indices [B]:
-    the samples' places in the data set."""
+    the samples' places in the data set; augment [B, AUGMENT_DIM] float32: how x0 was augmented, None without
+    augmentation."""
 
     x0: Tensor
     noise: Tensor
@@ -27,6 +29,7 @@ class Batch:
     quantile: Tensor
     labels: Tensor | None
     indices: Tensor
+    augment: Tensor | None = None
 
 
 @dataclass
@@ -34,7 +37,8 @@ class BatchLoader:
     """Batches by position; every draw is a function of (seed, position).
 
     conditional: whether batches have labels. flip and label_dropout are drawn once per sample, here and nowhere else.
-    pixels: the image fetcher; None: images are gathered when needed. balance: draw each class equally often.
+    pixels: the image fetcher; None: images are gathered when needed. balance: draw each class equally often. augment:
+    probability of each augmentation, see data/augment.py; 0: none.
     """
 
     dataset: ImageDataset
@@ -46,6 +50,7 @@ class BatchLoader:
     flip: bool = False
     pixels: ImageFetcher | None = None
     balance: bool = False
+    augment: float = 0.0
 
     def __post_init__(self) -> None:
         dataset, seed = self.dataset, self.seed
@@ -66,8 +71,18 @@ class BatchLoader:
         x0 = normalize_images(pixels)
         if self.flip:
             x0 = torch.where(mirrored.bool()[:, None, None, None], x0.flip(-1), x0)
+        x0, augment = self._augmented(x0, positions) if self.augment else (x0, None)
         noise = normal(self.seed, "noise", places.to(self.drawn_on), tuple(x0.shape[1:])).to(self.device)
-        return Batch(x0, noise, level.to(self.device), quantile, labels if self.conditional else None, indices)
+        labels = labels if self.conditional else None
+        return Batch(x0, noise, level.to(self.device), quantile, labels, indices, augment)
+
+    def _augmented(self, x0: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """The augmented images, and their parameters."""
+        drawn = draw_augmentations(self.seed, positions, self.augment)
+        # on mps the CPU does it: which modes of grid_sample mps has depends on torch's version
+        there = Augmentations(*(to_device(part, self.drawn_on) for part in vars(drawn).values()))
+        x0 = augment_images(x0.to(self.drawn_on), there).to(self.device)
+        return x0, there.parameters.to(self.device)
 
 
 def make_batches(config: RunConfig, dataset: ImageDataset, process: Process, device: torch.device) -> BatchLoader:
@@ -76,7 +91,7 @@ def make_batches(config: RunConfig, dataset: ImageDataset, process: Process, dev
     dropout = training.label_dropout if conditional else 0.0
     pixels = choose_image_fetcher(dataset, device, training.images_on)
     fixed = dataset, training.seed, process, device
-    return BatchLoader(*fixed, conditional, dropout, data.flip, pixels, data.balance)
+    return BatchLoader(*fixed, conditional, dropout, data.flip, pixels, data.balance, data.augment)
 
 
 def images_per_pass(training: TrainingConfig, processes: int) -> int:

@@ -291,6 +291,8 @@ def _extras(config: RunConfig) -> str:
     for section in ("model", "diffusion", "training", "data"):
         defaults, given = vars(getattr(default, section)), vars(getattr(config, section))
         extras += [f"{section}.{k}={given[k]}" for k, v in defaults.items() if isinstance(v, bool) and given[k] != v]
+    extras += [f"model.patch_size={config.model.patch_size}"] if config.model.patch_size > 1 else []
+    extras += [f"data.augment={config.data.augment:g}"] if config.data.augment else []
     extras += [f"model.join={config.model.join}"] if config.model.join != default.model.join else []
     extras += [f"loss_weight={d.loss_weight}(gamma {d.min_snr_gamma:g})"] if d.loss_weight != "uniform" else []
     return ", ".join(extras)

@@ -16,6 +16,7 @@ from ..models.unet import AdaGNUNet
 from ..runs.ema_snapshots import kept_snapshots
 from ..runtime.speed import apply_speed, compile_blocks
 from .ema import EMA, PowerEMA
+from .learning_rate import learning_rate
 from .loader import Batch, images_per_pass, make_batches
 from .prefetcher import Prefetcher
 from .setup import Setup
@@ -88,7 +89,7 @@ class Trainer:
         """The loss of each image [B] at these positions [B], and the batch. model: `self.model`, or the network itself."""
         batch = self.batches.batch(positions)
         x_t = self.loss.process.add_noise(batch.x0, batch.noise, batch.level)
-        output = model(x_t, batch.level.time, batch.labels).sample
+        output = model(x_t, batch.level.time, batch.labels, augment=batch.augment).sample
         return self.loss.loss(output, batch.x0, batch.noise, batch.level), batch
 
     def train_step(self, stop: bool, observe: Callable[[int, list, float], None]) -> StepResult:
@@ -166,16 +167,6 @@ def make_loss(diffusion: DiffusionConfig) -> DiffusionLoss:
     """The loss, on the CPU."""
     vlb_weight = diffusion.vlb_weight if diffusion.learned_variance else None
     return DiffusionLoss(make_process(diffusion), diffusion.loss_weight, diffusion.min_snr_gamma, vlb_weight)
-
-
-def learning_rate(training: TrainingConfig, step: int) -> float:
-    """The rate of step 0, 1, ...: linear warm-up over warmup_steps, then constant or decayed to 0 at max_steps."""
-    if step < training.warmup_steps:
-        return training.lr * (step + 1) / training.warmup_steps
-    if training.lr_decay == "none":
-        return training.lr
-    done = (step - training.warmup_steps) / max(1, training.max_steps - training.warmup_steps)
-    return training.lr * (1 - done if training.lr_decay == "linear" else 0.5 * (1 + math.cos(math.pi * done)))
 
 
 def any_process(accelerator: Accelerator, *flags: bool) -> list[bool]:

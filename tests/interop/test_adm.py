@@ -203,6 +203,7 @@ def test_flags_as_strings_and_values():
     ("flags", "message"),
     [
         ({"num_chanels": 64}, "no flag 'num_chanels'. Did you mean num_channels"),
+        ({"patch_size": 2}, "no flag 'patch_size': its networks take whole images"),
         ({"num_channels": "wide"}, "num_channels: expected a whole number, got 'wide'"),
         ({"class_cond": "maybe"}, "class_cond: expected true or false, got 'maybe'"),
         ({"num_res_blocks": 0}, "num_res_blocks: must be at least 1"),

@@ -69,6 +69,7 @@ MODELS = {
     "variance": {"sampler": "ddpm", "learned_variance": True, "in_channels": 3},
     "additive": {"conditioning": "additive", "resblock_updown": True, "diffusion": {"schedule": "sigmoid"}},
     "unconditional": {"num_classes": None, "labels": LabelSpace(())},
+    "patches": {"patch_size": 2, "sample_size": 16, "in_channels": 3, "learned_variance": True, "sampler": "ddpm"},
     "no null": {"null_class": False, "labels": LabelSpace(LABELS.names, has_null=False)},
 }
 ODE_MODELS = {
@@ -88,6 +89,8 @@ CALLS = [
     ("additive", "ddim", {"classes": "all", "guidance_scale": 2.0, "seeds": 0}),
     ("unconditional", "ddim", {"seeds": [4]}),
     ("unconditional", "dpm++", {"classes": "null", "seeds": [4, 5]}),
+    ("patches", "ddpm", {"classes": "all", "guidance_scale": 2.0, "seeds": 0}),
+    ("patches", "dpm++", {"classes": ["cat", "null"], "seeds": 3}),
     ("no null", "ddim", {"classes": "all", "seeds": 0}),
     ("edm", "dpm++", {"classes": "all", "guidance_scale": [1.0, 2.0, 3.0], "seeds": 0}),
     ("edm", "euler", {"classes": "all", "seeds": 0, "spacing": "exponential"}),
@@ -177,6 +180,7 @@ def test_exported_files_and_card(stock_samples):
     assert "import-diffusers" in card
     assert "cond - null" in card
     code = (folder / "adagn_label_pipeline.py").read_text()
+    assert index["patch_size"] == 1 and "pixel_unshuffle" not in card
     assert "diffusion_adagn" not in code
     assert "from ." not in code
 
@@ -196,6 +200,15 @@ def test_export_round_trip(stock_samples, name):
     }
     assert np.abs(again(**(SHORT_CALL | call)).images - pipe(**(SHORT_CALL | call)).images).max() < 1e-5
     assert changed_settings(stock_samples.folders[name], again) == []
+    assert again.unet.config.patch_size == pipe.unet.config.patch_size
+
+
+def test_exported_patches(stock_samples):
+    folder = stock_samples.folders["patches"]
+    index, unet = (json.loads((folder / f).read_text()) for f in ("model_index.json", "unet/config.json"))
+    assert (index["patch_size"], unet["sample_size"], unet["in_channels"], unet["out_channels"]) == (2, 8, 12, 24)
+    card = (folder / "README.md").read_text()
+    assert "16x16 images" in card and "pixel_unshuffle(images, 2)" in card
 
 
 # ---------------------------------------------------------------------- the copied pipeline
@@ -244,6 +257,11 @@ def test_invalid_calls_are_rejected(kw, message):
     pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config, timestep_spacing="trailing")
     with pytest.raises(ValueError, match=message):
         pipe(**({"num_inference_steps": 2} | kw))
+
+
+def test_patches_that_do_not_divide_the_channels_are_rejected():
+    with pytest.raises(ValueError, match="1 input and 1 output channels has no patches of 2x2"):
+        stock(patch_size=2)
 
 
 @pytest.mark.filterwarnings("ignore:__array_wrap__")
@@ -299,6 +317,12 @@ def test_half_precision_runs():
 
 
 # ---------------------------------------------------------------------- writing
+
+
+def test_card_says_that_augmentation_weights_are_dropped(tmp_path):
+    folder = exported(ours(augment_dim=9), tmp_path)
+    assert "trained on augmented images" in (folder / "README.md").read_text()
+    assert open_diffusers(folder).unet.config.augment_dim == 0
 
 
 @pytest.mark.parametrize(
@@ -466,6 +490,8 @@ def test_pickled_weights_are_not_read(export_copy):
         ("model_index.json", {"unet": ["diffusers", "UNet2DConditionModel"]}, "only diffusers' UNet2DModel"),
         ("model_index.json", {"id2label": {"1": "a", "2": "b", "3": "c"}}, "without gaps"),
         ("model_index.json", {"id2label": {"0": "a"}}, "3 classes, but 1 names"),
+        ("model_index.json", {"patch_size": 3}, "patch_size: expected 1, 2, 4, got 3"),
+        ("model_index.json", {"patch_size": 2}, "1 input and 1 output channels are no images in patches of 2x2"),
         ("unet/config.json", {"act_fn": "gelu"}, "silu"),
         ("unet/config.json", {"layers_per_block": 2}, "cannot be loaded.*size mismatch"),
         ("unet/config.json", {"class_embed_type": "identity"}, "class_embedding"),

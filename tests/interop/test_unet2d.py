@@ -4,6 +4,7 @@ import pytest
 import torch
 from conftest import tiny_unet
 from diffusers import UNet2DModel
+from torch.nn import functional as F
 
 from diffusion_adagn import InputError
 from diffusion_adagn.interop.unet2d import from_unet2d, to_unet2d
@@ -155,6 +156,32 @@ def test_stock_network_round_trip(changes):
     assert_equal_networks(unet, model, layers_of(unet, model))
     again = to_unet2d(unet).state_dict()
     assert all(torch.equal(tensor, again.pop(name)) for name, tensor in model.state_dict().items()) and not again
+
+
+def test_patches_are_left_to_the_caller():
+    unet = tiny_unet(patch_size=2, in_channels=3, sample_size=16, learned_variance=True)
+    model = to_unet2d(unet)
+    assert (model.config.sample_size, model.config.in_channels, model.config.out_channels) == (8, 12, 24)
+    x, y = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(5)), torch.tensor([1, 3])
+    theirs = F.pixel_shuffle(model(F.pixel_unshuffle(x, 2), T[:2], y).sample, 2)
+    assert torch.allclose(theirs, unet(x, T[:2], y).sample, atol=1e-5)
+    back = from_unet2d(model, null_class=True, patch_size=2)
+    for name in ("sample_size", "in_channels", "out_channels", "learned_variance", "patch_size"):
+        assert back.config[name] == unet.config[name]
+    assert torch.equal(back(x, T[:2], y).sample, unet(x, T[:2], y).sample)
+    with pytest.raises(
+        InputError, match=r"12 input and 24 output channels are no images in patches of 4x4 .* multiples of 16"
+    ):
+        from_unet2d(model, null_class=True, patch_size=4)
+
+
+def test_augmentation_weights_are_dropped():
+    unet = tiny_unet(augment_dim=9)
+    model = to_unet2d(unet)
+    x, y = torch.randn(2, 1, 8, 8, generator=torch.Generator().manual_seed(5)), torch.tensor([1, 3])
+    assert torch.allclose(model(x, T[:2], y).sample, unet(x, T[:2], y).sample, atol=1e-5)
+    assert not any("augment" in name for name in model.state_dict())
+    assert from_unet2d(model, null_class=True).config.augment_dim == 0
 
 
 def test_last_row_as_null_class():

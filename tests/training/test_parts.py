@@ -13,10 +13,10 @@ from diffusion_adagn.diffusion.loss import normalize_images
 from diffusion_adagn.diffusion.schedule import make_process
 from diffusion_adagn.runs.checkpoint import checkpoints, load_checkpoint, remove_old, save_checkpoint
 from diffusion_adagn.training.ema import EMA
+from diffusion_adagn.training.learning_rate import learning_rate
 from diffusion_adagn.training.loader import BatchLoader
 from diffusion_adagn.training.logger import Metrics
 from diffusion_adagn.training.setup import check_tracker
-from diffusion_adagn.training.trainer import learning_rate
 
 CPU = torch.device("cpu")
 PROCESS = make_process(DiffusionConfig())

@@ -1,5 +1,6 @@
 """The results of one point: metrics against the reference, over all images and per class, and diagnostics."""
 
+import math
 import platform
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -103,6 +104,7 @@ def _diagnostics(sampled: Sampled, reference: np.ndarray | None, calls: Sequence
     differences = [float(d) if d > 0 else None for d in sampled.difference]
     diagnostics = {
         "timesteps": [call.t for call in calls],
+        "sigmas": [call.sigma if math.isfinite(call.sigma) else None for call in calls],  # pure noise: no JSON number
         "difference": differences if any(d is not None for d in differences) else None,
         "clipped": sampled.clipped.tolist(),
         **dict(zip(VALUES, values.tolist())),

@@ -70,7 +70,12 @@ def _markdown(config: RunConfig, dataset: ImageDataset, heldout: ImageDataset, r
     for r in results:
         members_of.setdefault(r["kind"], []).append(r)
     seeds, days = sorted({r["seed"] for r in results}), sorted({r["date"] for r in results})
-    t, T = config.training, config.diffusion.num_train_timesteps
+    t, d = config.training, config.diffusion
+    T = d.num_train_timesteps if d.process == "ddpm" else 100  # edm and flow: percent of the training noise
+    axis = (
+        f"timestep (t of 0..{T - 1})" if d.process == "ddpm" else "percent of the training noise, from image to noise"
+    )
+    process = f"schedule {d.schedule}, prediction {d.prediction}" if d.process == "ddpm" else f"process {d.process}"
 
     head = [
         "conditioning",
@@ -100,7 +105,7 @@ def _markdown(config: RunConfig, dataset: ImageDataset, heldout: ImageDataset, r
     bins = len(results[0]["wrong_gap_by_t"])
     edges = [round(T * i / bins) for i in range(bins + 1)]
 
-    def by_timestep(label: str) -> list[str]:
+    def by_noise(label: str) -> list[str]:
         head = ["conditioning", *(f"{a}-{b - 1}" for a, b in pairwise(edges))]
         gaps = [[_gap(members, label, i) for i in range(bins)] for members in members_of.values()]
         return _table(head, [[f"`{name}`", *row] for name, row in zip(members_of, gaps)])
@@ -116,7 +121,7 @@ def _markdown(config: RunConfig, dataset: ImageDataset, heldout: ImageDataset, r
             f"# Conditioning on {dataset.name}",
             "",
             f"{t.max_steps} steps of {t.batch_size} images ({len(dataset):,} in all), {config.speed.precision}, seeds {', '.join(map(str, seeds))}; "
-            f"schedule {config.diffusion.schedule}, prediction {config.diffusion.prediction}, label dropout {t.label_dropout:g}. "
+            f"{process}, label dropout {t.label_dropout:g}. "
             "Data, order, noise, timesteps, label dropout and the initial weights of the image path are the same; only the conditioning differs. "
             f"{', '.join(sorted({r['device'] for r in results}))}, torch {torch.__version__}, {' to '.join(days[:1] + days[1:][-1:])}.",
             "",
@@ -128,13 +133,13 @@ def _markdown(config: RunConfig, dataset: ImageDataset, heldout: ImageDataset, r
             "with the null label in place of another class (a null embedding that is trained less adds to it)."
             + interval,
             "",
-            f"*wrong - true* by timestep (t of 0..{T - 1}):",
+            f"*wrong - true* by {axis}:",
             "",
-            *by_timestep("wrong"),
+            *by_noise("wrong"),
             "",
-            "*null - true* by timestep:",
+            f"*null - true* by {axis}:",
             "",
-            *by_timestep("null"),
+            *by_noise("null"),
             "",
             "A difference within the range over seeds is not significant. Losses do not measure image quality: see "
             "`ablation.png`. Speeds depend on this machine and its other load.",

@@ -136,16 +136,19 @@ def tradeoff(
 
 
 def diagnostics(points: Sequence[PointResult]) -> Figure:
-    """The guidance term over the timesteps for several scales, and contrast, saturation and brightness relative to the data."""
+    """The guidance term over the noise level for several scales, and contrast, saturation and brightness relative to the data."""
     points = in_order(points)
     x_axis = XAxis(points)
     lines = _lines(points, x_axis)
     settings, group = max(lines, key=lambda line: len(line[1]))
     group = _evenly_spaced(group, MAX_SCALES)
     shades = _shades(len(group))
-    notes = [f"Over t: {settings}."] if len(lines) > 1 else []
+    notes = [f"Over the noise: {settings}."] if len(lines) > 1 else []
     keys = [(f"{x_axis.name} {x_axis.text(p)}", shade, "") for p, shade in zip(group, shades)]
     keys += _legend_entries(lines, x_axis) if len(lines) > 1 else []
+    place, label = "sigmas", "noise level sigma (sampling runs to the left)"
+    if any(_diagnostics(p).get(place) is None for p in group):  # points of an earlier version
+        place, label = "timesteps", "timestep t (sampling runs to the left)"
     over_t = (
         ("difference", "Conditional minus unconditional", "RMS, in the prediction's units"),
         ("clipped", "Clipped values of the predicted image", "fraction"),
@@ -157,16 +160,17 @@ def diagnostics(points: Sequence[PointResult]) -> Figure:
         ("brightness_shift", "Brightness against the data", "difference", 0),
     )
     present = {key for key, *_ in over_scale if any(_diagnostics(p).get(key) is not None for p in points)}
-    over_t = [panel for panel in over_t if any(_by_timestep(p, panel[0]) for p in group)]
+    over_t = [panel for panel in over_t if any(_by_noise(p, panel[0], place) for p in group)]
     over_scale = [panel for panel in over_scale if panel[0] in present]
     figure, axes = _panels(len(over_t) + len(over_scale), notes + _hidden_note(lines, points), keys)
     for (key, title, unit), ax in zip(over_t, axes):
         for p, shade in zip(group, shades):
-            values = _by_timestep(p, key)
+            values = _by_noise(p, key, place)
             if values:
                 ax.plot(*zip(*values), color=shade, marker="." if len(values) < 60 else None, linewidth=1.4)
         _label_panel(ax, title, unit)
-        ax.set_xlabel("timestep t (sampling runs to the left)", fontsize=9)
+        ax.set_xscale("log" if place == "sigmas" else "linear")
+        ax.set_xlabel(label, fontsize=9)
     for (key, title, unit, data), ax in zip(over_scale, axes[len(over_t) :]):
         for i, (_, line) in enumerate(lines):
             values = [(x_axis.position(p) + x_axis.offset(i, len(lines)), _diagnostics(p).get(key)) for p in line]
@@ -412,10 +416,11 @@ def _style_axes(ax: Axes) -> None:
     ax.spines[["top", "right"]].set_visible(False)
 
 
-def _by_timestep(point: PointResult, key: str) -> list[tuple[float, float]]:
-    """(timestep, value) of the network evaluations that have one."""
+def _by_noise(point: PointResult, key: str, place: str) -> list[tuple[float, float]]:
+    """(noise level or timestep, value) of the network evaluations that have both. place: "sigmas" or "timesteps"."""
     values = _diagnostics(point)
-    return [(t, v) for t, v in zip(values.get("timesteps") or (), values.get(key) or ()) if v is not None]
+    pairs = zip(values.get(place) or (), values.get(key) or ())
+    return [(x, v) for x, v in pairs if v is not None and x is not None]
 
 
 def _evenly_spaced(points: Sequence[PointResult], max_count: int) -> list[PointResult]:

@@ -195,7 +195,7 @@ class TrainingConfig:
     gradient_accumulation: Annotated[int, Ge(1), RESUMABLE] = 1
     """Split each process's part of a batch into this many passes, to save memory."""
     seed: Annotated[int, Ge(0)] = 0
-    """Determines initial weights, order, noise, timesteps, label dropout and flips."""
+    """Determines initial weights, order, noise, timesteps, label dropout, flips and augmentation."""
     lr: Annotated[float, Gt(0)] = 1e-4
     """Peak learning rate of AdamW. A resumed run may change it; the change is logged."""
     warmup_steps: Annotated[int, Ge(0)] = 0

@@ -371,11 +371,15 @@ def to_yaml(config: RunConfig) -> str:
     return yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True, width=120)
 
 
-def differences(old: RunConfig, new: RunConfig) -> list[str]:
-    """ "key: old -> new" for every setting that would change what a resumed run computes."""
-    a, b = flatten(RunConfig, to_dict(old)), flatten(RunConfig, to_dict(new))
-    changed = [s.key for s in fields_of(RunConfig) if RESUMABLE not in s.info.metadata and a[s.key] != b[s.key]]
-    return [f"{key}: {_short(a[key])} -> {_short(b[key])}" for key in changed]
+def decisive(config: RunConfig) -> dict[str, Any]:
+    """By dotted key, as plain types: the settings that change what a resumed run computes."""
+    values = flatten(RunConfig, to_dict(config))
+    return {s.key: values[s.key] for s in fields_of(RunConfig) if RESUMABLE not in s.info.metadata}
+
+
+def differences(old: Mapping[str, Any], new: RunConfig) -> list[str]:
+    """ "key: old -> new" for every setting of `decisive` that differs. Settings that the old version lacked are not compared."""
+    return [f"{k}: {_short(old[k])} -> {_short(v)}" for k, v in decisive(new).items() if k in old and old[k] != v]
 
 
 def _short(value: Any) -> str:

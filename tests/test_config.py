@@ -3,7 +3,7 @@ import dataclasses
 import pytest
 import yaml
 
-from diffusion_adagn.config import RunConfig, differences, read_config, to_dict, to_yaml
+from diffusion_adagn.config import RunConfig, decisive, differences, read_config, to_dict, to_yaml
 from diffusion_adagn.errors import InputError, UsageError
 from diffusion_adagn.schema import fields_of
 
@@ -97,5 +97,5 @@ def test_every_field_is_documented():
 def test_differences_name_decisive_settings():
     a = read_config(None, {"training.max_steps": "10"})
     b = read_config(None, {"training.max_steps": "20", "training.lr": "1", "training.log_every": "3"})
-    assert differences(a, b) == ["training.lr: 0.0001 -> 1.0"]
-    assert differences(a, dataclasses.replace(a)) == []
+    assert differences(decisive(a), b) == ["training.lr: 0.0001 -> 1.0"]
+    assert differences(decisive(a), dataclasses.replace(a)) == []

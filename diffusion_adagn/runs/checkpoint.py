@@ -37,6 +37,7 @@ class CheckpointState:
     signals: list[tuple[float, float]] = field(default_factory=list)
     scaler: dict[str, Any] | None = None
     faults: Annotated[StrictInt, Ge(0)] = 0
+    settings: dict[str, Any] = field(default_factory=dict)
 
 
 def save_checkpoint(

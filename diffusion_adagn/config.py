@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 import yaml
-from annotated_types import Ge, Gt, Le
+from annotated_types import Ge, Gt, Le, MinLen
 from pydantic import AfterValidator, BeforeValidator, Field, TypeAdapter, model_validator
 
 from . import recipes
@@ -51,7 +51,7 @@ class DataConfig:
     Face hub, a folder of class folders, a folder with metadata.csv or metadata.jsonl (or one such table: columns
     file_name and label), a folder of (or one) parquet file, or cifar-10-batches-py (or cifar-10-python.tar.gz).
     What exists here wins over the hub."""
-    classes: str = "all"
+    classes: Annotated[str, MinLen(1)] = "all"
     """The classes to use: names, ids or WordNet ids separated by commas, a .txt file with one per line, or a list of
     ImageNet classes by its name: imagenette, imagewoof, imagenet100 (of Contrastive Multiview Coding),
     imagenet_first100, imagenet_cifar10 (nine of CIFAR-10's ten; ImageNet has no deer)."""
@@ -265,9 +265,9 @@ class SpeedConfig:
 class RunConfig:
     """A whole training run."""
 
-    output_dir: Annotated[str | None, RESUMABLE] = None
+    output_dir: Annotated[str | None, MinLen(1), RESUMABLE] = None
     """The run folder."""
-    init_from: str | None = None
+    init_from: Annotated[str | None, MinLen(1)] = None
     """Start from the weights of this run, pipeline folder or hub id: matching weights are loaded; new classes get
     new embedding rows."""
     data: DataConfig = field(default_factory=DataConfig)

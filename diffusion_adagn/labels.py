@@ -118,9 +118,10 @@ class LabelSpace:
         return ids or self._parse_text("")  # which raises
 
     def _parse_text(self, text: str) -> list[int]:
-        words = [w for w in (" ".join(w.split()) for w in text.split(",")) if w]
-        if not words:
-            raise InputError(f"no class was given. {self._help()}")
+        words = [" ".join(w.split()) for w in text.strip().removesuffix(",").split(",")]
+        if "" in words:
+            where = " between two commas" if any(words) else ""
+            raise InputError(f"no class was given{where}. {self._help()}")
         if words == ["all"] and "all" not in self.names and self.K:
             return list(range(self.K))
         ids, start = [], 0

@@ -147,5 +147,5 @@ def test_edited_config_does_not_resume(config):
     assert train("--resume", "a", "--training.max_steps", 5, "--model.norm_groups", 4, "--training.seed", 0) == 0
     assert "seed: 0" in file.read_text()
     file.write_text("training: {max_steps: 9}")
-    with pytest.raises(InputError, match="config.yaml is incomplete or was edited"):
+    with pytest.raises(InputError, match=r"config\.yaml is incomplete or was edited"):
         train("--resume", "a")

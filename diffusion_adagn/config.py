@@ -184,7 +184,7 @@ class TrainingConfig:
     """The training loop. batch_size counts all processes together, so that a run is the same on 1 GPU and on 8."""
 
     max_steps: Annotated[int | None, Ge(1), RESUMABLE] = None
-    """Optimizer steps of the whole run."""
+    """Optimizer steps of the whole run. No default: a run needs it, --dry_run does not."""
     batch_size: Annotated[int, Ge(1), Le(1_000_000)] = 128
     """Images per optimizer step, over all processes."""
     gradient_accumulation: Annotated[int, Ge(1), RESUMABLE] = 1

@@ -6,6 +6,7 @@ The string below a setting is its documentation, its --help and its description 
 from __future__ import annotations
 
 import dataclasses
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import field
@@ -307,6 +308,10 @@ def read_config(file: str | Path | None = None, overrides: Mapping[str, str] | N
     Raises:
         InputError: an error in the file; UsageError: an error in the overrides. Both name the key and its place.
     """
+    if not isinstance(file, str | os.PathLike | None):
+        raise InputError(
+            f"a config is a YAML file or the name of a recipe, or settings as a dict, not {short_repr(file)}."
+        )
     values, path = {}, file and recipes.find(file)
     if path:
         values = read_document(path, is_yaml=True)

@@ -683,8 +683,13 @@ class ClassConditionalPipeline(DiffusionPipeline):
             InputError: for a folder that is none, a missing or surplus weight, and a scheduler that is not ours.
         """
         dtype = torch_dtype if dtype is None else dtype
-        if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
-            raise InputError(f"torch_dtype is a floating type such as torch.bfloat16, not {short_repr(dtype)}.")
+        is_float = isinstance(dtype, torch.dtype) and dtype.is_floating_point
+        faults = {
+            f"torch_dtype is a floating type such as torch.bfloat16, not {short_repr(dtype)}.": dtype is not None
+            and not is_float,
+            f"a model is a folder or a hub id, not {short_repr(path)}.": not isinstance(path, str | os.PathLike),
+        }
+        reject_first(faults)
         if loads_checkpoint(path):
             pipe = cls(**checkpoint_parts(checkpoint_of(path)))
             return pipe if dtype is None else pipe.to(dtype)

@@ -21,7 +21,7 @@ from ..data import ImageDataset, open_dataset
 from ..data.find import ResolvedSource, find_source
 from ..data.store import NothingHeldOut
 from ..diffusion.schedule import make_scheduler, set_timesteps
-from ..errors import InputError
+from ..errors import InputError, named
 from ..labels import LabelSpace
 from ..models.cost import Cost, estimate_cost
 from ..models.unet import AdaGNUNet
@@ -245,8 +245,10 @@ def measure_sigma_data(dataset: ImageDataset) -> float:
 def _check_preview(config: RunConfig) -> None:
     """Raises InputError for settings that the first preview would reject, hours later."""
     steps = config.training.preview_steps
-    label_space(config).parse(config.training.preview_classes if config.model.class_conditional else "null")
-    Guidance(config.training.preview_guidance)
+    with named("training.preview_classes"):
+        label_space(config).parse(config.training.preview_classes if config.model.class_conditional else "null")
+    with named("training.preview_guidance"):
+        Guidance(config.training.preview_guidance)
     if reason := _rejection(config.diffusion, steps):
         counts = sorted(range(1, config.diffusion.num_train_timesteps + 1), key=lambda n: abs(n - steps))
         valid = next(n for n in counts if not _rejection(config.diffusion, n))

@@ -49,6 +49,15 @@ def test_options_without_effect_are_noted(model, options, note, capsys):
     assert len(notes) == (note is not None) and str(note or "") in "".join(notes)
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [("--steps 1001", "steps is a whole number from 1 to 1000"), ("--interpolate cat", "give two different classes")],
+)
+def test_what_the_model_lacks_is_named(model, options, message, capsys):
+    assert main(["sample", model, "--out", "out", *options.split()]) == 1
+    assert message in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("parser", [sample_parser, evaluate_parser, sweep_parser])
 @pytest.mark.parametrize(
     "argv", [["--guidance_scale", "2", "--num-inference-steps", "9"], ["--guidance", "2", "--steps=9"]]

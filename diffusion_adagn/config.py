@@ -6,6 +6,7 @@ The string below a setting is its documentation, its --help and its description 
 from __future__ import annotations
 
 import dataclasses
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import field
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 import yaml
-from annotated_types import Ge, Gt, Le
+from annotated_types import Ge, Gt, Le, MinLen
 from pydantic import AfterValidator, BeforeValidator, Field, TypeAdapter, model_validator
 
 from . import recipes
@@ -52,7 +53,7 @@ class DataConfig:
     Face hub, a folder of class folders, a folder with metadata.csv or metadata.jsonl (or one such table: columns
     file_name and label), a folder of (or one) parquet file, or cifar-10-batches-py (or cifar-10-python.tar.gz).
     What exists here wins over the hub."""
-    classes: str = "all"
+    classes: Annotated[str, MinLen(1)] = "all"
     """The classes to use: names, ids or WordNet ids separated by commas, a .txt file with one per line, or a list of
     ImageNet classes by its name: imagenette, imagewoof, imagenet100 (of Contrastive Multiview Coding),
     imagenet_first100, imagenet_cifar10 (nine of CIFAR-10's ten; ImageNet has no deer)."""
@@ -189,7 +190,7 @@ class TrainingConfig:
     """The training loop. batch_size counts all processes together, so that a run is the same on 1 GPU and on 8."""
 
     max_steps: Annotated[int | None, Ge(1), RESUMABLE] = None
-    """Optimizer steps of the whole run."""
+    """Optimizer steps of the whole run. No default: a run needs it, --dry_run does not."""
     batch_size: Annotated[int, Ge(1), Le(1_000_000)] = 128
     """Images per optimizer step, over all processes."""
     gradient_accumulation: Annotated[int, Ge(1), RESUMABLE] = 1
@@ -297,9 +298,9 @@ class SpeedConfig:
 class RunConfig:
     """A whole training run."""
 
-    output_dir: Annotated[str | None, RESUMABLE] = None
+    output_dir: Annotated[str | None, MinLen(1), RESUMABLE] = None
     """The run folder."""
-    init_from: str | None = None
+    init_from: Annotated[str | None, MinLen(1)] = None
     """Start from the weights of this run, pipeline folder or hub id: matching weights are loaded; new classes get
     new embedding rows."""
     data: DataConfig = field(default_factory=DataConfig)
@@ -339,6 +340,10 @@ def read_config(file: str | Path | None = None, overrides: Mapping[str, str] | N
     Raises:
         InputError: an error in the file; UsageError: an error in the overrides. Both name the key and its place.
     """
+    if not isinstance(file, str | os.PathLike | None):
+        raise InputError(
+            f"a config is a YAML file or the name of a recipe, or settings as a dict, not {short_repr(file)}."
+        )
     values, path = {}, file and recipes.find(file)
     if path:
         values = read_document(path, is_yaml=True)
@@ -403,11 +408,15 @@ def to_yaml(config: RunConfig) -> str:
     return yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True, width=120)
 
 
-def differences(old: RunConfig, new: RunConfig) -> list[str]:
-    """ "key: old -> new" for every setting that would change what a resumed run computes."""
-    a, b = flatten(RunConfig, to_dict(old)), flatten(RunConfig, to_dict(new))
-    changed = [s.key for s in fields_of(RunConfig) if RESUMABLE not in s.info.metadata and a[s.key] != b[s.key]]
-    return [f"{key}: {_short(a[key])} -> {_short(b[key])}" for key in changed]
+def decisive(config: RunConfig) -> dict[str, Any]:
+    """By dotted key, as plain types: the settings that change what a resumed run computes."""
+    values = flatten(RunConfig, to_dict(config))
+    return {s.key: values[s.key] for s in fields_of(RunConfig) if RESUMABLE not in s.info.metadata}
+
+
+def differences(old: Mapping[str, Any], new: RunConfig) -> list[str]:
+    """ "key: old -> new" for every setting of `decisive` that differs. Settings that the old version lacked are not compared."""
+    return [f"{k}: {_short(old[k])} -> {_short(v)}" for k, v in decisive(new).items() if k in old and old[k] != v]
 
 
 def _short(value: Any) -> str:

@@ -30,6 +30,15 @@ def reject_first(faults: Mapping[str, object], before: str = "", after: str = ""
         raise InputError(f"{before}{fault}{after}")
 
 
+@contextmanager
+def named(key: str) -> Iterator[None]:
+    """Puts the key of a setting before the message of an InputError in the block."""
+    try:
+        yield
+    except InputError as error:
+        raise type(error)(f"{key}: {error}") from None
+
+
 def did_you_mean(key: str, known: Iterable[str], most: int = 3) -> str:
     """ " Did you mean ...?" with the keys of that name in other sections, then the most similar ones; or ""."""
     near = [k for k in known if k.rpartition(".")[2] == key.rpartition(".")[2]]

@@ -18,7 +18,7 @@ from typing import Annotated
 from annotated_types import MaxLen
 from pydantic import AfterValidator, StrictBool, StrictInt, StrictStr
 
-from .errors import InputError
+from .errors import InputError, reject_first
 from .schema import document
 
 ClassSpec = str | int | Sequence["str | int"]
@@ -118,9 +118,10 @@ class LabelSpace:
         return ids or self._parse_text("")  # which raises
 
     def _parse_text(self, text: str) -> list[int]:
-        words = [w for w in (" ".join(w.split()) for w in text.split(",")) if w]
-        if not words:
-            raise InputError(f"no class was given. {self._help()}")
+        words = [" ".join(w.split()) for w in text.strip().removesuffix(",").split(",")]
+        if "" in words:
+            where = " between two commas" if any(words) else ""
+            raise InputError(f"no class was given{where}. {self._help()}")
         if words == ["all"] and "all" not in self.names and self.K:
             return list(range(self.K))
         ids, start = [], 0
@@ -257,10 +258,10 @@ class LabelSpace:
         Raises:
             InputError: An id is repeated, or is the null label.
         """
-        wrong = [i for i, count in Counter(ids).items() if count > 1 or i >= self.K]
-        if wrong:
-            text = f"a subset names no class more than once, and not 'null', id {self.null_id}, which is no class of the data"
-            raise InputError(f"{text}: remove {wrong[0]}.")
+        for i, count in Counter(ids).items():
+            faults = {f"class {i} is named more than once ({count} times): name it once.": count > 1}
+            faults[f"class {i} is 'null', which is no class of the data: remove it."] = i >= self.K
+            reject_first(faults)
         kept = [tuple(of[i] for i in ids if of) for of in (self.names, self.original_ids, self.wnids)]
         return LabelSpace(*kept, self.has_null)
 

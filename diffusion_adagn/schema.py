@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import datetime
 import difflib
 import inspect
 import json
 import os
+import re
 import reprlib
 import types
 import typing
-from collections import Counter
 from collections.abc import Iterator, Mapping
 from functools import partial, wraps
 from numbers import Integral, Real
@@ -118,10 +119,12 @@ def _convert(value: Any, hint: Any) -> Any:
             return None
         return _convert(value, next(a for a in args if a is not type(None)))
     if origin is Literal:
-        return next((choice for choice in args if str(choice) == str(value)), value)
+        given = str(value) if isinstance(value, bool) else value  # True equals 1
+        return next((choice for choice in args if str(choice) == str(value)), given)
     if origin is tuple and args[-1] is ...:
         if isinstance(value, str):
-            value = [v for v in value.strip("[]() ").replace(" ", ",").split(",") if v]
+            words = value.strip("[]() ").removesuffix(",")
+            value = re.split(r"\s*,\s*|\s+", words) if words else []
         return tuple(_convert(v, args[0]) for v in (value if isinstance(value, list | tuple) else [value]))
     if hint is str:
         return _text(value)
@@ -133,6 +136,8 @@ def _convert(value: Any, hint: Any) -> Any:
 def _text(value: Any) -> Any:
     if isinstance(value, bool):
         raise ValueError(f"expected a word, got {value!r}: YAML reads a bare yes/no/on/off as true/false, so quote it")
+    if isinstance(value, datetime.date):
+        raise ValueError(f"expected a word, got {value}: YAML reads it as a date, so quote it")
     if isinstance(value, list | tuple):
         value = ",".join(map(str, value))
     elif isinstance(value, os.PathLike):
@@ -147,11 +152,12 @@ def _number(value: Any, hint: Any) -> Any:
         raise ValueError(f"expected {'a whole number' if hint is int else 'a number'}, got {value!r}")
     if isinstance(value, str) and hint is int:
         with contextlib.suppress(ValueError):
-            value = int(value)
+            value = int(value) if value.strip("+-").isdecimal() or not float(value).is_integer() else int(float(value))
     if isinstance(value, Real):  # of NumPy too
         value = int(value) if isinstance(value, Integral) else float(value)
     if isinstance(value, int) and abs(value) > MAX_INT:
-        raise ValueError(f"expected a number, got {short_repr(value)}")
+        limit = f"at most {MAX_INT}" if value > 0 else f"at least -{MAX_INT}"
+        raise ValueError(f"must be {limit}, got {short_repr(value)}")
     if hint == int | float:  # 1.0 is 1: config.json is hashed
         try:
             return int(float(value)) if float(value) == int(float(value)) else float(value)
@@ -390,15 +396,19 @@ class _Loader(yaml.SafeLoader):
         return super().compose_node(parent, index)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
-        keys = Counter(key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode))
-        duplicate = next((key for key, count in keys.items() if count > 1), None)
-        if duplicate is not None:
-            raise yaml.YAMLError(f"duplicate key '{duplicate}'{node.start_mark}")
+        keys: set[str] = set()
+        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
+            if key.value in keys:
+                raise yaml.YAMLError(f"duplicate key '{key.value}'{key.start_mark}")
+            keys.add(key.value)
         return super().construct_mapping(node, deep)
 
     def construct_scalar(self, node: yaml.ScalarNode) -> str:
         if len(node.value) > 100 and not node.tag.endswith((":str", ":binary")):
             raise yaml.YAMLError(f"a number of {len(node.value)} characters{node.start_mark}")
+        if node.tag.endswith((":int", ":float")) and re.fullmatch(r"[+-]?0[0-7_]+|.*:.*", node.value):
+            text = f"{node.value}, which YAML reads in base 8 or 60: write a decimal number, or quote it"
+            raise yaml.YAMLError(f"{text}{node.start_mark}")
         return super().construct_scalar(node)
 
 
@@ -427,7 +437,10 @@ def read_document(
             content = handle.read(max_bytes + 1)
         if len(content) > max_bytes:
             raise ValueError(f"it is larger than the {max_bytes:,} bytes expected here")
-        text = content.decode("utf-8")
+        try:
+            text = content.decode("utf-8")
+        except UnicodeDecodeError:
+            raise ValueError("it is not UTF-8 text; save it as UTF-8") from None
         values = yaml.load(text, Loader=_Loader) if is_yaml else json.loads(text)
         values = {} if is_yaml and values is None else values
         if not isinstance(values, dict):

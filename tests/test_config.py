@@ -3,7 +3,7 @@ import dataclasses
 import pytest
 import yaml
 
-from diffusion_adagn.config import RunConfig, differences, read_config, to_dict, to_yaml
+from diffusion_adagn.config import RunConfig, decisive, differences, read_config, to_dict, to_yaml
 from diffusion_adagn.errors import InputError, UsageError
 from diffusion_adagn.schema import fields_of
 
@@ -50,6 +50,20 @@ def test_configs_round_trip(tmp_path):
         ("a: [", "not valid YAML"),
         ("training: 3", "is a section"),
         ("training: {lr: 1, lr: 2}", "duplicate key 'lr'"),
+        ("data: {}\ntraining: {}\ndata: {}", "duplicate key 'data'.*line 3"),
+        ("model: {attention_resolutions: [-4]}", "at least 1"),
+        ("model: {attention_resolutions: [4, 4]}", "attention_resolutions: names a value twice"),
+        ("model: {norm_eps: 0}", "norm_eps: must be above 0"),
+        ("model: {conditioning: foo}", "model.conditioning: expected adagn, adagn_zero,"),
+        ("model: {channel_mult: '1,,2'}", "channel_mult: expected a number, got ''"),
+        ("data: {channels: true}", "data.channels: expected 1, 3, got 'True'"),
+        ("data: {classes: []}", "data.classes: expected a word"),
+        ("output_dir: ''", "output_dir: expected a word"),
+        ("output_dir: 2001-01-01", "2001-01-01: YAML reads it as a date, so quote it"),
+        ("init_from: ''", "init_from: expected a word"),
+        ("training: {max_steps: 010}", "010, which YAML reads in base 8.* line 1"),
+        ("training: {max_steps: 1:30}", "1:30, which YAML reads in base 8 or 60"),
+        ("training: {seed: 99999999999999999999999}", "must be at most 9223372036854775807"),
     ],
 )
 def test_file_errors_name_the_key(tmp_path, text, message):
@@ -82,6 +96,19 @@ def test_contradicting_settings_are_rejected(overrides, message):
         read_config(None, overrides)
 
 
+@pytest.mark.parametrize("number", ["1e3", "1000.0", "1_000", "+1000", 1000.0])
+def test_whole_numbers_in_every_spelling(tmp_path, number):
+    assert read_config(None, {"training.max_steps": number}).training.max_steps == 1000
+    assert read_config(write(tmp_path, f"training: {{max_steps: {number}}}")).training.max_steps == 1000
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "latin-1"])
+def test_other_encodings_are_named(tmp_path, encoding):
+    (tmp_path / "c.yaml").write_text("output_dir: runs/caf\u00e9", encoding=encoding)
+    with pytest.raises(InputError, match="save it as UTF-8"):
+        read_config(tmp_path / "c.yaml")
+
+
 def test_missing_file_lists_neighbours(tmp_path):
     write(tmp_path, "")
     with pytest.raises(InputError, match=r"c\.yaml"):
@@ -97,5 +124,5 @@ def test_every_field_is_documented():
 def test_differences_name_decisive_settings():
     a = read_config(None, {"training.max_steps": "10"})
     b = read_config(None, {"training.max_steps": "20", "training.lr": "1", "training.log_every": "3"})
-    assert differences(a, b) == ["training.lr: 0.0001 -> 1.0"]
-    assert differences(a, dataclasses.replace(a)) == []
+    assert differences(decisive(a), b) == ["training.lr: 0.0001 -> 1.0"]
+    assert differences(decisive(a), dataclasses.replace(a)) == []

@@ -1,7 +1,10 @@
 """Every shipped recipe is read and dry-run, on images that the test makes."""
 
+import json
+
 import numpy as np
 import pytest
+import yaml
 from conftest import ROOT
 from PIL import Image
 
@@ -48,6 +51,29 @@ def test_every_recipe_dry_runs(config, images, step_time, capsys):
         millions = float(printed.split(" M parameters")[0].split()[-1])
         low, high = SIZES[config.stem]
         assert low <= millions * 1e6 <= high
+
+
+def check_schema(value, schema, defs, where):
+    """Types, choices and keys of a JSON schema that pydantic wrote."""
+    schema = defs[schema["$ref"].rpartition("/")[2]] if "$ref" in schema else schema
+    if "anyOf" in schema:
+        kinds = [one.get("type") for one in schema["anyOf"]]
+        schema = schema["anyOf"][kinds.index("null") if value is None else 0]
+    types = {"integer": int, "number": int | float, "string": str, "boolean": bool, "array": list, "object": dict}
+    types["null"] = type(None)
+    assert isinstance(value, types[schema["type"]] if "type" in schema else object), f"{where}: {value!r}"
+    assert value in schema.get("enum", [value]), f"{where}: {value!r}"
+    for key, inner in value.items() if isinstance(value, dict) else ():
+        check_schema(inner, schema["properties"][key], defs, f"{where}.{key}")
+    for inner in value if isinstance(value, list) else ():
+        check_schema(inner, schema["items"], defs, where)
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda c: c.stem)
+def test_recipes_fit_the_schema_as_pyyaml_reads_them(config):
+    """PyYAML reads 2e-3 as text, and 2.0e-3 as a number."""
+    schema = json.loads((ROOT / "configs/run.schema.json").read_text())
+    check_schema(yaml.safe_load(config.read_text()), schema, schema["$defs"], config.stem)
 
 
 def test_recipe_headers_state_their_results():

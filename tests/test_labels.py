@@ -83,6 +83,7 @@ def test_wordnet_ids():
         (True, "not True"),
         (1.5, "not 1.5"),
         ("", "no class"),
+        ("cat,,tench", "between two commas"),
         ([], "no class"),
         ("id:x", "number"),
         (b"cat", "not b'cat'"),

@@ -197,6 +197,12 @@ def test_sharded_weights_are_read(pipe):
     assert all(torch.equal(again[name], tensor) for name, tensor in whole.items())
 
 
+def test_numbers_as_text_are_read(pipe):
+    network = json.loads((pipe / UNET).read_text())
+    change_json(pipe / UNET, num_classes="3", channel_mult=",".join(map(str, network["channel_mult"])))
+    assert from_pipe(pipe).unet.config.num_classes == 3
+
+
 def test_odd_names_are_ignored(run):
     for name in ("step-abc", "step-", "step-" + "9" * 200, "step-٣٣٣٣٣٣٣٣", "step-1"):
         (run / "checkpoints" / name).mkdir(exist_ok=True)
@@ -300,6 +306,8 @@ CHANGES = {  # (file, what the message says) -> values, each of which is rejecte
     **{(f"pipe/{UNET}", name): [{name: value} for value in values] for name, values in (
         ("sample_size", (10**6, -8)), ("num_classes", (10**9, -1)), ("in_channels", (10**9,)))},
     (f"pipe/{UNET}", "do not fit"): [{"model_channels": 1024}],
+    (f"pipe/{UNET}", "num_classes: expected a whole number"): [{"num_classes": "ten"}],
+    (f"pipe/{SCHEDULER}", "beta_schedule: expected linear,"): [{"beta_schedule": "foo"}],
     (f"pipe/{INDEX}", "3 classes"): WRONG_LABELS,
     ("run/config.yaml", "does not fit"): [{"model": MODEL | {"model_channels": 1024}}, *WRONG_LABELS],
     (f"run/{CHECKPOINT}/state.json", "state.json"): [

@@ -75,6 +75,12 @@ def test_checkpoints_load_like_runs(run):
     assert first.config.trained_steps == 2 and first.unet.dtype == torch.bfloat16
 
 
+@pytest.mark.parametrize("path", [None, 5])
+def test_path_of_another_type_is_rejected(path):
+    with pytest.raises(InputError, match="a model is a folder or a hub id, not"):
+        ClassConditionalPipeline.from_pretrained(path)
+
+
 def test_vocabulary_of_diffusers_samples(run):
     pipe = ClassConditionalPipeline.from_pretrained(run)
     steps = []

@@ -20,6 +20,8 @@ def parser() -> Parser:
     p = Parser("ablate", __doc__, usage)
     p.add_options(AblateRequest)
     p.add_config()
+    folder = next(action for action in p._actions if action.dest == "output_dir")
+    folder.help = "The folder of all members [runs/ablation-NAME]"
     return p
 
 

@@ -34,6 +34,8 @@ def run(args: argparse.Namespace) -> int | None:
         raise UsageError(with_commands(text, "adagn data inspect digits"))
     if args.count < 1:
         raise UsageError(f"--count must be at least 1, not {args.count}.")
+    if args.out and Path(args.out).suffix.lower() != ".png":
+        raise UsageError(f"--out {args.out}: the sheet is a PNG image; give a name that ends in .png.")
     config = read_config(args.config, overrides).data
 
     from ..data.inspect import inspect_dataset, train_command

@@ -17,7 +17,7 @@ SCHEMAS = {
 
 def parser() -> Parser:
     p = Parser("schema", __doc__)
-    p.add_argument("of", nargs="?", default="run", choices=list(SCHEMAS), help="[run]")
+    p.add_argument("of", nargs="?", default="run", choices=list(SCHEMAS), metavar="|".join(SCHEMAS), help="[run]")
     return p
 
 

@@ -30,6 +30,8 @@ def parser() -> Parser:
 def run(args: argparse.Namespace) -> int:
     if args.label_check and args.out:
         raise UsageError("--label_check writes no files: remove --out, or for a report --label_check.")
+    if args.label_check and hasattr(args, "compare"):
+        print("note: --compare has no effect with --label_check")
     what, overrides = request(args, TraceRequest), config_overrides(args)
 
     from ..runs.recorded import check_model, default_folder, recorded_data

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from ..config import DataConfig
-from ..errors import InputError
+from ..errors import InputError, named
 from ..labels import LabelSpace
 from .classes import class_ids
 from .images import BrokenImage, TooLarge
@@ -127,8 +127,9 @@ def _select_classes(loaded: Split, config: DataConfig) -> tuple[np.ndarray, np.n
     space = loaded.label_space
     if config.classes == "all":
         return np.arange(len(loaded.labels)), loaded.labels, space
-    ids = class_ids(space, config.classes)
-    subset = space.subset(ids)
+    with named("data.classes"):
+        ids = class_ids(space, config.classes)
+        subset = space.subset(ids)
     new_ids = np.full(space.K, -1, dtype=np.int64)
     new_ids[ids] = np.arange(len(ids))
     labels = new_ids[loaded.labels]

@@ -180,7 +180,7 @@ def set_timesteps(
     total = MAX_STEPS if ode else scheduler.config.num_train_timesteps
     name, spacing = sampler_name(scheduler), spacing_name(scheduler)
     if isinstance(steps, bool) or not isinstance(steps, Integral) or not 1 <= steps <= total:
-        raise InputError(f"the number of steps is a whole number from 1 to {total}, not {steps!r}.")
+        raise InputError(f"steps is a whole number from 1 to {total} (the model's), not {steps!r}.")
     steps = int(steps)
     if churn is not None and not (ode and scheduler.config.process == "edm" and name in ("euler", "heun")):
         process = scheduler.config.process if ode else "ddpm"

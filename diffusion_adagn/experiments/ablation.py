@@ -24,7 +24,7 @@ from pydantic import StrictInt, StrictStr
 
 from ..atomic import atomic_write, exclusive_lock
 from ..commands import resume_hint, with_commands, with_options
-from ..config import RunConfig, differences, read_config, to_yaml
+from ..config import RunConfig, decisive, differences, read_config, to_yaml
 from ..data import ImageDataset, open_dataset
 from ..diffusion.loss import DiffusionLoss
 from ..diffusion.schedule import make_process
@@ -279,7 +279,7 @@ def _open_output_dir(out: Path, config: RunConfig, dry_run: bool) -> None:
     file = out / "ablation.yaml"
     if file.is_file():
         old = read_config(file)
-        changed = differences(old, config)
+        changed = differences(decisive(old), config)
         if old.training.max_steps != config.training.max_steps:
             changed.append(f"training.max_steps: {old.training.max_steps} -> {config.training.max_steps}")
         if changed:

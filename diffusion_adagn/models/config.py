@@ -4,7 +4,8 @@ import os
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, get_args
 
-from annotated_types import Ge, Le, MinLen
+from annotated_types import Ge, Gt, Le, MinLen
+from pydantic import AfterValidator
 
 from ..errors import InputError
 from ..labels import MAX_CLASSES
@@ -14,6 +15,12 @@ MAX_LEVELS = 14
 AUGMENT_DIM = 9  # parameters of an augmented image, see data/augment.py
 PatchSize = Literal[1, 2, 4]
 PATCH_SIZES: tuple[int, ...] = get_args(PatchSize)
+
+
+def _distinct(values: tuple) -> tuple:
+    if len(set(values)) < len(values):
+        raise ValueError(f"names a value twice: {', '.join(map(str, values))}")
+    return values
 
 
 @settings
@@ -26,7 +33,7 @@ class ModelConfig:
     """Width multiplier of each resolution level; each width must be whole."""
     num_res_blocks: Annotated[int, Ge(1), Le(64)] = 2
     """Residual blocks per level (one more on the way up)."""
-    attention_resolutions: tuple[int, ...] = (16, 8)
+    attention_resolutions: Annotated[tuple[Annotated[int, Ge(1)], ...], AfterValidator(_distinct)] = (16, 8)
     """Sides of the feature maps, in pixels, at which blocks are followed by self-attention. Feature maps are smaller
     than images by patch_size: 32-pixel images in patches of 2 begin at 16."""
     num_heads: Annotated[int, Ge(1)] = 4
@@ -41,9 +48,11 @@ class ModelConfig:
     """Dropout before the last convolution of each residual block."""
     norm_groups: Annotated[int, Ge(1)] = 32
     """Groups of every GroupNorm; must divide every width."""
-    norm_eps: Annotated[float, Ge(0)] = 1e-5
+    norm_eps: Annotated[float, Gt(0)] = 1e-5
     """Epsilon of every GroupNorm."""
-    conditioning: str = "adagn"
+    conditioning: Literal[
+        "adagn", "adagn_zero", "adain", "additive", "gain", "film", "cross_attention", "none"
+    ] = "adagn"  # fmt: skip
     """How timestep and class condition a site: adagn, adagn_zero, adain, additive, gain, film, cross_attention, or
     none (time only). See docs/conditioning.md."""
     join: Literal["sum", "concat"] = "sum"

@@ -565,7 +565,7 @@ def _heads(channels: int, num_heads: int, num_head_channels: int | None) -> int:
     heads = channels // num_head_channels if num_head_channels else num_heads
     if not heads or channels % heads or (num_head_channels and channels % num_head_channels):
         raise InputError(
-            f"attention over {channels} channels cannot be split into "
+            f"attention over {channels} channels (the middle block always has it) cannot be split into "
             + (
                 f"heads of {num_head_channels}: give model.num_head_channels {math.gcd(channels, num_head_channels)}."
                 if num_head_channels

@@ -39,6 +39,7 @@ class CheckpointState:
     scaler: dict[str, Any] | None = None
     faults: Annotated[StrictInt, Ge(0)] = 0
     ema_spacing: Annotated[StrictInt | None, Ge(1)] = None
+    settings: dict[str, Any] = field(default_factory=dict)
 
 
 def save_checkpoint(

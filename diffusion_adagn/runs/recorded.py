@@ -144,9 +144,13 @@ def resumed_config(resume: str, file: str | None, overrides: dict[str, str]) -> 
         part = f"{run.path} is a part of the run {whole}, and a run is resumed from its newest checkpoint:"
         missing = f"there is no run to resume in {run.path} (no config.yaml in it).{similar_runs(run.path)} To start a run, give --config."
         raise InputError(missing if whole is None else with_commands(part, resume_command(whole)))
+    recorded = read_config(run.config_file, overrides if file is None else None)
+    if recorded.labels is None and run.newest_checkpoint():
+        text = f"{run.config_file} is incomplete or was edited: it lacks what the run recorded (labels). Put its content back"
+        raise InputError(f"{text}, or start another run with --init_from {run.pipeline}.")
     if file is None:
-        return read_config(run.config_file, overrides)
-    lr = read_config(run.config_file).training.lr
+        return recorded
+    lr = recorded.training.lr
     if "training.lr" not in overrides and config.training.lr != lr:
         # it may have been changed while the run was resumed: the same command must go on with the run, not change it back
         print(f"training.lr is {lr:g}, as recorded in {run.config_file} (not {config.training.lr:g} of {file})")

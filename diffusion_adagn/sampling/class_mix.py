@@ -250,10 +250,10 @@ class ClassInterpolation:
         ids = labels.parse(text)
         if len(ids) != 2 or ids[0] == ids[1] or not 0 <= share <= 1:
             names = ", ".join(labels.name(i) for i in ids[:4])
-            raise InputError(
-                f"'{text}' is {names}, and the share {share:g}: expected two different classes, such as cat,dog, and a share from 0 "
-                "(the first class) to 1 (the second)."
-            )
+            fault = f"between '{text}' ({names}): give two different classes, such as cat,dog"
+            if not 0 <= share <= 1:
+                fault = f"by a share of {share:g}: give one from 0 (the first class) to 1 (the second)"
+            raise InputError(f"classes cannot be interpolated {fault}.")
         return cls(*ids, share, (labels.name(ids[0]), labels.name(ids[1])))
 
     def modulation(self, unet: AdaGNUNet, t: Tensor | float) -> Modulation:

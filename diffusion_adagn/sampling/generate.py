@@ -21,6 +21,7 @@ from tqdm.auto import tqdm
 from ..atomic import atomic_write, exclusive_lock
 from ..commands import overwrite_hint, unused_path
 from ..data.npz import write_npz
+from ..diffusion.schedule import ModelEval
 from ..errors import InputError, writing
 from ..labels import LabelSpace
 from ..models.conditioning import CONDITIONING
@@ -34,10 +35,11 @@ from ..runtime.precision import use_precision
 from ..runtime.speed import CUDAGraphDenoiser, apply_speed, compile_blocks, describe_speed, resolve_speed_together
 from ..schema import document, read_document, short_repr
 from .class_mix import ClassInterpolation, ClassMix, ClassPlan, modulation_table
+from .guidance import Guidance
 from .load import ema_record, open_pipeline
 from .pipeline import MAX_SEED, ClassConditionalPipeline, to_pil
 from .pretrained import model_hash
-from .settings import SampleRequest
+from .settings import SampleRequest, SamplerSettings
 
 NPZ = "samples.npz"
 DEFAULT_STEPS_BETWEEN = 7
@@ -118,7 +120,7 @@ def sample_to_folder(
         raise InputError(f"CUDA graphs need a CUDA GPU, and this is {state.device.type}: remove --graph.")
     if main and labels.K and CONDITIONING[pipe.unet.config.conditioning].class_input is None:
         print("note: this network ignores the class (conditioning none): classes and guidance have no effect")
-    calls = pipe.prepare(sampler, guide)
+    calls, guided = pipe.prepare(sampler, guide), [g for g in guidances.values() if not g.is_neutral]
     evaluations = {scale: g.evaluations(calls) for scale, g in guidances.items()}
     for one in plans:
         if one.class_id is None:
@@ -143,7 +145,10 @@ def sample_to_folder(
             )
             if guide is not None:
                 print(f"guide: {guide_what}")
-            if sampler.guidance.interval is not None:
+            for note, applies in _without_effect(sampler, guided, plans, labels.null_id, calls).items():
+                if applies:
+                    print(f"note: {note}")
+            if sampler.guidance.interval is not None and guided:
                 print(guidances[max(request.scales)].describe(calls, pipe.process.name != "edm"))
             for one in plans:
                 if isinstance(one, ClassMix) and one.class_id is None:
@@ -164,7 +169,6 @@ def sample_to_folder(
             }
             record = _record(planned, model, request, labels, plans, evaluations)
             _write_json(out, {"unfinished": True} | record)  # marks the folder if sampling is interrupted
-        guided = not all(g.is_neutral for g in guidances.values())
         networks = [(pipe.unet, 2 if guided and guide is None else 1)] + ([(guide.unet, 1)] if guide else [])
         request = _batch_then_wrap(networks, request, request.count * len(plans))
         if main and asked_batch is None:
@@ -180,6 +184,20 @@ def sample_to_folder(
                 f"\n{len(planned)} images in {out}, listed in {out / 'samples.json'}\nLook at  {out / 'grid.png'}{shown}"
             )
     return out
+
+
+def _without_effect(
+    sampler: SamplerSettings, guided: list[Guidance], plans: list[ClassPlan], null_id: int, calls: Sequence[ModelEval]
+) -> dict[str, bool]:
+    """Notes on options without effect, and whether each applies. guided: those of another scale than 1."""
+    interval, only_null = sampler.guidance.interval, all(one.class_id == null_id for one in plans)
+    never = interval is not None and not any(g.evaluations(calls) > len(calls) for g in guided)
+    return {
+        "--guide has no effect at guidance scale 1": sampler.guide is not None and not guided,
+        "--interval has no effect at guidance scale 1": interval is not None and not guided,
+        f"the interval {interval} contains none of the steps: nothing is guided": bool(guided) and never,
+        "--guidance has no effect on null, which it moves away from": bool(guided) and only_null and not sampler.guide,
+    }
 
 
 def _batch_then_wrap(networks: list[tuple[AdaGNUNet, int]], request: SampleRequest, max_batch: int) -> SampleRequest:

@@ -93,7 +93,7 @@ def _scales(scale: float | Sequence[float]) -> float | tuple[float, ...]:
         scale = scale.reshape(-1).tolist()
         scale = scale[0] if len(scale) == 1 else scale
     try:
-        if isinstance(scale, str):
+        if isinstance(scale, str | bool):
             raise ValueError
         scales = tuple(float(s) for s in scale) if isinstance(scale, Iterable) else (float(scale),)
         valid = all(0 <= s < math.inf for s in scales)

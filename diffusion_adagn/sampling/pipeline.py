@@ -697,8 +697,13 @@ class ClassConditionalPipeline(DiffusionPipeline):
                 not have or that cannot be made of what it has.
         """
         dtype = torch_dtype if dtype is None else dtype
-        if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
-            raise InputError(f"torch_dtype is a floating type such as torch.bfloat16, not {short_repr(dtype)}.")
+        is_float = isinstance(dtype, torch.dtype) and dtype.is_floating_point
+        faults = {
+            f"torch_dtype is a floating type such as torch.bfloat16, not {short_repr(dtype)}.": dtype is not None
+            and not is_float,
+            f"a model is a folder or a hub id, not {short_repr(path)}.": not isinstance(path, str | os.PathLike),
+        }
+        reject_first(faults)
         try:
             ema = parse_ema(ema)
         except ValueError as error:

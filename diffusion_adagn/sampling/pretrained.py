@@ -122,6 +122,8 @@ def load_unet(folder: Path, torch_dtype: torch.dtype | None = None) -> AdaGNUNet
     known = {f.name for f in dataclasses.fields(NetworkConfig)}
     values = {k: v for k, v in read_document(file).items() if k in known}
     network = build(NetworkConfig, Layer(values, f"in {file}"))
+    # texts alone are converted, since a model's hash distinguishes 1 and 1.0
+    values = {k: getattr(network, k) if isinstance(v, str) else v for k, v in values.items()}
     try:
         check_size(vars(network))
         with torch.device("meta"):
@@ -174,6 +176,7 @@ def _scheduler_schema(cls: type[SchedulerMixin]) -> type[BaseModel]:
         "num_train_timesteps": Annotated[StrictInt, Ge(2), Le(100_000)],
         "prediction_type": Literal[tuple(PREDICTIONS.values())],
         "timestep_spacing": Literal["leading", "trailing", "linspace"],
+        "beta_schedule": Literal["linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid", "laplace"],
     }
     defaults = {name: p.default for name, p in inspect.signature(cls.__init__).parameters.items()}
     fields = {name: (types[type(value)] | None, value) for name, value in defaults.items() if type(value) in types}

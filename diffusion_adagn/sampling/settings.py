@@ -65,9 +65,13 @@ def parse_numbers(words: Any) -> Any:
                 continue
             first, last, step = map(Decimal, word.split(":"))
             count = (last - first) / step
-            if not 0 <= count <= MAX_RANGE:
+            if count > MAX_RANGE:
+                raise OverflowError
+            if count < 0:
                 raise ValueError
             values += [float(first + i * step) for i in range(int(count) + 1)]
+        except OverflowError:
+            raise ValueError(f"{word} has too many values: at most {MAX_RANGE:,} steps") from None
         except (TypeError, ValueError, ArithmeticError):
             raise ValueError(f"expected numbers such as 1,2,4 or from:to:step such as 1:4:1, got {word!r}") from None
     return tuple(dict.fromkeys(values)) if isinstance(words, tuple) else words

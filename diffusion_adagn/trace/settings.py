@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from annotated_types import Ge
+from annotated_types import Ge, Le
 
 from ..config import DataConfig, Device
 from ..sampling.settings import Ema
@@ -14,7 +14,7 @@ class TraceRequest:
     """What `adagn trace` measures."""
 
     ema: Ema = "run"
-    timesteps: Annotated[int, Ge(1)] = 50
+    timesteps: Annotated[int, Ge(1), Le(1000)] = 50
     """noise levels of the atlas, evenly spread from image to noise"""
     images: Annotated[int, Ge(1)] = 32
     """images that the probes use"""

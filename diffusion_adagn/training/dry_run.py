@@ -7,6 +7,7 @@ import sys
 import textwrap
 import time
 from contextlib import closing
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
@@ -17,16 +18,17 @@ from ..models.config import machine_memory
 from ..models.cost import Cost, estimate_cost
 from ..models.unet import AdaGNUNet
 from ..runs.ema_snapshots import kept_snapshots
-from ..runs.layout import network_config
+from ..runs.layout import RunFolder, label_space, network_config
 from ..runtime.distributed import main_first, process_state
 from ..runtime.precision import AUTOCAST, use_precision
 from ..runtime.speed import apply_speed, measure_peak_flops, resolve_speed
 from .ema import EMA
 from .image_fetcher import device_bytes
 from .loader import images_per_pass, make_batches
-from .setup import describe, format_number, resolve
+from .setup import check_environment, describe, format_number, making, resolve
 from .snapshots import describe_snapshots
 from .trainer import make_loss, make_optimizer
+from .transfer import transfer
 
 BUDGET = 10  # seconds that a measured step may take; a longer one is measured on a part of its images
 HOUR, DAY = 3600, 24 * 3600
@@ -44,10 +46,15 @@ def dry_run(config: RunConfig, verbose: bool = False) -> None:
         InputError: For what would stop the run before its first step.
     """
     state = process_state(config.speed.device)
+    check_environment(config)
     with main_first(state):
         config, dataset = resolve(config, progress=state.is_main_process)
     if not state.is_main_process:
         return
+    if config.output_dir is not None:
+        run = RunFolder(config.output_dir)
+        with making(run), TemporaryDirectory(dir=next(p for p in run.path.absolute().parents if p.exists())):
+            pass
     training, device = config.training, state.device
     cost = estimate_cost(network_config(config))
     speed = resolve_speed(config.speed, device, cost.flops)
@@ -62,6 +69,8 @@ def dry_run(config: RunConfig, verbose: bool = False) -> None:
     _print(lines)
     seconds = None
     if fits:
+        if config.init_from:
+            _print({"weights": transfer(config.init_from, AdaGNUNet(**network_config(config)), label_space(config))})
         seconds, measured = seconds_per_step(config, dataset, speed, device, cost, images)
         part = "" if measured == images else f" (from {measured} of the {images} images of a pass)"
         rate, compiled = format_number(training.batch_size / seconds), ", without speed.compile" * speed.compile

@@ -15,13 +15,13 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import broadcast_object_list
 
 from ..atomic import atomic_write, exclusive_lock
-from ..commands import resume_command, with_commands
-from ..config import DiffusionConfig, RunConfig, SpeedConfig, differences, read_config, to_yaml
+from ..commands import command, resume_command, with_commands
+from ..config import DiffusionConfig, RunConfig, SpeedConfig, decisive, differences, read_config, to_yaml
 from ..data import ImageDataset, open_dataset
 from ..data.find import ResolvedSource, find_source
 from ..data.store import NothingHeldOut
 from ..diffusion.schedule import make_scheduler, set_timesteps
-from ..errors import InputError
+from ..errors import InputError, named
 from ..labels import LabelSpace
 from ..models.cost import Cost, estimate_cost
 from ..models.unet import AdaGNUNet
@@ -107,13 +107,8 @@ def open_run_folder(setup: Setup, resume: bool) -> Iterator[float | None]:
         return
     run, config = setup.run, setup.config
     recorded_lr = _check_recorded(setup, resume) if run.config_file.is_file() else None
-    if recorded_lr is None and run.path.exists() and (not run.path.is_dir() or any(run.path.iterdir())):
-        raise InputError(f"{run.path} exists and is not a run (no config.yaml in it): give another --output_dir.")
-    try:
+    with making(run):
         run.path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        text = f"the run folder {run.path} cannot be made ({error.strerror}): give another --output_dir."
-        raise InputError(text) from error
     with exclusive_lock(run.path):
         remove_partial(run.checkpoints)
         atomic_write(run.config_file, lambda tmp: tmp.write_text(to_yaml(config), encoding="utf-8"))
@@ -122,17 +117,42 @@ def open_run_folder(setup: Setup, resume: bool) -> Iterator[float | None]:
         yield recorded_lr
 
 
+@contextmanager
+def making(run: RunFolder) -> Iterator[None]:
+    """Raises InputError for a folder that is not a run, and for an OSError in the block."""
+    try:
+        if not run.config_file.is_file() and run.path.exists() and (not run.path.is_dir() or any(run.path.iterdir())):
+            raise InputError(f"{run.path} exists and is not a run (no config.yaml in it): give another --output_dir.")
+        yield
+    except OSError as error:
+        text = f"the run folder {run.path} cannot be made ({error.strerror}): give another --output_dir."
+        raise InputError(text) from error
+
+
+def _word(value: object) -> str:
+    """A plain value as an option takes it."""
+    return (
+        ",".join(map(str, value))
+        if isinstance(value, list)
+        else str(value).lower()
+        if value in (None, True, False)
+        else str(value)
+    )
+
+
 def _check_recorded(setup: Setup, resume: bool) -> float:
     """The recorded learning rate. Raises InputError if this config cannot resume the recorded run."""
     run, config, training = setup.run, setup.config, setup.config.training
     if not resume:
         raise _occupied(run)  # by a process that started meanwhile
-    step = read_state(setup.checkpoint)["step"] if setup.checkpoint is not None else None
     recorded = read_config(run.config_file)
     same_lr = dataclasses.replace(training, lr=recorded.training.lr)  # the learning rate may change
-    if step is None:
+    if setup.checkpoint is None:
         return recorded.training.lr
-    fault, changed = "", differences(recorded, dataclasses.replace(config, training=same_lr))
+    state = read_state(setup.checkpoint)
+    step, old = state["step"], decisive(recorded) | state.get("settings", {})  # config.yaml may have been edited
+    fault, changed = "", differences(old, dataclasses.replace(config, training=same_lr))
+    back = [key for key, value in decisive(recorded).items() if old[key] != value]
     if step > training.max_steps:
         fault = f"is at {setup.checkpoint.name} already, beyond training.max_steps {training.max_steps}: give a larger one, or leave it out"
     elif same_lr != training and step == training.max_steps:
@@ -141,6 +161,11 @@ def _check_recorded(setup: Setup, resume: bool) -> float:
         fault = (
             f"was started with other settings, and resuming with these would change its result: {'; '.join(changed)}"
         )
+        if back:  # the checkpoint knows better
+            typed = command("train", resume=run.path, **{key: _word(old[key]) for key in back})
+            raise InputError(
+                with_commands(f"{run.path} {fault}. {run.config_file} was edited; resume with the old values:", typed)
+            )
         fault += ". Put them back, or start another run (with --init_from to keep the weights). Only training.lr may be changed"
     if fault:
         raise InputError(f"{run.path} {fault}.")
@@ -155,12 +180,17 @@ def _check_run(config: RunConfig, resume: bool) -> RunFolder:
         raise _occupied(run)
     if config.training.max_steps is None:
         raise InputError("how long should it train? Give training.max_steps, such as --training.max_steps 10000.")
+    check_environment(config)
+    return run
+
+
+def check_environment(config: RunConfig) -> None:
+    """Raises InputError if the tracker's package is missing, or accelerate would shard the network."""
     check_tracker(config.training.tracker)
     for name in ("FSDP", "DEEPSPEED", "MEGATRON_LM"):
         if os.environ.get(f"ACCELERATE_USE_{name}", "false").lower() in ("true", "1"):
             text = f"accelerate is configured to shard the network ({name}), which is not supported: every process holds the whole network"
             raise InputError(f"{text}. Launch it with --multi_gpu, or by torchrun.")
-    return run
 
 
 def _occupied(run: RunFolder) -> InputError:
@@ -216,8 +246,10 @@ def measure_sigma_data(dataset: ImageDataset) -> float:
 def _check_preview(config: RunConfig) -> None:
     """Raises InputError for settings that the first preview would reject, hours later."""
     steps = config.training.preview_steps
-    label_space(config).parse(config.training.preview_classes if config.model.class_conditional else "null")
-    Guidance(config.training.preview_guidance)
+    with named("training.preview_classes"):
+        label_space(config).parse(config.training.preview_classes if config.model.class_conditional else "null")
+    with named("training.preview_guidance"):
+        Guidance(config.training.preview_guidance)
     if reason := _rejection(config.diffusion, steps):
         counts = sorted(range(1, config.diffusion.num_train_timesteps + 1), key=lambda n: abs(n - steps))
         valid = next(n for n in counts if not _rejection(config.diffusion, n))

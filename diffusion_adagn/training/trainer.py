@@ -9,7 +9,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from ..config import DiffusionConfig, TrainingConfig
+from ..config import DiffusionConfig, TrainingConfig, decisive
 from ..diffusion.loss import DiffusionLoss
 from ..diffusion.schedule import make_process
 from ..models.unet import AdaGNUNet
@@ -143,6 +143,8 @@ class Trainer:
         state |= {} if self.uncertainty is None else self.uncertainty.state_dict()
         state |= {"ema_spacing": None if self.power_ema is None else self.power_ema.spacing}
         state["data_fingerprint"] = self.dataset.fingerprint
+        own = ("training.lr", "labels")  # recorded as "lr", and in the fingerprint
+        state["settings"] = {key: value for key, value in decisive(self.config).items() if key not in own}
         return state | {"scaler": None if scaler is None else scaler.state_dict()}
 
     def load_state_dict(self, state: dict) -> None:

@@ -60,6 +60,12 @@ def test_help_documents_every_setting(capsys):
         (["sample", "x", "--sampler", "dim"], 2, "ddim"),
         (["data", "inspect"], 2, "adagn data inspect digits"),
         (["data", "look"], 2, "inspect"),
+        (["data", "inspect", "digits", "--out", "d.txt"], 2, "a name that ends in .png"),
+        (["sample", "x", "--guidance", "1:4:0.0000001"], 2, "has too many values: at most 1,000"),
+        (["train", "digits", "--model.conditioning", "foo"], 2, "(on the command line)"),
+        (["schema", "foo"], 2, "argument run|sample|evaluate|sweep|trace: invalid choice: 'foo'"),
+        (["trace", "x", "--timesteps", "5000"], 2, "at most 1000"),
+        (["sample", "x", "--seed", "99999999999999999999999"], 2, "--seed: must be at most 9223372036854775807"),
     ],
     ids=str,
 )
@@ -69,6 +75,16 @@ def test_errors_have_status_and_message(argv, status, message, capsys):
     assert message in " ".join(err.split())
     assert "Traceback" not in err
     assert "\n\n" not in err
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [("ablate", "The folder of all members [runs/ablation-NAME]"), ("train", "No default: a run needs it")],
+)
+def test_help_states_defaults(name, words, capsys):
+    with pytest.raises(SystemExit):
+        main([name, "--help"])
+    assert words in " ".join(capsys.readouterr().out.split())
 
 
 def test_argument_errors_need_no_torch():

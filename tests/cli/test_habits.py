@@ -33,6 +33,31 @@ def model(tmp_path):
     return "imported/digits"
 
 
+@pytest.mark.parametrize(
+    ("options", "note"),
+    [
+        ("--guide imported/digits", "--guide has no effect at guidance scale 1"),
+        ("--interval 0.2-0.8", "--interval has no effect at guidance scale 1"),
+        ("--interval steps:4-14 --guidance 2", "the interval steps:4-14 contains none of the steps"),
+        ("--classes null --guidance 2", "--guidance has no effect on null"),
+        ("--guidance 1,2 --guide imported/digits --interval 0-1", None),
+    ],
+)
+def test_options_without_effect_are_noted(model, options, note, capsys):
+    assert main(["sample", model, "--count", "1", "--steps", "2", "--out", "out", *options.split()]) == 0
+    notes = [line for line in capsys.readouterr().out.splitlines() if line.startswith("note: ")]
+    assert len(notes) == (note is not None) and str(note or "") in "".join(notes)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [("--steps 1001", "steps is a whole number from 1 to 1000"), ("--interpolate cat", "give two different classes")],
+)
+def test_what_the_model_lacks_is_named(model, options, message, capsys):
+    assert main(["sample", model, "--out", "out", *options.split()]) == 1
+    assert message in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("parser", [sample_parser, evaluate_parser, sweep_parser])
 @pytest.mark.parametrize(
     "argv", [["--guidance_scale", "2", "--num-inference-steps", "9"], ["--guidance", "2", "--steps=9"]]

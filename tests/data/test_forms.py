@@ -137,6 +137,9 @@ def test_train_arguments(tmp_path):
     config = as_config(settings)
     assert (config.data.source, config.training.max_steps, config.model.channel_mult) == ("x", 3, (1, 2))
     assert as_config(config) is config
+    for given in (5, ["digits"]):
+        with pytest.raises(InputError, match="a config is a YAML file or the name of a recipe"):
+            as_config(given)
     with pytest.raises(InputError, match="where should the run go"):
         train({"data": {"source": "digits"}})
     with pytest.raises(InputError, match="no recipe of that name"):

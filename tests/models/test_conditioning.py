@@ -1,5 +1,7 @@
 """Every test here runs over the whole registry of kinds: a new kind is tested by being in it."""
 
+from typing import get_args
+
 import pytest
 import torch
 from conftest import tiny_unet
@@ -9,9 +11,17 @@ from torch.nn import functional as F
 from diffusion_adagn import AdaGNUNet
 from diffusion_adagn.errors import InputError
 from diffusion_adagn.models.conditioning import CONDITIONING, AdaGN, AdaIN, ConditioningLayer
+from diffusion_adagn.models.config import ModelConfig
 from diffusion_adagn.models.cost import estimate_cost
+from diffusion_adagn.schema import fields_of
 
 EVERY_KIND = pytest.mark.parametrize("kind", CONDITIONING)
+
+
+def test_settings_list_every_kind():
+    assert get_args(next(s.hint for s in fields_of(ModelConfig) if s.key == "conditioning")) == tuple(CONDITIONING)
+
+
 CLASS_CONDITIONED = [k for k, kind in CONDITIONING.items() if kind.class_input is not None]
 G = torch.Generator().manual_seed(1)
 X = torch.randn(3, 1, 8, 8, generator=G)

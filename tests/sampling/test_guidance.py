@@ -216,6 +216,7 @@ def test_papers_w_is_converted():
     [
         {"scale": -1},
         {"scale": [1.0, math.nan]},
+        {"scale": True},
         {"interval": "soon"},
         {"schedule": "quadratic"},
         {"schedule": "power"},

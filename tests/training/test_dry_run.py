@@ -80,3 +80,25 @@ def test_classes_get_a_verdict(counts, verdict):
 
 def test_small_and_large_numbers_keep_digits():
     assert [format_number(x) for x in (0.0192, 3.44, 17.7, 263157894.7)] == ["0.019", "3.4", "18", "263,157,895"]
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("--training.preview_classes=foo", "training.preview_classes: there is no class 'foo'"),
+        ("--data.classes=3,foo", "data.classes: there is no class 'foo'"),
+        ("--data.classes=3,3", "data.classes: class 3 is named more than once (2 times): name it once"),
+        ("--model.attention_resolutions=[]", "the middle block always has it"),
+        ("--init_from=nope", "there is no folder nope"),
+        ("--output_dir=file", "exists and is not a run"),
+        ("--output_dir=file/run", "cannot be made"),
+        ("--output_dir=/proc/x", "cannot be made"),
+    ],
+)
+def test_dry_run_rejects_what_the_run_rejects(option, message, step_time, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").touch()
+    settings = TINY | {"training.preview_every": 5}
+    settings |= {"model.num_head_channels": 64} if "attention" in option else {}
+    assert main(["train", "digits", "--dry-run", *words(settings), option]) == 1
+    assert message in capsys.readouterr().err

@@ -134,3 +134,18 @@ def test_config_keeps_changed_lr(config, capsys):
     train("--config", config, "--resume", "auto", "--output_dir", "a", "--training.max_steps", 6)
     assert [line["lr"] for line in lines("a") if "loss" in line] == [1e-3] * 4 + [5e-4] * 2
     assert "training.lr is 0.0005, as recorded" in capsys.readouterr().out
+
+
+def test_edited_config_does_not_resume(config):
+    train("--config", config, "--output_dir", "a")
+    file = Path("a/config.yaml")
+    whole = file.read_text()
+    file.write_text(whole.replace("seed: 0", "seed: 1").replace("norm_groups: 4", "norm_groups: 8"))
+    command = "  adagn train --resume a --model.norm_groups 4 --training.seed 0$"
+    with pytest.raises(InputError, match=rf"(?s)norm_groups: 4 -> 8; training.seed: 0 -> 1.*was edited.*{command}"):
+        train("--resume", "a", "--training.max_steps", 5)
+    assert train("--resume", "a", "--training.max_steps", 5, "--model.norm_groups", 4, "--training.seed", 0) == 0
+    assert "seed: 0" in file.read_text()
+    file.write_text("training: {max_steps: 9}")
+    with pytest.raises(InputError, match=r"config\.yaml is incomplete or was edited"):
+        train("--resume", "a")

@@ -7,6 +7,7 @@ from torch._dynamo.utils import counters
 from torch.utils.data import DataLoader
 
 from diffusion_adagn import AdaGNUNet, ClassConditionalPipeline, open_dataset, train
+from diffusion_adagn.errors import InputError
 
 TINY = {
     "model.model_channels": 16,

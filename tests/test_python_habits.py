@@ -6,8 +6,7 @@ import torch
 from torch._dynamo.utils import counters
 from torch.utils.data import DataLoader
 
-from diffusion_adagn import AdaGNUNet, ClassConditionalPipeline, open_dataset, train
-from diffusion_adagn.errors import InputError
+from diffusion_adagn import AdaGNUNet, ClassConditionalPipeline, InputError, open_dataset, train
 
 TINY = {
     "model.model_channels": 16,

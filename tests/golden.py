@@ -40,6 +40,7 @@ RUNS = {
 }  # fmt: skip
 SAMPLERS = ("ddpm", "ddim", "dpm++", "unipc", "euler", "heun")
 SWEEP = ["--guidance", "1,3", "--steps", "4", "--count", "40", "--extractor", "sklearn", "--judge", "none"]
+LATER = {"sigmas"}  # of a sweep's row: numbers that older versions do not write
 TIMES = {"seconds", "images_per_s", "data_wait", "date", "versions"}  # of a sweep's row: not computed from the model
 
 
@@ -119,7 +120,7 @@ def _leaves(value, key: str = ""):
     """(key, number) of every number in nested dicts and lists of a row."""
     if isinstance(value, dict):
         for k, v in value.items():
-            if k not in TIMES:
+            if k not in TIMES | LATER:
                 yield from _leaves(v, f"{key}/{k}" if key else k)
     elif isinstance(value, list):
         for i, v in enumerate(value):

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from ..atomic import atomic_write
 from ..commands import resume_command, with_commands
 from ..config import MAX_EMA_LENGTH, TrainingConfig
-from ..errors import InputError
+from ..errors import InputError, one_line
 from .checkpoint import load_weights, read_state, sync, verify
 from .layout import POWER_EMA, RunFolder
 from .power_ema import MAX_ERROR, Average, fit, possible_lengths
@@ -28,7 +28,7 @@ NAME = re.compile(r"step-([0-9]{8,12})\.safetensors")
 
 def kept_snapshots(training: TrainingConfig, parameters: int) -> int:
     """How many snapshots a run keeps: `ema_snapshots`, or as many as `ema_snapshots_gb` has room for. 0: no tracking."""
-    if not training.ema_lengths:
+    if not training.ema_lengths or not parameters:
         return 0
     return min(training.ema_snapshots, int(training.ema_snapshots_gb * 1e9 / snapshot_bytes(training, parameters)))
 
@@ -62,13 +62,13 @@ def write_snapshot(folder: Path, step: int, tracks: Mapping[float, Mapping[str, 
     try:
         return atomic_write(folder / f"step-{step:08d}.safetensors", write)
     except Exception as error:  # safetensors raises its own exceptions
-        raise InputError(
-            with_commands(
-                f"the EMA snapshot of step {step} cannot be written to {folder} ({' '.join(str(error).split())[:200]}). "
-                "Free disk space or fix the cause, then resume (with a smaller --training.ema_snapshots_gb fewer are kept):",
-                resume_command(folder.parent),
-            )
-        ) from error
+        newest = RunFolder(folder.parent).newest_checkpoint()
+        text = f"the EMA snapshot of step {step} cannot be written to {folder} ({one_line(error, 200)}). "
+        text += f"The newest complete checkpoint is {newest}. " if newest else ""
+        text += (
+            "Free disk space or fix the cause, then resume (with a smaller --training.ema_snapshots_gb fewer are kept):"
+        )
+        raise InputError(with_commands(text, resume_command(folder.parent))) from error
 
 
 def snapshots(folder: Path) -> dict[int, Path]:

@@ -7,8 +7,10 @@ import pytest
 import torch
 
 from diffusion_adagn import open_dataset
+from diffusion_adagn.config import DiffusionConfig
 from diffusion_adagn.data.augment import Augmentations, augment_images, draw_augmentations
 from diffusion_adagn.data.rng import STREAMS, normal, words
+from diffusion_adagn.diffusion.schedule import make_process
 from diffusion_adagn.training.loader import BatchLoader
 
 CPU = torch.device("cpu")
@@ -159,18 +161,21 @@ def test_streams_are_appended():
     assert [STREAMS[name] for name in old] == list(range(9))
 
 
+PROCESS = make_process(DiffusionConfig())
+
+
 def test_batches():
     digits = open_dataset("digits", "train", progress=False)
     positions = torch.arange(50, 90)
-    off = BatchLoader(digits, 4, 1000, CPU, label_dropout=0.2).batch(positions)
-    on = BatchLoader(digits, 4, 1000, CPU, label_dropout=0.2, augment=0.5).batch(positions)
+    off = BatchLoader(digits, 4, PROCESS, CPU, label_dropout=0.2).batch(positions)
+    on = BatchLoader(digits, 4, PROCESS, CPU, label_dropout=0.2, augment=0.5).batch(positions)
     assert off.augment is None and on.augment.shape == (40, 9)
     drawn = draw_augmentations(4, positions, 0.5)
     assert torch.equal(on.augment, drawn.parameters)
     assert torch.equal(on.x0, augment_images(off.x0, drawn)) and not torch.equal(on.x0, off.x0)
-    for name in ("noise", "t", "labels", "indices"):
+    for name in ("noise", "quantile", "labels", "indices"):
         assert torch.equal(getattr(on, name), getattr(off, name))
-    both = BatchLoader(digits, 4, 1000, CPU, flip=True, augment=0.5).batch(positions)
-    flipped = BatchLoader(digits, 4, 1000, CPU, flip=True).batch(positions)
-    assert torch.equal(both.x0, augment_images(flipped.x0, drawn))  # data.flip comes first and is not told
+    both = BatchLoader(digits, 4, PROCESS, CPU, flip=True, augment=0.5).batch(positions)
+    flipped = BatchLoader(digits, 4, PROCESS, CPU, flip=True).batch(positions)
+    assert torch.equal(both.x0, augment_images(flipped.x0, drawn))  # data.flip comes first and is no input
     assert torch.equal(both.augment, on.augment)

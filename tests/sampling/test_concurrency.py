@@ -97,7 +97,7 @@ def test_call_sampler_equals_use_sampler(pipe, sampler, spacing):
 def test_call_rejects_unknown_sampler(pipe):
     with pytest.raises(InputError, match="there is no sampler 'dpm'"):
         sample(pipe, sampler="dpm")
-    with pytest.raises(InputError, match="timestep spacing is one of leading, trailing, linspace"):
+    with pytest.raises(InputError, match="timestep spacing under process ddpm is one of leading, trailing, linspace"):
         sample(pipe, spacing="karass")
     with pytest.raises(InputError, match="and 0 for others, not 0\\.5 for euler"):
         sample(pipe, sampler="euler", eta=0.5)

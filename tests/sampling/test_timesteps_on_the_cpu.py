@@ -14,7 +14,7 @@ from diffusion_adagn.sampling import pipeline
 def test_timesteps_stay_on_the_cpu(sampler, monkeypatch):
     seen = []
 
-    def watched(scheduler, steps, device="cpu"):
+    def watched(scheduler, steps, device="cpu", churn=None):
         seen.append(torch.device(device).type)
         return set_timesteps(scheduler, steps)
 

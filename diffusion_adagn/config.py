@@ -223,7 +223,7 @@ class TrainingConfig:
     """Snapshots of these averages to keep, of 2 bytes per weight and length; 0: no tracking, for good. With 64, lengths
     from 0.005 to 0.28 can be made; with 8, from 0.022 to 0.25."""
     ema_snapshots_gb: Annotated[float, Ge(0), RESUMABLE] = 20.0
-    """Most disk space of these snapshots in GB (10^9 bytes): fewer are kept if they would take more."""
+    """Most disk space of these snapshots in GB (10^9 bytes): fewer remain if they would take more."""
     label_dropout: Annotated[float, Ge(0), Le(1)] = 0.1
     """Fraction of samples trained with the null label."""
     gradient_checkpointing: Annotated[bool, RESUMABLE] = False

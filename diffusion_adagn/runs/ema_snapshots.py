@@ -26,7 +26,7 @@ from .power_ema import MAX_ERROR, Average, fit, possible_lengths
 NAME = re.compile(r"step-([0-9]{8,12})\.safetensors")
 
 
-def kept_snapshots(training: TrainingConfig, parameters: int) -> int:
+def snapshot_count(training: TrainingConfig, parameters: int) -> int:
     """How many snapshots a run keeps: `ema_snapshots`, or as many as `ema_snapshots_gb` has room for. 0: no tracking."""
     if not training.ema_lengths or not parameters:
         return 0
@@ -66,7 +66,7 @@ def write_snapshot(folder: Path, step: int, tracks: Mapping[float, Mapping[str, 
         text = f"the EMA snapshot of step {step} cannot be written to {folder} ({one_line(error, 200)}). "
         text += f"The newest complete checkpoint is {newest}. " if newest else ""
         text += (
-            "Free disk space or fix the cause, then resume (with a smaller --training.ema_snapshots_gb fewer are kept):"
+            "Free disk space or fix the cause, then resume (with a smaller --training.ema_snapshots_gb fewer remain):"
         )
         raise InputError(with_commands(text, resume_command(folder.parent))) from error
 

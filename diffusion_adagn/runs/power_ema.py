@@ -102,16 +102,16 @@ def possible_lengths(averages: Sequence[Average], end: int) -> tuple[float, floa
     return grid[first], grid[last]
 
 
-def snapshot_steps(last: int, spacing: int, kept: int) -> list[int]:
-    """The steps whose snapshots are kept after step `last`.
+def snapshot_steps(last: int, spacing: int, limit: int) -> list[int]:
+    """The steps whose snapshots remain after step `last`.
 
-    A snapshot is taken at every multiple of `spacing`. When there are more than `kept`, the one that leaves the smallest gap
+    A snapshot is taken at every multiple of `spacing`. When there are more than `limit`, the one that leaves the smallest gap
     goes, the earliest of several: so a run that is resumed with a larger max_steps thins out the earlier snapshots first.
     """
     steps: list[int] = []
     for step in range(spacing, last + 1, spacing):
         steps.append(step)
-        if len(steps) > kept:
+        if len(steps) > limit:
             gaps = [after - before for before, after in zip([0, *steps], steps[1:])]
             del steps[gaps.index(min(gaps))]
     return steps

@@ -17,7 +17,7 @@ from ..data import ImageDataset
 from ..models.config import machine_memory
 from ..models.cost import Cost, estimate_cost
 from ..models.unet import AdaGNUNet
-from ..runs.ema_snapshots import kept_snapshots
+from ..runs.ema_snapshots import snapshot_count
 from ..runs.layout import RunFolder, label_space, network_config
 from ..runtime.distributed import main_first, process_state
 from ..runtime.precision import AUTOCAST, use_precision
@@ -148,7 +148,7 @@ def _memory(
     half, total = AUTOCAST[speed.precision] is not None, device_memory(device)
     local = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if device.type == "cpu" else 1  # they share the machine's
 
-    averages = 1 + len(training.ema_lengths) * (kept_snapshots(training, cost.parameters) > 0)
+    averages = 1 + len(training.ema_lengths) * (snapshot_count(training, cost.parameters) > 0)
 
     def needed(count: int, checkpointing: bool = training.gradient_checkpointing) -> int:
         return local * cost.training_bytes(count, half, checkpointing, averages) + image_bytes

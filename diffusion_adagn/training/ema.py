@@ -35,11 +35,11 @@ class PowerEMA:
     Attributes:
         tracks: The averages by length and by name of the weight.
         spacing: Steps between snapshots, chosen when the run starts; a resumed run keeps it.
-        kept: Most snapshots at a time.
+        limit: Most snapshots at a time.
     """
 
-    def __init__(self, model: nn.Module, lengths: Sequence[float], spacing: int, kept: int):
-        self.spacing, self.kept = spacing, kept
+    def __init__(self, model: nn.Module, lengths: Sequence[float], spacing: int, limit: int):
+        self.spacing, self.limit = spacing, limit
         self.exponents = {length: exponent(length) for length in lengths}
         self.tracks = {
             length: {name: torch.zeros_like(p, dtype=torch.float32) for name, p in model.named_parameters()}

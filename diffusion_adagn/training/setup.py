@@ -26,7 +26,7 @@ from ..labels import LabelSpace
 from ..models.cost import Cost, estimate_cost
 from ..models.unet import AdaGNUNet
 from ..runs.checkpoint import latest_valid, read_state, remove_partial
-from ..runs.ema_snapshots import kept_snapshots
+from ..runs.ema_snapshots import snapshot_count
 from ..runs.layout import RunFolder, label_space, network_config
 from ..runtime.distributed import main_first, process_state
 from ..runtime.precision import AUTOCAST
@@ -287,7 +287,7 @@ def describe(
     training, size, flops = config.training, dataset.image_size, cost.flops
     speed, per_pass = resolve_speed(config.speed, device, flops), images_per_pass(training, processes)
     half, images = AUTOCAST[speed.precision] is not None, device_bytes(dataset, device, training.images_on)
-    averages = 1 + len(training.ema_lengths) * (kept_snapshots(training, cost.parameters) > 0)
+    averages = 1 + len(training.ema_lengths) * (snapshot_count(training, cost.parameters) > 0)
     memory = cost.training_bytes(per_pass, half, training.gradient_checkpointing, averages) + images
     of_images = f", {images / 2**30:.2f} for the images, which are on the device; training.images_on host avoids this"
     classes = f"{dataset.label_space.K} classes" + " (labels not used)" * (not config.model.class_conditional)

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from ..config import TrainingConfig
-from ..runs.ema_snapshots import keep_snapshots, kept_snapshots, snapshot_bytes, write_snapshot
+from ..runs.ema_snapshots import keep_snapshots, snapshot_bytes, snapshot_count, write_snapshot
 from ..runs.power_ema import snapshot_steps
 from .trainer import Trainer
 
@@ -11,7 +11,7 @@ from .trainer import Trainer
 class Snapshots:
     """RUN/ema/step-XXXXXXXX.safetensors, at every multiple of `PowerEMA.spacing`, on the main process.
 
-    At the start it removes what was written after the checkpoint that a resumed run continues from, and says what is kept, or
+    At the start it removes what was written after the checkpoint that a resumed run continues from, and says what remains, or
     why nothing is.
     """
 
@@ -21,7 +21,7 @@ class Snapshots:
         if self.power_ema is not None:
             self._thin_out()
             print(f"lengths   {describe_snapshots(training, trainer.parameters)}")
-        elif main and not kept_snapshots(training, trainer.parameters):
+        elif main and not snapshot_count(training, trainer.parameters):
             print(f"lengths   {describe_snapshots(training, trainer.parameters)}")
         elif main:
             print(
@@ -38,19 +38,19 @@ class Snapshots:
         return {}
 
     def _thin_out(self) -> None:
-        keep_snapshots(self.folder, snapshot_steps(self.trainer.step, self.power_ema.spacing, self.power_ema.kept))
+        keep_snapshots(self.folder, snapshot_steps(self.trainer.step, self.power_ema.spacing, self.power_ema.limit))
 
 
 def describe_snapshots(training: TrainingConfig, parameters: int) -> str:
     """Which lengths are tracked, and the disk space of their snapshots, for a network with that many weights."""
-    kept, size = kept_snapshots(training, parameters), snapshot_bytes(training, parameters)
+    count, size = snapshot_count(training, parameters), snapshot_bytes(training, parameters)
     lengths = " and ".join(f"{length:g}" for length in training.ema_lengths)
     if not training.ema_snapshots or not training.ema_lengths:
         return "no EMA lengths are tracked (training.ema_snapshots 0)"
     room = f"training.ema_snapshots_gb {training.ema_snapshots_gb:g}"
-    if not kept:
+    if not count:
         return f"no EMA lengths are tracked: {room} has no room for a snapshot of {size / 1e9:.2f} GB"
-    text = f"EMA of {lengths} for --ema LENGTH; at most {kept} snapshots, {kept * size / 1e9:.2g} GB on disk"
-    if kept < training.ema_snapshots:
+    text = f"EMA of {lengths} for --ema LENGTH; at most {count} snapshots, {count * size / 1e9:.2g} GB on disk"
+    if count < training.ema_snapshots:
         text += f" ({training.ema_snapshots} would be {training.ema_snapshots * size / 1e9:.2g} GB, more than {room})"
     return text

@@ -13,7 +13,7 @@ from ..config import DiffusionConfig, TrainingConfig, decisive
 from ..diffusion.loss import DiffusionLoss
 from ..diffusion.schedule import make_process
 from ..models.unet import AdaGNUNet
-from ..runs.ema_snapshots import kept_snapshots
+from ..runs.ema_snapshots import snapshot_count
 from ..runtime.speed import apply_speed, compile_blocks
 from .ema import EMA, PowerEMA
 from .learning_rate import learning_rate
@@ -63,10 +63,10 @@ class Trainer:
             unet.enable_gradient_checkpointing()
         self.ema = EMA(unet, training.ema_decay)
         self.parameters = setup.cost.parameters
-        kept = kept_snapshots(training, self.parameters)
+        count = snapshot_count(training, self.parameters)
         self.power_ema: PowerEMA | None = None  # on the main process, if lengths are tracked
-        if kept and accelerator.is_main_process:
-            self.power_ema = PowerEMA(unet, training.ema_lengths, max(1, self.max_steps // kept), kept)
+        if count and accelerator.is_main_process:
+            self.power_ema = PowerEMA(unet, training.ema_lengths, max(1, self.max_steps // count), count)
         if setup.speed.compile:  # after the EMA was made: previews are few
             compile_blocks(unet)
         self.model, self.optimizer = accelerator.prepare(unet, make_optimizer(unet, training))

@@ -1,4 +1,4 @@
-"""The mathematics of the power-function EMA: profiles, sums of saved averages, which snapshots are kept."""
+"""The mathematics of the power-function EMA: profiles, sums of saved averages, which snapshots remain."""
 
 import numpy as np
 import pytest
@@ -24,8 +24,8 @@ def shares(step, length, steps):
     return np.where(s <= step, exact, 0)
 
 
-def saved(end, spacing, kept, tracked=(0.05, 0.1)):
-    steps = [s for s in snapshot_steps(end, spacing, kept) if s < end]
+def saved(end, spacing, limit, tracked=(0.05, 0.1)):
+    steps = [s for s in snapshot_steps(end, spacing, limit) if s < end]
     halves = [Average(s, length, half=True) for s in steps for length in tracked]
     return [Average(end, 0.0), *(Average(end, length) for length in tracked), *halves]
 
@@ -63,10 +63,10 @@ def walk(steps, size=300, drift=0.02, seed=0):
 def measured(weights, averages, end, lengths):
     """The relative L2 errors of the sums of averages that were rounded as they are saved, and those predicted."""
     steps = len(weights)
-    kept = np.stack(
+    stored = np.stack(
         [(shares(a.step, a.length, steps) if a.length else np.eye(steps)[a.step - 1]) @ weights for a in averages]
     )
-    rounded = np.where([[a.half] for a in averages], kept.astype(np.float16), kept.astype(np.float32)).astype(
+    rounded = np.where([[a.half] for a in averages], stored.astype(np.float16), stored.astype(np.float32)).astype(
         np.float32
     )
     coefficients, predicted = fit(averages, end, lengths)
@@ -77,15 +77,15 @@ def measured(weights, averages, end, lengths):
 
 
 @pytest.mark.parametrize(
-    ("end", "spacing", "kept"),
+    ("end", "spacing", "limit"),
     [(400, 6, 64), (200, 6, 64), (397, 6, 64), (1000, 6, 64), (650, 6, 64), (400, 50, 8), (30, 6, 64)],
     ids=["whole", "stopped halfway", "between two snapshots", "extended", "half thinned out", "eight", "four"],
 )
-def test_sums_of_saved_averages_are_the_exact_average(end, spacing, kept):
-    averages = saved(end, spacing, kept)
+def test_sums_of_saved_averages_are_the_exact_average(end, spacing, limit):
+    averages = saved(end, spacing, limit)
     found, predicted = measured(walk(end), averages, end, LENGTHS)
     assert (found[predicted <= MAX_ERROR] < 0.01).all()
-    if kept == 64 and end > 30:
+    if limit == 64 and end > 30:
         assert (predicted < 0.001).all()  # so that 0.03 to 0.25 are all possible, with much room
     assert (found < 2 * predicted + 1e-6).all()  # weights that also drift have a larger norm, and relatively less noise
 
@@ -94,9 +94,9 @@ def test_the_prediction_is_that_of_a_random_walk():
     """Calibration: for weights that are a walk from 0 the expected error is the predicted one."""
     rng = np.random.default_rng(0)
     weights = np.cumsum(rng.normal(size=(400, 1000)), axis=0)
-    for kept, spacing in ((64, 6), (16, 25), (4, 100)):
-        found, predicted = measured(weights, saved(400, spacing, kept), 400, LENGTHS)
-        assert found == pytest.approx(predicted, rel=0.2), kept
+    for limit, spacing in ((64, 6), (16, 25), (4, 100)):
+        found, predicted = measured(weights, saved(400, spacing, limit), 400, LENGTHS)
+        assert found == pytest.approx(predicted, rel=0.2), limit
 
 
 def test_half_precision_costs_little():
@@ -120,7 +120,7 @@ def test_a_long_run_is_compared_at_fewer_points():
     assert short == pytest.approx(long, rel=0.1)
 
 
-def test_kept_snapshots():
+def test_snapshot_count():
     assert snapshot_steps(400, 6, 66) == list(range(6, 397, 6))
     for end in range(0, 1500, 61):
         steps = snapshot_steps(end, 6, 64)

@@ -14,7 +14,7 @@ from tiny_run import launch, run, snapshots, weights
 from diffusion_adagn import ClassConditionalPipeline, InputError
 from diffusion_adagn.cli.main import main
 from diffusion_adagn.config import TrainingConfig
-from diffusion_adagn.runs.ema_snapshots import kept_snapshots, saved_averages
+from diffusion_adagn.runs.ema_snapshots import saved_averages, snapshot_count
 from diffusion_adagn.runs.power_ema import MAX_ERROR, exponent, fit
 from diffusion_adagn.runs.recorded import default_folder
 from diffusion_adagn.training.ema import PowerEMA
@@ -154,7 +154,7 @@ def test_disk_use_is_printed_and_limited(tmp_path, capsys):
 )  # fmt: skip
 def test_disk_use_by_size(parameters, kept, text):
     training = TrainingConfig(ema_snapshots_gb=0.1)
-    assert kept_snapshots(training, parameters) == kept
+    assert snapshot_count(training, parameters) == kept
     assert text in describe_snapshots(training, parameters)
 
 

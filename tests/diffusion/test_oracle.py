@@ -58,7 +58,12 @@ def test_denoiser_is_the_posterior_mean():
 @pytest.mark.parametrize("sampler", ORDERS)
 @pytest.mark.parametrize(
     ("process", "spacing", "start"),
-    [("edm", "karras", 80.0), ("edm", "exponential", 80.0), ("flow", "karras", 80.0), ("flow", "linear", math.inf)],
+    [
+        ("edm", "karras", 80.0),
+        ("flow", "linear", math.inf),
+        pytest.param("edm", "exponential", 80.0, marks=pytest.mark.slow),
+        pytest.param("flow", "karras", 80.0, marks=pytest.mark.slow),
+    ],
 )
 def test_order_of_convergence(process, spacing, start, sampler):
     steps, errors = [40, 80, 160], []
@@ -131,8 +136,8 @@ def test_ddpm_samples_the_distribution(sampler, spacing, steps, eta):
     assert_is_the_mixture(sampled(scheduler, 3000, **step))
 
 
-@pytest.mark.parametrize("sampler", ["euler", "heun"])
-@pytest.mark.parametrize("churn", [None, Churn(20), Churn(40, 0.05, 50, 1.0)])
+@pytest.mark.parametrize("sampler", [pytest.param("euler", marks=pytest.mark.slow), "heun"])
+@pytest.mark.parametrize("churn", [None, pytest.param(Churn(20), marks=pytest.mark.slow), Churn(40, 0.05, 50, 1.0)])
 def test_churn_samples_the_distribution(sampler, churn):
     scheduler = OdeScheduler("edm", sampler)
     set_timesteps(scheduler, 50 if sampler == "heun" else 250, churn=churn)  # euler is of order 1

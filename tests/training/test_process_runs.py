@@ -25,7 +25,7 @@ PROCESSES = {
 }
 
 
-@pytest.mark.parametrize("name", ["flow", "learned"])  # learned: edm
+@pytest.mark.parametrize("name", [pytest.param("flow", marks=pytest.mark.slow), "learned"])  # learned: edm
 def test_resume_is_exact(tmp_path, name):
     settings = PROCESSES[name] | {"training__diagnostics_every": 3}
     assert run(tmp_path / "whole", training__checkpoint_every=3, **settings) == 0
@@ -72,7 +72,7 @@ def test_run_checkpoint_and_pipeline_sample_the_same(trained):
 def test_samplers_agree_at_many_steps(trained):
     pipe = ClassConditionalPipeline.from_pretrained(trained)
     images = [
-        pipe([1, 2], 2.0, 40, seeds=0, sampler=sampler, spacing=spacing, output_type="pt").images
+        pipe([1, 2], 2.0, 20, seeds=0, sampler=sampler, spacing=spacing, output_type="pt").images
         for sampler, spacing in (
             ("heun", "karras"),
             ("euler", "exponential"),
@@ -80,7 +80,7 @@ def test_samplers_agree_at_many_steps(trained):
             ("unipc", "karras"),
         )
     ]
-    assert all((other - images[0]).abs().mean() < 0.03 for other in images[1:])
+    assert all((other - images[0]).abs().mean() < 0.05 for other in images[1:])
     assert images[0].std() > 0.1
 
 

@@ -262,8 +262,8 @@ class LabelSpace:
             faults = {f"class {i} is named more than once ({count} times): name it once.": count > 1}
             faults[f"class {i} is 'null', which is no class of the data: remove it."] = i >= self.K
             reject_first(faults)
-        kept = [tuple(of[i] for i in ids if of) for of in (self.names, self.original_ids, self.wnids)]
-        return LabelSpace(*kept, self.has_null)
+        selected = [tuple(of[i] for i in ids if of) for of in (self.names, self.original_ids, self.wnids)]
+        return LabelSpace(*selected, self.has_null)
 
     def to_dict(self) -> dict:
         """The fields as JSON/YAML types, for `from_dict`."""

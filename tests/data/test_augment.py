@@ -90,7 +90,7 @@ def test_draws_and_matrices_by_hand(p):
         np.testing.assert_allclose(drawn.parameters[i], parameters, atol=1e-6)
         np.testing.assert_allclose(drawn.inverse[i], np.linalg.inv(matrix)[:2], atol=1e-5)
         assert (i in drawn.moved.tolist()) == (not np.array_equal(matrix, np.eye(3)))
-        assert (i in drawn.moved.tolist()) == bool(np.any(parameters[2:]))  # it is told
+        assert (i in drawn.moved.tolist()) == bool(np.any(parameters[2:]))  # such an image has parameters
 
 
 def test_images_by_hand():

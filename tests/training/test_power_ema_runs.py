@@ -145,16 +145,16 @@ def test_disk_use_is_printed_and_limited(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    ("parameters", "kept", "text"),
+    ("parameters", "count", "text"),
     [
         (100_000, 64, "EMA of 0.05 and 0.1 for --ema LENGTH; at most 64 snapshots, 0.026 GB on disk"),
         (1_000_000, 25, "at most 25 snapshots, 0.1 GB on disk (64 would be 0.26 GB, more than training.ema_snapshots_gb 0.1)"),
         (100_000_000, 0, "no EMA lengths are tracked: training.ema_snapshots_gb 0.1 has no room for a snapshot of 0.40 GB"),
     ],
 )  # fmt: skip
-def test_disk_use_by_size(parameters, kept, text):
+def test_disk_use_by_size(parameters, count, text):
     training = TrainingConfig(ema_snapshots_gb=0.1)
-    assert snapshot_count(training, parameters) == kept
+    assert snapshot_count(training, parameters) == count
     assert text in describe_snapshots(training, parameters)
 
 

@@ -39,6 +39,7 @@ from .guidance import Guidance
 from .load import ema_record, open_pipeline
 from .pipeline import MAX_SEED, ClassConditionalPipeline, to_pil
 from .pretrained import model_hash
+from .rules import Rule
 from .settings import SampleRequest, SamplerSettings
 
 NPZ = "samples.npz"
@@ -148,7 +149,7 @@ def sample_to_folder(
             for note, applies in _without_effect(sampler, guided, plans, labels.null_id, calls).items():
                 if applies:
                     print(f"note: {note}")
-            if sampler.guidance.interval is not None and guided:
+            if guided and (sampler.guidance.interval is not None or sampler.guidance.rule != Rule()):
                 print(guidances[max(request.scales)].describe(calls, pipe.process))
             for one in plans:
                 if isinstance(one, ClassMix) and one.class_id is None:

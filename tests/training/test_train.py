@@ -257,7 +257,7 @@ def test_an_unconditional_run(tmp_path):
 
 
 @pytest.mark.serial
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_signals_save_and_leave_with_75(tmp_path, number, capsys):
     out = tmp_path / "run"
     process = Process(MAIN, arguments(out, training__max_steps=100000), tmp_path / "log")

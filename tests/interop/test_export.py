@@ -33,7 +33,7 @@ from diffusion_adagn.interop.adagn_label_pipeline import LabelPipeline
 from diffusion_adagn.interop.export import changed_settings, export_diffusers, import_diffusers, open_diffusers
 
 LABELS = LabelSpace(("cat", "Dog", "tench, Tinca tinca"), original_ids=(3, 5, 7), wnids=("n1", "n2", "n3"))
-SHORT_CALL = {"num_inference_steps": 4, "output_type": "np"}
+SHORT_CALL = {"num_inference_steps": 5, "output_type": "np"}
 
 
 def ours(labels=LABELS, clip_x0=True, diffusion=None, sampler="ddim", **unet):

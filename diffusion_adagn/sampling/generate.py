@@ -149,7 +149,7 @@ def sample_to_folder(
                 if applies:
                     print(f"note: {note}")
             if sampler.guidance.interval is not None and guided:
-                print(guidances[max(request.scales)].describe(calls, pipe.process.name != "edm"))
+                print(guidances[max(request.scales)].describe(calls, pipe.process))
             for one in plans:
                 if isinstance(one, ClassMix) and one.class_id is None:
                     print(f"{one.name}\n{one.describe(pipe.unet.sites())}")

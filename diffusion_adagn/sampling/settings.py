@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import field, fields, replace
 from decimal import Decimal
@@ -17,6 +18,8 @@ from ..errors import InputError, UsageError
 from ..renamed import EMA
 from ..schema import AS_GIVEN, Option, settings, short_repr
 from .guidance import Guidance
+from .negative import Negative
+from .rules import Rule
 
 MAX_RANGE = 1000  # numbers of one from:to:step
 
@@ -48,11 +51,13 @@ GuideEma = Annotated[
 
 
 def split_words(text: str, option: str) -> list[str]:
-    """The words in "a,b", each once. Raises UsageError if there is none."""
-    words = list(dict.fromkeys(w.strip() for w in text.split(",") if w.strip()))
-    if not words:
+    """The words in "a,b", each once. Raises UsageError if there is none, or an empty one between commas."""
+    if not text.strip():
         raise UsageError(f"{option} is empty.")
-    return words
+    words = [word.strip() for word in text.split(",")]
+    if not all(words):
+        raise UsageError(f"{option}: expected values with single commas between them, got {short_repr(text)}.")
+    return list(dict.fromkeys(words))
 
 
 def parse_numbers(words: Any) -> Any:
@@ -114,6 +119,8 @@ class SamplerSettings:
         words += [g.schedule.replace(":", "")] * (g.schedule != "constant")
         words += [f"phi{g.rescale:g}"] * (g.rescale != 0)
         words += [f"dt{g.threshold}"] * (g.threshold is not None)
+        words += [str(g.rule).translate(str.maketrans(":=,", "---"))] * (g.rule != Rule())
+        words += ["neg-" + re.sub(r"[^\w.-]+", "-", str(g.negative))] * (g.negative != Negative())
         words += ["guide"] * (self.guide is not None)
         words += [f"{self.sampler.replace('+', 'p')}{self.steps}"]
         words += [f"eta{self.eta:g}"] * (self.eta != 0)
@@ -131,7 +138,7 @@ class SamplerSettings:
         return replace(self, guidance=replace(self.guidance, **guidance), **own)
 
     def canonical(self) -> SamplerSettings:
-        """The settings without those that have no effect: at scale 1 these are interval, schedule, rescale and guide."""
+        """The settings without those that have no effect: at scale 1 these are interval, schedule, rescale, rule, negative and guide."""
         if self.guidance.scale != 1:
             return self
         return replace(self, guidance=Guidance(1.0, threshold=self.guidance.threshold), guide=None)

@@ -2,6 +2,7 @@
 
 import atexit
 import functools
+import gc
 import os
 import shutil
 import sys
@@ -17,13 +18,20 @@ import pytest
 from filelock import FileLock
 
 atexit.register(shutil.rmtree, os.environ["HF_MODULES_CACHE"], ignore_errors=True)
+gc.disable()  # until everything is imported: see pytest_collection_finish
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared" / "data"
 
 
 def pytest_collection_finish(session):
-    """Each of a hundred tiny runs would measure for 0.2 s what this machine's matrix products reach: once is enough."""
+    """What the tests need not repeat.
+
+    A garbage collection takes 0.4 s with the objects of all imported modules, and some tests ask for twenty: `freeze`
+    exempts those. Each of a hundred tiny runs would measure for 0.2 s what this machine's matrix products reach.
+    """
+    gc.freeze()
+    gc.enable()
     if loop := sys.modules.get("diffusion_adagn.training.logger"):
         loop.measure_peak_flops = functools.cache(loop.measure_peak_flops)
 

@@ -86,7 +86,7 @@ def test_corrupted_files_raise_input_errors(root, name, many):
     tree = to_dict(CONFIG) if name.endswith(".yaml") else json.loads((root / name).read_text())
     call = FILES[name] or READ[name.partition("/")[0]]
     assert rejection(call, (root / name.partition("/")[0])) is None
-    examples = 300 if many else 8 if "run" in name or "config/" in name else 15
+    examples = 300 if many else 5 if "run" in name or "config/" in name else 10
     fuzz(corrupted_contents(tree), lambda content: spoiled(root, name, content, call), examples)
 
 
@@ -100,7 +100,7 @@ def test_corrupted_input_raises_input_errors(target, many):
 def test_corrupted_weights_raise_input_errors(root, many):
     whole = (root / "pipe" / WEIGHTS).read_bytes()
     corrupted = corrupted_bytes(whole, 8 + struct.unpack("<Q", whole[:8])[0])
-    fuzz(corrupted, lambda content: spoiled(root, f"pipe/{WEIGHTS}", content), 500 if many else 50)
+    fuzz(corrupted, lambda content: spoiled(root, f"pipe/{WEIGHTS}", content), 500 if many else 25)
 
 
 # ---------------------------------------------------------------------- code is never run
@@ -367,8 +367,8 @@ def test_expensive_or_invalid_yaml(tmp_path, text):
 
 def test_size_of_yaml_is_limited(tmp_path, monkeypatch):
     file = tmp_path / "c.yaml"
-    assert "larger than" in rejected(file, b"a: 1\n" * (20 * 2**20), read_config, file)
-    assert "no setting 'a0'" in rejected(file, "\n".join(f"a{i}: 1" for i in range(30_000)), read_config, file)
+    assert "larger than" in rejected(file, b"a: 1\n" * 2**20, read_config, file)
+    assert "no setting 'a0'" in rejected(file, "\n".join(f"a{i}: 1" for i in range(10_000)), read_config, file)
     monkeypatch.setattr("diffusion_adagn.schema.MAX_YAML_VALUES", 1_000)
     write(file, "a: [" + "1," * 10**5 + "]")
     assert "more than 1,000 values" in within_calls(2_000_000, rejection, read_config, file)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -36,13 +38,18 @@ class Cost:
 def estimate_cost(config: dict) -> Cost:
     """Cost of AdaGNUNet(**config). Raises InputError for what `check_size` rejects."""
     check_size(config)
+    return _counted(json.dumps(config))
+
+
+@functools.cache  # runs, sweeps and requests of one network ask again, and counting takes 0.2 s
+def _counted(config: str) -> Cost:
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
     from .unet import AdaGNUNet
 
     with torch.device("meta"):
-        unet = AdaGNUNet(**config).train()
+        unet = AdaGNUNet(**json.loads(config)).train()
         x = torch.empty(1, unet.config.in_channels, unet.config.sample_size, unet.config.sample_size)
         y = torch.zeros(1, dtype=torch.long) if unet.config.num_classes else None
         t = torch.zeros(1)

@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ import PIL
 import pytest
 import torch
 from PIL import Image, ImageCms
+from processes import Process
 
 from malformed_data import DISK_THAT_FILLS, MEMORY_OF_IMAGES, OPENED, PREPARE, SLOW_DECODING, bomb  # isort: skip
 from malformed_data import check_named_and_skipped, chunk, encoded, image_rows, lab, make_folders  # isort: skip
@@ -446,13 +448,15 @@ def test_processes_share_one_new_store(tmp_path, store, n, corrupted):
     root = make_folders(tmp_path / "d", each=40, size=32)
     if corrupted:
         os.truncate(opened(root).folder / "images.npy", 1000)
-    processes = [start_process(PREPARE, root, 3, tmp_path / "go") for _ in range(n)]
-    for process in processes:
-        assert process.stdout.readline() == "here\n"
+    words = [root, 3, tmp_path / "go"]
+    processes = [Process(OPENED + PREPARE, words, tmp_path / f"log-{i}") for i in range(n)]
+    while not all(process.printed().startswith("here\n") for process in processes):
+        assert all(process.running() for process in processes), [process.printed() for process in processes]
+        time.sleep(0.01)
     (tmp_path / "go").touch()
-    outputs = [process.communicate(timeout=120) for process in processes]
-    assert [process.returncode for process in processes] == [0] * n, [err[-500:] for _, err in outputs]
-    lines = {line for out, _ in outputs for line in out.splitlines()}
+    statuses = [process.wait(120) for process in processes]
+    assert statuses == [0] * n, [process.printed()[-500:] for process in processes]
+    lines = {line for process in processes for line in process.printed().splitlines()[1:]}
     assert len(lines) == 1
     assert [p.name for p in store.iterdir()] == [lines.pop().split()[2]]
 

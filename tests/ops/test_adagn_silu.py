@@ -1,6 +1,7 @@
 """The fused operator on the CPU, and what torch does with it."""
 
 import os
+import shutil
 import subprocess
 import sys
 
@@ -437,13 +438,20 @@ def test_missing_compiler_falls_back_once(fresh_cache, monkeypatch, capsys, comp
     assert not available("cpu") and not list(fresh_cache.rglob("*.so"))
 
 
+@pytest.fixture
+def library():
+    """The library for float32, from the cache of this test session."""
+    return cpu._build(torch.float32, False)
+
+
 @needs_kernel
 @pytest.mark.parametrize("blocked", ["file", "nothing"])
-def test_readonly_cache_builds_for_process(fresh_cache, monkeypatch, capsys, blocked):
+def test_readonly_cache_builds_for_process(library, fresh_cache, monkeypatch, capsys, blocked):
     if blocked == "file":
         fresh_cache.write_text("in the way")
     else:
         monkeypatch.setenv("DIFFUSION_ADAGN_CACHE", "/proc/nothing/here")
+    monkeypatch.setattr(cpu, "_compile", lambda command, flags, to: shutil.copyfile(library, to))
     assert available("cpu") and not capsys.readouterr().err
 
 
@@ -463,7 +471,7 @@ DAMAGED = """
 import torch
 from diffusion_adagn.ops import adagn_silu, cpu
 x = torch.randn(2, 8, 4, 4)
-made = cpu._build(torch.float32, False)
+made = cpu._build(torch.float32, False)  # from the cache
 whole = made.read_bytes()
 made.write_bytes(whole[:2000])  # to load it would kill the process
 torch.testing.assert_close(adagn_silu(x, None, None, 4), adagn_silu(x, None, None, 4, operator="eager"), atol=1e-5, rtol=1e-5)
@@ -472,7 +480,8 @@ assert cpu.unsupported_reason(torch.float32, False) == "" and made.stat().st_siz
 
 
 @needs_kernel
-def test_corrupted_library_is_rebuilt(tmp_path):
+def test_corrupted_library_is_rebuilt(library, tmp_path):
+    shutil.copytree(library.parent, tmp_path / "ops")
     env = os.environ | {"DIFFUSION_ADAGN_CACHE": str(tmp_path)}
     done = subprocess.run([sys.executable, "-c", DAMAGED], env=env, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0 and not done.stderr, done.stderr

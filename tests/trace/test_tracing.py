@@ -45,8 +45,8 @@ def run(tmp_path_factory):
 def _few_steps(monkeypatch):
     monkeypatch.setattr(tracing, "MIX_COLUMNS", 1)
     monkeypatch.setattr(tracing, "SAMPLER_STEPS", 3)
-    monkeypatch.setattr(tracing, "NUM_PROBED_TIMESTEPS", 3)
-    monkeypatch.setattr(tracing, "label_check", functools.partial(label_check, evaluations=360))
+    monkeypatch.setattr(tracing, "NUM_PROBED_TIMESTEPS", 2)
+    monkeypatch.setattr(tracing, "label_check", functools.partial(label_check, evaluations=180))
 
 
 def text_of(report):
@@ -150,7 +150,8 @@ def test_imported_network_has_same_atlas():
         )
 
 
-def test_eps_probes_need_signal():
+def test_eps_probes_need_signal(monkeypatch):
+    monkeypatch.setattr(tracing, "NUM_PROBED_TIMESTEPS", 3)
     for prediction, last in (("eps", None), ("v", 999), ("x0", 999)):
         process = make_process(DiffusionConfig(schedule="cosine", prediction=prediction))
         grid = probed_timesteps(process)

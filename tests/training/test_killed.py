@@ -22,7 +22,7 @@ SETTINGS = {
     "training.preview_steps": 2,
     "training.preview_classes": "0,1",
     "training.preview_count": 1,
-    "training.diagnostics_every": 5,
+    "training.diagnostics_every": 9,
     "model.model_channels": 16,
     "model.num_head_channels": 16,
     "model.norm_groups": 4,
@@ -44,6 +44,9 @@ FORKS = """
 import json, os, random, signal, sys, time
 from diffusion_adagn.cli.main import main
 from diffusion_adagn.runs import checkpoint, ema_snapshots
+from diffusion_adagn.training import logger
+
+logger.measure_peak_flops = lambda *args, **how: 1e11  # printed only
 
 def run(argv, killed_in_file=None, after=None):
     child = os.fork()

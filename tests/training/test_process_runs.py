@@ -41,7 +41,7 @@ def test_resume_is_exact(tmp_path, name):
 def other(tmp_path_factory):
     """A run under ddpm."""
     folder = tmp_path_factory.mktemp("ddpm") / "run"
-    assert run(folder, diffusion__prediction="v") == 0
+    assert run(folder, diffusion__prediction="v", training__max_steps=3) == 0
     return folder
 
 
@@ -118,7 +118,7 @@ def test_another_process_is_a_guide(trained, other):
     pipe = ClassConditionalPipeline.from_pretrained(trained)
     guide = ClassConditionalPipeline.from_pretrained(other)
     for first, second in ((pipe, guide), (guide, pipe)):
-        settings = {"seeds": 0, "num_inference_steps": 10, "output_type": "pt"}
+        settings = {"seeds": 0, "num_inference_steps": 4, "output_type": "pt"}
         unguided = first([1], 1.0, **settings).images
         assert not torch.equal(first([1], 2.0, guide=second, **settings).images, unguided)
         assert torch.allclose(first([1], 1.0, guide=second, **settings).images, unguided)

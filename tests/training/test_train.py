@@ -1,6 +1,7 @@
 """Whole runs, small: resume, stop, several processes, fine-tuning, refusals."""
 
 import json
+import shutil
 import signal
 import subprocess
 import time
@@ -8,8 +9,8 @@ import time
 import pytest
 import torch
 from conftest import one_line
-from processes import Process
-from tiny_run import TINY, assert_same_run, environment, launch, losses, run, signals, weights, words
+from processes import MAIN, Process, ranks
+from tiny_run import TINY, arguments, assert_same_run, environment, launch, losses, run, signals, weights, words
 
 from diffusion_adagn import ClassConditionalPipeline
 from diffusion_adagn.cli.main import main
@@ -32,17 +33,26 @@ VARIANTS = {
 }  # fmt: skip
 
 
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory):
+    """A run of 6 steps. A test that changes it copies it."""
+    folder = tmp_path_factory.mktemp("plain") / "run"
+    assert run(folder) == 0
+    return folder
+
+
 def test_resume_keeps_precision(tmp_path, monkeypatch):
     monkeypatch.setattr(speed, "COMPILER", "eager")
-    run(tmp_path / "run", training__max_steps=2, speed__compile="true")
+    one_level = {"model__channel_mult": 1, "model__attention_resolutions": 8}  # few blocks to compile
+    run(tmp_path / "run", training__max_steps=2, speed__compile="true", **one_level)
     assert read_config(tmp_path / "run/config.yaml").speed.precision == "fp32"  # what auto meant
     monkeypatch.setattr(speed, "has_bf16", lambda device: True)  # another machine, where auto means bf16
     monkeypatch.setattr(speed, "MIN_FLOPS_FOR_BF16", 0)
-    more = {"speed__operator": "eager", "speed__memory_format": "contiguous", "training__max_steps": 4}
+    more = one_level | {"speed__operator": "eager", "speed__memory_format": "contiguous", "training__max_steps": 4}
     assert run(tmp_path / "run", "--resume", "auto", **more) == 0
     assert read_config(tmp_path / "run/config.yaml").speed.precision == "fp32"
     with pytest.raises(InputError, match=r"speed.precision: fp32 -> bf16"):
-        run(tmp_path / "run", "--resume", "auto", training__max_steps=5, speed__precision="bf16")
+        run(tmp_path / "run", "--resume", "auto", training__max_steps=5, speed__precision="bf16", **one_level)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -63,7 +73,7 @@ def test_resumed_run_equals_uninterrupted_run(tmp_path, variant):
 
 def test_training_writes_a_complete_run(tmp_path, capsys):
     out = tmp_path / "run"
-    assert run(out, training__max_steps=40, training__batch_size=64, training__lr=3e-3, training__preview_every=40,
+    assert run(out, training__max_steps=40, training__batch_size=32, training__lr=3e-3, training__preview_every=40,
                training__heldout_every=20, training__preview_classes="3,null,7", training__preview_steps=3) == 0  # fmt: skip
     values = losses(out)
     assert sum(values[s] for s in range(36, 41)) < 0.8 * sum(values[s] for s in range(1, 6))
@@ -94,9 +104,8 @@ def test_training_writes_a_complete_run(tmp_path, capsys):
     assert not torch.equal(raw.unet.conv_in.weight, pipe.unet.conv_in.weight)
 
 
-def test_resume_rejects_changed_settings(tmp_path, capsys):
-    out = tmp_path / "run"
-    run(out)
+def test_resume_rejects_changed_settings(plain, tmp_path, capsys):
+    out = shutil.copytree(plain, tmp_path / "run")
     before = {p: p.read_bytes() for p in out.rglob("*") if p.is_file()}
     for changes, name in (
         ({"training__warmup_steps": 3}, "training.warmup_steps: 0 -> 3"),
@@ -120,9 +129,8 @@ def test_resume_rejects_changed_settings(tmp_path, capsys):
     assert sorted(losses(out)) == [1, 2, 3, 4, 5, 6, 7, 8]
 
 
-def test_crash_keeps_last_checkpoint(tmp_path, capsys):
-    run(tmp_path / "run", training__max_steps=3)
-    good = weights(tmp_path / "run")
+def test_crash_keeps_last_checkpoint(plain, tmp_path, capsys):
+    good = weights(plain)
     settings = {
         "training.max_steps": 30,
         "training.checkpoint_every": 1,
@@ -131,7 +139,7 @@ def test_crash_keeps_last_checkpoint(tmp_path, capsys):
         "training.log_every": 20,
     }
     broken = tmp_path / "broken"
-    status = main(["train", "--output_dir", str(broken), "--init_from", str(tmp_path / "run"), *words(TINY | settings)])
+    status = main(["train", "--output_dir", str(broken), "--init_from", str(plain), *words(TINY | settings)])
     assert status == 1
     assert "--init_from" in one_line(capsys.readouterr().err)
     newest = sorted((broken / "checkpoints").glob("step-*"))
@@ -139,9 +147,8 @@ def test_crash_keeps_last_checkpoint(tmp_path, capsys):
     assert all(torch.isfinite(v).all() for v in good.values())
 
 
-def test_smaller_max_steps_is_rejected(tmp_path, capsys):
-    run(tmp_path / "run")
-    assert main(["train", "--resume", "auto", "--output_dir", str(tmp_path / "run"), "--training.max_steps", "3"]) == 1
+def test_smaller_max_steps_is_rejected(plain, capsys):
+    assert main(["train", "--resume", "auto", "--output_dir", str(plain), "--training.max_steps", "3"]) == 1
     assert "beyond" in one_line(capsys.readouterr().err)
 
 
@@ -250,13 +257,10 @@ def test_an_unconditional_run(tmp_path):
 
 
 @pytest.mark.serial
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_signals_save_and_leave_with_75(tmp_path, number, capsys):
     out = tmp_path / "run"
-    _, program, *argv = launch(out, training__max_steps=100000)
-    process = Process(
-        "import runpy, sys; runpy.run_path(sys.argv.pop(1), run_name='__main__')", [program, *argv], tmp_path / "log"
-    )
+    process = Process(MAIN, arguments(out, training__max_steps=100000), tmp_path / "log")
     while not ((out / "metrics.jsonl").exists() and len((out / "metrics.jsonl").read_text().splitlines()) > 3):
         assert process.running(), process.printed()
         time.sleep(0.05)
@@ -280,9 +284,7 @@ def test_two_processes_see_what_one_sees(tmp_path):
     """Losses are the global mean: equal first steps mean equal images, labels, timesteps and noise. They log the same signals."""
     changes = {"data__flip": "true", "training__label_dropout": 0.3, "training__diagnostics_every": 3}
     run(tmp_path / "1", training__gradient_accumulation=2, **changes)
-    command = launch(tmp_path / "2", processes=2, **changes)
-    result = subprocess.run(command, env=environment(), capture_output=True, text=True, check=False)
-    assert (tmp_path / "2" / "pipeline").is_dir(), result.stderr[-3000:]
+    ranks(2, arguments(tmp_path / "2", **changes), tmp_path)
     one, two = losses(tmp_path / "1"), losses(tmp_path / "2")
     assert one.keys() == two.keys()
     assert one[1] == pytest.approx(two[1], abs=1e-6)
@@ -365,11 +367,11 @@ def test_two_processes_train_every_conditioning(tmp_path, kind):
     assert list(one.values()) == pytest.approx(list(two.values()), rel=1e-4)
 
 
-def test_learned_variance_run_works(tmp_path, capsys):
+def test_learned_variance_run_works(plain, tmp_path, capsys):
     out = tmp_path / "run"
-    assert run(out, diffusion__learned_variance="true", training__heldout_every=6, training__preview_every=6) == 0
-    assert run(tmp_path / "fixed") == 0
-    both, simple = losses(out), losses(tmp_path / "fixed")
+    preview = {"training__preview_every": 6, "training__preview_steps": 4}
+    assert run(out, diffusion__learned_variance="true", training__heldout_every=6, **preview) == 0
+    both, simple = losses(out), losses(plain)
     assert 0 < both[1] - simple[1] < 20  # the bound's weighed term, on the same images and noise
     pipe = ClassConditionalPipeline.from_pretrained(out)
     assert pipe.unet.conv_out.out_channels == 2
@@ -383,12 +385,13 @@ def test_learned_variance_run_works(tmp_path, capsys):
             8,
         )
     assert pipe.use_sampler("ddpm").scheduler.config.variance_type == "learned_range"
-    assert run(tmp_path / "more", "--init_from", str(out), diffusion__learned_variance="true") == 0
+    more = {"diffusion__learned_variance": "true", "training__max_steps": 1}
+    assert run(tmp_path / "more", "--init_from", str(out), **more) == 0
     assert "new:" not in capsys.readouterr().out
 
 
 def test_unconditional_network_is_noted(tmp_path, capsys):
-    assert run(tmp_path / "run", model__conditioning="none") == 0
+    assert run(tmp_path / "run", model__conditioning="none", training__max_steps=1) == 0
     argv = [
         "sample",
         str(tmp_path / "run"),

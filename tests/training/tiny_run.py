@@ -22,10 +22,14 @@ def words(settings):
     return [f"--{k}={v}" for k, v in settings.items()]
 
 
+def arguments(out, *extra, **changes):
+    settings = TINY | {"training.max_steps": 6} | {k.replace("__", "."): v for k, v in changes.items()}
+    return ["train", "--output_dir", str(out), *words(settings), *extra]
+
+
 def run(out, *extra, **changes):
     """adagn train in this process; the exit status."""
-    settings = TINY | {"training.max_steps": 6} | {k.replace("__", "."): v for k, v in changes.items()}
-    return main(["train", "--output_dir", str(out), *words(settings), *extra, "--debug"])
+    return main([*arguments(out, *extra, **changes), "--debug"])
 
 
 def losses(out):
@@ -65,10 +69,9 @@ def environment(**more):
 
 
 def launch(out, *extra, processes=1, **changes):
-    settings = TINY | {"training.max_steps": 6} | {k.replace("__", "."): v for k, v in changes.items()}
     command = (
         [sys.executable]
         if processes == 1
         else [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(processes), "--standalone"]
     )
-    return [*command, str(ROOT / "train.py"), "--output_dir", str(out), *words(settings), *extra]
+    return [*command, str(ROOT / "train.py"), *arguments(out, *extra, **changes)[1:]]

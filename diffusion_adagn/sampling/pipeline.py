@@ -685,7 +685,8 @@ class ClassConditionalPipeline(DiffusionPipeline):
         """Load a model.
 
         Args:
-            path: a run folder, one of its checkpoints, a pipeline folder, or a hub id "owner/name".
+            path: a run folder, one of its checkpoints, a pipeline folder, a hub id "owner/name", or the name of a model that
+                is shipped with the package, such as "digits". An existing path takes precedence over such a name.
             revision: of the hub's repository.
             torch_dtype: the weights' dtype, such as torch.bfloat16. None: float32.
             dtype: the same as torch_dtype.

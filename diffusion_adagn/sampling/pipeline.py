@@ -313,10 +313,28 @@ class ClassConditionalPipeline(DiffusionPipeline):
             InputError: the settings do not fit this model, or each other.
         """
         self.use_sampler(settings.sampler, settings.spacing)
-        self.check_eta(settings.eta)
+        return self.evaluations(settings, guide)
+
+    def evaluations(
+        self, settings: SamplerSettings, guide: "ClassConditionalPipeline | None" = None
+    ) -> list[ModelEval]:
+        """Check all of these settings; the pipeline does not change.
+
+        Args:
+            settings: how to sample.
+            guide: see `check_guidance`.
+
+        Returns:
+            The network evaluations of a call.
+
+        Raises:
+            InputError: the settings do not fit this model, or each other.
+        """
+        scheduler = self._scheduler(settings.sampler, settings.spacing)
+        self.check_eta(settings.eta, sampler_name(scheduler))
         self.check_guidance(settings.guidance, guide)
-        set_timesteps(self.scheduler, settings.steps, churn=settings.churn)
-        return model_evals(self.scheduler)
+        set_timesteps(scheduler, settings.steps, churn=settings.churn)
+        return model_evals(scheduler)
 
     def resolved(self, settings: SamplerSettings) -> SamplerSettings:
         """The settings with this pipeline's sampler and spacing where they have none.

@@ -1,0 +1,249 @@
+"""What a server can do, as plain functions: the API, the tools for agents and the page all call these.
+
+What takes time returns a `Job`: `job.wait()` gives its result in a thread, `job.future` in an event loop, `job.stop()`
+drops it. Models are looked up by name; nothing here takes a path.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from PIL import Image, PngImagePlugin
+
+from ..commands import command
+from ..data import ImageDataset
+from ..errors import InputError, reject_first
+from ..render.grids import captioned_grid
+from ..sampling.pipeline import MAX_SEED, to_pixels
+from ..sampling.plan import image_record, planned_images, plans_of
+from ..sampling.settings import SampleRequest
+from ..schema import fields_of
+from ..trace.label_check import label_check as check_label
+from ..trace.tracing import heldout_images, objective_of
+from .explain import explain_class, explain_model
+from .models import ImageItem, ServedModel, find
+from .settings import ClassQuery, ImagesQuery, Limits, ModelQuery
+from .worker import Batch, Job
+
+Models = dict[str, ServedModel]
+
+
+@dataclass
+class Images:
+    """What a request for images returns.
+
+    Args:
+        record: plain JSON types, with which the images can be sampled again: model, command, and of each image its
+            class, seed and settings.
+        pixels: uint8 [H, W, C], C 1 or 3, one per image.
+        strips: of each image the predicted images on the way to it, the noisiest first.
+    """
+
+    record: dict[str, Any]
+    pixels: list[np.ndarray]
+    strips: list[list[np.ndarray]]
+
+    def sheet(self, columns: int = 8) -> Image.Image:
+        """All images on one sheet, with class, seed and guidance scale above each."""
+        images = self.record["images"]
+        captions = [f"{one['class_name']} #{one['seed']} g{one['guidance']:g}" for one in images]
+        return captioned_grid(self.pixels, captions, columns)
+
+
+def list_models(models: Models) -> list[dict]:
+    """Of each model: name, weights, hash, classes, image size, process and sampler."""
+    return [_about(model) for model in models.values()]
+
+
+def list_classes(models: Models, query: ModelQuery) -> dict:
+    """The classes of a model by id; the null label samples without a class."""
+    model = find(models, query.model)
+    labels = model.pipe.labels
+    classes = [{"id": i, "name": name} for i, name in enumerate(labels.names)]
+    return {"model": model.name, "classes": classes, "null_id": labels.null_id}
+
+
+def images(models: Models, query: ImagesQuery) -> Job:
+    """Sample images of classes, of mixed classes, or between two classes.
+
+    Args:
+        models: of the server.
+        query: a SampleQuery, MixQuery or InterpolateQuery.
+
+    Returns:
+        A job whose result is `Images`.
+
+    Raises:
+        InputError: the query does not fit the model, or is over the limits.
+        Unavailable: the queue is full.
+    """
+    model = find(models, query.model)
+    request = query.request()
+    reject_first(_over_limits(request, model.limits))
+    sampler = model.pipe.resolved(request.sampler)
+    plans = plans_of(request, model.pipe)
+    total = len(plans) * request.count * len(request.scales)
+    faults = {
+        f"{total:,} images are more than the limit of {model.limits.max_images} per request: ask for fewer classes, "
+        "scales or images of each.": total > model.limits.max_images,
+        f"the seeds exceed {MAX_SEED}: give a smaller seed.": request.seed + total > MAX_SEED,
+    }
+    reject_first(faults)
+    calls = {scale: model.evaluations(sampler.at_scale(scale)) for scale in request.scales}
+    for plan in plans:
+        if plan.class_id is None:
+            plan.modulation(model.pipe.unet, 0)  # raises if the network cannot be conditioned in this way
+    planned = list(planned_images(request, plans))
+    records = [
+        image_record(
+            one, sampler, model.speed, sampler.at_scale(one.scale).guidance.evaluations(calls[one.scale]), model.hash
+        )
+        for one in planned
+    ]
+    record = {"model": _about(model), "command": sample_command(model, request), "images": records}
+    described = {
+        one.name: one.describe(model.pipe.unet.sites())
+        for one in plans
+        if hasattr(one, "describe") and one.class_id is None
+    }
+    record |= {"mixes": described} if described else {}
+
+    def finish(results: list) -> Images:
+        pixels = [to_pixels(one.pixels) for one in results]
+        return Images(record, pixels, [[to_pixels(step) for step in one.strip] for one in results])
+
+    return model.sample([ImageItem(one, query.strip) for one in planned], sampler, finish)
+
+
+def modulation(models: Models, query: ClassQuery) -> Job:
+    """What the modulation says about a model, or about one of its classes; see `explain_model` and `explain_class`.
+
+    Returns:
+        A job whose result is a dict of plain JSON types.
+
+    Raises:
+        InputError: there is no such model or class.
+        Unavailable: the queue is full.
+    """
+    model = find(models, query.model)
+    class_id = None if query.class_name is None else _one_class(model, query.class_name)
+
+    def explain(batch: Batch) -> dict:
+        atlas = model.atlas
+        if class_id is None:
+            return {"model": model.name, **explain_model(atlas)}
+        if class_id not in atlas.class_ids:
+            raise InputError(f"only the first {len(atlas.class_ids) - 1} classes of this model can be explained.")
+        return {"model": model.name, **explain_class(atlas, model.pipe.labels, class_id)}
+
+    return model.call(explain)
+
+
+def label_check(models: Models, query: ModelQuery) -> Job:
+    """Whether a model uses its label, measured on held-out images of its run's data if they are here.
+
+    Returns:
+        A job whose result is {"model", "used": true, false or null (undecided), "sentence"}.
+
+    Raises:
+        InputError: there is no such model.
+        Unavailable: the queue is full.
+    """
+    model = find(models, query.model)
+
+    def check(batch: Batch) -> dict:
+        if model.verdict is None:
+            unet = model.pipe.unet
+            hook = unet.register_forward_pre_hook(lambda *args: batch.report(0.5))  # stops if nobody waits
+            try:
+                model.verdict = check_label(unet, objective_of(model.pipe, model.source), _heldout(model))
+            finally:
+                hook.remove()
+        return {"model": model.name, "used": model.verdict.used, "sentence": model.verdict.sentence}
+
+    return model.call(check)
+
+
+def sample_command(model: ServedModel, request: SampleRequest) -> str:
+    """The `adagn sample` command that samples the same images."""
+    options: dict[str, Any] = {}
+    default = SampleRequest()
+    for setting in fields_of(SampleRequest):
+        value, usual = request, default
+        for part in setting.key.split("."):
+            value, usual = getattr(value, part), getattr(usual, part)
+        name = setting.option.name or setting.key.rpartition(".")[2]
+        if value != usual and name != "mix":
+            options[name] = ",".join(f"{v:g}" for v in value) if isinstance(value, tuple) else value
+    line = command("sample", model.source, **options)
+    return " ".join([line, *(command("", mix=mix).removeprefix("adagn  ").strip() for mix in request.mixes)])
+
+
+def png(pixels: np.ndarray | Image.Image, record: Mapping[str, Any] | None = None, min_side: int = 1) -> bytes:
+    """An image as a PNG file.
+
+    Args:
+        pixels: uint8 [H, W, C], or an image.
+        record: written into the file as the text "adagn".
+        min_side: smaller images are enlarged by a whole factor, without smoothing, until both sides have this many pixels.
+    """
+    image = pixels
+    if not isinstance(image, Image.Image):
+        image = Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
+    if (factor := -(-min_side // min(image.size))) > 1:
+        image = image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
+    info = PngImagePlugin.PngInfo()
+    if record is not None:
+        info.add_itxt("adagn", json.dumps(record, ensure_ascii=False))
+    file = io.BytesIO()
+    image.save(file, "png", pnginfo=info)
+    return file.getvalue()
+
+
+def _about(model: ServedModel) -> dict:
+    pipe, config = model.pipe, model.pipe.unet.config
+    sampler = pipe.resolved(SampleRequest.sampler)
+    return {
+        "name": model.name,
+        "weights": model.weights,
+        "hash": model.hash,
+        "classes": pipe.labels.K,
+        "null_label": pipe.labels.has_null,
+        "image_size": config.sample_size,
+        "channels": config.in_channels,
+        "conditioning": config.conditioning,
+        "process": pipe.process.name,
+        "sampler": sampler.sampler,
+        "spacing": sampler.spacing,
+        "trained_steps": pipe.config.trained_steps,
+    }
+
+
+def _over_limits(request: SampleRequest, limits: Limits) -> dict[str, bool]:
+    steps, count = request.sampler.steps, request.count
+    return {
+        f"{steps:,} steps are more than the limit of {limits.max_steps} per request: set sampler.steps.": steps
+        > limits.max_steps,
+        f"{count:,} images are more than the limit of {limits.max_images} per request: set a smaller count.": count
+        > limits.max_images,
+    }
+
+
+def _one_class(model: ServedModel, name: str) -> int:
+    ids = model.pipe.labels.parse(name)
+    if len(ids) != 1:
+        raise InputError(f"class_name is one class, and {name[:80]!r} means {len(ids)}.")
+    return ids[0]
+
+
+def _heldout(model: ServedModel) -> ImageDataset | None:
+    """Held-out images of the run's data, if they can still be opened."""
+    try:
+        return heldout_images(model.source, model.pipe, None)
+    except InputError:
+        return None

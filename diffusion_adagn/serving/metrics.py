@@ -22,11 +22,13 @@ class Metrics:
         self.images = Counter("images", "images sampled", ["model"], **make)
         self.batches = Histogram("batch_images", "images sampled together", ["model"], buckets=BATCHES, **make)
         self.busy = Counter("busy_seconds", "seconds in which the model worked", ["model"], **make)
-        self.queue = Gauge("waiting_requests", "requests in the queue", ["model"], **make)
+        self.waiting = Gauge("waiting_requests", "requests in the queue", ["model"], **make)
+        self.running = Gauge("running_requests", "requests that are sampled now", ["model"], **make)
 
-    def watch_queue(self, model: str, length: Callable[[], int]) -> None:
-        """Show the length of a queue."""
-        self.queue.labels(model).set_function(length)
+    def watch(self, model: str, waiting: Callable[[], int], running: Callable[[], int]) -> None:
+        """Show how many requests wait and run."""
+        self.waiting.labels(model).set_function(waiting)
+        self.running.labels(model).set_function(running)
 
     def batch(self, model: str, images: int, seconds: float) -> None:
         """Count the images of a batch and its time."""

@@ -98,7 +98,7 @@ class ServedModel:
         self.others: dict[str, ServedModel] = {}
         self.verdict: Verdict | None = None  # of the label check, once it was made
         self.worker = Worker(self._work, settings.limits.max_batch, settings.limits.max_waiting, self._count)
-        metrics.watch_queue(name, lambda: self.worker.waiting)
+        metrics.watch(name, lambda: self.worker.waiting, lambda: len(self.worker.running))
 
     def sample(self, items: Sequence[ImageItem], sampler: SamplerSettings, finish: Any) -> Job:
         """Put images into the queue. sampler: resolved, its guide is the name of a model."""

@@ -14,9 +14,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, InvalidStateError
-from typing import Any, TypeVar
-
-T = TypeVar("T")
+from typing import Any
 
 
 class Unavailable(Exception):
@@ -149,6 +147,7 @@ class Worker:
     ):
         self.work, self.max_batch, self.max_waiting, self.done = work, max_batch, max_waiting, done
         self.queue: deque[Job] = deque()
+        self.running: tuple[Job, ...] = ()
         self.changed = threading.Condition()
         self.closed, self.last_seconds = False, 1.0
         self.thread = threading.Thread(target=self._loop, daemon=True, name="adagn-worker")
@@ -183,8 +182,6 @@ class Worker:
         for job in jobs:
             job.stop(Unavailable("the server is stopping."))
         self.thread.join(10)
-
-    running: tuple[Job, ...] = ()
 
     def _loop(self) -> None:
         while (batch := self._next_batch()) is not None:

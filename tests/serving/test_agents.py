@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 pytest.importorskip("fastapi", reason="the extra serve is not installed")
-mcp = pytest.importorskip("mcp", reason="the extra serve is not installed")
+pytest.importorskip("mcp", reason="the extra serve is not installed")
 
+import mcp
 from served import pixels, running
 
 from benchmarks.digits_judge import DigitsJudge

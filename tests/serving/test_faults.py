@@ -40,7 +40,7 @@ def works(server):
         b"", b"{", b"\xff\xfe", b"[" * 100_000, b'{"a":' * 20_000, b"nul", b'{"seed": 1e999}', b'{"scales": [NaN]}',
         b'{"seed": ' + b"9" * 5000 + b"}", b'{"classes": "\\u0000"}', b'{"classes": {"a": 1}}', b'{"sampler": "x"}',
         b'{"sampler": {"guidance": {"interval": "sigma:' + b"9" * 400 + b'-5"}}}', b'{"sampler": {"churn": "1:2:3:4:5"}}',
-        b'{"sampler": {"guidance": {"schedule": "power:1e999"}}}', b'{"sampler": {"eta": 1e400}}',
+        b'{"sampler": {"guidance": {"schedule": "power:x"}}}', b'{"sampler": {"eta": 1e400}}',
     ],
 )  # fmt: skip
 def test_malformed_body_is_answered(server, body):
@@ -146,9 +146,8 @@ def test_killed_server_leaves_nothing(tmp_path):
         connection = http.client.HTTPConnection("127.0.0.1", client.port, timeout=60)
         given = json.dumps({"classes": "all", "count": 4, "sampler": {"steps": 200}})
         connection.request("POST", "/v1/sample", given, {"content-type": "application/json"})
-        while b"adagn_batch_images_count" not in client.raw("GET", "/metrics")[2]:
+        while b'adagn_running_requests{model="digits"} 1.0' not in client.raw("GET", "/metrics")[2]:
             time.sleep(0.05)
-        time.sleep(0.3)
         os.kill(process.pid, signal.SIGKILL)
         with pytest.raises((ConnectionError, http.client.HTTPException)):
             connection.getresponse()
@@ -168,7 +167,8 @@ def test_interrupted_server_ends_with_its_clients(tmp_path):
         connection = http.client.HTTPConnection("127.0.0.1", client.port, timeout=60)
         given = json.dumps({"classes": "all", "count": 4, "sampler": {"steps": 250, "sampler": "heun"}})
         connection.request("POST", "/v1/sample", given, {"content-type": "application/json"})
-        time.sleep(0.5)
+        while b'adagn_running_requests{model="digits"} 1.0' not in client.raw("GET", "/metrics")[2]:
+            time.sleep(0.05)
         process.send_signal(signal.SIGTERM)
         assert process.wait(40) is not None
         with pytest.raises((ConnectionError, http.client.HTTPException)):

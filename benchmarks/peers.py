@@ -46,11 +46,11 @@ class LucidrainsUnet(nn.Module):
             return (self.unet(sample, timestep, class_labels, cond_drop_prob=0.0),)
 
 
-def lucidrains(size: Size, seed: int = 0) -> nn.Module:
-    """Its most similar network: same width and levels; its 2 blocks per level, linear attention and RMSNorm are fixed.
+def lucidrains_module():
+    """The file of denoising-diffusion-pytorch that has the classifier-free guidance network and process.
 
-    Only the file with the network is loaded: the package's __init__ imports torchvision and others, which the network does
-    not need and which often do not match a CPU build of torch. Raises PeerMissing if it is not installed.
+    Only this file is loaded: the package's __init__ imports torchvision and others, which the network does not need and which
+    often do not match a CPU build of torch. Raises PeerMissing if it is not installed.
     """
     package = importlib.util.find_spec(LUCIDRAINS.replace("-", "_"))
     if package is None or not package.submodule_search_locations:
@@ -60,9 +60,18 @@ def lucidrains(size: Size, seed: int = 0) -> nn.Module:
         spec = importlib.util.spec_from_file_location("lucidrains_classifier_free_guidance", file)
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
-        torch.manual_seed(seed)
+    except (ImportError, OSError, AttributeError) as error:
+        raise PeerMissing(f"{LUCIDRAINS} is installed but cannot be used ({error})") from None
+    return module
+
+
+def lucidrains(size: Size, seed: int = 0) -> nn.Module:
+    """Its most similar network: same width and levels; its 2 blocks per level, linear attention and RMSNorm are fixed."""
+    module = lucidrains_module()
+    torch.manual_seed(seed)
+    try:
         return LucidrainsUnet(module.Unet(dim=size.channels, num_classes=size.classes, dim_mults=size.mult, channels=3))
-    except (ImportError, OSError, AttributeError, TypeError) as error:
+    except TypeError as error:
         raise PeerMissing(f"{LUCIDRAINS} is installed but cannot be used ({error})") from None
 
 

@@ -1,32 +1,37 @@
-"""Which process gives the best images in equal time: train, measure, compare. Every part can be stopped and run again.
+"""Which process gives the best images in equal time, and how do the peers compare? Every part can be stopped and run again.
 
-    python -m benchmarks.quality --data PATH/TO/cifar10 --minutes 20
+    python -m benchmarks.quality processes --data PATH/TO/cifar10   # 13 runs of 20 minutes
+    python -m benchmarks.quality peers --data PATH/TO/cifar10       # 5 runs of 40 minutes
 
 Each run has one pinned core; two train at a time, and those that are compared are in the same pair where possible. The
-number of steps is determined once for each network, from the speed of its first run, so that all runs of a network see
-the same number of images. Results: OUT/results.json and OUT/quality.md with one sheet of images per run.
+number of training images is determined once for each network, from its speed, so that all runs of a network see
+the same number. Results: OUT/results.json and OUT/quality.md.
 """
 
 import argparse
 import json
 import os
 import re
+import shutil
+import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import date
+from functools import partial
 from pathlib import Path
 from queue import Queue
 
 import torch
 
 from .machine import machine_info
+from .peers import PEERS
+from .quality_peers import MARKS
 
-SCALES = "1,1.5,2,3"
-STEPS = 12  # of heun: 23 network calls
+SCALES, ALL_SCALES, CALLS = "1,2", "1,1.5,2,3", 17
 SMALL = {
     "model.model_channels": 32,
     "model.channel_mult": "1,2,2",
@@ -50,7 +55,7 @@ PROCESSES = {
 COMMON = {
     "data.flip": True, "training.batch_size": 64, "training.lr": 1e-3, "training.warmup_steps": 50,
     "training.lr_decay": "linear", "training.ema_decay": 0.999, "training.label_dropout": 0.1,
-    "training.log_every": 20, "training.checkpoint_every": 200, "training.preview_every": 0,
+    "training.log_every": 20, "training.checkpoint_every": 100, "training.preview_every": 0,
     "training.diagnostics_every": 0, "speed.precision": "fp32", "speed.device": "cpu",
 }  # fmt: skip
 
@@ -62,10 +67,14 @@ class Run:
     process: str
     network: str
     seed: int
+    note: str = ""
 
     @property
     def name(self) -> str:
-        return f"{self.process}-{self.network}-{self.seed}"
+        return f"{self.process}-{self.network}-{self.note or self.seed}"
+
+    def __str__(self) -> str:
+        return self.name
 
     def settings(self, data: str, steps: int) -> dict[str, object]:
         own = {"data.source": data, "training.max_steps": steps, "training.seed": self.seed}
@@ -79,130 +88,186 @@ RUNS = [
 ]
 
 
-def adagn(core: int, log: Path, *words: object) -> int:
-    """Run a command on one core; its output goes to a file."""
+def pinned(core: int, log: Path, *command: object) -> str:
+    """Run a Python module on one core; its output goes to a file. Returns the output of this call."""
     environment = os.environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "diffusion_adagn", *map(str, words)]
-    with log.open("a") as out:
-        return subprocess.run(
-            command, stdout=out, stderr=out, env=environment, preexec_fn=lambda: os.sched_setaffinity(0, {core})
-        ).returncode
+    with log.open("a+") as out:
+        begin = out.seek(0, os.SEEK_END)
+        status = subprocess.run(
+            [sys.executable, "-m", *map(str, command)],
+            stdout=out, stderr=out, env=environment, preexec_fn=lambda: os.sched_setaffinity(0, {core}),
+        ).returncode  # fmt: skip
+        if status:
+            print(f"status {status}, see {log}: {' '.join(map(str, command))}", flush=True)
+        out.seek(begin)
+        return out.read()
 
 
-def steps_of(network: str, data: str, minutes: float, out: Path, core: int) -> int:
-    """Optimizer steps that take so many minutes on one core, measured once, while the other core is busy too."""
-    file = out / "steps.json"
-    known = json.loads(file.read_text()) if file.exists() else {}
-    if network not in known:
-        trial = out / f"trial-{network}"
-        settings = Run("eps", network, 0).settings(data, 60) | {"training.log_every": 5}
-        adagn(core, out / "trial.log", "train", "--output_dir", trial, *options(settings))
-        lines = [json.loads(line) for line in (trial / "metrics.jsonl").read_text().splitlines()]
-        speeds = sorted(line["images_per_s"] for line in lines if "images_per_s" in line)
-        known[network] = int(minutes * 60 * speeds[len(speeds) // 2] / COMMON["training.batch_size"])
-        file.write_text(json.dumps(known))
-    return known[network]
+def in_parallel(jobs: Sequence[Callable[[int], None]], cores: Sequence[int]) -> None:
+    """Run jobs in order, one per core at a time. A job receives its core."""
+    free: Queue[int] = Queue()
+    for core in cores:
+        free.put(core)
+
+    def run(job: Callable[[int], None]) -> None:
+        core = free.get()
+        try:
+            job(core)
+        finally:
+            free.put(core)
+
+    with ThreadPoolExecutor(len(cores)) as pool:
+        list(pool.map(run, jobs))
 
 
 def options(settings: dict[str, object]) -> list[str]:
     return [f"--{key}={value}" for key, value in settings.items()]
 
 
-def train_all(runs: Sequence[Run], data: str, minutes: float, out: Path, cores: Sequence[int]) -> None:
-    """Train what is not finished, one run per core; a run that was stopped goes on."""
-    steps = {network: steps_of(network, data, minutes, out, cores[0]) for network in {run.network for run in runs}}
-    free: Queue[int] = Queue()
-    for core in cores:
-        free.put(core)
-
-    def train(run: Run) -> None:
-        if (out / run.name / "pipeline").is_dir():
-            return
-        core, start = free.get(), time.time()
-        try:
-            place = ["--output_dir", out / run.name, "--resume", "auto"]
-            status = adagn(
-                core, out / f"{run.name}.log", "train", *place, *options(run.settings(data, steps[run.network]))
-            )
-            print(
-                f"{run.name}: {'done' if status == 0 else f'status {status}'} in {(time.time() - start) / 60:.1f} min",
-                flush=True,
-            )
-        finally:
-            free.put(core)
-
-    with ThreadPoolExecutor(len(cores)) as pool:
-        list(pool.map(train, runs))
+def images_of(network: str, data: str, minutes: float, out: Path, core: int) -> int:
+    """Training images that a network sees in so many minutes on one core. The speed is measured once, in a short run."""
+    file = out / "speeds.json"  # images per second
+    known = json.loads(file.read_text()) if file.exists() else {}
+    if network not in known:
+        trial = out / f"trial-{network}"
+        if network in PEERS:
+            words = ["benchmarks.quality_peers", "train", network, "--data", data, "--images", 1280, "--out", trial]
+            known[network] = float(pinned(core, out / "trial.log", *words).split()[-2])
+        else:
+            settings = Run("eps", network, 0).settings(data, 60) | {"training.log_every": 5}
+            pinned(core, out / "trial.log", "diffusion_adagn", "train", "--output_dir", trial, *options(settings))
+            lines = [json.loads(line) for line in (trial / "metrics.jsonl").read_text().splitlines()]
+            known[network] = statistics.median(line["images_per_s"] for line in lines if "images_per_s" in line)
+        file.write_text(json.dumps(known))
+    return int(minutes * 60 * known[network])
 
 
-def measure_all(runs: Sequence[Run], data: str, count: int, out: Path, cores: Sequence[int]) -> None:
-    """Sweep the guidance scale of each finished run, with the same sampler and grid for all."""
-    free: Queue[int] = Queue()
-    for core in cores:
-        free.put(core)
-
-    def measure(run: Run) -> None:
-        if not (out / run.name / "pipeline").is_dir():
-            return
-        core = free.get()
-        try:
-            sampler = ["--sampler", "heun", "--spacing", "karras", "--steps", STEPS, "--guidance", SCALES]
-            place = ["--count", count, "--out", out / "sweeps" / run.name]
-            adagn(core, out / f"{run.name}.log", "sweep", out / run.name, *sampler, *place)
-        finally:
-            free.put(core)
-
-    with ThreadPoolExecutor(len(cores)) as pool:
-        list(pool.map(measure, runs))
+def train(run: Run, data: str, images: int, out: Path, core: int) -> None:
+    """Train a run, or what is missing of it."""
+    folder = out / run.name
+    if (folder / "pipeline").is_dir():
+        return
+    started = any(folder.glob("checkpoints/step-*"))
+    if not started:
+        shutil.rmtree(folder, ignore_errors=True)  # stopped before its first checkpoint
+    steps = images // COMMON["training.batch_size"]
+    begin, settings = time.time(), run.settings(data, steps) | {"training.keep_every": steps // 4}
+    place = ["--output_dir", folder, *(["--resume", "auto"] if started else [])]
+    pinned(core, out / f"{run.name}.log", "diffusion_adagn", "train", *place, *options(settings))
+    print(f"{run.name}: {steps} steps in {(time.time() - begin) / 60:.1f} min", flush=True)
 
 
-def rows(runs: Sequence[Run], out: Path) -> list[dict]:
-    """The results of every finished sweep: a row for each run and scale."""
-    found = []
-    for run in runs:
-        for file in sorted((out / "sweeps" / run.name).glob("points/*/row.json")):
-            row = json.loads(file.read_text())
-            found.append({"run": run.name, "process": run.process, "network": run.network, "seed": run.seed, **row})
-    return found
+def sweep(run: Run, model: Path, name: str, steps: int, scales: str, count: int, out: Path, core: int) -> None:
+    """Measure a model at several guidance scales."""
+    sampler = ["--sampler", "heun", "--spacing", "karras", "--steps", steps, "--guidance", scales]
+    place = ["--count", count, "--out", out / "sweeps" / name]
+    pinned(core, out / f"{run.name}.log", "diffusion_adagn", "sweep", model, *sampler, *place)
 
 
-def write_report(runs: Sequence[Run], out: Path, command: str, args: argparse.Namespace) -> Path:
-    """results.json and quality.md."""
-    results = {
-        "command": command, "date": date.today().isoformat(), "machine": machine_info(torch.device("cpu")), "minutes": args.minutes,
-        "steps": json.loads((out / "steps.json").read_text()), "rows": rows(runs, out),
-    }  # fmt: skip
-    (out / "results.json").write_text(json.dumps(results, indent=1, default=str))
-    lines = [
-        "| run | scale | accuracy | Frechet | precision | recall | saturation | contrast |",
-        "|---|---|---|---|---|---|---|---|",
+def processes(args: argparse.Namespace, cores: Sequence[int]) -> list[dict]:
+    """Train and measure the runs that compare processes. Returns their rows."""
+    runs = [run for run in RUNS if re.fullmatch(args.only, run.name)]
+    images = {n: images_of(n, args.data, args.minutes or 20, args.out, cores[0]) for n in {r.network for r in runs}}
+    in_parallel([partial(train, r, args.data, images[r.network], args.out) for r in runs], cores)
+    measured = [r for r in runs if (args.out / r.name / "pipeline").is_dir()]
+    in_parallel(
+        [partial(sweep, r, args.out / r.name, r.name, 12, SCALES, args.count, args.out) for r in measured], cores
+    )
+    return [
+        {"run": r.name, "network": r.network, "images": images[r.network], **row}
+        for r in measured
+        for row in points(args.out, r.name)
     ]
-    for row in results["rows"]:
-        values = [row["metrics"][name]["value"] for name in ("accuracy", "frechet", "precision", "recall")]
-        values += [row["diagnostics"][name] for name in ("saturation_ratio", "contrast_ratio")]
-        cells = " | ".join("" if value is None else f"{value:.3g}" for value in values)
-        lines.append(f"| {row['run']} | {row['scale']:g} | {cells} |")
-    (out / "quality.md").write_text("\n".join(lines) + "\n")
-    return out / "quality.md"
+
+
+def points(out: Path, name: str) -> list[dict]:
+    """The rows of a sweep."""
+    return [json.loads(file.read_text()) for file in sorted((out / "sweeps" / name).glob("points/*/row.json"))]
+
+
+def peers(args: argparse.Namespace, cores: Sequence[int]) -> list[dict]:
+    """Train and measure our processes and the peers, with a curve over the training. Returns their rows."""
+    minutes, module = args.minutes or 40, "benchmarks.quality_peers"
+    methods: list[Run | str] = [*(Run(p, "small", 0, "long") for p in ("eps", "edm", "flow")), *PEERS]
+    methods = [m for m in methods if re.fullmatch(args.only, str(m))]
+    images = {
+        n: images_of(n, args.data, minutes, args.out, cores[0])
+        for n in {m if isinstance(m, str) else m.network for m in methods}
+    }
+
+    def train_method(method: Run | str, core: int) -> None:
+        if isinstance(method, Run):
+            train(method, args.data, images[method.network], args.out, core)
+        elif not (args.out / method / "ema-1.pt").exists():
+            place = ["--data", args.data, "--images", images[method], "--out", args.out / method]
+            pinned(core, args.out / f"{method}.log", module, "train", method, *place)
+
+    def measure(method: Run | str, mark: float, core: int) -> None:
+        scales = ALL_SCALES if mark == 1 else SCALES
+        if isinstance(method, Run):
+            quarter = images[method.network] // COMMON["training.batch_size"] // 4
+            step = f"checkpoints/step-{round(4 * mark) * quarter:08d}"
+            model = args.out / method.name / (step if mark < 1 else "")
+            sweep(method, model, f"{method}-{mark:g}", (CALLS + 1) // 2, scales, args.count, args.out, core)
+            return
+        place, log = ["--out", args.out / method, "--mark", mark], args.out / f"{method}.log"
+        size = ["--scales", scales, "--count", args.count, "--calls", CALLS]
+        pinned(core, log, module, "sample", method, *place, *size)
+        for file in sorted((args.out / method / f"{mark:g}").glob("*.npz")):
+            target = args.out / "sweeps" / f"{method}-{mark:g}" / "points" / file.stem
+            if not (target / "evaluation.json").exists():
+                words = ["evaluate", file, "--against", args.data, "--out", target, "--neighbours", 0]
+                pinned(core, log, "diffusion_adagn", *words)
+                row = json.loads((target / "evaluation.json").read_text())
+                (target / "row.json").write_text(json.dumps(row | {"scale": float(file.stem[1:])}))
+
+    in_parallel([partial(train_method, m) for m in methods], cores)
+    in_parallel([partial(measure, m, mark) for m in methods for mark in MARKS[::-1]], cores)
+    return [
+        {"run": str(m), "minutes": mark * minutes, "images": round(mark * images[getattr(m, "network", m)]), **row}
+        for m in methods
+        for mark in MARKS
+        for row in points(args.out, f"{m}-{mark:g}")
+    ]
+
+
+def write_report(rows: Sequence[dict], args: argparse.Namespace, command: str) -> Path:
+    """results.json and quality.md."""
+    about = {"command": command, "date": date.today().isoformat(), "machine": machine_info(torch.device("cpu"))}
+    speeds = json.loads((args.out / "speeds.json").read_text())
+    (args.out / "results.json").write_text(json.dumps({**about, "speeds": speeds, "rows": rows}, indent=1, default=str))
+    metrics, ratios = ("accuracy", "frechet", "precision", "recall"), ("saturation_ratio", "contrast_ratio")
+    heads = ["run", *(["minutes"] if args.what == "peers" else []), "images", "scale", *metrics]
+    lines = [" | ".join(["", *heads, *(name.removesuffix("_ratio") for name in ratios), ""]).strip()]
+    lines.append("|" + "---|" * (len(heads) + len(ratios)))
+    for row in rows:
+        values = [row["metrics"][name]["value"] for name in metrics] + [row["diagnostics"][name] for name in ratios]
+        first = [
+            row["run"],
+            *([f"{row['minutes']:g}"] if "minutes" in row else []),
+            f"{row['images']:,}",
+            f"{row['scale']:g}",
+        ]
+        lines.append("| " + " | ".join(first + ["" if v is None else f"{v:.3g}" for v in values]) + " |")
+    (args.out / "quality.md").write_text("\n".join(lines) + "\n")
+    return args.out / "quality.md"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser("python -m benchmarks.quality", description=__doc__.splitlines()[0])
+    parser.add_argument("what", choices=("processes", "peers"))
     parser.add_argument("--data", default="cifar10", help="training images, as in data.source (default: cifar10)")
-    parser.add_argument("--minutes", type=float, default=20.0, help="of training, per run (default: 20)")
+    parser.add_argument("--minutes", type=float, help="of training, per run (default: 20, peers 40)")
     parser.add_argument("--count", type=int, default=1000, help="images per scale (default: 1000)")
     parser.add_argument("--only", default=".*", help="regular expression of run names, such as 'edm-small.*'")
     parser.add_argument("--cores", default="0,1", help="cores, one run each (default: 0,1)")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/quality"))
     args = parser.parse_args(argv)
     args.out.mkdir(parents=True, exist_ok=True)
-    runs = [run for run in RUNS if re.fullmatch(args.only, run.name)]
     cores = [int(core) for core in args.cores.split(",")]
-    train_all(runs, args.data, args.minutes, args.out, cores)
-    measure_all(runs, args.data, args.count, args.out, cores)
-    print(
-        f"Look at {write_report(runs, args.out, ' '.join(['python -m benchmarks.quality', *(argv or sys.argv[1:])]), args)}"
-    )
+    rows = {"processes": processes, "peers": peers}[args.what](args, cores)
+    command = " ".join(["python -m benchmarks.quality", *(argv if argv is not None else sys.argv[1:])])
+    print(f"Look at {write_report(rows, args, command)}")
     return 0
 
 

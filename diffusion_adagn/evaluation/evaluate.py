@@ -155,7 +155,7 @@ def _next(source: str, request: EvaluateRequest) -> str:
     given = {key: value for key, value in given.items() if value != getattr(default, key)}
     given |= {"guide": s.guide, "sampler": s.sampler, "steps": s.steps, "count": request.count, "spacing": s.spacing}
     given |= request.data
-    return command("sweep", source, guidance="1:4:0.5", **given, out=free_default_folder("sweeps", source))
+    return command("sweep", source, guidance="1:4:0.5", **given, out=free_default_folder("sweeps", source, request.ema))
 
 
 def evaluate_images(what: str, request: EvaluateRequest, out: Path) -> dict:

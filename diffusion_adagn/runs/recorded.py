@@ -76,9 +76,9 @@ def run_name_parts(path: Path) -> tuple[str, ...]:
     return parts if inside else parts[-2:]
 
 
-def free_default_folder(parent: str, source: str | Path) -> str | None:
+def free_default_folder(parent: str, source: str | Path, ema: float | str = "run") -> str | None:
     """A free folder for --out if the default folder exists; None if it does not."""
-    default = default_folder(parent, source)
+    default = default_folder(parent, source, ema)
     return unused_path(str(default)) if default.exists() else None
 
 

@@ -48,11 +48,13 @@ GuideEma = Annotated[
 
 
 def split_words(text: str, option: str) -> list[str]:
-    """The words in "a,b", each once. Raises UsageError if there is none."""
-    words = list(dict.fromkeys(w.strip() for w in text.split(",") if w.strip()))
-    if not words:
+    """The words in "a,b", each once. Raises UsageError if there is none, or an empty one between commas."""
+    if not text.strip():
         raise UsageError(f"{option} is empty.")
-    return words
+    words = [word.strip() for word in text.split(",")]
+    if not all(words):
+        raise UsageError(f"{option}: expected values with single commas between them, got {short_repr(text)}.")
+    return list(dict.fromkeys(words))
 
 
 def parse_numbers(words: Any) -> Any:

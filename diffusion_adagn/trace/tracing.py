@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..commands import command
+from ..commands import command, with_options
 from ..config import DataConfig
 from ..data import ImageDataset, open_dataset
 from ..diffusion.loss import DiffusionLoss, normalize_images
@@ -73,7 +73,7 @@ def trace(source: str | Path, out: Path, request: TraceRequest) -> list[Path]:
         process=objective.process,
         mixing=_mixing(pipe, atlas),
         drift=moved,
-        next_commands=_next_commands(source, pipe, sensitivity, heldout is not None),
+        next_commands=_next_commands(source, request, pipe, sensitivity, heldout is not None),
     )
     files += write_report(results, out)
     print(f"\n{verdict.sentence}\nLook at  {out / 'report.html'}\nValues   {out / 'atlas.npz'}  (Atlas.load)")
@@ -207,16 +207,20 @@ def _mixing(pipe: ClassConditionalPipeline, atlas: Atlas) -> tuple[list[str], li
 
 
 def _next_commands(
-    source: str | Path, pipe: ClassConditionalPipeline, sensitivity: Sensitivity | None, has_images: bool
+    source: str | Path,
+    request: TraceRequest,
+    pipe: ClassConditionalPipeline,
+    sensitivity: Sensitivity | None,
+    has_images: bool,
 ) -> list[str]:
-    commands = [sample_command(str(source), pipe.labels)]
+    ema = None if request.ema == "run" else request.ema
+    commands = [with_options(sample_command(str(source), pipe.labels), ema=ema)]
     if pipe.labels.K > 1:
-        commands.append(command("sample", source, mix="id:0@coarse,id:1@fine", count=8))
+        commands.append(command("sample", source, mix="id:0@coarse,id:1@fine", count=8, ema=ema))
     if pipe.labels.K and pipe.labels.has_null and has_images:
         interval = None
         if sensitivity is not None and has_band(sensitivity):
             interval = f"none,{band_interval(sensitivity)}"
-        commands.append(
-            command("sweep", source, guidance="1:4:0.5", interval=interval, out=free_default_folder("sweeps", source))
-        )
-    return [*commands, command("trace", source, label_check=True)]
+        out = free_default_folder("sweeps", source, request.ema)
+        commands.append(command("sweep", source, guidance="1:4:0.5", interval=interval, ema=ema, out=out))
+    return [*commands, command("trace", source, label_check=True, ema=ema)]

@@ -104,6 +104,7 @@ def test_stopped_ablation_resumes(tmp_path, monkeypatch, capsys):
     [
         (["--kinds=adagn,adaglm"], "unknown conditioning 'adaglm'", 1),
         (["--kinds="], "--kinds is empty", 2),
+        (["--kinds=adagn,,adain"], "single commas", 2),
         (["--seeds=one"], "--seeds: expected a whole number", 2),
         (["--seeds=-1"], "--seeds: must be at least 0", 2),
         (["--model.conditioning=gain"], "use --kinds", 2),

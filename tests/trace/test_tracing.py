@@ -66,7 +66,9 @@ def test_trace_of_a_run(run, tmp_path, capsys):
     assert "--label_check" in report
     for image in ("map", "shares", "influence", "label_use"):
         assert (out / f"{image}.png").is_file()
-    assert main([*argv, "--by", "resolution"]) == 0  # again, into the same folder
+    assert main([*argv, "--by", "resolution", "--ema", "raw"]) == 0  # again, into the same folder
+    commands = re.findall(r"adagn \w+ (?:(?!adagn).)*", text_of(out / "report.html"))
+    assert len(commands) >= 4 and all("--ema raw" in command for command in commands)
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis/x.tex").write_text("x")
     assert main([*argv[:2], "--out", str(tmp_path / "thesis")]) == 1

@@ -10,7 +10,7 @@ from .serving_models import add_models, check_models
 def parser() -> Parser:
     p = Parser("mcp", __doc__, "RUN [RUN ...] [options]")
     add_models(p)
-    p.add_options(ModelSettings)
+    p.add_options(ModelSettings, skip=["speed.compile"])  # batches differ in size
     return p
 
 

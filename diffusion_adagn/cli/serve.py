@@ -11,7 +11,7 @@ from .serving_models import add_models, check_models
 def parser() -> Parser:
     p = Parser("serve", __doc__, "RUN [RUN ...] [--host 127.0.0.1] [--port 7860] [options]")
     add_models(p)
-    p.add_options(ServeRequest)
+    p.add_options(ServeRequest, skip=["speed.compile"])  # batches differ in size
     return p
 
 

@@ -9,13 +9,14 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from operator import attrgetter
 from typing import Any
 
 import numpy as np
 from PIL import Image, PngImagePlugin
 
-from ..commands import command
+from ..commands import command, with_options
 from ..data import ImageDataset
 from ..errors import InputError, reject_first
 from ..render.grids import captioned_grid
@@ -171,17 +172,19 @@ def label_check(models: Models, query: ModelQuery) -> Job:
 
 def sample_command(model: ServedModel, request: SampleRequest) -> str:
     """The `adagn sample` command that samples the same images."""
+    guide = model.guide(request.sampler)
+    sampler = request.sampler if guide is None else replace(request.sampler, guide=guide.source)
+    request, usual = replace(request, sampler=sampler, ema=model.ema), SampleRequest()
     options: dict[str, Any] = {}
-    default = SampleRequest()
     for setting in fields_of(SampleRequest):
-        value, usual = request, default
-        for part in setting.key.split("."):
-            value, usual = getattr(value, part), getattr(usual, part)
-        name = setting.option.name or setting.key.rpartition(".")[2]
-        if value != usual and name != "mix":
-            options[name] = ",".join(f"{v:g}" for v in value) if isinstance(value, tuple) else value
+        value = attrgetter(setting.key)(request)
+        if value != attrgetter(setting.key)(usual) and setting.key != "mixes":
+            name = setting.option.name or setting.key.rpartition(".")[2]
+            options[name] = ",".join(repr(v).removesuffix(".0") for v in value) if name == "guidance" else value
     line = command("sample", model.source, **options)
-    return " ".join([line, *(command("", mix=mix).removeprefix("adagn  ").strip() for mix in request.mixes)])
+    for mix in request.mixes:
+        line = with_options(line, mix=mix)
+    return line
 
 
 def png(pixels: np.ndarray | Image.Image, record: Mapping[str, Any] | None = None, min_side: int = 1) -> bytes:

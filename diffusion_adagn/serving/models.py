@@ -85,7 +85,7 @@ class ServedModel:
     """
 
     def __init__(self, name: str, source: str, settings: ModelSettings, metrics: Metrics):
-        self.name, self.source, self.limits = name, source, settings.limits
+        self.name, self.source, self.limits, self.ema = name, source, settings.limits, settings.ema
         self.pipe, self.weights = open_pipeline(source, settings.ema)
         self.pipe.set_progress_bar_config(disable=True)
         device = choose_device(settings.speed.device.lower())

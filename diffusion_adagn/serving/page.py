@@ -15,6 +15,7 @@ MISSING = """\
 <p>This server samples {models}.</p>
 <ul><li>API: <a href="/v1/models">/v1/models</a>, described in <a href="/openapi.json">/openapi.json</a></li>
 <li>Tools for agents (MCP): /mcp</li></ul>
+<p>The page with buttons and images needs the extra <code>ui</code>: <code>pip install 'diffusion-adagn[ui]'</code></p>
 </body></html>
 """
 

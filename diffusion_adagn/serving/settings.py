@@ -121,7 +121,7 @@ Mix = Annotated[str, AS_GIVEN, MinLen(1), MaxLen(MAX_MIX)]
 class MixQuery(ImagesQuery):
     """Images of several classes each, by layer or noise level."""
 
-    mixes: Annotated[tuple[Mix, ...], MinLen(1), MaxLen(16)]
+    mixes: Annotated[tuple[Mix, ...], AS_GIVEN, MinLen(1), MaxLen(16)]
     """such as ["3@coarse,8@fine"]: rules CLASS@WHERE; a class without @ is the default. WHERE: coarse, fine, a
     resolution (8, 8x8, <=8, >8), depth<10, down, middle, up, a noise level (sigma>2), or several joined by &"""
 

@@ -13,12 +13,15 @@ import pytest
 
 pytest.importorskip("fastapi", reason="the extra serve is not installed")
 
+from conftest import tiny_unet
 from PIL import Image
 from served import pixels, running
 
 from benchmarks.digits_judge import DigitsJudge
-from diffusion_adagn import ClassInterpolation
+from diffusion_adagn import ClassConditionalPipeline, ClassInterpolation, LabelSpace
 from diffusion_adagn.cli.main import main
+from diffusion_adagn.config import DiffusionConfig
+from diffusion_adagn.diffusion.schedule import make_scheduler
 
 FEW = {"steps": 6}
 
@@ -157,6 +160,7 @@ WRONG = [
     ("sample", {"classes": "\ud800"}, "classes: expected a word"),
     ("sample", {"classes": "3," * 3000}, "has more than 4000 characters"),
     ("mix", {}, "mixes: is missing."),
+    ("mix", {"mixes": "3@coarse,8@fine"}, "mixes: "),
     ("mix", {"mixes": []}, "needs at least 1 value"),
     ("mix", {"mixes": ["3@coarse"]}, "no rule covers"),
     ("mix", {"mixes": ["3@nowhere,8"]}, "is not a place in the network"),
@@ -269,6 +273,44 @@ def test_two_models_have_names_and_may_guide_each_other(tmp_path):
         images, _ = client.images("/v1/sample", classes="3", sampler=sampler)
         alone, _ = client.images("/v1/sample", classes="3", model="digits-2", sampler={"steps": 3})
         assert np.abs(images - alone.astype(int)).max() <= 1  # a guide that is the model itself changes nothing
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"num_classes": None, "null_class": False},
+        {"null_class": False},
+        {"conditioning": "cross_attention"},
+        {"conditioning": "none"},
+    ],
+    ids=["unconditional", "no null", "cross_attention", "class ignored"],
+)
+def test_models_of_every_kind_are_answered(tmp_path, changes):
+    unet = tiny_unet(**changes)
+    classes = LabelSpace(("cat", "dog", "tench"), has_null=unet.config.null_class) if unet.config.num_classes else None
+    ClassConditionalPipeline(unet, make_scheduler(DiffusionConfig()), classes).save_pretrained(tmp_path / "kind")
+    with running([str(tmp_path / "kind")]) as client:
+        assert client.images("/v1/sample", sampler={"steps": 2})[0].shape[1:] == (8, 8, 1)
+        assert (
+            client.get("/v1/classes")[0] == client.get("/v1/modulation")[0] == client.get("/v1/label_check")[0] == 200
+        )
+        for path in ("/v1/modulation?class_name=cat", "/v1/modulation?class_name=null", "/v1/modulation?class_name=0"):
+            assert client.get(path)[0] in (200, 422)
+        for path, given in (
+            ("sample", {"classes": "null"}),
+            ("sample", {"scales": [2]}),
+            ("mix", {"mixes": ["cat@coarse,dog"]}),
+            ("interpolate", {"between": "cat,dog"}),
+        ):
+            assert client.post(f"/v1/{path}", given | {"sampler": {"steps": 2}})[0] in (200, 422)
+
+
+def test_token_is_asked_of_the_api():
+    with running(["digits"], token="secret-of-the-test") as client:
+        given = {"classes": "3", "sampler": {"steps": 1}}
+        assert client.post("/v1/sample", given)[0] == 401
+        assert client.post("/v1/sample", given, authorization="Bearer secret-of-the-test")[0] == 200
+        assert client.raw("POST", "/mcp", "{}", content_type="application/json")[0] == 401
 
 
 def test_error_of_the_model_is_not_a_traceback(server, monkeypatch):

@@ -1,4 +1,4 @@
-"""Make a model that ships with the package from a finished run: python -m benchmarks.shipped_model RUN NAME --sampler NAME --trained COMMAND
+"""Make a model that ships with the package from a finished run.
 
 Writes diffusion_adagn/pretrained/NAME: the run's config, its pipeline in half precision, and made.json, which has the
 commands, the hash of the weights, the machine, the date and figures of a judge that knows nothing of the model. To make

@@ -6,54 +6,28 @@ drops it. Models are looked up by name; nothing here takes a path.
 
 from __future__ import annotations
 
-import io
-import json
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from operator import attrgetter
 from typing import Any
-
-import numpy as np
-from PIL import Image, PngImagePlugin
 
 from ..commands import command, with_options
 from ..data import ImageDataset
 from ..errors import InputError, reject_first
-from ..render.grids import captioned_grid
+from ..sampling.class_mix import ClassMix, ClassPlan
 from ..sampling.pipeline import MAX_SEED, to_pixels
-from ..sampling.plan import image_record, planned_images, plans_of
-from ..sampling.settings import SampleRequest
+from ..sampling.plan import PlannedImage, image_record, planned_images, plans_of
+from ..sampling.settings import SampleRequest, SamplerSettings
 from ..schema import fields_of
 from ..trace.label_check import label_check as check_label
 from ..trace.tracing import heldout_images, objective_of
 from .explain import explain_class, explain_model
+from .images import Images
 from .models import ImageItem, ServedModel, find
 from .settings import ClassQuery, ImagesQuery, Limits, ModelQuery
 from .worker import Batch, Job
 
 Models = dict[str, ServedModel]
-
-
-@dataclass
-class Images:
-    """What a request for images returns.
-
-    Args:
-        record: plain JSON types, with which the images can be sampled again: model, command, and of each image its
-            class, seed and settings.
-        pixels: uint8 [H, W, C], C 1 or 3, one per image.
-        strips: of each image the predicted images on the way to it, the noisiest first.
-    """
-
-    record: dict[str, Any]
-    pixels: list[np.ndarray]
-    strips: list[list[np.ndarray]]
-
-    def sheet(self, columns: int = 8) -> Image.Image:
-        """All images on one sheet, with class, seed and guidance scale above each."""
-        images = self.record["images"]
-        captions = [f"{one['class_name']} #{one['seed']} g{one['guidance']:g}" for one in images]
-        return captioned_grid(self.pixels, captions, columns)
 
 
 def list_models(models: Models) -> list[dict]:
@@ -95,24 +69,11 @@ def images(models: Models, query: ImagesQuery) -> Job:
         f"the seeds exceed {MAX_SEED}: give a smaller seed.": request.seed + total > MAX_SEED,
     }
     reject_first(faults)
-    calls = {scale: model.evaluations(sampler.at_scale(scale)) for scale in request.scales}
     for plan in plans:
         if plan.class_id is None:
             plan.modulation(model.pipe.unet, 0)  # raises if the network cannot be conditioned in this way
     planned = list(planned_images(request, plans))
-    records = [
-        image_record(
-            one, sampler, model.speed, sampler.at_scale(one.scale).guidance.evaluations(calls[one.scale]), model.hash
-        )
-        for one in planned
-    ]
-    record = {"model": _about(model), "command": sample_command(model, request), "images": records}
-    described = {
-        one.name: one.describe(model.pipe.unet.sites())
-        for one in plans
-        if hasattr(one, "describe") and one.class_id is None
-    }
-    record |= {"mixes": described} if described else {}
+    record = _record(model, request, sampler, plans, planned)
 
     def finish(results: list) -> Images:
         pixels = [to_pixels(one.pixels) for one in results]
@@ -187,27 +148,6 @@ def sample_command(model: ServedModel, request: SampleRequest) -> str:
     return line
 
 
-def png(pixels: np.ndarray | Image.Image, record: Mapping[str, Any] | None = None, min_side: int = 1) -> bytes:
-    """An image as a PNG file.
-
-    Args:
-        pixels: uint8 [H, W, C], or an image.
-        record: written into the file as the text "adagn".
-        min_side: smaller images are enlarged by a whole factor, without smoothing, until both sides have this many pixels.
-    """
-    image = pixels
-    if not isinstance(image, Image.Image):
-        image = Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
-    if (factor := -(-min_side // min(image.size))) > 1:
-        image = image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
-    info = PngImagePlugin.PngInfo()
-    if record is not None:
-        info.add_itxt("adagn", json.dumps(record, ensure_ascii=False))
-    file = io.BytesIO()
-    image.save(file, "png", pnginfo=info)
-    return file.getvalue()
-
-
 def _about(model: ServedModel) -> dict:
     pipe, config = model.pipe, model.pipe.unet.config
     sampler = pipe.resolved(SampleRequest.sampler)
@@ -225,6 +165,25 @@ def _about(model: ServedModel) -> dict:
         "spacing": sampler.spacing,
         "trained_steps": pipe.config.trained_steps,
     }
+
+
+def _record(
+    model: ServedModel,
+    request: SampleRequest,
+    sampler: SamplerSettings,
+    plans: Sequence[ClassPlan],
+    planned: Sequence[PlannedImage],
+) -> dict:
+    """The record of `Images`. sampler: resolved. Raises InputError if it does not fit the model."""
+    network_calls = {}
+    for scale in request.scales:
+        one = sampler.at_scale(scale)
+        network_calls[scale] = one.guidance.evaluations(model.evaluations(one))
+    records = [image_record(one, sampler, model.speed, network_calls[one.scale], model.hash) for one in planned]
+    mixes = [plan for plan in plans if isinstance(plan, ClassMix) and plan.class_id is None]
+    sites = model.pipe.unet.sites()
+    described = {"mixes": {mix.name: mix.describe(sites) for mix in mixes}} if mixes else {}
+    return {"model": _about(model), "command": sample_command(model, request), "images": records, **described}
 
 
 def _over_limits(request: SampleRequest, limits: Limits) -> dict[str, bool]:

@@ -15,8 +15,9 @@ from ..errors import InputError
 from ..schema import Layer, Problem, build
 from ..version import __version__
 from . import actions
-from .actions import Images, Models, png
+from .actions import Models
 from .explain import draw_class
+from .images import Images, png
 from .models import find
 from .settings import ClassQuery, ImagesQuery, MixQuery, ModelQuery, SampleQuery
 from .waiting import progress_of, result_of
@@ -24,8 +25,8 @@ from .worker import Job, Unavailable
 
 MIN_SIDE = 128  # px; smaller images are enlarged by a whole factor
 INSTRUCTIONS = (
-    "Generates images of the classes of trained class-conditional diffusion models. list_models and list_classes say what "
-    "there is. The same class, seed and settings give the same image."
+    "Generates images of the classes of trained class-conditional diffusion models. list_models and list_classes say "
+    "what there is. The same class, seed and settings give the same image."
 )
 ModelName = Annotated[str | None, Field(description="name of a model, from list_models; by default the first one")]
 Count = Annotated[int, Field(ge=1, le=16, description="images of each")]
@@ -95,9 +96,9 @@ def make_agent_server(models: Models) -> AgentServer:
         mix: Annotated[
             str,
             Field(
-                description="rules CLASS@WHERE with commas between, such as '3@coarse,8@fine': the coarse layers receive "
-                "class 3, the fine ones 8. WHERE: coarse, fine, a resolution (8, <=8, >8), depth<10, down, middle, up, a "
-                "noise level (sigma>2), or several joined by &; a class without @ is the default"
+                description="rules CLASS@WHERE with commas between, such as '3@coarse,8@fine': the coarse layers "
+                "receive class 3, the fine ones 8. WHERE: coarse, fine, a resolution (8, <=8, >8), depth<10, down, "
+                "middle, up, a noise level (sigma>2), or several joined by &; a class without @ is the default"
             ),
         ],
         ctx: Context,

@@ -16,7 +16,8 @@ from ..errors import InputError, did_you_mean, one_line
 from ..schema import Problem, short_repr
 from ..version import __version__
 from . import actions, answers
-from .actions import Images, Models, png
+from .actions import Models
+from .images import Images, png
 from .metrics import Metrics
 from .settings import ClassQuery, ImagesQuery, InterpolateQuery, MixQuery, ModelQuery, SampleQuery
 from .waiting import progress_of, result_of

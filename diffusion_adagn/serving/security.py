@@ -49,7 +49,7 @@ class Guard:
         elif self._equals(QueryParams(scope["query_string"]).get("token", "").encode(), self.token.encode()):
             await self._set_cookie(scope, send)
         else:
-            text = "this server needs its token: send the header Authorization: Bearer TOKEN; in a browser open /?token=TOKEN."
+            text = "this server needs its token: send Authorization: Bearer TOKEN; in a browser open /?token=TOKEN."
             await _answer(scope, send, 401, text, {"www-authenticate": "Bearer"})
 
     def _has_token(self, headers: Headers, path: str) -> bool:

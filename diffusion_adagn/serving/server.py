@@ -92,7 +92,7 @@ def _listen(request: ServeRequest) -> socket.socket:
     try:
         return socket.create_server((request.host, request.port), family=family, backlog=512)
     except OSError as error:
-        text = f"cannot listen on {request.host} port {request.port} ({error.strerror or error}): give another --port, or 0."
+        text = f"cannot listen on {request.host} port {request.port} ({error.strerror or error}): give another --port."
         raise InputError(text) from None
 
 
@@ -105,8 +105,6 @@ def _welcome(models: Models, request: ServeRequest, port: int) -> str:
     header = "" if request.token is None else " -H 'Authorization: Bearer TOKEN'"
     lines += [f"page     {address}/{secret}", f"API      {address}/v1, described in {address}/openapi.json"]
     lines += [f"agents   {address}/mcp (MCP, streamable HTTP)", "To try it:"]
-    body = '\'{"classes": "0", "scales": [2]}\''
-    lines += [
-        f"  curl {address}/v1/sample{header} -H 'Content-Type: application/json' -H 'Accept: image/png' -d {body} -o image.png"
-    ]
+    json = " -H 'Content-Type: application/json' -H 'Accept: image/png'"
+    lines.append(f'  curl {address}/v1/sample{header}{json} -d \'{{"classes": "0"}}\' -o image.png')
     return "\n".join([*lines, "Ctrl-C stops the server."])

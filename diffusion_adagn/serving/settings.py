@@ -59,8 +59,8 @@ class ServeRequest(ModelSettings):
     @model_validator(mode="after")
     def _check_token(self) -> ServeRequest:
         if self.host not in LOOPBACK and self.token is None:
-            text = f"--host {self.host} can be reached from other machines: give a secret, --token TEXT, or leave out --host."
-            raise InputError(text)
+            text = f"--host {self.host} can be reached from other machines: give a secret, --token TEXT"
+            raise InputError(f"{text}, or leave out --host.")
         if self.token is not None and not (self.token.isascii() and self.token.isprintable() and " " not in self.token):
             raise InputError("--token has characters that a header cannot carry: use letters, digits, - and _.")
         return self

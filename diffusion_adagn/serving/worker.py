@@ -81,7 +81,7 @@ class Job:
             self.future.set_exception(error or Dropped("the client does not wait any more"))
 
     def wait(self) -> Any:
-        """The result, for a client in a thread of its own. Raises what the job raised, and Unavailable after its time."""
+        """The result, for a client in a thread. Raises what the job raised, and Unavailable after its time."""
         try:
             return self.future.result(self.seconds_left)
         except TimeoutError:

@@ -11,7 +11,9 @@ import pytest
 pytest.importorskip("fastapi", reason="the extra serve is not installed")
 pytest.importorskip("mcp", reason="the extra serve is not installed")
 
+import httpx2
 import mcp
+from mcp.client.streamable_http import streamable_http_client
 from served import pixels, running
 
 from benchmarks.digits_judge import DigitsJudge
@@ -136,6 +138,19 @@ def test_wrong_call_is_answered_in_one_sentence(server, tool, given, said):
     (result,) = ask(server, (tool, given))
     text = result.content[0].text
     assert result.is_error and said in text and "\n" not in text and "pydantic" not in text
+
+
+def test_client_sends_the_token_as_a_header():
+    async def names(address, headers):
+        http = httpx2.AsyncClient(headers=headers)
+        async with http, mcp.Client(streamable_http_client(address, http_client=http)) as client:
+            return {tool.name for tool in (await client.list_tools()).tools}
+
+    with running(["digits"], token="secret-of-the-test") as server:
+        address = f"http://127.0.0.1:{server.port}/mcp"
+        assert asyncio.run(names(address, {"Authorization": "Bearer secret-of-the-test"})) == TOOLS
+        with pytest.raises(Exception):  # noqa: B017 - a group of the client's errors
+            asyncio.run(names(address, {}))
 
 
 def test_cancelled_call_frees_the_worker(server):

@@ -138,6 +138,7 @@ def test_missing_model_and_used_port_are_reported(capsys):
     assert "--token" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.serial
 def test_killed_server_leaves_nothing(tmp_path):
     """SIGKILL while it samples: the client sees a closed connection, no file is left, and the port is free."""
@@ -160,6 +161,7 @@ def test_killed_server_leaves_nothing(tmp_path):
         pass
 
 
+@pytest.mark.slow
 @pytest.mark.serial
 def test_interrupted_server_ends_with_its_clients(tmp_path):
     process, client = start(tmp_path)

@@ -125,8 +125,14 @@ def test_config_may_follow_options(step_time, capsys):
 
 def _tree(folder):
     """A copy of the project, since a build writes into it."""
-    made = ("runs", "samples", "sweeps", "evaluations", "references", "traces", "wandb", "results", "build", "dist")
-    skip = shutil.ignore_patterns(*made, ".git", ".venv", ".*_cache", ".hypothesis", "*.egg-info", "__pycache__")
+    made = ("runs", "samples", "sweeps", "evaluations", "references", "traces", "wandb", "build", "dist")
+    everywhere = shutil.ignore_patterns(
+        ".git", ".venv", ".*_cache", ".hypothesis", "*.egg-info", "__pycache__", "results"
+    )
+
+    def skip(where, names):  # the package has a folder runs too
+        return everywhere(where, names) | {name for name in names if name in made and Path(where) == ROOT}
+
     return shutil.copytree(ROOT, folder, ignore=skip)
 
 

@@ -96,5 +96,5 @@ def test_more_commands_take_the_name(tmp_path):
     assert main(["sweep", "digits", "--guidance", "1,2", *few]) == 0
     assert main(["trace", "digits", "--timesteps", "3", "--images", "4"]) == 0
     assert main(["trace", "digits", "--label_check"]) == 0
-    assert main(["export", "digits", "--out", "exported"]) == 0
+    assert main(["export", "digits", "exported"]) == 0
     assert (tmp_path / "evaluations/pretrained/digits").is_dir() and (tmp_path / "sweeps/pretrained/digits").is_dir()

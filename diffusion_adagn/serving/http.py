@@ -13,7 +13,7 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 from starlette.exceptions import HTTPException
 
 from ..errors import InputError, did_you_mean, one_line
-from ..schema import Problem, short_repr
+from ..schema import Problem, fields_of, short_repr
 from ..version import __version__
 from . import actions, answers
 from .actions import Models
@@ -40,6 +40,7 @@ IMAGES: dict[int | str, dict[str, Any]] = {
     },
     **ERRORS,
 }
+QUERIES = (SampleQuery, MixQuery, InterpolateQuery)
 ModelName = Annotated[str | None, Query(description="name of a model; by default the first one")]
 
 
@@ -228,10 +229,9 @@ def _sentence(error: RequestValidationError) -> str:
         given = "" if first["input"] is None else f", not {short_repr(first['input'])}"
         return f"the body is a JSON object of settings (with the header Content-Type: application/json){given}."
     if first["type"] == "unexpected_keyword_argument":
-        known = ("model", "count", "seed", "scales", "sampler", "strip", "classes", "mixes", "between", "steps_between")
-        return (
-            f"there is no setting {short_repr(place[-1])}.{did_you_mean(str(place[-1])[:80], known)} See /openapi.json."
-        )
+        known = {setting.key for query in QUERIES for setting in fields_of(query)}
+        key = ".".join(map(str, place))
+        return f"there is no setting {short_repr(key)}.{did_you_mean(key[:80], known)} See /openapi.json."
     problem = Problem.from_details({**first, "loc": place}, None)
     return problem.message if not problem.key else f"{problem.key}: {problem.message}.{problem.hint}"
 

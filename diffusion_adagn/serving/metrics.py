@@ -31,9 +31,10 @@ class Metrics:
         self.running.labels(model).set_function(running)
 
     def batch(self, model: str, images: int, seconds: float) -> None:
-        """Count the images of a batch and its time."""
+        """Count the images of a batch and its time. images: 0 for other work."""
         self.images.labels(model).inc(images)
-        self.batches.labels(model).observe(images)
+        if images:
+            self.batches.labels(model).observe(images)
         self.busy.labels(model).inc(seconds)
 
     def request(self, operation: str, status: int, seconds: float) -> None:

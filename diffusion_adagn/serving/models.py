@@ -122,8 +122,8 @@ class ServedModel:
     def _submit(self, items: Sequence, kind: Hashable, finish: Any, steps: int = 1) -> Job:
         return self.worker.submit(Job(items, kind, finish, self.limits.max_seconds, steps))
 
-    def _count(self, items: int, seconds: float) -> None:
-        self.metrics.batch(self.name, items, seconds)
+    def _count(self, batch: Batch, seconds: float) -> None:
+        self.metrics.batch(self.name, sum(isinstance(item, ImageItem) for item in batch.items), seconds)
 
     def _work(self, batch: Batch) -> list:
         first = batch.items[0]

@@ -135,7 +135,7 @@ class Worker:
         work: works on a batch, and returns one result per item; it calls `batch.report` at every step.
         max_batch: most items per batch.
         max_waiting: most jobs in the queue.
-        done: called after every batch with its number of items and its seconds.
+        done: called after every batch with its seconds.
     """
 
     def __init__(
@@ -143,7 +143,7 @@ class Worker:
         work: Callable[[Batch], Iterable],
         max_batch: int,
         max_waiting: int,
-        done: Callable[[int, float], None] = lambda items, seconds: None,
+        done: Callable[[Batch, float], None] = lambda batch, seconds: None,
     ):
         self.work, self.max_batch, self.max_waiting, self.done = work, max_batch, max_waiting, done
         self.queue: deque[Job] = deque()
@@ -192,7 +192,7 @@ class Worker:
                 for job, _, _ in batch.parts:
                     job.stop(error)
             self.last_seconds = time.monotonic() - began
-            self.done(len(batch.items), self.last_seconds)
+            self.done(batch, self.last_seconds)
 
     def _next_batch(self) -> Batch | None:
         """The items of the oldest job, and of later ones of its kind, as far as there is room; None after `close`."""

@@ -74,6 +74,7 @@ def test_http_client_receives_an_image_of_the_class(server):
     check_three(result)
 
 
+@pytest.mark.slow
 @pytest.mark.serial
 def test_stdio_client_receives_an_image_of_the_class():
     program = mcp.StdioServerParameters(command=sys.executable, args=["-m", "diffusion_adagn", "mcp", "digits"])

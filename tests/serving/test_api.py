@@ -283,12 +283,11 @@ def test_two_models_have_names_and_may_guide_each_other(tmp_path):
 @pytest.mark.parametrize(
     "changes",
     [
-        {"num_classes": None, "null_class": False},
-        {"null_class": False},
-        {"conditioning": "cross_attention"},
-        {"conditioning": "none"},
+        pytest.param({"num_classes": None, "null_class": False}, id="unconditional"),
+        pytest.param({"null_class": False}, id="no null", marks=pytest.mark.slow),
+        pytest.param({"conditioning": "cross_attention"}, id="cross_attention", marks=pytest.mark.slow),
+        pytest.param({"conditioning": "none"}, id="class ignored", marks=pytest.mark.slow),
     ],
-    ids=["unconditional", "no null", "cross_attention", "class ignored"],
 )
 def test_models_of_every_kind_are_answered(tmp_path, changes):
     unet = tiny_unet(**changes)

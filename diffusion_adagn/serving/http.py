@@ -61,7 +61,9 @@ def make_api(models: Models, metrics: Metrics, **options: Any) -> FastAPI:
 
     @app.get("/healthz", response_model=answers.HealthAnswer, tags=["server"])
     async def health() -> dict:
-        """Whether the server answers."""
+        """Whether the server answers and its models work."""
+        if not all(model.worker.thread.is_alive() for model in models.values()):
+            raise Unavailable("the thread of a model has ended: restart the server.")
         return {"status": "ok", "version": __version__, "models": list(models)}
 
     @app.get("/metrics", tags=["server"], response_class=Response)

@@ -188,11 +188,11 @@ class Worker:
             began = time.monotonic()
             try:
                 batch.finish(list(self.work(batch)))
+                self.last_seconds = time.monotonic() - began
+                self.done(batch, self.last_seconds)
             except Exception as error:  # the thread goes on for the other jobs
                 for job, _, _ in batch.parts:
                     job.stop(error)
-            self.last_seconds = time.monotonic() - began
-            self.done(batch, self.last_seconds)
 
     def _next_batch(self) -> Batch | None:
         """The items of the oldest job, and of later ones of its kind, as far as there is room; None after `close`."""

@@ -153,6 +153,15 @@ def test_error_reaches_its_jobs_only():
         worker.submit(job(1))
 
 
+def test_thread_survives_an_error_of_its_counter():
+    def count(batch, seconds):
+        raise ZeroDivisionError
+
+    worker = Worker(lambda batch: batch.items, 4, 4, count)
+    assert [worker.submit(job(i)).wait() for i in range(3)] == [[0], [1], [2]]
+    worker.close()
+
+
 def test_close_ends_waiting_and_running_jobs(worker, recorder):
     running = worker.submit(job(0))
     assert recorder.started.wait(10)

@@ -31,7 +31,7 @@ from .machine import machine_info
 from .peers import PEERS
 from .quality_peers import MARKS
 
-SCALES, ALL_SCALES, CALLS = "1,2", "1,1.5,2,3", 17
+SCALES, ALL_SCALES, CALLS = "1,2", "1,1.5,2,3", 12  # network calls per image and pass, for all
 SMALL = {
     "model.model_channels": 32,
     "model.channel_mult": "1,2,2",
@@ -157,9 +157,9 @@ def train(run: Run, data: str, images: int, out: Path, core: int) -> None:
     print(f"{run.name}: {steps} steps in {(time.time() - begin) / 60:.1f} min", flush=True)
 
 
-def sweep(run: Run, model: Path, name: str, steps: int, scales: str, count: int, out: Path, core: int) -> None:
+def sweep(run: Run, model: Path, name: str, scales: str, count: int, out: Path, core: int) -> None:
     """Measure a model at several guidance scales."""
-    sampler = ["--sampler", "heun", "--spacing", "karras", "--steps", steps, "--guidance", scales]
+    sampler = ["--sampler", "dpm++", "--spacing", "karras", "--steps", CALLS, "--guidance", scales]
     place = ["--count", count, "--out", out / "sweeps" / name]
     pinned(core, out / f"{run.name}.log", "diffusion_adagn", "sweep", model, *sampler, *place)
 
@@ -170,9 +170,7 @@ def processes(args: argparse.Namespace, cores: Sequence[int]) -> list[dict]:
     images = {n: images_of(n, args.data, args.minutes or 20, args.out, cores[0]) for n in {r.network for r in runs}}
     in_parallel([partial(train, r, args.data, images[r.network], args.out) for r in runs], cores)
     measured = [r for r in runs if (args.out / r.name / "pipeline").is_dir()]
-    in_parallel(
-        [partial(sweep, r, args.out / r.name, r.name, 12, SCALES, args.count, args.out) for r in measured], cores
-    )
+    in_parallel([partial(sweep, r, args.out / r.name, r.name, SCALES, args.count, args.out) for r in measured], cores)
     return [
         {"run": r.name, "network": r.network, "images": images[r.network], **row}
         for r in measured
@@ -208,7 +206,7 @@ def peers(args: argparse.Namespace, cores: Sequence[int]) -> list[dict]:
             quarter = images[method.network] // COMMON["training.batch_size"] // 4
             step = f"checkpoints/step-{round(4 * mark) * quarter:08d}"
             model = args.out / method.name / (step if mark < 1 else "")
-            sweep(method, model, f"{method}-{mark:g}", (CALLS + 1) // 2, scales, args.count, args.out, core)
+            sweep(method, model, f"{method}-{mark:g}", scales, args.count, args.out, core)
             return
         place, log = ["--out", args.out / method, "--mark", mark], args.out / f"{method}.log"
         size = ["--scales", scales, "--count", args.count, "--calls", CALLS]

@@ -1,7 +1,7 @@
 """Train a peer's own network, process and trainer defaults on the same images, and sample it; for benchmarks.quality.
 
     python -m benchmarks.quality_peers train diffusers --data PATH/TO/cifar10 --images 67000 --out FOLDER
-    python -m benchmarks.quality_peers sample diffusers --out FOLDER --scales 1,1.5,2,3 --calls 18
+    python -m benchmarks.quality_peers sample diffusers --out FOLDER --scales 1,1.5,2,3 --calls 12
 
 The peers' trainers read folders of files and have no classes, so their training step is repeated here with their
 defaults, for images of the same store and with random flips. A stopped training continues from its last state.
@@ -215,7 +215,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--mark", type=float, default=1.0, choices=MARKS, help="sample the weights at this fraction")
     parser.add_argument("--scales", default="1,1.5,2,3", help="guidance scales (default: 1,1.5,2,3)")
     parser.add_argument("--count", type=int, default=1000, help="images per scale (default: 1000)")
-    parser.add_argument("--calls", type=int, default=18, help="network calls per image and pass (default: 18)")
+    parser.add_argument("--calls", type=int, default=12, help="network calls per image and pass (default: 12)")
     args = parser.parse_args(argv)
     if args.what == "cost":
         print(f"{gflops(args.peer):.4f} GFLOP per image and forward pass")

@@ -14,7 +14,20 @@ from ..errors import InputError
 from ..evaluation.metrics import METRICS
 from ..render.text import listed, percent, plus_minus
 
-SETTINGS = ("guide", "schedule", "rescale", "threshold", "sampler", "spacing", "eta", "steps", "interval", "scale")
+SETTINGS = (
+    "guide",
+    "rule",
+    "negative",
+    "schedule",
+    "rescale",
+    "threshold",
+    "sampler",
+    "spacing",
+    "eta",
+    "steps",
+    "interval",
+    "scale",
+)
 CLASS_METRICS = ("kid", "accuracy", "frechet")
 TRADEOFFS = (("precision", "recall"), ("density", "coverage"))
 

@@ -22,10 +22,19 @@ AXES = (
     "guidance.threshold",
     "guidance.schedule",
     "guidance.rescale",
+    "guidance.rule",
+    "guidance.negative",
     "guidance.interval",
     "guidance.scale",
 )
-TEXT_AXES = ("guidance.interval", "guidance.schedule", "sampler", "spacing")  # the others are numbers
+TEXT_AXES = (
+    "guidance.interval",
+    "guidance.schedule",
+    "guidance.rule",
+    "guidance.negative",
+    "sampler",
+    "spacing",
+)  # the others are numbers
 
 
 def parse_axes(texts: Mapping[str, str], labels: Mapping[str, str]) -> dict[str, tuple[Any, ...]]:
@@ -41,6 +50,8 @@ def parse_axes(texts: Mapping[str, str], labels: Mapping[str, str]) -> dict[str,
     axes: dict[str, tuple[Any, ...]] = {}
     for key, text in texts.items():
         words: list[Any] = split_words(text, labels[key])
+        if key == "guidance.rule":
+            words = rule_words(words)
         if key not in TEXT_AXES:
             try:
                 words = [number for word in words for number in ([word] if word == "none" else parse_numbers((word,)))]
@@ -50,6 +61,17 @@ def parse_axes(texts: Mapping[str, str], labels: Mapping[str, str]) -> dict[str,
         for value in axes[key]:
             build(SamplerSettings, Layer({key: value}, error=UsageError, labels=labels))
     return axes
+
+
+def rule_words(words: list[str]) -> list[str]:
+    """The rules in ["cfg", "apg:eta=0", "r=1"]: a word such as r=1 is a parameter of the rule before it."""
+    rules: list[str] = []
+    for word in words:
+        if rules and "=" in word and ":" not in word:
+            rules[-1] += f",{word}"
+        else:
+            rules.append(word)
+    return rules
 
 
 @settings(frozen=True)

@@ -235,7 +235,20 @@ def per_class(
 class XAxis:
     """The setting on the x axis: the scale if it was swept, else the first swept setting. Values are numbers or categories."""
 
-    ORDER = ("scale", "steps", "eta", "rescale", "threshold", "interval", "schedule", "sampler", "spacing", "guide")
+    ORDER = (
+        "scale",
+        "rule",
+        "negative",
+        "steps",
+        "eta",
+        "rescale",
+        "threshold",
+        "interval",
+        "schedule",
+        "sampler",
+        "spacing",
+        "guide",
+    )
 
     def __init__(self, points: Sequence[PointResult], swept: Iterable[str] | None = None):
         several = differing(points)

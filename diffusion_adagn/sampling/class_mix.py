@@ -279,8 +279,20 @@ class ClassInterpolation:
         return {"classes": [self.a, self.b], "share": self.share}
 
 
+@dataclass(frozen=True)
+class ClassBySteps:
+    """A class for each network evaluation of a call; for `modulation_table`.
+
+    Attributes:
+        class_ids: one per evaluation.
+    """
+
+    class_ids: tuple[int, ...]
+    class_id = None
+
+
 def modulation_table(
-    unet: AdaGNUNet, plans: Sequence[ClassPlan], timesteps: Tensor, max_bytes: int = 2**26
+    unet: AdaGNUNet, plans: "Sequence[ClassPlan | ClassBySteps]", timesteps: Tensor, max_bytes: int = 2**26
 ) -> Callable[[int], Modulation]:
     """A function: index of a step -> the modulation of N images at timesteps[index], one row per image.
 
@@ -288,13 +300,13 @@ def modulation_table(
     are not a single class are computed step by step, once for all images that share a plan.
     """
     device = unet.projection.weight.device
-    if any(p.class_id is None for p in plans):
+    if any(p.class_id is None and not isinstance(p, ClassBySteps) for p in plans):
         distinct = {id(p): p for p in plans}
         row_of = {key: row for row, key in enumerate(distinct)}
         rows = torch.tensor([row_of[id(p)] for p in plans], device=device)
 
         def at_step(step: int) -> Modulation:
-            modulations = [p.modulation(unet, timesteps[step]) for p in distinct.values()]
+            modulations = [_modulation(p, unet, timesteps, step) for p in distinct.values()]
             return {
                 name: type(mod)(*(torch.cat(fields)[rows] for fields in zip(*(m[name] for m in modulations))))
                 for name, mod in modulations[0].items()
@@ -302,7 +314,8 @@ def modulation_table(
 
         return at_step
 
-    classes, rows = torch.tensor([p.class_id for p in plans], device=device).unique(return_inverse=True)
+    ids = [p.class_ids if isinstance(p, ClassBySteps) else [p.class_id] * len(timesteps) for p in plans]
+    classes, rows = torch.tensor(ids, device=device).T.unique(return_inverse=True)  # rows [steps, N]
     if not unet.config.num_classes:
         classes, rows = classes[:1], torch.zeros_like(rows)
     width = unet.projection.out_features
@@ -320,10 +333,16 @@ def modulation_table(
             projected = unet.project_condition(t, classes.repeat(len(steps)) if unet.config.num_classes else None)
             cached[first] = [p if p is None else p.unflatten(0, (len(steps), len(classes))) for p in projected]
         return unet.split_modulation(
-            *(p if p is None else p[step - first].index_select(0, rows) for p in cached[first])
+            *(p if p is None else p[step - first].index_select(0, rows[step]) for p in cached[first])
         )
 
     return table_lookup
+
+
+def _modulation(plan: "ClassPlan | ClassBySteps", unet: AdaGNUNet, timesteps: Tensor, step: int) -> Modulation:
+    if isinstance(plan, ClassBySteps):
+        return unet.modulation(timesteps[step], torch.tensor([plan.class_ids[step]]))
+    return plan.modulation(unet, timesteps[step])
 
 
 # ---------------------------------------------------------------------- grammar

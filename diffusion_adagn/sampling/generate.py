@@ -40,6 +40,7 @@ from .load import ema_record, open_pipeline
 from .pipeline import MAX_SEED, ClassConditionalPipeline, to_pil
 from .plan import PlannedImage, image_record, planned_images, plans_of
 from .pretrained import model_hash
+from .rules import Rule
 from .settings import SampleRequest, SamplerSettings
 
 NPZ = "samples.npz"
@@ -137,8 +138,8 @@ def sample_to_folder(
             for note, applies in _without_effect(sampler, guided, plans, labels.null_id, calls).items():
                 if applies:
                     print(f"note: {note}")
-            if sampler.guidance.interval is not None and guided:
-                print(guidances[max(request.scales)].describe(calls, pipe.process.name != "edm"))
+            if guided and (sampler.guidance.interval is not None or sampler.guidance.rule != Rule()):
+                print(guidances[max(request.scales)].describe(calls, pipe.process))
             for one in plans:
                 if isinstance(one, ClassMix) and one.class_id is None:
                     print(f"{one.name}\n{one.describe(pipe.unet.sites())}")

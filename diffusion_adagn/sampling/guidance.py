@@ -17,16 +17,20 @@ from dataclasses import InitVar, dataclass
 from typing import TYPE_CHECKING, Annotated
 
 from annotated_types import Ge, Gt, Le
-from pydantic import AfterValidator, BeforeValidator, PlainSerializer, WithJsonSchema
+from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer, WithJsonSchema
 from pydantic.json_schema import SkipJsonSchema
 
 from ..errors import InputError, reject_first
 from ..schema import Option, settings
+from .negative import Negative
+from .rules import MIN_ALPHA, PLAIN, RULES, Rule
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from ..diffusion.process import Process
     from ..diffusion.schedule import ModelEval
+    from .rules import Evaluation
 
 ROUNDING = 1e-6  # of a noise level: sampling from sigma 80 starts at 80.00000000000001
 UNITS = ("sigma", "t", "steps", "share")
@@ -110,6 +114,20 @@ def _interval(interval: object) -> Interval | None:
     return interval if isinstance(interval, Interval | None) else Interval.parse(str(interval))
 
 
+def _rule(rule: object) -> Rule:
+    return rule if isinstance(rule, Rule) else Rule.parse(str(rule))
+
+
+def _negative(negative: object) -> Negative:
+    return negative if isinstance(negative, Negative) else Negative(str(negative).strip())
+
+
+RULE_HELP = (
+    f"how the two predictions are combined: cfg (plain guidance), {', '.join(RULES)}, with parameters such as "
+    "apg:eta=0,r=0.5 (docs/guidance.md)"
+)
+
+
 def _checked_schedule(schedule: str) -> str:
     _shape(schedule)
     return schedule
@@ -134,13 +152,24 @@ class Guidance:
     process edm), steps:4-14 (sampler steps, 0 is the noisiest), 0.2-0.8 (a fraction of the way from image to noise),
     none: everywhere"""
     schedule: Annotated[str, AfterValidator(_checked_schedule), Option("guidance_schedule", "SHAPE")] = "constant"
-    """how the scale increases from noise to image: constant, linear, cosine, cosine:P (MDT's power-cosine), power:P. It is
+    """how the scale increases from noise to image: constant, linear, cosine, cosine:P (MDT's power-cosine), power:P, exp:L. It is
     1 + (scale - 1) f with u from 0 (image) to 1 (noise), t / T under ddpm: f = 1; 1 - u; (1 + cos(pi u)) / 2; (1 - cos(pi (1 - u)^P)) / 2;
-    (1 - u)^P (Wang et al. 2024)"""
+    (1 - u)^P (Wang et al. 2024); exp(-L u) (C2FG)"""
     rescale: Annotated[float, Ge(0), Le(1), Option(metavar="PHI")] = 0.0
     """rescale towards the standard deviation of the conditional prediction, 0..1 (Lin et al. 2023, section 3.4)"""
     threshold: Annotated[float | None, Gt(0), Le(1), Option(metavar="FRACTION", default="none")] = None
     """dynamic thresholding of x0 instead of clipping: a fraction, such as 0.995 (Imagen, section 2.3)"""
+    rule: Annotated[
+        Rule, BeforeValidator(_rule), PlainSerializer(str), WithJsonSchema({"type": "string"}),
+        Field(description=RULE_HELP, json_schema_extra={"default": "cfg"}), Option(metavar="RULE", default="cfg"),
+    ] = Rule()  # fmt: skip
+    negative: Annotated[
+        Negative, BeforeValidator(_negative), PlainSerializer(str), WithJsonSchema({"type": "string"}),
+        Field(json_schema_extra={"default": "null"}),
+        Option(metavar="CLASS", default="null"),
+    ] = Negative()  # fmt: skip
+    """what guidance moves away from, without --guide: null; a class; random, a class drawn for each image and step (ICG, Sadat et
+    al. 2024); time:0.5, the same class at a wrong noise level, ln sigma + 0.5 (after TSG, ibid.)"""
     guide: InitVar[SkipJsonSchema[object]] = None  # deprecated: pass `guide` to the pipeline call
 
     def __post_init__(self, guide: object) -> None:
@@ -193,7 +222,9 @@ class Guidance:
         """Network evaluations per image: one for each of `calls`, and a second where guidance is applied."""
         return len(calls) + sum(self.weight(call) > 0 for call in calls)
 
-    def combine(self, cond: Tensor, uncond: Tensor, scales: Tensor, weight: float = 1.0) -> Tensor:
+    def combine(
+        self, cond: Tensor, uncond: Tensor, scales: Tensor, weight: float = 1.0, at: Evaluation | None = None
+    ) -> Tensor:
         """The guided prediction [B, C, H, W].
 
         Args:
@@ -201,10 +232,14 @@ class Guidance:
             uncond: the prediction to move away from, [B, C, H, W].
             scales: [B].
             weight: f of the schedule.
+            at: where the predictions were made, for rules other than cfg.
         """
         # at f = 1 the scale is used unchanged, without rounding
         scales = scales if weight == 1 else 1 + (scales - 1) * weight
-        guided = apply_cfg(cond, uncond, scales)
+        if at is not None and self.rule.applies(at.process, at.call.level):
+            guided = self.rule.combine(cond, uncond, scales, at)
+        else:
+            guided = apply_cfg(cond, uncond, scales)
         if not self.rescale:
             return guided
         axes = tuple(range(1, cond.ndim))
@@ -219,22 +254,31 @@ class Guidance:
         return x0.clamp(-bound, bound) / bound
 
     def to_dict(self) -> dict:
-        """The settings without the scale, as plain JSON types."""
+        """The settings without the scale, as plain JSON types; without rule and negative where they are neutral, as in older files."""
+        given = {"rule": self.rule, "negative": self.negative}
+        given = {name: str(value) for name, value in given.items() if value != type(value)()}
         return {
             "interval": "none" if self.interval is None else str(self.interval),
             "schedule": self.schedule,
             "rescale": self.rescale,
             "threshold": self.threshold,
+            **given,
         }
 
-    def describe(self, calls: Sequence[ModelEval], has_t: bool = True) -> str:
-        """A sentence: where guidance is applied, in every unit, and the number of network evaluations per image.
+    def describe(self, calls: Sequence[ModelEval], process: Process) -> str:
+        """Where guidance is applied, in every unit, and the number of network evaluations per image.
 
         Args:
             calls: the network evaluations of the sampler.
-            has_t: whether their times are timesteps; not under process edm.
+            process: of the network.
         """
         on = [call for call in calls if self.weight(call) > 0]
+        plain = [call for call in on if self.rule.name != PLAIN and not self.rule.applies(process, call.level)]
+        note = f"; cfg in place of {self.rule.name} at the {len(plain)} evaluations where alpha < {MIN_ALPHA}"
+        return self._where(calls, on, process.name != "edm") + (note if plain else "")
+
+    def _where(self, calls: Sequence[ModelEval], on: Sequence[ModelEval], has_t: bool) -> str:
+        """The sentence of `describe`. on: the evaluations that are guided; has_t: whether their times are timesteps."""
         total = calls[-1].step + 1
         if self.is_neutral or (on and len(on) == len(calls)):
             return f"{'no guidance' if self.is_neutral else 'guided at every step'}: {self.evaluations(calls)} network evaluations per image"
@@ -271,6 +315,8 @@ def _shape(schedule: str) -> Callable[[float], float]:
         return lambda u: (1 - math.cos(math.pi * (1 - u) ** p)) / 2
     if word == "power" and power and p > 0:
         return lambda u: (1 - u) ** p
+    if word == "exp" and power and p > 0:
+        return lambda u: math.exp(-p * u)
     raise InputError(
-        f"'{schedule}' is not a guidance schedule. Expected constant, linear, cosine, cosine:4 or power:2."
+        f"'{schedule}' is not a guidance schedule. Expected constant, linear, cosine, cosine:4, power:2 or exp:2."
     )

@@ -44,9 +44,11 @@ from ..render.grids import captioned_grid
 from ..runs.layout import loads_checkpoint, pipeline_folder
 from ..schema import short_repr
 from .card import model_card
-from .class_mix import ClassMix, ClassPlan, modulation_table
+from .class_mix import ClassBySteps, ClassMix, ClassPlan, modulation_table
 from .guidance import Guidance
+from .negative import Negative
 from .pretrained import check_has, checkpoint_parts, pipeline_parts
+from .rules import Evaluation, Memory
 from .settings import SamplerSettings, parse_ema
 
 MAX_SEED = 2**63 - 1
@@ -237,8 +239,8 @@ class ClassConditionalPipeline(DiffusionPipeline):
             guide: the model that guidance moves away from. None: this model's null class.
 
         Raises:
-            InputError: the model has no null class, the guide does not fit, or the interval is in timesteps, which process edm
-                does not have.
+            InputError: the model has no null class, the guide does not fit, the rule is of another process, or the interval is
+                in timesteps, which process edm does not have.
         """
         if guidance.interval is not None and guidance.interval.unit == "t" and self.process.name == "edm":
             low, high = (math.exp(4 * time) for time in self.process.times)
@@ -246,12 +248,20 @@ class ClassConditionalPipeline(DiffusionPipeline):
                 f"the interval {guidance.interval} is in timesteps, which process edm does not have: write noise levels, such as "
                 f"sigma:0.3-5; sampling goes from {high:g} to {low:g}."
             )
+        guidance.rule.check(self.process)
         if guide is not None:
             self._check_guide(guide)
-        elif not guidance.is_neutral and (self.labels.null_id is None or not self.labels.K):
+            if guidance.negative != Negative():
+                raise InputError(
+                    f"guidance moves away from one of both: the guide, or the negative {guidance.negative}. Leave one out."
+                )
+        elif not guidance.is_neutral and (
+            not self.labels.K or (guidance.negative.needs_null and self.labels.null_id is None)
+        ):
             raise InputError(
-                "guidance needs a null class, which this model lacks: sample at guidance scale 1, use another model as the guide "
-                "(--guide RUN: an earlier checkpoint, or one without classes), or fine-tune with a null row (adagn train --init_from)."
+                "guidance needs a null class, which this model lacks: sample at guidance scale 1, move away from a random class "
+                "(--negative random), use another model as the guide (--guide RUN: an earlier checkpoint, or one without classes), "
+                "or fine-tune with a null row (adagn train --init_from)."
             )
 
     def _check_guide(self, guide: "ClassConditionalPipeline") -> None:
@@ -488,7 +498,8 @@ class ClassConditionalPipeline(DiffusionPipeline):
 
         timesteps = set_timesteps(scheduler, num_inference_steps, churn=churn)  # on the CPU, where the tables are
         calls, process = model_evals(scheduler), process_of(scheduler)
-        predict = self._predictor(plans, calls, process, guidance, guide, callback)
+        draws = [index if seed is None else seed for index, seed in enumerate(seeds)]
+        predict = self._predictor(plans, calls, process, guidance, guide, callback, draws)
         x = (_noise(shape, generators) if latents is None else latents.float()).to(device)
         x = x * scheduler.init_noise_sigma
         self._interrupt = False
@@ -538,13 +549,18 @@ class ClassConditionalPipeline(DiffusionPipeline):
         guidance: Guidance,
         guide: "ClassConditionalPipeline | None" = None,
         callback: SamplingCallback | None = None,
+        seeds: Sequence[int] | None = None,
     ) -> Callable[[Tensor, ModelEval], Tensor]:
-        """A function (x_t [N, C, H, W], evaluation) -> guided prediction [N, C or 2C, H, W], float32; one pass where not guided."""
+        """A function (x_t [N, C, H, W], evaluation) -> guided prediction [N, C or 2C, H, W], float32; one pass where not guided.
+
+        seeds: one per image, for random negatives. None: 0, 1, ...
+        """
         one = self._one_pass(plans, [call.t for call in calls])
         if guidance.is_neutral:
             return one
-        both = self._two_passes(plans, calls, process, guide)
-        scales = guidance.scales(len(plans)).to(self._execution_device)
+        seeds = range(len(plans)) if seeds is None else seeds
+        both = self._two_passes(plans, calls, process, guide, guidance.negative, seeds)
+        scales, memory = guidance.scales(len(plans)).to(self._execution_device), Memory()
 
         def predict(x: Tensor, call: ModelEval) -> Tensor:
             weight = guidance.weight(call)
@@ -555,7 +571,8 @@ class ClassConditionalPipeline(DiffusionPipeline):
             cond, variance = prediction.split([x.shape[1], prediction.shape[1] - x.shape[1]], dim=1)
             if callback is not None:
                 callback.on_guidance(call, cond, uncond)
-            return torch.cat([guidance.combine(cond, uncond, scales, weight), variance], dim=1)
+            guided = guidance.combine(cond, uncond, scales, weight, Evaluation(x, process, call, memory))
+            return torch.cat([guided, variance], dim=1)
 
         return predict
 
@@ -571,18 +588,25 @@ class ClassConditionalPipeline(DiffusionPipeline):
         calls: Sequence[ModelEval],
         process: Process,
         guide: "ClassConditionalPipeline | None",
+        negative: Negative,
+        seeds: Sequence[int],
     ) -> Callable[[Tensor, ModelEval], tuple[Tensor, Tensor]]:
         """A function (x_t, evaluation) -> the network's output, and the C mean channels that guidance moves away from."""
         times = [call.t for call in calls]
+        if guide is None and negative.shift is None:
+            classes = negative.class_ids(self.labels, calls, seeds)
+            together = self._one_pass([*plans, *(ClassBySteps(tuple(ids)) for ids in classes)], times)
+
+            def double_pass(x: Tensor, call: ModelEval) -> tuple[Tensor, Tensor]:
+                cond, uncond = together(torch.cat([x, x]), call).chunk(2)
+                return cond, uncond[:, : x.shape[1]]
+
+            return double_pass
+
+        cond = self._one_pass(plans, times)
         if guide is None:
-            nulls = [ClassMix.single(self.labels.null_id, self.labels)] * len(plans)
-            together = self._one_pass([*plans, *nulls], times)
-
-            def null_pass(x: Tensor, call: ModelEval) -> tuple[Tensor, Tensor]:
-                cond, null = together(torch.cat([x, x]), call).chunk(2)
-                return cond, null[:, : x.shape[1]]
-
-            return null_pass
+            shifted = self._one_pass(plans, negative.times(process, calls))
+            return lambda x, call: (cond(x, call), shifted(x, call)[:, : x.shape[1]])
 
         guide.unet.to(self._execution_device)
         theirs = guide.process
@@ -591,7 +615,6 @@ class ClassConditionalPipeline(DiffusionPipeline):
             levels = [ddpm_level(*c.level[:3], theirs.prediction) if converts else c.level for c in calls]
         else:  # the same noise level in the guide's own table
             levels = [theirs.at(min(call.sigma, MAX_GUIDE_SIGMA)) for call in calls]
-        cond = self._one_pass(plans, times)
         weak = guide._one_pass(self.plans_for(guide, plans), [level.time for level in levels])
 
         def guide_pass(x: Tensor, call: ModelEval) -> tuple[Tensor, Tensor]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import field, fields, replace
 from decimal import Decimal
@@ -17,6 +18,8 @@ from ..errors import InputError, UsageError
 from ..renamed import EMA
 from ..schema import AS_GIVEN, Option, settings, short_repr
 from .guidance import Guidance
+from .negative import Negative
+from .rules import Rule
 
 MAX_RANGE = 1000  # numbers of one from:to:step
 
@@ -116,6 +119,8 @@ class SamplerSettings:
         words += [g.schedule.replace(":", "")] * (g.schedule != "constant")
         words += [f"phi{g.rescale:g}"] * (g.rescale != 0)
         words += [f"dt{g.threshold}"] * (g.threshold is not None)
+        words += [str(g.rule).translate(str.maketrans(":=,", "---"))] * (g.rule != Rule())
+        words += ["neg-" + re.sub(r"[^\w.-]+", "-", str(g.negative))] * (g.negative != Negative())
         words += ["guide"] * (self.guide is not None)
         words += [f"{self.sampler.replace('+', 'p')}{self.steps}"]
         words += [f"eta{self.eta:g}"] * (self.eta != 0)
@@ -133,7 +138,7 @@ class SamplerSettings:
         return replace(self, guidance=replace(self.guidance, **guidance), **own)
 
     def canonical(self) -> SamplerSettings:
-        """The settings without those that have no effect: at scale 1 these are interval, schedule, rescale and guide."""
+        """The settings without those that have no effect: at scale 1 these are interval, schedule, rescale, rule, negative and guide."""
         if self.guidance.scale != 1:
             return self
         return replace(self, guidance=Guidance(1.0, threshold=self.guidance.threshold), guide=None)

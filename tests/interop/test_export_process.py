@@ -168,7 +168,7 @@ def test_round_trip(tmp_path, unets, scheduler, written):
 
 def test_commands_name_the_replaced_sampler(tmp_path, unets, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    ours(unets, OdeScheduler("edm")).save_pretrained("ours")
+    ours(unets, OdeScheduler("edm", "heun")).save_pretrained("ours")
     assert run_command(export_command, ["ours", "theirs"]) == 0
     assert "diffusers has no heun for edm: the folder samples with dpm++" in capsys.readouterr().out
     assert run_command(import_command, ["theirs"]) == 0

@@ -11,7 +11,7 @@ from conftest import tiny_unet
 from diffusion_adagn import ClassConditionalPipeline, LabelSpace
 from diffusion_adagn.config import DiffusionConfig
 from diffusion_adagn.diffusion.process import ddpm, ddpm_level
-from diffusion_adagn.diffusion.schedule import SAMPLERS, make_scheduler, model_evals, set_timesteps
+from diffusion_adagn.diffusion.schedule import SAMPLERS, make_scheduler, model_evals, process_of, set_timesteps
 from diffusion_adagn.errors import InputError
 from diffusion_adagn.sampling.guidance import Guidance, Interval
 
@@ -104,10 +104,11 @@ def test_interval_units_agree():
     for text in same:
         interval = Interval.parse(text)
         assert [c.t for c in calls if interval.contains(c)] == [600, 500, 400, 300], text
-    plans = Guidance(2.0, "t:300-600").describe(calls)
+    process = process_of(scheduler)
+    plans = Guidance(2.0, "t:300-600").describe(calls, process)
     assert "steps 3-6 of 10" in plans and "14 network evaluations per image instead of 20" in plans
-    assert "none of the 10 steps" in Guidance(2.0, "t:301-302").describe(calls)
-    assert "no guidance: 10" in Guidance(1.0, "t:301-302").describe(calls)
+    assert "none of the 10 steps" in Guidance(2.0, "t:301-302").describe(calls, process)
+    assert "no guidance: 10" in Guidance(1.0, "t:301-302").describe(calls, process)
 
 
 @pytest.mark.parametrize("process", ["ddpm", "edm", "flow"])
@@ -121,7 +122,7 @@ def test_intervals_of_each_process(process):
         assert on == [c.index for c in calls if interval.low <= value(c) <= interval.high] and 0 < len(on) < len(calls)
         assert np.isfinite(sample(pipe, guidance=Guidance(2.0, text), num_inference_steps=3)).all()
     assert all(0 <= c.share <= 1 for c in calls)
-    words = Guidance(2.0, "sigma:0.3-5").describe(calls, process != "edm")
+    words = Guidance(2.0, "sigma:0.3-5").describe(calls, pipe.process)
     assert "(sigma:" in words and (", t:" in words) == (process != "edm")
     if process == "edm":
         for reject in (

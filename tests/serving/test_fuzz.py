@@ -72,7 +72,7 @@ def test_random_requests_are_no_failure(server, path, mode):
     def check(case):
         if path in CHEAP and mode.is_positive and len(codes) % 2:
             case.body = tame(path, case.body)
-        answer = case.call(base_url=f"http://127.0.0.1:{server.port}")
+        answer = case.call(base_url=f"http://127.0.0.1:{server.port}", timeout=100)
         codes.append(answer.status_code)
         assert answer.status_code < 500, (case.body, case.query, answer.text)
         if answer.status_code >= 400:

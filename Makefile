@@ -43,7 +43,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/python
 	touch $@
 
 $(VENV)/.test-installed: $(VENV)/.installed
-	$(INSTALL) -c constraints.txt -e '.[test]'
+	$(INSTALL) -c constraints.txt -e '.[test,serve]'
 	touch $@
 
 demo: $(VENV)/.installed

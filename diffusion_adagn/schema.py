@@ -58,7 +58,7 @@ RESUMABLE = "resumable"  # metadata: a resumed run may change it, since it does 
 # ---------------------------------------------------------------------- declaring
 
 
-def settings(cls: type[T] | None = None, *, frozen: bool = False, from_file: bool = False):
+def settings(cls: type[T] | None = None, *, frozen: bool = False, from_file: bool = False, kw_only: bool = False):
     """A class decorator: a dataclass whose values are converted, as YAML and command lines write them, and checked.
 
     A field is declared as `name: Annotated[int, Ge(1)] = 128`, and documented by the string below it. Class attributes
@@ -68,6 +68,7 @@ def settings(cls: type[T] | None = None, *, frozen: bool = False, from_file: boo
         cls: The class.
         frozen: Attributes cannot be assigned.
         from_file: For the content of a file: values are not converted, and unknown keys are ignored.
+        kw_only: Fields are arguments by name only, so that those without a default may come last.
     """
 
     def decorate(cls: type[T]) -> type[T]:
@@ -82,7 +83,7 @@ def settings(cls: type[T] | None = None, *, frozen: bool = False, from_file: boo
             "use_attribute_docstrings": True,
             "arbitrary_types_allowed": True,
         }
-        made = pydantic_dataclass(cls, frozen=frozen, config=config)
+        made = pydantic_dataclass(cls, frozen=frozen, kw_only=kw_only, config=config)
         for name, info in made.__pydantic_fields__.items():  # subclasses inherit types, not the strings below fields
             if info.description and not from_file:
                 inherited = made.__dataclass_fields__[name]
@@ -263,7 +264,12 @@ class Problem(NamedTuple):
 
     @classmethod
     def of(cls, error: ValidationError, settings: type) -> Problem:
-        first, hint = error.errors(include_url=False)[0], ""
+        return cls.from_details(error.errors(include_url=False)[0], settings)
+
+    @classmethod
+    def from_details(cls, first: Mapping[str, Any], settings: type | None) -> Problem:
+        """first: what pydantic reports of a problem. settings: None if every part of its place is a key."""
+        hint = ""
         kind, context, value = first["type"], first.get("ctx", {}), first["input"]
         if isinstance(context.get("error"), InputError):
             return cls("", kind, str(context["error"]))
@@ -278,13 +284,19 @@ class Problem(NamedTuple):
             message = f"must be {_LIMITS[limit]} {context[limit]:g}, got {given}"
         elif kind == "too_short":
             message = f"needs at least {context['min_length']} value"
+        elif kind in ("too_long", "string_too_long"):
+            message = f"has more than {context['max_length']} {'characters' if kind[0] == 's' else 'values'}"
+        elif kind in ("missing", "missing_argument"):
+            message = "is missing"
         elif expected := _EXPECTED.get(kind.partition("_")[0]):
             message = f"expected {expected}, got {short_repr(value)}"
         else:
             message = f"{first['msg']}: {short_repr(value)}"
         keys: list[str] = []
         for part in first["loc"]:  # a union adds the names of its types
-            if is_section(settings):
+            if settings is None:
+                keys.append(str(part))
+            elif is_section(settings):
                 keys.append(str(part))
                 field = settings.__pydantic_fields__.get(part)
                 settings = None if field is None else field.annotation

@@ -25,6 +25,7 @@ LAYERS = (  # low to high; a module imports from its own layer and from those ab
     ("trace",),
     ("experiments",),
     ("interop",),
+    ("serving",),
     ("cli",),
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}

@@ -47,7 +47,8 @@ def test_constraints_satisfy_dependency_ranges():
 
     lines = (line.partition("#")[0].strip() for line in (ROOT / "constraints.txt").read_text().splitlines())
     pins = dict(line.split("==") for line in lines if line)
-    for text in PROJECT["dependencies"] + PROJECT["optional-dependencies"]["test"]:
+    extras = PROJECT["optional-dependencies"]
+    for text in [*PROJECT["dependencies"], *extras["test"], *extras["serve"]]:
         requirement = Requirement(text)
         assert pins[requirement.name] in requirement.specifier, text
     assert int(pins["pillow"].split(".")[0]) < 13  # gradio 6

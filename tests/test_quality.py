@@ -3,10 +3,10 @@
 import itertools
 import json
 
-import numpy as np
 import pytest
 from conftest import ROOT
 
+from benchmarks.digits_judge import DigitsJudge
 from diffusion_adagn import ClassConditionalPipeline
 from diffusion_adagn.cli.main import main
 from diffusion_adagn.diffusion.schedule import SAMPLERS
@@ -24,34 +24,12 @@ def digits(tmp_path_factory):
     return out
 
 
-class Judge:
-    """scikit-learn's SVC on the real digits: has an image the class asked for, the contrast of digits, and do images vary?"""
-
-    def __init__(self):
-        from sklearn.datasets import load_digits
-        from sklearn.svm import SVC
-
-        real = load_digits()
-        self.real, self.labels = real.images / 8 - 1, real.target
-        half = np.arange(len(self.labels)) % 2 == 0
-        flat = self.real.reshape(len(self.real), -1)
-        assert SVC().fit(flat[half], self.labels[half]).score(flat[~half], self.labels[~half]) > 0.97
-        self.svc = SVC().fit(flat, self.labels)
-
-    def __call__(self, images, ids):
-        """images [N, 8, 8, 1] in 0..1 -> (share right, contrast ratio, least ratio of the spread within a class)."""
-        x, ids = images[..., 0] * 2 - 1, np.array(ids)
-        right = (self.svc.predict(x.reshape(len(x), -1)) == ids).mean()
-        spread = [np.sqrt(x[ids == c].var(0).sum() / self.real[self.labels == c].var(0).sum()) for c in np.unique(ids)]
-        return right, x.std() / self.real.std(), min(spread)
-
-
 IDS = [c for c in range(10) for _ in range(30)]
 
 
 @pytest.fixture(scope="module")
 def judge():
-    return Judge()
+    return DigitsJudge()
 
 
 @pytest.mark.parametrize("steps", [10, 20, 50])

@@ -11,6 +11,7 @@ from PIL import Image
 
 from diffusion_adagn.cli import import_adm as adm_cli
 from diffusion_adagn.cli import sample as sample_cli
+from diffusion_adagn.cli import serve as serve_cli
 from diffusion_adagn.cli import sweep as sweep_cli
 from diffusion_adagn.cli import train as train_cli
 from diffusion_adagn.cli.main import main
@@ -85,12 +86,20 @@ def test_readme_commands_run(place, step_time, monkeypatch):
                 words = ["adagn", words[script].removesuffix(".py"), *words[script + 1 :]]
             only_parse = True
         else:
-            only_parse = "cifar10" in command or "imagenet" in command or "64x64_diffusion" in command
+            only_parse = (
+                words[1] == "serve" or "cifar10" in command or "imagenet" in command or "64x64_diffusion" in command
+            )
         assert words[0] == "adagn", command
         name, argv = words[1], words[2:]
         if only_parse:
             args = (
-                {"train": train_cli, "sample": sample_cli, "import-adm": adm_cli, "sweep": sweep_cli}[name]
+                {
+                    "train": train_cli,
+                    "sample": sample_cli,
+                    "import-adm": adm_cli,
+                    "sweep": sweep_cli,
+                    "serve": serve_cli,
+                }[name]
                 .parser()
                 .parse(argv)
             )

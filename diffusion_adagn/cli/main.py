@@ -25,6 +25,8 @@ COMMANDS = {
     "data": "inspect labelled images (adagn data inspect)",
     "schema": "print the JSON schema of the settings",
     "doctor": "check this installation and report problems",
+    "serve": "serve models: HTTP API, tools for agents, page",
+    "mcp": "give an agent tools that generate images (MCP over stdio)",
     "ablate": "train the same run with several conditioning layers, and compare",
     "import-adm": "convert an OpenAI ADM checkpoint to a pipeline folder",
     "import-diffusers": "convert a diffusers folder with a UNet2DModel to a pipeline folder",

@@ -64,7 +64,10 @@ class Parser(argparse.ArgumentParser):
 
     def add_model(self) -> None:
         """The argument RUN."""
-        help = "a run folder (runs/digits), one of its checkpoints, a pipeline folder, or owner/name on the hub"
+        help = (
+            "a run folder (runs/digits), one of its checkpoints, a pipeline folder, owner/name on the hub, or digits, "
+        )
+        help += "a model that is shipped with the package"
         self.add_argument("run", metavar="RUN", help=help)
 
     def add_config(self) -> None:

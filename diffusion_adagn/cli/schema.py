@@ -12,6 +12,7 @@ SCHEMAS = {
     "sweep": ("..experiments.settings", "SweepRequest"),
     "ema": ("..experiments.settings", "EmaRequest"),
     "trace": ("..trace.settings", "TraceRequest"),
+    "serve": ("..serving.settings", "ServeRequest"),
 }
 
 

@@ -17,6 +17,7 @@ from ..data.tables import parquet_files
 from ..errors import InputError, reject_first
 from ..models.config import machine_memory
 from ..runs.recorded import MAX_INDEX, SamplesIndex
+from ..runs.shipped import shipped_folder
 from ..schema import as_document, read_document
 
 ENDINGS = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
@@ -112,7 +113,12 @@ def read_image_set(path: Path, guidance: float | None = None) -> ImageSet:
 
 
 def is_model(what: str) -> bool:
-    """Whether it is a model rather than images; of a missing path, whether it looks like a hub id."""
+    """Whether it is a model rather than images; of a missing path, whether it looks like a hub id.
+
+    digits is the shipped model; digits:train and digits:test are the data.
+    """
+    if shipped_folder(what):
+        return True
     path = Path(what).expanduser()
     if path.suffix == ".npz" or path.is_file() or is_data(what):
         return False

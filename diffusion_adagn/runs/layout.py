@@ -14,6 +14,7 @@ from ..config import RunConfig
 from ..errors import InputError
 from ..labels import LabelSpace
 from ..models.config import AUGMENT_DIM, check_size
+from .shipped import model_folder, shipped_folder, shipped_models
 
 STATE = "state.json"  # of a checkpoint
 POWER_EMA = "power_ema.safetensors"  # of a checkpoint: the tracked averages, "0.05/conv_in.weight"
@@ -75,12 +76,14 @@ def similar_runs(path: str | Path) -> str:
 
 
 def check_model_path(path: str | Path) -> None:
-    """Raises InputError unless the path exists or has the form of a hub id, owner/name."""
+    """Raises InputError unless the path exists, has the form of a hub id, owner/name, or is the name of a shipped model."""
     parts = str(path).split("/")
-    if not Path(path).exists() and (len(parts) != 2 or not all(parts) or parts[0] in (".", "..", "runs")):
+    if not model_folder(path).exists() and (len(parts) != 2 or not all(parts) or parts[0] in (".", "..", "runs")):
         siblings = checkpoints(Path(path).parent)
         hint = f" Checkpoints here: {', '.join(map(str, siblings))}." if siblings else similar_runs(path)
-        raise InputError(f"there is no folder {path} (a hub id has the form owner/name).{hint}")
+        shipped = ", ".join(shipped_models())
+        text = f"there is no folder {path} (a hub id has the form owner/name; {shipped} is shipped with the package)."
+        raise InputError(f"{text}{hint}")
 
 
 def loads_checkpoint(path: str | Path, ema: float | str = "run") -> bool:
@@ -95,12 +98,14 @@ def checkpoint_of(path: str | Path, ema: float | str = "run") -> Path | None:
 
     ema: as `sampling.settings.Ema`. Raises InputError for a run that has neither.
     """
-    run = RunFolder(path)
+    run = RunFolder(model_folder(path))
     if (run.path / STATE).is_file():
         return run.path
     if not run.config_file.is_file() or (ema == "run" and run.pipeline.is_dir()):
         return None
     newest = run.newest_checkpoint()
+    if newest is None and shipped_folder(path):
+        raise InputError(f"the shipped model {path} has the EMA weights of its run only, so no --ema can be chosen.")
     if newest is None:
         text = f"the run {path} has no checkpoint yet. Let it train on with:"
         raise InputError(with_commands(text, resume_command(path)))
@@ -108,8 +113,9 @@ def checkpoint_of(path: str | Path, ema: float | str = "run") -> Path | None:
 
 
 def pipeline_folder(path: str | Path, revision: str | None = None) -> Path:
-    """The folder with model_index.json of a path or hub id. Raises InputError if there is none."""
-    for folder in (Path(path), Path(path) / "pipeline"):
+    """The folder with model_index.json of a path, hub id or shipped model. Raises InputError if there is none."""
+    local = model_folder(path)
+    for folder in (local, local / "pipeline"):
         if (folder / "model_index.json").is_file():
             return folder
     check_model_path(path)

@@ -17,6 +17,7 @@ from ..errors import InputError, UsageError
 from ..labels import LabelSpace
 from ..schema import document, read_document
 from .layout import STATE, RunFolder, check_model_path, checkpoint_of, label_space, pipeline_folder, similar_runs
+from .shipped import model_folder, shipped_folder
 
 MODEL_INDEX = "model_index.json"
 MAX_INDEX = 2**27  # bytes of a samples.json; about 300,000 images
@@ -45,11 +46,13 @@ class SamplesIndex:
 def default_folder(parent: str, source: str | Path, ema: float | str = "run") -> Path:
     """Where a command writes without --out: PARENT/RUN/step-00000400, from the run and the step of the weights.
 
-    RUN is the path relative to the working directory, without the parts up to and including runs/. So runs/digits and
+    A shipped model's is PARENT/pretrained/NAME. RUN is the path relative to the working directory, without the parts up to and including runs/. So runs/digits and
     imported/digits get different folders. An unknown step is omitted. ema: as `sampling.settings.Ema`; other weights than "run"
     are named too (step-00000400-raw, step-00000400-ema-0.13).
     """
     path = Path(source)
+    if shipped_folder(source):
+        return Path(parent, "pretrained", str(source))
     if not path.exists():
         return Path(parent, *str(source).split("/"))
     step = _step(weights_folder(path.resolve(), ema))
@@ -85,7 +88,7 @@ def weights_folder(source: str | Path, ema: float | str = "run") -> Path | None:
     Raises:
         InputError: The folder is not a run, a checkpoint or a pipeline, or a run without a checkpoint.
     """
-    return checkpoint_of(source, ema) or (pipeline_folder(source) if Path(source).exists() else None)
+    return checkpoint_of(source, ema) or (pipeline_folder(source) if model_folder(source).exists() else None)
 
 
 def check_model(
@@ -167,7 +170,7 @@ def recorded_data(source: str | Path) -> DataConfig | None:
 def recorded_config(source: str | Path) -> RunConfig | None:
     """The settings of the run of a run folder, checkpoint or pipeline folder; None if there is no run."""
     try:
-        file = RunFolder(_run_of(Path(source))).config_file
+        file = RunFolder(_run_of(model_folder(source))).config_file
     except (OSError, ValueError, RuntimeError):  # not a path: a name with a NUL in it, or a loop of links
         return None
     return read_config(file) if os.path.isfile(file) else None

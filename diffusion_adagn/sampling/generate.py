@@ -3,10 +3,10 @@
 import json
 import re
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -34,16 +34,16 @@ from ..runtime.distributed import process_state
 from ..runtime.precision import use_precision
 from ..runtime.speed import CUDAGraphDenoiser, apply_speed, compile_blocks, describe_speed, resolve_speed_together
 from ..schema import document, read_document, short_repr
-from .class_mix import ClassInterpolation, ClassMix, ClassPlan, modulation_table
+from .class_mix import ClassMix, ClassPlan, modulation_table
 from .guidance import Guidance
 from .load import ema_record, open_pipeline
 from .pipeline import MAX_SEED, ClassConditionalPipeline, to_pil
+from .plan import PlannedImage, image_record, planned_images, plans_of
 from .pretrained import model_hash
 from .rules import Rule
 from .settings import SampleRequest, SamplerSettings
 
 NPZ = "samples.npz"
-DEFAULT_STEPS_BETWEEN = 7
 MIN_ACTIVATION_RATIO = 16  # activations of training / memory of sampling, at least
 GRID_ROWS, GRID_COLUMNS = 40, 24  # maximum in the grid; every image is saved as a file
 
@@ -66,17 +66,6 @@ class SampleFiles:
     """The names in samples.json, of the files that --overwrite removes."""
 
     images: list[SampleFile]
-
-
-@dataclass(frozen=True)
-class PlannedImage:
-    """One image to sample."""
-
-    index: int
-    plan: ClassPlan
-    seed: int
-    scale: float
-    file: str
 
 
 def sample_to_folder(
@@ -108,7 +97,7 @@ def sample_to_folder(
     pipe.use_sampler(request.sampler.sampler, request.sampler.spacing)
     request = replace(request, sampler=pipe.resolved(request.sampler))
     sampler, labels = request.sampler, pipe.labels
-    plans = _plans(request, pipe)
+    plans = plans_of(request, pipe)
     guide, guide_what = (
         (None, "") if sampler.guide is None else open_pipeline(sampler.guide, request.guide_ema or request.ema)
     )
@@ -159,7 +148,7 @@ def sample_to_folder(
         pipe.to(state.device)
         for unet in [pipe.unet] if guide is None else [pipe.unet, guide.unet]:
             apply_speed(unet.to(state.device), request.speed)
-        planned = list(_planned_images(request, plans))
+        planned = list(planned_images(request, plans))
         if main:
             model = {
                 "source": str(source),
@@ -252,29 +241,6 @@ def batch_that_fits(networks: list[tuple[AdaGNUNet, int]], max_batch: int, preci
     return size
 
 
-def _plans(request: SampleRequest, pipe: ClassConditionalPipeline) -> list[ClassPlan]:
-    """The classes, then the mixes; or the interpolation steps."""
-    labels = pipe.labels
-    if request.interpolate is not None:
-        last = (DEFAULT_STEPS_BETWEEN if request.steps_between is None else request.steps_between) + 1
-        return [ClassInterpolation.parse(request.interpolate, labels, i / last) for i in range(last + 1)]
-    classes = request.classes or (None if request.mixes else "all" if labels.K else "null")
-    plain = [ClassMix.single(c, labels) for c in labels.parse(classes)] if classes else []
-    return plain + [pipe.mix(text) for text in request.mixes]
-
-
-def _planned_images(request: SampleRequest, plans: list[ClassPlan]) -> Iterator[PlannedImage]:
-    """Every image, scale by scale, class-major within a scale."""
-    for scale in request.scales:
-        for row, one in enumerate(plans):
-            name = one.name if one.class_id is None else one.name.split(",")[0]
-            slug = re.sub(r"[^\w-]+", "-", name).strip("-")[:40] or "class"
-            for j in range(request.count):
-                i = row * request.count + j
-                seed = request.seed + (j if request.same_seeds else i)
-                yield PlannedImage(i, one, seed, scale, f"{i:05d}-{slug}-g{repr(scale).removesuffix('.0')}.png")
-
-
 def _sample(
     pipe: ClassConditionalPipeline,
     planned: list[PlannedImage],
@@ -332,26 +298,8 @@ def _record(
     evaluations: dict[float, int],
 ) -> dict:
     """The content of samples.json."""
-    sampler = request.sampler
     images = [
-        {
-            "file": p.file,
-            "class_id": p.plan.class_id,
-            "class_name": p.plan.name,
-            "seed": p.seed,
-            "guidance": p.scale,
-            **sampler.guidance.to_dict(),
-            "guide": sampler.guide,
-            "sampler": sampler.sampler,
-            "steps": sampler.steps,
-            "spacing": sampler.spacing,
-            "eta": sampler.eta,
-            "network_calls": evaluations[p.scale],
-            "precision": request.speed.precision,
-            "layout": request.speed.memory_format,
-            "operator": request.speed.operator,
-            "model_hash": model["hash"],
-        }
+        {"file": p.file, **image_record(p, request.sampler, request.speed, evaluations[p.scale], model["hash"])}
         for p in planned
     ]
     content = {"model": model, "labels": labels.to_dict(), "images": images}

@@ -160,11 +160,12 @@ class Guidance:
     threshold: Annotated[float | None, Gt(0), Le(1), Option(metavar="FRACTION", default="none")] = None
     """dynamic thresholding of x0 instead of clipping: a fraction, such as 0.995 (Imagen, section 2.3)"""
     rule: Annotated[
-        Rule, BeforeValidator(_rule), PlainSerializer(str), WithJsonSchema({"type": "string"}), Field(description=RULE_HELP),
-        Option(metavar="RULE", default="cfg"),
+        Rule, BeforeValidator(_rule), PlainSerializer(str), WithJsonSchema({"type": "string"}),
+        Field(description=RULE_HELP, json_schema_extra={"default": "cfg"}), Option(metavar="RULE", default="cfg"),
     ] = Rule()  # fmt: skip
     negative: Annotated[
         Negative, BeforeValidator(_negative), PlainSerializer(str), WithJsonSchema({"type": "string"}),
+        Field(json_schema_extra={"default": "null"}),
         Option(metavar="CLASS", default="null"),
     ] = Negative()  # fmt: skip
     """what guidance moves away from, without --guide: null; a class; random, a class drawn for each image and step (ICG, Sadat et

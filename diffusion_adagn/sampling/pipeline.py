@@ -323,10 +323,28 @@ class ClassConditionalPipeline(DiffusionPipeline):
             InputError: the settings do not fit this model, or each other.
         """
         self.use_sampler(settings.sampler, settings.spacing)
-        self.check_eta(settings.eta)
+        return self.evaluations(settings, guide)
+
+    def evaluations(
+        self, settings: SamplerSettings, guide: "ClassConditionalPipeline | None" = None
+    ) -> list[ModelEval]:
+        """Check all of these settings; the pipeline does not change.
+
+        Args:
+            settings: how to sample.
+            guide: see `check_guidance`.
+
+        Returns:
+            The network evaluations of a call.
+
+        Raises:
+            InputError: the settings do not fit this model, or each other.
+        """
+        scheduler = self._scheduler(settings.sampler, settings.spacing)
+        self.check_eta(settings.eta, sampler_name(scheduler))
         self.check_guidance(settings.guidance, guide)
-        set_timesteps(self.scheduler, settings.steps, churn=settings.churn)
-        return model_evals(self.scheduler)
+        set_timesteps(scheduler, settings.steps, churn=settings.churn)
+        return model_evals(scheduler)
 
     def resolved(self, settings: SamplerSettings) -> SamplerSettings:
         """The settings with this pipeline's sampler and spacing where they have none.
@@ -708,7 +726,8 @@ class ClassConditionalPipeline(DiffusionPipeline):
         """Load a model.
 
         Args:
-            path: a run folder, one of its checkpoints, a pipeline folder, or a hub id "owner/name".
+            path: a run folder, one of its checkpoints, a pipeline folder, a hub id "owner/name", or the name of a model that
+                is shipped with the package, such as "digits". An existing path takes precedence over such a name.
             revision: of the hub's repository.
             torch_dtype: the weights' dtype, such as torch.bfloat16. None: float32.
             dtype: the same as torch_dtype.

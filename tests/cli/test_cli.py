@@ -75,7 +75,7 @@ def test_help_documents_every_setting(capsys):
         (["data", "inspect", "digits", "--out", "d.txt"], 2, "a name that ends in .png"),
         (["sample", "x", "--guidance", "1:4:0.0000001"], 2, "has too many values: at most 1,000"),
         (["train", "digits", "--model.conditioning", "foo"], 2, "(on the command line)"),
-        (["schema", "foo"], 2, "argument run|sample|evaluate|sweep|ema|trace: invalid choice: 'foo'"),
+        (["schema", "foo"], 2, "argument run|sample|evaluate|sweep|ema|trace|serve: invalid choice: 'foo'"),
         (["trace", "x", "--timesteps", "5000"], 2, "at most 1000"),
         (["sample", "x", "--seed", "99999999999999999999999"], 2, "--seed: must be at most 9223372036854775807"),
     ],

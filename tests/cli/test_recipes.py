@@ -125,8 +125,14 @@ def test_config_may_follow_options(step_time, capsys):
 
 def _tree(folder):
     """A copy of the project, since a build writes into it."""
-    made = ("runs", "samples", "sweeps", "evaluations", "references", "traces", "wandb", "results", "build", "dist")
-    skip = shutil.ignore_patterns(*made, ".git", ".venv", ".*_cache", ".hypothesis", "*.egg-info", "__pycache__")
+    made = ("runs", "samples", "sweeps", "evaluations", "references", "traces", "wandb", "build", "dist")
+    everywhere = shutil.ignore_patterns(
+        ".git", ".venv", ".*_cache", ".hypothesis", "*.egg-info", "__pycache__", "results"
+    )
+
+    def skip(where, names):  # the package has a folder runs too
+        return everywhere(where, names) | {name for name in names if name in made and Path(where) == ROOT}
+
     return shutil.copytree(ROOT, folder, ignore=skip)
 
 
@@ -150,6 +156,9 @@ def test_package_data_includes_every_recipe(tmp_path, monkeypatch):
     patterns = distribution.package_data["diffusion_adagn.configs"]
     mapped = {file for pattern in patterns for file in (ROOT / "configs").glob(pattern)}
     assert mapped == {file for file in (ROOT / "configs").iterdir() if file.is_file()}
+    patterns = distribution.package_data["diffusion_adagn"]
+    packed = {file for pattern in patterns for file in (ROOT / "diffusion_adagn").glob(pattern)}
+    assert packed >= {file for file in (ROOT / "diffusion_adagn/pretrained").rglob("*") if file.is_file()}
     folders = {
         str(f.parent.relative_to(ROOT)).replace("/", ".") for f in (ROOT / "diffusion_adagn").rglob("__init__.py")
     }
@@ -173,6 +182,8 @@ def test_wheel_trains_by_recipe_name(tmp_path):
         assert {"diffusion_adagn/data/imagenet_classes.tsv", "diffusion_adagn/ops/adagn_silu.cpp"} <= set(
             archive.namelist()
         )
+        for file in (ROOT / "diffusion_adagn/pretrained").rglob("*.*"):
+            assert archive.read(str(file.relative_to(ROOT))) == file.read_bytes()
     site, empty = tmp_path / "site", tmp_path / "empty"
     empty.mkdir()
     install = ["pip", "install", "--quiet", "--no-deps", "--no-index", "--target", str(site), str(wheel)]
@@ -199,6 +210,7 @@ def test_wheel_trains_by_recipe_name(tmp_path):
     assert "adagn train digits" in adagn("--help")
     for argv in (["--config", "digits"], ["digits"]):
         assert "output_dir: runs/digits" in adagn("train", *argv, "--dry_run", "--verbose")
+    assert "samples/pretrained/digits" in adagn("sample", "digits", "--classes", "3", "--count", "1", "--steps", "2")
     assert adagn("data", "inspect", "digits").endswith("  adagn train --config digits --dry_run\n")
 
 

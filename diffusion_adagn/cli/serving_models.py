@@ -1,0 +1,27 @@
+"""What `adagn serve` and `adagn mcp` have in common: the models, and the extra that they need."""
+
+import argparse
+import importlib.util
+
+from ..errors import InputError
+from .options import Parser
+
+REQUIRED = ("fastapi", "uvicorn", "mcp", "prometheus_client")
+
+
+def add_models(p: Parser) -> None:
+    """The arguments RUN ..."""
+    help = "runs, checkpoints, pipeline folders, owner/name on the hub, or digits, a model that is shipped with the package"
+    p.add_argument("runs", metavar="RUN", nargs="+", help=help)
+
+
+def check_models(args: argparse.Namespace, ema: float | str, command: str) -> None:
+    """Raises InputError if a model does not exist or the extra is not installed, before torch is imported."""
+    missing = [name for name in REQUIRED if importlib.util.find_spec(name) is None]
+    if missing:
+        text = f"adagn {command} needs {', '.join(missing)}, which the extra serve installs:"
+        raise InputError(f"{text}\n  pip install 'diffusion-adagn[serve]'")
+    from ..runs.recorded import check_model
+
+    for run in args.runs:
+        check_model(run, None, ema, None)

@@ -1,0 +1,1 @@
+"""One process that samples for others: an HTTP API, tools for agents, a page."""

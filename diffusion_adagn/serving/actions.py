@@ -1,0 +1,211 @@
+"""What a server can do, as plain functions: the API, the tools for agents and the page all call these.
+
+What takes time returns a `Job`: `job.wait()` gives its result in a thread, `job.future` in an event loop, `job.stop()`
+drops it. Models are looked up by name; nothing here takes a path.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from operator import attrgetter
+from typing import Any
+
+from ..commands import command, with_options
+from ..data import ImageDataset
+from ..errors import InputError, reject_first
+from ..sampling.class_mix import ClassMix, ClassPlan
+from ..sampling.pipeline import MAX_SEED, to_pixels
+from ..sampling.plan import PlannedImage, image_record, planned_images, plans_of
+from ..sampling.settings import SampleRequest, SamplerSettings
+from ..schema import fields_of
+from ..trace.label_check import label_check as check_label
+from ..trace.tracing import heldout_images, objective_of
+from .explain import explain_class, explain_model
+from .images import Images
+from .models import ImageItem, ServedModel, find
+from .settings import ClassQuery, ImagesQuery, Limits, ModelQuery
+from .worker import Batch, Job
+
+Models = dict[str, ServedModel]
+
+
+def list_models(models: Models) -> list[dict]:
+    """Of each model: name, weights, hash, classes, image size, process and sampler."""
+    return [_about(model) for model in models.values()]
+
+
+def list_classes(models: Models, query: ModelQuery) -> dict:
+    """The classes of a model by id; the null label samples without a class."""
+    model = find(models, query.model)
+    labels = model.pipe.labels
+    classes = [{"id": i, "name": name} for i, name in enumerate(labels.names)]
+    return {"model": model.name, "classes": classes, "null_id": labels.null_id}
+
+
+def images(models: Models, query: ImagesQuery) -> Job:
+    """Sample images of classes, of mixed classes, or between two classes.
+
+    Args:
+        models: of the server.
+        query: a SampleQuery, MixQuery or InterpolateQuery.
+
+    Returns:
+        A job whose result is `Images`.
+
+    Raises:
+        InputError: the query does not fit the model, or is over the limits.
+        Unavailable: the queue is full.
+    """
+    model = find(models, query.model)
+    request = query.request()
+    reject_first(_over_limits(request, model.limits))
+    sampler = model.pipe.resolved(request.sampler)
+    plans = plans_of(request, model.pipe)
+    total = len(plans) * request.count * len(request.scales)
+    faults = {
+        f"{total:,} images are more than the limit of {model.limits.max_images} per request: ask for fewer classes, "
+        "scales or images of each.": total > model.limits.max_images,
+        f"the seeds exceed {MAX_SEED}: give a smaller seed.": request.seed + total > MAX_SEED,
+    }
+    reject_first(faults)
+    for plan in plans:
+        if plan.class_id is None:
+            plan.modulation(model.pipe.unet, 0)  # raises if the network cannot be conditioned in this way
+    planned = list(planned_images(request, plans))
+    record = _record(model, request, sampler, plans, planned)
+
+    def finish(results: list) -> Images:
+        pixels = [to_pixels(one.pixels) for one in results]
+        return Images(record, pixels, [[to_pixels(step) for step in one.strip] for one in results])
+
+    return model.sample([ImageItem(one, query.strip) for one in planned], sampler, finish)
+
+
+def modulation(models: Models, query: ClassQuery) -> Job:
+    """What the modulation says about a model, or about one of its classes; see `explain_model` and `explain_class`.
+
+    Returns:
+        A job whose result is a dict of plain JSON types.
+
+    Raises:
+        InputError: there is no such model or class.
+        Unavailable: the queue is full.
+    """
+    model = find(models, query.model)
+    class_id = None if query.class_name is None else _one_class(model, query.class_name)
+
+    def explain(batch: Batch) -> dict:
+        atlas = model.atlas
+        if class_id is None:
+            return {"model": model.name, **explain_model(atlas)}
+        if class_id not in atlas.class_ids:
+            raise InputError(f"only the first {len(atlas.class_ids) - 1} classes of this model can be explained.")
+        return {"model": model.name, **explain_class(atlas, model.pipe.labels, class_id)}
+
+    return model.call(explain)
+
+
+def label_check(models: Models, query: ModelQuery) -> Job:
+    """Whether a model uses its label, measured on held-out images of its run's data if they are here.
+
+    Returns:
+        A job whose result is {"model", "used": true, false or null (undecided), "sentence"}.
+
+    Raises:
+        InputError: there is no such model.
+        Unavailable: the queue is full.
+    """
+    model = find(models, query.model)
+
+    def check(batch: Batch) -> dict:
+        if model.verdict is None:
+            unet = model.pipe.unet
+            hook = unet.register_forward_pre_hook(lambda *args: batch.report(0.5))  # stops if nobody waits
+            try:
+                model.verdict = check_label(unet, objective_of(model.pipe, model.source), _heldout(model))
+            finally:
+                hook.remove()
+        return {"model": model.name, "used": model.verdict.used, "sentence": model.verdict.sentence}
+
+    return model.call(check)
+
+
+def sample_command(model: ServedModel, request: SampleRequest) -> str:
+    """The `adagn sample` command that samples the same images."""
+    guide = model.guide(request.sampler)
+    sampler = request.sampler if guide is None else replace(request.sampler, guide=guide.source)
+    request, usual = replace(request, sampler=sampler, ema=model.ema), SampleRequest()
+    options: dict[str, Any] = {}
+    for setting in fields_of(SampleRequest):
+        value = attrgetter(setting.key)(request)
+        if value != attrgetter(setting.key)(usual) and setting.key != "mixes":
+            name = setting.option.name or setting.key.rpartition(".")[2]
+            options[name] = ",".join(repr(v).removesuffix(".0") for v in value) if name == "guidance" else value
+    line = command("sample", model.source, **options)
+    for mix in request.mixes:
+        line = with_options(line, mix=mix)
+    return line
+
+
+def _about(model: ServedModel) -> dict:
+    pipe, config = model.pipe, model.pipe.unet.config
+    sampler = pipe.resolved(SampleRequest.sampler)
+    return {
+        "name": model.name,
+        "weights": model.weights,
+        "hash": model.hash,
+        "classes": pipe.labels.K,
+        "null_label": pipe.labels.has_null,
+        "image_size": config.sample_size,
+        "channels": config.in_channels,
+        "conditioning": config.conditioning,
+        "process": pipe.process.name,
+        "sampler": sampler.sampler,
+        "spacing": sampler.spacing,
+        "trained_steps": pipe.config.trained_steps,
+    }
+
+
+def _record(
+    model: ServedModel,
+    request: SampleRequest,
+    sampler: SamplerSettings,
+    plans: Sequence[ClassPlan],
+    planned: Sequence[PlannedImage],
+) -> dict:
+    """The record of `Images`. sampler: resolved. Raises InputError if it does not fit the model."""
+    network_calls = {}
+    for scale in request.scales:
+        one = sampler.at_scale(scale)
+        network_calls[scale] = one.guidance.evaluations(model.evaluations(one))
+    records = [image_record(one, sampler, model.speed, network_calls[one.scale], model.hash) for one in planned]
+    mixes = [plan for plan in plans if isinstance(plan, ClassMix) and plan.class_id is None]
+    sites = model.pipe.unet.sites()
+    described = {"mixes": {mix.name: mix.describe(sites) for mix in mixes}} if mixes else {}
+    return {"model": _about(model), "command": sample_command(model, request), "images": records, **described}
+
+
+def _over_limits(request: SampleRequest, limits: Limits) -> dict[str, bool]:
+    steps, count = request.sampler.steps, request.count
+    return {
+        f"{steps:,} steps are more than the limit of {limits.max_steps} per request: set sampler.steps.": steps
+        > limits.max_steps,
+        f"{count:,} images are more than the limit of {limits.max_images} per request: set a smaller count.": count
+        > limits.max_images,
+    }
+
+
+def _one_class(model: ServedModel, name: str) -> int:
+    ids = model.pipe.labels.parse(name)
+    if len(ids) != 1:
+        raise InputError(f"class_name is one class, and {name[:80]!r} means {len(ids)}.")
+    return ids[0]
+
+
+def _heldout(model: ServedModel) -> ImageDataset | None:
+    """Held-out images of the run's data, if they can still be opened."""
+    try:
+        return heldout_images(model.source, model.pipe, None)
+    except InputError:
+        return None

@@ -1,0 +1,265 @@
+"""The HTTP API: a thin front of `actions`."""
+
+import base64
+import json
+import time
+from collections.abc import AsyncIterator, Callable
+from typing import Annotated, Any
+
+from fastapi import APIRouter, FastAPI, Query, Request
+from fastapi.concurrency import run_in_threadpool
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, Response, StreamingResponse
+from starlette.exceptions import HTTPException
+
+from ..errors import InputError, did_you_mean, one_line
+from ..schema import Problem, fields_of, short_repr
+from ..version import __version__
+from . import actions, answers
+from .actions import Models
+from .images import Images, png
+from .metrics import Metrics
+from .settings import ClassQuery, ImagesQuery, InterpolateQuery, MixQuery, ModelQuery, SampleQuery
+from .waiting import progress_of, result_of
+from .worker import Dropped, Job, Unavailable
+
+MAX_BODY = 2**18  # bytes
+CLIENT_GONE = 499  # no client receives it; in the metrics
+PNG, EVENTS = "image/png", "text/event-stream"
+ERRORS = {
+    422: {"model": answers.ErrorAnswer, "description": "the request is wrong"},
+    429: {"model": answers.ErrorAnswer, "description": "too many requests wait; see the header Retry-After"},
+    504: {"model": answers.ErrorAnswer, "description": "the request took too long"},
+}
+IMAGES: dict[int | str, dict[str, Any]] = {
+    200: {
+        "model": answers.ImagesAnswer,
+        "description": "The images, in the form that the header Accept names: JSON; image/png, one image or a sheet; "
+        "text/event-stream, events `progress` ({done, steps}) and last `result` (as the JSON) or `error`.",
+        "content": {PNG: {"schema": {"type": "string", "format": "binary"}}, EVENTS: {"schema": {"type": "string"}}},
+    },
+    **ERRORS,
+}
+QUERIES = (SampleQuery, MixQuery, InterpolateQuery)
+ModelName = Annotated[str | None, Query(description="name of a model; by default the first one")]
+
+
+def make_api(models: Models, metrics: Metrics, **options: Any) -> FastAPI:
+    """The API as an application, to which the other fronts are added.
+
+    Args:
+        models: by name.
+        metrics: counts its requests.
+        options: of FastAPI, such as `lifespan`.
+    """
+    app = FastAPI(
+        title="diffusion_adagn", version=__version__, docs_url=None, redoc_url=None, max_body_size=MAX_BODY,
+        description="Images by class label, and what the conditioning of the models does.", **options,
+    )  # fmt: skip
+    _add_errors(app)
+    _count_requests(app, metrics)
+
+    @app.get("/healthz", response_model=answers.HealthAnswer, tags=["server"])
+    async def health() -> dict:
+        """Whether the server answers and its models work."""
+        if not all(model.worker.thread.is_alive() for model in models.values()):
+            raise Unavailable("the thread of a model has ended: restart the server.")
+        return {"status": "ok", "version": __version__, "models": list(models)}
+
+    @app.get("/metrics", tags=["server"], response_class=Response)
+    async def counters() -> Response:
+        """Counters in Prometheus' text format."""
+        return Response(metrics.text(), media_type=metrics.content_type)
+
+    app.include_router(_information(models))
+    app.include_router(_sampling(models))
+    return app
+
+
+def _information(models: Models) -> APIRouter:
+    """Models, classes, modulation, label check."""
+    v1 = APIRouter(prefix="/v1", tags=["models"])
+
+    @v1.get("/models", response_model=list[answers.ModelAnswer])
+    async def list_models() -> list[dict]:
+        """The models of this server; the first one is the default."""
+        return actions.list_models(models)
+
+    @v1.get("/classes", response_model=answers.ClassesAnswer, responses=ERRORS)
+    async def list_classes(model: ModelName = None) -> dict:
+        """The classes of a model."""
+        return actions.list_classes(models, ModelQuery(model=model))
+
+    @v1.get("/modulation", response_model=answers.ModulationAnswer, responses=ERRORS)
+    async def modulation(
+        request: Request,
+        model: ModelName = None,
+        class_name: Annotated[str | None, Query(description="name or id of a class; by default all")] = None,
+    ) -> Any:
+        """Where time and class enter the network; or how one class differs from the others."""
+        query = ClassQuery(model=model, class_name=class_name)
+        return await result_of(await run_in_threadpool(actions.modulation, models, query), _gone(request))
+
+    @v1.get("/label_check", response_model=answers.CheckAnswer, responses=ERRORS)
+    async def label_check(request: Request, model: ModelName = None) -> Any:
+        """Whether the model uses its label, measured on held-out images."""
+        job = await run_in_threadpool(actions.label_check, models, ModelQuery(model=model))
+        return await result_of(job, _gone(request))
+
+    return v1
+
+
+def _sampling(models: Models) -> APIRouter:
+    """Images by class, mix and interpolation."""
+    v1 = APIRouter(prefix="/v1", tags=["images"])
+
+    @v1.post("/sample", responses=IMAGES)
+    async def sample(request: Request, query: SampleQuery) -> Response:
+        """Sample images of classes."""
+        return await _images(request, models, query)
+
+    @v1.post("/mix", responses=IMAGES)
+    async def mix(request: Request, query: MixQuery) -> Response:
+        """Sample images of several classes each, by layer or noise level."""
+        return await _images(request, models, query)
+
+    @v1.post("/interpolate", responses=IMAGES)
+    async def interpolate(request: Request, query: InterpolateQuery) -> Response:
+        """Sample images from one class to another."""
+        return await _images(request, models, query)
+
+    return v1
+
+
+async def _images(request: Request, models: Models, query: ImagesQuery) -> Response:
+    """The images in the form that the client accepts."""
+    job = await run_in_threadpool(actions.images, models, query)
+    accepted = request.headers.get("accept", "")
+    if EVENTS in accepted:
+        return StreamingResponse(_events(job), media_type=EVENTS, headers={"cache-control": "no-store"})
+    images = await result_of(job, _gone(request))
+    if PNG in accepted:
+        return Response(await run_in_threadpool(_one_png, images), media_type=PNG)
+    return JSONResponse(await run_in_threadpool(_with_images, images))
+
+
+def _one_png(images: Images) -> bytes:
+    """The image itself if there is one, else a sheet."""
+    return png(images.pixels[0] if len(images.pixels) == 1 else images.sheet(), images.record)
+
+
+def _with_images(images: Images) -> dict:
+    """The record with the images in it."""
+    encode = lambda pixels: base64.b64encode(png(pixels)).decode()  # noqa: E731
+    records = [
+        {**record, "png": encode(pixels), "strip": [encode(step) for step in strip]}
+        for record, pixels, strip in zip(images.record["images"], images.pixels, images.strips)
+    ]
+    return images.record | {"images": records}
+
+
+async def _events(job: Job) -> AsyncIterator[str]:
+    """The progress of a job and its result as server-sent events."""
+    async for done in progress_of(job):
+        yield _event("progress", {"done": done, "steps": job.steps})
+    try:
+        yield _event("result", await run_in_threadpool(_with_images, await result_of(job)))
+    except (InputError, Unavailable) as error:
+        yield _event("error", {"error": one_line(error, 1000)})
+
+
+def _event(name: str, data: dict) -> str:
+    return f"event: {name}\ndata: {json.dumps(data)}\n\n"
+
+
+async def _gone(request: Request) -> None:
+    """Returns when the client closes the connection. The body must have been read."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+def _error(status: int, text: str, **headers: str) -> JSONResponse:
+    text = text.encode("utf-8", "replace").decode()  # a lone surrogate of the request
+    return JSONResponse({"error": " ".join(text.split())}, status, headers)
+
+
+def _add_errors(app: FastAPI) -> None:
+    """One sentence for every error."""
+
+    @app.exception_handler(InputError)
+    async def wrong(request: Request, error: InputError) -> Response:
+        return _error(422, str(error))
+
+    @app.exception_handler(RequestValidationError)
+    async def malformed(request: Request, error: RequestValidationError) -> Response:
+        return _error(422, _sentence(error))
+
+    @app.exception_handler(Unavailable)
+    async def unavailable(request: Request, error: Unavailable) -> Response:
+        return _error(
+            error.status, str(error), **({"retry-after": str(error.retry_after)} if error.retry_after else {})
+        )
+
+    @app.exception_handler(Dropped)
+    async def dropped(request: Request, error: Dropped) -> Response:
+        return Response(status_code=CLIENT_GONE)
+
+    @app.exception_handler(HTTPException)
+    async def no_such_page(request: Request, error: HTTPException) -> Response:
+        known = "/v1/models, /v1/classes, /v1/sample, /v1/mix, /v1/interpolate, /v1/modulation, /v1/label_check"
+        texts = {
+            404: f"there is nothing at {request.url.path[:80]!r}. The API has {known}; /openapi.json describes it.",
+            405: f"{request.method} is not a method of {request.url.path[:80]!r}; see /openapi.json.",
+            413: f"the body is larger than the {MAX_BODY:,} bytes that are accepted.",
+            400: "the body cannot be read as JSON.",
+        }
+        text = texts.get(error.status_code, str(error.detail))
+        return _error(error.status_code, text, **(error.headers or {}))
+
+    @app.exception_handler(Exception)
+    async def failed(request: Request, error: Exception) -> Response:
+        return _error(500, f"the server failed ({type(error).__name__}); its log shows where.")
+
+
+def _sentence(error: RequestValidationError) -> str:
+    """What pydantic found, as the command line says it."""
+    first = error.errors()[0]
+    place = first["loc"][1:] if first["loc"][:1] in (("body",), ("query",)) else first["loc"]
+    if first["type"] == "json_invalid":
+        return f"the body is not JSON: {first['ctx']['error']} at character {place[0]}."
+    if not place:
+        given = "" if first["input"] is None else f", not {short_repr(first['input'])}"
+        return f"the body is a JSON object of settings (with the header Content-Type: application/json){given}."
+    if first["type"] == "unexpected_keyword_argument":
+        known = {setting.key for query in QUERIES for setting in fields_of(query)}
+        key = ".".join(map(str, place))
+        return f"there is no setting {short_repr(key)}.{did_you_mean(key[:80], known)} See /openapi.json."
+    problem = Problem.from_details({**first, "loc": place}, None)
+    return problem.message if not problem.key else f"{problem.key}: {problem.message}.{problem.hint}"
+
+
+def _count_requests(app: FastAPI, metrics: Metrics) -> None:
+    """Count each request of the API by its operation and status."""
+
+    class Counted:
+        def __init__(self, app: Callable):
+            self.app = app
+
+        async def __call__(self, scope: dict, receive: Callable, send: Callable) -> None:
+            if scope["type"] != "http":
+                await self.app(scope, receive, send)
+                return
+            began, status = time.monotonic(), 500
+
+            async def watch(message: dict) -> None:
+                nonlocal status
+                status = message.get("status", status)
+                await send(message)
+
+            try:
+                await self.app(scope, receive, watch)
+            finally:
+                path = getattr(scope.get("route"), "path", None)
+                metrics.request(path or "other", status, time.monotonic() - began)
+
+    app.add_middleware(Counted)

@@ -285,7 +285,7 @@ class Problem(NamedTuple):
         elif kind == "too_short":
             message = f"needs at least {context['min_length']} value"
         elif kind in ("too_long", "string_too_long"):
-            message = f"has more than {context['max_length']} {'characters' if kind[0] == 's' else 'values'}"
+            message = f"must have at most {context['max_length']:,} {'characters' if kind[0] == 's' else 'values'}"
         elif kind in ("missing", "missing_argument"):
             message = "is missing"
         elif expected := _EXPECTED.get(kind.partition("_")[0]):

@@ -159,7 +159,7 @@ WRONG = [
     ("sample", {"model": "../../etc"}, "Models of this server: digits"),
     ("sample", {"model": "digits\0"}, "there is no model"),
     ("sample", {"classes": "\ud800"}, "classes: expected a word"),
-    ("sample", {"classes": "3," * 3000}, "has more than 4000 characters"),
+    ("sample", {"classes": "3," * 3000}, "must have at most 4,000 characters"),
     ("mix", {}, "mixes: is missing."),
     ("mix", {"mixes": "3@coarse,8@fine"}, "mixes: "),
     ("mix", {"mixes": []}, "needs at least 1 value"),

@@ -131,7 +131,7 @@ def test_wrong_samplers_are_rejected(trained):
     with pytest.raises(InputError, match="the spacing under process"):
         pipe([1], spacing="leading", num_inference_steps=2)
     if pipe.process.name == "edm":
-        settings = SamplerSettings(steps=4, churn=Churn(1.0))
+        settings = SamplerSettings(sampler="heun", steps=4, churn=Churn(1.0))
         images = [pipe.sample(settings, classes=[1], seeds=seed, output_type="pt").images for seed in (0, 0, 1)]
         assert torch.equal(images[0], images[1]) and not torch.equal(images[0], images[2])
         assert not torch.equal(

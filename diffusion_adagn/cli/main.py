@@ -24,12 +24,14 @@ COMMANDS = {
     "trace": "show the effect of the condition, and whether the label is used",
     "data": "inspect labelled images (adagn data inspect)",
     "schema": "print the JSON schema of the settings",
+    "completion": "print a script that completes commands and options in a shell",
     "doctor": "check this installation and report problems",
     "serve": "serve models: HTTP API, tools for agents, page",
     "mcp": "give an agent tools that generate images (MCP over stdio)",
     "ablate": "train the same run with several conditioning layers, and compare",
     "import-adm": "convert an OpenAI ADM checkpoint to a pipeline folder",
     "import-diffusers": "convert a diffusers folder with a UNet2DModel to a pipeline folder",
+    "push": "upload a model to the Hugging Face hub",
     "export": "export a folder that stock diffusers loads without this package",
 }
 

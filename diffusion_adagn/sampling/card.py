@@ -1,6 +1,7 @@
 """The model card: the README.md of a pipeline folder and of a hub repository."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from diffusers import DiffusionPipeline
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
@@ -11,6 +12,43 @@ from ..diffusion.schedule import process_of
 from .pretrained import model_hash
 
 SCHEDULES = {"squaredcos_cap_v2": "cosine"}  # diffusers' names that are not ours
+
+
+TASK = "unconditional-image-generation"  # the hub has no task for images by class
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What was measured of a model.
+
+    Attributes:
+        values: title of a metric -> its value and standard error (None: unknown).
+        against: the reference images.
+        count: images that were sampled.
+        command: what measured them.
+    """
+
+    values: Mapping[str, tuple[float, float | None]]
+    against: str
+    count: int
+    command: str = ""
+
+
+@dataclass(frozen=True)
+class CardFacts:
+    """What the card of an upload adds.
+
+    Attributes:
+        license: such as "mit".
+        datasets: names of the training data.
+        image: file beside the card that the hub shows.
+        measured: by `adagn evaluate`.
+    """
+
+    license: str | None = None
+    datasets: tuple[str, ...] = field(default=())
+    image: str | None = None
+    measured: Measured | None = None
 
 
 def _process(scheduler: SchedulerMixin) -> str:
@@ -25,7 +63,11 @@ def _process(scheduler: SchedulerMixin) -> str:
 
 
 def model_card(
-    pipe: DiffusionPipeline, name: str, rows: Mapping[str, str] | None = None, where: str = "THIS_FOLDER"
+    pipe: DiffusionPipeline,
+    name: str,
+    rows: Mapping[str, str] | None = None,
+    where: str = "THIS_FOLDER",
+    facts: CardFacts = CardFacts(),
 ) -> str:
     """Markdown with the front matter that the Hugging Face hub reads.
 
@@ -34,6 +76,7 @@ def model_card(
         name: the title.
         rows: what else is known, such as the data: a line of the table each.
         where: what opens the model: its folder or repository.
+        facts: of an upload.
     """
     labels, c, side = pipe.labels, pipe.unet.config, pipe.unet.config.sample_size
     names = ", ".join(labels.names[:50]) + (f", ... ({labels.K} in all)" if labels.K > 50 else "")
@@ -50,16 +93,15 @@ def model_card(
     guidance = "1,2,4" if labels.K and labels.has_null else None
     sample = command("sample", where, classes="all" if labels.K else "null", guidance=guidance, count=8)
     lines = "\n".join(f"| {key} | {value} |" for key, value in table.items())
+    image = f"\n![Samples]({facts.image})\n" if facts.image else ""
     return f"""---
-library_name: diffusion_adagn
-pipeline_tag: unconditional-image-generation
-tags: [diffusion, class-conditional, image-generation]
+{_front_matter(name, facts)}
 ---
 
 # {name}
 
 A class-conditional diffusion model ({c.conditioning}) of {side}x{side} images, trained with diffusion_adagn.
-
+{image}
 | | |
 |---|---|
 {lines}
@@ -74,8 +116,43 @@ pipe = ClassConditionalPipeline.from_pretrained("{where}")
 images = pipe({call}, seeds=0).images
 ```
 
-No quality figure was measured when this card was written.
+{_figures(facts.measured)}
 """
+
+
+def _front_matter(name: str, facts: CardFacts) -> str:
+    """The YAML that the hub reads."""
+    from huggingface_hub import EvalResult, ModelCardData
+
+    measured = facts.measured
+    results = [
+        EvalResult(
+            task_type=TASK, dataset_type="images", dataset_name=measured.against, metric_type=title.lower(), metric_name=title,
+            metric_value=value,
+        )
+        for title, (value, _) in measured.values.items()
+    ] if measured else None  # fmt: skip
+    data = ModelCardData(
+        library_name="diffusion_adagn", pipeline_tag=TASK, tags=["diffusion", "class-conditional", "image-generation"],
+        license=facts.license, datasets=list(facts.datasets) or None, model_name=name if results else None,
+        eval_results=results, widget=[{"output": {"url": facts.image}}] if facts.image else None,
+    )  # fmt: skip
+    return data.to_yaml()
+
+
+def _figures(measured: Measured | None) -> str:
+    """What was measured, as a table."""
+    if measured is None:
+        return "No quality figure was measured when this card was written."
+    rows = "\n".join(
+        f"| {title} | {value:.4g} | {'' if error is None else f'{error:.2g}'} |"
+        for title, (value, error) in measured.values.items()
+    )
+    command = f"\n\n```bash\n{measured.command}\n```" if measured.command else ""
+    return (
+        f"Measured on {measured.count:,} images against {measured.against}:\n\n"
+        f"| metric | value | standard error |\n|---|---|---|\n{rows}{command}"
+    )
 
 
 def describe_average(ema_decay: float | None, ema_length: float | None) -> str:

@@ -39,6 +39,12 @@ CHANCE_ERRORS = 2.0  # a difference of at most this many standard errors is chan
 MIN_POINT_IMAGES = 50  # images per point, below which agreement is not reported
 COMPARISON_ROUNDING = 1e-9  # relative: smaller differences count as 0
 RECOMMENDATION_METRICS = ("frechet", "kid", "accuracy", "coverage", "density", "precision", "recall", "inception_score")
+NEUTRAL = {
+    "interval": "all timesteps",
+    "guide": "guide null",
+    "rule": "rule cfg",
+    "negative": "negative null",
+}
 UNGUIDED_SETTINGS = ("sampler", "steps", "eta", "spacing", "threshold")  # settings that change images at scale 1 too
 
 
@@ -121,7 +127,7 @@ def format_setting(setting: str, value: object) -> str:
     if setting == "steps":
         return f"{value} step{'' if value == 1 else 's'}"
     if value in (None, "none"):
-        return {"interval": "all timesteps", "guide": "guide null"}.get(setting, f"no {setting}")
+        return NEUTRAL.get(setting, f"no {setting}")
     if str(value).split(" ")[0] == setting:  # "guide", which stands for its path
         return str(value)
     return f"{setting} {value:g}" if isinstance(value, (int, float)) else f"{setting} {value}"

@@ -50,6 +50,7 @@ from .sweep_plots import INSTALL
 from .sweep_plots import available as plots_available
 from .sweep_report import Sweep, summary, write_report
 
+UNRECORDED = {"rule": "cfg", "negative": "null"}  # neutral values that a point's record omits, as older files do
 POINT_VERSION = 1  # version of the stored points; a sweep does not reuse points of another version
 
 
@@ -373,7 +374,8 @@ def _sweep_record(
     source: str, name: str, runner: SweepRunner, plan: SamplePlan, points: Sequence[SamplerSettings], command: str
 ) -> Sweep:
     records = [p.to_dict() for p in points]
-    values = {key: list(dict.fromkeys(r[key] for r in records)) for key in records[0]}
+    keys = dict.fromkeys(key for record in records for key in record)
+    values = {key: list(dict.fromkeys(record.get(key, UNRECORDED.get(key)) for record in records)) for key in keys}
     pipe, eval_setup = runner.pipe, runner.eval_setup
     return Sweep(
         source=source,

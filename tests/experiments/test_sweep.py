@@ -214,6 +214,27 @@ def test_confirm_uses_fresh_seeds(model, finished, tmp_path, capsys):
     assert table(out) == table(finished)
 
 
+def test_rules_and_negatives_are_axes(model, tmp_path):
+    axes = [
+        "--rule",
+        "cfg,apg:eta=0,r=0.3,tcfg",
+        "--negative",
+        "null,random",
+        "--guidance",
+        "1,2",
+        "--interval",
+        "none",
+    ]
+    assert sweep(model, tmp_path / "s", *axes, "--count", "9") == 0
+    assert sorted(rows(tmp_path / "s")) == [
+        "g1_ddim3_leading", "g2_apg-eta-0-r-0.3_ddim3_leading", "g2_apg-eta-0-r-0.3_neg-random_ddim3_leading",
+        "g2_ddim3_leading", "g2_neg-random_ddim3_leading", "g2_tcfg_ddim3_leading", "g2_tcfg_neg-random_ddim3_leading",
+    ]  # fmt: skip
+    report = (tmp_path / "s/sweep.md").read_text(encoding="utf-8")
+    assert "rule (cfg, apg:eta=0,r=0.3, tcfg)" in report and "negative (null, random)" in report
+    assert "rule cfg" in report and "no rule" not in report
+
+
 def test_sweep_without_extractor_has_diagnostics(model, tmp_path):
     settings = [w for w in SETTINGS if w not in ("sklearn",)]
     settings.insert(settings.index("--extractor") + 1, "none")

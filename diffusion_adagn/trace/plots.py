@@ -72,17 +72,17 @@ def network_map(boxes: Sequence[SiteBox]) -> Drawing:
     return d
 
 
-def class_map(sites: Sequence[Site], classes: Sequence[str]) -> Drawing:
+def class_map(sites: Sequence[Site], classes: Sequence[str], legend: Sequence[str]) -> Drawing:
     """The U-Net of `network_map`, each site in the colour of the class that it receives.
 
     Args:
         sites: in the order of depth.
         classes: of each site, the name of its class.
+        legend: the names of all classes, each with a colour of its own.
     """
     d = _network_page(sites)
-    names = sorted(set(classes))
-    colour = {name: CLASS_COLOURS[i % len(CLASS_COLOURS)] for i, name in enumerate(names)}
-    _legend(d, MAP_LEFT, 16, [(f"class {shorten(name, 12, 200)}", colour[name]) for name in names])
+    colour = {name: CLASS_COLOURS[i % len(CLASS_COLOURS)] for i, name in enumerate(dict.fromkeys(legend))}
+    _legend(d, MAP_LEFT, 16, [(f"class {shorten(name, 12, 200)}", fill) for name, fill in colour.items()])
     d.text(WIDTH - 4, 16, "width: channels", 12, FAINT, "end")
     hovers = [f"{s.name}: {describe_position(s)}, receives {name}" for s, name in zip(sites, classes)]
     words = [shorten(name, 12, 60) for name in classes]

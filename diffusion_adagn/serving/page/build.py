@@ -5,8 +5,11 @@ from pathlib import Path
 
 import gradio as gr
 from fastapi import FastAPI
+from starlette.routing import Match, Mount
+from starlette.types import Scope
 
 from ..actions import Models, find
+from ..security import BEARER_ONLY, belongs_to
 from . import inside, interpolate, mix, runs, sample, sweeps
 from .folders import Folders, find_folders
 from .reports import add_reports
@@ -42,6 +45,15 @@ def mount(app: FastAPI, models: Models) -> None:
         run_history=False,
         mcp_server=False,
     )
+    app.router.routes.append(Rest("", app.router.routes.pop().app))
+
+
+class Rest(Mount):
+    """All addresses but those of the API and the tools, which answer unknown addresses and methods themselves."""
+
+    def matches(self, scope: Scope) -> tuple[Match, Scope]:
+        """See starlette's `Mount`."""
+        return (Match.NONE, {}) if belongs_to(scope["path"], BEARER_ONLY) else super().matches(scope)
 
 
 def make_page(models: Models, folders: dict[str, Folders]) -> gr.Blocks:
@@ -69,9 +81,13 @@ def make_page(models: Models, folders: dict[str, Folders]) -> gr.Blocks:
             for title, build in builders.items():
                 with gr.Tab(title, id=title.lower()):
                     tabs.append(build())
-        bar.select(lambda event: gr.Timer(active=event.value == "Runs"), None, timer, **QUIET)
+        bar.select(_activate_on_runs, None, timer, **QUIET)
         _add_address(page, bar, model, timer, tabs, models)
     return page
+
+
+def _activate_on_runs(event: gr.SelectData) -> gr.Timer:
+    return gr.Timer(active=event.value == "Runs")
 
 
 def _add_address(

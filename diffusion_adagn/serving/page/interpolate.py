@@ -32,7 +32,7 @@ def build(models: Models, model: gr.Dropdown) -> Tab:
             sampler=sampler_settings(steps, sampler),
         )
 
-    share = gr.Slider(0, 1, value=0, step=0.01, label="Share of the second class")
+    share = gr.Slider(0, 1, value=0, step=0.01, label="Share of the second class in the large image")
     share.change(None, share, js="(share) => adagn.show('interpolate-result', share)", **QUIET)
     add_sampling(tab, models, query, show)
     return tab
@@ -40,7 +40,7 @@ def build(models: Models, model: gr.Dropdown) -> Tab:
 
 def show(images: Images) -> str:
     """One large image, which the slider chooses, and all of them in a row."""
-    names = [f"{record['class_name']}, seed {record['seed']}" for record in images.record["images"]]
+    names = [record["class_name"] for record in images.record["images"]]
     figures = [markup.figure(p, name, f"Sampled image: {name}") for p, name in zip(images.pixels, names)]
     large = f'<div class="adagn-large">{figures[0]}</div>'
     return large + markup.strip(figures, "all images, from the first class to the second")

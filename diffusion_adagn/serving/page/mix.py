@@ -98,11 +98,13 @@ def draw_mix(model: ServedModel, text: str) -> str:
     levels = pipe.process.level(times)
     by_level = zip((levels.sigma / levels.alpha).tolist(), [mix.class_by_site(t, names) for t in times.tolist()])
     groups = [list(group) for _, group in groupby(by_level, key=itemgetter(1))]
+    legend = [pipe.labels.name(part.class_id) for part in mix.parts]
     parts = []
-    for group in groups:
+    for i, group in enumerate(groups):
         classes = [pipe.labels.name(group[0][1][name]) for name in names]
-        title = f"Noise levels (sigma) from {group[0][0]:.3g} down to {group[-1][0]:.3g}"
-        title = "All noise levels" if len(groups) == 1 else title
+        high, low = group[0][0], group[-1][0]
+        span = f"down to about {low:.2g}" if i == 0 else f"below about {high:.2g}"
+        title = "At all noise levels" if len(groups) == 1 else f"At noise levels (sigma) {span}"
         alt = f"{title}: sites of the U-Net in the colour of their class, {text}"
-        parts.append(markup.note(title) + markup.drawing(class_map(sites, classes), alt))
+        parts.append(markup.note(title) + markup.drawing(class_map(sites, classes, legend), alt))
     return "".join(parts)

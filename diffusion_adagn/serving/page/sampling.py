@@ -27,7 +27,7 @@ def sampling_controls(model: ServedModel, most: int, count: str) -> dict[str, Co
     """Scale, count, steps, seed and sampler. most: highest count. count: its label."""
     limits = model.limits
     with gr.Row():
-        scale = gr.Slider(1, 8, value=2, step=0.5, label="Guidance scale (1: no guidance)")
+        scale = gr.Slider(1, 8, value=2, step=0.5, label="Guidance scale")
         number = gr.Slider(1, min(most, limits.max_images), value=1, step=1, label=count)
         steps = gr.Slider(1, limits.max_steps, value=min(20, limits.max_steps), step=1, label="Steps")
     with gr.Row():

@@ -32,7 +32,9 @@ def build(models: Models, model: gr.Dropdown) -> Tab:
             sampler=sampler_settings(steps, sampler),
         )
 
-    share = gr.Slider(0, 1, value=0, step=0.01, label="Share of the second class in the large image")
+    share = gr.Slider(
+        0, 1, value=0, step=0.01, label="Share of the second class in the large image", elem_id="interpolate-share"
+    )
     share.change(None, share, js="(share) => adagn.show('interpolate-result', share)", **QUIET)
     add_sampling(tab, models, query, show)
     return tab

@@ -381,7 +381,7 @@ def test_runs_tab_refreshes(opened, server):
 def test_sweeps_tab(opened):
     tab = opened("tab=sweeps&model=mine")
     tab.wait("#sweeps-curves img")
-    tab.page.locator("#sweeps-table td:has-text('2.5'):visible").first.click()
+    tab.page.locator("#sweeps-table [role=gridcell]:has-text('2.5')").first.click()
     tab.wait("#sweeps-images img")
     assert tab.page.locator("#sweeps-images img").count() == 6
     assert tab.copied("copy") == "adagn sweep runs/mine --guidance 1,2"

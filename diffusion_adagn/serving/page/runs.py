@@ -1,5 +1,7 @@
 """Tab Runs: how a run goes: loss, label gap and previews, refreshed while the tab is open."""
 
+from pathlib import Path
+
 import gradio as gr
 import pandas as pd
 from PIL import Image
@@ -21,7 +23,9 @@ def build(models: Models, model: gr.Dropdown, folders: dict[str, Folders], timer
     status = gr.HTML(elem_id="runs-status")
     with gr.Row():
         loss = gr.LinePlot(x="step", y="loss", title="Training loss", height=260, buttons=[], min_width=320)
-        gap = gr.LinePlot(x="step", y=GAP, title="Label gap (wrong class)", height=260, buttons=[], min_width=320)
+        gap = gr.LinePlot(
+            x="step", y=GAP, y_title="label gap", title="Label gap (wrong class)", height=260, buttons=[], min_width=320
+        )
     previews = gr.HTML(elem_id="runs-previews")
 
     def refresh(model):
@@ -72,4 +76,5 @@ def run_command(model: ServedModel, folders: Folders) -> str:
     """The command that goes on with the run; for a shipped model, one that trains a new one."""
     if shipped_folder(model.source) or folders.run is None:
         return command("train", config="digits")
-    return resume_command(folders.run.path)
+    path, here = folders.run.path, Path.cwd()
+    return resume_command(path.relative_to(here) if path.is_relative_to(here) else path)

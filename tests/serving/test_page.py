@@ -317,7 +317,7 @@ def test_wrong_settings_are_shown_as_text(opened):
 
 @pytest.mark.slow
 def test_stop_ends_sampling(opened, server):
-    tab = opened("tab=sample&classes=3&steps=60")
+    tab = opened("tab=sample&classes=3,8,0&count=8&steps=60")
     tab.page.click("#sample-start")
     tab.wait("#sample-result progress")
     tab.page.click("#sample-stop")

@@ -17,6 +17,7 @@ from .tab import QUIET, Tab
 
 FILES = Path(__file__).parent
 SECONDS = 5  # between two looks at a run
+OTHERS = "Programs use the API at /v1, described in [/openapi.json](/openapi.json); agents use the tools at /mcp."
 FONT = ["system-ui", "sans-serif"]
 
 
@@ -73,7 +74,7 @@ def make_page(models: Models, folders: dict[str, Folders]) -> gr.Blocks:
         "Sweeps": lambda: sweeps.build(models, model, folders),
     }
     with gr.Blocks(title="diffusion_adagn", analytics_enabled=False) as page:
-        gr.Markdown("# diffusion_adagn")
+        gr.Markdown(f"# diffusion_adagn\n{OTHERS}")
         model = gr.Dropdown(list(models), value=first.name, label="Model", visible=len(models) > 1)
         timer = gr.Timer(SECONDS, active=False)
         tabs: list[Tab] = []

@@ -3,6 +3,7 @@
 import asyncio
 import importlib.util
 import json
+import os
 import re
 import shutil
 
@@ -284,7 +285,7 @@ class Opened:
         self.context.close()
 
 
-SCREENSHOTS = None
+SCREENSHOTS = os.environ.get("ADAGN_SCREENSHOTS")  # a folder for them
 
 
 @pytest.fixture(params=WIDTHS)

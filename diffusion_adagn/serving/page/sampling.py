@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
+from functools import partial
 from typing import Any
 
 import gradio as gr
@@ -16,7 +17,7 @@ from ..images import Images
 from ..models import ServedModel
 from ..settings import ImagesQuery
 from ..waiting import progress_of
-from ..worker import Unavailable
+from ..worker import Dropped, Job, Unavailable
 from . import markup
 from .tab import QUIET, Tab
 
@@ -51,9 +52,19 @@ def add_sampling(tab: Tab, models: Models, query: Callable[..., ImagesQuery], sh
         show: the images -> HTML.
     """
 
-    async def run(*values: Any) -> AsyncIterator[str]:
-        async for html in sample(models, lambda: query(*values), show):
-            yield html
+    jobs: dict[str, Job] = {}  # of each browser window
+
+    async def run(request: gr.Request, *values: Any) -> AsyncIterator[str]:
+        window = request.session_hash
+        try:
+            async for html in sample(models, lambda: query(*values), show, partial(jobs.__setitem__, window)):
+                yield html
+        finally:
+            jobs.pop(window, None)
+
+    def end(request: gr.Request) -> None:
+        if job := jobs.get(request.session_hash):
+            job.stop()
 
     def command(*values: Any) -> str:
         request = query(*values)
@@ -63,18 +74,24 @@ def add_sampling(tab: Tab, models: Models, query: Callable[..., ImagesQuery], sh
         start = gr.Button("Sample", variant="primary", elem_id=f"{tab.id}-start")
         stop = gr.Button("Stop", elem_id=f"{tab.id}-stop")
     result = gr.HTML(elem_id=f"{tab.id}-result")
-    event = start.click(run, tab.inputs, result, concurrency_limit=None, **QUIET)
-    stop.click(lambda: markup.note("Stopped."), None, result, cancels=event, **QUIET)
+    start.click(run, tab.inputs, result, concurrency_limit=None, **QUIET)
+    stop.click(end, **QUIET)  # gradio's own `cancels` writes an error to the console
     tab.add_copy_buttons(command)
 
 
-async def sample(models: Models, query: Callable[[], ImagesQuery], show: Callable[[Images], str]) -> AsyncIterator[str]:
+async def sample(
+    models: Models,
+    query: Callable[[], ImagesQuery],
+    show: Callable[[Images], str],
+    started: Callable[[Job], None] = lambda job: None,
+) -> AsyncIterator[str]:
     """HTML while a request is sampled: a progress bar, then what `show` makes of the images, or an error.
 
     Args:
         models: of the server.
         query: makes the request; may raise InputError.
         show: the images -> HTML.
+        started: receives the job.
 
     Yields:
         HTML, which replaces the earlier one. When nobody reads on, the request stops.
@@ -82,11 +99,14 @@ async def sample(models: Models, query: Callable[[], ImagesQuery], show: Callabl
     job = None
     try:
         job = await asyncio.to_thread(lambda: actions.images(models, query()))
+        started(job)
         async for done in progress_of(job):
             yield markup.progress(done, job.steps)
         yield await asyncio.to_thread(lambda: show(job.wait()))
     except (InputError, Unavailable) as error:
         yield markup.alert(error)
+    except Dropped:
+        yield markup.note("Stopped.")
     finally:
         if job is not None:
             job.stop()

@@ -57,10 +57,10 @@ def default_folder(parent: str, source: str | Path, ema: float | str = "run") ->
         return Path(parent, *str(source).split("/"))
     step = _step(weights_folder(path.resolve(), ema))
     which = "" if ema == "run" else "-raw" if ema == "raw" else f"-ema-{ema:g}"
-    return Path(parent, *run_name_parts(_run_of(path)), *([] if step is None else [f"step-{step:08d}{which}"]))
+    return Path(parent, *run_name_parts(run_of(path)), *([] if step is None else [f"step-{step:08d}{which}"]))
 
 
-def _run_of(path: Path) -> Path:
+def run_of(path: Path) -> Path:
     """The absolute path of the run of a run, a checkpoint or a pipeline folder."""
     path = path.resolve()
     return path.parent.parent if path.parent.name == "checkpoints" else path.parent if path.name == "pipeline" else path
@@ -170,7 +170,7 @@ def recorded_data(source: str | Path) -> DataConfig | None:
 def recorded_config(source: str | Path) -> RunConfig | None:
     """The settings of the run of a run folder, checkpoint or pipeline folder; None if there is no run."""
     try:
-        file = RunFolder(_run_of(model_folder(source))).config_file
+        file = RunFolder(run_of(model_folder(source))).config_file
     except (OSError, ValueError, RuntimeError):  # not a path: a name with a NUL in it, or a loop of links
         return None
     return read_config(file) if os.path.isfile(file) else None

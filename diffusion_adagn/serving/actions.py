@@ -20,7 +20,8 @@ from ..sampling.plan import PlannedImage, image_record, planned_images, plans_of
 from ..sampling.settings import SampleRequest, SamplerSettings
 from ..schema import fields_of
 from ..trace.label_check import label_check as check_label
-from ..trace.tracing import heldout_images, objective_of
+from ..trace.report import Section, TraceReport, TraceResults
+from ..trace.tracing import heldout_images, measure_influence, objective_of
 from .explain import explain_class, explain_model
 from .images import Images
 from .models import ImageItem, ServedModel, find
@@ -28,6 +29,7 @@ from .settings import ClassQuery, ImagesQuery, Limits, ModelQuery
 from .worker import Batch, Job
 
 Models = dict[str, ServedModel]
+PROBED_IMAGES = 8
 
 
 def list_models(models: Models) -> list[dict]:
@@ -104,6 +106,31 @@ def modulation(models: Models, query: ClassQuery) -> Job:
         return {"model": model.name, **explain_class(atlas, model.pipe.labels, class_id)}
 
     return model.call(explain)
+
+
+def sections(models: Models, query: ModelQuery, influence: bool = False) -> Job:
+    """Parts of a trace report, for people: what the modulation says, or the influence of each site on the image.
+
+    Args:
+        models: of the server.
+        query: which model.
+        influence: measure the influence on a few images: held-out ones of the run's data if they are here, else sampled.
+
+    Returns:
+        A job whose result is a list of `trace.report.Section`.
+
+    Raises:
+        InputError: there is no such model.
+        Unavailable: the queue is full.
+    """
+    model = find(models, query.model)
+
+    def report(batch: Batch) -> list[Section]:
+        measured = measure_influence(model.pipe, model.source, _heldout(model), PROBED_IMAGES) if influence else []
+        results = TraceResults(model.name, model.description, model.atlas, influence=measured)
+        return [one for one in TraceReport(results).sections() if not influence or one.name == "influence"]
+
+    return model.call(report)
 
 
 def label_check(models: Models, query: ModelQuery) -> Job:

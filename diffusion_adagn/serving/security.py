@@ -3,6 +3,7 @@
 import hashlib
 import hmac
 import json
+from collections.abc import Iterable
 from urllib.parse import urlencode, urlsplit
 
 from starlette.datastructures import Headers, QueryParams
@@ -56,7 +57,7 @@ class Guard:
         kind, _, given = headers.get("authorization", "").partition(" ")
         if kind.lower() == "bearer":
             return self._equals(given.strip().encode(), self.token.encode())
-        if any(path == prefix or path.startswith(f"{prefix}/") for prefix in BEARER_ONLY):
+        if belongs_to(path, BEARER_ONLY):
             return False
         return self._equals(cookie_parser(headers.get("cookie", "")).get(COOKIE, "").encode(), self._session().encode())
 
@@ -78,6 +79,11 @@ class Guard:
     @staticmethod
     def _equals(given: bytes, expected: bytes) -> bool:
         return hmac.compare_digest(given, expected)
+
+
+def belongs_to(path: str, prefixes: Iterable[str]) -> bool:
+    """Whether the path of a request is one of these or below one."""
+    return any(path == prefix or path.startswith(f"{prefix}/") for prefix in prefixes)
 
 
 def host_name(host: str) -> str:

@@ -9,13 +9,15 @@ import numpy as np
 from ..models.unet import Site
 from ..render.grids import FAINT, HOLLOW, INK, PAPER
 from ..render.text import shorten, text_width
-from .analysis import network_half
+from .analysis import describe_position, network_half
 from .drawing import BAND, BOTH, LABEL, TIME, Colour, Drawing, diverging, sequential
 from .levels import LevelBin, NoiseLevels, short
 
 WIDTH = 1160
 RULE = (214, 214, 208)
 CELLS = 240  # of a row of a heat map, each with the nearest noise level
+MAP_LEFT, MAP_TOP, MAP_PITCH = 74, 44, 70
+CLASS_COLOURS = (LABEL, TIME, (0, 158, 115), (204, 121, 167), (230, 159, 0), (86, 180, 233))  # Okabe & Ito
 Stack = Sequence[tuple[float, Colour]]
 
 
@@ -59,33 +61,63 @@ class SiteBox:
 
 def network_map(boxes: Sequence[SiteBox]) -> Drawing:
     """The U-Net: depth to the right, resolution downwards, one box per site, as wide as its channels."""
-    sides = sorted({p.site.resolution for p in boxes}, reverse=True)
-    left, gap, height, pitch, top = 74, 4 if len(boxes) <= 60 else 2, 42, 70, 44
-    room = WIDTH - left - 10 - gap * (len(boxes) - 1)
-    widest = max(p.site.channels for p in boxes)
-    unit = min(110 / widest, room / sum(p.site.channels for p in boxes))
-    start = left + (WIDTH - left - unit * sum(p.site.channels for p in boxes) - gap * (len(boxes) - 1)) / 2
-    d = Drawing(WIDTH, top + pitch * len(sides) + 4)
-    rects, x = [], start
-    for p in boxes:
-        rects.append((x, top + pitch * sides.index(p.site.resolution), unit * p.site.channels))
-        x += unit * p.site.channels + gap
+    sites = [p.site for p in boxes]
+    d = _network_page(sites)
     if any(p.fraction is None for p in boxes):
-        _legend(d, left, 16, [("constant", HOLLOW)])
+        _legend(d, MAP_LEFT, 16, [("constant", HOLLOW)])
     d.text(WIDTH / 2 - 60, 16, "colour: class fraction; width: channels", 12, FAINT, "middle")
     _scale(d, WIDTH - 4, 16, "follows time", "follows the class", lambda v: _fraction_colours((v + 1) / 2), signed=True)
-    for row, side in enumerate(sides):
-        y = top + pitch * row + height / 2
-        d.text(left - 14, y + 4, f"{side}x{side}", 13, INK, "end")
-        _skip(d, [(p, b) for p, b in zip(boxes, rects) if p.site.resolution == side], y)
-    _path(d, rects, height)
-    for p, (x, y, width) in zip(boxes, rects):
-        fill = HOLLOW if p.fraction is None else tuple(_fraction_colours(np.array(p.fraction)))
-        d.rect(x, y, width, height, fill, FAINT, p.hover)
-        if width >= 30:
-            d.text(x + width / 2, y + 18, _format_fraction(p.fraction), 12, _ink_on(fill), "middle")
-            d.text(x + width / 2, y + 33, f"{p.site.channels} ch", min(10, width / 4), _ink_on(fill), "middle")
+    fills = [HOLLOW if p.fraction is None else tuple(_fraction_colours(np.array(p.fraction))) for p in boxes]
+    _draw_network(d, sites, fills, [_format_fraction(p.fraction) for p in boxes], [p.hover for p in boxes])
     return d
+
+
+def class_map(sites: Sequence[Site], classes: Sequence[str], legend: Sequence[str]) -> Drawing:
+    """The U-Net of `network_map`, each site in the colour of the class that it receives.
+
+    Args:
+        sites: in the order of depth.
+        classes: of each site, the name of its class.
+        legend: the names of all classes, each with a colour of its own.
+    """
+    d = _network_page(sites)
+    colour = {name: CLASS_COLOURS[i % len(CLASS_COLOURS)] for i, name in enumerate(dict.fromkeys(legend))}
+    _legend(d, MAP_LEFT, 16, [(f"class {shorten(name, 12, 200)}", fill) for name, fill in colour.items()])
+    d.text(WIDTH - 4, 16, "width: channels", 12, FAINT, "end")
+    hovers = [f"{s.name}: {describe_position(s)}, receives {name}" for s, name in zip(sites, classes)]
+    words = [shorten(name, 12, 60) for name in classes]
+    _draw_network(d, sites, [colour[name] for name in classes], words, hovers)
+    return d
+
+
+def _network_page(sites: Sequence[Site]) -> Drawing:
+    return Drawing(WIDTH, MAP_TOP + MAP_PITCH * len({s.resolution for s in sites}) + 4)
+
+
+def _draw_network(
+    d: Drawing, sites: Sequence[Site], fills: Sequence[Colour], words: Sequence[str], hovers: Sequence[str]
+) -> None:
+    """A box per site with its colour, its word, and the text under the pointer."""
+    sides = sorted({s.resolution for s in sites}, reverse=True)
+    gap, height = 4 if len(sites) <= 60 else 2, 42
+    room = WIDTH - MAP_LEFT - 10 - gap * (len(sites) - 1)
+    channels = sum(s.channels for s in sites)
+    unit = min(110 / max(s.channels for s in sites), room / channels)
+    x = MAP_LEFT + (WIDTH - MAP_LEFT - unit * channels - gap * (len(sites) - 1)) / 2
+    rects = []
+    for s in sites:
+        rects.append((x, MAP_TOP + MAP_PITCH * sides.index(s.resolution), unit * s.channels))
+        x += unit * s.channels + gap
+    for row, side in enumerate(sides):
+        y = MAP_TOP + MAP_PITCH * row + height / 2
+        d.text(MAP_LEFT - 14, y + 4, f"{side}x{side}", 13, INK, "end")
+        _skip(d, [(s, r) for s, r in zip(sites, rects) if s.resolution == side], y)
+    _path(d, rects, height)
+    for s, (x, y, width), fill, word, hover in zip(sites, rects, fills, words, hovers):
+        d.rect(x, y, width, height, fill, FAINT, hover)
+        if width >= 30:
+            d.text(x + width / 2, y + 18, word, 12, _ink_on(fill), "middle")
+            d.text(x + width / 2, y + 33, f"{s.channels} ch", min(10, width / 4), _ink_on(fill), "middle")
 
 
 def _fraction_colours(fraction: np.ndarray) -> np.ndarray:
@@ -102,8 +134,8 @@ def _ink_on(fill: Colour) -> Colour:
 
 def _skip(d: Drawing, row: Sequence, y: float) -> None:
     """The skip connections of one resolution, as a dashed line from the encoder to the decoder."""
-    ends = [b[0] + b[2] for p, b in row if network_half(p.site) == "down"]
-    starts = [b[0] for p, b in row if network_half(p.site) == "up"]
+    ends = [b[0] + b[2] for s, b in row if network_half(s) == "down"]
+    starts = [b[0] for s, b in row if network_half(s) == "up"]
     if not ends or not starts:
         return
     a, b = max(ends) + 4, min(starts) - 4

@@ -127,6 +127,25 @@ def heldout_images(source: str | Path, pipe: ClassConditionalPipeline, data: Dat
     return dataset
 
 
+def measure_influence(
+    pipe: ClassConditionalPipeline, source: str | Path, heldout: ImageDataset | None, count: int
+) -> list[Influence]:
+    """How far each site moves the predicted image.
+
+    Args:
+        pipe: the model.
+        source: its path, for the training noise of its run.
+        heldout: images of its classes; None: sampled ones.
+        count: of images.
+
+    Returns:
+        One for each intervention that the model's labels allow.
+    """
+    objective = objective_of(pipe, source)
+    x0, labels = _probe_images(pipe, heldout, count)
+    return _influence(pipe, objective, x0, labels, probed_timesteps(objective.process), None)
+
+
 def _open(source: str | Path, request: TraceRequest) -> tuple[ClassConditionalPipeline, str]:
     device = process_state(request.device).device
     pipe, description = open_pipeline(source, request.ema)

@@ -1,11 +1,13 @@
-"""What a browser sees at /."""
+"""What a browser sees at /: the page of extra [ui], or how to install it."""
 
+import os
 from html import escape
+from importlib.util import find_spec
 
 from fastapi import FastAPI
 from fastapi.responses import HTMLResponse
 
-from .actions import Models
+from ..actions import Models
 
 MISSING = """\
 <!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
@@ -21,12 +23,18 @@ MISSING = """\
 
 
 def mount_page(app: FastAPI, models: Models) -> None:
-    """Put the page at /. The page of extra [ui] will be mounted here.
+    """Put the page at /, after all other routes.
 
     Args:
         app: the application, which has the API.
         models: by name.
     """
+    if find_spec("gradio") is not None:
+        os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # gradio reads it on import, and asks the network otherwise
+        from .build import mount
+
+        mount(app, models)
+        return
     text = MISSING.format(models=escape(", ".join(models)))
 
     @app.get("/", include_in_schema=False)

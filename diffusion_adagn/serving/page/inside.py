@@ -1,0 +1,80 @@
+"""Tab Inside: what the modulation says about a model, the influence of each site, and saved trace reports."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from html import escape
+
+import gradio as gr
+
+from ...commands import command
+from ...errors import InputError
+from ...trace.report import Section
+from .. import actions
+from ..actions import Models, find
+from ..settings import ModelQuery
+from ..worker import Job, Unavailable
+from . import markup
+from .folders import Folders
+from .reports import REPORTS
+from .tab import QUIET, Tab
+
+
+def build(models: Models, model: gr.Dropdown, folders: dict[str, Folders]) -> Tab:
+    """The tab's controls and events."""
+    tab, first = Tab("inside", model), find(models, None)
+
+    async def atlas(model) -> str:
+        return await _shown(lambda: actions.sections(models, ModelQuery(model=model)))
+
+    async def influence(model) -> str:
+        return await _shown(lambda: actions.sections(models, ModelQuery(model=model), influence=True))
+
+    def report(model, name) -> str:
+        return frame(model, folders[model], name)
+
+    with gr.Row():
+        show = gr.Button("Show the modulation", variant="primary", elem_id="inside-start")
+        measure = gr.Button("Measure the influence of each site", elem_id="inside-influence")
+    result = gr.HTML(elem_id="inside-result")
+    changed = gr.HTML(elem_id="inside-influence-result")
+    names = list(folders[first.name].reports)
+    saved = gr.Dropdown(names, value=names[0] if names else None, label="Saved trace report", elem_id="inside-report")
+    framed = gr.HTML(elem_id="inside-frame")
+    for button, run, output in ((show, atlas, result), (measure, influence, changed)):
+        button.click(lambda: markup.note("This takes some seconds."), None, output, **QUIET).then(
+            run, model, output, concurrency_limit=None, **QUIET
+        )
+    tab.refresh(report, [model, saved], framed, [saved])
+    model.change(lambda name: _choices(list(folders[name].reports)), model, saved, **QUIET)
+    tab.add_copy_buttons(lambda model: command("trace", find(models, model).source))
+    return tab
+
+
+def _choices(names: list[str]):
+    return gr.update(choices=names, value=names[0] if names else None)
+
+
+def frame(model: str, folders: Folders, name: str | None) -> str:
+    """A saved report in a frame without scripts, or what to type if there is none."""
+    if name not in folders.reports:
+        return markup.note("There is no saved report. The command below makes one; start the server again to see it.")
+    address = f"{REPORTS}/{model}/{name}"
+    title = f"Trace report of {model}, {name}"
+    return f'<iframe sandbox="" class="adagn-report" title="{escape(title)}" src="{escape(address)}"></iframe>'
+
+
+async def _shown(start: Callable[[], Job]) -> str:
+    """The sections of a job as HTML, or its error."""
+    try:
+        job = await asyncio.to_thread(start)
+        return "".join(map(_section, await asyncio.to_thread(job.wait)))
+    except (InputError, Unavailable) as error:
+        return markup.alert(error)
+
+
+def _section(section: Section) -> str:
+    drawn = "" if section.image is None else markup.drawing(section.image, section.heading)
+    table = f'<div class="adagn-drawing" tabindex="0" role="group">{section.html}</div>' if section.html else ""
+    return markup.heading(section.heading) + markup.note(section.sentence) + drawn + table

@@ -6,10 +6,13 @@ drops it. Models are looked up by name; nothing here takes a path.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from operator import attrgetter
 from typing import Any
+
+from torch import nn
 
 from ..commands import command, with_options
 from ..data import ImageDataset
@@ -29,7 +32,7 @@ from .settings import ClassQuery, ImagesQuery, Limits, ModelQuery
 from .worker import Batch, Job
 
 Models = dict[str, ServedModel]
-PROBED_IMAGES = 8
+PROBED_IMAGES = 4
 
 
 def list_models(models: Models) -> list[dict]:
@@ -126,9 +129,12 @@ def sections(models: Models, query: ModelQuery, influence: bool = False) -> Job:
     model = find(models, query.model)
 
     def report(batch: Batch) -> list[Section]:
-        measured = measure_influence(model.pipe, model.source, _heldout(model), PROBED_IMAGES) if influence else []
-        results = TraceResults(model.name, model.description, model.atlas, influence=measured)
-        return [one for one in TraceReport(results).sections() if not influence or one.name == "influence"]
+        results = TraceResults(model.name, model.description, model.atlas)
+        if not influence:
+            return list(TraceReport(results).sections())
+        with _stoppable(model.pipe.unet.conv_in, batch):
+            results.influence = measure_influence(model.pipe, model.source, _heldout(model), PROBED_IMAGES)
+        return [one for one in TraceReport(results).sections() if one.name == "influence"]
 
     return model.call(report)
 
@@ -148,11 +154,8 @@ def label_check(models: Models, query: ModelQuery) -> Job:
     def check(batch: Batch) -> dict:
         if model.verdict is None:
             unet = model.pipe.unet
-            hook = unet.register_forward_pre_hook(lambda *args: batch.report(0.5))  # stops if nobody waits
-            try:
+            with _stoppable(unet, batch):
                 model.verdict = check_label(unet, objective_of(model.pipe, model.source), _heldout(model))
-            finally:
-                hook.remove()
         return {"model": model.name, "used": model.verdict.used, "sentence": model.verdict.sentence}
 
     return model.call(check)
@@ -173,6 +176,16 @@ def sample_command(model: ServedModel, request: SampleRequest) -> str:
     for mix in request.mixes:
         line = with_options(line, mix=mix)
     return line
+
+
+@contextmanager
+def _stoppable(module: nn.Module, batch: Batch) -> Iterator[None]:
+    """Stop at the next call of a module once nobody waits for the batch."""
+    hook = module.register_forward_pre_hook(lambda *args: batch.report(0.5))
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 def _about(model: ServedModel) -> dict:

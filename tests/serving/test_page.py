@@ -152,9 +152,13 @@ def test_mix_rejects_unknown_resolution(server):
         mix.mix_text(server.models["digits"], "3", "8", "resolution", 5, 1)
 
 
-def test_modulation_and_influence_have_drawings(server):
+def test_modulation_has_drawings(server):
     html = asyncio.run(inside._shown(lambda: actions.sections(server.models, actions.ModelQuery())))
     assert "Where time and class enter" in html and "Distances between classes" in html and html.count("<svg") >= 4
+
+
+@pytest.mark.slow
+def test_influence_has_drawing(server):
     html = asyncio.run(inside._shown(lambda: actions.sections(server.models, actions.ModelQuery(), influence=True)))
     assert html.count("<h3>") == 1 and "Influence of each site" in html and "<svg" in html
 

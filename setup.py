@@ -6,14 +6,7 @@ setup(
     packages=[*find_packages(include=["diffusion_adagn*"]), "diffusion_adagn.configs"],
     package_dir={"diffusion_adagn.configs": "configs"},
     package_data={
-        "diffusion_adagn": [
-            "py.typed",
-            "data/*.tsv",
-            "ops/*.cpp",
-            "pretrained/**/*.*",
-            "serving/page/*.css",
-            "serving/page/*.js",
-        ],
+        "diffusion_adagn": ["py.typed", "data/*.tsv", "ops/*.cpp", "pretrained/**/*.*", "serving/page/*.[cj]s*"],
         "diffusion_adagn.configs": ["*.yaml", "*.json"],
     },
 )

@@ -256,8 +256,13 @@ class Opened:
         self.page.on("pageerror", lambda error: self.errors.append(str(error)))
         self.address = f"http://127.0.0.1:{server.port}/"
         self.tab = re.search(r"tab=(\w+)", query)[1]
-        self.page.goto(f"{self.address}?{query}")
+        self.open(f"{self.address}?{query}")
+
+    def open(self, address):
+        """Open an address and wait until its settings are in the page."""
+        self.page.goto(address)
         self.wait(f"#{self.tab}-copy:visible")
+        self.page.wait_for_function(f"document.querySelector('#{self.tab}-command textarea').value !== ''")
 
     def wait(self, selector):
         return self.page.wait_for_selector(selector, timeout=60_000)
@@ -297,9 +302,8 @@ def test_sample_tab(opened):
     assert tab.copied("copy") == "adagn sample digits --classes 3,8 --count 1 --seed 5 --guidance 2,1 --steps 8"
     link = tab.copied("link")
     assert "classes=3%2C8" in link and "seed=5" in link and "more=1" in link
-    tab.page.goto(link)
-    tab.wait("#sample-copy:visible")
-    tab.page.wait_for_function("document.querySelector('#sample-command textarea').value.includes('--seed 5')")
+    tab.open(link)
+    assert "--seed 5 --guidance 2,1" in tab.page.input_value("#sample-command textarea")
     tab.check()
 
 

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
     from ..diffusion.process import Process
     from ..diffusion.schedule import ModelEval
+    from ..labels import LabelSpace
     from .rules import Evaluation
 
 ROUNDING = 1e-6  # of a noise level: sampling from sigma 80 starts at 80.00000000000001
@@ -319,6 +320,18 @@ def apply_cfg(cond: Tensor, uncond: Tensor, scales: Tensor) -> Tensor:
     lerp gives exactly cond at scale 1.  Source: Ho & Salimans 2022, equation 6.
     """
     return uncond.lerp(cond, scales.to(cond)[:, None, None, None])
+
+
+def example_scales(labels: LabelSpace, largest: float | None = None) -> str | None:
+    """Guidance scales for a command that shows a model, such as "1,2,4"; None if it cannot be guided.
+
+    Args:
+        labels: of the model.
+        largest: `max_guidance_scale` of its network.
+    """
+    if not (labels.K and labels.has_null):
+        return None
+    return ",".join(f"{scale:g}" for scale in sorted({min(scale, largest or scale) for scale in (1, 2, 4)}))
 
 
 def _scaled(scales: Tensor, weight: float) -> Tensor:

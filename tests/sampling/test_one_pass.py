@@ -7,7 +7,9 @@ from conftest import tiny_unet
 from diffusion_adagn import ClassConditionalPipeline, Guidance, InputError, LabelSpace
 from diffusion_adagn.config import DiffusionConfig
 from diffusion_adagn.diffusion.schedule import make_scheduler, model_evals, set_timesteps
+from diffusion_adagn.sampling.card import model_card
 from diffusion_adagn.sampling.class_mix import ClassInterpolation, ClassMix, modulation_table
+from diffusion_adagn.sampling.guidance import example_scales
 
 LABELS = LabelSpace(("cat", "dog", "owl"))
 CONFIGS = {
@@ -115,3 +117,11 @@ def test_guide_is_rejected_and_the_network_can_be_one():
     with pytest.raises(InputError, match="a guide works on two predictions"):
         pipe("cat", 2.0, 2, guide=plain)
     assert len(plain("cat", 2.0, 2, guide=pipe, seeds=0).images) == 1  # at scale 1
+
+
+def test_commands_that_show_a_model_stay_within_its_scales():
+    wanted = {None: "1,2,4", 4.0: "1,2,4", 3.0: "1,2,3", 1.5: "1,1.5"}
+    assert {largest: example_scales(LABELS, largest) for largest in wanted} == wanted
+    assert example_scales(LabelSpace(("a",), has_null=False)) is None
+    assert "guidance_scale=1.5" in (card := model_card(pipeline(max_guidance_scale=1.5), "x"))
+    assert "--guidance 1,1.5" in card and "the network reads it, from 1 to 1.5, in one pass" in card

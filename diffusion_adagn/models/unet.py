@@ -233,7 +233,7 @@ class AdaGNUNet(ModelMixin, ConfigMixin):
             augment: float [B or 1, augment_dim], how training images were augmented (`data.augment`). None: zeros, an image
                 that was not augmented, as in sampling.
             guidance_scale: number or float [B or 1], from 1 to max_guidance_scale, of a network that reads it. None: 1, no
-                guidance.
+                guidance. The null label is at scale 1 always.
 
         Returns:
             {site name: Params of its layer}; for adagn (gamma [B, C], beta [B, C]). It may be edited before `denoise`.
@@ -268,7 +268,7 @@ class AdaGNUNet(ModelMixin, ConfigMixin):
         timestep, classes = self._check_condition(timestep, class_labels, class_vectors)
         rows = max(len(timestep), 1 if classes is None else len(classes))
         augment = None if augment is None else self._check_augment(augment, rows)
-        scales = self._check_scales(guidance_scale, rows if augment is None else max(rows, len(augment)))
+        scales = self._check_scales(guidance_scale, rows if augment is None else max(rows, len(augment)), class_labels)
         vector, tokens = self.embedding(timestep, classes, augment, scales)
         attended = self.token_projection(tokens) if self.token_projection is not None else None
         return self.projection(F.silu(vector)), attended
@@ -523,8 +523,11 @@ class AdaGNUNet(ModelMixin, ConfigMixin):
             )
         return augment.to(self.projection.weight)
 
-    def _check_scales(self, scale: Tensor | float | None, rows: int) -> Tensor | None:
-        """Guidance scales [B]; None for a network that reads none. rows: of the other conditions."""
+    def _check_scales(self, scale: Tensor | float | None, rows: int, labels: Tensor | None) -> Tensor | None:
+        """Guidance scales [B]; None for a network that reads none. The null label has scale 1, which it was trained with.
+
+        rows: of the other conditions.
+        """
         largest = self.config.max_guidance_scale
         if largest is None:
             if scale is None:
@@ -541,7 +544,9 @@ class AdaGNUNet(ModelMixin, ConfigMixin):
             )
         if _has_values(scales):
             check_guidance_scales(scales.tolist(), largest)
-        return scales
+        if labels is None or (labels := torch.as_tensor(labels, device=scales.device)).is_floating_point():
+            return scales
+        return torch.where(labels.reshape(-1) == self.config.num_classes, 1.0, scales)
 
     def _check_vectors(self, vectors: Tensor) -> Tensor:
         dim, vectors = self.embedding.class_dim, torch.as_tensor(vectors)

@@ -15,7 +15,7 @@ from diffusion_adagn.runs.layout import network_config
 from diffusion_adagn.sampling.pretrained import load_unet, model_hash
 
 X = torch.randn(3, 1, 8, 8, generator=torch.Generator().manual_seed(1))
-T, Y, S = torch.tensor([0.0, 749.2, 999.0]), torch.tensor([0, 2, 3]), torch.tensor([1.0, 2.5, 4.0])
+T, Y, S = torch.tensor([0.0, 749.2, 999.0]), torch.tensor([0, 2, 1]), torch.tensor([1.0, 2.5, 4.0])
 SMALL = {"sample_size": 8, "in_channels": 1, "num_classes": 3, "model_channels": 16, "channel_mult": (1, 2),
          "num_res_blocks": 1, "norm_groups": 4, "num_head_channels": 16}  # fmt: skip
 
@@ -38,6 +38,13 @@ def test_scale_is_added_to_the_vector_of_time(changes):
     assert torch.equal(unet(X, T, Y, guidance_scale=2).sample, unet(X, T, Y, guidance_scale=torch.full((3,), 2)).sample)
     rows = unet.modulation(500, 1, guidance_scale=S)  # one timestep and class, three images
     torch.testing.assert_close(unet.denoise(X, rows), unet(X, 500, torch.tensor([1, 1, 1]), guidance_scale=S).sample)
+
+
+def test_null_label_is_at_scale_1():
+    unet, null = tiny_unet(max_guidance_scale=4.0), torch.full((3,), 3)
+    assert torch.equal(unet(X, T, null, guidance_scale=S).sample, unet(X, T, null).sample)
+    weights = F.one_hot(null, 4).float()  # a soft label may be partly null
+    assert not torch.equal(unet(X, T, weights, guidance_scale=S).sample, unet(X, T, weights).sample)
 
 
 def test_network_without_it_is_the_network_of_before(tmp_path):

@@ -22,6 +22,7 @@ COMMANDS = {
     "sweep": "compare guidance scales, intervals, steps and samplers by metrics",
     "ema": "compare EMA lengths of a run by the loss on held-out images",
     "trace": "show the effect of the condition, and whether the label is used",
+    "classify": "find the class of images by the loss of denoising them",
     "data": "inspect labelled images (adagn data inspect)",
     "schema": "print the JSON schema of the settings",
     "completion": "print a script that completes commands and options in a shell",

@@ -1,16 +1,16 @@
-"""The settings of `adagn sweep`, `adagn ema` and `adagn ablate`. Nothing heavy is imported."""
+"""The settings of `adagn sweep`, `adagn ema`, `adagn classify` and `adagn ablate`. Nothing heavy is imported."""
 
 import itertools
 from collections.abc import Mapping
 from dataclasses import field
 from typing import Annotated, Any
 
-from annotated_types import Ge, MinLen
+from annotated_types import Ge, Le, MinLen
 
-from ..config import MAX_EMA_LENGTH, Device, Precision
+from ..config import MAX_EMA_LENGTH, DataConfig, Device, Precision
 from ..errors import InputError, UsageError
 from ..evaluation.settings import EvalSettings
-from ..sampling.settings import Numbers, SamplerSettings, parse_numbers, scales_of, split_words
+from ..sampling.settings import Ema, Numbers, SamplerSettings, parse_numbers, scales_of, split_words
 from ..schema import NO_OPTION, Layer, Option, build, settings
 
 # The settings that may vary, as keys of SamplerSettings; the last one varies fastest.
@@ -122,6 +122,24 @@ class EmaRequest:
         for length in self.lengths or ():
             if not 0 < length <= MAX_EMA_LENGTH:
                 raise InputError(f"--lengths: expected lengths above 0 and at most {MAX_EMA_LENGTH:g}, got {length:g}.")
+
+
+@settings(frozen=True)
+class ClassifyRequest:
+    """What `adagn classify` classifies."""
+
+    ema: Ema = "run"
+    images: Annotated[str | None, Option(metavar="PATH", default="held-out images of the run's own data")] = None
+    """an image, or a folder of images, of unknown class"""
+    data: Annotated[DataConfig | None, NO_OPTION] = None
+    """source of labelled images; None: the run's own data"""
+    count: Annotated[int, Ge(1)] = 500
+    """labelled images at most, evenly spread"""
+    draws: Annotated[int, Ge(4), Le(4096)] = 64
+    """noisy versions of each image at most"""
+    precision: Precision = "auto"
+    """autocast type of the network; auto: bf16 on a CUDA GPU that supports it, else fp32"""
+    device: Device = "auto"
 
 
 @settings(frozen=True)

@@ -22,6 +22,8 @@ COMMANDS = {
     "sweep": "compare guidance scales, intervals, steps and samplers by metrics",
     "ema": "compare EMA lengths of a run by the loss on held-out images",
     "trace": "show the effect of the condition, and whether the label is used",
+    "learn-class": "learn a new class from a few images, as one file",
+    "merge-classes": "write a pipeline with learned classes in its class table",
     "data": "inspect labelled images (adagn data inspect)",
     "schema": "print the JSON schema of the settings",
     "completion": "print a script that completes commands and options in a shell",

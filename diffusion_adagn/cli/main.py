@@ -23,6 +23,8 @@ COMMANDS = {
     "ema": "compare EMA lengths of a run by the loss on held-out images",
     "trace": "show the effect of the condition, and whether the label is used",
     "classify": "find the class of images by the loss of denoising them",
+    "learn-class": "learn a new class from a few images, as one file",
+    "merge-classes": "write a pipeline with learned classes in its class table",
     "data": "inspect labelled images (adagn data inspect)",
     "schema": "print the JSON schema of the settings",
     "completion": "print a script that completes commands and options in a shell",

@@ -23,6 +23,7 @@ from ..diffusion.process import Process
 from ..diffusion.schedule import make_process
 from ..errors import InputError
 from ..labels import LabelSpace
+from ..models.learned import stage_of
 from ..models.unet import AdaGNUNet, Modulation, Site
 
 COMPARE = {"<=": operator.le, ">=": operator.ge, "<": operator.lt, ">": operator.gt, "=": operator.eq}
@@ -171,6 +172,9 @@ class ClassMix:
         classes = sorted(set(class_of.values()))
         m = unet.modulation(t, torch.tensor(classes))
         row = {c: slice(i, i + 1) for i, c in enumerate(classes)}
+        class_of |= {
+            stage_of(name): c for name, c in class_of.items()
+        }  # changes of layers follow the stage's last site
         return {name: type(mod)(*(field[row[class_of[name]]] for field in mod)) for name, mod in m.items()}
 
     def to_dict(self) -> list[dict]:
@@ -263,16 +267,17 @@ class ClassInterpolation:
             unet: the network.
             t: what the network receives; under ddpm the timestep, 0..T-1.
         """
-        table = unet.embedding.classes
-        if table is None:
+        if unet.embedding.classes is None:
             why = (
                 f"conditioning {unet.config.conditioning} ignores the class"
                 if unet.config.num_classes
                 else "it has no classes"
             )
             raise InputError(f"this network cannot interpolate classes: {why}. Use a class-conditional network.")
-        a, b = unet.embedding.class_vectors(torch.tensor([self.a, self.b], device=table.weight.device)).split(1)
-        return unet.modulation(t, class_vectors=torch.lerp(a, b, self.share))
+        ends = torch.tensor([self.a, self.b], device=unet.projection.weight.device)
+        m = unet.modulation(t, class_vectors=torch.lerp(*unet.class_vectors(ends).split(1), self.share))
+        strength = unet.change_strength(ends)
+        return m if strength is None else m | unet.stage_strengths(torch.lerp(*strength.split(1), self.share))
 
     def to_dict(self) -> dict:
         """The settings as plain JSON types."""

@@ -174,7 +174,7 @@ class SampleRequest:
     """
 
     classes: Annotated[str | None, AS_GIVEN, Option(default="all; none beside --mix")] = None
-    """names, ids, 'all' or 'null', with commas between"""
+    """names, ids, 'all', 'null' or files of learned classes, with commas between"""
     mixes: Annotated[tuple[str, ...], Option("mix", "PARTS")] = ()
     """one image of several classes, such as "cat@coarse,dog@fine": rules CLASS@WHERE separated by commas; later ones
     override, and a class without @ is the default. WHERE: coarse or fine (sites of a resolution at most, or above, the
@@ -220,6 +220,11 @@ class SampleRequest:
         object.__setattr__(self, "scales", scales_of(self.scales, self.w))
         object.__setattr__(self, "w", None)
         return self
+
+    @property
+    def class_texts(self) -> tuple[str | None, ...]:
+        """Everything in the request that may name a class."""
+        return (self.classes, self.interpolate, *self.mixes, self.sampler.guidance.negative.text)
 
     @property
     def same_seeds(self) -> bool:

@@ -21,6 +21,7 @@ from torch import Tensor
 from ..diffusion.process import Process
 from ..errors import InputError
 from ..labels import LabelSpace
+from ..models.learned import stage_of
 from ..models.unet import AdaGNUNet, Modulation, Site
 from .class_mix import sites_at
 
@@ -131,9 +132,13 @@ class Style:
         for where, psi in self.psi:
             psi_of |= dict.fromkeys(where or names, psi)
         pairs = sorted({(rule_of[name], psi_of[name]) for name in names})
-        m = unet.modulation(t, class_vectors=torch.stack([self._vector(unet, *pair) for pair in pairs]))
-        row = {pair: slice(i, i + 1) for i, pair in enumerate(pairs)}
-        return {name: type(mod)(*(field[row[rule_of[name], psi_of[name]]] for field in mod)) for name, mod in m.items()}
+        vectors, strengths = zip(*(self._vector(unet, *pair) for pair in pairs))
+        m = unet.modulation(t, class_vectors=torch.stack(vectors))
+        if strengths[0] is not None:
+            m |= unet.stage_strengths(torch.stack(strengths))
+        row = {name: pairs.index((rule_of[name], psi_of[name])) for name in names}
+        row |= {stage_of(name): i for name, i in row.items()}  # changes of layers follow the stage's last site
+        return {name: type(mod)(*(field[row[name]][None] for field in mod)) for name, mod in m.items()}
 
     def to_dict(self) -> dict:
         """The style as plain JSON types."""
@@ -141,14 +146,19 @@ class Style:
         psi = [{"sites": list(sites or ["*"]), "psi": value} for sites, value in self.psi]
         return {"rules": rules, "psi": psi, "shift": None if self.shift is None else self.shift.tolist()}
 
-    def _vector(self, unet: AdaGNUNet, rule: int, psi: float) -> Tensor:
+    def _vector(self, unet: AdaGNUNet, rule: int, psi: float) -> tuple[Tensor, Tensor | None]:
+        """The vector [class_dim] or [sites, class_dim], and the strength of each learned class's change of layers."""
         ids, weights = zip(*self.rules[rule].weights)
-        vectors = class_vectors(unet, torch.tensor(ids))
-        vector = torch.tensor(weights, dtype=vectors.dtype, device=vectors.device) @ vectors
+        labels = torch.tensor(ids, device=unet.projection.weight.device)
+        vectors, strengths = unet.class_vectors(labels), unet.change_strength(labels)
+        weight = torch.tensor(weights, dtype=vectors.dtype, device=vectors.device)
+        vector = torch.tensordot(weight, vectors, 1)
         if psi != 1:
-            mean = class_vectors(unet, torch.arange(unet.config.num_classes)).mean(0)
+            mean = trained_vectors(unet).mean(0)
             vector = mean + psi * (vector - mean)
-        return vector if self.shift is None else vector + self.shift.to(vector)
+        if self.shift is not None:
+            vector = vector + self.shift.to(vector)
+        return vector, None if strengths is None else psi * (weight @ strengths)
 
 
 @dataclass(frozen=True)
@@ -192,7 +202,7 @@ def find_directions(
     if k < 2 or unet.embedding.classes is None:
         raise InputError("directions need a network with vectors of two or more classes.")
     with torch.no_grad():
-        vectors = class_vectors(unet, torch.arange(k)).double().cpu()
+        vectors = trained_vectors(unet).double().cpu()
         centred = vectors - vectors.mean(0)
         values = centred if of == "class" else _modulation_values(unet, process, k)
         left, singular, _ = torch.linalg.svd(values - values.mean(0), full_matrices=False)
@@ -220,11 +230,9 @@ def _modulation_values(unet: AdaGNUNet, process: Process, k: int) -> Tensor:
     return torch.cat([values / values.square().mean().sqrt().clamp(min=1e-12) for values in centred], 1)
 
 
-def class_vectors(unet: AdaGNUNet, ids: Tensor) -> Tensor:
-    """float [N, class_dim], the vectors of class ids [N]. Raises InputError for a network without."""
-    if unet.embedding.classes is None:
-        raise InputError("this network has no class vectors. Use a class-conditional network.")
-    return unet.embedding.class_vectors(ids.to(unet.projection.weight.device))
+def trained_vectors(unet: AdaGNUNet) -> Tensor:
+    """float [K, class_dim], the vectors of the classes of the training data."""
+    return unet.embedding.classes.weight[: unet.config.num_classes]
 
 
 # ---------------------------------------------------------------------- grammar

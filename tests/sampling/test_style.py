@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from conftest import tiny_unet
+from conftest import new_class, tiny_unet
 
 from diffusion_adagn.diffusion.process import flow
 from diffusion_adagn.errors import InputError
@@ -147,3 +147,16 @@ def test_images_of_the_shipped_model():
     all_styles = [Style.parse("0.5*3 + 0.5*8", pipe.labels, sites), Style.of_class(3, pipe.labels).truncated(0.5)]
     mixed = pipe(class_plan=all_styles, guidance_scale=2.0, **given).images
     assert mixed.shape == (2, 8, 8, 1) and not np.allclose(mixed[0], mixed[1], atol=0.01)
+
+
+@pytest.mark.parametrize("depth", ["vector", "sites", "layers"])
+def test_learned_class(depth):
+    unet = tiny_unet()
+    label = unet.add_class(new_class(unet, depth))
+    labels = LabelSpace(("a", "b", "c")).with_learned("pug")
+    x = torch.randn(1, 1, 8, 8, generator=torch.Generator().manual_seed(2))
+    alone = unet(x, torch.tensor([300.0]), torch.tensor([label])).sample
+    style = Style.parse("pug", labels, unet.sites())
+    torch.testing.assert_close(unet.denoise(x, style.modulation(unet, 300.0)), alone, atol=1e-5, rtol=1e-5)
+    mixed = Style.parse("pug - a + b, a@<=4", labels, unet.sites()).truncated(0.5)
+    assert not torch.allclose(unet.denoise(x, mixed.modulation(unet, 300.0)), alone, atol=1e-4)

@@ -21,7 +21,7 @@ from ..diffusion.process import Process
 from ..models.unet import AdaGNUNet
 from .label_usage import GOLDEN
 
-FIRST = 4  # draws of the first stage; each further stage doubles the total
+FIRST = 4  # draws before a class may drop out: standard errors of fewer are too rough
 MAX_DRAWS = 4096  # also the distance between the positions of two images' draws
 BEHIND = 2.0  # standard errors by which a class that drops out is behind
 PROBED_LEVELS, PROBED_IMAGES, PROBED_CLASSES = 16, 16, 16
@@ -152,7 +152,7 @@ def classify(
     """The class of each image: the one with the lowest denoising loss.
 
     The levels are drawn where the label has influence (`label_levels`). All classes of an image have the same levels and
-    noises. After 4, 8, 16, ... draws, a class drops out if its mean loss is two standard errors above the lowest one,
+    noises. After each of 4, 8, 16, ... draws, a class drops out if its mean loss is two standard errors above the lowest one,
     paired by draw. An image is finished when one class remains.
 
     Args:
@@ -215,9 +215,8 @@ def label_levels(losses: _Losses) -> tuple[LabelLevels, int]:
 
 
 def _stage_ends(draws: int) -> list[int]:
-    """4, 8, 16, ... and `draws`."""
-    ends = [FIRST << i for i in range(int(math.log2(max(draws, FIRST) / FIRST)) + 1)]
-    return [*(end for end in ends if end < draws), draws]
+    """1, 2, 4, 8, ... and `draws`."""
+    return [*(1 << i for i in range((draws - 1).bit_length())), draws]
 
 
 def _stages(losses: _Losses, images: Tensor, u: Tensor, weight: Tensor, ends: list[int]) -> tuple[Tensor, ...]:
@@ -261,5 +260,6 @@ def _compare(losses: Tensor, remaining: Tensor) -> tuple[int, int, float]:
     difference = losses[ids] - losses[order[0]]
     error = difference.std(1) / math.sqrt(losses.shape[1])
     behind = difference.mean(1) / error.clamp(min=1e-300)
-    remaining[ids[behind > BEHIND]] = False
+    if losses.shape[1] >= FIRST:
+        remaining[ids[behind > BEHIND]] = False
     return int(order[0]), int(order[1]), float(behind[ids == order[1]])

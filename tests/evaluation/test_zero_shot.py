@@ -39,8 +39,8 @@ def test_shipped_model_finds_the_class(digits, found):
     labels = digits[3]
     curve = found.curve(labels)
     assert curve[-1][1] == 1
-    assert [s.draws for s in found.stages] == [4, 8] and found.probing == 16 * 8 * 10
-    first, last = found.stages[0].evaluations, found.stages[-1].evaluations
+    assert [s.draws for s in found.stages] == [1, 2, 4, 8] and found.probing == 16 * 8 * 10
+    first, last = found.stages[2].evaluations, found.stages[-1].evaluations
     assert (first == 40).all() and (last >= first).all() and last.float().mean() < 60  # of 80 without drop-out
     assert curve[-1][0] == pytest.approx(last.double().mean().item() + found.probing / 8)
 
@@ -61,7 +61,7 @@ def test_first_stage_equals_a_loop(digits, found):
                     out = unet(x[None].float(), torch.tensor([level.time]).float(), torch.tensor([label])).sample[0]
                 target = (x0 - level.skip * x) / level.out
                 sums[label] += weight[j].item() * (out.double() - target).square().mean().item()
-        assert sums.argmin() == found.stages[0].predicted[i]
+        assert sums.argmin() == found.stages[2].predicted[i]
 
 
 def test_result_does_not_depend_on_the_batch_size(digits, found):
@@ -91,10 +91,13 @@ def test_a_class_two_standard_errors_behind_drops_out():
     difference = (losses - losses[1]).numpy()
     behind = difference.mean(1) / (difference.std(1, ddof=1) / 8 + 1e-300)
     assert (best, second) == (1, 2) and margin == pytest.approx(behind[2])
+    assert _compare(losses[:, :3], torch.ones(4, dtype=torch.bool))[0] == 1  # too few draws for a class to drop out
     assert remaining.tolist() == [False, True, bool(behind[2] <= 2), False]
 
 
-@pytest.mark.parametrize(("draws", "ends"), [(4, [4]), (5, [4, 5]), (16, [4, 8, 16]), (50, [4, 8, 16, 32, 50])])
+@pytest.mark.parametrize(
+    ("draws", "ends"), [(4, [1, 2, 4]), (5, [1, 2, 4, 5]), (16, [1, 2, 4, 8, 16]), (50, [1, 2, 4, 8, 16, 32, 50])]
+)
 def test_stages_double(draws, ends):
     assert _stage_ends(draws) == ends
 

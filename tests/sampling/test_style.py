@@ -1,10 +1,13 @@
 """Style vectors: sums, truncation, directions, against plain formulas; images of the shipped model."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
 from conftest import new_class, tiny_unet
 
+from diffusion_adagn.cli.main import main
 from diffusion_adagn.diffusion.process import flow
 from diffusion_adagn.errors import InputError
 from diffusion_adagn.labels import LabelSpace
@@ -160,3 +163,40 @@ def test_learned_class(depth):
     torch.testing.assert_close(unet.denoise(x, style.modulation(unet, 300.0)), alone, atol=1e-5, rtol=1e-5)
     mixed = Style.parse("pug - a + b, a@<=4", labels, unet.sites()).truncated(0.5)
     assert not torch.allclose(unet.denoise(x, mixed.modulation(unet, 300.0)), alone, atol=1e-4)
+
+
+def test_sample_command(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    sample = ["sample", "digits", "--count", "1", "--steps", "2", "--device", "cpu"]
+    assert main([*sample, "--classes", "3", "--style", "3 - 1 + 7", "--psi", "coarse:0.5", "--out", "a"]) == 0
+    record = json.loads((tmp_path / "a/samples.json").read_text())
+    assert [image["class_name"] for image in record["images"]] == ["3 psi coarse:0.5", "3 - 1 + 7 psi coarse:0.5"]
+    assert {image["seed"] for image in record["images"]} == {0}  # from the same noise
+    plan = record["plans"]["3 - 1 + 7 psi coarse:0.5"]
+    assert plan["rules"] == [{"weights": {"3": 1.0, "1": -1.0, "7": 1.0}, "sites": ["*"]}]
+    for wrong, message in (
+        (["--psi", "0.5", "--mix", "3@coarse,8@fine"], "--psi truncates"),
+        (["--style", "3 + 8"], "add up to 2"),
+        (["--style", "3", "--interpolate", "3,8"], "leave out --classes, --mix and --style"),
+        (["--psi", "much"], "psi: expected"),
+    ):
+        assert main([*sample, *wrong, "--out", "b"]) in (1, 2)
+        assert message in capsys.readouterr().err and not (tmp_path / "b").exists()
+
+
+def test_style_command(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    style = ["style", "digits", "--steps", "1", "--classes", "3,8", "--device", "cpu"]
+    assert main([*style, "--direction", "1", "--columns", "3", "--of", "modulation"]) == 0
+    folder = tmp_path / "styles/pretrained/digits"
+    record = json.loads((folder / "style.json").read_text())
+    assert len(record["directions"]) == 9 and set(record["directions"][0]["scores"]) == set("0123456789")
+    assert sorted(file.name for file in folder.iterdir()) == ["direction-1.png", "style.json"]
+    assert "of the variance" in capsys.readouterr().out
+    assert main([*style, "--psi", "0", "--psi", "8:0.5", "--out", "b"]) == 0
+    assert sorted(file.name for file in (tmp_path / "b").iterdir()) == ["style.json", "truncation.png"]
+    assert main([*style[:4], "--style", "0.5*3 + 0.5*8", "--count", "2", "--device", "cpu", "--out", "c"]) == 0
+    assert sorted(file.name for file in (tmp_path / "c").iterdir()) == ["style.json", "styles.png"]
+    assert main([*style, "--direction", "10", "--out", "d"]) == 1
+    assert "--direction 10 does not exist: 10 classes have 9 directions" in capsys.readouterr().err
+    assert not (tmp_path / "d").exists()

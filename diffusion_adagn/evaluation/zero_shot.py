@@ -257,6 +257,8 @@ def _compare(losses: Tensor, remaining: Tensor) -> tuple[int, int, float]:
     ids = remaining.nonzero().flatten()
     mean = losses[ids].mean(1)
     order = ids[mean.argsort(stable=True)]
+    if losses.shape[1] == 1:
+        return int(order[0]), int(order[1]), math.nan
     difference = losses[ids] - losses[order[0]]
     error = difference.std(1) / math.sqrt(losses.shape[1])
     behind = difference.mean(1) / error.clamp(min=1e-300)

@@ -437,5 +437,5 @@ def test_cached_modulation_is_bounded(pipes):
             modulation_table(unet, plans, timesteps, max_bytes=2**18)(0)
         finally:
             del unet.project_condition
-        sizes.append(sum(t.numel() * 4 for t in made[0]))
+        sizes.append(sum(t.numel() * 4 for t in made[0] if t is not None))
     assert 2**16 < sizes[1] <= 2**18 and sizes[0] <= 2**18

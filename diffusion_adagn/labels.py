@@ -93,6 +93,17 @@ class LabelSpace:
         """The name of every id: the classes, "null" if there is a null label, the learned classes."""
         return (*self.names, *["null"] * self.has_null, *self.learned)
 
+    @property
+    def learned_ids(self) -> range:
+        """The ids of the learned classes."""
+        return range(self.K + self.has_null, self.K + self.has_null + len(self.learned))
+
+    def with_files(self, text: str) -> str:
+        """A selection or a mix with the files of learned classes in place of their names, for a command line."""
+        files = dict(zip(self.learned, self.files))
+        parts = [word.strip().partition("@") for word in text.split(",")]
+        return ",".join(f"{files.get(name) or name}{at}{where}" for name, at, where in parts)
+
     def name(self, class_id: int) -> str:
         """The name of a class.
 
@@ -194,7 +205,7 @@ class LabelSpace:
             return [self.names.index(word)]
         for learned in (self.learned, self.files):
             if word and word in learned:
-                return [self.K + self.has_null + learned.index(word)]
+                return [self.learned_ids[learned.index(word)]]
         folded = word.casefold()
         for words in ([n.casefold()] for n in self.names), (n.casefold().split(", ") for n in self.names):
             ids = [i for i, names in enumerate(words) if folded in names]

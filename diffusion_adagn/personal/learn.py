@@ -10,6 +10,7 @@ from tqdm.auto import tqdm
 
 from ..atomic import atomic_write
 from ..commands import command, overwrite_hint, with_commands
+from ..data.few_images import ClassImages, read_images
 from ..diffusion.loss import DiffusionLoss
 from ..errors import InputError, named, writing
 from ..models.learned import LearnedClass
@@ -24,7 +25,6 @@ from ..sampling.pretrained import model_hash
 from ..trace.learned import LearnedTrace, trace_learned
 from ..training.trainer import make_loss
 from ..version import __version__
-from .images import ClassImages, read_images
 from .learner import Learner, class_losses, start_vector
 from .settings import MEAN, NEAREST, LearnRequest
 

@@ -296,6 +296,15 @@ class ClassBySteps:
     class_id = None
 
 
+def class_ids_of(plan: ClassPlan) -> list[int]:
+    """The classes in a plan; of a user's own plan only a single one."""
+    if isinstance(plan, ClassMix):
+        return [part.class_id for part in plan.parts]
+    if isinstance(plan, ClassInterpolation):
+        return [plan.a, plan.b]
+    return [] if plan.class_id is None else [plan.class_id]
+
+
 def modulation_table(
     unet: AdaGNUNet, plans: "Sequence[ClassPlan | ClassBySteps]", timesteps: Tensor, max_bytes: int = 2**26
 ) -> Callable[[int], Modulation]:

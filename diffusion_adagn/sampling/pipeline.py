@@ -46,7 +46,7 @@ from ..runs.layout import loads_checkpoint, pipeline_folder
 from ..runs.recorded import recorded_config
 from ..schema import short_repr
 from .card import model_card
-from .class_mix import ClassBySteps, ClassMix, ClassPlan, modulation_table
+from .class_mix import ClassBySteps, ClassMix, ClassPlan, class_ids_of, modulation_table
 from .classes import load_class
 from .guidance import Guidance
 from .negative import Negative
@@ -303,10 +303,6 @@ class ClassConditionalPipeline(DiffusionPipeline):
             f"other classes ({', '.join(guide.labels.names[:4])}, ...) than the model ({', '.join(self.labels.names[:4])}, ...)": (
                 guide.labels.K and guide.labels.names != self.labels.names
             ),
-            f"other learned classes ({', '.join(guide.labels.learned) or 'none'}) than the model "
-            f"({', '.join(self.labels.learned) or 'none'})": (
-                guide.unet.embedding.classes is not None and guide.labels.learned != self.labels.learned
-            ),
         }
         reject_first(faults, "the guide has ", ": choose one with the same, or without classes.")
 
@@ -316,8 +312,19 @@ class ClassConditionalPipeline(DiffusionPipeline):
         Args:
             guide: the guide.
             plans: of this model, one per image.
+
+        Raises:
+            InputError: a plan has a learned class that the guide does not have.
         """
         if guide.unet.embedding.classes is not None:
+            used = {class_id for plan in plans for class_id in class_ids_of(plan)} & set(self.labels.learned_ids)
+            theirs = dict(enumerate(guide.labels.label_names))
+            missing = [self.labels.name(i) for i in sorted(used) if theirs.get(i) != self.labels.name(i)]
+            if missing:
+                raise InputError(
+                    f"the guide does not have the learned class {missing[0]}: load the same files into it, in the same order "
+                    "(guide.load_class), or use a guide without classes."
+                )
             return plans
         return [p if p.class_id is not None else ClassMix.single(0, self.labels) for p in plans]
 

@@ -7,80 +7,33 @@ import numpy as np
 import pytest
 import torch
 from conftest import tiny_unet
+from learned_pugs import DEPTHS, QUICK, few_measurements, load, make_model, pipeline, sample, write_images
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from diffusion_adagn import ClassConditionalPipeline, ClassInterpolation, Guidance, LabelSpace
+from diffusion_adagn import ClassConditionalPipeline, ClassInterpolation, Guidance
 from diffusion_adagn.cli.main import main
-from diffusion_adagn.config import DiffusionConfig
-from diffusion_adagn.diffusion.schedule import make_scheduler
+from diffusion_adagn.data.few_images import ClassImages, read_images
 from diffusion_adagn.errors import InputError
-from diffusion_adagn.personal.images import ClassImages, read_images
 from diffusion_adagn.personal.learn import learn_class, loss_of
 from diffusion_adagn.personal.learner import Learner, start_vector
 from diffusion_adagn.personal.settings import LearnRequest
 from diffusion_adagn.runs.class_file import KEY, files_in, read_class, read_record
 from diffusion_adagn.sampling.load import open_pipeline
 
-QUICK = {"steps": 12, "batch_size": 4, "check_every": 4, "preview_every": 0}
-LABELS = LabelSpace(("cat", "dog", "bird"))
 
-
-@pytest.fixture(scope="module", autouse=True)
-def few_measurements():
-    """Fewer draws than users get: the tests are about what is done with them."""
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in {"learner.PAIRS": 16, "learner.START_EVALUATIONS": 16}.items():
-            patch.setattr(f"diffusion_adagn.personal.{name}", value)
-        for name, value in {"PAIRS": 16, "SAMPLES": 8, "SAMPLER_STEPS": 3}.items():
-            patch.setattr(f"diffusion_adagn.trace.learned.{name}", value)
+@pytest.fixture(autouse=True)
+def _few():
+    with few_measurements():
         yield
 
 
-def pipeline(process="ddpm", **network):
-    diffusion = DiffusionConfig(process=process)
-    unet = tiny_unet(**network)
-    pipe = ClassConditionalPipeline(
-        unet, make_scheduler(diffusion, learned_variance=unet.config.learned_variance), LABELS
-    )
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
+@pytest.fixture
+def model(made_once):
+    return made_once("personal", make_model)
 
 
-def write_images(folder, count=6, side=11, mode="L"):
-    folder.mkdir()
-    random = np.random.default_rng(0)
-    for i in range(count):
-        shape = (side, side) if mode == "L" else (side, side, len(mode))
-        Image.fromarray(random.integers(0, 256, shape, dtype=np.uint8), mode).save(folder / f"image{i}.png")
-    return folder
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    """A pipeline folder, images, and a class of each depth learned from them."""
-    root = tmp_path_factory.mktemp("personal")
-    pipeline().save_pretrained(root / "model")
-    images = write_images(root / "pugs")
-    for depth in ("vector", "sites", "layers"):
-        request = LearnRequest(images=str(images), name=depth, depth=depth, **QUICK)
-        learn_class(root / "model", request, root / f"{depth}.safetensors")
-    return root
-
-
-def load(model, *depths):
-    pipe = ClassConditionalPipeline.from_pretrained(model / "model")
-    pipe.set_progress_bar_config(disable=True)
-    for depth in depths:
-        assert pipe.load_class(model / f"{depth}.safetensors") == depth
-    return pipe
-
-
-def sample(pipe, classes, **arguments):
-    return pipe(classes, seeds=0, num_inference_steps=4, output_type="np", **arguments).images
-
-
-@pytest.mark.parametrize("depth", ["vector", "sites", "layers"])
+@pytest.mark.parametrize("depth", DEPTHS)
 def test_file_has_record_and_tensors(model, depth):
     record, learned = read_class(model / f"{depth}.safetensors")
     assert (record.name, record.depth, record.images.count, record.images.heldout) == (depth, depth, 6, 1)
@@ -114,7 +67,7 @@ def test_old_images_do_not_change(model):
     assert np.array_equal(before[[0, 1, 3]], mixed[[0, 1, 3]])
 
 
-@pytest.mark.parametrize("depth", ["vector", "sites", "layers"])
+@pytest.mark.parametrize("depth", DEPTHS)
 def test_mixes_interpolations_and_negatives(model, depth):
     pipe = load(model, depth)
     plan = f"{model / f'{depth}.safetensors'}@coarse,dog@fine"
@@ -130,20 +83,20 @@ def test_mixes_interpolations_and_negatives(model, depth):
     assert np.isfinite(guided).all() and np.abs(guided - sample(pipe, "dog", guidance_scale=2.0)).max() > 1e-5
 
 
-@pytest.mark.parametrize("process", ["ddpm", "edm", "flow"])
-@pytest.mark.parametrize("network", [{}, {"conditioning": "cross_attention"}, {"learned_variance": True}], ids=str)
+NETWORKS = [("ddpm", {"learned_variance": True}), ("edm", {}), ("flow", {"conditioning": "cross_attention"})]
+
+
+@pytest.mark.parametrize(("process", "network"), NETWORKS, ids=str)
 def test_learning_lowers_the_loss(process, network):
-    if process != "ddpm" and "learned_variance" in network:
-        pytest.skip("only ddpm has a learned variance")
     pipe = pipeline(process, **network)
     images = torch.rand(5, 1, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    request = LearnRequest(images="-", name="pug", steps=30, batch_size=8, check_every=10, layers_lr=0.01)
+    request = LearnRequest(images="-", name="pug", steps=20, batch_size=4, check_every=10, layers_lr=0.01)
     learner = Learner(pipe.unet, loss_of(pipe, "nowhere"), images, images[:0], request, start_vector(pipe.unet, None))
     before = {name: p.clone() for name, p in pipe.unet.state_dict().items()}
     while not learner.ended:
         learner.train_step()
     best = learner.finish()
-    assert learner.best_step == learner.step == 30 and learner.losses[30] < learner.losses[0]
+    assert learner.best_step == learner.step == 20 and learner.losses[20] < learner.losses[0]
     assert all(torch.equal(p, before[name]) for name, p in pipe.unet.state_dict().items())
     assert pipe.unet.learned == [best] and not best.vectors.requires_grad
 

@@ -1,4 +1,4 @@
-"""The images that a class is learned from."""
+"""A folder of a few images of one class, in memory: what a class is learned from."""
 
 import hashlib
 from dataclasses import dataclass
@@ -8,11 +8,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..data.images import BrokenImage, open_image, to_array
-from ..data.sources import image_files
 from ..diffusion.loss import normalize_images
 from ..errors import InputError
-from .settings import MAX_IMAGES
+from .images import BrokenImage, open_image, to_array
+from .sources import image_files
+
+MAX_IMAGES = 200
 
 
 @dataclass(frozen=True)

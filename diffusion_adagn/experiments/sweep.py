@@ -94,10 +94,11 @@ def sweep(source: str, request: SweepRequest, out: Path, command: str = "") -> l
         InputError: Before anything is sampled, for whatever would fail later.
     """
     state = process_state(request.device)
-    pipe, name = open_pipeline(source, request.ema)
+    texts = (request.classes, *map(str, request.axes.get("guidance.negative", ())))
+    pipe, name = open_pipeline(source, request.ema, texts)
     guide_source = request.sampler.guide
     guide, guide_name = (
-        (None, "") if guide_source is None else open_pipeline(guide_source, request.guide_ema or request.ema)
+        (None, "") if guide_source is None else open_pipeline(guide_source, request.guide_ema or request.ema, texts)
     )
     recorded = _recorded_precision(out) if state.is_main_process else None
     request = dataclasses.replace(request, precision=choose_precision(request.precision, state, recorded))
@@ -385,6 +386,7 @@ def _sweep_record(
         ema_decay=pipe.config.ema_decay,
         ema_length=pipe.config.ema_length,
         class_names=pipe.labels.names,
+        row_names=tuple(map(pipe.labels.name, plan.classes)),
         swept={key: distinct for key, distinct in values.items() if len(distinct) > 1},
         reference={} if eval_setup.reference is None else eval_setup.reference.about,
         extractor={}

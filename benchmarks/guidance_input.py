@@ -49,7 +49,8 @@ def trained(out: Path) -> dict[str, Path]:
     plain = str(out / "plain")
     settings = {"plain": {}, "taught": READS | STUDENT | {"init_from": plain}, "untaught": READS}
     for name, own in settings.items():
-        train(read_config("digits", QUIET | own | {"output_dir": str(out / name)}), resume=True)
+        if status := train(read_config("digits", QUIET | own | {"output_dir": str(out / name)}), resume=True):
+            raise SystemExit(status)  # stopped by a signal
     return {name: out / name for name in settings}
 
 

@@ -29,7 +29,7 @@ from diffusion_adagn.atomic import atomic_write
 from diffusion_adagn.config import DataConfig, read_config
 from diffusion_adagn.data.rng import normal
 from diffusion_adagn.diffusion.loss import normalize_images
-from diffusion_adagn.interop.fixed_scale import fix_scale
+from diffusion_adagn.sampling.fixed_scale import fix_scale
 from diffusion_adagn.training.train import train
 
 from .digits_judge import DigitsJudge

@@ -81,7 +81,7 @@ def evaluate_model(source: str, request: EvaluateRequest, out: Path) -> dict | N
     ids = classes_of(pipe, request.classes)
     draw = SamplePlan(ids, request.count, request.seed, request.batch_size, precision, shown=0)
     calls = pipe.prepare(point, guide)
-    evaluations = point.guidance.evaluations(calls)
+    evaluations = point.guidance.evaluations(calls, pipe.one_pass)
     setup = bench_of_model(source, pipe, draw, request, state)
     plan = {
         "model": model_hash(pipe.unet),

@@ -172,7 +172,7 @@ def _check(
         pipe.check_guidance(Guidance(), guide)
     for point in points:
         try:
-            evaluations[point.name] = point.guidance.evaluations(pipe.prepare(point, guide))
+            evaluations[point.name] = point.guidance.evaluations(pipe.prepare(point, guide), pipe.one_pass)
         except InputError as error:
             raise InputError(f"the point {point.name} cannot be sampled: {error}") from None
     return evaluations

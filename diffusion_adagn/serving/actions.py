@@ -220,7 +220,7 @@ def _record(
     network_calls = {}
     for scale in request.scales:
         one = sampler.at_scale(scale)
-        network_calls[scale] = one.guidance.evaluations(model.evaluations(one))
+        network_calls[scale] = one.guidance.evaluations(model.evaluations(one), model.pipe.one_pass)
     records = [image_record(one, sampler, model.speed, network_calls[one.scale], model.hash) for one in planned]
     mixes = [plan for plan in plans if isinstance(plan, ClassMix) and plan.class_id is None]
     sites = model.pipe.unet.sites()

@@ -262,7 +262,7 @@ def _next_commands(
     has_images: bool,
 ) -> list[str]:
     ema = None if request.ema == "run" else request.ema
-    commands = [with_options(sample_command(str(source), pipe.labels), ema=ema)]
+    commands = [with_options(sample_command(str(source), pipe.labels, pipe.unet.config.max_guidance_scale), ema=ema)]
     if pipe.labels.K > 1:
         commands.append(command("sample", source, mix="id:0@coarse,id:1@fine", count=8, ema=ema))
     if pipe.labels.K and pipe.labels.has_null and has_images:
@@ -270,5 +270,6 @@ def _next_commands(
         if sensitivity is not None and has_band(sensitivity):
             interval = f"none,{band_interval(sensitivity)}"
         out = free_default_folder("sweeps", source, request.ema)
-        commands.append(command("sweep", source, guidance="1:4:0.5", interval=interval, ema=ema, out=out))
+        scales = f"1:{min(4, pipe.unet.config.max_guidance_scale or 4):g}:0.5"
+        commands.append(command("sweep", source, guidance=scales, interval=interval, ema=ema, out=out))
     return [*commands, command("trace", source, label_check=True, ema=ema)]

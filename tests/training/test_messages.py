@@ -17,7 +17,6 @@ from diffusion_adagn import LabelSpace
 from diffusion_adagn.cli.main import main
 from diffusion_adagn.config import SpeedConfig
 from diffusion_adagn.errors import InputError
-from diffusion_adagn.models.cost import Cost
 from diffusion_adagn.runs.layout import RunFolder
 from diffusion_adagn.training import logger, transfer
 from diffusion_adagn.training import train as train_module
@@ -135,7 +134,7 @@ def test_devices_are_accepted_in_capitals(tmp_path, capsys):
 
 def test_share_above_peak_is_no_percentage(monkeypatch):
     monkeypatch.setattr(logger, "measure_peak_flops", lambda *_, **__: 3e9)
-    effort = logger.format_throughput(Cost(1, 10**9, 1), SpeedConfig(precision="fp32"), torch.device("cpu"), 1)
+    effort = logger.format_throughput(3 * 10**9, SpeedConfig(precision="fp32"), torch.device("cpu"), 1)
     assert effort(0.5).endswith("(50 % of peak)") and effort(2).endswith("(at peak)")
 
 

@@ -29,7 +29,7 @@ from diffusion_adagn.atomic import atomic_write
 from diffusion_adagn.config import DataConfig, read_config
 from diffusion_adagn.data.rng import normal
 from diffusion_adagn.diffusion.loss import normalize_images
-from diffusion_adagn.interop.fixed_scale import fix_scale
+from diffusion_adagn.sampling.fixed_scale import fix_scale
 from diffusion_adagn.training.train import train
 
 from .digits_judge import DigitsJudge
@@ -41,7 +41,7 @@ QUIET = {
     "training.preview_every": "0", "training.diagnostics_every": "0", "training.heldout_every": "0", "speed.device": "cpu",
 }  # fmt: skip
 READS = {"model.max_guidance_scale": "4"}
-STUDENT = {"training.max_steps": "1600", "training.batch_size": "32"}
+STUDENT = {"training.max_steps": "1600", "training.batch_size": "64"}
 
 
 def trained(out: Path) -> dict[str, Path]:
@@ -49,7 +49,8 @@ def trained(out: Path) -> dict[str, Path]:
     plain = str(out / "plain")
     settings = {"plain": {}, "taught": READS | STUDENT | {"init_from": plain}, "untaught": READS}
     for name, own in settings.items():
-        train(read_config("digits", QUIET | own | {"output_dir": str(out / name)}), resume=True)
+        if status := train(read_config("digits", QUIET | own | {"output_dir": str(out / name)}), resume=True):
+            raise SystemExit(status)  # stopped by a signal
     return {name: out / name for name in settings}
 
 

@@ -81,7 +81,8 @@ def main() -> None:
         done["machine"], done["date"] = machine_info(torch.device("cpu")), str(date.today())
         atomic_write(file, lambda tmp: tmp.write_text(json.dumps(done, indent=1)))
 
-    train(read_config("digits", SETTINGS | {"output_dir": str(out / "run")}), resume=True)
+    if status := train(read_config("digits", SETTINGS | {"output_dir": str(out / "run")}), resume=True):
+        raise SystemExit(status)  # stopped by a signal
     judge = DigitsJudge()
     checkpoint = first_open(out / "run", judge, done)
     done["checkpoint"] = checkpoint.name

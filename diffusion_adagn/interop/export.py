@@ -31,12 +31,12 @@ from ..models.config import MAX_LEVELS, PatchSize
 from ..models.unet import AdaGNUNet
 from ..runs.layout import pipeline_folder
 from ..sampling.card import describe_average
+from ..sampling.fixed_scale import fix_scale, fixed_convention
 from ..sampling.load import ema_record, open_pipeline
 from ..sampling.pipeline import ClassConditionalPipeline
 from ..sampling.pretrained import fill, load_scheduler, model_hash
 from ..schema import as_document, document, read_document, short_repr
 from .adagn_label_pipeline import LabelPipeline
-from .fixed_scale import fix_scale, fixed_convention
 from .stock_process import (
     ODE_CLASSES,
     changed_ode_settings,

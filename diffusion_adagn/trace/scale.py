@@ -33,7 +33,9 @@ def scale_changes(unet: AdaGNUNet, times: np.ndarray, scales: np.ndarray) -> dic
     for column, time in enumerate(torch.as_tensor(times, dtype=torch.float32, device=unet.device)):
         unguided = unet.modulation(time, labels)
         for row, scale in enumerate(scales):
-            for site, params in unet.modulation(time, labels, guidance_scale=float(scale)).items():
+            guided = unet.modulation(time, labels, guidance_scale=float(scale))
+            for site in (site.name for site in unet.sites()):
+                params = guided[site]
                 for field, values in params._asdict().items():
                     change = (values - getattr(unguided[site], field)).float().square().mean().sqrt().item()
                     table = changes.setdefault(site, {}).setdefault(field, np.zeros((len(scales), len(times))))

@@ -24,10 +24,10 @@ class Objective:
     Where it equals the conditional prediction, F(x, t, y, s) = null + s (cond - null), guidance in one pass. The target of the
     estimate is that of the process. With a teacher it is the teacher's conditional prediction, and
 
-        estimate = teacher's cond + (F(x, t, y, s) - teacher's guided prediction at s) / s
+        estimate = F(x, t, y, s) - (guided - cond)      guided, cond: the teacher's, by any rule
 
-    which is the same for plain guidance, and defined for every rule. A learned variance comes from F(x, t, y, s); its
-    bound takes the estimate as the mean.
+    so the loss is the distance of F to the guided prediction. A learned variance comes from F(x, t, y, s); its bound
+    takes the estimate as the mean.
 
     Args:
         loss: of a prediction.
@@ -50,12 +50,13 @@ class Objective:
         target = None
         if batch.scale is not None:
             mean, variance = output.float().split([x.shape[1], output.shape[1] - x.shape[1]], dim=1)
-            share = (1 / batch.scale)[:, None, None, None]
             if self.teacher is None:
-                estimate = self._null(x, batch).lerp(mean, share)  # exactly F at scale 1
+                estimate = self._null(x, batch).lerp(
+                    mean, (1 / batch.scale)[:, None, None, None]
+                )  # exactly F at scale 1
             else:
                 target, guided = self.teacher(x, batch)
-                estimate = target + (mean - guided) * share
+                estimate = mean - (guided - target)
             output = torch.cat([estimate, variance], dim=1)
         return self.loss.loss(output, batch.x0, batch.noise, batch.level, target)
 

@@ -107,7 +107,7 @@ def test_loss_with_a_teacher_is_the_distance_to_what_it_samples(name, rule):
             at = SimpleNamespace(x=one, process=process, call=SimpleNamespace(step=0, level=level), memory=None)
             guided = Rule(rule).combine(cond, null, torch.tensor([scale]), at)
         output = unet(one, t, y, guidance_scale=scale).sample
-        wanted = ((output - guided) / scale).square().mean()
+        wanted = (output - guided).square().mean()
         assert losses[i].item() == pytest.approx(wanted.item(), rel=1e-3)
 
 
@@ -123,7 +123,8 @@ def test_learned_variance_takes_the_estimate_as_mean(taught):
     network = unet if not taught else teacher.unet
     null = network(x, batch.level.time, torch.full((6,), 3)).sample[:, :1]
     cond = network(x, batch.level.time, batch.labels).sample[:, :1]
-    estimate = share * output[:, :1] + (1 - share) * null
+    scale = batch.scale[:, None, None, None]
+    estimate = output[:, :1] - (scale - 1) * (cond - null) if taught else share * output[:, :1] + (1 - share) * null
     bound = loss.vlb(torch.cat([estimate, output[:, 1:]], dim=1), batch.x0, batch.noise, batch.level)
     target = cond if taught else process.target(batch.x0, batch.noise, batch.level)
     wanted = (estimate - target).square().mean((1, 2, 3)) + 0.001 * 1000 * bound

@@ -8,8 +8,10 @@ import torch
 from processes import ranks
 from tiny_run import arguments, assert_same_run, losses, run, weights
 
-from diffusion_adagn import ClassConditionalPipeline, InputError, read_config
+from diffusion_adagn import AdaGNUNet, ClassConditionalPipeline, InputError, read_config
 from diffusion_adagn.cli.main import main
+from diffusion_adagn.runs.layout import network_config
+from diffusion_adagn.training.transfer import transfer
 
 READS = {"model__max_guidance_scale": 4, "training__diagnostics_every": 3}
 
@@ -91,6 +93,16 @@ def test_resume_needs_the_same_teacher(tmp_path, plain):
     shutil.rmtree(teacher)
     with pytest.raises(InputError, match=r"training.teacher: there is no folder"):
         main(["train", "--resume", str(tmp_path / "run"), "--training.max_steps", "2", "--debug"])
+
+
+def test_plain_run_starts_from_it_at_scale_1(tmp_path, taught):
+    unet = AdaGNUNet(**network_config(read_config(taught / "config.yaml", {"model.max_guidance_scale": "none"})))
+    pipe = ClassConditionalPipeline.from_pretrained(taught)
+    pipe.unet.embedding.scale.weight.data.normal_()
+    pipe.save_pretrained(tmp_path / "pipeline")
+    transfer(str(tmp_path / "pipeline"), unet, pipe.labels)
+    x, t, y = torch.randn(2, 1, 8, 8), torch.tensor([10.0, 500.0]), torch.tensor([3, 10])
+    torch.testing.assert_close(unet.eval()(x, t, y).sample, pipe.unet(x, t, y).sample, atol=1e-4, rtol=1e-4)
 
 
 def test_wrong_preview_is_rejected_before_the_first_step(tmp_path):

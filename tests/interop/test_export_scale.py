@@ -13,8 +13,8 @@ from diffusion_adagn.cli import export as export_command
 from diffusion_adagn.config import DiffusionConfig
 from diffusion_adagn.diffusion.schedule import make_scheduler
 from diffusion_adagn.interop.export import export_diffusers, open_diffusers
-from diffusion_adagn.interop.fixed_scale import fix_scale
 from diffusion_adagn.interop.unet2d import to_unet2d
+from diffusion_adagn.sampling.fixed_scale import fix_scale
 
 LABELS = LabelSpace(("cat", "dog", "owl"))
 X = torch.randn(3, 1, 8, 8, generator=torch.Generator().manual_seed(1))

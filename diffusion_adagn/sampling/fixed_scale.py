@@ -6,7 +6,7 @@ import torch
 
 from ..errors import InputError
 from ..models.unet import AdaGNUNet, check_guidance_scales
-from ..sampling.pipeline import ClassConditionalPipeline
+from .pipeline import ClassConditionalPipeline
 
 
 @torch.no_grad()

@@ -22,6 +22,8 @@ COMMANDS = {
     "sweep": "compare guidance scales, intervals, steps and samplers by metrics",
     "ema": "compare EMA lengths of a run by the loss on held-out images",
     "trace": "show the effect of the condition, and whether the label is used",
+    "classify": "find the class of images by the loss of denoising them",
+    "style": "show principal directions, truncation and sums of class vectors",
     "learn-class": "learn a new class from a few images, as one file",
     "merge-classes": "write a pipeline with learned classes in its class table",
     "data": "inspect labelled images (adagn data inspect)",

@@ -187,6 +187,16 @@ def _sampled(folder: Path, guidance: float | None) -> ImageSet:
     return ImageSet(_read([files[i] for i in chosen]), np.array(labels, dtype=np.int64)[chosen], names, about)
 
 
+def image_files(path: Path) -> list[Path]:
+    """A single image, or all images in a folder and its subfolders, sorted. Raises InputError if there is none."""
+    if not path.exists():
+        raise InputError(f"{path} does not exist. Expected an image, or a folder of images.")
+    files = _files(path, deep=True) if path.is_dir() else [path]
+    if not files:
+        raise InputError(f"{path} contains no images. Expected files such as .png or .jpg.")
+    return files
+
+
 def _files(folder: Path, deep: bool = False) -> list[Path]:
     """The images in a folder, sorted. deep: also in its subfolders."""
     paths = folder.rglob("*") if deep else folder.iterdir()

@@ -383,7 +383,7 @@ def _time(process: Process, sigma: float) -> float:
 def _part(text: str, class_id: int, where: str | None, sites: Sequence[Site], process: Process) -> MixRule:
     if where is None:
         return MixRule(text, class_id)
-    named, times = list(sites), []
+    places, times = [], []
     for word in (w.strip() for w in where.split("&")):
         match = COMPARISON.fullmatch(word)
         if match and match[1] in ("t", "sigma") and match[2] and not match[4]:
@@ -392,14 +392,27 @@ def _part(text: str, class_id: int, where: str | None, sites: Sequence[Site], pr
                 raise InputError(f"'{text}': process edm has no timesteps; write a noise level, such as sigma>2.")
             times.append((match[2], value if match[1] == "t" else _time(process, value)))
         else:
-            named = [s for s in named if _place(word, sites)(s)]
+            places.append(word)
+    named = sites_at("&".join(places), sites) if places else sites
+    return MixRule(text, class_id, tuple(s.name for s in named), tuple(times))
+
+
+def sites_at(where: str, sites: Sequence[Site]) -> list[Site]:
+    """The sites at a place such as "coarse" or "<=8&up" (WHERE of `ClassMix`, without noise levels).
+
+    Raises:
+        InputError: an unknown place, or no site is there.
+    """
+    named = list(sites)
+    for word in where.split("&"):
+        named = [s for s in named if _place(word.strip(), sites)(s)]
     if not named:
         sides = ", ".join(f"{r}x{r}" for r in sorted({s.resolution for s in sites}))
         raise InputError(
-            f"'{text}' matches no site. There are {len(sites)}, of resolution {sides} and depth 0..{len(sites) - 1}, named like "
+            f"'{where}' matches no site. There are {len(sites)}, of resolution {sides} and depth 0..{len(sites) - 1}, named like "
             f"{sites[0].name}."
         )
-    return MixRule(text, class_id, tuple(s.name for s in named), tuple(times))
+    return named
 
 
 def _place(word: str, sites: Sequence[Site]) -> Callable[[Site], bool]:

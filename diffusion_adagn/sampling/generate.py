@@ -127,8 +127,8 @@ def sample_to_folder(
             rows = (
                 "columns from class to class"
                 if request.interpolate
-                else "classes and mixes"
-                if request.mixes
+                else "classes, mixes and styles"
+                if request.mixes or request.styles
                 else "classes"
             )
             print(

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import tiny_unet
+from conftest import new_class, tiny_unet
 from torch.nn import functional as F
 
 from diffusion_adagn.errors import InputError
@@ -15,17 +15,6 @@ OLD = torch.tensor([0, 1, 3, 2, 1])  # 3 is null
 NEW = torch.tensor([0, 4, 3, 4, 1])  # rows 1 and 3 are of the new class
 DEPTHS = ("vector", "sites", "layers")
 KINDS = [kind for kind, layer in CONDITIONING.items() if layer.class_input is not None]
-
-
-def new_class(unet, depth, name="pug", seed=0, rank=2):
-    random = torch.Generator().manual_seed(seed)
-    rows = 1 if depth == "vector" else len(unet.sites())
-    layers = {}
-    for path, layer in unet.changeable_layers().items() if depth == "layers" else ():
-        outputs, *inputs = layer.weight.shape
-        down = torch.randn(rank, *inputs, generator=random) * 0.1
-        layers[path] = LowRank(down, torch.randn(outputs, rank, generator=random) * 0.1)
-    return LearnedClass(name, torch.randn(rows, unet.embedding.class_dim, generator=random), layers)
 
 
 @pytest.mark.parametrize("depth", DEPTHS)

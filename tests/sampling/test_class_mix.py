@@ -390,7 +390,7 @@ def test_single_rule_is_a_class(deep):
         ("cat@t=6x6,dog", "'t=6x6' is not a place in the network"),
         ("cat@up.0,dog", "'up.0' is not a place in the network"),
         ("cat@t,dog", "'t' is not a place in the network"),
-        ("cat@64,dog", "'cat@64' matches no site. There are .* 4x4, 8x8, 16x16, 32x32 and depth 0.."),
+        ("cat@64,dog", "'64' matches no site. There are .* 4x4, 8x8, 16x16, 32x32 and depth 0.."),
         ("cat@coarse&fine,dog", "matches no site"),
         ("cat@side.*,dog", "matches no site.*named like down.0"),
         ("cat@t>2000,dog", "matches no noise level: sigma is from 0.01 to 157, t from 0 to 999"),

@@ -6,9 +6,9 @@ from ..config import RunConfig
 from ..errors import InputError
 from ..models.unet import AdaGNUNet
 from ..runs.layout import RunFolder, checkpoint_of
+from ..runs.weights import Weights, parse_ema
 from .pipeline import ClassConditionalPipeline
 from .pretrained import check_has, checkpoint_parts, run_parts
-from .settings import parse_ema
 
 
 def make_pipeline(config: RunConfig, unet: AdaGNUNet, ema_decay: float | None, step: int) -> ClassConditionalPipeline:
@@ -20,8 +20,8 @@ def open_pipeline(path: str | Path, ema: float | str = "run") -> tuple[ClassCond
     """The model of a run folder, a checkpoint folder, a pipeline folder or a hub id, and a sentence on what it is.
 
     Args:
-        path: The model.
-        ema: Which weights, as `ClassConditionalPipeline.from_pretrained` takes it.
+        path: The model, as `Weights` writes it: RUN@STEP:EMA.
+        ema: Which weights, as `ClassConditionalPipeline.from_pretrained` takes it, unless `path` names an EMA length.
 
     Raises:
         InputError: There is no such model, or it does not have these weights.
@@ -30,6 +30,8 @@ def open_pipeline(path: str | Path, ema: float | str = "run") -> tuple[ClassCond
         ema = parse_ema(ema)
     except ValueError as error:
         raise InputError(f"ema: {error}.") from None
+    weights = Weights.parse(path).with_ema(ema)
+    path, ema = weights.path, weights.ema
     run, checkpoint = RunFolder(path), checkpoint_of(path, ema)
     if checkpoint is not None:
         pipe = ClassConditionalPipeline(**checkpoint_parts(checkpoint, ema))

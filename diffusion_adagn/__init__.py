@@ -18,6 +18,8 @@ if TYPE_CHECKING:  # what editors and type checkers see; `_HOME` says the same t
     from .errors import InputError
     from .labels import LabelSpace
     from .models.unet import AdaGNUNet
+    from .personal.learn import learn_class
+    from .personal.settings import LearnRequest
     from .sampling.class_mix import ClassInterpolation, ClassMix
     from .sampling.guidance import Guidance, Interval
     from .sampling.pipeline import ClassConditionalPipeline
@@ -36,6 +38,8 @@ _HOME = {
     "OdeScheduler": ".diffusion.ode_scheduler",
     "Churn": ".diffusion.churn",
     "RunConfig": ".config",
+    "LearnRequest": ".personal.settings",
+    "learn_class": ".personal.learn",
     "read_config": ".config",
     "open_dataset": ".data",
     "train": ".training.train",
@@ -52,9 +56,11 @@ __all__ = [
     "InputError",
     "Interval",
     "LabelSpace",
+    "LearnRequest",
     "OdeScheduler",
     "RunConfig",
     "__version__",
+    "learn_class",
     "open_dataset",
     "read_config",
     "train",

@@ -12,7 +12,7 @@ import reprlib
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Annotated
 
 from annotated_types import MaxLen
@@ -47,6 +47,8 @@ class LabelSpace:
         original_ids: The ids of these classes before a subset was taken. Default: 0..K-1.
         wnids: WordNet ids such as "n01440764"; empty if the data has none.
         has_null: False for networks without a null label (imported ones): they sample at guidance scale 1 only.
+        learned: Names of classes that were learned after training and loaded. Their ids follow the null label.
+        files: The file that each learned class was loaded from, by which it can be named too; "" if there is none.
 
     Raises:
         InputError: A name is empty, too long or repeated; there are more than MAX_CLASSES names; or the numbers of ids
@@ -57,14 +59,18 @@ class LabelSpace:
     original_ids: tuple[StrictInt, ...] = ()
     wnids: tuple[Annotated[StrictStr, AfterValidator(_clean)], ...] = ()
     has_null: StrictBool = True
+    learned: tuple[Annotated[str, AfterValidator(_clean)], ...] = ()
+    files: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "files", self.files or ("",) * len(self.learned))
         object.__setattr__(self, "original_ids", self.original_ids or tuple(range(self.K)))
-        odd = next((i for i, name in enumerate(self.names) if not 0 < len(name) <= MAX_NAME_CHARS), None)
+        names = (*self.names, *self.learned)
+        odd = next((i for i, name in enumerate(names) if not 0 < len(name) <= MAX_NAME_CHARS), None)
         if odd is not None:
-            name = f"a name of {len(self.names[odd]):,} characters" if self.names[odd] else "an empty name"
+            name = f"a name of {len(names[odd]):,} characters" if names[odd] else "an empty name"
             raise InputError(f"class {odd} has {name}; expected 1 to {MAX_NAME_CHARS} characters.")
-        repeated = sorted(n for n, count in Counter(self.names).items() if count > 1)
+        repeated = sorted(n for n, count in Counter(names).items() if count > 1)
         if repeated:
             raise InputError(f"class names must be unique; given more than once: {', '.join(map(repr, repeated[:5]))}.")
         if len(self.original_ids) != self.K or (self.wnids and len(self.wnids) != self.K):
@@ -82,16 +88,50 @@ class LabelSpace:
         """Id of the null label, K; None if there is no null label."""
         return self.K if self.has_null else None
 
+    @property
+    def label_names(self) -> tuple[str, ...]:
+        """The name of every id: the classes, "null" if there is a null label, the learned classes."""
+        return (*self.names, *["null"] * self.has_null, *self.learned)
+
+    @property
+    def learned_ids(self) -> range:
+        """The ids of the learned classes."""
+        return range(self.K + self.has_null, self.K + self.has_null + len(self.learned))
+
+    def with_files(self, text: str) -> str:
+        """A selection or a mix with the files of learned classes in place of their names, for a command line."""
+        files = dict(zip(self.learned, self.files))
+        parts = [word.strip().partition("@") for word in text.split(",")]
+        return ",".join(f"{files.get(name) or name}{at}{where}" for name, at, where in parts)
+
     def name(self, class_id: int) -> str:
         """The name of a class.
 
         Args:
-            class_id: 0..K-1, or the null label.
+            class_id: 0..K-1, the null label, or that of a learned class.
 
         Returns:
             The class name; "null" for the null label.
         """
-        return "null" if class_id == self.null_id else self.names[class_id]
+        return self.label_names[class_id] if class_id >= self.K else self.names[class_id]
+
+    def with_learned(self, name: str, file: str = "") -> LabelSpace:
+        """The label space with one more learned class.
+
+        Args:
+            name: Of the class.
+            file: That it was loaded from.
+
+        Raises:
+            InputError: There is a class of this name.
+        """
+        if name in self.label_names:
+            where = f" in {file}" if file else ""
+            raise InputError(
+                f"the learned class '{name}'{where} has the name of another class: learn it again with another --name, or "
+                "load one of the two."
+            )
+        return replace(self, learned=(*self.learned, name), files=(*self.files, file))
 
     # ------------------------------------------------------------------ parsing
 
@@ -99,11 +139,11 @@ class LabelSpace:
         """Class ids of a selection of classes.
 
         Args:
-            classes: A string such as "cat", "cat,dog,7", "all", "null", "id:3", "name:3" or "wnid:n01440764"; an
-                integer; a list of both; or an integer array or tensor.
+            classes: A string such as "cat", "cat,dog,7", "all", "null", "id:3", "name:3" or "wnid:n01440764"; the file
+                of a learned class that was loaded; an integer; a list of both; or an integer array or tensor.
 
         Returns:
-            One id per class, in the given order, repetitions included: 0..K-1, or K for "null".
+            One id per class, in the given order, repetitions included: 0..K-1, K for "null", or those of learned classes.
 
         Raises:
             InputError: A class is unknown or ambiguous. The message lists the choices or the nearest names.
@@ -125,8 +165,8 @@ class LabelSpace:
         if words == ["all"] and "all" not in self.names and self.K:
             return list(range(self.K))
         ids, start = [], 0
-        folded = {n.casefold() for n in self.names}
-        longest = 1 + max((n.count(", ") for n in self.names), default=0)
+        folded = {n.casefold() for n in (*self.names, *self.learned, *self.files)}
+        longest = 1 + max((n.count(", ") for n in (*self.names, *self.learned, *self.files)), default=0)
         while start < len(words):
             # a name with commas takes precedence over its parts: try the longest run of words first
             for end in range(min(len(words), start + longest), start, -1):
@@ -160,9 +200,12 @@ class LabelSpace:
         raise InputError(self._unknown(word, kind))
 
     def _by_name(self, word: str) -> list[int]:
-        """The class of exactly this name; else those of this name or, after that, this synonym in another case."""
+        """The class of exactly this name or file; else those of this name or, after that, this synonym in another case."""
         if word in self.names:
             return [self.names.index(word)]
+        for learned in (self.learned, self.files):
+            if word and word in learned:
+                return [self.learned_ids[learned.index(word)]]
         folded = word.casefold()
         for words in ([n.casefold()] for n in self.names), (n.casefold().split(", ") for n in self.names):
             ids = [i for i, names in enumerate(words) if folded in names]
@@ -171,7 +214,7 @@ class LabelSpace:
         return []
 
     def _is_id(self, number: int) -> bool:
-        return 0 <= number < self.K or number == self.null_id
+        return 0 <= number < self.K + self.has_null + len(self.learned)
 
     def _check_id(self, value: object) -> int:
         try:
@@ -192,7 +235,7 @@ class LabelSpace:
             return f"these classes have no WordNet ids, so 'wnid:{short}' does not exist. {self._help()}"
         if word == "null" and not kind and self.K:
             return f"this model has no null label (has_null: false), so sampling needs a class. {self._help()}"
-        table = {s.casefold(): s for n in self.names for s in (n, *n.split(", "))}
+        table = {s.casefold(): s for n in (*self.names, *self.learned) for s in (n, *n.split(", "))}
         table = {w: w for w in self.wnids} if kind == "wnid" else table
         near = [table[m] for m in difflib.get_close_matches(short.casefold(), table, n=3, cutoff=0.5)]
         nearest = f" Nearest: {', '.join(map(repr, dict.fromkeys(near)))}." if near else ""
@@ -203,7 +246,8 @@ class LabelSpace:
             return "The model is unconditional: write 'null'."
         shown = ", ".join(n.split(", ")[0] for n in self.names[:12]) + (", ..." if self.K > 12 else "")
         null = f"; {self.K} or 'null' is the null label" if self.has_null else ""
-        return f"Classes are 0..{self.K - 1}{null}, or by name: {shown}."
+        learned = f" Learned classes: {', '.join(self.learned)}." if self.learned else ""
+        return f"Classes are 0..{self.K - 1}{null}, or by name: {shown}.{learned}"
 
     def parts_of_mix(self, text: str) -> Iterator[tuple[str, int, str | None]]:
         """Split a class mix such as "cat@coarse,dog".
@@ -268,7 +312,8 @@ class LabelSpace:
     def to_dict(self) -> dict:
         """The fields as JSON/YAML types, for `from_dict`."""
         lists = {name: list(getattr(self, name)) for name in ("names", "original_ids", "wnids")}
-        return {**lists, "has_null": self.has_null}
+        learned = {"learned": list(self.learned)} if self.learned else {}
+        return {**lists, "has_null": self.has_null, **learned}
 
     @classmethod
     def from_dict(cls, values: dict | Sequence[str]) -> LabelSpace:

@@ -168,3 +168,19 @@ def tiny_unet(**changes):
         for name, p in unet.named_parameters():
             p.normal_(1.0 if "norm" in name and name.endswith("weight") else 0.0, 0.1)
     return unet
+
+
+def new_class(unet, depth, name="pug", seed=0, rank=2):
+    """A learned class of random numbers."""
+    import torch
+
+    from diffusion_adagn.models.learned import LearnedClass, LowRank
+
+    random = torch.Generator().manual_seed(seed)
+    rows = 1 if depth == "vector" else len(unet.sites())
+    layers = {}
+    for path, layer in unet.changeable_layers().items() if depth == "layers" else ():
+        outputs, *inputs = layer.weight.shape
+        down = torch.randn(rank, *inputs, generator=random) * 0.1
+        layers[path] = LowRank(down, torch.randn(outputs, rank, generator=random) * 0.1)
+    return LearnedClass(name, torch.randn(rows, unet.embedding.class_dim, generator=random), layers)

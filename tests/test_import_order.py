@@ -24,6 +24,7 @@ LAYERS = (  # low to high; a module imports from its own layer and from those ab
     ("training",),
     ("trace",),
     ("experiments",),
+    ("personal",),
     ("interop",),
     ("serving",),
     ("cli",),

@@ -159,7 +159,7 @@ def option_names(cls: type) -> dict[str, str]:
 def _help(setting: Setting, default: object = None) -> str:
     """The description of a setting, and its default."""
     default = setting.option.default if default is None else default
-    if default is None:
+    if default is None and not setting.info.is_required():
         default = setting.info.get_default(call_default_factory=True)
         default = ",".join(map(str, default)) if isinstance(default, tuple) else default
         default = f"{default:g}" if isinstance(default, float) else default

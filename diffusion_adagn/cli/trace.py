@@ -36,7 +36,7 @@ def run(args: argparse.Namespace) -> int:
 
     from ..runs.recorded import check_model, default_folder, recorded_data
 
-    check_model(args.run, None, what.ema, None)
+    check_model(args.run, None, what.ema, what.classes)
     if overrides or args.against is not None:
         # other data: none of the run's own data settings apply
         recorded = None if args.against is not None else recorded_data(args.run)

@@ -46,6 +46,7 @@ STREAMS = {
             "balance_order",
             "augment",
             "augment_normal",
+            "zero_shot",
         )
     )
 }

@@ -98,7 +98,7 @@ class ClassFolders:
         self._files_of_split: dict[str, dict[str, list[str]]] = {}
         self._facts: dict[str, dict] = {}
         train = root / "train"
-        self.has_splits = train.is_dir() and not _image_files(train, nested=False) and bool(subfolders(train))
+        self.has_splits = train.is_dir() and not image_files(train, nested=False) and bool(subfolders(train))
 
     def splits(self) -> Sequence[str]:
         known = ("train", *TEST, *VALIDATION)
@@ -114,11 +114,11 @@ class ClassFolders:
         root = self.root / split if self.has_splits else self.root
         for folder in subfolders(root):
             _check_folder(root, folder)
-        folders = {f: _image_files(root / f) for f in subfolders(root)}
+        folders = {f: image_files(root / f) for f in subfolders(root)}
         if not any(folders.values()):
             loose = (
                 "it contains images, but no class folders"
-                if _image_files(root, nested=False)
+                if image_files(root, nested=False)
                 else "it contains no images"
             )
             raise InputError(
@@ -173,7 +173,7 @@ def subfolders(root: Path) -> list[str]:
     return sorted(p.name for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
 
 
-def _image_files(folder: Path, nested: bool = True) -> list[str]:
+def image_files(folder: Path, nested: bool = True) -> list[str]:
     """The relative paths of the images in a folder, sorted component by component. nested: also in its subfolders."""
     paths = []
     for parent, folders, files in os.walk(folder, onerror=_raise):

@@ -71,9 +71,10 @@ def evaluate_model(source: str, request: EvaluateRequest, out: Path) -> dict | N
         check_out(out)
         if finished is not None and (not request.command or finished.get("command") != request.command):
             raise InputError(overwrite_hint(f"{out} already holds an evaluation", request.command, out))
-    pipe, what = open_pipeline(source, request.ema)
     given = request.sampler
-    guide = None if given.guide is None else open_pipeline(given.guide, request.guide_ema or request.ema)[0]
+    texts = (request.classes, given.guidance.negative.text)
+    pipe, what = open_pipeline(source, request.ema, texts)
+    guide = None if given.guide is None else open_pipeline(given.guide, request.guide_ema or request.ema, texts)[0]
     precision = choose_precision(request.precision, state)
     set_up([pipe, guide], precision, state.device)
     point = pipe.resolved(given.at_scale(request.scale or 1.0)).canonical()
@@ -306,7 +307,7 @@ def _measure(
             sampled.features[e.name].pooled, sampled.pixels, reference, gather, progress=True, device=device
         )
         if gather is not None:
-            names_by_image = _names_of(sampled.labels, names)
+            names_by_image = _names_of(sampled.labels, names, setup.other_names)
             sheet = draw_neighbours(
                 out / SHEET, memory, sampled.pixels, names_by_image, reference, gather, request.neighbours
             )
@@ -327,9 +328,9 @@ def _measure(
     return record
 
 
-def _names_of(labels: np.ndarray | None, names: tuple[str, ...]) -> list[str] | None:
+def _names_of(labels: np.ndarray | None, names: tuple[str, ...], other_names: tuple[str, ...]) -> list[str] | None:
     """The class name of each image; None without labels."""
-    all_names = [*names, "null"]
+    all_names = [*names, *other_names]
     return None if labels is None or not names else [all_names[c] for c in labels]
 
 

@@ -161,15 +161,18 @@ def sampled_from(path: Path) -> str | None:
 def _sampled(folder: Path, guidance: float | None) -> ImageSet:
     record = read_document(folder / SAMPLES_INDEX, max_bytes=MAX_INDEX)
     index = as_document(record, SamplesIndex, folder / SAMPLES_INDEX)
-    names, entries = index.labels.names, record["images"]
+    entries, names = record["images"], (*index.labels.names, *index.labels.learned)
     scales = sorted({e.guidance for e in index.images})
-    labels = [len(names) if e.class_id is None else e.class_id for e in index.images]
+    place = {name: i for i, name in enumerate(names)}  # null and mixes are of no class
+    known = dict(enumerate(index.labels.label_names)) | {None: "null"}
+    unknown = next((e.class_id for e in index.images if e.class_id not in known), None)
+    labels = [place.get(known.get(e.class_id, "null"), len(names)) for e in index.images]
     # the file name only, since a path could lead outside the folder
     files = [folder / Path(e.file).name[:255] for e in index.images]
     listed = ", ".join(f"{s:g}" for s in scales)
     faults = {
-        f"is corrupted: {SAMPLES_INDEX} lists no image, or one of class {max(labels, default=None)}, and has {len(names)} classes. "
-        "Sample again with adagn sample": not labels or max(labels) > len(names),
+        f"is corrupted: {SAMPLES_INDEX} lists no image, or one of class {unknown}, and has {len(names)} classes. "
+        "Sample again with adagn sample": not labels or unknown is not None,
         "is not finished: its sampling is running or was stopped. Sample again, with --overwrite": index.unfinished,
         f"holds images at the guidance scales {listed}: choose one, such as --guidance {min(scales, default=1):g}": (
             guidance is None and len(scales) > 1
@@ -184,6 +187,16 @@ def _sampled(folder: Path, guidance: float | None) -> ImageSet:
     about = {"source": str(folder), "kind": "samples", "made_by": record.get("model"), "settings": shared}
     about |= {"seeds": [min(seeds), max(seeds)]} if seeds else {}
     return ImageSet(_read([files[i] for i in chosen]), np.array(labels, dtype=np.int64)[chosen], names, about)
+
+
+def image_files(path: Path) -> list[Path]:
+    """A single image, or all images in a folder and its subfolders, sorted. Raises InputError if there is none."""
+    if not path.exists():
+        raise InputError(f"{path} does not exist. Expected an image, or a folder of images.")
+    files = _files(path, deep=True) if path.is_dir() else [path]
+    if not files:
+        raise InputError(f"{path} contains no images. Expected files such as .png or .jpg.")
+    return files
 
 
 def _files(folder: Path, deep: bool = False) -> list[Path]:

@@ -24,7 +24,7 @@ class EvalSettings:
     """What is sampled, and what it is measured with and against."""
 
     classes: Annotated[str | None, AS_GIVEN, Option(default="all")] = None
-    """names, ids or 'all', with commas between"""
+    """names, ids, 'all' or files of learned classes, with commas between"""
     count: Annotated[int, Ge(1)] = 1000
     """images per setting, over all classes together"""
     seed: Annotated[int, Ge(0)] = 0

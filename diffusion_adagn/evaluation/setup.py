@@ -1,7 +1,7 @@
 """The setup of an evaluation: the extractor, the classifier and the reference of real images."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +30,7 @@ class EvalSetup:
         classifier: None: accuracy is not measured.
         reference: None on all processes but the main one.
         class_names: The classes of the labels; () without labels.
+        other_names: Names of the labels after these: null and learned classes.
     """
 
     real: RealImages | None
@@ -37,6 +38,7 @@ class EvalSetup:
     classifier: Extractor | None
     reference: Reference | None
     class_names: tuple[str, ...]
+    other_names: tuple[str, ...] = ("null",)
 
     @property
     def extractors(self) -> list[Extractor]:
@@ -80,7 +82,7 @@ def bench_of_model(
     with main_first(state):
         setup = open_bench(real, measuring, labels.names, class_ids, channels, state)
     check_same_extractors(setup.extractors, state)
-    return setup
+    return replace(setup, other_names=labels.label_names[labels.K :])
 
 
 def check_same_extractors(extractors: Sequence[Extractor], state: PartialState) -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 import torch
 
 from ..errors import InputError
 from ..evaluation.points import set_up
+from ..labels import LabelSpace
 from ..runs.weights import Weights
 from ..sampling.load import open_pipeline
 from ..sampling.pipeline import ClassConditionalPipeline
@@ -39,9 +40,16 @@ class SweepModels:
         precision: as `evaluation.points.set_up` takes it.
         device: where the networks are computed.
         batch_size: of the batches that are timed.
+        classes: selections, whose learned classes are loaded, as `open_pipeline` takes them.
+
+    Attributes:
+        about: what is recorded of the weights that were loaded.
+        labels: the classes of the models.
     """
 
-    def __init__(self, precision: str, device: torch.device, batch_size: int):
+    def __init__(self, precision: str, device: torch.device, batch_size: int, classes: Sequence[str | None] = ()):
+        self.labels: LabelSpace | None = None
+        self._classes = classes
         self.about: dict[Weights, About] = {}
         self._precision, self._device, self._batch_size = precision, device, batch_size
         self._seconds: dict[str, float] = {}  # by the config of a network
@@ -74,13 +82,14 @@ class SweepModels:
         if role in self._loaded and self._loaded[role][0] == weights:
             return self._loaded[role][1]
         self._loaded.pop(role, None)  # freed before the next is loaded
-        pipe, what = open_pipeline(weights.path, weights.ema)
+        pipe, what = open_pipeline(weights.path, weights.ema, self._classes)
         if weights not in self.about:
             config = pipe.config
             self.about[weights] = About(
                 what, model_hash(pipe.unet), config.trained_steps, config.ema_decay, config.ema_length
             )
         set_up([pipe], self._precision, self._device)
+        self.labels = pipe.labels if role == "model" else self.labels
         self._loaded[role] = weights, pipe
         return pipe
 

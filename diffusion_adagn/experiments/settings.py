@@ -1,19 +1,19 @@
-"""The settings of `adagn sweep`, `adagn ema` and `adagn ablate`. Nothing heavy is imported."""
+"""The settings of `adagn sweep`, `adagn ema`, `adagn classify`, `adagn style` and `adagn ablate`. Nothing heavy is imported."""
 
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import field, replace
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
-from annotated_types import Ge, MinLen
+from annotated_types import Ge, Gt, Le, MinLen
 from pydantic import BeforeValidator, Field
 
-from ..config import MAX_EMA_LENGTH, Device, Precision
+from ..config import MAX_EMA_LENGTH, DataConfig, Device, Precision
 from ..errors import InputError, UsageError
 from ..evaluation.settings import EvalSettings
 from ..runs.weights import parse_ema
-from ..sampling.settings import EMA_HELP, Numbers, SamplerSettings, parse_numbers, scales_of, split_words
-from ..schema import NO_OPTION, Layer, Option, build, settings
+from ..sampling.settings import EMA_HELP, Ema, Numbers, SamplerSettings, parse_numbers, scales_of, split_words
+from ..schema import AS_GIVEN, NO_OPTION, Layer, Option, build, settings
 
 AUTO = "auto"  # among intervals: those that `experiments.intervals` finds, and none
 # The settings that may vary, as keys of SamplerSettings; the last one varies fastest.
@@ -192,6 +192,57 @@ class EmaRequest:
         for length in self.lengths or ():
             if not 0 < length <= MAX_EMA_LENGTH:
                 raise InputError(f"--lengths: expected lengths above 0 and at most {MAX_EMA_LENGTH:g}, got {length:g}.")
+
+
+@settings(frozen=True)
+class ClassifyRequest:
+    """What `adagn classify` classifies."""
+
+    ema: Ema = "run"
+    images: Annotated[str | None, Option(metavar="PATH", default="held-out images of the run's own data")] = None
+    """an image, or a folder of images, of unknown class"""
+    data: Annotated[DataConfig | None, NO_OPTION] = None
+    """source of labelled images; None: the run's own data"""
+    count: Annotated[int, Ge(1)] = 500
+    """labelled images at most, evenly spread"""
+    draws: Annotated[int, Ge(4), Le(4096)] = 64
+    """noisy versions of each image at most"""
+    precision: Precision = "auto"
+    """autocast type of the network; auto: bf16 on a CUDA GPU that supports it, else fp32"""
+    device: Device = "auto"
+
+
+@settings(frozen=True)
+class StyleRequest:
+    """What `adagn style` shows. Every row of a sheet starts from one noise."""
+
+    directions: Annotated[
+        tuple[Annotated[int, Ge(1)], ...], Option("direction", "NUMBER,...", "1,2,3; none beside --style and --psi")
+    ] = ()
+    """principal directions of the classes, from 1 (the largest difference); a sheet for each, of classes by amounts"""
+    of: Literal["class", "modulation"] = "class"
+    """what the directions are of: class vectors, or the parameters of all sites"""
+    columns: Annotated[int, Ge(2), Le(32)] = 7
+    """amounts of a direction, evenly spread from -reach to reach"""
+    reach: Annotated[float, Gt(0)] = 2.0
+    """largest amount, in standard deviations of the classes"""
+    psi: Annotated[tuple[str, ...], Option(metavar="NUMBER|WHERE:NUMBER")] = ()
+    """truncation: 1 is the class, 0 the mean of all classes; may be given again, each is a column. WHERE:NUMBER with commas
+    between for some sites, such as coarse:0.5,fine:1"""
+    styles: Annotated[tuple[str, ...], Option("style", "SUM")] = ()
+    """a sum of class vectors, such as "cat - dog + truck" or "0.5*cat + 0.5*dog@fine,cat"; may be given again, each is a
+    row"""
+    classes: Annotated[str | None, AS_GIVEN, Option(default="all, at most 10; none beside --style")] = None
+    """the rows: names, ids, 'all'"""
+    count: Annotated[int, Ge(1)] = 4
+    """images per class or sum, where no direction is shown: each is a column"""
+    seed: Annotated[int, Ge(0)] = 0
+    """seed of the noise"""
+    sampler: SamplerSettings = SamplerSettings(steps=25)
+    ema: Ema = "run"
+    precision: Precision = "auto"
+    """autocast type of the network; auto: bf16 on a CUDA GPU that supports it, else fp32"""
+    device: Device = "auto"
 
 
 @settings(frozen=True)

@@ -85,7 +85,8 @@ def sweep(sources: str | Sequence[str], request: SweepRequest, out: Path, comman
     grid = grid_of(sources, request.with_intervals(()), earlier.varied)
     recorded = earlier.draw.precision if earlier.draw is not None and earlier.draw.precision in AUTOCAST else None
     request = dataclasses.replace(request, precision=choose_precision(request.precision, state, recorded))
-    models = SweepModels(request.precision, state.device, request.batch_size)
+    texts = (request.classes, *map(str, request.axes.get("guidance.negative", ())))
+    models = SweepModels(request.precision, state.device, request.batch_size, texts)
     found = _intervals(models.model(grid.models[0]), grid, state, out) if request.finds_intervals else None
     if found is not None:
         grid = grid_of(sources, request.with_intervals(found.intervals), earlier.varied)
@@ -351,6 +352,7 @@ def _sweep_record(
     keys = [key for key in dict.fromkeys(key for row in rows for key in row) if key in SETTINGS]
     values = {key: list(dict.fromkeys(row.get(key, UNRECORDED.get(key)) for row in rows)) for key in keys}
     eval_setup, about = runner.eval_setup, runner.models.about
+    labels = runner.models.labels
     first, guide = about[grid.models[0]], next(iter(grid.guides_of(grid.models[0])), None)
     return Sweep(
         source=", ".join(sources),
@@ -359,7 +361,8 @@ def _sweep_record(
         trained_steps=first.trained_steps,
         ema_decay=first.ema_decay,
         ema_length=first.ema_length,
-        class_names=eval_setup.class_names,
+        class_names=labels.names,
+        row_names=tuple(map(labels.name, plan.classes)),
         swept={key: distinct for key, distinct in values.items() if len(distinct) > 1},
         reference={} if eval_setup.reference is None else eval_setup.reference.about,
         extractor={}

@@ -89,8 +89,9 @@ class Sweep:
     extractor: name, hash, resolution, resize, dimension, is_fid; either is empty where there was none, and a user's
     own extractor may say less. count: images per point. command: repeats the sweep. judge: the record of the
     extractor whose class probabilities give the accuracy. k: neighbours of precision, recall, density and coverage.
-    versions: of what made the numbers. weights: where they vary, the record of each set; `what`, `model_hash` and so on
-    are then of the first. rounds: those of a budget, in seconds. intervals: those proposed, and from what. rank: rank the models. heat_map: the two settings of the heat map.
+    versions: of what made the numbers. row_names: of the sampled classes; empty: class_names. weights: where they vary, the
+    record of each set; `what`, `model_hash` and so on are then of the first. rounds: those of a budget, in seconds.
+    intervals: those proposed, and from what. rank: rank the models. heat_map: the two settings of the heat map.
     """
 
     source: str
@@ -119,6 +120,7 @@ class Sweep:
     k: int = 5
     versions: dict[str, str] = field(default_factory=dict)
     date: str = ""
+    row_names: tuple[str, ...] = ()
 
 
 def write_report(
@@ -320,7 +322,7 @@ class SweepReport:
         return labelled_grid(rows, labels, heads, title, min_side=64 if max(map(len, heads)) <= 24 else 128)
 
     def _class_name(self, index: int) -> str:
-        known = self.sweep.class_names
+        known = self.sweep.row_names or self.sweep.class_names
         if index < len(known):
             return shorten(known[index], 10, 300)
         return f"class {index}" if known or self.by_class else ""

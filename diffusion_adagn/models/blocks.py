@@ -7,6 +7,8 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .learned import LayerChanges, changed
+
 
 def zero_init(layer: nn.Module) -> nn.Module:
     """Set weights and biases to 0, so that a residual branch starts as zero."""
@@ -44,9 +46,13 @@ class Upsample(Conv3):
     small map: 4/9 of the multiplications and half the time, forward and backward. Used on a CPU in fp32; not measured elsewhere.
     """
 
+    def resampled(self, h: Tensor) -> Tensor:
+        """What the convolution sees, [B, C, 2H, 2W]."""
+        return up2(h)
+
     def forward(self, h: Tensor) -> Tensor:
         if h.device.type != "cpu" or h.dtype not in (torch.float32, torch.float64) or torch.is_autocast_enabled("cpu"):
-            return super().forward(up2(h))
+            return super().forward(self.resampled(h))
         weight = _sum_pairs(_sum_pairs(self.weight, 2), 3).transpose(0, 1)
         return F.conv_transpose2d(h, weight, self.bias, stride=2, padding=1)
 
@@ -95,13 +101,18 @@ class ResBlock(nn.Module):
             zero_init(self.conv2)
         self.skip = nn.Conv2d(in_channels, out_channels, 1) if in_channels != out_channels else nn.Identity()
 
-    def forward(self, x: Tensor, mod: Sequence[tuple[Tensor, ...]]) -> Tensor:
-        """x [B, in_channels, H, W]; mod: one entry per site of this block, in order -> [B, out_channels, H', W']."""
+    def forward(self, x: Tensor, mod: Sequence[tuple[Tensor, ...]], changes: LayerChanges = ()) -> Tensor:
+        """x [B, in_channels, H, W]; mod: one entry per site of this block, in order; changes: of a learned class.
+
+        Returns: [B, out_channels, H', W'].
+        """
         h = self.norm1(x, mod[0], apply_act=True) if len(mod) == 2 else self.norm1(x, apply_act=True)
         if self.resample is not None:
             x = self.resample(x)
-        h = self.conv1(down2(h) if self.resample is down2 else h)  # conv1 itself does up2
-        h = self.conv2(self.dropout(self.norm2(h, mod[-1], apply_act=True)))
+        h = down2(h) if self.resample is down2 else h  # conv1 itself does up2
+        h = changed(self.conv1, h, "block.conv1", changes)
+        h = self.dropout(self.norm2(h, mod[-1], apply_act=True))
+        h = changed(self.conv2, h, "block.conv2", changes)
         if self.gated:
             h = h * mod[-1].gate[..., None, None]
         return self.skip(x) + h
@@ -117,12 +128,14 @@ class SelfAttention(nn.Module):
         self.qkv = nn.Linear(channels, 3 * channels)
         self.proj = zero_init(nn.Linear(channels, channels))
 
-    def forward(self, x: Tensor) -> Tensor:
-        """[B, channels, H, W] -> the same shape."""
+    def forward(self, x: Tensor, changes: LayerChanges = ()) -> Tensor:
+        """[B, channels, H, W] -> the same shape. changes: of a learned class."""
         h = rearrange(self.norm(x), "b c h w -> b (h w) c")
-        q, k, v = rearrange(self.qkv(h), "b n (three heads d) -> three b heads n d", three=3, heads=self.heads)
+        qkv = changed(self.qkv, h, "attention.qkv", changes)
+        q, k, v = rearrange(qkv, "b n (three heads d) -> three b heads n d", three=3, heads=self.heads)
         h = rearrange(F.scaled_dot_product_attention(q, k, v), "b heads n d -> b n (heads d)")
-        return x + rearrange(self.proj(h), "b (h w) c -> b c h w", h=x.shape[2])
+        h = changed(self.proj, h, "attention.proj", changes)
+        return x + rearrange(h, "b (h w) c -> b c h w", h=x.shape[2])
 
 
 class Stage(nn.Module):
@@ -130,12 +143,13 @@ class Stage(nn.Module):
 
     def __init__(self, block: ResBlock, attention: SelfAttention | None = None):
         super().__init__()
+        self.path = ""  # its name in the network, which sets it
         self.block = block
         self.attention = attention
 
-    def forward(self, x: Tensor, mod: Sequence[tuple[Tensor, ...]]) -> Tensor:
-        h = self.block(x, mod)
-        return h if self.attention is None else self.attention(h)
+    def forward(self, x: Tensor, mod: Sequence[tuple[Tensor, ...]], changes: LayerChanges = ()) -> Tensor:
+        h = self.block(x, mod, changes)
+        return h if self.attention is None else self.attention(h, changes)
 
 
 class Level(nn.Module):

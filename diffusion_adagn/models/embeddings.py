@@ -30,7 +30,10 @@ def sinusoidal_embedding(timesteps: Tensor, dim: int, max_period: float = 10000.
 
 
 class Condition(NamedTuple):
-    """vector: [B, ConditionEmbedding.dim], the input of the projection for all sites. tokens: [B, n, token_dim], or None."""
+    """vector: [B, ConditionEmbedding.dim], the input of the projection for all sites. tokens: [B, n, token_dim], or None.
+
+    With a class vector for each site, what comes from the class has an axis of sites after B.
+    """
 
     vector: Tensor
     tokens: Tensor | None
@@ -93,16 +96,18 @@ class ConditionEmbedding(nn.Module):
         return class_labels.to(table.dtype) @ table
 
     def forward(self, timesteps: Tensor, classes: Tensor | None, augment: Tensor | None = None) -> Condition:
-        """timesteps [B]; classes: class vectors [B, class_dim], or None where no class is used; augment: [B, augment_dim], or
-        None for zeros. Each may have 1 row."""
+        """timesteps [B]; classes: class vectors [B, class_dim] or [B, sites, class_dim], or None where no class is used; augment:
+        [B, augment_dim], or None for zeros. Each may have 1 row."""
         time = sinusoidal_embedding(timesteps, self.model_channels).to(self.time[0].weight.dtype)
         if augment is not None:
             time = time + self.augment(augment)
         vector, tokens = self.time(time), None
+        if self.join is not None and classes.ndim == 3:
+            vector = vector[:, None].expand(-1, classes.shape[1], -1)
         if self.join == "sum":
             vector = vector + classes
         elif self.join == "concat":
-            vector = torch.cat([vector, classes.expand(vector.shape[0], -1)], dim=-1)
+            vector = torch.cat([vector, classes.expand(vector.shape)], dim=-1)
         elif self.tokens is not None:
             tokens = self.tokens(classes).unflatten(-1, (-1, self.token_dim))
         return Condition(vector, tokens)

@@ -18,6 +18,7 @@ from .blocks import Conv3, Downsample, Level, ResBlock, SelfAttention, Stage, Up
 from .conditioning import CONDITIONING, ConditioningLayer
 from .config import PATCH_SIZES, ModelConfig
 from .embeddings import ConditionEmbedding
+from .learned import ClassVectors, LayerChanges, LearnedClass, Strength, changeable_layers, vectors_of_labels
 from .norm import Norm
 
 Modulation = dict[str, tuple[Tensor, ...]]
@@ -122,6 +123,7 @@ class AdaGNUNet(ModelMixin, ConfigMixin):
             raise InputError(
                 f"{conditioning} attends to the class, and this network has no classes: choose another conditioning."
             )
+        self.learned: list[LearnedClass] = []
         self.gradient_checkpointing = False
         self.memory_format = "auto"
 
@@ -209,15 +211,16 @@ class AdaGNUNet(ModelMixin, ConfigMixin):
 
         Args:
             timestep: number or [B], 0..T-1, whole or fractional.
-            class_labels: int [B], 0..K-1, or K for null; or float [B, K] or [B, K + 1], weights over the classes (and null):
-                a soft label, or a mixture. None for a network without classes.
-            class_vectors: float [B, 4 * model_channels], in place of class_labels. The vectors of labels are
-                `unet.embedding.class_vectors(labels)`.
+            class_labels: int [B], 0..K-1, or K for null, then those of learned classes (`add_class`); or float [B, K] or
+                [B, K + 1], weights over the classes (and null): a soft label, or a mixture. None for a network without classes.
+            class_vectors: float [B, 4 * model_channels], in place of class_labels; or [B, sites, 4 * model_channels], one for
+                each site. The vectors of labels are `unet.class_vectors(labels)`.
             augment: float [B or 1, augment_dim], how training images were augmented (`data.augment`). None: zeros, an image
                 that was not augmented, as in sampling.
 
         Returns:
-            {site name: Params of its layer}; for adagn (gamma [B, C], beta [B, C]). It may be edited before `denoise`.
+            {site name: Params of its layer}; for adagn (gamma [B, C], beta [B, C]). It may be edited before `denoise`. If a
+            learned class that changes layers was added and class_labels are given, also {stage name: Strength}.
 
         Raises:
             InputError: a label is missing, out of range, or given to a network without classes; augment does not fit.
@@ -230,7 +233,7 @@ class AdaGNUNet(ModelMixin, ConfigMixin):
         class_labels: Tensor | None = None,
         class_vectors: Tensor | None = None,
         augment: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor | None]:
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """`modulation` before it is split by site. Rows may be selected and cached before `split_modulation`.
 
         Args:
@@ -240,30 +243,135 @@ class AdaGNUNet(ModelMixin, ConfigMixin):
             augment: see `modulation`.
 
         Returns:
-            [B, width], all sites concatenated, and [B, tokens, width] where the class is tokens, else None.
+            [B, width], all sites concatenated; [B, tokens, width] where the class is tokens, else None; and the output of
+            `change_strength`.
         """
-        timestep, classes = self._check_condition(timestep, class_labels, class_vectors)
+        timestep, classes, strength = self._check_condition(timestep, class_labels, class_vectors)
         if augment is not None:
-            augment = self._check_augment(augment, max(len(timestep), 1 if classes is None else len(classes)))
-        vector, tokens = self.embedding(timestep, classes, augment)
-        attended = self.token_projection(tokens) if self.token_projection is not None else None
-        return self.projection(F.silu(vector)), attended
+            augment = self._check_augment(augment, max(len(timestep), 1 if classes is None else len(classes.shared)))
+        if classes is None or classes.by_site is None:
+            return *self._project(timestep, None if classes is None else classes.shared, augment), strength
+        own = self._project(timestep, classes.by_site, augment)
+        if classes.rows is None:
+            return *own, strength
+        # rows without own vectors for the sites take the same path as if there were none: the results are bit-equal
+        shared = self._project(timestep, classes.shared, augment)
+        projected = torch.where(classes.rows, own[0], shared[0])
+        return projected, None if own[1] is None else torch.where(classes.rows[..., None], own[1], shared[1]), strength
 
-    def split_modulation(self, projected: Tensor, attended: Tensor | None = None) -> Modulation:
+    def split_modulation(
+        self, projected: Tensor, attended: Tensor | None = None, strength: Tensor | None = None
+    ) -> Modulation:
         """Split the output of `project_condition` by site.
 
         Args:
             projected: [B, width].
             attended: [B, tokens, width], or None.
+            strength: [B, learned classes], or None.
 
         Returns:
             As `modulation`.
         """
         plain = projected.split(self._widths, dim=-1)
         more = [None] * len(plain) if attended is None else attended.split(self._token_widths, dim=-1)
-        return {
-            s.name: _params(c, values, extra) for s, c, values, extra in zip(self._sites, self._layers, plain, more)
-        }
+        m = {s.name: _params(c, values, extra) for s, c, values, extra in zip(self._sites, self._layers, plain, more)}
+        return m if strength is None else m | self.stage_strengths(strength)
+
+    # ------------------------------------------------------------------ learned classes
+
+    def add_class(self, learned: LearnedClass) -> int:
+        """Add a class that was learned after training. It is no part of the weights, and is not saved with them.
+
+        Args:
+            learned: the class. Its tensors are moved to the network's device and dtype.
+
+        Returns:
+            Its label: the numbers after K - 1 and the null label.
+
+        Raises:
+            InputError: it does not fit this network.
+        """
+        if self.embedding.classes is None:
+            why = (
+                "it has no classes"
+                if not self.config.num_classes
+                else f"conditioning {self.config.conditioning} ignores the class"
+            )
+            raise InputError(f"this network has no class vectors ({why}), so no class can be added: use another model.")
+        shapes = {name: list(tensor.shape) for name, tensor in learned.tensors().items()}
+        wanted = self._learned_shapes(learned)
+        wrong = next((name for name in shapes if shapes[name] not in wanted.get(name, [])), None)
+        if wrong is not None:
+            expected = " or ".join(map(str, wanted.get(wrong, []))) or "no such tensor"
+            raise InputError(
+                f"the class {learned.name} was learned with another network: its {wrong} is {shapes[wrong]}, and this network "
+                f"expects {expected}. Load it into a model of the run that it was learned with."
+            )
+        learned.apply(lambda tensor: tensor.to(self.projection.weight))
+        self.learned.append(learned)
+        return self.num_labels - 1
+
+    @property
+    def num_labels(self) -> int:
+        """How many whole numbers are labels: classes, null, learned classes."""
+        return (self.config.num_classes or 0) + bool(self.config.null_class) + len(self.learned)
+
+    def class_vectors(self, class_labels: Tensor) -> Tensor:
+        """The class vectors of labels; see `modulation`.
+
+        Args:
+            class_labels: int [B].
+
+        Returns:
+            [B, class_dim]; or [B, sites, class_dim] if a class with a vector for each site was added.
+
+        Raises:
+            InputError: a label is out of range, or the network has no class vectors.
+        """
+        classes = self._check_condition(0, class_labels, None)[1]
+        if classes is None:
+            raise InputError(
+                f"this network has no class vectors: conditioning {self.config.conditioning} ignores the class."
+            )
+        return classes.shared if classes.by_site is None else classes.by_site
+
+    def change_strength(self, class_labels: Tensor) -> Tensor | None:
+        """How much of each learned class's change of layers the rows of these labels receive.
+
+        Args:
+            class_labels: int [B].
+
+        Returns:
+            0 or 1, [B, learned classes]; None if no class was added that changes layers.
+        """
+        if not any(one.layers for one in self.learned):
+            return None
+        first = self.num_labels - len(self.learned)
+        ids = torch.arange(first, self.num_labels, device=class_labels.device)
+        return (class_labels[:, None] == ids).to(self.projection.weight.dtype)
+
+    def stage_strengths(self, strength: Tensor) -> Modulation:
+        """The part of a modulation for learned classes that change layers: {stage name: Strength}.
+
+        Args:
+            strength: [B, learned classes], such as `change_strength` returns.
+        """
+        return dict.fromkeys(self._stages, Strength(strength))
+
+    def changeable_layers(self) -> dict[str, nn.Module]:
+        """The layers that a learned class may change, by name: convolutions of residual blocks, and attention."""
+        return changeable_layers({name: self.get_submodule(name) for name in self._stages})
+
+    def _learned_shapes(self, learned: LearnedClass) -> dict[str, list[list[int]]]:
+        """The shapes that its tensors may have."""
+        shapes = {"vectors": [[rows, self.embedding.class_dim] for rows in (1, len(self._sites))]}
+        for name, layer in self.changeable_layers().items():
+            if name in learned.layers:
+                rank, (outputs, *inputs) = len(learned.layers[name].down), layer.weight.shape
+                shapes |= {f"{name}.down": [[rank, *inputs]], f"{name}.up": [[outputs, rank]]}
+        return shapes
+
+    # ------------------------------------------------------------------ the image path
 
     def denoise(self, x: Tensor, m: Modulation) -> Tensor:
         """The image path.
@@ -354,6 +462,12 @@ class AdaGNUNet(ModelMixin, ConfigMixin):
         """As `nn.Module.to`. diffusers' version warns at every dtype about modules that stay float32; there are none."""
         return nn.Module.to(self, *args, **kwargs)
 
+    def _apply(self, fn, recurse: bool = True) -> "AdaGNUNet":
+        super()._apply(fn, recurse)
+        for one in self.learned:
+            one.apply(fn)
+        return self
+
     def compile(self, *args, **kwargs) -> None:
         """Compile forward, as `nn.Module.compile`, and `denoise`, which pipelines call.
 
@@ -418,12 +532,26 @@ class AdaGNUNet(ModelMixin, ConfigMixin):
         if not isinstance(module, Stage):
             return module(h)
         mod = [m[name] for name in module.block.sites]
+        changes = self._changes(module.path, m)
         if self.gradient_checkpointing and torch.is_grad_enabled():
-            return self._gradient_checkpointing_func(module, h, mod)
-        return module(h, mod)
+            return self._gradient_checkpointing_func(module, h, mod, changes)
+        return module(h, mod, changes)
+
+    def _changes(self, stage: str, m: Modulation) -> LayerChanges:
+        """What learned classes change in a stage."""
+        if stage not in m:
+            return ()
+        start = f"{stage}."
+        parts = (
+            {n.removeprefix(start): c for n, c in one.layers.items() if n.startswith(start)} for one in self.learned
+        )
+        return [(strength, changes) for strength, changes in zip(m[stage].rows.unbind(1), parts) if changes]
 
     def _find_sites(self) -> list[Site]:
         """Modules are registered in the order in which an image passes them, so named_modules() gives the depth."""
+        self._stages = [path for path, module in self.named_modules() if isinstance(module, Stage)]
+        for path in self._stages:
+            self.get_submodule(path).path = path
         for path, module in self.named_modules():
             if isinstance(module, ResBlock):
                 module.sites = tuple(
@@ -451,8 +579,8 @@ class AdaGNUNet(ModelMixin, ConfigMixin):
 
     def _check_condition(
         self, timestep: Tensor | float, labels: Tensor | None, vectors: Tensor | None
-    ) -> tuple[Tensor, Tensor | None]:
-        """timestep [B or 1] and the class vectors [B or 1, class_dim], None where no class is used."""
+    ) -> tuple[Tensor, ClassVectors | None, Tensor | None]:
+        """timestep [B or 1]; the class vectors of B or 1 rows, None where no class is used; and `change_strength`."""
         device, k, null = self.projection.weight.device, self.config.num_classes, self.config.null_class
         timestep = torch.as_tensor(timestep, device=device).reshape(-1)
         if (labels is not None and not k) or (vectors is not None and self.embedding.classes is None):
@@ -463,23 +591,43 @@ class AdaGNUNet(ModelMixin, ConfigMixin):
             )
             raise InputError(f"the network takes no class_labels or class_vectors ({why}): do not pass them.")
         if not k:
-            return timestep, None
+            return timestep, None, None
         if (labels is None) == (vectors is None):
             raise InputError(
                 f"class_labels {'are missing' if labels is None else 'and class_vectors were given'}: give one of them. The network "
                 f"has classes 0..{k - 1}{f', or {k} for null' * null}."
             )
+        strength = None
         if vectors is not None:
-            rows = classes = self._check_vectors(vectors)
+            rows = self._check_vectors(vectors)
+            classes = ClassVectors(rows) if rows.ndim == 2 else ClassVectors(rows[:, 0], rows)
         else:
             rows = self._check_labels(labels, k, null)
-            classes = self.embedding.class_vectors(rows) if self.embedding.classes is not None else None
+            classes = self._vectors_of(rows, k + null) if self.embedding.classes is not None else None
+            strength = self.change_strength(rows) if not rows.is_floating_point() else None
         count, times = rows.shape[0], timestep.shape[0]
         if times == 1 and count > 1:
             timestep, times = timestep.expand(count), count
         if count not in (1, times):
             raise InputError(f"{times} timesteps and {count} classes were given: give equally many.")
-        return timestep, classes
+        return timestep, classes, strength
+
+    def _vectors_of(self, labels: Tensor, table: int) -> ClassVectors:
+        """The class vectors of labels or of weights. table: rows of the class table."""
+        if not self.learned or labels.is_floating_point():
+            return ClassVectors(self.embedding.class_vectors(labels))
+        shared = self.embedding.class_vectors(labels.clamp(max=table - 1))
+        return vectors_of_labels(self.learned, labels, shared, table, len(self._sites))
+
+    def _project(
+        self, timestep: Tensor, classes: Tensor | None, augment: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """All sites concatenated, and the tokens. classes: [B or 1, class_dim], or [B or 1, sites, class_dim]."""
+        vector, tokens = self.embedding(timestep, classes, augment)
+        attended = (
+            None if self.token_projection is None else _by_site(self.token_projection, tokens, 3, self._token_widths)
+        )
+        return _by_site(self.projection, F.silu(vector), 2, self._widths), attended
 
     def _check_augment(self, augment: Tensor, rows: int) -> Tensor:
         """rows: of the other conditions."""
@@ -498,9 +646,11 @@ class AdaGNUNet(ModelMixin, ConfigMixin):
 
     def _check_vectors(self, vectors: Tensor) -> Tensor:
         dim, vectors = self.embedding.class_dim, torch.as_tensor(vectors)
-        if vectors.shape[1:] != (dim,) or not vectors.is_floating_point():
+        sites = len(self._sites)
+        if vectors.shape[1:] not in ((dim,), (sites, dim)) or not vectors.is_floating_point():
             raise InputError(
-                f"class_vectors are numbers [B, {dim}] for this network, not {vectors.dtype} {list(vectors.shape)}."
+                f"class_vectors are numbers [B, {dim}] or [B, {sites}, {dim}] for this network, not {vectors.dtype} "
+                f"{list(vectors.shape)}."
             )
         return vectors.to(self.projection.weight)
 
@@ -519,7 +669,7 @@ class AdaGNUNet(ModelMixin, ConfigMixin):
         # reading values would synchronize an accelerator; there the pipeline has checked them. Under torch.compile and
         # torch.func there are no values yet
         if labels.device.type == "cpu" and not torch.compiler.is_compiling() and not in_functional_transform():
-            bad = labels[(labels < 0) | (labels >= k + null)]
+            bad = labels[(labels < 0) | (labels >= self.num_labels)]
             if len(bad):
                 or_null = f", or {k} for null." if null else " (there is no null class)."
                 raise InputError(f"class label {bad[0].item()} is out of range: expected 0..{k - 1}{or_null}")
@@ -529,6 +679,14 @@ class AdaGNUNet(ModelMixin, ConfigMixin):
 def best_memory_format(device: str, half: bool) -> str:
     """The memory format that "auto" means on a device type. half: convolutions compute in bf16 or fp16."""
     return "channels_last" if device == "cpu" or (device == "cuda" and half) else "contiguous"
+
+
+def _by_site(linear: nn.Linear, x: Tensor, ndim: int, widths: list[int]) -> Tensor:
+    """The layer at x, an array of ndim axes; one with an axis of sites after the first: the site's rows at its part of x."""
+    if x.ndim == ndim:
+        return linear(x)
+    rows = zip(x.unbind(1), linear.weight.split(widths), linear.bias.split(widths))
+    return torch.cat([F.linear(part, weight, bias) for part, weight, bias in rows], dim=-1)
 
 
 def _params(layer: type[ConditioningLayer], plain: Tensor, attended: Tensor | None) -> tuple[Tensor, ...]:

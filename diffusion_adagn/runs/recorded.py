@@ -16,6 +16,7 @@ from ..config import DataConfig, RunConfig, read_config, with_overrides
 from ..errors import InputError, UsageError
 from ..labels import LabelSpace
 from ..schema import document, read_document
+from .class_file import with_files
 from .layout import STATE, RunFolder, check_model_path, checkpoint_of, label_space, pipeline_folder, similar_runs
 from .shipped import model_folder, shipped_folder
 from .weights import Weights
@@ -103,6 +104,7 @@ def check_model(
         if path is not None:
             check_model_path(Weights.parse(path).path)
     labels = _labels(weights_folder(source, ema))
+    labels = None if labels is None else with_files(labels, classes, *mixes)
     if labels is not None and classes is not None:
         labels.parse(classes)
     for mix in mixes if labels is not None else ():

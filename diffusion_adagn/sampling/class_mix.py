@@ -23,6 +23,7 @@ from ..diffusion.process import Process
 from ..diffusion.schedule import make_process
 from ..errors import InputError
 from ..labels import LabelSpace
+from ..models.learned import stage_of
 from ..models.unet import AdaGNUNet, Modulation, Site
 
 COMPARE = {"<=": operator.le, ">=": operator.ge, "<": operator.lt, ">": operator.gt, "=": operator.eq}
@@ -171,6 +172,9 @@ class ClassMix:
         classes = sorted(set(class_of.values()))
         m = unet.modulation(t, torch.tensor(classes))
         row = {c: slice(i, i + 1) for i, c in enumerate(classes)}
+        class_of |= {
+            stage_of(name): c for name, c in class_of.items()
+        }  # changes of layers follow the stage's last site
         return {name: type(mod)(*(field[row[class_of[name]]] for field in mod)) for name, mod in m.items()}
 
     def to_dict(self) -> list[dict]:
@@ -263,16 +267,17 @@ class ClassInterpolation:
             unet: the network.
             t: what the network receives; under ddpm the timestep, 0..T-1.
         """
-        table = unet.embedding.classes
-        if table is None:
+        if unet.embedding.classes is None:
             why = (
                 f"conditioning {unet.config.conditioning} ignores the class"
                 if unet.config.num_classes
                 else "it has no classes"
             )
             raise InputError(f"this network cannot interpolate classes: {why}. Use a class-conditional network.")
-        a, b = unet.embedding.class_vectors(torch.tensor([self.a, self.b], device=table.weight.device)).split(1)
-        return unet.modulation(t, class_vectors=torch.lerp(a, b, self.share))
+        ends = torch.tensor([self.a, self.b], device=unet.projection.weight.device)
+        m = unet.modulation(t, class_vectors=torch.lerp(*unet.class_vectors(ends).split(1), self.share))
+        strength = unet.change_strength(ends)
+        return m if strength is None else m | unet.stage_strengths(torch.lerp(*strength.split(1), self.share))
 
     def to_dict(self) -> dict:
         """The settings as plain JSON types."""
@@ -289,6 +294,15 @@ class ClassBySteps:
 
     class_ids: tuple[int, ...]
     class_id = None
+
+
+def class_ids_of(plan: ClassPlan) -> list[int]:
+    """The classes in a plan; of a user's own plan only a single one."""
+    if isinstance(plan, ClassMix):
+        return [part.class_id for part in plan.parts]
+    if isinstance(plan, ClassInterpolation):
+        return [plan.a, plan.b]
+    return [] if plan.class_id is None else [plan.class_id]
 
 
 def modulation_table(
@@ -369,7 +383,7 @@ def _time(process: Process, sigma: float) -> float:
 def _part(text: str, class_id: int, where: str | None, sites: Sequence[Site], process: Process) -> MixRule:
     if where is None:
         return MixRule(text, class_id)
-    named, times = list(sites), []
+    places, times = [], []
     for word in (w.strip() for w in where.split("&")):
         match = COMPARISON.fullmatch(word)
         if match and match[1] in ("t", "sigma") and match[2] and not match[4]:
@@ -378,14 +392,27 @@ def _part(text: str, class_id: int, where: str | None, sites: Sequence[Site], pr
                 raise InputError(f"'{text}': process edm has no timesteps; write a noise level, such as sigma>2.")
             times.append((match[2], value if match[1] == "t" else _time(process, value)))
         else:
-            named = [s for s in named if _place(word, sites)(s)]
+            places.append(word)
+    named = sites_at("&".join(places), sites) if places else sites
+    return MixRule(text, class_id, tuple(s.name for s in named), tuple(times))
+
+
+def sites_at(where: str, sites: Sequence[Site]) -> list[Site]:
+    """The sites at a place such as "coarse" or "<=8&up" (WHERE of `ClassMix`, without noise levels).
+
+    Raises:
+        InputError: an unknown place, or no site is there.
+    """
+    named = list(sites)
+    for word in where.split("&"):
+        named = [s for s in named if _place(word.strip(), sites)(s)]
     if not named:
         sides = ", ".join(f"{r}x{r}" for r in sorted({s.resolution for s in sites}))
         raise InputError(
-            f"'{text}' matches no site. There are {len(sites)}, of resolution {sides} and depth 0..{len(sites) - 1}, named like "
+            f"'{where}' matches no site. There are {len(sites)}, of resolution {sides} and depth 0..{len(sites) - 1}, named like "
             f"{sites[0].name}."
         )
-    return MixRule(text, class_id, tuple(s.name for s in named), tuple(times))
+    return named
 
 
 def _place(word: str, sites: Sequence[Site]) -> Callable[[Site], bool]:

@@ -90,7 +90,7 @@ def sample_to_folder(
     """
     state = process_state(request.speed.device)
     main = state.is_main_process
-    pipe, what = open_pipeline(source, request.ema)
+    pipe, what = open_pipeline(source, request.ema, request.class_texts)
     if out is None:
         out = default_folder("samples", source, request.ema)
         out = out if request.overwrite else Path(gather_object([unused_path(str(out))])[0])  # the main process chooses
@@ -99,7 +99,9 @@ def sample_to_folder(
     sampler, labels = request.sampler, pipe.labels
     plans = plans_of(request, pipe)
     guide, guide_what = (
-        (None, "") if sampler.guide is None else open_pipeline(sampler.guide, request.guide_ema or request.ema)
+        (None, "")
+        if sampler.guide is None
+        else open_pipeline(sampler.guide, request.guide_ema or request.ema, request.class_texts)
     )
     guidances = {scale: sampler.at_scale(scale).guidance for scale in request.scales}
     for guidance in guidances.values():
@@ -125,8 +127,8 @@ def sample_to_folder(
             rows = (
                 "columns from class to class"
                 if request.interpolate
-                else "classes and mixes"
-                if request.mixes
+                else "classes, mixes and styles"
+                if request.mixes or request.styles
                 else "classes"
             )
             print(

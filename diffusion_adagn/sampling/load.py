@@ -1,11 +1,14 @@
 """The model that a path means: a run, a checkpoint, a pipeline folder, a hub id."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from ..config import RunConfig
 from ..errors import InputError
 from ..models.unet import AdaGNUNet
+from ..runs.class_file import files_in, run_id
 from ..runs.layout import RunFolder, checkpoint_of
+from ..runs.recorded import recorded_config
 from ..runs.weights import Weights, parse_ema
 from .pipeline import ClassConditionalPipeline
 from .pretrained import check_has, checkpoint_parts, run_parts
@@ -16,16 +19,26 @@ def make_pipeline(config: RunConfig, unet: AdaGNUNet, ema_decay: float | None, s
     return ClassConditionalPipeline(**run_parts(config, unet, ema_decay, step))
 
 
-def open_pipeline(path: str | Path, ema: float | str = "run") -> tuple[ClassConditionalPipeline, str]:
+def open_pipeline(
+    path: str | Path, ema: float | str = "run", classes: Sequence[str | None] = ()
+) -> tuple[ClassConditionalPipeline, str]:
     """The model of a run folder, a checkpoint folder, a pipeline folder or a hub id, and a sentence on what it is.
 
     Args:
         path: The model, as `Weights` writes it: RUN@STEP:EMA.
         ema: Which weights, as `ClassConditionalPipeline.from_pretrained` takes it, unless `path` names an EMA length.
+        classes: Selections and mixes. Learned classes whose files they name are loaded.
 
     Raises:
-        InputError: There is no such model, or it does not have these weights.
+        InputError: There is no such model, it does not have these weights, or a learned class does not fit it.
     """
+    pipe, what = _open(path, ema)
+    for file in files_in(*classes):
+        pipe.load_class(file)
+    return pipe, what
+
+
+def _open(path: str | Path, ema: float | str) -> tuple[ClassConditionalPipeline, str]:
     try:
         ema = parse_ema(ema)
     except ValueError as error:
@@ -35,6 +48,7 @@ def open_pipeline(path: str | Path, ema: float | str = "run") -> tuple[ClassCond
     run, checkpoint = RunFolder(path), checkpoint_of(path, ema)
     if checkpoint is not None:
         pipe = ClassConditionalPipeline(**checkpoint_parts(checkpoint, ema))
+        pipe.run_id = run_id(recorded_config(path))
         what = {"run": "EMA weights", "raw": "raw weights"}.get(ema) or f"weights (EMA of length {ema:g})"
         return pipe, f"{what} of {checkpoint}"
     check_has(path, ema)

@@ -41,11 +41,14 @@ from ..labels import ClassSpec, LabelSpace
 from ..models.unet import AdaGNUNet
 from ..renamed import CALL_ARGUMENTS, renamed_arguments
 from ..render.grids import captioned_grid
+from ..runs.class_file import run_id
 from ..runs.layout import loads_checkpoint, pipeline_folder
+from ..runs.recorded import recorded_config
 from ..runs.weights import Weights, parse_ema
 from ..schema import short_repr
 from .card import model_card
-from .class_mix import ClassBySteps, ClassMix, ClassPlan, modulation_table
+from .class_mix import ClassBySteps, ClassMix, ClassPlan, class_ids_of, modulation_table
+from .classes import load_class
 from .guidance import Guidance
 from .negative import Negative
 from .pretrained import check_has, checkpoint_parts, pipeline_parts
@@ -144,6 +147,7 @@ class ClassConditionalPipeline(DiffusionPipeline):
     """
 
     model_cpu_offload_seq = "unet"
+    run_id: str | None = None  # of the run that the weights are of, where it is recorded
     _interrupt = False
 
     def __init__(
@@ -180,12 +184,32 @@ class ClassConditionalPipeline(DiffusionPipeline):
 
     @property
     def labels(self) -> LabelSpace:
-        """The classes. Cached: cleaning a thousand names takes milliseconds."""
-        source, labels = self.__dict__.get("_labels", (None, None))
-        if source is not self.config.labels:
+        """The classes, with those that were loaded. Cached: cleaning a thousand names takes milliseconds."""
+        learned = tuple((one.name, one.file) for one in self.unet.learned)
+        source, seen, labels = self.__dict__.get("_labels", (None, (), None))
+        if source is not self.config.labels or seen != learned:
             source, labels = self.config.labels, LabelSpace.from_dict(self.config.labels)
-            self.__dict__["_labels"] = source, labels
+            for name, file in learned:
+                labels = labels.with_learned(name, file)
+            self.__dict__["_labels"] = source, learned, labels
         return labels
+
+    def load_class(self, file: str | os.PathLike) -> str:
+        """Load a class that `adagn learn-class` learned. It is then a class like the others, by its name or its file.
+
+        The network's weights do not change, and `save_pretrained` does not save the class.
+
+        Args:
+            file: of the class. A file that was loaded already is not loaded again.
+
+        Returns:
+            The name of the class.
+
+        Raises:
+            InputError: the file is corrupted, was learned with another run, for images of another size or number of
+                channels, or there is a class of its name.
+        """
+        return load_class(self.unet, self.labels, self.run_id, file)
 
     @property
     def process(self) -> Process:
@@ -289,8 +313,19 @@ class ClassConditionalPipeline(DiffusionPipeline):
         Args:
             guide: the guide.
             plans: of this model, one per image.
+
+        Raises:
+            InputError: a plan has a learned class that the guide does not have.
         """
         if guide.unet.embedding.classes is not None:
+            used = {class_id for plan in plans for class_id in class_ids_of(plan)} & set(self.labels.learned_ids)
+            theirs = dict(enumerate(guide.labels.label_names))
+            missing = [self.labels.name(i) for i in sorted(used) if theirs.get(i) != self.labels.name(i)]
+            if missing:
+                raise InputError(
+                    f"the guide does not have the learned class {missing[0]}: load the same files into it, in the same order "
+                    "(guide.load_class), or use a guide without classes."
+                )
             return plans
         return [p if p.class_id is not None else ClassMix.single(0, self.labels) for p in plans]
 
@@ -756,11 +791,14 @@ class ClassConditionalPipeline(DiffusionPipeline):
         path, ema = weights.path, weights.ema
         if loads_checkpoint(path, ema):
             pipe = cls(**checkpoint_parts(path, ema))
-            return pipe if dtype is None else pipe.to(dtype)
-        check_has(path, ema)
-        folder = pipeline_folder(path, revision)
-        with errors_as_input_error(folder):
-            return cls(**pipeline_parts(folder, dtype))
+            pipe = pipe if dtype is None else pipe.to(dtype)
+        else:
+            check_has(path, ema)
+            folder = pipeline_folder(path, revision)
+            with errors_as_input_error(folder):
+                pipe = cls(**pipeline_parts(folder, dtype))
+        pipe.run_id = run_id(recorded_config(path))
+        return pipe
 
 
 def to_pixels(images: np.ndarray) -> np.ndarray:

@@ -8,6 +8,7 @@ from ..config import SpeedConfig
 from .class_mix import ClassInterpolation, ClassMix, ClassPlan
 from .pipeline import ClassConditionalPipeline
 from .settings import SampleRequest, SamplerSettings
+from .style import Style
 
 DEFAULT_STEPS_BETWEEN = 7
 
@@ -24,14 +25,19 @@ class PlannedImage:
 
 
 def plans_of(request: SampleRequest, pipe: ClassConditionalPipeline) -> list[ClassPlan]:
-    """The classes, then the mixes; or the interpolation steps. Raises InputError for an unknown class or place."""
+    """The classes, then the mixes and styles; or the interpolation steps. Raises InputError for an unknown class or place."""
     labels = pipe.labels
     if request.interpolate is not None:
         last = (DEFAULT_STEPS_BETWEEN if request.steps_between is None else request.steps_between) + 1
         return [ClassInterpolation.parse(request.interpolate, labels, i / last) for i in range(last + 1)]
-    classes = request.classes or (None if request.mixes else "all" if labels.K else "null")
-    plain = [ClassMix.single(c, labels) for c in labels.parse(classes)] if classes else []
-    return plain + [pipe.mix(text) for text in request.mixes]
+    alone = not request.mixes and not request.styles
+    classes = request.classes or ("all" if labels.K else "null") * alone
+    ids, sites = labels.parse(classes) if classes else [], pipe.unet.sites()
+    styles = [Style.parse(text, labels, sites) for text in request.styles]
+    if request.psi is None:
+        return [*(ClassMix.single(c, labels) for c in ids), *(pipe.mix(text) for text in request.mixes), *styles]
+    plain = [Style.of_class(c, labels) for c in ids]
+    return [style.truncated(request.psi, sites) for style in (*plain, *styles)]
 
 
 def planned_images(request: SampleRequest, plans: list[ClassPlan]) -> Iterator[PlannedImage]:

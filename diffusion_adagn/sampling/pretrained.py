@@ -199,15 +199,17 @@ def load_scheduler(folder: Path, kind: type[SchedulerMixin]) -> SchedulerMixin:
     return scheduler
 
 
-def model_hash(unet: AdaGNUNet) -> str:
+def model_hash(unet: AdaGNUNet, learned: bool = True) -> str:
     """16 hex digits that tell two networks apart: SHA-256 over the weights, by name, and the config.
 
     Arguments of the network that were added later are left out at the value that means the earlier network, which so
-    keeps its hash.
+    keeps its hash. learned: with its learned classes, if it has any.
     """
     config = {k: v for k, v in unet.config.items() if not k.startswith("_") and ADDED_LATER.get(k, ...) != v}
     digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
     for name, tensor in sorted(unet.state_dict().items()):
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().float().contiguous().numpy().tobytes())
+    for one in unet.learned if learned else ():
+        digest.update(f"{one.name} {one.sha256()}".encode())
     return digest.hexdigest()[:16]

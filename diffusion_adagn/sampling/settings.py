@@ -154,17 +154,22 @@ def _auto(value: Any) -> Any:
 class SampleRequest:
     """What to sample: `count` images of each class at each scale; image i (class-major) has seed + i at every scale.
 
-    With mixes or interpolation, image j of each class or mix has seed + j, so that they share the noise.
+    With mixes, styles or interpolation, image j of each class, mix or style has seed + j, so that they share the noise.
     """
 
-    classes: Annotated[str | None, AS_GIVEN, Option(default="all; none beside --mix")] = None
-    """names, ids, 'all' or 'null', with commas between"""
+    classes: Annotated[str | None, AS_GIVEN, Option(default="all; none beside --mix and --style")] = None
+    """names, ids, 'all', 'null' or files of learned classes, with commas between"""
     mixes: Annotated[tuple[str, ...], Option("mix", "PARTS")] = ()
     """one image of several classes, such as "cat@coarse,dog@fine": rules CLASS@WHERE separated by commas; later ones
     override, and a class without @ is the default. WHERE: coarse or fine (sites of a resolution at most, or above, the
     geometric middle of the network's), a resolution (8, 8x8, <=8, >8), depth<10, down, middle, up, a pattern of site
     names (up.*.stages.0*), a timestep (t>600), or several joined by &. May be given again: each is a row, below those
     of --classes, and every row starts from the same noises"""
+    styles: Annotated[tuple[str, ...], Option("style", "SUM")] = ()
+    """images of a sum of class vectors, such as "cat - dog + truck" or "0.5*cat + 0.5*dog", also by sites as in --mix:
+    "cat,0.5*cat + 0.5*dog@fine". May be given again, as --mix may"""
+    psi: Annotated[str | None, AS_GIVEN, Option(metavar="NUMBER|WHERE:NUMBER", default="1")] = None
+    """truncation of --classes and --style: 0 is the mean of all classes; or by site, such as coarse:0.5,fine:1"""
     interpolate: Annotated[str | None, AS_GIVEN, Option(metavar="CLASS,CLASS")] = None
     """from one class to another in place of --classes, a column per step; a row starts from one noise"""
     steps_between: Annotated[int | None, Ge(0), Option(default="7")] = None
@@ -193,10 +198,14 @@ class SampleRequest:
 
     @model_validator(mode="after")
     def _check_plan(self) -> SampleRequest:
-        between, others = self.interpolate is not None, bool(self.mixes) or self.classes is not None
+        between, others = self.interpolate is not None, bool(self.mixes or self.styles) or self.classes is not None
         if between and others:
             raise InputError(
-                "--interpolate names its two classes itself: leave out --classes and --mix, or sample twice."
+                "--interpolate names its two classes itself: leave out --classes, --mix and --style, or sample twice."
+            )
+        if self.psi is not None and (between or self.mixes):
+            raise InputError(
+                "--psi truncates --classes and --style: leave out --mix and --interpolate, or sample twice."
             )
         if self.steps_between is not None and not between:
             example = "--interpolate cat,dog --steps_between 7"
@@ -206,5 +215,10 @@ class SampleRequest:
         return self
 
     @property
+    def class_texts(self) -> tuple[str | None, ...]:
+        """Everything in the request that may name a class."""
+        return (self.classes, self.interpolate, *self.mixes, self.sampler.guidance.negative.text)
+
+    @property
     def same_seeds(self) -> bool:
-        return bool(self.mixes) or self.interpolate is not None
+        return bool(self.mixes or self.styles) or self.interpolate is not None

@@ -44,7 +44,7 @@ def list_classes(models: Models, query: ModelQuery) -> dict:
     """The classes of a model by id; the null label samples without a class."""
     model = find(models, query.model)
     labels = model.pipe.labels
-    classes = [{"id": i, "name": name} for i, name in enumerate(labels.names)]
+    classes = [{"id": i, "name": labels.name(i)} for i in (*range(labels.K), *labels.learned_ids)]
     return {"model": model.name, "classes": classes, "null_id": labels.null_id}
 
 
@@ -172,9 +172,11 @@ def sample_command(model: ServedModel, request: SampleRequest) -> str:
         if value != attrgetter(setting.key)(usual) and setting.key != "mixes":
             name = setting.option.name or setting.key.rpartition(".")[2]
             options[name] = ",".join(repr(v).removesuffix(".0") for v in value) if name == "guidance" else value
+            if name in ("classes", "interpolate", "negative"):
+                options[name] = model.pipe.labels.with_files(str(value))
     line = command("sample", model.source, **options)
     for mix in request.mixes:
-        line = with_options(line, mix=mix)
+        line = with_options(line, mix=model.pipe.labels.with_files(mix))
     return line
 
 

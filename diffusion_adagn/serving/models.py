@@ -19,6 +19,7 @@ from ..runtime.distributed import choose_device
 from ..runtime.precision import use_precision
 from ..runtime.speed import apply_speed, describe_speed, resolve_speed
 from ..sampling.load import open_pipeline
+from ..sampling.pipeline import ClassConditionalPipeline
 from ..sampling.plan import PlannedImage
 from ..sampling.pretrained import model_hash
 from ..sampling.settings import SamplerSettings
@@ -88,6 +89,7 @@ class ServedModel:
         self.name, self.source, self.limits, self.ema = name, source, settings.limits, settings.ema
         self.pipe, self.weights = open_pipeline(source, settings.ema)
         self.pipe.set_progress_bar_config(disable=True)
+        self.rejected = load_classes(self.pipe, settings.learned)
         device = choose_device(settings.speed.device.lower())
         self.speed = resolve_speed(settings.speed, device, estimate_cost(self.pipe.unet.config).flops)
         self.description = f"{self.weights}, on {device}, {describe_speed(self.speed, settings.speed, device)}"
@@ -159,6 +161,17 @@ class ServedModel:
         return self.pipe.evaluations(sampler, None if guide is None else guide.pipe)
 
 
+def load_classes(pipe: ClassConditionalPipeline, files: Sequence[str]) -> dict[str, str]:
+    """Load the learned classes that fit the model. Returns {file: why it was rejected} of the others."""
+    rejected = {}
+    for file in files:
+        try:
+            pipe.load_class(file)
+        except InputError as error:
+            rejected[file] = str(error)
+    return rejected
+
+
 def find(models: dict[str, ServedModel], name: str | None) -> ServedModel:
     """The model of this name; the first one for None. Raises InputError if there is none."""
     name = next(iter(models)) if name is None else name
@@ -179,6 +192,10 @@ def open_models(sources: Sequence[str], settings: ModelSettings, metrics: Metric
         models[name] = ServedModel(name, source, settings, metrics)
     for model in models.values():
         model.others = models
+    for file in settings.learned:
+        reasons = [model.rejected.get(file) for model in models.values()]
+        if None not in reasons:
+            raise InputError(f"--learned: no model of this server takes the class: {reasons[0]}")
     return models
 
 

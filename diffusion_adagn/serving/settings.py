@@ -40,6 +40,8 @@ class ModelSettings:
 
     limits: Limits = Limits()
     ema: Ema = "run"
+    learned: Annotated[tuple[str, ...], Option("learned", "FILE")] = ()
+    """a learned class (adagn learn-class), for the models of its run; may be given again"""
     speed: SpeedConfig = field(default_factory=SpeedConfig)
 
 

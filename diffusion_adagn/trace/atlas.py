@@ -71,7 +71,7 @@ class Atlas:
 
     Args:
         timesteps: float64 [T], what the network receives: t under ddpm, 1000 t under flow, ln(sigma) / 4 under edm.
-        classes: Names of the stored classes; the last may be "null".
+        classes: Names of the stored classes; after those of training "null", then learned ones.
         class_ids: Ids of the stored classes, in the same order.
         num_classes: K, without the null label.
         null_id: Id of the null label; None without one.
@@ -113,8 +113,8 @@ class Atlas:
             labels: Its classes.
             timesteps: The times that the network receives, or how many, evenly spread between image and noise.
             num_train_timesteps: Timesteps of ddpm; not used if the process is given.
-            class_ids: Ids in 0..K-1 of the classes whose values are stored; the null label is always stored. None: all
-                if there are at most 64, else the first 63.
+            class_ids: Ids in 0..K-1 of the classes whose values are stored; those of the null label and of learned classes
+                are always stored. None: all if there are at most 64, else the first 63.
             progress: Show a progress bar.
             process: Of the network, such as `pipe.process`. None: ddpm, with noise levels that are not known.
 
@@ -138,8 +138,8 @@ class Atlas:
             raise InputError(
                 f"timesteps are numbers{' of at least 0' * has_t} and class_ids in 0..{k - 1}, not {short_repr(timesteps)} and {short_repr(class_ids)}."
             )
-        ids = list(range(k)) + ([null] if null is not None else [])
-        stored = class_ids + ([null] if null is not None else [])
+        others = ([null] if null is not None else []) + list(labels.learned_ids)
+        ids, stored = list(range(k)) + others, class_ids + others
         builder = _AtlasBuilder(len(grid), k, {i: index for index, i in enumerate(stored)}, bool(k))
         device = unet.device
         pairs = [(a, i) for a in range(len(grid)) for i in (ids or [0])]
@@ -152,7 +152,8 @@ class Atlas:
                 batch = pairs[start : start + BATCH_ROWS]
                 t = torch.tensor([grid[a] for a, _ in batch], dtype=torch.float32, device=device)
                 y = torch.tensor([i for _, i in batch], device=device) if k else None
-                builder.add(batch, unet.modulation(t, y))
+                m = unet.modulation(t, y)
+                builder.add(batch, {site.name: m[site.name] for site in unet.sites()})
         finally:
             unet.train(was_training)
         sites = {}

@@ -35,6 +35,7 @@ from .analysis import (
 )
 from .atlas import Atlas
 from .drawing import BOTH, LABEL, TIME, Drawing, data_uri
+from .learned import LearnedTrace
 from .levels import training_bins
 from .plots import (
     FRACTION_LEGEND,
@@ -68,6 +69,7 @@ class TraceResults:
         process: Its training noise is that of `label_use`.
         mixing: Row names, and rows of uint8 [H, W, C] images.
         drift: `analysis.drift` between two checkpoints.
+        learned: One for each learned class that was loaded.
         next_commands: Commands to type next.
     """
 
@@ -80,6 +82,7 @@ class TraceResults:
     process: Process | None = None
     mixing: tuple[list[str], list[list[np.ndarray]]] | None = None
     drift: dict | None = None
+    learned: list[LearnedTrace] = field(default_factory=list)
     next_commands: list[str] = field(default_factory=list)
 
 
@@ -147,6 +150,8 @@ class TraceReport:
             yield self._mixing(*results.mixing)
         if results.drift:
             yield self._drift(results.drift)
+        for index, learned in enumerate(results.learned):
+            yield from self._learned(learned, f"learned_{index}")
         if results.next_commands:
             commands = "\n".join(map(one_line, results.next_commands))
             yield Section("What to type next", "", html=f"<pre>{escape(commands)}</pre>")
@@ -260,6 +265,18 @@ class TraceReport:
             "mixing",
             sheet,
         )
+
+    def _learned(self, learned: LearnedTrace, name: str) -> Iterator[Section]:
+        moved = learned.moved
+        top = max(moved.sites.values(), default=0.0) or 1.0
+        strips = {"distance": {site: [(far, LABEL)] if far else [] for site, far in moved.sites.items()}}
+        legend = [("distance to the nearest class; 1 is the mean distance between two classes there", LABEL)]
+        image = site_bars(self.sites, strips, self.short, top, number(top), legend)
+        heading = f"Learned class {learned.name}"
+        yield Section(heading, " ".join(s.sentence for s in (moved, learned.used) if s is not None), name, image)
+        if learned.neighbours is not None:
+            sentence, sheet = learned.neighbours.sentence, learned.neighbours.sheet()
+            yield Section(f"{heading}: nearest images", sentence, f"{name}_nearest", sheet)
 
     def _drift(self, moved: dict) -> Section:
         finite = [r for fields in moved.values() for r in fields.values() if np.isfinite(r)]
@@ -483,6 +500,13 @@ MEANINGS = [
     (
         "When the label is used",
         f"The bins are the {LABEL_USE_BINS} equally frequent parts of the training noise, from image to noise.",
+    ),
+    (
+        "Learned class",
+        "RMS over noise levels and channels of the difference between its modulation and that of the nearest class at the "
+        "site, in units of the mean distance between two classes there. The label check compares the losses on the same "
+        "images and noises. It copies if the median distance of sampled images to the nearest image that it was learned "
+        "from is less than half of the distance of these images to each other.",
     ),
     ("Drift", "RMS of the difference between the two checkpoints, divided by the RMS of the earlier one."),
 ]

@@ -6,7 +6,7 @@ from annotated_types import Ge, Le
 
 from ..config import DataConfig, Device
 from ..sampling.settings import Ema
-from ..schema import NO_OPTION, Option, settings
+from ..schema import AS_GIVEN, NO_OPTION, Option, settings
 
 
 @settings(frozen=True)
@@ -22,6 +22,8 @@ class TraceRequest:
     """source of the held-out images; None: the run's own data"""
     compare: Annotated[str | None, Option(metavar="OTHER")] = None
     """an earlier checkpoint or another run: how far each site moved since"""
+    classes: Annotated[str | None, AS_GIVEN, Option(metavar="FILE,...")] = None
+    """files of learned classes to trace too: which sites moved, nearest classes, use of the label, copies"""
     by: Annotated[
         Literal["site", "resolution"] | None, Option(default="site if there are at most 60, else resolution")
     ] = None

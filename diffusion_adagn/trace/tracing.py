@@ -11,10 +11,12 @@ from torch import Tensor
 from ..commands import command, with_options
 from ..config import DataConfig
 from ..data import ImageDataset, open_dataset
+from ..data.few_images import ClassImages, read_images
 from ..diffusion.loss import DiffusionLoss, normalize_images
 from ..diffusion.process import Process
 from ..diffusion.schedule import make_process
 from ..errors import InputError
+from ..runs.class_file import ClassRecord, read_record
 from ..runs.recorded import free_default_folder, recorded_config, recorded_data
 from ..runtime.distributed import process_state
 from ..runtime.precision import use_tf32
@@ -25,6 +27,7 @@ from ..training.export import sample_command
 from .analysis import class_geometry, drift
 from .atlas import Atlas
 from .label_check import OPEN, UNUSED, Verdict, label_check
+from .learned import LearnedTrace, trace_learned
 from .levels import evenly_spread
 from .probes import Influence, Sensitivity, label_sensitivity, probe
 from .report import TraceResults, write_report
@@ -73,9 +76,12 @@ def trace(source: str | Path, out: Path, request: TraceRequest) -> list[Path]:
         process=objective.process,
         mixing=_mixing(pipe, atlas),
         drift=moved,
+        learned=_learned(pipe, objective),
         next_commands=_next_commands(source, request, pipe, sensitivity, heldout is not None),
     )
     files += write_report(results, out)
+    for one in results.learned:
+        print("\n".join([f"\nLearned class {one.name}", *one.sentences]))
     print(f"\n{verdict.sentence}\nLook at  {out / 'report.html'}\nValues   {out / 'atlas.npz'}  (Atlas.load)")
     return files
 
@@ -148,7 +154,7 @@ def measure_influence(
 
 def _open(source: str | Path, request: TraceRequest) -> tuple[ClassConditionalPipeline, str]:
     device = process_state(request.device).device
-    pipe, description = open_pipeline(source, request.ema)
+    pipe, description = open_pipeline(source, request.ema, [request.classes])
     pipe.to(device)
     pipe.set_progress_bar_config(disable=True)
     return pipe, description
@@ -158,6 +164,29 @@ def _images_sentence(heldout: ImageDataset | None, source: str | Path) -> str:
     if heldout is None:
         return f"no labelled images are known for {source} (--against DATA): the probes use sampled ones"
     return f"images: {len(heldout):,} held out of {heldout.name}"
+
+
+def _learned(pipe: ClassConditionalPipeline, objective: DiffusionLoss) -> list[LearnedTrace]:
+    """The traces of the learned classes that were loaded; with images where those that they were learned from are here."""
+    found = []
+    for label, file in zip(pipe.labels.learned_ids, pipe.labels.files):
+        images = recorded_images(read_record(file))
+        if images is None:
+            found.append(trace_learned(pipe, label, objective))
+        else:
+            found.append(trace_learned(pipe, label, objective, images.all_x0, images.is_heldout))
+    return found
+
+
+def recorded_images(record: ClassRecord) -> ClassImages | None:
+    """The images that a class was learned from, if they are still where they were, and the same."""
+    crop = record.settings.get("crop")
+    try:
+        pixels = read_images(record.images.source, record.image_size, record.channels, crop and tuple(crop))
+    except InputError:
+        return None
+    images = ClassImages(pixels, record.images.heldout, record.images.source)
+    return images if images.fingerprint == record.images.fingerprint else None
 
 
 def probe_images(

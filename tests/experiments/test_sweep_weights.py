@@ -133,10 +133,10 @@ def test_weights_may_be_added_and_not_changed(finished, runs):
 def test_one_model_and_one_guide_are_in_memory(runs, monkeypatch):
     loaded, real = [], models.open_pipeline
 
-    def opened(path, ema):
+    def opened(path, ema, classes):
         gc.collect()
         assert sum(ref() is not None for ref, _ in loaded) <= 1  # the other role's
-        pipe, what = real(path, ema)
+        pipe, what = real(path, ema, classes)
         loaded.append((weakref.ref(pipe.unet), f"{path}:{ema}"))
         return pipe, what
 

@@ -14,6 +14,7 @@ from PIL import Image
 pytest.importorskip("fastapi", reason="the extra serve is not installed")
 pytest.importorskip("gradio", reason="the extra ui is not installed")
 
+import gradio as gr
 from conftest import ROOT
 from served import running
 
@@ -21,8 +22,10 @@ from diffusion_adagn.errors import InputError
 from diffusion_adagn.labels import LabelSpace
 from diffusion_adagn.serving import actions
 from diffusion_adagn.serving.page import folders, inside, markup, mix, runs, sweeps
+from diffusion_adagn.serving.page import tab as page_tab
 from diffusion_adagn.serving.page.choices import class_choices, class_text
 from diffusion_adagn.serving.page.sampling import sample
+from diffusion_adagn.serving.page.tab import class_update, classes_control
 from diffusion_adagn.serving.settings import SampleQuery
 
 RUN = {"previews": ["step-00000010.png", "step-00000020.png"]}
@@ -132,6 +135,16 @@ def test_classes_go_by_name_where_it_is_clear():
 def test_choices_have_null_label(server):
     choices = class_choices(server.models["digits"], null=True)
     assert len(choices) == 11 and choices[3] == ("3", "3") and choices[-1] == ("no class", "null")
+
+
+def test_many_classes_are_a_searchable_list(server, monkeypatch):
+    boxes = classes_control(server.models)
+    monkeypatch.setattr(page_tab, "MAX_BOXES", 9)
+    listed = classes_control(server.models)
+    assert isinstance(boxes, gr.CheckboxGroup) and isinstance(listed, gr.Dropdown) and listed.multiselect
+    assert listed.choices == boxes.choices and listed.value == boxes.value == ["0", "1"]
+    for control in (boxes, listed):
+        assert class_update(control, ["3", "99", "null"], server.models["digits"])["value"] == ["3", "null"]
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ NULL = "null"
 def class_choices(model: ServedModel, null: bool = False) -> list[tuple[str, str]]:
     """(what is shown, the value) of each class: its name and its id. null: also the null label, if there is one."""
     labels = model.pipe.labels
-    choices = [(name, str(i)) for i, name in enumerate(labels.names)]
+    choices = [(labels.name(i), str(i)) for i in (*range(labels.K), *labels.learned_ids)]
     return [*choices, ("no class", NULL)] if null and labels.has_null else choices
 
 

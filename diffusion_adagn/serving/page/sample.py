@@ -7,13 +7,13 @@ from ..settings import SampleQuery
 from .choices import class_text
 from .markup import sampled
 from .sampling import STRIP, add_sampling, sampler_settings, sampling_controls
-from .tab import Tab, class_boxes
+from .tab import Tab, classes_control
 
 
 def build(models: Models, model: gr.Dropdown) -> Tab:
     """The tab's controls and events."""
     tab, first = Tab("sample", model, classes=("classes",)), find(models, None)
-    tab.controls["classes"] = class_boxes(first)
+    tab.controls["classes"] = classes_control(models)
     tab.controls |= sampling_controls(first, 8, "Images per class")
     tab.controls["more"] = gr.Textbox(
         "", label="More scales, from the same noise", placeholder="such as 1,4", max_lines=1

@@ -11,9 +11,11 @@ import gradio as gr
 from gradio.components import Component
 
 from ...errors import InputError
+from ..actions import Models, find
 from ..models import ServedModel
 from .choices import NULL, class_choices
 
+MAX_BOXES = 24
 QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
 
 
@@ -78,10 +80,16 @@ class Tab:
         ]
 
 
-def class_boxes(model: ServedModel) -> gr.CheckboxGroup:
-    """Check boxes for the classes; the first two are checked."""
-    choices = class_choices(model, null=True)
-    return gr.CheckboxGroup(choices, value=[value for _, value in choices[:2]], label="Classes")
+def classes_control(models: Models) -> gr.CheckboxGroup | gr.Dropdown:
+    """Several classes of the first model; its first two are chosen.
+
+    Check boxes, or a list with a search field if a model has more than `MAX_BOXES` classes.
+    """
+    choices = class_choices(find(models, None), null=True)
+    settings = {"choices": choices, "value": [value for _, value in choices[:2]], "label": "Classes"}
+    if max(model.pipe.labels.K for model in models.values()) <= MAX_BOXES:
+        return gr.CheckboxGroup(**settings)
+    return gr.Dropdown(**settings, multiselect=True, info="Type a part of a name to find a class.")
 
 
 def class_list(model: ServedModel, index: int, label: str) -> gr.Dropdown:
@@ -92,11 +100,11 @@ def class_list(model: ServedModel, index: int, label: str) -> gr.Dropdown:
 
 def class_update(control: Component, values: list[str], model: ServedModel) -> Any:
     """A class control for a model. values: what is chosen; unknown ones are ignored."""
-    boxes = isinstance(control, gr.CheckboxGroup)
-    choices = class_choices(model, null=boxes)
+    several = isinstance(control.value, list)
+    choices = class_choices(model, null=several)
     known = [value for _, value in choices]
     chosen = [value for value in values if value in known]
-    if boxes:
+    if several:
         return gr.update(choices=choices, value=chosen or [value for value in known if value != NULL][:2])
     usual = control.value if control.value in known else next(iter(known), None)
     return gr.update(choices=choices, value=chosen[0] if chosen else usual)

@@ -1,0 +1,1 @@
+"""Personalization: a new class from a few images, and the pipeline that has it."""

@@ -8,10 +8,10 @@ each learned class, and a table.
 """
 
 import argparse
+import itertools
 import json
 import subprocess
 import sys
-import time
 from dataclasses import asdict, dataclass
 from datetime import date
 from pathlib import Path
@@ -35,6 +35,7 @@ from .machine import machine_info
 RESULTS = Path(__file__).parent / "results" / "personal"
 DIGITS, DRAWS, FEW = (0, 5, 8), (0, 1, 2), 16
 DEPTHS = ("vector", "sites", "layers")
+TRAINED = "trained"  # in place of a depth: the control
 SCALES = (1.0, 2.0)
 SAMPLES, STEPS, BATCH = 300, 25, 100
 CIFAR_CLASS, CIFAR_FEW, CIFAR_SAMPLES = "horse", 100, 1000
@@ -59,71 +60,65 @@ class Figures:
 def train(folder: Path, *options: str) -> Path:
     """A finished run in the folder: trained, resumed or there already."""
     if not RunFolder(folder).pipeline.is_dir():
-        command = [
-            sys.executable,
-            "-m",
-            "diffusion_adagn",
-            "train",
-            *options,
-            "--output_dir",
-            str(folder),
-            "--resume",
-            "auto",
-        ]
+        command = [sys.executable, "-m", "diffusion_adagn", "train", *options]
+        command += ["--output_dir", str(folder), "--resume", "auto"]
         subprocess.run(command, check=True)
     return folder
 
 
 def digits(depths: tuple[str, ...], draws: tuple[int, ...]) -> list[dict]:
-    """Learn held-out digits, and measure them."""
+    """Learn held-out digits, and measure them; and, as a control, the same digits of a run that was trained on all ten."""
     judge, rows = DigitsJudge(), []
-    for draw in draws:
-        for digit in DIGITS:
-            others = ",".join(f"name:{d}" for d in range(10) if d != digit)
-            base = train(RESULTS / f"without-{digit}", "--config", "digits", "--data.classes", others)
-            for depth in depths:
-                file = RESULTS / "digits" / f"{digit}-{draw}-{depth}.json"
-                if not file.is_file():
-                    row = one_digit(base, digit, draw, depth, judge, file.with_suffix(""))
-                    file.write_text(json.dumps(row, indent=1) + "\n", encoding="utf-8")
-                rows.append(json.loads(file.read_text(encoding="utf-8")))
-                print(json.dumps(rows[-1]["figures"]), flush=True)
+    for draw, digit, depth in itertools.product(draws, DIGITS, (*depths, TRAINED)):
+        file = RESULTS / "digits" / f"{digit}-{draw}-{depth}.json"
+        if not file.is_file():
+            row = {"digit": digit, "draw": draw, "depth": depth} | one_digit(
+                digit, draw, depth, judge, file.with_suffix("")
+            )
+            made = {"machine": machine_info(torch.device("cpu")), "date": date.today().isoformat()}
+            file.write_text(json.dumps(row | made, indent=1) + "\n", encoding="utf-8")
+        rows.append(json.loads(file.read_text(encoding="utf-8")))
+        print(file.stem, json.dumps(rows[-1]["figures"]), flush=True)
     return rows
 
 
-def one_digit(base: Path, digit: int, draw: int, depth: str, judge: DigitsJudge, out: Path) -> dict:
-    """Learn one digit from 16 images of a draw, at one depth."""
+def one_digit(digit: int, draw: int, depth: str, judge: DigitsJudge, out: Path) -> dict:
+    """Learn one digit from 16 images of a draw, at one depth, and judge its samples."""
     real = np.rint((judge.real[judge.labels == digit] + 1) * 127.5).astype(np.uint8)
     order = np.random.default_rng(draw).permutation(len(real))
     few, rest = real[order[:FEW]], real[order[FEW:]]
-    images = out.with_name(f"images-{digit}-{draw}")
+    if depth == TRAINED:
+        pipe = ClassConditionalPipeline.from_pretrained(train(RESULTS / "all-ten", "--config", "digits"))
+        pipe.set_progress_bar_config(disable=True)
+        name, row = f"name:{digit}", {"bytes": 0, "learned": {"seconds": 0.0}}
+    else:
+        pipe, row = learned_digit(digit, few, depth, out)
+        name = "new"
+    figures, sheet = {}, {"learned from": [i[..., None] for i in few[:12]]}
+    for scale in SCALES:
+        sampled = sample(pipe, name, scale)
+        figures[f"{scale:g}"] = asdict(measure(sampled, digit, few, rest, judge))
+        sheet[f"scale {scale:g}"] = list(to_pixels(sampled[:12]))
+    labelled_grid(list(sheet.values()), list(sheet), title=f"digit {digit}, {depth}").save(out.with_suffix(".png"))
+    return row | {"figures": figures}
+
+
+def learned_digit(digit: int, few: np.ndarray, depth: str, out: Path) -> tuple[ClassConditionalPipeline, dict]:
+    """A model without the digit that has learned it from `few`, uint8 [N, 8, 8], as class "new"; and what it cost."""
+    others = ",".join(f"name:{d}" for d in range(10) if d != digit)
+    base = train(RESULTS / f"without-{digit}", "--config", "digits", "--data.classes", others)
+    images, file = out.with_name(f"{out.name}-images"), out.with_suffix(".safetensors")
     images.mkdir(parents=True, exist_ok=True)
     for i, image in enumerate(few):
         Image.fromarray(image).save(images / f"{i:02d}.png")
     request = LearnRequest(images=str(images), name="new", depth=depth, overwrite=True, preview_every=0)
-    began = time.perf_counter()
-    record = learn_class(base, request, file := out.with_suffix(".safetensors"))
-    seconds = time.perf_counter() - began
+    found = learn_class(base, request, file).figures
     pipe = ClassConditionalPipeline.from_pretrained(base)
     before = old_images(pipe)
     pipe.load_class(file)
     assert np.array_equal(before, old_images(pipe)), "an image of an old class changed"
-    figures, sheet = {}, {"learned from": [i[..., None] for i in few[:12]]}
-    for scale in SCALES:
-        sampled = sample(pipe, "new", scale)
-        figures[f"{scale:g}"] = asdict(measure(sampled, digit, few, rest, judge))
-        sheet[f"scale {scale:g}"] = list(to_pixels(sampled[:12]))
-    labelled_grid(list(sheet.values()), list(sheet), title=f"digit {digit}, {depth}").save(out.with_suffix(".png"))
-    learned = {
-        key: record.figures[key] for key in ("steps", "best_step", "loss_before", "loss", "parameters", "seconds")
-    }
-    made = {
-        "machine": machine_info(torch.device("cpu")),
-        "date": date.today().isoformat(),
-        "command_seconds": round(seconds),
-    }
-    row = {"digit": digit, "draw": draw, "depth": depth, "bytes": file.stat().st_size}
-    return row | {"figures": figures, "learned": learned, "copies": record.figures["neighbours"]["copies"]} | made
+    learned = {key: found[key] for key in ("steps", "best_step", "loss_before", "loss", "parameters", "seconds")}
+    return pipe, {"bytes": file.stat().st_size, "learned": learned, "copies": found["neighbours"]["copies"]}
 
 
 def old_images(pipe: ClassConditionalPipeline) -> np.ndarray:
@@ -153,7 +148,7 @@ def table(rows: list[dict]) -> str:
         "| depth | scale | accuracy: mean | worst | spread: mean | least | distance: mean | least | bytes | seconds |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
-    for depth in DEPTHS:
+    for depth in (*DEPTHS, TRAINED):
         for scale in SCALES:
             chosen = [row for row in rows if row["depth"] == depth]
             if not chosen:
@@ -168,7 +163,7 @@ def table(rows: list[dict]) -> str:
             lines.append(f"| {depth} | {scale:g} | " + " | ".join(cells) + " |")
     by_digit = ["", "| digit | depth | scale | accuracy of each draw |", "|---|---|---|---|"]
     for digit in DIGITS:
-        for depth in DEPTHS:
+        for depth in (*DEPTHS, TRAINED):
             for scale in SCALES:
                 found = [
                     r["figures"][f"{scale:g}"]["accuracy"] for r in rows if (r["digit"], r["depth"]) == (digit, depth)

@@ -134,3 +134,42 @@ def test_dict_round_trip():
     assert LabelSpace.from_dict(space.to_dict()) == space
     with pytest.raises(InputError, match="not a label space"):
         LabelSpace.from_dict({"name": ["a"]})
+
+
+LEARNED = LabelSpace(("cat", "dog")).with_learned("pug", "classes/pug.safetensors").with_learned("7, seven")
+
+
+@pytest.mark.parametrize(
+    ("text", "ids"),
+    [
+        ("pug", [3]),
+        ("classes/pug.safetensors,cat", [3, 0]),
+        ("7, seven", [4]),
+        ("id:3,null,name:pug", [3, 2, 3]),
+        ("all", [0, 1]),
+    ],
+)
+def test_learned_classes_follow_null(text, ids):
+    assert LEARNED.parse(text) == ids
+    assert LEARNED.K == 2 and LEARNED.null_id == 2 and list(LEARNED.learned_ids) == [3, 4]
+
+
+def test_learned_classes_are_named():
+    assert [LEARNED.name(i) for i in (0, 2, 3, 4)] == ["cat", "null", "pug", "7, seven"]
+    assert LEARNED.label_names == ("cat", "dog", "null", "pug", "7, seven")
+    assert LEARNED.with_files("pug@coarse, dog@fine") == "classes/pug.safetensors@coarse,dog@fine"
+    with pytest.raises(InputError, match=r"no class 'pog'\. Nearest: 'pug'.*Learned classes: pug, 7, seven"):
+        LEARNED.parse("pog")
+    with pytest.raises(InputError, match="class id 5 does not exist"):
+        LEARNED.parse(5)
+    for name in ("cat", "null", "pug"):
+        with pytest.raises(InputError, match="has the name of another class"):
+            LEARNED.with_learned(name)
+
+
+def test_learned_classes_are_recorded():
+    again = LabelSpace.from_dict(LEARNED.to_dict())
+    assert again.learned == LEARNED.learned and again.parse("pug") == [3]
+    assert "learned" not in LabelSpace(("cat", "dog")).to_dict()
+    without_null = LabelSpace(("cat", "dog"), has_null=False).with_learned("pug")
+    assert without_null.parse("pug") == [2] and without_null.name(2) == "pug"

@@ -16,7 +16,7 @@ def parser() -> Parser:
 
 def run(args: argparse.Namespace) -> None:
     what = request(args, ModelSettings)
-    check_models(args, what.ema, "mcp")
+    check_models(args, what, "mcp")
 
     from ..serving.server import serve_stdio
 

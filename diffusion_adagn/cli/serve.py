@@ -19,7 +19,7 @@ def run(args: argparse.Namespace) -> None:
     token = os.environ.get("ADAGN_TOKEN")
     given = {} if token is None or hasattr(args, "token") else {"token": token}
     what = request(args, ServeRequest, given)
-    check_models(args, what.ema, "serve")
+    check_models(args, what, "serve")
 
     from ..serving.server import serve
 

@@ -4,6 +4,7 @@ import argparse
 import importlib.util
 
 from ..errors import InputError
+from ..serving.settings import ModelSettings
 from .options import Parser
 
 REQUIRED = ("fastapi", "uvicorn", "mcp", "prometheus_client")
@@ -15,13 +16,16 @@ def add_models(p: Parser) -> None:
     p.add_argument("runs", metavar="RUN", nargs="+", help=help)
 
 
-def check_models(args: argparse.Namespace, ema: float | str, command: str) -> None:
-    """Raises InputError if a model does not exist or the extra is not installed, before torch is imported."""
+def check_models(args: argparse.Namespace, settings: ModelSettings, command: str) -> None:
+    """Raises InputError if a model or a learned class does not exist, or the extra is not installed, before torch is imported."""
     missing = [name for name in REQUIRED if importlib.util.find_spec(name) is None]
     if missing:
         text = f"adagn {command} needs {', '.join(missing)}, which the extra serve installs:"
         raise InputError(f"{text}\n  pip install 'diffusion-adagn[serve]'")
+    from ..runs.class_file import read_record
     from ..runs.recorded import check_model
 
     for run in args.runs:
-        check_model(run, None, ema, None)
+        check_model(run, None, settings.ema, None)
+    for file in settings.learned:
+        read_record(file)

@@ -117,8 +117,8 @@ class ConditionEmbedding(nn.Module):
         self, timesteps: Tensor, classes: Tensor | None, augment: Tensor | None = None, scales: Tensor | None = None
     ) -> Condition:
         """timesteps [B]; classes: class vectors [B, class_dim] or [B, sites, class_dim], or None where no class is used; augment:
-        [B, augment_dim], or None for zeros; scales: guidance scales [B], None for a network that reads none. Each may have
-        1 row."""
+        [B, augment_dim], or None for zeros; scales: guidance scales [B], None for a network that does not read them. Each may
+        have 1 row."""
         time = sinusoidal_embedding(timesteps, self.model_channels).to(self.time[0].weight.dtype)
         if augment is not None:
             time = time + self.augment(augment)

@@ -274,14 +274,14 @@ class AdaGNUNet(ModelMixin, ConfigMixin):
         if augment is not None:
             augment = self._check_augment(augment, _rows(conditions))
             conditions.append(augment)
-        rest = augment, self._check_scales(guidance_scale, conditions, class_labels)
+        scales = self._check_scales(guidance_scale, conditions, class_labels)
         if classes is None or classes.by_site is None:
-            return *self._project(timestep, None if classes is None else classes.shared, *rest), strength
-        own = self._project(timestep, classes.by_site, *rest)
+            return *self._project(timestep, None if classes is None else classes.shared, augment, scales), strength
+        own = self._project(timestep, classes.by_site, augment, scales)
         if classes.rows is None:
             return *own, strength
         # rows without own vectors for the sites take the same path as if there were none: the results are bit-equal
-        shared = self._project(timestep, classes.shared, *rest)
+        shared = self._project(timestep, classes.shared, augment, scales)
         projected = torch.where(classes.rows, own[0], shared[0])
         return projected, None if own[1] is None else torch.where(classes.rows[..., None], own[1], shared[1]), strength
 

@@ -117,7 +117,7 @@ class CUDAGraphDenoiser:
 
     def __call__(self, x: Tensor, m: Modulation) -> Tensor:
         """See `AdaGNUNet.denoise`."""
-        key = x.shape, x.dtype, len(next(iter(m.values()))[0])
+        key = x.shape, x.dtype, *(field.shape for field in _fields(m))
         with torch.cuda.device_of(x):  # streams and graphs belong to the current device
             if key not in self._captured:
                 self._captured[key] = self._capture(x, m)

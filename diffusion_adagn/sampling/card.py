@@ -91,7 +91,7 @@ def model_card(
         "classes": names or "none (unconditional)",
         "null label": labels.null_id if labels.has_null and labels.K else "none",
         **(rows or {"trained": f"{pipe.config.trained_steps or 'an unknown number of'} steps"}),
-        "weights": f"{weights}; hash `{model_hash(pipe.unet)}`",
+        "weights": f"{weights}; hash `{model_hash(pipe.unet, learned=False)}`",
         "process": _process(pipe.scheduler),
         "guidance": pipe.config.guidance_convention + one_pass,
     }

@@ -179,6 +179,11 @@ class ClassMix:
         }  # changes of layers follow the stage's last site
         return {name: type(mod)(*(field[row[class_of[name]]] for field in mod)) for name, mod in m.items()}
 
+    @property
+    def class_ids(self) -> list[int]:
+        """The classes of the rules."""
+        return [part.class_id for part in self.parts]
+
     def to_dict(self) -> list[dict]:
         """The rules as plain JSON types, lowest priority first."""
         return [{"part": p.text, "class_id": p.class_id, "sites": list(p.sites or ["*"])} for p in self.parts]
@@ -283,6 +288,11 @@ class ClassInterpolation:
         strength = unet.change_strength(ends)
         return m if strength is None else m | unet.stage_strengths(torch.lerp(*strength.split(1), self.share))
 
+    @property
+    def class_ids(self) -> list[int]:
+        """Both classes."""
+        return [self.a, self.b]
+
     def to_dict(self) -> dict:
         """The settings as plain JSON types."""
         return {"classes": [self.a, self.b], "share": self.share}
@@ -298,15 +308,6 @@ class ClassBySteps:
 
     class_ids: tuple[int, ...]
     class_id = None
-
-
-def class_ids_of(plan: ClassPlan) -> list[int]:
-    """The classes in a plan; of a user's own plan only a single one."""
-    if isinstance(plan, ClassMix):
-        return [part.class_id for part in plan.parts]
-    if isinstance(plan, ClassInterpolation):
-        return [plan.a, plan.b]
-    return [] if plan.class_id is None else [plan.class_id]
 
 
 def modulation_table(

@@ -59,7 +59,7 @@ def _check_run(unet: AdaGNUNet, run_id: str | None, record: ClassRecord, file: s
         }
     )
     warnings.warn(
-        f"{file} was learned with other weights of the same run (another checkpoint or EMA length): compare its images with "
+        f"{file} was learned with other weights of the same run (another checkpoint, EMA length or precision): compare its images with "
         "those of the weights that it was learned with.",
         stacklevel=4,
     )

@@ -44,15 +44,16 @@ from ..render.grids import captioned_grid
 from ..runs.class_file import run_id
 from ..runs.layout import loads_checkpoint, pipeline_folder
 from ..runs.recorded import recorded_config
+from ..runs.weights import Weights, parse_ema
 from ..schema import short_repr
 from .card import model_card
-from .class_mix import ClassBySteps, ClassMix, ClassPlan, class_ids_of, modulation_table
+from .class_mix import ClassBySteps, ClassMix, ClassPlan, modulation_table
 from .classes import load_class
 from .guidance import Guidance
 from .negative import Negative
 from .pretrained import check_has, checkpoint_parts, pipeline_parts
 from .rules import Evaluation, Memory, Rule
-from .settings import SamplerSettings, parse_ema
+from .settings import SamplerSettings
 
 MAX_SEED = 2**63 - 1
 MAX_GUIDE_SIGMA = 1000.0  # pure noise has an infinite noise level
@@ -339,7 +340,9 @@ class ClassConditionalPipeline(DiffusionPipeline):
             InputError: a plan has a learned class that the guide does not have.
         """
         if guide.unet.embedding.classes is not None:
-            used = {class_id for plan in plans for class_id in class_ids_of(plan)} & set(self.labels.learned_ids)
+            used = {i for plan in plans for i in getattr(plan, "class_ids", [plan.class_id])} & set(
+                self.labels.learned_ids
+            )
             theirs = dict(enumerate(guide.labels.label_names))
             missing = [self.labels.name(i) for i in sorted(used) if theirs.get(i) != self.labels.name(i)]
             if missing:
@@ -794,6 +797,7 @@ class ClassConditionalPipeline(DiffusionPipeline):
         Args:
             path: a run folder, one of its checkpoints, a pipeline folder, a hub id "owner/name", or the name of a model that
                 is shipped with the package, such as "digits". An existing path takes precedence over such a name.
+                "runs/x@400:0.1" is the checkpoint of step 400 with ema 0.1 (`runs.weights.Weights`).
             revision: of the hub's repository.
             torch_dtype: the weights' dtype, such as torch.bfloat16. None: float32.
             dtype: the same as torch_dtype.
@@ -816,6 +820,8 @@ class ClassConditionalPipeline(DiffusionPipeline):
             ema = parse_ema(ema)
         except ValueError as error:
             raise InputError(f"ema: {error}.") from None
+        weights = Weights.parse(path).with_ema(ema)
+        path, ema = weights.path, weights.ema
         if loads_checkpoint(path, ema):
             pipe = cls(**checkpoint_parts(path, ema))
             pipe = pipe if dtype is None else pipe.to(dtype)

@@ -140,6 +140,11 @@ class Style:
         row |= {stage_of(name): i for name, i in row.items()}  # changes of layers follow the stage's last site
         return {name: type(mod)(*(field[row[name]][None] for field in mod)) for name, mod in m.items()}
 
+    @property
+    def class_ids(self) -> list[int]:
+        """The classes in the sums."""
+        return [class_id for rule in self.rules for class_id, _ in rule.weights]
+
     def to_dict(self) -> dict:
         """The style as plain JSON types."""
         rules = [{"weights": dict(rule.weights), "sites": list(rule.sites or ["*"])} for rule in self.rules]

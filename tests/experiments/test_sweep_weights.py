@@ -90,6 +90,7 @@ def test_weights_are_axes(finished):
     assert "EMA 0.1" in page and "guide step 2" in page and page.count("; hash `") == 6
 
 
+@pytest.mark.slow
 def test_equal_weights_give_equal_numbers(finished, runs):
     alone = runs / "alone"
     assert sweep(alone, "runs/a@4:raw", "--guide", "runs/b@4") == 0

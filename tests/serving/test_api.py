@@ -4,6 +4,7 @@ import base64
 import http.client
 import io
 import json
+import shutil
 import socket
 import threading
 import time
@@ -14,7 +15,7 @@ import pytest
 
 pytest.importorskip("fastapi", reason="the extra serve is not installed")
 
-from conftest import tiny_unet
+from conftest import ROOT, tiny_unet
 from PIL import Image
 from served import pixels, running
 
@@ -23,6 +24,10 @@ from diffusion_adagn import ClassConditionalPipeline, ClassInterpolation, LabelS
 from diffusion_adagn.cli.main import main
 from diffusion_adagn.config import DiffusionConfig
 from diffusion_adagn.diffusion.schedule import make_scheduler
+from diffusion_adagn.serving import actions
+from diffusion_adagn.serving.metrics import Metrics
+from diffusion_adagn.serving.models import open_models
+from diffusion_adagn.serving.settings import ModelSettings, SampleQuery
 
 FEW = {"steps": 6}
 
@@ -69,6 +74,17 @@ def test_command_of_the_record_samples_the_same_images(server, tmp_path):
     files = sorted((tmp_path / "images").glob("0*.png"), key=lambda f: (float(f.stem.rpartition("-g")[2]), f.name))
     again = np.stack([pixels(file.read_bytes()) for file in files])
     assert np.abs(again.astype(int) - images).max() <= 1
+
+
+def test_command_names_the_checkpoint_of_a_run(tmp_path, monkeypatch):
+    """A run that still trains gets newer ones, and the server goes on with this one."""
+    shutil.copytree(ROOT / "tests/recorded/run", tmp_path / "runs/mine", ignore=shutil.ignore_patterns("pipeline"))
+    monkeypatch.chdir(tmp_path)
+    models = open_models(["runs/mine"], ModelSettings(), Metrics())
+    line = actions.images_command(models, SampleQuery(sampler={"steps": 2}))
+    models["mine"].worker.close()
+    assert line.startswith("adagn sample runs/mine/checkpoints/step-00000006 ")
+    assert models["mine"].kind == "EMA weights, step 6"
 
 
 def test_mix_receives_classes_by_layer(server, pipe):

@@ -21,10 +21,10 @@ from served import running
 from diffusion_adagn.errors import InputError
 from diffusion_adagn.labels import LabelSpace
 from diffusion_adagn.serving import actions
-from diffusion_adagn.serving.page import folders, inside, markup, mix, runs, sweeps
+from diffusion_adagn.serving.page import folders, inside, interpolate, markup, mix, runs, sweeps
 from diffusion_adagn.serving.page import tab as page_tab
 from diffusion_adagn.serving.page.choices import class_choices, class_text
-from diffusion_adagn.serving.page.sampling import sample
+from diffusion_adagn.serving.page.sampling import sample, sampler_choices
 from diffusion_adagn.serving.page.tab import class_update, classes_control
 from diffusion_adagn.serving.settings import SampleQuery
 
@@ -213,6 +213,51 @@ def test_models_without_folders_say_what_to_type(server):
     assert not none.reports and not none.sweeps
     assert "no saved report" in inside.frame("digits", none, None)
     assert "no metrics.jsonl" in runs.describe(none.log)
+
+
+def test_reports_are_found_when_they_are_written(work):
+    """Also those of a second `adagn trace`, which end in -2; but not those of a run of that name."""
+    with running(["digits"]) as client:
+        none = folders.find_folders(client.models["digits"])
+        assert not none.reports
+        for name in ("digits", "digits-2", "digits-small", "digits-3/step-00000001"):
+            file = work / "traces/pretrained" / name / "report.html"
+            file.parent.mkdir(parents=True)
+            file.write_text(f"<h1>{name}</h1>")
+        try:
+            assert list(none.reports) == ["digits", "digits-2"]
+            assert client.raw("GET", "/reports/digits/digits-2")[2] == b"<h1>digits-2</h1>"
+        finally:
+            shutil.rmtree(work / "traces/pretrained")
+
+
+def test_command_is_of_what_is_sampled(server):
+    for wrong, said in (({"steps": 61}, "61 steps"), ({"seed": -5}, "seed: "), ({"seed": 1.5}, "whole number")):
+        with pytest.raises(InputError, match=said):
+            query = {"classes": "3", "sampler": {"steps": wrong.get("steps", 5)}} | {
+                k: v for k, v in wrong.items() if k == "seed"
+            }
+            actions.images_command(server.models, SampleQuery(**query))
+    line = actions.images_command(server.models, SampleQuery(classes="3", scales=(100,), sampler={"steps": 5}))
+    assert line == "adagn sample digits --classes 3 --count 1 --guidance 100 --steps 5"
+
+
+def test_samplers_fit_the_process(server):
+    offered = [value for _, value in sampler_choices(server.models["digits"])]
+    assert offered == ["", "dpm++", "unipc", "euler", "heun"]
+
+
+def test_captions_of_an_interpolation():
+    assert interpolate.captions(["3", "a", "b", "c", "8"])[1:4] == [
+        "75 % 3, 25 % 8",
+        "50 % 3, 50 % 8",
+        "25 % 3, 75 % 8",
+    ]
+    assert interpolate.captions(["3", "8"]) == ["3", "8"]
+
+
+def test_served_weights_are_shown(server):
+    assert server.models["digits"].kind == "EMA weights, step 800"
 
 
 def test_report_is_sandboxed(server):

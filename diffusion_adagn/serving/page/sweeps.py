@@ -87,7 +87,8 @@ def figures_of(folder) -> str:
     for name, alt in FIGURES.items():
         if (folder / name).is_file():
             with Image.open(folder / name) as opened:
-                html += markup.heading(alt) + markup.image(opened.convert("RGB"), alt, "adagn-figure")
+                drawn = markup.image(opened.convert("RGB"), alt, "adagn-figure")
+                html += f'{markup.heading(alt)}<div class="adagn-scroll" tabindex="0" role="group">{drawn}</div>'
     return html or markup.note("This sweep has no curves: they need the extra plots.")
 
 

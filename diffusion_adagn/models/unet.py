@@ -270,7 +270,11 @@ class AdaGNUNet(ModelMixin, ConfigMixin):
             `change_strength`.
         """
         timestep, classes, strength = self._check_condition(timestep, class_labels, class_vectors)
-        augment, scales = self._check_numbers(timestep, classes, augment, guidance_scale, class_labels)
+        conditions = [timestep, *([] if classes is None else [classes.shared])]
+        if augment is not None:
+            augment = self._check_augment(augment, _rows(conditions))
+            conditions.append(augment)
+        scales = self._check_scales(guidance_scale, conditions, class_labels)
         if classes is None or classes.by_site is None:
             return *self._project(timestep, None if classes is None else classes.shared, augment, scales), strength
         own = self._project(timestep, classes.by_site, augment, scales)
@@ -654,24 +658,6 @@ class AdaGNUNet(ModelMixin, ConfigMixin):
         )
         return _by_site(self.projection, F.silu(vector), 2, self._widths), attended
 
-    def _check_numbers(
-        self,
-        timestep: Tensor,
-        classes: ClassVectors | None,
-        augment: Tensor | None,
-        scale: Tensor | float | None,
-        labels: Tensor | None,
-    ) -> tuple[Tensor | None, Tensor | None]:
-        """The parameters of augmentation and the guidance scales. Rows are counted where they are given only: torch.export
-        would fix the batch size."""
-        if augment is None and scale is None and self.config.max_guidance_scale is None:
-            return None, None
-        rows = max(len(timestep), 1 if classes is None else len(classes.shared))
-        if augment is not None:
-            augment = self._check_augment(augment, rows)
-            rows = max(rows, len(augment))
-        return augment, self._check_scales(scale, rows, labels)
-
     def _check_augment(self, augment: Tensor, rows: int) -> Tensor:
         """rows: of the other conditions."""
         dim, augment = self.config.augment_dim, torch.as_tensor(augment)
@@ -687,10 +673,12 @@ class AdaGNUNet(ModelMixin, ConfigMixin):
             )
         return augment.to(self.projection.weight)
 
-    def _check_scales(self, scale: Tensor | float | None, rows: int, labels: Tensor | None) -> Tensor | None:
+    def _check_scales(
+        self, scale: Tensor | float | None, conditions: Sequence[Tensor], labels: Tensor | None
+    ) -> Tensor | None:
         """Guidance scales [B]; None for a network that reads none. The null label has scale 1, which it was trained with.
 
-        rows: of the other conditions.
+        conditions: the other ones.
         """
         largest = self.config.max_guidance_scale
         if largest is None:
@@ -700,9 +688,9 @@ class AdaGNUNet(ModelMixin, ConfigMixin):
                 "the network takes no guidance_scale (max_guidance_scale is unset): do not pass it. Guide with two passes."
             )
         scales = torch.as_tensor(1.0 if scale is None else scale, device=self.projection.weight.device).float()
-        scales = scales.reshape(-1)
-        scales = scales.expand(rows) if len(scales) == 1 else scales  # none given is scale 1 to the bit
-        if rows not in (1, len(scales)):
+        scales, rows = scales.reshape(-1), _rows(conditions)
+        scales = scales.expand(rows) if scales.shape[0] == 1 else scales  # none given is scale 1 to the bit
+        if rows not in (1, scales.shape[0]):
             raise InputError(
                 f"{len(scales)} guidance scales were given for {rows} timesteps and classes: give equally many."
             )
@@ -785,6 +773,10 @@ def _width(model_channels: int, mult: float) -> int:
             f"model.channel_mult {mult:g} times model.model_channels {model_channels} is not a whole width."
         )
     return width
+
+
+def _rows(conditions: Sequence[Tensor]) -> int:
+    return max(condition.shape[0] for condition in conditions)  # not len(), which torch.export takes for a constant
 
 
 def _per_sample(timestep: Tensor | float, sample: Tensor) -> Tensor:

@@ -329,8 +329,11 @@ class Opened:
     def copied(self, button):
         self.page.evaluate("navigator.clipboard.writeText('')")
         self.page.click(f"#{self.tab}-{button}")
-        self.page.wait_for_function("navigator.clipboard.readText().then((text) => text !== '')")
-        return self.page.evaluate("navigator.clipboard.readText()")
+        for _ in range(300):  # the command comes from the server
+            if text := self.page.evaluate("navigator.clipboard.readText()"):
+                return text
+            self.page.wait_for_timeout(100)
+        raise AssertionError("nothing was copied")
 
     def check(self):
         """What holds for every tab."""
@@ -368,9 +371,23 @@ def test_sample_tab(opened):
 
 @pytest.mark.slow
 def test_wrong_settings_are_shown_as_text(opened):
-    tab = opened("tab=sample&classes=99&steps=x&more=zebra")
+    tab = opened("tab=sample&classes=99&steps=x&more=zebra&seed=1e99&sampler=ddim&model=nope")
+    ignored = tab.page.inner_text("#ignored")
+    assert all(one in ignored for one in ("model nope", "classes 99", "steps x", "seed 1e99", "sampler ddim"))
     tab.page.click("#sample-start")
     assert "zebra" in tab.wait("#sample-result .adagn-alert").inner_text()
+    tab.check()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("seed", "said"), [("-5", "at least 0"), ("1.5", "whole number")])
+def test_number_out_of_range_is_a_sentence(opened, seed, said):
+    tab = opened("tab=sample&classes=3&steps=8&more=1")
+    tab.page.get_by_label("Seed").first.fill(seed)
+    copied = tab.copied("copy")  # at once: the command of the new seed
+    assert copied.startswith("# seed: ") and said in copied
+    tab.page.click("#sample-start")
+    assert said in tab.wait("#sample-result .adagn-alert").inner_text()
     tab.check()
 
 
@@ -405,6 +422,7 @@ def test_interpolate_tab(opened):
     tab.page.keyboard.press("Enter")
     tab.page.wait_for_function("document.querySelector('.adagn-large figcaption').innerText === '8'")
     assert "--interpolate 3,8" in tab.copied("copy")
+    assert "share=1" in tab.copied("link")
     tab.check()
 
 

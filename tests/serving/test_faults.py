@@ -14,10 +14,12 @@ import pytest
 
 pytest.importorskip("fastapi", reason="the extra serve is not installed")
 
+import uvicorn
 from conftest import ROOT
 from served import Client, running
 
 from diffusion_adagn.cli.main import main
+from diffusion_adagn.serving.server import Server
 from diffusion_adagn.serving.settings import MAX_BODY
 
 SHIPPED = ROOT / "diffusion_adagn/pretrained/digits"
@@ -142,6 +144,16 @@ def test_missing_model_and_used_port_are_reported(capsys):
     assert "a model has no name" in capsys.readouterr().err
     assert main(["serve", "digits", "--host", "0.0.0.0"]) == 2
     assert "--token" in capsys.readouterr().err
+
+
+def test_second_interrupt_ends_at_once(monkeypatch, capfd):
+    ended = []
+    monkeypatch.setattr(os, "_exit", ended.append)
+    stopping = Server(uvicorn.Config(None), {})
+    stopping.handle_exit(signal.SIGINT, None)
+    assert stopping.should_exit and not ended and "The server is stopping." in capfd.readouterr().out
+    stopping.handle_exit(signal.SIGINT, None)
+    assert ended == [130]
 
 
 def test_short_token_names_where_it_came_from(capsys, monkeypatch):

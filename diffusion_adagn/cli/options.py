@@ -168,20 +168,26 @@ def _help(setting: Setting, default: object = None) -> str:
     return f"{' '.join((setting.info.description or '').split())}{shown}".replace("%", "%%")
 
 
-def request(args: argparse.Namespace, cls: type[T], given: Mapping[str, Any] | None = None) -> T:
+def request(
+    args: argparse.Namespace,
+    cls: type[T],
+    given: Mapping[str, Any] | None = None,
+    labels: Mapping[str, str] = MappingProxyType({}),
+) -> T:
     """The settings that a command line describes.
 
     Args:
         args: Parsed options.
         cls: The class of settings.
         given: Other values by key.
+        labels: What messages call a setting that is not given by its option.
 
     Raises:
         UsageError: A value is invalid.
     """
     values = {s.key: getattr(args, s.key) for s in fields_of(cls) if hasattr(args, s.key)}
     try:
-        return build(cls, Layer(values | dict(given or {}), labels=option_names(cls)))
+        return build(cls, Layer(values | dict(given or {}), labels=option_names(cls) | dict(labels)))
     except InputError as error:
         raise UsageError(str(error)) from None
 

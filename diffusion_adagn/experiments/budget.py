@@ -27,7 +27,7 @@ from .runner import SweepRunner, load_point
 from .selection import PointResult, best_sets, metric_value, primary_metric
 
 FINALISTS = 4  # points of the last round, at least
-MARGIN = 0.9  # of the time left that is planned
+MARGIN = 0.8  # of the time left that is planned: a busy machine becomes slower
 SLOWER = (0.2, 20.0)  # a measured time is between these times the predicted one
 clock = time.monotonic
 P = TypeVar("P")

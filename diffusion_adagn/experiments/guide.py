@@ -8,7 +8,7 @@ import math
 from dataclasses import replace
 from pathlib import Path
 
-from ..config import RunConfig, with_overrides
+from ..config import RunConfig, TrainingConfig, with_overrides
 from ..errors import InputError
 from ..models.cost import estimate_cost
 from ..runs.layout import network_config
@@ -33,14 +33,16 @@ def guide_config(config: RunConfig, output_dir: str | Path) -> RunConfig:
     scaled = {name: round(getattr(training, name) * STEPS) for name in ("warmup_steps", "warmup_images")}
     if training.lr_decay_images is not None:
         scaled["lr_decay_images"] = max(1, round(training.lr_decay_images * STEPS))
-    values = {"max_steps": steps, "checkpoint_every": every, "keep_every": every, **scaled}
+    default = TrainingConfig()  # a guide has no teacher, since it is not guided itself
+    no_teacher = {"teacher": default.teacher, "teacher_rule": default.teacher_rule}
+    values = {"max_steps": steps, "checkpoint_every": every, "keep_every": every, **scaled, **no_teacher}
     for name in ("heldout_every", "preview_every", "diagnostics_every", "log_every"):
         values[name] = min(getattr(training, name), steps)
     config = replace(
         config,
         output_dir=str(output_dir),
         init_from=None,
-        model=replace(config.model, model_channels=_width(config)),
+        model=replace(config.model, model_channels=_width(config), max_guidance_scale=None),
         training=replace(training, **values),
     )
     return with_overrides(config, {})

@@ -21,6 +21,7 @@ MAX_ROWS = 64  # per call of the network where nothing is learned
 START_EVALUATIONS = 4096  # of the network, to choose the nearest class
 AVERAGE = 0.97  # decay of the average of the tensors over the steps
 WARM_UP = 10  # steps
+TOLERANCE = 0.2  # part of the fall of the held-out loss that may be lost again
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,9 @@ class Learner:
         label: of the new class.
         step: steps so far.
         losses: {step: mean loss on the fixed pairs}; on images that are learned from if none is held out.
-        best_step: the step of the lowest loss; without held-out images the last one.
+        best_step: the last step with a loss near the lowest; without held-out images the last one. A few images show the
+            loss of their class with an error, and theirs rises while that of the class does not: it is near up to
+            TOLERANCE of the fall since step 0.
     """
 
     def __init__(
@@ -104,7 +107,7 @@ class Learner:
 
     @property
     def ended(self) -> bool:
-        """Whether all steps are done, or the loss on held-out images has stopped falling."""
+        """Whether all steps are done, or the loss on held-out images has risen for too long."""
         waited = (self.step - self.best_step) // self.request.check_every
         return self.step >= self.request.steps or (self.has_heldout and waited >= self.request.patience)
 
@@ -154,7 +157,9 @@ class Learner:
 
     def _check(self) -> None:
         self.losses[self.step] = self.measure()
-        if not self.has_heldout or self.losses[self.step] == min(self.losses.values()):
+        lowest = min(self.losses.values())
+        near = lowest + TOLERANCE * (self.losses[0] - lowest)
+        if not self.has_heldout or self.losses[self.step] <= near:
             self.best, self.best_step = _copy(self.average), self.step
 
     def _batch(self, positions: Tensor) -> tuple[Tensor, Tensor, Level]:

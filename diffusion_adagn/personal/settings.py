@@ -36,11 +36,11 @@ class LearnRequest:
     convolutions and attention"""
     rank: Annotated[int, Ge(1), Le(256)] = 4
     """rank of the changes of layers"""
-    steps: Annotated[int, Ge(1)] = 300
+    steps: Annotated[int, Ge(1)] = 200
     """steps of the optimizer; fewer if a held-out image stops it early"""
     batch_size: Annotated[int, Ge(1)] = 32
     """images per step, each with its own noise level and noise"""
-    lr: Annotated[float, Gt(0), Le(10)] = 0.1
+    lr: Annotated[float, Gt(0), Le(10)] = 0.2
     """learning rate of the vectors, in units of the root mean square of the class vectors"""
     layers_lr: Annotated[float, Gt(0), Le(10)] = 0.003
     """learning rate of the changes of layers"""
@@ -54,8 +54,8 @@ class LearnRequest:
     """images that are not learned from, whose loss ends learning and chooses the best step"""
     check_every: Annotated[int, Ge(1)] = 20
     """steps between two measurements of the loss"""
-    patience: Annotated[int, Ge(1)] = 6
-    """measurements without improvement after which learning ends"""
+    patience: Annotated[int, Ge(1)] = 4
+    """measurements in a row, far above the lowest, after which learning ends"""
     preview_every: Annotated[int, Ge(0)] = 100
     """steps between two previews; 0: none"""
     seed: Annotated[int, Ge(0)] = 0

@@ -19,7 +19,7 @@ from .levels import evenly_spread
 
 LEVELS = 10  # noise levels at which modulations are compared
 MAX_CLASSES = 64  # classes that they are compared with
-PAIRS = 512  # (image, noise level, noise) under each label
+PAIRS = 256  # (image, noise level, noise) under each label
 MIN_HELDOUT = 4  # images for the label check; with fewer, all are used
 MAX_ROWS = 64  # per call of the network
 SAMPLES, SAMPLER_STEPS = 64, 25

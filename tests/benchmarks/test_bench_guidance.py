@@ -20,6 +20,7 @@ def pipeline(**changes):
     return pipe
 
 
+@pytest.mark.slow
 def test_share_is_1_for_the_exact_student_and_0_without_guidance():
     teacher, student = pipeline(), pipeline(max_guidance_scale=4.0)
     student.unet.load_state_dict(teacher.unet.state_dict() | {"embedding.scale.weight": torch.zeros(64, 16)})

@@ -508,9 +508,9 @@ def test_hub_fetches_one_split_only(monkeypatch):
 def test_two_parts_list_files_once(monkeypatch):
     folders("own", {"ant": 30, "bee": 30})
     stated, listed = [], []
-    size_and_mtime, image_files = sources.size_and_mtime, sources._image_files
+    size_and_mtime, image_files = sources.size_and_mtime, sources.image_files
     monkeypatch.setattr(sources, "size_and_mtime", lambda path: stated.append(path) or size_and_mtime(path))
-    monkeypatch.setattr(sources, "_image_files", lambda *a, **k: listed.append(a) or image_files(*a, **k))
+    monkeypatch.setattr(sources, "image_files", lambda *a, **k: listed.append(a) or image_files(*a, **k))
     config = DataConfig("own")
     resolved = find_source(config)
     data, heldout = (open_dataset(config, part, progress=False, resolved=resolved) for part in ("train", "heldout"))

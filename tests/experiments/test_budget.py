@@ -53,10 +53,10 @@ def rows(out):
 
 @pytest.fixture(scope="module")
 def halved(model, tmp_path_factory):
-    """6 points: an image of each costs 3 + 5 * 6 = 33 s. A half of 540 s gives 16 images, rounded to batches; then 540 s for
+    """6 points: an image of each costs 3 + 5 * 6 = 33 s. Of the 12 min 576 s are planned, a half of which gives 8 images; then 576 s for
     4 points."""
     out = tmp_path_factory.mktemp("budget") / "halved"
-    assert sweep(model, out, "--budget", "10m", "--count", "60") == 0
+    assert sweep(model, out, "--budget", "12m", "--count", "60") == 0
     return out
 
 
@@ -116,7 +116,7 @@ def test_points_without_a_value_rank_last():
 
 def test_rounds_compare_at_equal_counts(halved):
     first, last = json.loads((halved / "rounds.json").read_text())["rounds"]
-    assert (len(first["points"]), first["count"], len(last["points"]), last["count"]) == (6, 8, 4, 28)
+    assert (len(first["points"]), first["count"], len(last["points"]), last["count"]) == (6, 8, 4, 32)
     for number, one in enumerate((first, last), start=1):
         found = {p.parent.name: json.loads(p.read_text()) for p in halved.glob(f"rounds/{number}/*/row.json")}
         assert set(found) == set(one["points"]) and {row["count"] for row in found.values()} == {one["count"]}
@@ -130,14 +130,15 @@ def test_rounds_compare_at_equal_counts(halved):
 
 
 def test_report_is_of_the_last_round(halved):
-    assert len(rows(halved)) == 4 and {r["count"] for r in rows(halved).values()} == {"28"}
+    assert len(rows(halved)) == 4 and {r["count"] for r in rows(halved).values()} == {"32"}
     page = (halved / "sweep.md").read_text(encoding="utf-8")
     dropped = json.loads((halved / "rounds.json").read_text())["rounds"][0]["dropped"]
-    assert "## Rounds" in page and "A budget of 10 min." in page and all(f"`{name}`" in page for name in dropped)
+    assert "## Rounds" in page and "A budget of 12 min." in page and all(f"`{name}`" in page for name in dropped)
 
 
+@pytest.mark.slow
 def test_last_round_equals_a_sweep_of_as_many_images(model, halved, tmp_path):
-    assert sweep(model, tmp_path / "s", "--count", "28") == 0
+    assert sweep(model, tmp_path / "s", "--count", "32") == 0
     full = rows(tmp_path / "s")
     for name, row in rows(halved).items():
         assert {k: v for k, v in row.items() if k != "batch_size"} == {
@@ -148,7 +149,7 @@ def test_last_round_equals_a_sweep_of_as_many_images(model, halved, tmp_path):
 def test_finished_budget_is_not_sampled_again(model, halved, tmp_path, monkeypatch):
     out = shutil.copytree(halved, tmp_path / "again")
     monkeypatch.setattr(runner, "sample_point", lambda *a, **k: pytest.fail("sampled again"))
-    assert sweep(model, out, "--budget", "10m", "--count", "60") == 0
+    assert sweep(model, out, "--budget", "12m", "--count", "60") == 0
     for name in ("sweep.csv", "rounds.json"):
         assert (out / name).read_bytes() == (halved / name).read_bytes()
 
@@ -164,7 +165,7 @@ def test_largest_scale_is_that_of_the_sweep(halved):
     [
         (["--budget", "20m", "--count", "60"], "sweep with other settings .*budget"),
         (
-            ["--budget", "10m", "--count", "60", "--guidance", "1,2"],
+            ["--budget", "12m", "--count", "60", "--guidance", "1,2"],
             "points of a sweep with --budget cannot be changed",
         ),
     ],
@@ -195,11 +196,11 @@ budget.BudgetSearch._slower = lambda self: 1.0
 @pytest.mark.parametrize("at", ["5", "16"])  # a batch of round 1, and one of round 2
 def test_killed_budget_resumes_to_the_same_table(model, halved, tmp_path, at):
     out = tmp_path / "killed"
-    argv = ["sweep", str(model), "--out", str(out), *SETTINGS, "--budget", "10m", "--count", "60"]
+    argv = ["sweep", str(model), "--out", str(out), *SETTINGS, "--budget", "12m", "--count", "60"]
     killed = Process(PATCHED + KILLED_AT, [at, *argv], tmp_path / "log")
     assert killed.wait() == -signal.SIGKILL, killed.printed()[-2000:]
     assert (out / "rounds.json").is_file() and not (out / "sweep.csv").exists()
-    assert sweep(model, out, "--budget", "10m", "--count", "60") == 0
+    assert sweep(model, out, "--budget", "12m", "--count", "60") == 0
     for name in ("sweep.csv", "rounds.json"):
         assert (out / name).read_bytes() == (halved / name).read_bytes()
 
@@ -208,7 +209,7 @@ def test_killed_budget_resumes_to_the_same_table(model, halved, tmp_path, at):
 @pytest.mark.slow
 def test_two_processes_halve_alike(model, halved, tmp_path):
     code = PATCHED + "import sys; from diffusion_adagn.cli.main import main; sys.exit(main(sys.argv[1:]))"
-    argv = ["sweep", model, "--out", tmp_path / "two", *SETTINGS, "--budget", "5m", "--count", "60"]  # each does a half
+    argv = ["sweep", model, "--out", tmp_path / "two", *SETTINGS, "--budget", "6m", "--count", "60"]  # each does a half
     ranks(2, argv, tmp_path, code)
     one, two = rows(halved), rows(tmp_path / "two")
     assert list(one) == list(two)

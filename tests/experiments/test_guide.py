@@ -32,6 +32,12 @@ def test_guide_is_one_size_down(recipe, width):
     assert guide.output_dir == "runs/g" and guide.init_from is None
 
 
+def test_guide_reads_no_guidance_scale():
+    more = {"model.max_guidance_scale": "4", "training.teacher": "runs/t", "training.teacher_rule": "tcfg"}
+    guide = guide_config(resolved("digits", **more), "runs/g")
+    assert guide.model.max_guidance_scale is None and guide.teacher is None
+
+
 def test_guide_needs_a_smaller_network():
     config = resolved("digits", **{"model.model_channels": "8", "model.num_head_channels": "8"})
     with pytest.raises(InputError, match="no smaller network"):

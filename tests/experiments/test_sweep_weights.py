@@ -90,6 +90,7 @@ def test_weights_are_axes(finished):
     assert "EMA 0.1" in page and "guide step 2" in page and page.count("; hash `") == 6
 
 
+@pytest.mark.slow
 def test_equal_weights_give_equal_numbers(finished, runs):
     alone = runs / "alone"
     assert sweep(alone, "runs/a@4:raw", "--guide", "runs/b@4") == 0
@@ -101,6 +102,7 @@ def test_equal_weights_give_equal_numbers(finished, runs):
     assert one["metrics"] == other["metrics"] and one["guide_hash"] == other["guide_hash"]
 
 
+@pytest.mark.slow
 def test_guide_ema_and_checkpoints_and_runs(runs):
     more = ["runs/a", "runs/b", "--checkpoint", "*", "--guide", "runs/b", "--guide_ema", "raw,run"]
     assert sweep(runs / "all", *more) == 0
@@ -130,6 +132,7 @@ def test_weights_may_be_added_and_not_changed(finished, runs):
         shutil.move("runs/elsewhere", "runs/a")
 
 
+@pytest.mark.slow
 def test_one_model_and_one_guide_are_in_memory(runs, monkeypatch):
     loaded, real = [], models.open_pipeline
 
@@ -205,6 +208,7 @@ def test_two_processes_give_the_same_weights_table(runs, finished):
                 assert two[name][key] == value, (name, key)
 
 
+@pytest.mark.slow
 def test_later_commands_join_the_sweep(finished, runs):
     out = shutil.copytree(finished, runs / "joined")
     more = ["runs/a", "--ema", "raw", "--rule", "tcfg", "--guidance", "2", "--earlier"]

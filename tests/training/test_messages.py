@@ -139,7 +139,7 @@ def test_share_above_peak_is_no_percentage(monkeypatch):
 
 
 def test_transfer_says_which_rows_are_new(monkeypatch):
-    old = SimpleNamespace(unet=tiny_unet(num_classes=2), labels=LabelSpace(("1", "7")))
+    old = SimpleNamespace(unet=tiny_unet(num_classes=2), labels=LabelSpace(("1", "7")), one_pass=False)
     monkeypatch.setattr(transfer, "open_pipeline", lambda source: (old, "a run"))
     for names, said in ((("7", "1"), "3 of 3 rows"), (("7", "3"), "2 of 3 rows")):
         sentence = transfer.transfer("a", tiny_unet(num_classes=2), LabelSpace(names))

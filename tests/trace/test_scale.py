@@ -19,8 +19,8 @@ def test_changes_are_those_of_the_modulation(conditioning, tmp_path):
     unet = tiny_unet(max_guidance_scale=4.0, conditioning=conditioning)
     atlas = Atlas.of(unet, LABELS, [10, 500, 900], process=PROCESS)
     assert atlas.scales.tolist() == [2, 3, 4]
-    for name, site in atlas.sites.items():
-        for field, values in site.fields.items():
+    for name in list(atlas.sites)[::3]:
+        for field, values in atlas.sites[name].fields.items():
             for i, scale in enumerate(atlas.scales):
                 for j, t in enumerate(atlas.timesteps):
                     both = [

@@ -117,17 +117,25 @@ def test_dry_run_measures_the_null_pass(tmp_path, plain, capsys):
     assert f"teacher {plain} (cfg)" in " ".join(printed.split()) and not (tmp_path / "run").exists()
 
 
-def test_sample_and_sweep_take_one_pass(tmp_path, taught, capsys):
-    words = ["--steps", "3", "--guidance", "1,2,4", "--debug"]
-    assert (
-        main(["sample", str(taught), "--count", "1", "--classes", "3", "--out", str(tmp_path / "images"), *words]) == 0
-    )
-    images = json.loads((tmp_path / "images/samples.json").read_text())["images"]
+WORDS = ["--steps", "3", "--guidance", "1,2,4", "--debug"]
+
+
+def test_samples_take_one_pass(tmp_path, taught):
+    out = tmp_path / "images"
+    assert main(["sample", str(taught), "--count", "1", "--classes", "3", "--out", str(out), *WORDS]) == 0
+    images = json.loads((out / "samples.json").read_text())["images"]
     assert [image["network_calls"] for image in images] == [3, 3, 3]
+    with pytest.raises(InputError, match="the rule tcfg works on two predictions"):
+        main(["sample", str(taught), "--rule", "tcfg", "--out", str(tmp_path / "no"), *WORDS])
+    assert not (tmp_path / "no").exists()
+
+
+@pytest.mark.slow
+def test_points_of_a_sweep_take_one_pass(tmp_path, taught):
     folder = tmp_path / "sweep"
-    assert main(["sweep", str(taught), "--count", "10", "--extractor", "none", "--out", str(folder), *words]) == 0
+    assert main(["sweep", str(taught), "--count", "10", "--extractor", "none", "--out", str(folder), *WORDS]) == 0
     rows = json.loads((folder / "sweep.json").read_text())["rows"]
     assert [(row["scale"], row["nfe"]) for row in rows] == [(1, 3), (2, 3), (4, 3)]
     assert all(row["diagnostics"]["difference"] is None for row in rows)  # no second prediction to compare with
     with pytest.raises(InputError, match="the rule tcfg works on two predictions"):
-        main(["sweep", str(taught), "--rule", "tcfg", "--count", "4", "--out", str(tmp_path / "no"), *words])
+        main(["sweep", str(taught), "--rule", "tcfg", "--count", "10", "--out", str(tmp_path / "no"), *WORDS])

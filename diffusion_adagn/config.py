@@ -226,6 +226,11 @@ class TrainingConfig:
     """Most disk space of these snapshots in GB (10^9 bytes): fewer remain if they would take more."""
     label_dropout: Annotated[float, Ge(0), Le(1)] = 0.1
     """Fraction of samples trained with the null label."""
+    teacher: str = "auto"
+    """Under model.max_guidance_scale: the run, pipeline folder or hub id whose guided prediction the network learns. auto:
+    that of init_from, if it is set; none: no teacher, the network learns from the images and its own null prediction."""
+    teacher_rule: str = "cfg"
+    """Guidance rule of the teacher, such as apg:eta=0,r=0.5 (docs/guidance.md)."""
     gradient_checkpointing: Annotated[bool, RESUMABLE] = False
     """Recompute activations in the backward pass: slower, less memory."""
     log_every: Annotated[int, Ge(1), RESUMABLE] = 10
@@ -324,7 +329,39 @@ class RunConfig:
             fault = "has no meaning with model.class_conditional false. Set it to 0"
         if fault:
             raise InputError(f"training.label_dropout {fault}.")
+        self._check_guidance_input()
         return self
+
+    @property
+    def teacher(self) -> str | None:
+        """The model whose guided prediction a network that reads the guidance scale learns; None: it has no teacher."""
+        if self.model.max_guidance_scale is None or self.training.teacher == "none":
+            return None
+        return self.init_from if self.training.teacher == "auto" else self.training.teacher
+
+    def _check_guidance_input(self) -> None:
+        model, training, default = self.model, self.training, TrainingConfig
+        uses_class = model.class_conditional and model.null_class and model.conditioning != "none"
+        if model.max_guidance_scale is None:
+            faults = {
+                f"training.teacher {training.teacher} has no effect without model.max_guidance_scale: set that too, such as 4": (
+                    training.teacher not in (default.teacher, "none")
+                ),
+                "training.teacher_rule has no effect without model.max_guidance_scale and a teacher: leave it out": (
+                    training.teacher_rule != default.teacher_rule
+                ),
+            }
+        else:
+            faults = {
+                "model.max_guidance_scale needs a class and a null class to guide between: set model.class_conditional and "
+                "model.null_class to true, and model.conditioning to one that uses the class": not uses_class,
+                "training.label_dropout 0 never trains the null label, which model.max_guidance_scale without a teacher guides "
+                "against: set it to 0.1, or give training.teacher": self.teacher is None and not training.label_dropout,
+                "training.teacher_rule is the rule of a teacher, and there is none: give training.teacher, or leave it out": (
+                    self.teacher is None and training.teacher_rule != default.teacher_rule
+                ),
+            }
+        reject_first(faults, "", ".")
 
 
 # ---------------------------------------------------------------------- reading

@@ -1,10 +1,13 @@
 """A chat that generates images: python examples/agent.py "Draw me a three, please" (a server must run: adagn serve digits).
 
+`--server http://127.0.0.1:7000/mcp` names another server.
+
 The program lists the server's tools, lets `choose` select one for each message, and saves the images that come back. In a real
 agent a language model takes the place of `choose`: it receives the messages and the tools' JSON schemas, and answers with
 the name of a tool and its arguments.
 """
 
+import argparse
 import asyncio
 import base64
 import re
@@ -58,5 +61,18 @@ async def chat(messages: list[str], server: str = SERVER, folder: Path = Path())
     return files
 
 
+def main(argv: list[str]) -> str | None:
+    """Run the chat. Returns an error, if there is one."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("message", nargs="*", default=["Draw me a three, please"])
+    parser.add_argument("--server", default=SERVER, metavar="URL", help=f"address of its tools [{SERVER}]")
+    args = parser.parse_args(argv)
+    try:
+        asyncio.run(chat(args.message, args.server))
+    except Exception as error:  # the client's errors have many types, in groups
+        return f"no server answers at {args.server} ({type(error).__name__}): start one with `adagn serve digits`, or name another with --server."
+    return None
+
+
 if __name__ == "__main__":
-    asyncio.run(chat(sys.argv[1:] or ["Draw me a three, please"]))
+    sys.exit(main(sys.argv[1:]))

@@ -12,7 +12,7 @@ from ..commands import command, with_commands
 from ..errors import UsageError
 from ..evaluation.settings import EvaluateRequest
 from ..schema import fields_of
-from .options import Parser, config_overrides, option_names, request
+from .options import Parser, config_overrides, option_names, read_weights, request
 
 # settings that apply to a model only
 SAMPLING = {s.key for s in fields_of(EvaluateRequest) if s.key.startswith("sampler.")} | {
@@ -47,7 +47,8 @@ def run(args: argparse.Namespace) -> None:
         text = f"adagn evaluate takes one model or one set of images; '{args.real}' is one too many"
         raise UsageError(f"{text}: type --against {args.real}.")
     elif is_model(args.what):
-        _model(args, what)
+        read_weights(args, "what")
+        _model(args, request(args, EvaluateRequest, given))
     else:
         _images(args, what)
 

@@ -4,7 +4,8 @@ import argparse
 
 from ..commands import with_commands
 from ..errors import UsageError
-from ..sampling.settings import EMA_HELP, parse_ema
+from ..runs.weights import parse_ema
+from ..sampling.settings import EMA_HELP
 from .options import Parser
 
 
@@ -15,6 +16,10 @@ def parser() -> Parser:
     help = "diffusers: UNet2DModel, scheduler and pipeline [diffusers]"
     p.add_argument("--to", choices=["diffusers"], default="diffusers", help=help)
     p.add_argument("dir", metavar="DIR", help="the folder to write")
+    p.add_argument(
+        "--scale", type=float, metavar="NUMBER",
+        help="the guidance scale to fix, of a network that reads it (model.max_guidance_scale); guided in one pass",
+    )  # fmt: skip
     p.add_argument("--overwrite", action="store_true", help="replace an earlier export in DIR")
     return p
 
@@ -30,7 +35,7 @@ def run(args: argparse.Namespace) -> int | None:
     check_model_path(args.run)
     from ..interop.export import export_diffusers, sampler_note, stock_sample_command
 
-    out = export_diffusers(args.run, args.dir, ema, args.overwrite)
+    out = export_diffusers(args.run, args.dir, ema, args.overwrite, args.scale)
     note = sampler_note(out)
     text = f"{out}\n" + f"{note}\n" * bool(note)
     text += "A stock diffusers pipeline: unet/ (UNet2DModel), scheduler/ and adagn_label_pipeline.py, which\n"

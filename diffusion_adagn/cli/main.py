@@ -20,6 +20,7 @@ COMMANDS = {
     "sample": "sample images by class label",
     "evaluate": "compare images or a model with real images",
     "sweep": "compare guidance scales, intervals, steps and samplers by metrics",
+    "guide": "train a small guide for a run, for guidance against a weaker network",
     "ema": "compare EMA lengths of a run by the loss on held-out images",
     "trace": "show the effect of the condition, and whether the label is used",
     "classify": "find the class of images by the loss of denoising them",

@@ -7,7 +7,8 @@ import argparse
 from pathlib import Path
 
 from ..errors import UsageError
-from ..sampling.settings import EMA_HELP, parse_ema
+from ..runs.weights import parse_ema
+from ..sampling.settings import EMA_HELP
 from .options import Parser
 
 

@@ -12,9 +12,14 @@ from ..commands import shell_line
 from ..config import RunConfig
 from ..errors import InputError, UsageError, did_you_mean
 from ..renamed import ALIASES, CONFIG_KEYS, FOREIGN_OPTIONS, OPTIONS
+from ..runs.weights import Weights
 from ..schema import Layer, Setting, build, fields_of, type_name
 
 T = TypeVar("T")
+RUN_HELP = (
+    "a run folder (runs/digits), one of its checkpoints (or runs/digits@400, at step 400), a pipeline folder, owner/name on the "
+    "hub, or digits, a model that is shipped with the package; RUN:0.1 is RUN with --ema 0.1"
+)
 
 
 class Parser(argparse.ArgumentParser):
@@ -27,11 +32,14 @@ class Parser(argparse.ArgumentParser):
             formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=36, width=118),
         )  # fmt: skip
         self.add_argument("--debug", action="store_true", help="show the traceback of an error")
+        self._has_model = False
 
     def parse(self, argv: Sequence[str]) -> argparse.Namespace:
         """The options, without settings that were not given; and the whole command line as `typed`."""
         args, unknown = self.parse_known_args([self._canonical(word) for word in argv])
         args.typed = shell_line([*self.prog.split(), *argv])
+        if self._has_model:
+            read_weights(args, "run")
         for action in self._actions:  # argparse accepts an optional positional argument only before the first option
             missing = not action.option_strings and action.nargs == "?" and not getattr(args, action.dest)
             if missing and unknown and not unknown[0].startswith("-"):
@@ -64,11 +72,8 @@ class Parser(argparse.ArgumentParser):
 
     def add_model(self) -> None:
         """The argument RUN."""
-        help = (
-            "a run folder (runs/digits), one of its checkpoints, a pipeline folder, owner/name on the hub, or digits, "
-        )
-        help += "a model that is shipped with the package"
-        self.add_argument("run", metavar="RUN", help=help)
+        self.add_argument("run", metavar="RUN", help=RUN_HELP)
+        self._has_model = True
 
     def add_config(self) -> None:
         """The config file, as an argument or as --config; `config_file` reads it."""
@@ -126,6 +131,17 @@ class Parser(argparse.ArgumentParser):
             groups[section].add_argument(f"--{option}", **flag)
 
 
+def read_weights(args: argparse.Namespace, name: str) -> None:
+    """Replace RUN@STEP:EMA in the argument `name` by the path of its checkpoint, and set --ema. Raises InputError for a wrong one."""
+    text = getattr(args, name)
+    weights = Weights.parse(text)
+    setattr(args, name, weights.path)
+    if weights.ema is not None:
+        if getattr(args, "ema", "run") not in ("run", str(weights.ema)):
+            raise UsageError(f"{text} and --ema {args.ema} name two EMA lengths: give one.")
+        args.ema = weights.ema
+
+
 def _options(cls: type, skip: Sequence[str] = ()) -> Iterator[tuple[Setting, str]]:
     """Each setting with the name of its option."""
     for setting in fields_of(cls):
@@ -152,20 +168,26 @@ def _help(setting: Setting, default: object = None) -> str:
     return f"{' '.join((setting.info.description or '').split())}{shown}".replace("%", "%%")
 
 
-def request(args: argparse.Namespace, cls: type[T], given: Mapping[str, Any] | None = None) -> T:
+def request(
+    args: argparse.Namespace,
+    cls: type[T],
+    given: Mapping[str, Any] | None = None,
+    labels: Mapping[str, str] = MappingProxyType({}),
+) -> T:
     """The settings that a command line describes.
 
     Args:
         args: Parsed options.
         cls: The class of settings.
         given: Other values by key.
+        labels: What messages call a setting that is not given by its option.
 
     Raises:
         UsageError: A value is invalid.
     """
     values = {s.key: getattr(args, s.key) for s in fields_of(cls) if hasattr(args, s.key)}
     try:
-        return build(cls, Layer(values | dict(given or {}), labels=option_names(cls)))
+        return build(cls, Layer(values | dict(given or {}), labels=option_names(cls) | dict(labels)))
     except InputError as error:
         raise UsageError(str(error)) from None
 

@@ -4,7 +4,8 @@ import argparse
 
 from ..commands import command, with_commands
 from ..errors import InputError, UsageError
-from ..sampling.settings import EMA_HELP, parse_ema
+from ..runs.weights import parse_ema
+from ..sampling.settings import EMA_HELP
 from .options import Parser
 
 

@@ -3,9 +3,12 @@
 import argparse
 import os
 
+from ..serving.listening import listen
 from ..serving.settings import ServeRequest
 from .options import Parser, request
 from .serving_models import add_models, check_models
+
+TOKEN = "ADAGN_TOKEN"  # in the environment
 
 
 def parser() -> Parser:
@@ -16,11 +19,11 @@ def parser() -> Parser:
 
 
 def run(args: argparse.Namespace) -> None:
-    token = os.environ.get("ADAGN_TOKEN")
+    token = os.environ.get(TOKEN)
     given = {} if token is None or hasattr(args, "token") else {"token": token}
-    what = request(args, ServeRequest, given)
+    what = request(args, ServeRequest, given, dict.fromkeys(given, TOKEN))
     check_models(args, what, "serve")
+    with listen(what) as listening:
+        from ..serving.server import serve
 
-    from ..serving.server import serve
-
-    serve(args.runs, what)
+        serve(args.runs, what, listening)

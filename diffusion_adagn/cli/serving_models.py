@@ -3,7 +3,7 @@
 import argparse
 import importlib.util
 
-from ..errors import InputError
+from ..errors import InputError, UsageError
 from ..serving.settings import ModelSettings
 from .options import Parser
 
@@ -26,6 +26,10 @@ def check_models(args: argparse.Namespace, settings: ModelSettings, command: str
     from ..runs.recorded import check_model
 
     for run in args.runs:
+        if not run.strip():
+            raise UsageError(
+                "a model has no name: expected a run, such as runs/digits, or digits, which ships with the package."
+            )
         check_model(run, None, settings.ema, None)
     for file in settings.learned:
         read_record(file)

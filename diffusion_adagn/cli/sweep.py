@@ -8,13 +8,17 @@ from pathlib import Path
 
 from ..experiments.settings import AXES, SweepRequest, parse_axes
 from ..sampling.settings import SamplerSettings
-from .options import Parser, config_overrides, option_names, request
+from .options import RUN_HELP, Parser, config_overrides, option_names, request
 
 
 def parser() -> Parser:
-    usage = "RUN --guidance 1:4:0.5 [--interval none,sigma:0.3-5] [--steps 10,25] [--count 1000] [options]"
+    usage = """\
+RUN ... --guidance 1:4:0.5 [--interval none,sigma:0.3-5] [--steps 10,25] [--count 1000] [options]
+RUN --guidance 1:3:0.5 --interval auto --budget 30m [options]
+RUN --guidance 1:3:0.5 --guide runs/small@*,runs/small:0.2 --ema 0.02:0.2:0.03 [options]"""
     p = Parser("sweep", __doc__, usage)
-    p.add_model()
+    help = f"{RUN_HELP}; RUN@* is every checkpoint; several are compared"
+    p.add_argument("runs", metavar="RUN", nargs="+", help=help)
     p.add_options(SamplerSettings, several=True, defaults={"steps": SweepRequest.sampler.steps})
     p.add_options(SweepRequest, skip=["sampler"])
     p.add_out("folder of the report [sweeps/RUN/step-STEP]")
@@ -25,13 +29,18 @@ def parser() -> Parser:
 def run(args: argparse.Namespace) -> int | None:
     texts = {key: getattr(args, key) for key in AXES if hasattr(args, key)}
     given = {"axes": parse_axes(texts, option_names(SamplerSettings)), "data": config_overrides(args)}
-    given["sampler"] = SweepRequest.sampler.with_values({"guide": getattr(args, "guide", None)})
     what = request(args, SweepRequest, given)
 
+    from ..experiments.points import grid_of
     from ..runs.recorded import check_model, default_folder
 
-    check_model(args.run, what.sampler.guide, what.ema, what.classes)
+    grid = grid_of(args.runs, what.with_intervals(()))
+    for weights in grid.models:
+        check_model(weights.path, None, weights.ema, what.classes)
+        for guide in grid.guides_of(weights):
+            check_model(guide.path, None, guide.ema, None)
     from ..experiments.sweep import sweep
 
-    out = Path(args.out or default_folder("sweeps", args.run, what.ema))
-    sweep(args.run, what, out, args.typed)
+    first = grid.models[0]
+    out = default_folder("sweeps", first.run if grid.varied else first.path, "run" if grid.varied else first.ema)
+    sweep(args.runs, what, Path(args.out or f"{out}{'-weights' if grid.varied else ''}"), args.typed)

@@ -47,6 +47,7 @@ STREAMS = {
             "augment",
             "augment_normal",
             "zero_shot",
+            "guidance",
         )
     )
 }

@@ -58,7 +58,7 @@ class DiffusionLoss:
         self.posterior = None if self.posterior is None else self.posterior.to(device)
         return self
 
-    def loss(self, output: Tensor, x0: Tensor, noise: Tensor, level: Level) -> Tensor:
+    def loss(self, output: Tensor, x0: Tensor, noise: Tensor, level: Level, target: Tensor | None = None) -> Tensor:
         """The loss of each sample, float32 [B].
 
         Args:
@@ -66,16 +66,18 @@ class DiffusionLoss:
             x0: images in [-1, 1], [B, C, H, W].
             noise: [B, C, H, W].
             level: of tensors [B].
+            target: of the mean squared error, [B, C, H, W]. None: that of x0 and noise.
         """
-        loss = self.mse(output, x0, noise, level)
+        loss = self.mse(output, x0, noise, level, target)
         if self.vlb_weight is None:
             return loss
         weight = self.vlb_weight * len(self.process.alphas_cumprod)
         return loss + weight * self.vlb(output, x0, noise, level)
 
-    def mse(self, output: Tensor, x0: Tensor, noise: Tensor, level: Level) -> Tensor:
-        """Weighted mean squared error of each sample, float32 [B]: of the first C output channels."""
-        error = output[:, : x0.shape[1]].float() - self.process.target(x0, noise, level).float()
+    def mse(self, output: Tensor, x0: Tensor, noise: Tensor, level: Level, target: Tensor | None = None) -> Tensor:
+        """Weighted mean squared error of each sample, float32 [B]: of the first C output channels. See `loss`."""
+        target = self.process.target(x0, noise, level) if target is None else target
+        error = output[:, : x0.shape[1]].float() - target.float()
         loss = error.square().flatten(1).mean(1)
         return loss if self.weight is None else loss * self.weight[level.time.long()]
 

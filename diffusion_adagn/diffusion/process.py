@@ -115,13 +115,13 @@ class Process:
 
     def add_noise(self, x0: Tensor, noise: Tensor, level: Level) -> Tensor:
         """x [B, C, H, W] from x0 in [-1, 1] and noise, both [B, C, H, W]."""
-        return _wide(level.alpha) * x0 + _wide(level.sigma) * noise
+        return wide(level.alpha) * x0 + wide(level.sigma) * noise
 
     def target(self, x0: Tensor, noise: Tensor, level: Level) -> Tensor:
         """F for which x0 = skip x + out F, [B, C, H, W]: without the cancellation of (x0 - skip x) / out."""
         if self.prediction in ("eps", "x0"):
             return noise if self.prediction == "eps" else x0
-        alpha, sigma = _wide(level.alpha), _wide(level.sigma)
+        alpha, sigma = wide(level.alpha), wide(level.sigma)
         if self.prediction == "v":
             return alpha * noise - sigma * x0
         if self.prediction == "edm":
@@ -131,14 +131,14 @@ class Process:
     def to_x0(self, prediction: Tensor, x: Tensor, level: Level) -> Tensor:
         """x0 [B, C, H, W], not clipped, from the network's output at x."""
         if self.prediction == "eps":
-            return (x - _wide(level.sigma) * prediction) / _wide(level.alpha)
-        return prediction if self.prediction == "x0" else _wide(level.skip) * x + _wide(level.out) * prediction
+            return (x - wide(level.sigma) * prediction) / wide(level.alpha)
+        return prediction if self.prediction == "x0" else wide(level.skip) * x + wide(level.out) * prediction
 
     def from_x0(self, x0: Tensor, x: Tensor, level: Level) -> Tensor:
         """The network's output that means x0 at x: the inverse of `to_x0` (sigma > 0)."""
         if self.prediction == "eps":
-            return (x - _wide(level.alpha) * x0) / _wide(level.sigma)
-        return x0 if self.prediction == "x0" else (x0 - _wide(level.skip) * x) / _wide(level.out)
+            return (x - wide(level.alpha) * x0) / wide(level.sigma)
+        return x0 if self.prediction == "x0" else (x0 - wide(level.skip) * x) / wide(level.out)
 
 
 def ddpm(alphas_cumprod: Tensor, prediction: str, noise: tuple[float, float] | None = None) -> Process:
@@ -250,6 +250,6 @@ def noise_levels(noise: str, mean: float, std: float) -> Callable[[Tensor], Tens
     return lambda u: (mean + std * torch.special.ndtri(u.double())).exp()
 
 
-def _wide(value: Tensor | float) -> Tensor | float:
+def wide(value: Tensor | float) -> Tensor | float:
     """[B] -> [B, 1, 1, 1]; a number as it is."""
     return value[:, None, None, None] if isinstance(value, Tensor) else value

@@ -81,7 +81,7 @@ def evaluate_model(source: str, request: EvaluateRequest, out: Path) -> dict | N
     ids = classes_of(pipe, request.classes)
     draw = SamplePlan(ids, request.count, request.seed, request.batch_size, precision, shown=0)
     calls = pipe.prepare(point, guide)
-    evaluations = point.guidance.evaluations(calls)
+    evaluations = point.guidance.evaluations(calls, pipe.one_pass)
     setup = bench_of_model(source, pipe, draw, request, state)
     plan = {
         "model": model_hash(pipe.unet),
@@ -122,7 +122,7 @@ def evaluate_model(source: str, request: EvaluateRequest, out: Path) -> dict | N
             f"{what}\n{draw.count:,} images, guidance {point.guidance.scale:g}, {point.sampler}, {point.steps} steps, {evaluations} network "
             f"evaluations each, on {state.num_processes} process(es), {state.device}, {draw.precision}\nagainst {setup.against}"
         )
-        if note := inactive_interval_note(point, calls):
+        if note := inactive_interval_note(point, point.guidance.evaluations(calls) - len(calls)):
             print(note)
         with writing(out):
             out.mkdir(parents=True, exist_ok=True)

@@ -18,6 +18,7 @@ from ..errors import InputError, reject_first
 from ..models.config import machine_memory
 from ..runs.recorded import MAX_INDEX, SamplesIndex
 from ..runs.shipped import shipped_folder
+from ..runs.weights import Weights
 from ..schema import as_document, read_document
 
 ENDINGS = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
@@ -117,6 +118,7 @@ def is_model(what: str) -> bool:
 
     digits is the shipped model; digits:train and digits:test are the data.
     """
+    what = Weights.parse(what).path
     if shipped_folder(what):
         return True
     path = Path(what).expanduser()

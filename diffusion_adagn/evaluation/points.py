@@ -17,7 +17,6 @@ from accelerate.utils import broadcast_object_list
 
 from ..atomic import atomic_write
 from ..config import SpeedConfig
-from ..diffusion.schedule import ModelEval
 from ..errors import InputError
 from ..runtime.precision import check_precision, use_precision
 from ..runtime.speed import apply_speed, has_bf16, resolve_speed
@@ -68,10 +67,10 @@ def set_up(pipes: Sequence[ClassConditionalPipeline | None], precision: str, dev
             apply_speed(pipe.unet, resolve_speed(SpeedConfig(precision), device, flops=0))
 
 
-def inactive_interval_note(settings: SamplerSettings, calls: Sequence[ModelEval]) -> str:
-    """A note if the interval contains no step, so that nothing is guided; "" otherwise."""
+def inactive_interval_note(settings: SamplerSettings, guided: int) -> str:
+    """A note if the interval contains no step, so that nothing is guided; "" otherwise. guided: calls that are."""
     guidance = settings.guidance
-    if guidance.scale == 1 or guidance.evaluations(calls) > len(calls):
+    if guidance.scale == 1 or guided:
         return ""
     return f"note: the interval {guidance.interval} contains none of {settings.steps} steps: nothing is guided"
 
@@ -119,6 +118,7 @@ class SamplePlan:
 
     @property
     def batches(self) -> list[range]:
+        """The indices of the images of each batch."""
         return [range(i, min(i + self.batch_size, self.count)) for i in range(0, self.count, self.batch_size)]
 
     @property
@@ -165,10 +165,11 @@ def sample_point(
     guide: ClassConditionalPipeline | None = None,
     keep_pixels: bool = False,
     on_batch: Callable[[int], None] = lambda count: None,
+    count: int | None = None,
 ) -> Sampled | None:
     """Sample the missing batches of a point into `folder`, one file per batch. Each process samples its share.
 
-    The files remain until `remove_batches`.
+    The files remain until `remove_batches`: with a larger count, the same images are not sampled again.
 
     Args:
         pipe: The model.
@@ -180,20 +181,22 @@ def sample_point(
         guide: The model that guidance moves away from; None: the null label.
         keep_pixels: Save the pixels too.
         on_batch: Called after each batch with its number of images.
+        count: Only so many of the first images: a multiple of the batch size. None: all.
 
     Returns:
-        All images on the main process; None on the others.
+        These images on the main process; None on the others.
     """
     calls = pipe.prepare(point, guide)
-    files = [folder / f"batch-{i:06d}.npz" for i in range(len(draw.batches))]
+    batches = [batch for batch in draw.batches if count is None or batch.start < count]
+    files = [folder / f"batch-{i:06d}.npz" for i in range(len(batches))]
     folder.mkdir(parents=True, exist_ok=True)
     for i in range(state.process_index, len(files), state.num_processes):
         if not _is_valid(files[i], keep_pixels):
-            arrays = _batch(pipe, point, draw, draw.batches[i], extractors, guide, len(calls), keep_pixels)
+            arrays = _batch(pipe, point, draw, batches[i], extractors, guide, len(calls), keep_pixels)
             atomic_write(files[i], lambda tmp, arrays=arrays: np.savez(tmp, **arrays))
-        on_batch(len(draw.batches[i]))
+        on_batch(len(batches[i]))
     state.wait_for_everyone()
-    return _gather(files, draw, extractors, keep_pixels) if state.is_main_process else None
+    return _gather(files, draw, batches[-1].stop, extractors, keep_pixels) if state.is_main_process else None
 
 
 def remove_batches(folder: Path) -> None:
@@ -243,16 +246,21 @@ def _batch(
     return arrays
 
 
-def _gather(files: Sequence[Path], draw: SamplePlan, extractors: Sequence[Extractor], keep_pixels: bool) -> Sampled:
+def _gather(
+    files: Sequence[Path], draw: SamplePlan, count: int, extractors: Sequence[Extractor], keep_pixels: bool
+) -> Sampled:
+    """The images of the files, which are the first `count` of the draw."""
     parts: dict[str, list[np.ndarray]] = {}
     for file in files:
         with np.load(file, allow_pickle=False) as arrays:
             for name in arrays.files:
                 if name != "pixels" or keep_pixels:
                     parts.setdefault(name, []).append(arrays[name])
-    means = {name: np.sum(parts.pop(name), axis=0) / draw.count for name in ("difference", "clipped")}
+    means = {name: np.sum(parts.pop(name), axis=0) / count for name in ("difference", "clipped")}
     joined = {name: np.concatenate(arrays) for name, arrays in parts.items()}
     features = {e.name: Features(joined[f"pooled.{e.name}"], joined.get(f"probabilities.{e.name}")) for e in extractors}
     grid = draw.grid
-    shown = joined["shown"][np.argsort(np.argsort(grid.ravel()))].reshape(*grid.shape, *joined["shown"].shape[1:])
-    return Sampled(features, draw.labels, joined["values"], **means, shown=shown, pixels=joined.get("pixels"))
+    present = np.sort(grid[grid < count])  # the images in `shown`, by index
+    grid = grid[:, (grid < count).all(axis=0)]
+    shown = joined["shown"][np.searchsorted(present, grid)]
+    return Sampled(features, draw.labels[:count], joined["values"], **means, shown=shown, pixels=joined.get("pixels"))

@@ -184,7 +184,7 @@ def reference_of(
     try:
         cached = Reference.load(file)
         if extractor is None or _is_current(cached, dataset, extractor):
-            return cached
+            return replace(cached, about=cached.about | {"name": dataset.name})  # the same images, elsewhere
     except InputError:  # missing or corrupted
         pass
     indices = some_of(dataset.labels, count, seed)

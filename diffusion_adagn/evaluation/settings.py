@@ -29,8 +29,6 @@ class EvalSettings:
     """images per setting, over all classes together"""
     seed: Annotated[int, Ge(0)] = 0
     """image i starts from the noise of seed + i"""
-    ema: Ema = "run"
-    guide_ema: GuideEma = None
     against: Annotated[
         str | None, Option(metavar="NAME_OR_PATH[:split]", default="the training part of the run's data")
     ] = None
@@ -68,6 +66,8 @@ class EvaluateRequest(EvalSettings):
     w: Annotated[Numbers | None, Option(metavar="NUMBER")] = None
     """w of the classifier-free guidance paper (scale - 1), instead of --guidance"""
     sampler: SamplerSettings = SamplerSettings()
+    ema: Ema = "run"
+    guide_ema: GuideEma = None
     neighbours: Annotated[int, Ge(0)] = 8
     """rows of the sheet of real images that are nearest to sampled ones; 0: no sheet"""
     keep: bool = False

@@ -15,7 +15,11 @@ from ..evaluation.metrics import METRICS
 from ..render.text import listed, percent, plus_minus
 
 SETTINGS = (
+    "run",
+    "checkpoint",
+    "ema",
     "guide",
+    "guide_ema",
     "rule",
     "negative",
     "schedule",
@@ -24,10 +28,13 @@ SETTINGS = (
     "sampler",
     "spacing",
     "eta",
+    "churn",
     "steps",
     "interval",
     "scale",
 )
+WHERE_VARIED = {"run", "checkpoint", "ema", "guide_ema", "churn"}  # settings that are recorded where they vary only
+NAMES = {"ema": "EMA", "guide_ema": "guide EMA"}  # in sentences; the others are called as they are
 CLASS_METRICS = ("kid", "accuracy", "frechet")
 TRADEOFFS = (("precision", "recall"), ("density", "coverage"))
 
@@ -45,7 +52,17 @@ NEUTRAL = {
     "rule": "rule cfg",
     "negative": "negative null",
 }
-UNGUIDED_SETTINGS = ("sampler", "steps", "eta", "spacing", "threshold")  # settings that change images at scale 1 too
+UNGUIDED_SETTINGS = (
+    "run",
+    "checkpoint",
+    "ema",
+    "sampler",
+    "churn",
+    "steps",
+    "eta",
+    "spacing",
+    "threshold",
+)  # settings that change images at scale 1 too
 
 
 @dataclass(frozen=True)
@@ -111,6 +128,12 @@ def unguided_settings(row: Mapping) -> tuple[str, ...]:
     return tuple(str(row.get(s)) for s in UNGUIDED_SETTINGS)
 
 
+def recorded_settings(points: Iterable[PointResult]) -> list[str]:
+    """The settings that points record, the scale first."""
+    rows = [p.row for p in points]
+    return [s for s in ("scale", *SETTINGS[:-1]) if s not in WHERE_VARIED or any(s in row for row in rows)]
+
+
 def differing(points: Iterable[PointResult]) -> list[str]:
     """The settings that are not the same at every point, the scale first."""
     rows = [p.row for p in points]
@@ -126,11 +149,12 @@ def format_point(row: Mapping, settings: Sequence[str]) -> str:
 def format_setting(setting: str, value: object) -> str:
     if setting == "steps":
         return f"{value} step{'' if value == 1 else 's'}"
+    name = NAMES.get(setting, setting)
     if value in (None, "none"):
-        return NEUTRAL.get(setting, f"no {setting}")
+        return NEUTRAL.get(setting, f"no {name}")
     if str(value).split(" ")[0] == setting:  # "guide", which stands for its path
         return str(value)
-    return f"{setting} {value:g}" if isinstance(value, (int, float)) else f"{setting} {value}"
+    return f"{name} {value:g}" if isinstance(value, (int, float)) else f"{name} {value}"
 
 
 def format_points(ids: Iterable[str], points: Sequence[PointResult]) -> str:
@@ -333,22 +357,26 @@ def disagreement(
 
 
 def at_the_edge(
-    choices: Mapping[str, BestSet | None], points: Sequence[PointResult], titles: Mapping[str, str] | None = None
+    choices: Mapping[str, BestSet | None],
+    points: Sequence[PointResult],
+    titles: Mapping[str, str] | None = None,
+    largest: float | None = None,
 ) -> str:
-    """Which metrics are best at the largest swept scale, so that a larger one may be better; "" for none."""
+    """Which metrics are best at the largest swept scale, so that a larger one may be better; "" for none.
+
+    largest: that scale, if it is not among the points."""
     row = {p.id: p.row for p in points}
     scales = [r["scale"] for r in row.values()]
-    if not scales or max(scales) <= max(1, min(scales)):
+    largest = max(scales, default=1) if largest is None else largest
+    if not scales or largest <= max(1, min(scales)):
         return ""
     name = metric_names(titles)
-    best = [
-        name[m] for m, c in choices.items() if c is not None and c.is_decisive and row[c.best]["scale"] == max(scales)
-    ]
+    best = [name[m] for m, c in choices.items() if c is not None and c.is_decisive and row[c.best]["scale"] == largest]
     if not best:
         return ""
     verb = "is" if len(best) == 1 else "are"
     return (
-        f"{_capital(listed(best, 8))} {verb} best at the largest scale that was swept, {max(scales):g}: sweep further to see "
+        f"{_capital(listed(best, 8))} {verb} best at the largest scale that was swept, {largest:g}: sweep further to see "
         "where they turn."
     )
 
@@ -447,6 +475,11 @@ class Advice:
     costs: dict[str, str]
 
 
+def primary_metric(choices: Mapping[str, BestSet]) -> str | None:
+    """The metric that decides first: the first of RECOMMENDATION_METRICS with values at two points; None without."""
+    return next((m for m in RECOMMENDATION_METRICS if m in choices and choices[m].intervals), None)
+
+
 def recommend(points: Sequence[PointResult], choices: Mapping[str, BestSet], **how) -> Advice | None:
     """The cheapest point among those that are not distinguishable from the best; None where there is nothing to choose.
 
@@ -460,7 +493,7 @@ def recommend(points: Sequence[PointResult], choices: Mapping[str, BestSet], **h
         choices: `best_sets` of them.
         **how: As `best_set` takes it.
     """
-    first = next((m for m in RECOMMENDATION_METRICS if m in choices and choices[m].intervals), None)
+    first = primary_metric(choices)
     if first is None:
         return None
     equal, by = choices[first].members, (first,)
@@ -487,10 +520,12 @@ def format_advice(
     choices: Mapping[str, BestSet],
     titles: Mapping[str, str] | None = None,
     again: Mapping[str, PointResult] | None = None,
+    largest: float | None = None,
 ) -> str:
     """The advice as a line: what to use, by which metric, what it costs in the others.
 
-    titles: titles of metrics, in place of those in METRICS. again: points measured with fresh seeds, by id.
+    titles: titles of metrics, in place of those in METRICS. again: points measured with fresh seeds, by id. largest: the
+    largest swept scale, if it is not among the points.
     """
     name, row, settings = metric_names(titles), {p.id: p.row for p in points}, differing(points) or ["scale"]
     best_end = lambda m: "lowest" if METRICS[m].better == "lower" else "highest"  # noqa: E731
@@ -520,7 +555,7 @@ def format_advice(
     cost_note = f" It costs {listed(lost, 8)}." if lost else " No other metric is distinguishably better elsewhere."
     cost_note = cost_note if len(choices) > len(advice.by) else ""
     scales = [r["scale"] for r in row.values()]
-    at_largest = row[point]["scale"] == max(scales) > max(1, min(scales))
+    at_largest = row[point]["scale"] == (largest or max(scales)) > max(1, min(scales))
     further = " It is the largest scale of this sweep: sweep further." if at_largest else ""
     return f"Use {where(point)}: {'; '.join(parts)}.{cost_note}{further}"
 

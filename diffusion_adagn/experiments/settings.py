@@ -1,20 +1,25 @@
 """The settings of `adagn sweep`, `adagn ema`, `adagn classify`, `adagn style` and `adagn ablate`. Nothing heavy is imported."""
 
-import itertools
-from collections.abc import Mapping
-from dataclasses import field
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import field, replace
 from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Gt, Le, MinLen
+from pydantic import BeforeValidator, Field
 
 from ..config import MAX_EMA_LENGTH, DataConfig, Device, Precision
 from ..errors import InputError, UsageError
 from ..evaluation.settings import EvalSettings
-from ..sampling.settings import Ema, Numbers, SamplerSettings, parse_numbers, scales_of, split_words
+from ..runs.weights import parse_ema
+from ..sampling.settings import EMA_HELP, Ema, Numbers, SamplerSettings, parse_numbers, scales_of, split_words
 from ..schema import AS_GIVEN, NO_OPTION, Layer, Option, build, settings
 
+AUTO = "auto"  # among intervals: those that `experiments.intervals` finds, and none
 # The settings that may vary, as keys of SamplerSettings; the last one varies fastest.
 AXES = (
+    "guide",
+    "churn",
     "spacing",
     "sampler",
     "steps",
@@ -28,6 +33,8 @@ AXES = (
     "guidance.scale",
 )
 TEXT_AXES = (
+    "guide",
+    "churn",
     "guidance.interval",
     "guidance.schedule",
     "guidance.rule",
@@ -59,6 +66,8 @@ def parse_axes(texts: Mapping[str, str], labels: Mapping[str, str]) -> dict[str,
                 raise UsageError(f"{labels[key]}: {error}.") from None
         axes[key] = tuple(None if word == "own" else word for word in words)
         for value in axes[key]:
+            if (key, value) == ("guidance.interval", AUTO):
+                continue
             build(SamplerSettings, Layer({key: value}, error=UsageError, labels=labels))
     return axes
 
@@ -74,6 +83,36 @@ def rule_words(words: list[str]) -> list[str]:
     return rules
 
 
+def _emas(words: Any) -> Any:
+    """EMA lengths in words such as "0.1", "0.02:0.2:0.03" and "raw", each once."""
+    if not isinstance(words, tuple):
+        return words
+    words = [one for word in words for one in (parse_numbers((word,)) if ":" in str(word) else (word,))]
+    return tuple(dict.fromkeys(map(parse_ema, words)))
+
+
+def parse_time(text: str) -> float:
+    """Seconds in "90s", "30m" or "1.5h". Raises ValueError for anything else."""
+    match = re.fullmatch(r"\s*(\d+(?:\.\d*)?)\s*([smh])\s*", text)
+    if match is None or float(match[1]) == 0:
+        raise ValueError(f"expected a time such as 90s, 30m or 2h, got {text!r}")
+    return float(match[1]) * {"s": 1, "m": 60, "h": 3600}[match[2]]
+
+
+def _steps(words: Any) -> Any:
+    for word in words if isinstance(words, tuple) else ():
+        if word != "*" and not str(word).isdecimal():
+            raise ValueError(f"expected steps such as 200,400, or *, which is all checkpoints, got {word!r}")
+    return words
+
+
+def _budget(value: Any) -> Any:
+    return parse_time(value) if isinstance(value, str) else value
+
+
+Emas = Annotated[tuple[float | str, ...], BeforeValidator(_emas)]
+
+
 @settings(frozen=True)
 class SweepRequest(EvalSettings):
     """What to sweep: every combination of the values of the axes."""
@@ -84,10 +123,33 @@ class SweepRequest(EvalSettings):
     """w of the classifier-free guidance paper (scale - 1), instead of --guidance"""
     sampler: Annotated[SamplerSettings, NO_OPTION] = SamplerSettings(steps=25)
     """the settings that do not vary"""
+    ema: Annotated[
+        Emas, MinLen(1), Field(description=f"{EMA_HELP}; several: 0.05,0.1,raw or from:to:step such as 0.02:0.2:0.03"),
+        Option(metavar="LENGTH|raw|run,...", default="run"),
+    ] = ("run",)  # fmt: skip
+    guide_ema: Annotated[Emas, Option(metavar="LENGTH|raw|run,...", default="that of --ema")] = ()
+    """the same for guides that --guide names without an EMA length"""
+    checkpoint: Annotated[
+        tuple[str, ...], BeforeValidator(_steps), Option(metavar="STEP,...|*", default="the newest weights")
+    ] = ()
+    """checkpoints of the runs by their steps, or *, which is all; RUN@400 and RUN@* are the same for one run"""
     shown: Annotated[int, Ge(1), NO_OPTION] = 4
     """images per class in the grid"""
     save_images: Annotated[bool, Option("keep")] = False
     """save each new point's images in its folder, as samples.npz in the ADM evaluator's format"""
+    rank: bool = False
+    """rank several runs, unguided and each at its best guidance: adds scale 1 and a table to the report"""
+    heat_map: Annotated[
+        tuple[str, ...], Option(metavar="SETTING,SETTING", default="scale and the next one that varies")
+    ] = ()
+    """two settings that vary, for the heat map of the report: such as scale,ema; scale,rule; checkpoint,guide"""
+    save_features: Annotated[bool, Option("features")] = False
+    """save the features of every image in its point's folder, and those of the reference"""
+    earlier: bool = False
+    """report the finished points of earlier commands in the folder too"""
+    budget: Annotated[float | None, BeforeValidator(_budget), Option(metavar="TIME")] = None
+    """sample within this time, such as 90s, 30m or 2h: by successive halving, the poorer half of the points is dropped in each
+    round and the others get more images, at most --count"""
     confirm: bool = False
     """measure the best settings again with fresh seeds"""
 
@@ -98,14 +160,22 @@ class SweepRequest(EvalSettings):
             scales = scales_of(self.axes.get("guidance.scale"), self.w)
             object.__setattr__(self, "axes", self.axes | {"guidance.scale": scales})
             object.__setattr__(self, "w", None)
+        if self.rank:
+            scales = self.axes.get("guidance.scale", (self.sampler.guidance.scale,))
+            object.__setattr__(self, "axes", self.axes | {"guidance.scale": tuple(dict.fromkeys([1.0, *scales]))})
+        if len(self.heat_map) not in (0, 2):
+            raise InputError(f"--heat_map takes two settings, such as scale,ema, and not {len(self.heat_map)}.")
 
-    def points(self) -> list[SamplerSettings]:
-        """Every combination of the values."""
-        keys = [key for key in AXES if key in self.axes]
-        return [
-            self.sampler.with_values(dict(zip(keys, values)))
-            for values in itertools.product(*(self.axes[k] for k in keys))
-        ]
+    @property
+    def finds_intervals(self) -> bool:
+        """Whether intervals are to be found."""
+        return AUTO in self.axes.get("guidance.interval", ())
+
+    def with_intervals(self, found: Sequence[str]) -> "SweepRequest":
+        """The request with these intervals, and none, in place of the word auto."""
+        given = self.axes.get("guidance.interval", ())
+        intervals = dict.fromkeys(i for word in given for i in (("none", *found) if word == AUTO else (word,)))
+        return replace(self, axes=self.axes | {"guidance.interval": tuple(intervals)}) if intervals else self
 
 
 @settings(frozen=True)

@@ -1,56 +1,49 @@
 """Sample the same classes and noise at many sampler settings, and measure each: guidance scale, interval, steps and others.
 
-A point is one combination of settings. Its images are sampled in batches, which the processes share, and only their features
-are stored. OUT/points/NAME contains a finished point, which is not sampled again. OUT/batches contains the batches of
-an unfinished point, which no result includes.
+A point is one combination of weights and settings. Its images are sampled in batches, which the processes share.
 """
 
 import contextlib
 import dataclasses
 import datetime
 import json
-import zipfile
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 from accelerate import PartialState
-from tqdm.auto import tqdm
+from accelerate.utils import broadcast_object_list
 
-from ..atomic import atomic_dir, atomic_write, exclusive_lock
+from ..atomic import atomic_write, exclusive_lock
 from ..commands import resume_hint, unused_path, with_commands, with_options
-from ..data.npz import write_npz
 from ..errors import InputError, writing
 from ..evaluation.extractors.base import described
 from ..evaluation.points import (
-    Sampled,
     SamplePlan,
     choose_precision,
     classes_of,
     inactive_interval_note,
-    metrics_device,
-    remove_batches,
-    sample_point,
-    set_up,
 )
-from ..evaluation.results import Results, results, versions
-from ..evaluation.setup import EvalSetup, bench_of_model
+from ..evaluation.results import versions
+from ..evaluation.setup import bench_of_model
 from ..runtime.distributed import process_state
 from ..runtime.precision import AUTOCAST
 from ..sampling.guidance import Guidance
-from ..sampling.load import open_pipeline
 from ..sampling.pipeline import ClassConditionalPipeline
-from ..sampling.pretrained import model_hash
-from ..sampling.settings import SamplerSettings
-from ..schema import as_document, document, read_document
-from .selection import PointResult, best_sets
+from ..schema import document, read_document
+from .budget import BudgetSearch, Round, budget_record, rounds_json
+from .cost import PointCost, extraction_seconds, format_cost
+from .intervals import FILE, Found, find_intervals, save_intervals, saved_intervals
+from .models import SweepModels, check_alike, kind_of_images
+from .points import Grid, SweepPoint, grid_of
+from .runner import REFERENCE, SweepRunner, load_point
+from .selection import SETTINGS, PointResult, best_sets
 from .settings import SweepRequest
 from .sweep_plots import INSTALL
 from .sweep_plots import available as plots_available
 from .sweep_report import Sweep, summary, write_report
 
 UNRECORDED = {"rule": "cfg", "negative": "null"}  # neutral values that a point's record omits, as older files do
+MAX_PRINTED = 12  # sets of weights
 POINT_VERSION = 1  # version of the stored points; a sweep does not reuse points of another version
 
 
@@ -63,26 +56,19 @@ class Draw:
 
 @document
 class SweepPlan:
-    """The settings that all points of a sweep share, plan.json."""
+    """What is read of the settings that all points of a sweep share, plan.json. varied: of WEIGHT_AXES."""
 
-    draw: Draw
-
-
-@document
-class SweepRow:
-    """What is read of a finished point's row.json."""
-
-    id: str
-    per_class: dict[str, list]
+    draw: Draw | None = None
+    varied: tuple[str, ...] = ()
 
 
-def sweep(source: str, request: SweepRequest, out: Path, command: str = "") -> list[Path]:
+def sweep(sources: str | Sequence[str], request: SweepRequest, out: Path, command: str = "") -> list[Path]:
     """Sample and measure every point, and write sweep.md, sweep.csv, sweep.json, grid.png and the curves into `out`.
 
     Under torchrun the processes share the work.
 
     Args:
-        source: The model: a run folder, a checkpoint, a pipeline folder or a hub id.
+        sources: The models: run folders, checkpoints, pipeline folders or hub ids, as texts of `Weights`.
         request: The settings to sweep.
         out: The output folder.
         command: The command that repeats this sweep, for messages and the report; empty: not printed.
@@ -94,37 +80,48 @@ def sweep(source: str, request: SweepRequest, out: Path, command: str = "") -> l
         InputError: Before anything is sampled, for whatever would fail later.
     """
     state = process_state(request.device)
-    texts = (request.classes, *map(str, request.axes.get("guidance.negative", ())))
-    pipe, name = open_pipeline(source, request.ema, texts)
-    guide_source = request.sampler.guide
-    guide, guide_name = (
-        (None, "") if guide_source is None else open_pipeline(guide_source, request.guide_ema or request.ema, texts)
-    )
-    recorded = _recorded_precision(out) if state.is_main_process else None
+    sources = [str(sources)] if isinstance(sources, str | Path) else [str(source) for source in sources]
+    earlier = _earlier_plan(out)
+    grid = grid_of(sources, request.with_intervals(()), earlier.varied)
+    recorded = earlier.draw.precision if earlier.draw is not None and earlier.draw.precision in AUTOCAST else None
     request = dataclasses.replace(request, precision=choose_precision(request.precision, state, recorded))
-    set_up([pipe, guide], request.precision, state.device)
-    points = make_points(request, pipe)
-    evaluations = _check(points, pipe, guide)
-    plan = _make_plan(request, pipe)
-    eval_setup = bench_of_model(source, pipe, plan, request, state)
-    runner = SweepRunner(pipe, guide, eval_setup, request.k, state, evaluations, request.save_images)
+    texts = (request.classes, *map(str, request.axes.get("guidance.negative", ())))
+    models = SweepModels(request.precision, state.device, request.batch_size, texts)
+    found = _intervals(models.model(grid.models[0]), grid, state, out) if request.finds_intervals else None
+    if found is not None:
+        grid = grid_of(sources, request.with_intervals(found.intervals), earlier.varied)
+    costs, notes = prepare_points(grid, models)
+    points = list(costs)
+    plan = _make_plan(request, models.model(grid.models[0]))
+    eval_setup = bench_of_model(grid.models[0].path, models.model(grid.models[0]), plan, request, state)
+    runner = SweepRunner(models, eval_setup, request.k, state, costs, request.save_images, request.save_features)
     if state.is_main_process:
         with writing(out):
             out.mkdir(parents=True, exist_ok=True)
     with exclusive_lock(out) if state.is_main_process else contextlib.nullcontext():
         if state.is_main_process:
-            _open_output_dir(out, _comparable_settings(runner, plan), command)
-            _print_plan(name, guide_name, points, plan, runner, out)
+            _open_output_dir(out, _comparable_settings(runner, grid, plan) | budget_record(request.budget), command)
+            if found is not None:
+                save_intervals(out / FILE, found)
+                notes = [found.sentence(), *notes]
+            _print_plan(grid, points, plan, runner, notes, out)
         state.wait_for_everyone()
         try:
-            runner.run(points, plan, out / "points", out / "batches", out.name)
-            finished = [_load_point(out / "points" / p.name, p) for p in points]
+            finished, rounds = _run(runner, points, plan, request.budget, out)
             confirmed = _confirm(runner, points, finished, plan, out) if request.confirm else []
             if not state.is_main_process:
                 return []
-            others = len(list((out / "points").iterdir())) - len(points)
+            if request.save_features and eval_setup.extractor is not None:
+                eval_setup.reference.save(out / REFERENCE)
+            others = [] if rounds else sorted({f.name for f in (out / "points").iterdir()} - {p.name for p in points})
+            if request.earlier:
+                finished, others = [*finished, *(load_point(out / "points" / name) for name in others)], []
             files = write_report(
-                _sweep_record(source, name, runner, plan, points, command), finished, out, confirmed, others
+                _sweep_record(sources, grid, runner, plan, request, finished, rounds, found, command),
+                finished,
+                out,
+                confirmed,
+                len(others),
             )
         except KeyboardInterrupt:
             print(resume_hint(f"\nStopped. {out} contains the finished points.", command))
@@ -150,32 +147,56 @@ def sweep(source: str, request: SweepRequest, out: Path, command: str = "") -> l
     return files
 
 
-def make_points(request: SweepRequest, pipe: ClassConditionalPipeline) -> list[SamplerSettings]:
-    """Every combination once. At scale 1, all intervals, schedules, rescalings and guides are one point."""
-    points = [pipe.resolved(point).canonical() for point in request.points()]
-    points = list(dict.fromkeys(points))
-    names = [p.name for p in points]
-    if repeated := [n for n in names if names.count(n) > 1]:
-        raise InputError(f"two settings have the same name ({repeated[0]}): remove one.")
-    return points
-
-
 # ---------------------------------------------------------------------- before the first image
 
 
-def _check(
-    points: Sequence[SamplerSettings], pipe: ClassConditionalPipeline, guide: ClassConditionalPipeline | None
-) -> dict[str, int]:
-    """Network evaluations per image, by the point's name. Raises InputError for a point that cannot be sampled, naming it."""
-    evaluations = {}
-    if guide is not None:
-        pipe.check_guidance(Guidance(), guide)
-    for point in points:
-        try:
-            evaluations[point.name] = point.guidance.evaluations(pipe.prepare(point, guide))
-        except InputError as error:
-            raise InputError(f"the point {point.name} cannot be sampled: {error}") from None
-    return evaluations
+def prepare_points(grid: Grid, models: SweepModels) -> tuple[dict[SweepPoint, PointCost], list[str]]:
+    """Every combination once, checked with its networks; at scale 1, all intervals, schedules and guides are one point.
+
+    Args:
+        grid: What was asked for.
+        models: Loads each set of weights once, which records it.
+
+    Returns:
+        The cost of each point, in an order in which weights are loaded rarely; and notes.
+
+    Raises:
+        InputError: For a point that cannot be sampled, naming it.
+    """
+    costs, notes, kinds, order = {}, {}, {}, []
+    for weights in grid.models:
+        pipe = models.model(weights)
+        kinds[weights] = kind_of_images(pipe)
+        check_alike(kinds, grid.models[0], weights)
+        points = grid.points_of(weights, pipe.resolved)
+        for guide in [None, *grid.guides_of(weights)]:  # each is loaded once
+            if guide is not None:
+                pipe.check_guidance(Guidance(), models.guide(guide))
+            for point in points:
+                if point.guide == guide:
+                    costs[point] = _cost(point, models)
+                    notes[inactive_interval_note(point.sampler, costs[point].guided)] = None
+        order += points
+        del pipe  # the next model is loaded without this one in memory
+    names = [p.name for p in order]
+    if repeated := [n for n in names if names.count(n) > 1]:
+        raise InputError(f"two settings have the same name ({repeated[0]}): remove one.")
+    return {point: costs[point] for point in order}, [note for note in notes if note]
+
+
+def _cost(point: SweepPoint, models: SweepModels) -> PointCost:
+    try:
+        return models.cost(point.sampler, point.model, point.guide)
+    except InputError as error:
+        raise InputError(f"the point {point.name} cannot be sampled: {error}") from None
+
+
+def _intervals(pipe: ClassConditionalPipeline, grid: Grid, state: PartialState, out: Path) -> Found:
+    """The intervals found for the first model, by the main process; of a resumed sweep those of its start."""
+    found = None
+    if state.is_main_process:
+        found = saved_intervals(out / FILE) or find_intervals(pipe, grid.models[0].path)
+    return broadcast_object_list([found])[0]
 
 
 def _make_plan(request: SweepRequest, pipe: ClassConditionalPipeline) -> SamplePlan:
@@ -194,14 +215,19 @@ def _make_plan(request: SweepRequest, pipe: ClassConditionalPipeline) -> SampleP
     return plan
 
 
-def _comparable_settings(runner: "SweepRunner", plan: SamplePlan) -> dict:
-    """Everything that a point's numbers depend on, except the point's own settings."""
+def _comparable_settings(runner: "SweepRunner", grid: Grid, plan: SamplePlan) -> dict:
+    """Everything that a point's numbers depend on, except the point's own settings.
+
+    Where weights vary, their hashes are in "weights", to which later ones are added.
+    """
     eval_setup = runner.eval_setup
     reference = None if eval_setup.reference is None else eval_setup.reference.about
+    hashes = {str(weights): about.hash for weights, about in runner.models.about.items()}
+    guide = next(iter(grid.guides_of(grid.models[0])), None)
+    one = {"model": hashes[str(grid.models[0])], "guide": None if guide is None else hashes[str(guide)]}
     return {
         "version": POINT_VERSION,
-        "model": model_hash(runner.pipe.unet),
-        "guide": None if runner.guide is None else model_hash(runner.guide.unet),
+        **({"model": None, "guide": None, "varied": list(grid.varied), "weights": hashes} if grid.varied else one),
         "draw": plan.to_dict(),
         "extractor": None if eval_setup.extractor is None else eval_setup.extractor.hash,
         "judge": None if eval_setup.classifier is None else eval_setup.classifier.hash,
@@ -212,29 +238,34 @@ def _comparable_settings(runner: "SweepRunner", plan: SamplePlan) -> dict:
 
 
 def _open_output_dir(out: Path, settings: dict, command: str) -> None:
-    """Write plan.json into `out`, or check that an existing one has these settings. Points may be added later."""
+    """Write plan.json into `out`, or check that an existing one has these settings. Points and weights may be added later."""
     file = out / "plan.json"
     settings = json.loads(json.dumps(settings))
     if file.is_file():
-        if changed := _differences(read_document(file), settings):
+        earlier = read_document(file)
+        added = {}
+        if isinstance(weights := earlier.get("weights"), dict) and "weights" in settings:
+            added = {name: settings["weights"][name] for name in settings["weights"] if name not in weights}
+            settings["weights"] = weights | settings["weights"]
+            earlier["weights"] = weights | added
+        if changed := _differences(earlier, settings):
             text = f"{out} contains a sweep with other settings ({'; '.join(changed)}), which cannot be compared: restore them, or give another --out"
             again = [with_options(command, out=unused_path(str(out)))] if command and " --out" not in command else []
             raise InputError(with_commands(f"{text}:", *again) if again else f"{text}.")
-    elif any(not p.name.startswith(".") for p in out.iterdir()):
+    if not file.is_file() and any(not p.name.startswith(".") for p in out.iterdir()):
         raise InputError(f"{out} contains files that are not a sweep: give another --out.")
-    else:
+    if not file.is_file() or added:
         atomic_write(file, lambda tmp: tmp.write_text(json.dumps(settings, indent=1), encoding="utf-8"))
     for leftover in [*out.glob("batches*/*/.*.npz"), *out.glob(".*.*")]:  # temporary files of a killed process
         leftover.unlink(missing_ok=True)
 
 
-def _recorded_precision(out: Path) -> str | None:
-    """The precision of the sweep in `out`; None if there is none. `_open_output_dir` reports a corrupted plan."""
+def _earlier_plan(out: Path) -> SweepPlan:
+    """What an earlier command recorded in `out`; empty if there was none. `_open_output_dir` reports a corrupted plan."""
     try:
-        precision = read_document(out / "plan.json", SweepPlan).draw.precision
+        return read_document(out / "plan.json", SweepPlan)
     except InputError:
-        return None
-    return precision if precision in AUTOCAST else None
+        return SweepPlan()
 
 
 def _differences(old: object, new: object, key: str = "") -> list[str]:
@@ -250,143 +281,88 @@ def _abbreviated(value: object) -> str:
 
 
 def _print_plan(
-    name: str, guide_name: str, points: Sequence[SamplerSettings], plan: SamplePlan, runner: "SweepRunner", out: Path
+    grid: Grid, points: Sequence[SweepPoint], plan: SamplePlan, runner: "SweepRunner", notes: Sequence[str], out: Path
 ) -> None:
-    finished = sum((out / "points" / p.name).is_dir() for p in points)
-    state = runner.state
+    left = [p for p in points if not (out / "points" / p.name).is_dir()]
+    state, about = runner.state, runner.models.about
+    guides = dict.fromkeys(guide for weights in grid.models for guide in grid.guides_of(weights))
+    for weights in grid.models[:MAX_PRINTED]:
+        print(about[weights].what)
+    if len(grid.models) > MAX_PRINTED:
+        print(f"and {len(grid.models) - MAX_PRINTED} more sets of weights")
     print(
-        f"{name}\n{len(points)} points of {plan.count:,} images ({len(plan.classes)} classes), {finished} finished, on "
+        f"{len(points)} points of {plan.count:,} images ({len(plan.classes)} classes), {len(points) - len(left)} finished, on "
         f"{state.num_processes} process(es), {state.device}, {plan.precision}, in {out}"
     )
-    if guide_name:
-        print(f"guide: {guide_name}")
+    for guide in list(guides)[:MAX_PRINTED]:
+        print(f"guide: {about[guide].what}")
     print(f"measured against {runner.eval_setup.against}")
-    for note in {inactive_interval_note(p, runner.pipe.prepare(p, runner.guide)) for p in points} - {""}:
+    shown = runner.models.model(points[0].model).unet.config
+    extraction = extraction_seconds(
+        runner.eval_setup.extractors, plan.batch_size, (shown.sample_size, shown.sample_size, shown.in_channels)
+    )
+    print(format_cost([runner.costs[p] for p in left], plan.count, extraction, state.num_processes, plan.batch_size))
+    for note in notes:
         print(note)
 
 
-# ---------------------------------------------------------------------- the points
+def _run(
+    runner: SweepRunner, points: Sequence[SweepPoint], plan: SamplePlan, budget: float | None, out: Path
+) -> tuple[list[PointResult], list[Round]]:
+    """Sample and measure the points: all with every image, or by successive halving within the budget.
 
-
-@dataclass(frozen=True)
-class SweepRunner:
-    """Samples and measures points.
-
-    evaluations: network evaluations per image, by the point's name. save_images: write each point's images to its folder.
+    Returns:
+        The points with the most images, on every process; and the rounds of a budget.
     """
-
-    pipe: ClassConditionalPipeline
-    guide: ClassConditionalPipeline | None
-    eval_setup: EvalSetup
-    k: int
-    state: PartialState
-    evaluations: dict[str, int]
-    save_images: bool
-
-    def run(
-        self, points: Sequence[SamplerSettings], plan: SamplePlan, finished: Path, batches: Path, title: str
-    ) -> None:
-        """Sample and measure the points that are not in `finished` yet. The progress bar counts network evaluations."""
-        state, main = self.state, self.state.is_main_process
-        unfinished = [p for p in points if not (finished / p.name).is_dir()]
-        state.wait_for_everyone()  # every process lists the folder before one adds to it
-        mine = sum(map(len, plan.batches[state.process_index :: state.num_processes]))
-        total = sum(mine * self.evaluations[p.name] for p in unfinished)
-        with tqdm(total=total, desc=title, unit="eval", unit_scale=True, disable=not main or not unfinished) as bar:
-            for point in unfinished:
-                bar.set_postfix_str(point.name)
-                self._run_point(point, plan, finished / point.name, batches / point.name, bar)
-        state.wait_for_everyone()
-        if main:
-            remove_batches(batches)
-
-    def _run_point(self, point: SamplerSettings, plan: SamplePlan, out: Path, batches: Path, bar: tqdm) -> None:
-        nfe = self.evaluations[point.name]
-        sampled = sample_point(
-            self.pipe, point, plan, self.eval_setup.extractors, batches, self.state, self.guide, self.save_images,
-            on_batch=lambda count: bar.update(count * nfe),
-        )  # fmt: skip
-        if sampled is not None:
-            measured = self._evaluate(sampled, point)
-            settings = {"id": point.name, **point.to_dict(), "nfe": nfe, "count": plan.count}
-            row = settings | measured.row | {"notes": measured.notes}
-            _save_point(out, row, measured, sampled, self.pipe.labels.null_id)
-            remove_batches(batches)
-
-    def _evaluate(self, sampled: Sampled, point: SamplerSettings) -> Results:
-        setup = self.eval_setup
-        calls, device = self.pipe.prepare(point, self.guide), metrics_device(self.state)
-        return results(
-            sampled, setup.reference, setup.extractor, setup.classifier, setup.class_names, calls, self.k, device
-        )
+    if budget is None:
+        runner.run(points, plan, out / "points", out / "batches", out.name)
+        return [load_point(out / "points" / p.name) for p in points], []
+    search = BudgetSearch(runner, points, plan, budget, out)
+    return search.run(), search.rounds
 
 
-def _save_point(folder: Path, row: dict, measured: Results, sampled: Sampled, null_id: int | None) -> None:
-    """Write a finished point's folder atomically."""
-    arrays = dict(measured.influence)
-    for metric, by_class in measured.class_influence.items():
-        arrays |= {f"{metric}.{c}": influence for c, influence in enumerate(by_class) if influence is not None}
-
-    def write(tmp: Path) -> None:
-        tmp.mkdir()
-        np.savez(tmp / "influence.npz", **arrays)
-        np.save(tmp / "shown.npy", sampled.shown)
-        if sampled.pixels is not None:
-            write_npz(tmp / "samples.npz", sampled.pixels, sampled.labels, null_id)
-        (tmp / "row.json").write_text(json.dumps(row, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-
-    atomic_dir(folder, write)
-
-
-def _load_point(folder: Path, point: SamplerSettings) -> PointResult:
-    try:
-        row = read_document(folder / "row.json")
-        read = as_document(row, SweepRow, folder / "row.json")
-        if read.id != point.name:
-            raise ValueError(f"it is {read.id}")
-        with np.load(folder / "influence.npz", allow_pickle=False) as arrays:
-            influence = {name: arrays[name] for name in arrays.files}
-        classes = {
-            metric: [influence.get(f"{metric}.{c}") for c in range(len(values))]
-            for metric, values in read.per_class.items()
-        }
-        overall = {name: values for name, values in influence.items() if "." not in name}
-        return PointResult(row, overall, classes, np.load(folder / "shown.npy", allow_pickle=False))
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise InputError(
-            f"{folder} is corrupted ({error}): remove it, and the same command samples it again."
-        ) from None
+# ---------------------------------------------------------------------- after the last image
 
 
 def _confirm(
-    runner: SweepRunner, points: Sequence[SamplerSettings], finished: Sequence[PointResult], plan: SamplePlan, out: Path
+    runner: SweepRunner, points: Sequence[SweepPoint], finished: Sequence[PointResult], plan: SamplePlan, out: Path
 ) -> list[PointResult]:
     """Measure the best sets again with new noise: the best of many points on shared noise looks better than it is."""
     chosen = {member for choice in best_sets(finished).values() for member in choice.members}
     again = [p for p in points if p.name in chosen]
-    fresh = dataclasses.replace(plan, seed=plan.seed + plan.count)
+    fresh = dataclasses.replace(plan, seed=plan.seed + plan.count, count=finished[0].row["count"])
     if runner.state.is_main_process:
         print(f"measuring {len(again)} points of the best sets again with seeds {fresh.seed}...")
     runner.run(again, fresh, out / "confirmed", out / "batches_confirmed", f"{out.name}, again")
-    return [_load_point(out / "confirmed" / p.name, p) for p in again]
+    return [load_point(out / "confirmed" / p.name) for p in again]
 
 
 def _sweep_record(
-    source: str, name: str, runner: SweepRunner, plan: SamplePlan, points: Sequence[SamplerSettings], command: str
+    sources: Sequence[str],
+    grid: Grid,
+    runner: SweepRunner,
+    plan: SamplePlan,
+    request: SweepRequest,
+    points: Sequence[PointResult],
+    rounds: Sequence[Round],
+    found: Found | None,
+    command: str,
 ) -> Sweep:
-    records = [p.to_dict() for p in points]
-    keys = dict.fromkeys(key for record in records for key in record)
-    values = {key: list(dict.fromkeys(record.get(key, UNRECORDED.get(key)) for record in records)) for key in keys}
-    pipe, eval_setup = runner.pipe, runner.eval_setup
+    rows = [p.row for p in points]
+    keys = [key for key in dict.fromkeys(key for row in rows for key in row) if key in SETTINGS]
+    values = {key: list(dict.fromkeys(row.get(key, UNRECORDED.get(key)) for row in rows)) for key in keys}
+    eval_setup, about = runner.eval_setup, runner.models.about
+    labels = runner.models.labels
+    first, guide = about[grid.models[0]], next(iter(grid.guides_of(grid.models[0])), None)
     return Sweep(
-        source=source,
-        what=name,
-        model_hash=model_hash(pipe.unet),
-        trained_steps=pipe.config.trained_steps,
-        ema_decay=pipe.config.ema_decay,
-        ema_length=pipe.config.ema_length,
-        class_names=pipe.labels.names,
-        row_names=tuple(map(pipe.labels.name, plan.classes)),
+        source=", ".join(sources),
+        what=first.what,
+        model_hash=first.hash,
+        trained_steps=first.trained_steps,
+        ema_decay=first.ema_decay,
+        ema_length=first.ema_length,
+        class_names=labels.names,
+        row_names=tuple(map(labels.name, plan.classes)),
         swept={key: distinct for key, distinct in values.items() if len(distinct) > 1},
         reference={} if eval_setup.reference is None else eval_setup.reference.about,
         extractor={}
@@ -400,7 +376,13 @@ def _sweep_record(
         classifier={}
         if eval_setup.classifier is None
         else described(eval_setup.classifier) | eval_setup.classifier.to_dict(),
-        guide_hash=None if runner.guide is None else model_hash(runner.guide.unet),
+        guide_hash=None if guide is None else about[guide].hash,
+        weights={str(weights): record.to_dict() for weights, record in about.items()} if grid.varied else {},
+        rounds=rounds_json(rounds)["rounds"],
+        budget=request.budget,
+        intervals={} if found is None else {"proposed": list(found.intervals), "sentence": found.sentence()},
+        rank=request.rank,
+        heat_map=request.heat_map,
         k=runner.k,
         versions=versions(),
         date=datetime.date.today().isoformat(),

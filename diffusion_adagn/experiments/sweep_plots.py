@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from ..evaluation.metrics import METRICS
 from ..render.text import listed, one_line
 from .selection import (
+    NAMES,
     BestSet,
     PointResult,
     class_count,
@@ -237,10 +238,14 @@ class XAxis:
 
     ORDER = (
         "scale",
+        "ema",
+        "guide_ema",
+        "checkpoint",
         "rule",
         "negative",
         "steps",
         "eta",
+        "churn",
         "rescale",
         "threshold",
         "interval",
@@ -248,13 +253,14 @@ class XAxis:
         "sampler",
         "spacing",
         "guide",
+        "run",
     )
 
     def __init__(self, points: Sequence[PointResult], swept: Iterable[str] | None = None):
         several = differing(points)
         candidates = [s for s in self.ORDER if s in several and (swept is None or s in swept)]
         self.setting = (candidates or [s for s in self.ORDER if s in several] or ["scale"])[0]
-        self.name = {"scale": "guidance scale", "steps": "steps"}.get(self.setting, self.setting)
+        self.name = {"scale": "guidance scale", **NAMES}.get(self.setting, self.setting)
         self.values = list(dict.fromkeys(p.row.get(self.setting) for p in points))
         self.numeric = all(isinstance(v, (int, float)) for v in self.values)
         self.span = max(self.values) - min(self.values) if self.numeric else len(self.values)

@@ -27,10 +27,14 @@ from ..evaluation.report import (
     titles,
 )
 from ..render.grids import labelled_grid
+from ..render.markdown import code, plain, table, tick
 from ..render.text import listed, one_line, percent, plus_minus, shorten
 from . import sweep_plots as plots
+from .comparison import own_bests, ranking
+from .heat_map import axes_of, heat_map
 from .selection import (
     CHANCE_ERRORS,
+    NAMES,
     SETTINGS,
     TRADEOFFS,
     BestSet,
@@ -52,15 +56,19 @@ from .selection import (
     metrics_with_values,
     overguidance_notes,
     pareto,
+    primary_metric,
     recommend,
+    recorded_settings,
     rounded,
     selection_bias_note,
     worse_by,
 )
+from .sweep_sections import compared, intervals, ranked, rounds
 
 MAX_COLUMNS, MAX_GRID_CLASSES = 24, 24  # of the image grid
 MAX_SHOWN_CLASSES = 30  # in the page's table; sweep.json has all
-FIGURES = ("grid.png", "curves.png", "tradeoff.png", "diagnostics.png", "classes.png")
+MAX_WEIGHTS = 24  # in the page
+FIGURES = ("grid.png", "curves.png", "heat_map.png", "tradeoff.png", "diagnostics.png", "classes.png")
 RATIOS = ("contrast_ratio", "saturation_ratio", "brightness_shift", "extremes_shift")
 IMAGE_STATISTICS = ("brightness", "contrast", "saturation", "extremes", *RATIOS)
 NEIGHBOURS = ("precision", "recall", "density", "coverage")
@@ -81,7 +89,9 @@ class Sweep:
     extractor: name, hash, resolution, resize, dimension, is_fid; either is empty where there was none, and a user's
     own extractor may say less. count: images per point. command: repeats the sweep. judge: the record of the
     extractor whose class probabilities give the accuracy. k: neighbours of precision, recall, density and coverage.
-    versions: of what made the numbers. row_names: of the sampled classes; empty: class_names.
+    versions: of what made the numbers. row_names: of the sampled classes; empty: class_names. weights: where they vary, the
+    record of each set; `what`, `model_hash` and so on are then of the first. rounds: those of a budget, in seconds.
+    intervals: those proposed, and from what. rank: rank the models. heat_map: the two settings of the heat map.
     """
 
     source: str
@@ -100,7 +110,13 @@ class Sweep:
     command: str = ""
     classifier: dict = field(default_factory=dict)
     guide_hash: str | None = None
+    weights: dict[str, dict] = field(default_factory=dict)
     ema_length: float | None = None
+    rounds: list[dict] = field(default_factory=list)
+    budget: float | None = None
+    intervals: dict = field(default_factory=dict)
+    rank: bool = False
+    heat_map: tuple[str, ...] = ()
     k: int = 5
     versions: dict[str, str] = field(default_factory=dict)
     date: str = ""
@@ -167,18 +183,27 @@ class SweepReport:
         self.settings = differing(self.points)
         self.metrics = metrics_with_values(self.points)
         self.choices = best_sets(self.points)
+        self.largest = max(sweep.swept.get("scale") or [p.row["scale"] for p in self.points])
         self.by_class = class_best_sets(self.points)
+        metric = primary_metric(self.choices)
+        self.compared = own_bests(self.points, metric) if metric else []
+        self.ranking = ranking(self.points, metric) if metric and sweep.rank else None
+        self.heat_map_axes = axes_of(self.points, sweep.heat_map)
         self.trades = [t for t in TRADEOFFS if set(t) <= set(self.metrics)]
         sentences = (
             disagreement(self.choices, self.points, self.words),
-            at_the_edge(self.choices, self.points, self.words),
+            at_the_edge(self.choices, self.points, self.words, self.largest),
         )
         self.verdict = " ".join(filter(None, sentences))
         self.image_notes = overguidance_notes(self.points)
         self.advice = recommend(self.points, self.choices)
         self.again = {b.id: (b, p) for p in self.confirmed if (b := self._before(p))}
         again = {i: p for i, (_, p) in self.again.items()}
-        self.use = format_advice(self.advice, self.points, self.choices, self.words, again) if self.advice else ""
+        self.use = (
+            format_advice(self.advice, self.points, self.choices, self.words, again, self.largest)
+            if self.advice
+            else ""
+        )
         self.choices_again = best_sets([replace(p, row=p.row | {"id": i}) for i, (_, p) in self.again.items()])
 
     def _before(self, point: PointResult) -> PointResult | None:
@@ -204,7 +229,7 @@ class SweepReport:
     def _flat(self, row: Mapping) -> dict:
         """One row: settings, metrics, image statistics, and what produced the numbers."""
         s, e, r, statistics = self.sweep, self.sweep.extractor, self.sweep.reference, row.get("diagnostics", {})
-        flat = {"id": row["id"], **{k: row.get(k) for k in ("scale", *SETTINGS[:-1], "nfe", "count")}}
+        flat = {"id": row["id"], **{k: row.get(k) for k in (*recorded_settings(self.points), "nfe", "count")}}
         for metric in METRICS:
             value, error, _ = metric_value(row, metric)
             flat |= {metric: value, f"{metric}_standard_error": error}
@@ -219,15 +244,24 @@ class SweepReport:
             "sampling_precision": s.precision,  # "precision" is a metric
             "batch_size": s.batch_size,
             "source": s.source,
-            "weights": s.what,
-            "model_hash": s.model_hash,
-            "trained_steps": s.trained_steps,
-            "ema_decay": s.ema_decay,
-            **({} if s.ema_length is None else {"ema_length": s.ema_length}),
-            "guide_hash": s.guide_hash,
+            **self._weights_of(row),
             "judge": s.classifier.get("name"),
             "judge_hash": s.classifier.get("hash"),
             "k": s.k,
+        }
+
+    def _weights_of(self, row: Mapping) -> dict:
+        """Which weights gave a row."""
+        s = self.sweep
+        by_hash = {record["hash"]: record for record in s.weights.values()}
+        about = by_hash.get(row.get("model_hash")) or asdict(s) | {"hash": s.model_hash}
+        return {
+            "weights": about["what"],
+            "model_hash": about["hash"],
+            "trained_steps": about["trained_steps"],
+            "ema_decay": about["ema_decay"],
+            **({"ema_length": about["ema_length"]} if s.weights or s.ema_length is not None else {}),
+            "guide_hash": row.get("guide_hash") if s.weights else s.guide_hash,
         }
 
     def json(self) -> bytes:
@@ -236,6 +270,8 @@ class SweepReport:
             "rows": self.rows,
             "choices": {m: asdict(c) for m, c in self.choices.items()},
             "class_choices": {m: [c and asdict(c) for c in sets] for m, sets in self.by_class.items()},
+            "own_best": [asdict(one) for one in self.compared],
+            "ranking": self.ranking and asdict(self.ranking) | {"sentence": self.ranking.sentence(self.words)},
             "pareto": {f"{a} and {b}": pareto(self.points, a, b) for a, b in self.trades},
             "advice": self.advice and asdict(self.advice) | {"sentence": self.use},
             "sentences": [self.verdict, *self.image_notes],
@@ -254,6 +290,8 @@ class SweepReport:
         drawn = {}
         if self.metrics:
             drawn["curves.png"] = lambda: plots.curves(points, self.settings, self.choices, titles)
+        if self.heat_map_axes and self.choices:
+            drawn["heat_map.png"] = lambda: heat_map(points, self.heat_map_axes, self.choices, titles)
         if self.trades:
             drawn["tradeoff.png"] = lambda: plots.tradeoff(points, *self.trades[0], titles)
         if any(p.row.get("diagnostics") for p in points):
@@ -294,18 +332,34 @@ class SweepReport:
     def page(self, images: Sequence[str], earlier: Sequence[str] = (), other_points: int = 0) -> bytes:
         """earlier: figures of an earlier report, which could not be drawn again."""
         parts = [
-            [f"# Guidance sweep of {_plain(self.sweep.source)}", *(["", _plain(self.use)] if self.use else [])],
+            [f"# Guidance sweep of {plain(self.sweep.source)}", *(["", plain(self.use)] if self.use else [])],
             self._provenance(other_points),
-            ["## What it says", "", _plain(self.verdict), *[f"\n{_plain(s)}" for s in self.image_notes]],
+            ["## What it says", "", plain(self.verdict), *[f"\n{plain(s)}" for s in self.image_notes]],
             ["## Points", "", *self._points()],
             self._best(),
+            *self._sections(),
             self._classes(),
             self._confirmed(),
             self._figures_section(images, earlier),
             self._notes(),
-            ["## Again", "", *_code(self.sweep.command)] if self.sweep.command else [],
+            ["## Again", "", *code(self.sweep.command)] if self.sweep.command else [],
         ]
         return _bytes("\n\n".join("\n".join(part) for part in parts if part) + "\n")
+
+    def _sections(self) -> list[list[str]]:
+        sections = [compared(self, one) for one in self.compared]
+        if self.sweep.rank:
+            sections.append(ranked(self, self.ranking))
+        if self.sweep.intervals:
+            sections.append(intervals(self, self.sweep.intervals))
+        if self.sweep.rounds:
+            sections.append(rounds(self.sweep.budget, self.sweep.rounds, self.words))
+        return sections
+
+    @staticmethod
+    def with_error(row: Mapping, metric: str) -> str:
+        """A metric's value with its standard error."""
+        return _with_error(row, metric)
 
     def _provenance(self, other_points: int) -> list[str]:
         s, r = self.sweep, self.sweep.reference
@@ -318,37 +372,49 @@ class SweepReport:
             return f"{value:g}" if isinstance(value, float) else self.guides.get(value, str(value))
 
         swept = {k: values for k, values in s.swept.items() if k != "guide" or len(self.guides) > 1}
-        swept = listed([f"{k} ({', '.join(map(format_value, values))})" for k, values in swept.items()], 12)
-        fixed = [format_point(self.points[0].row, [k]) for k in ("scale", *SETTINGS[:-1]) if k not in self.settings]
+        swept = listed(
+            [f"{NAMES.get(k, k)} ({', '.join(map(format_value, values))})" for k, values in swept.items()], 12
+        )
+        fixed = [
+            format_point(self.points[0].row, [k]) for k in recorded_settings(self.points) if k not in self.settings
+        ]
         lines = [
-            f"{_plain(s.what)}{trained}{ema}; model hash `{_tick(s.model_hash)}`.",
+            *(
+                [f"{plain(record['what'])}; hash `{tick(record['hash'])}`." for record in s.weights.values()][
+                    :MAX_WEIGHTS
+                ]
+                or [f"{plain(s.what)}{trained}{ema}; model hash `{tick(s.model_hash)}`."]
+            ),
+            f"{format_count(len(s.weights) - MAX_WEIGHTS, 'more set')} of weights; sweep.json has all."
+            if len(s.weights) > MAX_WEIGHTS
+            else "",
             f"{format_count(len(self.points), 'point')}, {format_count(s.count, 'image')} each: the same classes and noise "
-            f"at every point, seed {s.seed}, {_plain(s.precision)}, batches of {s.batch_size}.",
+            f"at every point, seed {s.seed}, {plain(s.precision)}, batches of {s.batch_size}.",
             f"{format_count(other_points, 'more finished point')} {'is' if other_points == 1 else 'are'} in points/, not requested this time."
             if other_points
             else "",
-            f"Swept: {_plain(swept)}." if swept else "Nothing was swept.",
+            f"Swept: {plain(swept)}." if swept else "Nothing was swept.",
             *self._guided_by(),
-            f"At every point: {_plain(', '.join(fixed))}. Scale 1 is no guidance."
+            f"At every point: {plain(', '.join(fixed))}. Scale 1 is no guidance."
             if fixed
             else "Scale 1 is no guidance.",
             *self._measured_by(),
         ]
         if r:
-            print_ = f", fingerprint `{_tick(r['fingerprint'])}`" if r.get("fingerprint") else ""
+            print_ = f", fingerprint `{tick(r['fingerprint'])}`" if r.get("fingerprint") else ""
             lines.append(
-                f"Reference: {_plain(r.get('name', ''))}, {format_count(r.get('count') or 0, 'image')}{print_}."
+                f"Reference: {plain(r.get('name', ''))}, {format_count(r.get('count') or 0, 'image')}{print_}."
             )
         made = [f"{name} {number}" for name, number in s.versions.items()]
         if made or s.date:
-            with_ = f" with {_plain(', '.join(made))}" if made else ""
-            lines.append(f"Made{with_}{f' on {_plain(s.date)}' if s.date else ''}.")
+            with_ = f" with {plain(', '.join(made))}" if made else ""
+            lines.append(f"Made{with_}{f' on {plain(s.date)}' if s.date else ''}.")
         return [f"- {line}" for line in lines if line]
 
     def _guided_by(self) -> list[str]:
         """The path of the guide, which is "guide" everywhere else."""
-        hashed = f", hash `{_tick(self.sweep.guide_hash)}`" if self.sweep.guide_hash else ""
-        paths = [f"{short}: `{_tick(path)}`" for path, short in self.guides.items()]
+        hashed = f", hash `{tick(self.sweep.guide_hash)}`" if self.sweep.guide_hash and len(self.guides) == 1 else ""
+        paths = [f"{short}: `{tick(path)}`" for path, short in self.guides.items()]
         return [f"Guided against another network. {_capital(listed(paths, 12))}{hashed}."] if paths else []
 
     def _measured_by(self) -> list[str]:
@@ -356,16 +422,16 @@ class SweepReport:
         e, classifier, lines = self.sweep.extractor, self.sweep.classifier, []
         if e:
             seen = taken_in(e, *self._size())
-            hashed = f", hash `{_tick(e['hash'])}`" if e.get("hash") else ""
+            hashed = f", hash `{tick(e['hash'])}`" if e.get("hash") else ""
             own = " It is not the network that FID is defined by: compare its numbers with its own alone."
-            detail = f" (images {_plain(seen)})" if seen else ""
+            detail = f" (images {plain(seen)})" if seen else ""
             lines.append(
-                f"Features: {_plain(e.get('name') or UNNAMED)}{detail}{hashed}.{'' if e.get('is_fid') else own}"
+                f"Features: {plain(e.get('name') or UNNAMED)}{detail}{hashed}.{'' if e.get('is_fid') else own}"
             )
         if classifier:
-            who = "the same network" if _same(e, classifier) else _plain(classifier.get("name") or UNNAMED)
+            who = "the same network" if _same(e, classifier) else plain(classifier.get("name") or UNNAMED)
             hashed = (
-                f", hash `{_tick(classifier['hash'])}`" if classifier.get("hash") and not _same(e, classifier) else ""
+                f", hash `{tick(classifier['hash'])}`" if classifier.get("hash") and not _same(e, classifier) else ""
             )
             fraction = heldout_accuracy(classifier)
             right = "" if fraction is None else f": the classifier gets {percent(fraction)} of held-out images right"
@@ -384,18 +450,18 @@ class SweepReport:
             head = ["point", "evaluations per image", "contrast", "saturation", "clipped"]
             statistics = [p.row.get("diagnostics", {}) for p in self.points]
             rows = [
-                [_plain(self.format_point(p)), str(p.row.get("nfe", "-"))]
+                [plain(self.format_point(p)), str(p.row.get("nfe", "-"))]
                 + [_number(d.get("contrast_ratio")), _number(d.get("saturation_ratio")), _number(clipped_fraction(p))]
                 for p, d in zip(self.points, statistics)
             ]
-            return [*_table(head, rows), "", "Contrast and saturation: as a ratio to the data's."]
-        head = ["point", "evaluations per image", *(_plain(self.titles[m]) for m in self.metrics)]
+            return [*table(head, rows), "", "Contrast and saturation: as a ratio to the data's."]
+        head = ["point", "evaluations per image", *(plain(self.titles[m]) for m in self.metrics)]
         rows = [
-            [_plain(self.format_point(p)), str(p.row.get("nfe", "-")), *(self._value(p, m) for m in self.metrics)]
+            [plain(self.format_point(p)), str(p.row.get("nfe", "-")), *(self._value(p, m) for m in self.metrics)]
             for p in self.points
         ]
         return [
-            *_table(head, rows),
+            *table(head, rows),
             "",
             "± one standard error over the images, where it is not 0. **Bold**: best; \\*: not distinguishable from it.",
         ]
@@ -413,9 +479,9 @@ class SweepReport:
         head = ["metric", "better", "best at", "value", "not distinguishable"]
         rows = [
             [
-                _plain(self.titles[m]),
+                plain(self.titles[m]),
                 METRICS[m].better,
-                _plain(self.format_point(c.best)),
+                plain(self.format_point(c.best)),
                 _with_error(self.row[c.best], m),
                 self._others(c),
             ]
@@ -429,8 +495,8 @@ class SweepReport:
         for a, b in self.trades:
             front = pareto(self.points, a, b)
             what = " and ".join(metric_names(self.words)[m] for m in (a, b))
-            fronts += ["", f"Not beaten in both {what}: {_plain(format_points(front, self.points))}."]
-        return ["## Best by each metric", "", *_table(head, rows), "", note, *fronts]
+            fronts += ["", f"Not beaten in both {what}: {plain(format_points(front, self.points))}."]
+        return ["## Best by each metric", "", *table(head, rows), "", note, *fronts]
 
     def _others(self, choice: BestSet) -> str:
         if not choice.intervals:
@@ -438,7 +504,7 @@ class SweepReport:
         others = choice.members[1:]
         if len(others) == len(choice.intervals):
             return "all others"
-        return _plain(listed([self.format_point(i) for i in others], 6)) if others else "none"
+        return plain(listed([self.format_point(i) for i in others], 6)) if others else "none"
 
     def _classes(self) -> list[str]:
         if not self.by_class:
@@ -447,8 +513,8 @@ class SweepReport:
         for metric, sets in self.by_class.items():
             rows = [
                 [
-                    _plain(self._class_name(c)),
-                    _plain(self.format_point(k.best)),
+                    plain(self._class_name(c)),
+                    plain(self.format_point(k.best)),
                     self._class_value(k, metric, c),
                     self._others(k),
                 ]
@@ -465,9 +531,9 @@ class SweepReport:
             head = ["class", "best at", "value", "not distinguishable"]
             lines += [
                 "",
-                f"{_plain(self.titles[metric])}, {METRICS[metric].better} is better.{left}{none}",
+                f"{plain(self.titles[metric])}, {METRICS[metric].better} is better.{left}{none}",
                 "",
-                *_table(head, rows),
+                *table(head, rows),
                 *self._warnings(metric),
             ]
         return lines
@@ -497,7 +563,7 @@ class SweepReport:
         reasons += (
             [f"fewer than {MIN_CLASS_IMAGES_FOR_VALUES} images of the class"] if few_images and not reasons else []
         )
-        return ["", f"{MARK} {_plain('; '.join(reasons))}."] if reasons else []
+        return ["", f"{MARK} {plain('; '.join(reasons))}."] if reasons else []
 
     def _confirmed(self) -> list[str]:
         """Before and after of the metrics by which a point is in the best set; sentences on the best only."""
@@ -505,7 +571,7 @@ class SweepReport:
             return []
         chosen_by = [m for m, c in self.choices.items() if set(c.members) & set(self.again)]
         rows = [
-            [_plain(self.format_point(i)), *(self._before_and_after(i, m) for m in chosen_by)]
+            [plain(self.format_point(i)), *(self._before_and_after(i, m) for m in chosen_by)]
             for i in self.again
             if any(i in self.choices[m].members for m in chosen_by)
         ]
@@ -515,12 +581,12 @@ class SweepReport:
             "The best of several is partly the luckiest of them, so that it was sampled again with fresh seeds: as chosen, then "
             "(→) with fresh seeds, where a point was best (bold) or not distinguishable from the best."
         )
-        table = _table(["point", *(_plain(self.titles[m]) for m in chosen_by)], rows)
+        before_and_after = table(["point", *(plain(self.titles[m]) for m in chosen_by)], rows)
         sentences = [
-            f"- {_plain(self.format_point(i))}: {_plain(selection_bias_note(*self.again[i], m, self.words[m]))}"
+            f"- {plain(self.format_point(i))}: {plain(selection_bias_note(*self.again[i], m, self.words[m]))}"
             for m, i in self._best_again().items()
         ]
-        return ["## With fresh seeds", "", why, "", *table, "", " ".join(self._holds_up()), "", *sentences]
+        return ["## With fresh seeds", "", why, "", *before_and_after, "", " ".join(self._holds_up()), "", *sentences]
 
     def _best_again(self) -> dict[str, str]:
         """By metric, the best point, of those that were measured again."""
@@ -558,7 +624,7 @@ class SweepReport:
         if not lost:
             return [*sentences, f"The best sets hold up: {of} is still in the best set of every metric."]
         now = [
-            f"{metric_names(self.words)[m]} (now best at {_plain(self.format_point(self.choices_again[m].best))})"
+            f"{metric_names(self.words)[m]} (now best at {plain(self.format_point(self.choices_again[m].best))})"
             for m in lost
         ]
         held = f"{len(compared) - len(lost)} of {format_count(len(compared), 'metric')}"
@@ -596,8 +662,8 @@ class SweepReport:
         items = []
         for (where, blank, why), metrics in lines.items():
             none = f" {'has' if len(metrics) == 1 else 'have'} no value" if blank else ""
-            items.append(f"- {_plain(f'{listed(metrics, 8)}{none}{where}: {why}')}")
-        items += [f"- {_plain(caution)}" for caution in self._cautions()]
+            items.append(f"- {plain(f'{listed(metrics, 8)}{none}{where}: {why}')}")
+        items += [f"- {plain(caution)}" for caution in self._cautions()]
         return ["## Notes", "", *items] if items else []
 
     def _cautions(self) -> list[str]:
@@ -648,9 +714,12 @@ def _same(extractor: Mapping, classifier: Mapping) -> bool:
 
 
 def _guides(points: Iterable[PointResult]) -> dict[str, str]:
-    """What stands for each guide's path: "guide", or "guide 1", "guide 2"."""
+    """What stands for each guide's path: "guide", or "guide 1", "guide 2", or for checkpoints of one run "guide step 200"."""
     paths = [p.row.get("guide") for p in points]
     paths = list(dict.fromkeys(str(g) for g in paths if g not in (None, "none")))
+    steps = [re.fullmatch(r"(.*)/step-0*([0-9]+)(:.*)?", path) for path in paths]
+    if len(paths) > 1 and all(steps) and len({step[1] for step in steps}) == 1:
+        return {path: f"guide step {step[2]}{step[3] or ''}" for path, step in zip(paths, steps)}
     return {path: f"guide {i + 1}" if len(paths) > 1 else "guide" for i, path in enumerate(paths)}
 
 
@@ -711,21 +780,3 @@ def _png(save) -> bytes:
     file = io.BytesIO()
     save(file)
     return file.getvalue()
-
-
-def _plain(text: str) -> str:
-    """Text from anywhere as one line that Markdown shows as it is."""
-    return re.sub(r"([\\`*_<>\[\]|#~])", r"\\\1", one_line(text))
-
-
-def _tick(text: str) -> str:
-    return one_line(text).replace("`", "'").replace("|", "/")
-
-
-def _code(text: str) -> list[str]:
-    fence = "`" * max(3, 1 + max((len(run) for run in re.findall("`+", text)), default=0))
-    return [f"{fence}bash", text, fence]
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    return [f"| {' | '.join(line)} |" for line in [head, ["---"] * len(head), *rows]]

@@ -275,7 +275,10 @@ class LabelPipeline(DiffusionPipeline):
         scales = _scales(defaults["guidance_scale"] if guidance_scale is None else guidance_scale, len(ids))
         guided = bool((scales != 1).any())
         if guided and self.config.null_id is None:
-            raise ValueError("this model has no null class to guide against: only guidance_scale=1 is possible.")
+            fixed = self.config.record.get("scale")
+            why = "has no null class to guide against"
+            why = why if fixed is None else f"has guidance scale {fixed:g} in its weights"
+            raise ValueError(f"this model {why}: only guidance_scale=1 is possible.")
         scheduler = self._copy_scheduler(sampler, spacing)
         heun = HeunDiscreteScheduler | FlowMatchHeunDiscreteScheduler
         if hasattr(scheduler, "state_in_first_order") and not isinstance(scheduler, heun):

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import torch
-from annotated_types import Le, MaxLen
+from annotated_types import Gt, Le, MaxLen
 from diffusers import UNet2DModel
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from pydantic import Strict, StrictBool, StrictInt, StrictStr
@@ -31,6 +31,7 @@ from ..models.config import MAX_LEVELS, PatchSize
 from ..models.unet import AdaGNUNet
 from ..runs.layout import pipeline_folder
 from ..sampling.card import describe_average
+from ..sampling.fixed_scale import fix_scale, fixed_convention
 from ..sampling.load import ema_record, open_pipeline
 from ..sampling.pipeline import ClassConditionalPipeline
 from ..sampling.pretrained import fill, load_scheduler, model_hash
@@ -65,6 +66,8 @@ class ExportRecord:
     wnids: tuple[StrictStr, ...] = ()
     sampler: StrictStr | None = None
     """in place of which the scheduler was written"""
+    scale: Annotated[float | None, Gt(0)] = None
+    """the guidance scale that is part of the weights"""
 
 
 @document
@@ -91,7 +94,13 @@ class UNetSize:
 # ---------------------------------------------------------------------- export
 
 
-def export_diffusers(source: str | Path, out: str | Path, ema: float | str = "run", overwrite: bool = False) -> Path:
+def export_diffusers(
+    source: str | Path,
+    out: str | Path,
+    ema: float | str = "run",
+    overwrite: bool = False,
+    scale: float | None = None,
+) -> Path:
     """Write a model as a folder for stock diffusers.
 
     Args:
@@ -99,6 +108,7 @@ def export_diffusers(source: str | Path, out: str | Path, ema: float | str = "ru
         out: The folder to write.
         ema: Which weights, as `ClassConditionalPipeline.from_pretrained` takes it.
         overwrite: Replace an earlier export.
+        scale: The guidance scale to fix, of a network that reads it: UNet2DModel has no such input. None: there is none.
 
     Returns:
         The folder.
@@ -108,6 +118,8 @@ def export_diffusers(source: str | Path, out: str | Path, ema: float | str = "ru
     """
     out = _free(out, overwrite, "an export", lambda index: index.get("_class_name") == CLASS_NAME)
     pipe, _ = open_pipeline(source, ema)
+    source_hash = model_hash(pipe.unet)
+    pipe = pipe if scale is None else fix_scale(pipe, scale)
     unet = to_unet2d(pipe.unet).eval()
     _check_same(pipe.unet, unet)
     augmented = pipe.unet.embedding.augment is not None
@@ -121,13 +133,14 @@ def export_diffusers(source: str | Path, out: str | Path, ema: float | str = "ru
         sample_defaults={"num_inference_steps": _default_steps(pipe.scheduler), "guidance_scale": 1.0},
         guidance_convention=pipe.config.guidance_convention,
         record={
-            "hash": model_hash(pipe.unet),
+            "hash": source_hash,
             "ema_decay": pipe.config.ema_decay,
             **ema_record(pipe),
             "trained_steps": pipe.config.trained_steps,
             "original_ids": list(pipe.labels.original_ids),
             "wnids": list(pipe.labels.wnids),
             "sampler": replaced_sampler(pipe.scheduler)[0],
+            **({} if scale is None else {"scale": scale}),
         },
         process=stock_process(pipe.scheduler),
     )
@@ -208,6 +221,10 @@ def _card(out: Path, pipe: LabelPipeline, augmented: bool) -> str:
             f"\n`unet/` works on patches of {patch}x{patch} pixels: its input is `torch.nn.functional.pixel_unshuffle(images, "
             f"{patch})`, and `pixel_shuffle`\nof its output is the prediction. The pipeline does both.\n"
         )
+    scale = c.record.get("scale")
+    no_null = (
+        "none: guidance is not possible" if scale is None else f"none: guidance scale {scale:g} is part of the weights"
+    )
     weights = describe_average(c.record["ema_decay"], c.record.get("ema_length"))
     weights += f"; {c.record['trained_steps'] or 'an unknown number of'} steps; hash `{c.record['hash']}`"
     if augmented:
@@ -229,7 +246,7 @@ sampling.
 | | |
 |---|---|
 | classes | {shown or "none (unconditional)"} |
-| null label | {c.null_id if guided else "none: guidance is not possible"} |
+| null label | {c.null_id if guided else no_null} |
 | weights | {weights} |
 | process | {process_line(pipe)} |
 | sampler | {sampler_line(pipe.scheduler, c.process, c.record["sampler"])} |
@@ -301,6 +318,7 @@ def _open(folder: Path, null_class: bool | None, class_names: Sequence[str] | No
         ema_decay=record.ema_decay,
         ema_length=record.ema_length,
         trained_steps=record.trained_steps,
+        **({} if record.scale in (None, 1) else {"guidance_convention": fixed_convention(record.scale)}),
     )
 
 

@@ -83,6 +83,10 @@ def _newest_preview(source: str | Path) -> Path | None:
 def _measured(folder: Path, pipe: ClassConditionalPipeline) -> Measured:
     """The numbers of an evaluation of this pipeline. Raises InputError if they are of other weights."""
     file = folder / JSON
+    if not file.is_file():
+        raise InputError(
+            f"{folder} has no {JSON}: --evaluation is a folder that adagn evaluate wrote for these weights."
+        )
     record = read_document(file)
     metrics = as_document(record, EvaluationRecord, file).metrics
     model = record.get("model")

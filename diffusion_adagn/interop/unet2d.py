@@ -148,6 +148,7 @@ def _reasons_against_export(unet: AdaGNUNet) -> list[str]:
         f"conditioning is {c.conditioning}, but it supports {' and '.join(TIME_SCALE_SHIFT)}": c.conditioning
         not in TIME_SCALE_SHIFT,
         f"join is {c.join}, but it adds time and class (sum)": c.join != "sum",
+        "it reads the guidance scale: fix one, such as --scale 2": c.max_guidance_scale is not None,
         "modulate_both_norms, but it modulates only the second norm": c.modulate_both_norms,
         f"channel_mult starts with {c.channel_mult[0]}, but its timestep embedding is as wide as its first level (1)": (
             c.channel_mult[0] != 1

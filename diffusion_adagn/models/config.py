@@ -70,6 +70,9 @@ class ModelConfig:
     patch_size: PatchSize = 1
     """Side of the patches whose pixels the network takes as channels: feature maps of image_size / patch_size, at 1/4
     (2) or 1/16 (4) of the cost for the same channels. Noise, loss and samples stay images."""
+    max_guidance_scale: Annotated[float | None, Gt(1), Le(100)] = None
+    """Make the guidance scale an input of the network, from 1 to this: guided samples then take one pass per step in
+    place of two (Tang et al. 2025, arXiv 2501.15420). Unset: not an input. See docs/guidance.md."""
 
 
 @settings

@@ -6,6 +6,8 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
+SCALE_TIMES = 1000.0  # the embedding of a guidance scale s is that of the timestep SCALE_TIMES / s
+
 
 def sinusoidal_embedding(timesteps: Tensor, dim: int, max_period: float = 10000.0) -> Tensor:
     """[cos(t w_0) ... cos(t w_{h-1}), sin(t w_0) ... sin(t w_{h-1})], w_i = max_period^(-i/h), h = dim // 2.
@@ -54,6 +56,12 @@ class ConditionEmbedding(nn.Module):
         time(t, a) = MLP(sinusoidal(t) + W a)      (Karras et al. 2022, EDM, appendix F.2, in its version of ADM)
 
     W has no bias and starts at 0, so that a = 0, an image that is not augmented, is the same as no a.
+
+    With reads_scale, the guidance scale s is added to the timestep's vector:
+
+        time(t, s) = time(t) + W_s sinusoidal(1000 / s)      (Tang et al. 2025, arXiv 2501.15420, whose beta is 1 / s)
+
+    W_s has no bias and starts at 0, so that the scale changes nothing at first.
     """
 
     def __init__(
@@ -65,6 +73,7 @@ class ConditionEmbedding(nn.Module):
         class_input: Literal["vector", "tokens"] | None = "vector",
         class_tokens: int = 4,
         augment_dim: int = 0,
+        reads_scale: bool = False,
     ):
         super().__init__()
         self.model_channels = model_channels
@@ -87,6 +96,11 @@ class ConditionEmbedding(nn.Module):
             with torch.random.fork_rng(devices=[]):  # the other layers start the same with and without augmentation
                 self.augment = nn.Linear(augment_dim, model_channels, bias=False)
             nn.init.zeros_(self.augment.weight)
+        self.scale = None
+        if reads_scale:
+            with torch.random.fork_rng(devices=[]):  # as for augment
+                self.scale = nn.Linear(model_channels, self.class_dim, bias=False)
+            nn.init.zeros_(self.scale.weight)
 
     def class_vectors(self, class_labels: Tensor) -> Tensor:
         """Labels int [B], or weights float [B, K or rows] over the table's rows (soft and mixed labels) -> [B, class_dim]."""
@@ -95,13 +109,22 @@ class ConditionEmbedding(nn.Module):
         table = self.classes.weight[: class_labels.shape[1]]
         return class_labels.to(table.dtype) @ table
 
-    def forward(self, timesteps: Tensor, classes: Tensor | None, augment: Tensor | None = None) -> Condition:
+    def scale_vectors(self, scales: Tensor) -> Tensor:
+        """Guidance scales [B] -> what they add to the timesteps' vectors, [B, class_dim]."""
+        return self.scale(sinusoidal_embedding(SCALE_TIMES / scales, self.model_channels).to(self.scale.weight.dtype))
+
+    def forward(
+        self, timesteps: Tensor, classes: Tensor | None, augment: Tensor | None = None, scales: Tensor | None = None
+    ) -> Condition:
         """timesteps [B]; classes: class vectors [B, class_dim] or [B, sites, class_dim], or None where no class is used; augment:
-        [B, augment_dim], or None for zeros. Each may have 1 row."""
+        [B, augment_dim], or None for zeros; scales: guidance scales [B], None for a network that does not read them. Each may
+        have 1 row."""
         time = sinusoidal_embedding(timesteps, self.model_channels).to(self.time[0].weight.dtype)
         if augment is not None:
             time = time + self.augment(augment)
         vector, tokens = self.time(time), None
+        if scales is not None:
+            vector = vector + self.scale_vectors(scales)
         if self.join is not None and classes.ndim == 3:
             vector = vector[:, None].expand(-1, classes.shape[1], -1)
         if self.join == "sum":

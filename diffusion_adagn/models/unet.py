@@ -3,6 +3,7 @@
 import itertools
 import math
 import warnings
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -23,6 +24,7 @@ from .norm import Norm
 
 Modulation = dict[str, tuple[Tensor, ...]]
 MEMORY_FORMATS = ("auto", "channels_last", "contiguous")
+SCALE_ROUNDING = 1e-5  # of a guidance scale that was computed as 1 / (1 / scale) in float32
 
 
 class Site(NamedTuple):
@@ -63,6 +65,7 @@ class AdaGNUNet(ModelMixin, ConfigMixin):
         model_channels: and the other arguments: see `diffusion_adagn.models.config.ModelConfig`, which has the same defaults.
         learned_variance: twice the output channels, the second half for the variance (Nichol & Dhariwal 2021).
         augment_dim: how many augmentation parameters `modulation` may receive (`data.augment`); 0: none.
+        max_guidance_scale: the largest guidance scale that `modulation` may receive; None: the network reads none.
 
     Raises:
         InputError: the numbers do not fit together.
@@ -99,6 +102,7 @@ class AdaGNUNet(ModelMixin, ConfigMixin):
         learned_variance: bool = False,
         patch_size: int = ModelConfig.patch_size,
         augment_dim: int = 0,
+        max_guidance_scale: float | None = ModelConfig.max_guidance_scale,
     ):
         super().__init__()
         if conditioning not in CONDITIONING or join not in ("sum", "concat"):
@@ -122,6 +126,11 @@ class AdaGNUNet(ModelMixin, ConfigMixin):
         if layer.class_input == "tokens" and not num_classes:
             raise InputError(
                 f"{conditioning} attends to the class, and this network has no classes: choose another conditioning."
+            )
+        if max_guidance_scale is not None and not (num_classes and null_class and layer.class_input):
+            raise InputError(
+                "model.max_guidance_scale needs a class and a null class to guide between: set model.class_conditional and "
+                "model.null_class to true and model.conditioning to one that uses the class, or leave it unset."
             )
         self.learned: list[LearnedClass] = []
         self.gradient_checkpointing = False
@@ -183,7 +192,14 @@ class AdaGNUNet(ModelMixin, ConfigMixin):
 
         # the embedding comes last, so that with one seed the image path starts the same under every conditioning
         self.embedding = ConditionEmbedding(
-            model_channels, num_classes, null_class, join, layer.class_input, class_tokens, augment_dim
+            model_channels,
+            num_classes,
+            null_class,
+            join,
+            layer.class_input,
+            class_tokens,
+            augment_dim,
+            reads_scale=max_guidance_scale is not None,
         )
         self._sites = self._find_sites()
         self._layers = [type(self.get_submodule(s.name)) for s in self._sites]
@@ -206,6 +222,7 @@ class AdaGNUNet(ModelMixin, ConfigMixin):
         class_labels: Tensor | None = None,
         class_vectors: Tensor | None = None,
         augment: Tensor | None = None,
+        guidance_scale: Tensor | float | None = None,
     ) -> Modulation:
         """The parameters of every site at (t, y); no image is needed.
 
@@ -217,15 +234,19 @@ class AdaGNUNet(ModelMixin, ConfigMixin):
                 each site. The vectors of labels are `unet.class_vectors(labels)`.
             augment: float [B or 1, augment_dim], how training images were augmented (`data.augment`). None: zeros, an image
                 that was not augmented, as in sampling.
+            guidance_scale: number or float [B or 1], from 1 to max_guidance_scale, of a network that reads it. None: 1, no
+                guidance. The null label is at scale 1 always.
 
         Returns:
             {site name: Params of its layer}; for adagn (gamma [B, C], beta [B, C]). It may be edited before `denoise`. If a
             learned class that changes layers was added and class_labels are given, also {stage name: Strength}.
 
         Raises:
-            InputError: a label is missing, out of range, or given to a network without classes; augment does not fit.
+            InputError: a label is missing, out of range, or given to a network without classes; augment or guidance_scale
+                does not fit.
         """
-        return self.split_modulation(*self.project_condition(timestep, class_labels, class_vectors, augment))
+        condition = timestep, class_labels, class_vectors, augment, guidance_scale
+        return self.split_modulation(*self.project_condition(*condition))
 
     def project_condition(
         self,
@@ -233,6 +254,7 @@ class AdaGNUNet(ModelMixin, ConfigMixin):
         class_labels: Tensor | None = None,
         class_vectors: Tensor | None = None,
         augment: Tensor | None = None,
+        guidance_scale: Tensor | float | None = None,
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """`modulation` before it is split by site. Rows may be selected and cached before `split_modulation`.
 
@@ -241,21 +263,25 @@ class AdaGNUNet(ModelMixin, ConfigMixin):
             class_labels: see `modulation`.
             class_vectors: see `modulation`.
             augment: see `modulation`.
+            guidance_scale: see `modulation`.
 
         Returns:
             [B, width], all sites concatenated; [B, tokens, width] where the class is tokens, else None; and the output of
             `change_strength`.
         """
         timestep, classes, strength = self._check_condition(timestep, class_labels, class_vectors)
+        conditions = [timestep, *([] if classes is None else [classes.shared])]
         if augment is not None:
-            augment = self._check_augment(augment, max(len(timestep), 1 if classes is None else len(classes.shared)))
+            augment = self._check_augment(augment, _rows(conditions))
+            conditions.append(augment)
+        scales = self._check_scales(guidance_scale, conditions, class_labels)
         if classes is None or classes.by_site is None:
-            return *self._project(timestep, None if classes is None else classes.shared, augment), strength
-        own = self._project(timestep, classes.by_site, augment)
+            return *self._project(timestep, None if classes is None else classes.shared, augment, scales), strength
+        own = self._project(timestep, classes.by_site, augment, scales)
         if classes.rows is None:
             return *own, strength
         # rows without own vectors for the sites take the same path as if there were none: the results are bit-equal
-        shared = self._project(timestep, classes.shared, augment)
+        shared = self._project(timestep, classes.shared, augment, scales)
         projected = torch.where(classes.rows, own[0], shared[0])
         return projected, None if own[1] is None else torch.where(classes.rows[..., None], own[1], shared[1]), strength
 
@@ -419,6 +445,7 @@ class AdaGNUNet(ModelMixin, ConfigMixin):
         return_dict: bool = True,
         class_vectors: Tensor | None = None,
         augment: Tensor | None = None,
+        guidance_scale: Tensor | float | None = None,
     ) -> UNet2DOutput | tuple[Tensor]:
         """Denoise a batch: `modulation`, then `denoise`.
 
@@ -429,6 +456,7 @@ class AdaGNUNet(ModelMixin, ConfigMixin):
             return_dict: False: return a tuple.
             class_vectors: see `modulation`.
             augment: see `modulation`.
+            guidance_scale: see `modulation`.
 
         Returns:
             An object with `.sample` [B, out_channels, H, W], or a 1-tuple.
@@ -442,7 +470,8 @@ class AdaGNUNet(ModelMixin, ConfigMixin):
             raise InputError(
                 f"sample is [B, {channels}, H, W] for this network, with H and W multiples of {halved}, not {list(sample.shape)}."
             )
-        m = self.modulation(_per_sample(timestep, sample), class_labels, class_vectors, augment)
+        condition = class_labels, class_vectors, augment, guidance_scale
+        m = self.modulation(_per_sample(timestep, sample), *condition)
         rows = next(iter(m.values()))[0].shape[0]  # not len(), which torch.export takes for a constant
         if rows not in (1, sample.shape[0]):
             raise InputError(f"{rows} timesteps or class labels were given for {sample.shape[0]} images.")
@@ -620,10 +649,10 @@ class AdaGNUNet(ModelMixin, ConfigMixin):
         return vectors_of_labels(self.learned, labels, shared, table, len(self._sites))
 
     def _project(
-        self, timestep: Tensor, classes: Tensor | None, augment: Tensor | None
+        self, timestep: Tensor, classes: Tensor | None, augment: Tensor | None, scales: Tensor | None
     ) -> tuple[Tensor, Tensor | None]:
         """All sites concatenated, and the tokens. classes: [B or 1, class_dim], or [B or 1, sites, class_dim]."""
-        vector, tokens = self.embedding(timestep, classes, augment)
+        vector, tokens = self.embedding(timestep, classes, augment, scales)
         attended = (
             None if self.token_projection is None else _by_site(self.token_projection, tokens, 3, self._token_widths)
         )
@@ -643,6 +672,33 @@ class AdaGNUNet(ModelMixin, ConfigMixin):
                 f"{augment.shape[0]} rows of augment were given for {rows} timesteps and classes: give equally many."
             )
         return augment.to(self.projection.weight)
+
+    def _check_scales(
+        self, scale: Tensor | float | None, conditions: Sequence[Tensor], labels: Tensor | None
+    ) -> Tensor | None:
+        """Guidance scales [B]; None for a network that reads none. The null label has scale 1, which it was trained with.
+
+        conditions: the other ones.
+        """
+        largest = self.config.max_guidance_scale
+        if largest is None:
+            if scale is None:
+                return None
+            raise InputError(
+                "the network takes no guidance_scale (max_guidance_scale is unset): do not pass it. Guide with two passes."
+            )
+        scales = torch.as_tensor(1.0 if scale is None else scale, device=self.projection.weight.device).float()
+        scales, rows = scales.reshape(-1), _rows(conditions)
+        scales = scales.expand(rows) if scales.shape[0] == 1 else scales  # none given is scale 1 to the bit
+        if rows not in (1, scales.shape[0]):
+            raise InputError(
+                f"{len(scales)} guidance scales were given for {rows} timesteps and classes: give equally many."
+            )
+        if _has_values(scales):
+            check_guidance_scales(scales.tolist(), largest)
+        if labels is None or (labels := torch.as_tensor(labels, device=scales.device)).is_floating_point():
+            return scales
+        return torch.where(labels.reshape(-1) == self.config.num_classes, 1.0, scales)
 
     def _check_vectors(self, vectors: Tensor) -> Tensor:
         dim, vectors = self.embedding.class_dim, torch.as_tensor(vectors)
@@ -666,14 +722,28 @@ class AdaGNUNet(ModelMixin, ConfigMixin):
         if weights:
             return labels
         labels = labels.reshape(-1).long()
-        # reading values would synchronize an accelerator; there the pipeline has checked them. Under torch.compile and
-        # torch.func there are no values yet
-        if labels.device.type == "cpu" and not torch.compiler.is_compiling() and not in_functional_transform():
+        if _has_values(labels):
             bad = labels[(labels < 0) | (labels >= self.num_labels)]
             if len(bad):
                 or_null = f", or {k} for null." if null else " (there is no null class)."
                 raise InputError(f"class label {bad[0].item()} is out of range: expected 0..{k - 1}{or_null}")
         return labels
+
+
+def check_guidance_scales(scales: Sequence[float], largest: float) -> None:
+    """Raises InputError unless all guidance scales are ones that a network trained up to `largest` reads."""
+    wrong = [s for s in scales if not 1 - SCALE_ROUNDING <= s <= largest * (1 + SCALE_ROUNDING)]
+    if wrong:
+        raise InputError(
+            f"this network reads the guidance scale and was trained for 1 to {largest:g}, not {wrong[0]:g}: give one in this "
+            "range, or train with a larger model.max_guidance_scale."
+        )
+
+
+def _has_values(tensor: Tensor) -> bool:
+    """Whether values may be read: that would synchronize an accelerator, where the pipeline has checked them, and under
+    torch.compile and torch.func there are none yet."""
+    return tensor.device.type == "cpu" and not torch.compiler.is_compiling() and not in_functional_transform()
 
 
 def best_memory_format(device: str, half: bool) -> str:
@@ -703,6 +773,10 @@ def _width(model_channels: int, mult: float) -> int:
             f"model.channel_mult {mult:g} times model.model_channels {model_channels} is not a whole width."
         )
     return width
+
+
+def _rows(conditions: Sequence[Tensor]) -> int:
+    return max(condition.shape[0] for condition in conditions)  # not len(), which torch.export takes for a constant
 
 
 def _per_sample(timestep: Tensor | float, sample: Tensor) -> Tensor:

@@ -107,7 +107,7 @@ def checkpoint_of(path: str | Path, ema: float | str = "run") -> Path | None:
     if newest is None and shipped_folder(path):
         raise InputError(f"the shipped model {path} has the EMA weights of its run only, so no --ema can be chosen.")
     if newest is None:
-        text = f"the run {path} has no checkpoint yet. Let it train on with:"
+        text = f"the run {path} has no checkpoint yet. If it trains now, wait for its first one; if it does not, train on with:"
         raise InputError(with_commands(text, resume_command(path)))
     return newest
 

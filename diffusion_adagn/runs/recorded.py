@@ -19,6 +19,7 @@ from ..schema import document, read_document
 from .class_file import with_files
 from .layout import STATE, RunFolder, check_model_path, checkpoint_of, label_space, pipeline_folder, similar_runs
 from .shipped import model_folder, shipped_folder
+from .weights import Weights
 
 MODEL_INDEX = "model_index.json"
 MAX_INDEX = 2**27  # bytes of a samples.json; about 300,000 images
@@ -101,7 +102,7 @@ def check_model(
     """
     for path in (source, guide):
         if path is not None:
-            check_model_path(path)
+            check_model_path(Weights.parse(path).path)
     labels = _labels(weights_folder(source, ema))
     labels = None if labels is None else with_files(labels, classes, *mixes)
     if labels is not None and classes is not None:

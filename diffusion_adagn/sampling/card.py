@@ -9,6 +9,7 @@ from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from ..commands import command
 from ..diffusion.ode_scheduler import OdeScheduler
 from ..diffusion.schedule import process_of
+from .guidance import example_scales
 from .pretrained import model_hash
 
 SCHEDULES = {"squaredcos_cap_v2": "cosine"}  # diffusers' names that are not ours
@@ -80,17 +81,20 @@ def model_card(
     """
     labels, c, side = pipe.labels, pipe.unet.config, pipe.unet.config.sample_size
     names = ", ".join(labels.names[:50]) + (f", ... ({labels.K} in all)" if labels.K > 50 else "")
-    call = '"all", guidance_scale=2.0' if labels.K and labels.has_null else '"all"' if labels.K else '"null"'
+    guidance = example_scales(labels, c.max_guidance_scale)
+    call = f'"all", guidance_scale={float(guidance.split(",")[1])}' if guidance else '"all"' if labels.K else '"null"'
     weights = describe_average(pipe.config.ema_decay, pipe.config.ema_length)
+    one_pass = (
+        f"; the network reads it, from 1 to {c.max_guidance_scale:g}, in one pass" if c.max_guidance_scale else ""
+    )
     table = {
         "classes": names or "none (unconditional)",
         "null label": labels.null_id if labels.has_null and labels.K else "none",
         **(rows or {"trained": f"{pipe.config.trained_steps or 'an unknown number of'} steps"}),
         "weights": f"{weights}; hash `{model_hash(pipe.unet, learned=False)}`",
         "process": _process(pipe.scheduler),
-        "guidance": pipe.config.guidance_convention,
+        "guidance": pipe.config.guidance_convention + one_pass,
     }
-    guidance = "1,2,4" if labels.K and labels.has_null else None
     sample = command("sample", where, classes="all" if labels.K else "null", guidance=guidance, count=8)
     lines = "\n".join(f"| {key} | {value} |" for key, value in table.items())
     image = f"\n![Samples]({facts.image})\n" if facts.image else ""

@@ -46,12 +46,13 @@ class ClassPlan(Protocol):
     name: str
     class_id: int | None
 
-    def modulation(self, unet: AdaGNUNet, t: Tensor | float) -> Modulation:
+    def modulation(self, unet: AdaGNUNet, t: Tensor | float, guidance_scale: float | None = None) -> Modulation:
         """The parameters of every site at a noise level.
 
         Args:
             unet: the network.
             t: what the network receives; under ddpm the timestep, 0..T-1.
+            guidance_scale: given for networks that read it only; see `AdaGNUNet.modulation`.
 
         Returns:
             {site name: Params}, with fields [1, ...].
@@ -157,12 +158,13 @@ class ClassMix:
                 classes |= dict.fromkeys(names if part.sites is None else part.sites, part.class_id)
         return classes
 
-    def modulation(self, unet: AdaGNUNet, t: Tensor | float) -> Modulation:
+    def modulation(self, unet: AdaGNUNet, t: Tensor | float, guidance_scale: float | None = None) -> Modulation:
         """See `ClassPlan.modulation`.
 
         Args:
             unet: the network.
             t: what the network receives; under ddpm the timestep, 0..T-1.
+            guidance_scale: of networks that read it.
         """
         names = [s.name for s in unet.sites()]
         class_of = self.class_by_site(float(t), names)
@@ -170,12 +172,17 @@ class ClassMix:
         if missing:
             raise InputError(f"the mix '{self.name}' belongs to another network: it has no rule for {missing[0]}.")
         classes = sorted(set(class_of.values()))
-        m = unet.modulation(t, torch.tensor(classes))
+        m = unet.modulation(t, torch.tensor(classes), guidance_scale=guidance_scale)
         row = {c: slice(i, i + 1) for i, c in enumerate(classes)}
         class_of |= {
             stage_of(name): c for name, c in class_of.items()
         }  # changes of layers follow the stage's last site
         return {name: type(mod)(*(field[row[class_of[name]]] for field in mod)) for name, mod in m.items()}
+
+    @property
+    def class_ids(self) -> list[int]:
+        """The classes of the rules."""
+        return [part.class_id for part in self.parts]
 
     def to_dict(self) -> list[dict]:
         """The rules as plain JSON types, lowest priority first."""
@@ -260,12 +267,13 @@ class ClassInterpolation:
             raise InputError(f"classes cannot be interpolated {fault}.")
         return cls(*ids, share, (labels.name(ids[0]), labels.name(ids[1])))
 
-    def modulation(self, unet: AdaGNUNet, t: Tensor | float) -> Modulation:
+    def modulation(self, unet: AdaGNUNet, t: Tensor | float, guidance_scale: float | None = None) -> Modulation:
         """See `ClassPlan.modulation`.
 
         Args:
             unet: the network.
             t: what the network receives; under ddpm the timestep, 0..T-1.
+            guidance_scale: of networks that read it.
         """
         if unet.embedding.classes is None:
             why = (
@@ -275,9 +283,15 @@ class ClassInterpolation:
             )
             raise InputError(f"this network cannot interpolate classes: {why}. Use a class-conditional network.")
         ends = torch.tensor([self.a, self.b], device=unet.projection.weight.device)
-        m = unet.modulation(t, class_vectors=torch.lerp(*unet.class_vectors(ends).split(1), self.share))
+        vectors = torch.lerp(*unet.class_vectors(ends).split(1), self.share)
+        m = unet.modulation(t, class_vectors=vectors, guidance_scale=guidance_scale)
         strength = unet.change_strength(ends)
         return m if strength is None else m | unet.stage_strengths(torch.lerp(*strength.split(1), self.share))
+
+    @property
+    def class_ids(self) -> list[int]:
+        """Both classes."""
+        return [self.a, self.b]
 
     def to_dict(self) -> dict:
         """The settings as plain JSON types."""
@@ -296,31 +310,34 @@ class ClassBySteps:
     class_id = None
 
 
-def class_ids_of(plan: ClassPlan) -> list[int]:
-    """The classes in a plan; of a user's own plan only a single one."""
-    if isinstance(plan, ClassMix):
-        return [part.class_id for part in plan.parts]
-    if isinstance(plan, ClassInterpolation):
-        return [plan.a, plan.b]
-    return [] if plan.class_id is None else [plan.class_id]
-
-
 def modulation_table(
-    unet: AdaGNUNet, plans: "Sequence[ClassPlan | ClassBySteps]", timesteps: Tensor, max_bytes: int = 2**26
+    unet: AdaGNUNet,
+    plans: "Sequence[ClassPlan | ClassBySteps]",
+    timesteps: Tensor,
+    max_bytes: int = 2**26,
+    scales: Tensor | None = None,
 ) -> Callable[[int], Modulation]:
     """A function: index of a step -> the modulation of N images at timesteps[index], one row per image.
 
-    Each (timestep, class) is computed once, in a few matrix products for as many coming steps as fit max_bytes. Plans that
-    are not a single class are computed step by step, once for all images that share a plan.
+    Each (timestep, class, scale) is computed once, in a few matrix products for as many coming steps as fit max_bytes.
+    Plans that are not a single class are computed step by step, once for all images that share plan and scale.
+
+    scales: guidance scales [steps, N] of a network that reads them; None: 1.
     """
-    device = unet.projection.weight.device
+    device, columns, column_of = unet.projection.weight.device, None, torch.zeros(len(plans), dtype=torch.long)
+    if scales is not None:  # images of a column have the same scale at every step
+        columns, column_of = scales.cpu().unique(dim=1, return_inverse=True)
     if any(p.class_id is None and not isinstance(p, ClassBySteps) for p in plans):
-        distinct = {id(p): p for p in plans}
+        keys = [(id(p), column) for p, column in zip(plans, column_of.tolist())]
+        distinct = dict(zip(keys, plans))
         row_of = {key: row for row, key in enumerate(distinct)}
-        rows = torch.tensor([row_of[id(p)] for p in plans], device=device)
+        rows = torch.tensor([row_of[key] for key in keys], device=device)
 
         def at_step(step: int) -> Modulation:
-            modulations = [_modulation(p, unet, timesteps, step) for p in distinct.values()]
+            modulations = [
+                _modulation(p, unet, timesteps, step, None if columns is None else columns[step, column].item())
+                for (_, column), p in distinct.items()
+            ]
             return {
                 name: type(mod)(*(torch.cat(fields)[rows] for fields in zip(*(m[name] for m in modulations))))
                 for name, mod in modulations[0].items()
@@ -329,7 +346,10 @@ def modulation_table(
         return at_step
 
     ids = [p.class_ids if isinstance(p, ClassBySteps) else [p.class_id] * len(timesteps) for p in plans]
-    classes, rows = torch.tensor(ids, device=device).T.unique(return_inverse=True)  # rows [steps, N]
+    count = 1 if columns is None else columns.shape[1]
+    pairs = torch.tensor(ids, device=device).T * count + column_of.to(device)
+    pairs, rows = pairs.unique(return_inverse=True)  # rows [steps, N]
+    classes, column_of = pairs // count, (pairs % count).cpu()
     if not unet.config.num_classes:
         classes, rows = classes[:1], torch.zeros_like(rows)
     width = unet.projection.out_features
@@ -344,7 +364,9 @@ def modulation_table(
             cached.clear()
             steps = timesteps[first : first + block].to(device)
             t = steps.repeat_interleave(len(classes))
-            projected = unet.project_condition(t, classes.repeat(len(steps)) if unet.config.num_classes else None)
+            y = classes.repeat(len(steps)) if unet.config.num_classes else None
+            s = None if columns is None else columns[first : first + block, column_of].flatten()
+            projected = unet.project_condition(t, y, guidance_scale=s)
             cached[first] = [p if p is None else p.unflatten(0, (len(steps), len(classes))) for p in projected]
         return unet.split_modulation(
             *(p if p is None else p[step - first].index_select(0, rows[step]) for p in cached[first])
@@ -353,10 +375,12 @@ def modulation_table(
     return table_lookup
 
 
-def _modulation(plan: "ClassPlan | ClassBySteps", unet: AdaGNUNet, timesteps: Tensor, step: int) -> Modulation:
+def _modulation(
+    plan: "ClassPlan | ClassBySteps", unet: AdaGNUNet, timesteps: Tensor, step: int, scale: float | None
+) -> Modulation:
     if isinstance(plan, ClassBySteps):
-        return unet.modulation(timesteps[step], torch.tensor([plan.class_ids[step]]))
-    return plan.modulation(unet, timesteps[step])
+        return unet.modulation(timesteps[step], torch.tensor([plan.class_ids[step]]), guidance_scale=scale)
+    return plan.modulation(unet, timesteps[step], *([] if scale is None else [scale]))
 
 
 # ---------------------------------------------------------------------- grammar

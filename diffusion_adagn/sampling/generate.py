@@ -113,7 +113,7 @@ def sample_to_folder(
     if main and labels.K and CONDITIONING[pipe.unet.config.conditioning].class_input is None:
         print("note: this network ignores the class (conditioning none): classes and guidance have no effect")
     calls, guided = pipe.prepare(sampler, guide), [g for g in guidances.values() if not g.is_neutral]
-    evaluations = {scale: g.evaluations(calls) for scale, g in guidances.items()}
+    evaluations = {scale: g.evaluations(calls, pipe.one_pass) for scale, g in guidances.items()}
     for one in plans:
         if one.class_id is None:
             one.modulation(pipe.unet, 0)  # raises before anything is written
@@ -141,7 +141,7 @@ def sample_to_folder(
                 if applies:
                     print(f"note: {note}")
             if guided and (sampler.guidance.interval is not None or sampler.guidance.rule != Rule()):
-                print(guidances[max(request.scales)].describe(calls, pipe.process))
+                print(guidances[max(request.scales)].describe(calls, pipe.process, pipe.one_pass))
             for one in plans:
                 if isinstance(one, ClassMix) and one.class_id is None:
                     print(f"{one.name}\n{one.describe(pipe.unet.sites())}")
@@ -161,7 +161,9 @@ def sample_to_folder(
             }
             record = _record(planned, model, request, labels, plans, evaluations)
             _write_json(out, {"unfinished": True} | record)  # marks the folder if sampling is interrupted
-        networks = [(pipe.unet, 2 if guided and guide is None else 1)] + ([(guide.unet, 1)] if guide else [])
+        networks = [(pipe.unet, 2 if guided and guide is None and not pipe.one_pass else 1)] + (
+            [(guide.unet, 1)] if guide else []
+        )
         request = _batch_then_wrap(networks, request, request.count * len(plans))
         if main and asked_batch is None:
             print(f"batch size {request.batch_size} (fits in memory)")

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
     from ..diffusion.process import Process
     from ..diffusion.schedule import ModelEval
+    from ..labels import LabelSpace
     from .rules import Evaluation
 
 ROUNDING = 1e-6  # of a noise level: sampling from sigma 80 starts at 80.00000000000001
@@ -198,7 +199,7 @@ class Guidance:
         Raises:
             InputError: several scales were given, and not `count`.
         """
-        scales = self.scale if isinstance(self.scale, tuple) else (self.scale,)
+        scales = self.scales_given
         if len(scales) not in (1, count):
             raise InputError(
                 f"{len(scales)} guidance scales were given for {count} images: give one, or one per image."
@@ -206,6 +207,11 @@ class Guidance:
         import torch
 
         return torch.tensor(scales * (count if len(scales) == 1 else 1))
+
+    @property
+    def scales_given(self) -> tuple[float, ...]:
+        """The scale, or those of the images."""
+        return self.scale if isinstance(self.scale, tuple) else (self.scale,)
 
     @property
     def is_neutral(self) -> bool:
@@ -218,9 +224,23 @@ class Guidance:
             return 0.0
         return _shape(self.schedule)(call.share)
 
-    def evaluations(self, calls: Sequence[ModelEval]) -> int:
-        """Network evaluations per image: one for each of `calls`, and a second where guidance is applied."""
-        return len(calls) + sum(self.weight(call) > 0 for call in calls)
+    def scales_at(self, call: ModelEval, scales: Tensor) -> Tensor:
+        """The guidance scales of images at a network evaluation, under interval and schedule.
+
+        Args:
+            call: the network evaluation.
+            scales: one per image.
+        """
+        return _scaled(scales, self.weight(call))
+
+    def evaluations(self, calls: Sequence[ModelEval], one_pass: bool = False) -> int:
+        """Network evaluations per image: one for each of `calls`, and a second where guidance is applied.
+
+        Args:
+            calls: the network evaluations of the sampler.
+            one_pass: whether the network reads the scale; then there is no second evaluation.
+        """
+        return len(calls) + (0 if one_pass else sum(self.weight(call) > 0 for call in calls))
 
     def combine(
         self, cond: Tensor, uncond: Tensor, scales: Tensor, weight: float = 1.0, at: Evaluation | None = None
@@ -234,8 +254,7 @@ class Guidance:
             weight: f of the schedule.
             at: where the predictions were made, for rules other than cfg.
         """
-        # at f = 1 the scale is used unchanged, without rounding
-        scales = scales if weight == 1 else 1 + (scales - 1) * weight
+        scales = _scaled(scales, weight)
         if at is not None and self.rule.applies(at.process, at.call.level):
             guided = self.rule.combine(cond, uncond, scales, at)
         else:
@@ -265,30 +284,33 @@ class Guidance:
             **given,
         }
 
-    def describe(self, calls: Sequence[ModelEval], process: Process) -> str:
+    def describe(self, calls: Sequence[ModelEval], process: Process, one_pass: bool = False) -> str:
         """Where guidance is applied, in every unit, and the number of network evaluations per image.
 
         Args:
             calls: the network evaluations of the sampler.
             process: of the network.
+            one_pass: see `evaluations`.
         """
         on = [call for call in calls if self.weight(call) > 0]
         plain = [call for call in on if self.rule.name != PLAIN and not self.rule.applies(process, call.level)]
         note = f"; cfg in place of {self.rule.name} at the {len(plain)} evaluations where alpha < {MIN_ALPHA}"
-        return self._where(calls, on, process.name != "edm") + (note if plain else "")
+        return self._where(calls, on, process.name != "edm", one_pass) + (note if plain else "")
 
-    def _where(self, calls: Sequence[ModelEval], on: Sequence[ModelEval], has_t: bool) -> str:
+    def _where(self, calls: Sequence[ModelEval], on: Sequence[ModelEval], has_t: bool, one_pass: bool) -> str:
         """The sentence of `describe`. on: the evaluations that are guided; has_t: whether their times are timesteps."""
-        total = calls[-1].step + 1
+        total, count = calls[-1].step + 1, self.evaluations(calls, one_pass)
         if self.is_neutral or (on and len(on) == len(calls)):
-            return f"{'no guidance' if self.is_neutral else 'guided at every step'}: {self.evaluations(calls)} network evaluations per image"
+            return (
+                f"{'no guidance' if self.is_neutral else 'guided at every step'}: {count} network evaluations per image"
+            )
         if not on:
             return f"the interval {self.interval} contains none of the {total} steps: no step is guided"
         first, last = on[0], on[-1]
         t = f", t:{last.t:g}-{first.t:g}" if has_t else ""
         return (
             f"guided at steps {first.step}-{last.step} of {total} (sigma:{last.sigma:.3g}-{first.sigma:.3g}{t}): "
-            f"{self.evaluations(calls)} network evaluations per image instead of {2 * len(calls)}"
+            f"{count} network evaluations per image{'' if one_pass else f' instead of {2 * len(calls)}'}"
         )
 
 
@@ -298,6 +320,23 @@ def apply_cfg(cond: Tensor, uncond: Tensor, scales: Tensor) -> Tensor:
     lerp gives exactly cond at scale 1.  Source: Ho & Salimans 2022, equation 6.
     """
     return uncond.lerp(cond, scales.to(cond)[:, None, None, None])
+
+
+def example_scales(labels: LabelSpace, largest: float | None = None) -> str | None:
+    """Guidance scales for a command that shows a model, such as "1,2,4"; None if it cannot be guided.
+
+    Args:
+        labels: of the model.
+        largest: `max_guidance_scale` of its network.
+    """
+    if not (labels.K and labels.has_null):
+        return None
+    return ",".join(f"{scale:g}" for scale in sorted({min(scale, largest or scale) for scale in (1, 2, 4)}))
+
+
+def _scaled(scales: Tensor, weight: float) -> Tensor:
+    """The scales at f = `weight` of the schedule; at 1 they are unchanged, without rounding."""
+    return scales if weight == 1 else 1 + (scales - 1) * weight
 
 
 def _shape(schedule: str) -> Callable[[float], float]:

@@ -9,9 +9,9 @@ from ..models.unet import AdaGNUNet
 from ..runs.class_file import files_in, run_id
 from ..runs.layout import RunFolder, checkpoint_of
 from ..runs.recorded import recorded_config
+from ..runs.weights import Weights, parse_ema
 from .pipeline import ClassConditionalPipeline
 from .pretrained import check_has, checkpoint_parts, run_parts
-from .settings import parse_ema
 
 
 def make_pipeline(config: RunConfig, unet: AdaGNUNet, ema_decay: float | None, step: int) -> ClassConditionalPipeline:
@@ -25,8 +25,8 @@ def open_pipeline(
     """The model of a run folder, a checkpoint folder, a pipeline folder or a hub id, and a sentence on what it is.
 
     Args:
-        path: The model.
-        ema: Which weights, as `ClassConditionalPipeline.from_pretrained` takes it.
+        path: The model, as `Weights` writes it: RUN@STEP:EMA.
+        ema: Which weights, as `ClassConditionalPipeline.from_pretrained` takes it, unless `path` names an EMA length.
         classes: Selections and mixes. Learned classes whose files they name are loaded.
 
     Raises:
@@ -43,6 +43,8 @@ def _open(path: str | Path, ema: float | str) -> tuple[ClassConditionalPipeline,
         ema = parse_ema(ema)
     except ValueError as error:
         raise InputError(f"ema: {error}.") from None
+    weights = Weights.parse(path).with_ema(ema)
+    path, ema = weights.path, weights.ema
     run, checkpoint = RunFolder(path), checkpoint_of(path, ema)
     if checkpoint is not None:
         pipe = ClassConditionalPipeline(**checkpoint_parts(checkpoint, ema))

@@ -38,21 +38,22 @@ from ..diffusion.schedule import (
 )
 from ..errors import InputError, errors_as_input_error, reject_first
 from ..labels import ClassSpec, LabelSpace
-from ..models.unet import AdaGNUNet
+from ..models.unet import AdaGNUNet, check_guidance_scales
 from ..renamed import CALL_ARGUMENTS, renamed_arguments
 from ..render.grids import captioned_grid
 from ..runs.class_file import run_id
 from ..runs.layout import loads_checkpoint, pipeline_folder
 from ..runs.recorded import recorded_config
+from ..runs.weights import Weights, parse_ema
 from ..schema import short_repr
 from .card import model_card
-from .class_mix import ClassBySteps, ClassMix, ClassPlan, class_ids_of, modulation_table
+from .class_mix import ClassBySteps, ClassMix, ClassPlan, modulation_table
 from .classes import load_class
 from .guidance import Guidance
 from .negative import Negative
 from .pretrained import check_has, checkpoint_parts, pipeline_parts
-from .rules import Evaluation, Memory
-from .settings import SamplerSettings, parse_ema
+from .rules import Evaluation, Memory, Rule
+from .settings import SamplerSettings
 
 MAX_SEED = 2**63 - 1
 MAX_GUIDE_SIGMA = 1000.0  # pure noise has an infinite noise level
@@ -216,6 +217,11 @@ class ClassConditionalPipeline(DiffusionPipeline):
         return process_of(self.scheduler)
 
     @property
+    def one_pass(self) -> bool:
+        """Whether the network reads the guidance scale, so that guided images take one pass per step."""
+        return self.unet.config.max_guidance_scale is not None
+
+    @property
     def interrupt(self) -> bool:
         """Whether the call ends after the current step; `callback_on_step_end` sets it as `pipe._interrupt`."""
         return self._interrupt
@@ -263,8 +269,8 @@ class ClassConditionalPipeline(DiffusionPipeline):
             guide: the model that guidance moves away from. None: this model's null class.
 
         Raises:
-            InputError: the model has no null class, the guide does not fit, the rule is of another process, or the interval is
-                in timesteps, which process edm does not have.
+            InputError: the model has no null class, the guide does not fit, the rule is of another process, the interval is
+                in timesteps, which process edm does not have, or the network reads the scale and the settings need two passes.
         """
         if guidance.interval is not None and guidance.interval.unit == "t" and self.process.name == "edm":
             low, high = (math.exp(4 * time) for time in self.process.times)
@@ -273,7 +279,9 @@ class ClassConditionalPipeline(DiffusionPipeline):
                 f"sigma:0.3-5; sampling goes from {high:g} to {low:g}."
             )
         guidance.rule.check(self.process)
-        if guide is not None:
+        if self.one_pass:
+            self._check_one_pass(guidance, guide)
+        elif guide is not None:
             self._check_guide(guide)
             if guidance.negative != Negative():
                 raise InputError(
@@ -287,6 +295,21 @@ class ClassConditionalPipeline(DiffusionPipeline):
                 "(--negative random), use another model as the guide (--guide RUN: an earlier checkpoint, or one without classes), "
                 "or fine-tune with a null row (adagn train --init_from)."
             )
+
+    def _check_one_pass(self, guidance: Guidance, guide: "ClassConditionalPipeline | None") -> None:
+        """Raises InputError for what needs two predictions, and for scales that the network was not trained for."""
+        faults = {
+            "a guide": guide is not None,
+            f"the negative {guidance.negative}": guidance.negative != Negative(),
+            f"the rule {guidance.rule}": guidance.rule != Rule(),
+            f"rescale {guidance.rescale:g}": guidance.rescale != 0,
+        }
+        reason = (
+            " works on two predictions, and this network reads the guidance scale and makes one: leave it out, or sample its teacher "
+            "or another network in two passes. Scale, interval, schedule and threshold work."
+        )
+        reject_first(faults, "", reason)
+        check_guidance_scales(guidance.scales_given, self.unet.config.max_guidance_scale)
 
     def _check_guide(self, guide: "ClassConditionalPipeline") -> None:
         """Raises InputError unless `guide` has the same image shape, and the same classes or none."""
@@ -317,7 +340,9 @@ class ClassConditionalPipeline(DiffusionPipeline):
             InputError: a plan has a learned class that the guide does not have.
         """
         if guide.unet.embedding.classes is not None:
-            used = {class_id for plan in plans for class_id in class_ids_of(plan)} & set(self.labels.learned_ids)
+            used = {i for plan in plans for i in getattr(plan, "class_ids", [plan.class_id])} & set(
+                self.labels.learned_ids
+            )
             theirs = dict(enumerate(guide.labels.label_names))
             missing = [self.labels.name(i) for i in sorted(used) if theirs.get(i) != self.labels.name(i)]
             if missing:
@@ -448,7 +473,8 @@ class ClassConditionalPipeline(DiffusionPipeline):
 
         Args:
             classes: as LabelSpace.parse takes them: "cat", 3, ["cat", 3], "all", "null". None: all (null without classes).
-            guidance_scale: one, or one per image; 1 (the default) is no guidance, without a second pass.
+            guidance_scale: one, or one per image; 1 (the default) is no guidance, without a second pass. A network that reads
+                the scale never makes one.
             num_inference_steps: steps of the sampler, from 1 to T.
             seeds: one per image, or one number s for s, s + 1, ... None: random ones, which the output lists.
             eta: noise of ddim, from 0 (none) to 1 (as much as ddpm).
@@ -590,12 +616,15 @@ class ClassConditionalPipeline(DiffusionPipeline):
 
         seeds: one per image, for random negatives. None: 0, 1, ...
         """
-        one = self._one_pass(plans, [call.t for call in calls])
+        times, scales = [call.t for call in calls], guidance.scales(len(plans))
+        if self.one_pass:
+            return self._one_pass(plans, times, torch.stack([guidance.scales_at(call, scales) for call in calls]))
+        one = self._one_pass(plans, times)
         if guidance.is_neutral:
             return one
         seeds = range(len(plans)) if seeds is None else seeds
         both = self._two_passes(plans, calls, process, guide, guidance.negative, seeds)
-        scales, memory = guidance.scales(len(plans)).to(self._execution_device), Memory()
+        scales, memory = scales.to(self._execution_device), Memory()
 
         def predict(x: Tensor, call: ModelEval) -> Tensor:
             weight = guidance.weight(call)
@@ -611,9 +640,14 @@ class ClassConditionalPipeline(DiffusionPipeline):
 
         return predict
 
-    def _one_pass(self, plans: list[ClassPlan], times: list[float]) -> Callable[[Tensor, ModelEval], Tensor]:
-        """A function (x_t [N, C, H, W], evaluation) -> the network's output, float32. times: one per evaluation."""
-        at_step = modulation_table(self.unet, plans, torch.tensor(times))
+    def _one_pass(
+        self, plans: list[ClassPlan], times: list[float], scales: Tensor | None = None
+    ) -> Callable[[Tensor, ModelEval], Tensor]:
+        """A function (x_t [N, C, H, W], evaluation) -> the network's output, float32.
+
+        times: one per evaluation. scales: [evaluations, N], of a network that reads them; None: 1.
+        """
+        at_step = modulation_table(self.unet, plans, torch.tensor(times), scales=scales)
         dtype, denoise = self.unet.dtype, _denoise(self.unet)
         return lambda x, call: denoise(x.to(dtype), at_step(call.index)).float()
 
@@ -763,6 +797,7 @@ class ClassConditionalPipeline(DiffusionPipeline):
         Args:
             path: a run folder, one of its checkpoints, a pipeline folder, a hub id "owner/name", or the name of a model that
                 is shipped with the package, such as "digits". An existing path takes precedence over such a name.
+                "runs/x@400:0.1" is the checkpoint of step 400 with ema 0.1 (`runs.weights.Weights`).
             revision: of the hub's repository.
             torch_dtype: the weights' dtype, such as torch.bfloat16. None: float32.
             dtype: the same as torch_dtype.
@@ -785,6 +820,8 @@ class ClassConditionalPipeline(DiffusionPipeline):
             ema = parse_ema(ema)
         except ValueError as error:
             raise InputError(f"ema: {error}.") from None
+        weights = Weights.parse(path).with_ema(ema)
+        path, ema = weights.path, weights.ema
         if loads_checkpoint(path, ema):
             pipe = cls(**checkpoint_parts(path, ema))
             pipe = pipe if dtype is None else pipe.to(dtype)

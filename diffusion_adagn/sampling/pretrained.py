@@ -62,7 +62,8 @@ class OdeSettings:
     rho: Annotated[float, Gt(0), Le(100)] = RHO
 
 
-ADDED_LATER = {"patch_size": 1, "augment_dim": 0}  # arguments of AdaGNUNet and their values of before; see `model_hash`
+# arguments of AdaGNUNet and their values of before; see `model_hash`
+ADDED_LATER = {"patch_size": 1, "augment_dim": 0, "max_guidance_scale": None}
 WEIGHTS = "diffusion_pytorch_model"  # as diffusers names them; large ones are cut into WEIGHTS-00001-of-00002 and so on
 
 

@@ -232,8 +232,8 @@ class Rule:
                 f"guidance rule {self.name} is defined for process {' and '.join(processes)}; this model's is {process.name}."
             )
 
-    def applies(self, process: Process, level: Level) -> bool:
-        """Whether the rule is used at this level; plain guidance is used elsewhere (see MIN_ALPHA)."""
+    def applies(self, process: Process, level: Level) -> bool | Tensor:
+        """Whether the rule is used at this level, bool [B] for levels [B]; plain guidance is used elsewhere (see MIN_ALPHA)."""
         if self.name == PLAIN:
             return False
         inexact = ("eps",) if RULES[self.name].space == "x0" else ("x0", "v")
@@ -265,7 +265,9 @@ def _conversions(space: Space, at: Evaluation) -> tuple[Callable[[Tensor], Tenso
         return (lambda value: value), (lambda value: value)
     if space == "x0":
         return (lambda output: process.to_x0(output, x, level)), (lambda x0: process.from_x0(x0, x, level))
-    alpha, sigma = level.alpha, level.sigma  # x = alpha x0 + sigma eps
+    from ..diffusion.process import wide
+
+    alpha, sigma = wide(level.alpha), wide(level.sigma)  # x = alpha x0 + sigma eps
     return (
         lambda output: (x - alpha * process.to_x0(output, x, level)) / sigma,
         lambda eps: process.from_x0((x - sigma * eps) / alpha, x, level),

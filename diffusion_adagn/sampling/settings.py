@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import field, fields, replace
@@ -12,31 +11,16 @@ from typing import Annotated, Any
 from annotated_types import Ge, MinLen
 from pydantic import BeforeValidator, Field, PlainSerializer, WithJsonSchema, model_validator
 
-from ..config import MAX_EMA_LENGTH, Sampler, Spacing, SpeedConfig
+from ..config import Sampler, Spacing, SpeedConfig
 from ..diffusion.churn import Churn
 from ..errors import InputError, UsageError
-from ..renamed import EMA
+from ..runs.weights import parse_ema
 from ..schema import AS_GIVEN, Option, settings, short_repr
 from .guidance import Guidance
 from .negative import Negative
 from .rules import Rule
 
 MAX_RANGE = 1000  # numbers of one from:to:step
-
-
-def parse_ema(value: Any) -> Any:
-    """A length as a number, "raw" or "run", from what a command line or Python gives. Raises ValueError for anything else."""
-    value = EMA.get(value, value) if isinstance(value, str) else value
-    if value in ("raw", "run") and isinstance(value, str):
-        return value
-    try:
-        length = math.nan if isinstance(value, bool) else float(value)
-    except (TypeError, ValueError):
-        length = math.nan
-    if not 0 < length <= MAX_EMA_LENGTH:
-        expected = f"a length above 0 and at most {MAX_EMA_LENGTH:g} (such as 0.1: a tenth of the run), raw or run"
-        raise ValueError(f"expected {expected}, got {short_repr(value)}")
-    return length
 
 
 EMA_HELP = (

@@ -123,7 +123,7 @@ class Style:
         shift = amount * direction
         return replace(self, name=f"{self.name} {name}", shift=shift if self.shift is None else self.shift + shift)
 
-    def modulation(self, unet: AdaGNUNet, t: Tensor | float) -> Modulation:
+    def modulation(self, unet: AdaGNUNet, t: Tensor | float, guidance_scale: float | None = None) -> Modulation:
         """See `ClassPlan.modulation`."""
         names = [site.name for site in unet.sites()]
         rule_of, psi_of = {}, dict.fromkeys(names, 1.0)
@@ -133,12 +133,17 @@ class Style:
             psi_of |= dict.fromkeys(where or names, psi)
         pairs = sorted({(rule_of[name], psi_of[name]) for name in names})
         vectors, strengths = zip(*(self._vector(unet, *pair) for pair in pairs))
-        m = unet.modulation(t, class_vectors=torch.stack(vectors))
+        m = unet.modulation(t, class_vectors=torch.stack(vectors), guidance_scale=guidance_scale)
         if strengths[0] is not None:
             m |= unet.stage_strengths(torch.stack(strengths))
         row = {name: pairs.index((rule_of[name], psi_of[name])) for name in names}
         row |= {stage_of(name): i for name, i in row.items()}  # changes of layers follow the stage's last site
         return {name: type(mod)(*(field[row[name]][None] for field in mod)) for name, mod in m.items()}
+
+    @property
+    def class_ids(self) -> list[int]:
+        """The classes in the sums."""
+        return [class_id for rule in self.rules for class_id, _ in rule.weights]
 
     def to_dict(self) -> dict:
         """The style as plain JSON types."""

@@ -33,6 +33,10 @@ from .worker import Batch, Job
 
 Models = dict[str, ServedModel]
 PROBED_IMAGES = 4
+NO_IMAGES = (
+    "The network responds to its label. Only labelled images can show whether it uses it, and the data of this model's "
+    "run cannot be opened on this server."
+)
 
 
 def list_models(models: Models) -> list[dict]:
@@ -63,20 +67,8 @@ def images(models: Models, query: ImagesQuery) -> Job:
         Unavailable: the queue is full.
     """
     model = find(models, query.model)
-    request = query.request()
-    reject_first(_over_limits(request, model.limits))
+    request, plans = _checked(model, query)
     sampler = model.pipe.resolved(request.sampler)
-    plans = plans_of(request, model.pipe)
-    total = len(plans) * request.count * len(request.scales)
-    faults = {
-        f"{total:,} images are more than the limit of {model.limits.max_images} per request: ask for fewer classes, "
-        "scales or images of each.": total > model.limits.max_images,
-        f"the seeds exceed {MAX_SEED}: give a smaller seed.": request.seed + total > MAX_SEED,
-    }
-    reject_first(faults)
-    for plan in plans:
-        if plan.class_id is None:
-            plan.modulation(model.pipe.unet, 0)  # raises if the network cannot be conditioned in this way
     planned = list(planned_images(request, plans))
     record = _record(model, request, sampler, plans, planned)
 
@@ -85,6 +77,12 @@ def images(models: Models, query: ImagesQuery) -> Job:
         return Images(record, pixels, [[to_pixels(step) for step in one.strip] for one in results])
 
     return model.sample([ImageItem(one, query.strip) for one in planned], sampler, finish)
+
+
+def images_command(models: Models, query: ImagesQuery) -> str:
+    """The `adagn sample` command of a request for images. Raises InputError where `images` does."""
+    model = find(models, query.model)
+    return sample_command(model, _checked(model, query)[0])
 
 
 def modulation(models: Models, query: ClassQuery) -> Job:
@@ -153,18 +151,20 @@ def label_check(models: Models, query: ModelQuery) -> Job:
 
     def check(batch: Batch) -> dict:
         if model.verdict is None:
-            unet = model.pipe.unet
+            unet, heldout = model.pipe.unet, _heldout(model)
             with _stoppable(unet, batch):
-                model.verdict = check_label(unet, objective_of(model.pipe, model.source), _heldout(model))
+                verdict = check_label(unet, objective_of(model.pipe, model.source), heldout)
+            undecided = heldout is None and unet.config.num_classes and verdict.used is None
+            model.verdict = replace(verdict, sentence=NO_IMAGES) if undecided else verdict
         return {"model": model.name, "used": model.verdict.used, "sentence": model.verdict.sentence}
 
     return model.call(check)
 
 
 def sample_command(model: ServedModel, request: SampleRequest) -> str:
-    """The `adagn sample` command that samples the same images."""
+    """The `adagn sample` command that samples the same images, also after a run went on to train."""
     guide = model.guide(request.sampler)
-    sampler = request.sampler if guide is None else replace(request.sampler, guide=guide.source)
+    sampler = request.sampler if guide is None else replace(request.sampler, guide=guide.checkpoint)
     request, usual = replace(request, sampler=sampler, ema=model.ema), SampleRequest()
     options: dict[str, Any] = {}
     for setting in fields_of(SampleRequest):
@@ -174,7 +174,7 @@ def sample_command(model: ServedModel, request: SampleRequest) -> str:
             options[name] = ",".join(repr(v).removesuffix(".0") for v in value) if name == "guidance" else value
             if name in ("classes", "interpolate", "negative"):
                 options[name] = model.pipe.labels.with_files(str(value))
-    line = command("sample", model.source, **options)
+    line = command("sample", model.checkpoint, **options)
     for mix in request.mixes:
         line = with_options(line, mix=model.pipe.labels.with_files(mix))
     return line
@@ -220,7 +220,7 @@ def _record(
     network_calls = {}
     for scale in request.scales:
         one = sampler.at_scale(scale)
-        network_calls[scale] = one.guidance.evaluations(model.evaluations(one))
+        network_calls[scale] = one.guidance.evaluations(model.evaluations(one), model.pipe.one_pass)
     records = [image_record(one, sampler, model.speed, network_calls[one.scale], model.hash) for one in planned]
     mixes = [plan for plan in plans if isinstance(plan, ClassMix) and plan.class_id is None]
     sites = model.pipe.unet.sites()
@@ -228,11 +228,32 @@ def _record(
     return {"model": _about(model), "command": sample_command(model, request), "images": records, **described}
 
 
+def _checked(model: ServedModel, query: ImagesQuery) -> tuple[SampleRequest, list[ClassPlan]]:
+    """The request and what each of its images receives. Raises InputError if the model or the limits do not allow it."""
+    request = query.request()
+    reject_first(_over_limits(request, model.limits))
+    model.pipe.resolved(request.sampler)
+    plans = plans_of(request, model.pipe)
+    total = len(plans) * request.count * len(request.scales)
+    faults = {
+        f"{total:,} images are more than the limit of {model.limits.max_images} per request: ask for fewer classes, "
+        "scales or images of each.": total > model.limits.max_images,
+        f"the seeds exceed {MAX_SEED}: give a smaller seed.": request.seed + total > MAX_SEED,
+    }
+    reject_first(faults)
+    for plan in plans:
+        if plan.class_id is None:
+            plan.modulation(model.pipe.unet, 0)  # raises if the network cannot be conditioned in this way
+    for scale in request.scales:
+        model.evaluations(request.sampler.at_scale(scale))
+    return request, plans
+
+
 def _over_limits(request: SampleRequest, limits: Limits) -> dict[str, bool]:
     steps, count = request.sampler.steps, request.count
     return {
-        f"{steps:,} steps are more than the limit of {limits.max_steps} per request: set sampler.steps.": steps
-        > limits.max_steps,
+        f"{steps:,} steps are more than the limit of {limits.max_steps} per request: set steps to {limits.max_steps} or "
+        "fewer.": steps > limits.max_steps,
         f"{count:,} images are more than the limit of {limits.max_images} per request: set a smaller count.": count
         > limits.max_images,
     }

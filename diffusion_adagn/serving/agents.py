@@ -8,18 +8,18 @@ from typing import Annotated, Any
 import anyio
 from mcp.server.mcpserver import Context, MCPServer
 from mcp.server.mcpserver.exceptions import ToolError
-from mcp_types import CallToolResult, ImageContent, TextContent
-from pydantic import Field, ValidationError
+from mcp_types import CallToolResult, ImageContent, TextContent, Tool
+from pydantic import BeforeValidator, Field, ValidationError
 
-from ..errors import InputError
-from ..schema import Layer, Problem, build
+from ..errors import InputError, did_you_mean
+from ..schema import Layer, Problem, build, short_repr
 from ..version import __version__
 from . import actions
 from .actions import Models
 from .explain import draw_class
 from .images import Images, png
 from .models import find
-from .settings import ClassQuery, ImagesQuery, MixQuery, ModelQuery, SampleQuery
+from .settings import ClassQuery, ImagesQuery, MixQuery, ModelQuery, SampleQuery, joined
 from .waiting import progress_of, result_of
 from .worker import Job, Unavailable
 
@@ -41,9 +41,14 @@ Steps = Annotated[int, Field(ge=1, description="sampler steps")]
 
 
 class AgentServer(MCPServer):
-    """An MCPServer whose errors are one sentence, without a traceback or addresses of pydantic."""
+    """An MCPServer that rejects unknown arguments, and whose errors are one sentence, without a traceback."""
 
     async def call_tool(self, name: str, arguments: dict[str, Any], context: Context | None = None) -> Any:
+        """See `MCPServer`."""
+        for known in [_arguments(tool) for tool in await self.list_tools() if tool.name == name]:
+            if unknown := next((argument for argument in arguments if argument not in known), None):
+                hint = did_you_mean(unknown[:80], known, most=1) or f" Arguments: {', '.join(known) or 'none'}."
+                raise ToolError(f"there is no argument {short_repr(unknown)}.{hint}")
         try:
             return await super().call_tool(name, arguments, context)
         except ToolError as error:
@@ -78,7 +83,9 @@ def make_agent_server(models: Models) -> AgentServer:
     @tool
     async def sample_images(
         classes: Annotated[
-            str, Field(description="names or ids with commas between, such as '3' or 'cat,dog'; all; null")
+            str,
+            BeforeValidator(joined),
+            Field(description="names or ids with commas between, such as '3' or 'cat,dog'; all; null"),
         ],
         ctx: Context,
         count: Count = 1,
@@ -114,7 +121,8 @@ def make_agent_server(models: Models) -> AgentServer:
 
     @tool
     async def explain_class(
-        class_name: Annotated[str, Field(description="name or id of a class")], model: ModelName = None
+        class_name: Annotated[str, BeforeValidator(joined), Field(description="name or id of a class")],
+        model: ModelName = None,
     ) -> CallToolResult:
         """Show how a class is represented: where in the network it differs from the others, and which are alike."""
         job = await _run(actions.modulation, models, ClassQuery(model=model, class_name=class_name))
@@ -125,6 +133,10 @@ def make_agent_server(models: Models) -> AgentServer:
     return server
 
 
+def _arguments(tool: Tool) -> list[str]:
+    return list(tool.input_schema.get("properties", {}))
+
+
 async def _run(action: Callable, models: Models, query: ModelQuery) -> Job:
     return await anyio.to_thread.run_sync(action, models, query)
 
@@ -133,7 +145,8 @@ async def _images(
     ctx: Context, models: Models, kind: type[ImagesQuery], scale: float, steps: int, given: dict[str, Any]
 ) -> CallToolResult:
     """Sample, and report the steps to the client meanwhile."""
-    query = build(kind, Layer({**given, "scales": (scale,), "sampler.steps": steps}))
+    labels = {"scales": "guidance_scale", "sampler.steps": "steps", "mixes": "mix"}
+    query = build(kind, Layer({**given, "scales": (scale,), "sampler.steps": steps}, labels=labels))
     job = await _run(actions.images, models, query)
     async for done in progress_of(job):
         await ctx.report_progress(done, job.steps)

@@ -6,29 +6,35 @@ import time
 from collections.abc import AsyncIterator, Callable
 from typing import Annotated, Any
 
-from fastapi import APIRouter, FastAPI, Query, Request
+from fastapi import APIRouter, Depends, FastAPI, Query, Request, Security
 from fastapi.concurrency import run_in_threadpool
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response, StreamingResponse
+from fastapi.security import HTTPBearer
 from starlette.exceptions import HTTPException
 
 from ..errors import InputError, did_you_mean, one_line
 from ..schema import Problem, fields_of, short_repr
 from ..version import __version__
-from . import actions, answers
+from . import actions, answers, openapi
 from .actions import Models
 from .images import Images, png
 from .metrics import Metrics
-from .settings import ClassQuery, ImagesQuery, InterpolateQuery, MixQuery, ModelQuery, SampleQuery
+from .settings import MAX_BODY, ClassQuery, ImagesQuery, InterpolateQuery, MixQuery, ModelQuery, SampleQuery
 from .waiting import progress_of, result_of
 from .worker import Dropped, Job, Unavailable
 
-MAX_BODY = 2**18  # bytes
 CLIENT_GONE = 499  # no client receives it; in the metrics
-PNG, EVENTS = "image/png", "text/event-stream"
-ERRORS = {
+JSON, PNG, EVENTS = "application/json", "image/png", "text/event-stream"
+FORMS = {JSON: JSON, PNG: PNG, EVENTS: EVENTS, "*/*": JSON, "application/*": JSON, "image/*": PNG, "text/*": EVENTS}
+TOKEN = HTTPBearer(auto_error=False, description="needed if the server was started with a token")
+ERRORS: dict[int | str, dict[str, Any]] = {
+    400: {"model": answers.ErrorAnswer, "description": "the body cannot be read"},
+    401: {"model": answers.ErrorAnswer, "description": "the token is missing or wrong"},
+    413: {"model": answers.ErrorAnswer, "description": f"the body is larger than {MAX_BODY} bytes"},
     422: {"model": answers.ErrorAnswer, "description": "the request is wrong"},
     429: {"model": answers.ErrorAnswer, "description": "too many requests wait; see the header Retry-After"},
+    503: {"model": answers.ErrorAnswer, "description": "the server is stopping, or has no memory for the request"},
     504: {"model": answers.ErrorAnswer, "description": "the request took too long"},
 }
 IMAGES: dict[int | str, dict[str, Any]] = {
@@ -38,9 +44,20 @@ IMAGES: dict[int | str, dict[str, Any]] = {
         "text/event-stream, events `progress` ({done, steps}) and last `result` (as the JSON) or `error`.",
         "content": {PNG: {"schema": {"type": "string", "format": "binary"}}, EVENTS: {"schema": {"type": "string"}}},
     },
-    **ERRORS,
+    406: {"model": answers.ErrorAnswer, "description": "the header Accept names no form that there is"},
 }
 QUERIES = (SampleQuery, MixQuery, InterpolateQuery)
+SECTIONS = {  # an example of each
+    "sampler": '{"sampler": {"sampler": "ddim", "steps": 20}}',
+    "sampler.guidance": '{"sampler": {"guidance": {"scale": 2}}}',
+}
+FOREIGN = {  # names of other software
+    "scales": ("guidance", "guidance_scale", "scale", "cfg", "cfg_scale"),
+    "sampler.steps": ("num_inference_steps", "num_steps"),
+    "sampler": ("scheduler",),
+    "classes": ("class", "class_labels", "label", "labels"),
+    "count": ("num_images", "num_samples", "n"),
+}
 ModelName = Annotated[str | None, Query(description="name of a model; by default the first one")]
 
 
@@ -53,7 +70,7 @@ def make_api(models: Models, metrics: Metrics, **options: Any) -> FastAPI:
         options: of FastAPI, such as `lifespan`.
     """
     app = FastAPI(
-        title="diffusion_adagn", version=__version__, docs_url=None, redoc_url=None, max_body_size=MAX_BODY,
+        title="diffusion_adagn", version=__version__, docs_url=None, redoc_url=None,
         description="Images by class label, and what the conditioning of the models does.", **options,
     )  # fmt: skip
     _add_errors(app)
@@ -71,9 +88,20 @@ def make_api(models: Models, metrics: Metrics, **options: Any) -> FastAPI:
         """Counters in Prometheus' text format."""
         return Response(metrics.text(), media_type=metrics.content_type)
 
-    app.include_router(_information(models))
-    app.include_router(_sampling(models))
+    shared: dict[str, Any] = {"responses": ERRORS, "dependencies": [Security(TOKEN), Depends(_known_parameters)]}
+    app.include_router(_information(models), **shared)
+    app.include_router(_sampling(models), **shared)
+    document = app.openapi
+    app.openapi = lambda: app.openapi_schema or openapi.corrected(document())
     return app
+
+
+def _known_parameters(request: Request) -> None:
+    """Raises InputError for a parameter in the address that the operation does not have."""
+    known = [field.alias for field in request.scope["route"].dependant.query_params]
+    if unknown := next((name for name in request.query_params if name not in known), None):
+        hint = did_you_mean(unknown[:80], known, most=1) or f" Parameters: {', '.join(known) or 'none'}."
+        raise InputError(f"there is no parameter {short_repr(unknown)}.{hint}")
 
 
 def _information(models: Models) -> APIRouter:
@@ -85,12 +113,12 @@ def _information(models: Models) -> APIRouter:
         """The models of this server; the first one is the default."""
         return actions.list_models(models)
 
-    @v1.get("/classes", response_model=answers.ClassesAnswer, responses=ERRORS)
+    @v1.get("/classes", response_model=answers.ClassesAnswer)
     async def list_classes(model: ModelName = None) -> dict:
         """The classes of a model."""
         return actions.list_classes(models, ModelQuery(model=model))
 
-    @v1.get("/modulation", response_model=answers.ModulationAnswer, responses=ERRORS)
+    @v1.get("/modulation", response_model=answers.ModulationAnswer)
     async def modulation(
         request: Request,
         model: ModelName = None,
@@ -100,7 +128,7 @@ def _information(models: Models) -> APIRouter:
         query = ClassQuery(model=model, class_name=class_name)
         return await result_of(await run_in_threadpool(actions.modulation, models, query), _gone(request))
 
-    @v1.get("/label_check", response_model=answers.CheckAnswer, responses=ERRORS)
+    @v1.get("/label_check", response_model=answers.CheckAnswer)
     async def label_check(request: Request, model: ModelName = None) -> Any:
         """Whether the model uses its label, measured on held-out images."""
         job = await run_in_threadpool(actions.label_check, models, ModelQuery(model=model))
@@ -133,14 +161,24 @@ def _sampling(models: Models) -> APIRouter:
 
 async def _images(request: Request, models: Models, query: ImagesQuery) -> Response:
     """The images in the form that the client accepts."""
+    form = _accepted(request.headers.get("accept", ""))
     job = await run_in_threadpool(actions.images, models, query)
-    accepted = request.headers.get("accept", "")
-    if EVENTS in accepted:
+    if form == EVENTS:
         return StreamingResponse(_events(job), media_type=EVENTS, headers={"cache-control": "no-store"})
     images = await result_of(job, _gone(request))
-    if PNG in accepted:
+    if form == PNG:
         return Response(await run_in_threadpool(_one_png, images), media_type=PNG)
     return JSONResponse(await run_in_threadpool(_with_images, images))
+
+
+def _accepted(header: str) -> str:
+    """The first form of images in a header Accept that there is. Raises HTTPException 406 if there is none."""
+    kinds = [part.partition(";")[0].strip().lower() for part in header.split(",")] if header.strip() else [JSON]
+    form = next((FORMS[kind] for kind in kinds if kind in FORMS), None)
+    if form is None:
+        text = f"images have no form {short_repr(header)}: accept {JSON}, {PNG} or {EVENTS}."
+        raise HTTPException(406, text)
+    return form
 
 
 def _one_png(images: Images) -> bytes:
@@ -183,6 +221,12 @@ def _error(status: int, text: str, **headers: str) -> JSONResponse:
     return JSONResponse({"error": " ".join(text.split())}, status, headers)
 
 
+def nothing_at(path: str) -> Response:
+    """The answer for an unknown address. path: of the request."""
+    known = "/v1/models, /v1/classes, /v1/sample, /v1/mix, /v1/interpolate, /v1/modulation, /v1/label_check"
+    return _error(404, f"there is nothing at {path[:80]!r}. The API has {known}; /openapi.json describes it.")
+
+
 def _add_errors(app: FastAPI) -> None:
     """One sentence for every error."""
 
@@ -206,9 +250,9 @@ def _add_errors(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     async def no_such_page(request: Request, error: HTTPException) -> Response:
-        known = "/v1/models, /v1/classes, /v1/sample, /v1/mix, /v1/interpolate, /v1/modulation, /v1/label_check"
+        if error.status_code == 404:
+            return nothing_at(request.url.path)
         texts = {
-            404: f"there is nothing at {request.url.path[:80]!r}. The API has {known}; /openapi.json describes it.",
             405: f"{request.method} is not a method of {request.url.path[:80]!r}; see /openapi.json.",
             413: f"the body is larger than the {MAX_BODY:,} bytes that are accepted.",
             400: "the body cannot be read as JSON.",
@@ -233,7 +277,11 @@ def _sentence(error: RequestValidationError) -> str:
     if first["type"] == "unexpected_keyword_argument":
         known = {setting.key for query in QUERIES for setting in fields_of(query)}
         key = ".".join(map(str, place))
-        return f"there is no setting {short_repr(key)}.{did_you_mean(key[:80], known)} See /openapi.json."
+        foreign = next((f" Did you mean {new}?" for new, old in FOREIGN.items() if key in old), "")
+        return f"there is no setting {short_repr(key)}.{foreign or did_you_mean(key[:80], known)} See /openapi.json."
+    if first["type"] == "dataclass_type":
+        key = ".".join(map(str, place))
+        return f"{key}: expected settings, such as {SECTIONS[key]}, got {short_repr(first['input'])}."
     problem = Problem.from_details({**first, "loc": place}, None)
     return problem.message if not problem.key else f"{problem.key}: {problem.message}.{problem.hint}"
 

@@ -13,8 +13,10 @@ from torch import Tensor
 from ..diffusion.schedule import ModelEval
 from ..errors import InputError, did_you_mean, failed_allocation, out_of_memory
 from ..models.cost import estimate_cost
+from ..runs.layout import checkpoint_of
 from ..runs.recorded import run_name_parts
 from ..runs.shipped import model_folder, shipped_folder
+from ..runs.weights import Weights
 from ..runtime.distributed import choose_device
 from ..runtime.precision import use_precision
 from ..runtime.speed import apply_speed, describe_speed, resolve_speed
@@ -86,8 +88,10 @@ class ServedModel:
     """
 
     def __init__(self, name: str, source: str, settings: ModelSettings, metrics: Metrics):
-        self.name, self.source, self.limits, self.ema = name, source, settings.limits, settings.ema
-        self.pipe, self.weights = open_pipeline(source, settings.ema)
+        weights = Weights.parse(source).with_ema(settings.ema)
+        self.name, self.source, self.ema, self.limits = name, weights.path, weights.ema, settings.limits
+        self.checkpoint = str(checkpoint_of(self.source, self.ema) or self.source)  # a run may get newer ones
+        self.pipe, self.weights = open_pipeline(self.checkpoint, self.ema)
         self.pipe.set_progress_bar_config(disable=True)
         self.rejected = load_classes(self.pipe, settings.learned)
         device = choose_device(settings.speed.device.lower())
@@ -101,6 +105,15 @@ class ServedModel:
         self.verdict: Verdict | None = None  # of the label check, once it was made
         self.worker = Worker(self._work, settings.limits.max_batch, settings.limits.max_waiting, self._count)
         metrics.watch(name, lambda: self.worker.waiting, lambda: len(self.worker.running))
+
+    @property
+    def kind(self) -> str:
+        """The served weights in some words, such as "EMA weights, step 80"."""
+        config = self.pipe.config
+        kind = "weights" if config.ema_decay is None else "EMA weights"
+        kind = "raw weights" if self.ema == "raw" else kind
+        kind = kind if config.ema_length is None else f"EMA weights of length {config.ema_length:g}"
+        return kind if config.trained_steps is None else f"{kind}, step {config.trained_steps:,}"
 
     def sample(self, items: Sequence[ImageItem], sampler: SamplerSettings, finish: Any) -> Job:
         """Put images into the queue. sampler: resolved, its guide is the name of a model."""
@@ -201,6 +214,7 @@ def open_models(sources: Sequence[str], settings: ModelSettings, metrics: Metric
 
 def model_name(source: str) -> str:
     """What clients call a model: the run's name, without folders that only order runs."""
+    source = Weights.parse(source).path
     path = model_folder(source)
     if shipped_folder(source) or not path.exists():
         return source  # a hub id

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import field
-from typing import Annotated
+from typing import Annotated, Any
 
 from annotated_types import Ge, Le, MaxLen, MinLen
-from pydantic import model_validator
+from pydantic import AfterValidator, BeforeValidator, model_validator
 
 from ..config import SpeedConfig
 from ..errors import InputError
@@ -14,6 +14,9 @@ from ..sampling.settings import Ema, Numbers, SampleRequest, SamplerSettings
 from ..schema import AS_GIVEN, Option, settings
 
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
+EVERYWHERE = ("0.0.0.0", "::")  # all addresses of this machine
+MIN_TOKEN = 8  # characters
+MAX_BODY = 2**18  # bytes of a request
 MAX_TEXT = 4000  # characters of a list of classes; the time to read a mix grows with the square of its length
 MAX_MIX = 500
 
@@ -45,15 +48,27 @@ class ModelSettings:
     speed: SpeedConfig = field(default_factory=SpeedConfig)
 
 
+def _checked_token(token: str) -> str:
+    if len(token) < MIN_TOKEN:
+        raise ValueError(f"a token of {MIN_TOKEN} characters or more is required, and this one has {len(token)}")
+    if not (token.isascii() and token.isprintable() and " " not in token):
+        raise ValueError("has characters that a header cannot carry: use letters, digits, - and _")
+    return token
+
+
 @settings(frozen=True)
 class ServeRequest(ModelSettings):
     """What `adagn serve` starts."""
 
     host: str = "127.0.0.1"
-    """address to listen on; 0.0.0.0 is all of this machine's, and needs a token"""
+    """address to listen on; 0.0.0.0 is all of this machine's, under all of its names, and needs a token"""
     port: Annotated[int, Ge(0), Le(65535)] = 7860
     """port to listen on; 0 is any free one"""
-    token: Annotated[str | None, MinLen(8), AS_GIVEN, Option(default="the environment variable ADAGN_TOKEN")] = None
+    token: Annotated[
+        Annotated[str, AfterValidator(_checked_token)] | None,
+        AS_GIVEN,
+        Option(default="the environment variable ADAGN_TOKEN"),
+    ] = None
     """secret that clients send, of 8 characters or more"""
     allowed_hosts: Annotated[tuple[str, ...], Option("allowed_host", "NAME")] = ()
     """a name under which clients may reach the server, besides the loopback names and --host; may be given again"""
@@ -61,10 +76,8 @@ class ServeRequest(ModelSettings):
     @model_validator(mode="after")
     def _check_token(self) -> ServeRequest:
         if self.host not in LOOPBACK and self.token is None:
-            text = f"--host {self.host} can be reached from other machines: give a secret, --token TEXT"
-            raise InputError(f"{text}, or leave out --host.")
-        if self.token is not None and not (self.token.isascii() and self.token.isprintable() and " " not in self.token):
-            raise InputError("--token has characters that a header cannot carry: use letters, digits, - and _.")
+            text = f"--host {self.host} can be reached from other machines: give a secret of {MIN_TOKEN} characters or more"
+            raise InputError(f"{text}, --token TEXT, or leave out --host.")
         return self
 
 
@@ -105,11 +118,21 @@ class ImagesQuery(ModelQuery):
         return SampleRequest(sampler=self.sampler.at_scale(1.0), **shared, **self.planned())
 
 
+def joined(value: Any) -> Any:
+    """A list of words and numbers as text with commas between, a number as text; anything else unchanged."""
+    words = value if isinstance(value, list | tuple) else [value]
+    if words and all(isinstance(word, str | int) and not isinstance(word, bool) for word in words):
+        return ",".join(map(str, words))
+    if isinstance(value, str | None):
+        return value
+    raise ValueError('expected text with commas, such as "3,8", or a list of words and numbers')
+
+
 @settings(frozen=True)
 class SampleQuery(ImagesQuery):
     """Images of classes."""
 
-    classes: Annotated[str | None, AS_GIVEN, MaxLen(MAX_TEXT)] = None
+    classes: Annotated[str | None, AS_GIVEN, MaxLen(MAX_TEXT), BeforeValidator(joined)] = None
     """names, ids, 'all' or 'null', with commas between; null: all"""
 
     def planned(self) -> dict:
@@ -119,11 +142,18 @@ class SampleQuery(ImagesQuery):
 Mix = Annotated[str, AS_GIVEN, MinLen(1), MaxLen(MAX_MIX)]
 
 
+def _as_mixes(value: Any) -> Any:
+    """One mix as a list of it."""
+    if not isinstance(value, str | list | tuple):
+        raise ValueError('expected texts, such as ["3@coarse,8@fine"]')
+    return [value] if isinstance(value, str) else value
+
+
 @settings(frozen=True, kw_only=True)
 class MixQuery(ImagesQuery):
     """Images of several classes each, by layer or noise level."""
 
-    mixes: Annotated[tuple[Mix, ...], AS_GIVEN, MinLen(1), MaxLen(16)]
+    mixes: Annotated[tuple[Mix, ...], AS_GIVEN, MinLen(1), MaxLen(16), BeforeValidator(_as_mixes)]
     """such as ["3@coarse,8@fine"]: rules CLASS@WHERE; a class without @ is the default. WHERE: coarse, fine, a
     resolution (8, 8x8, <=8, >8), depth<10, down, middle, up, a noise level (sigma>2), or several joined by &"""
 
@@ -135,7 +165,7 @@ class MixQuery(ImagesQuery):
 class InterpolateQuery(ImagesQuery):
     """Images from one class to another; each row starts from one noise."""
 
-    between: Annotated[str, AS_GIVEN, MinLen(1), MaxLen(MAX_MIX)]
+    between: Annotated[str, AS_GIVEN, MinLen(1), MaxLen(MAX_MIX), BeforeValidator(joined)]
     """two classes, such as 3,8"""
     steps_between: Annotated[int, Ge(0), Le(1000)] = 7
     """images between the two"""
@@ -148,5 +178,5 @@ class InterpolateQuery(ImagesQuery):
 class ClassQuery(ModelQuery):
     """A class of a model."""
 
-    class_name: Annotated[str | None, AS_GIVEN, MaxLen(MAX_TEXT)] = None
+    class_name: Annotated[str | None, AS_GIVEN, MaxLen(MAX_TEXT), BeforeValidator(joined)] = None
     """name or id of a class; null: all classes"""

@@ -16,6 +16,8 @@ from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, InvalidStateError
 from typing import Any
 
+SECONDS_TO_END = 5  # for the running step when a worker is closed
+
 
 class Unavailable(Exception):
     """The server cannot do this now: one clear sentence, with the HTTP status and when to try again.
@@ -166,14 +168,14 @@ class Worker:
             if self.closed:
                 raise Unavailable("the server is stopping.")
             if len(self.queue) >= self.max_waiting:
-                text = f"{len(self.queue)} requests are waiting already, which is the limit: try again later."
+                text = f"as many requests wait as this server allows ({self.max_waiting}): try again later."
                 raise Unavailable(text, 429, math.ceil(self.last_seconds))
             self.queue.append(job)
             self.changed.notify()
         return job
 
-    def close(self) -> None:
-        """End the thread; waiting jobs receive Unavailable, and the running batch stops at its next step."""
+    def stop(self) -> None:
+        """Take no more jobs; all jobs receive Unavailable, and the running batch stops at its next step."""
         with self.changed:
             self.closed = True
             jobs = [*self.queue, *self.running]
@@ -181,7 +183,11 @@ class Worker:
             self.changed.notify()
         for job in jobs:
             job.stop(Unavailable("the server is stopping."))
-        self.thread.join(10)
+
+    def close(self) -> None:
+        """Stop, and wait for the end of the thread, for some seconds at most."""
+        self.stop()
+        self.thread.join(SECONDS_TO_END)
 
     def _loop(self) -> None:
         while (batch := self._next_batch()) is not None:

@@ -24,6 +24,7 @@ from ..models.unet import AdaGNUNet, Site
 from ..renamed import renamed_arguments
 from ..schema import short_repr
 from .levels import NoiseLevels, evenly_spread
+from .scale import scale_changes, shown_scales
 
 MAX_STORED_CLASSES = 64  # null included; the statistics are over all classes
 BATCH_ROWS = 256  # (timestep, class) pairs in one call of `modulation`
@@ -45,6 +46,7 @@ class ModulationField:
         by_class: float64 [...], variance that is due to the class alone.
         by_both: float64 [...], variance of their interaction.
         mean_square: float64 [...], mean of x^2.
+        by_scale: float64 [S, T], the RMS change from guidance scale 1 to the atlas's `scales`; None where it has none.
     """
 
     values: np.ndarray
@@ -53,6 +55,7 @@ class ModulationField:
     by_class: np.ndarray
     by_both: np.ndarray
     mean_square: np.ndarray
+    by_scale: np.ndarray | None = None
 
 
 @dataclass
@@ -80,6 +83,8 @@ class Atlas:
         model: Where the network comes from: source, weights, hash.
         sigma: float64 [T], the noise levels sigma_t / alpha_t. None: not known.
         process: "ddpm", "edm" or "flow".
+        scales: float64 [S], guidance scales above 1 of a network that reads them; everything but `by_scale` is at scale 1.
+            Empty for others.
     """
 
     timesteps: np.ndarray
@@ -92,6 +97,7 @@ class Atlas:
     model: dict = field(default_factory=dict)
     sigma: np.ndarray | None = None
     process: str = "ddpm"
+    scales: np.ndarray = field(default_factory=lambda: np.empty(0))
 
     @classmethod
     @renamed_arguments(keep="class_ids")
@@ -154,6 +160,8 @@ class Atlas:
                 y = torch.tensor([i for _, i in batch], device=device) if k else None
                 m = unet.modulation(t, y)
                 builder.add(batch, {site.name: m[site.name] for site in unet.sites()})
+            scales = shown_scales(unet)
+            changes = scale_changes(unet, grid, scales) if len(scales) else {}
         finally:
             unet.train(was_training)
         sites = {}
@@ -161,7 +169,10 @@ class Atlas:
             norm = unet.get_submodule(site.name)
             affine = [getattr(norm, name, None) for name in ("weight", "bias")]
             affine = [None if p is None else p.detach().cpu().double().numpy() for p in affine]
-            sites[site.name] = SiteAtlas(site, *affine, builder.fields(site.name))
+            fields = builder.fields(site.name)
+            for parameter, change in changes.get(site.name, {}).items():
+                fields[parameter].by_scale = change
+            sites[site.name] = SiteAtlas(site, *affine, fields)
         return cls(
             timesteps=grid,
             classes=[labels.name(i) for i in stored] if k else ["(no classes)"],
@@ -172,6 +183,7 @@ class Atlas:
             sites=sites,
             sigma=None if process is None else np.array(NoiseLevels.of(process, grid).sigmas),
             process="ddpm" if process is None else process.name,
+            scales=scales,
         )
 
     @property
@@ -224,10 +236,13 @@ class Atlas:
         """
         file = Path(file)
         arrays = {} if self.sigma is None else {"sigma": self.sigma}
+        arrays |= {"scales": self.scales} if len(self.scales) else {}
         for name, site in self.sites.items():
             for parameter, f in site.fields.items():
                 for part in ATLAS_PARTS:
                     arrays[f"{part}/{name}/{parameter}"] = getattr(f, part)
+                if f.by_scale is not None:
+                    arrays[f"by_scale/{name}/{parameter}"] = f.by_scale
             for affine in ("weight", "bias"):
                 if getattr(site, affine) is not None:
                     arrays[f"{affine}/{name}"] = getattr(site, affine)
@@ -265,11 +280,16 @@ class Atlas:
             with np.load(file, allow_pickle=False) as arrays:
                 header = json.loads(str(arrays["atlas"]))
                 sigma = arrays.get("sigma")  # since the process edm
+                scales = arrays.get("scales", np.empty(0))
                 sites = {}
                 for s in header["sites"]:
                     name, parameters = s["name"], s.pop("fields")
                     fields = {
-                        p: ModulationField(*(arrays[f"{part}/{name}/{p}"] for part in ATLAS_PARTS)) for p in parameters
+                        p: ModulationField(
+                            *(arrays[f"{part}/{name}/{p}"] for part in ATLAS_PARTS),
+                            by_scale=arrays.get(f"by_scale/{name}/{p}"),
+                        )
+                        for p in parameters
                     }
                     affine = [arrays.get(f"{p}/{name}") for p in ("weight", "bias")]
                     sites[name] = SiteAtlas(Site(**s), *affine, fields)
@@ -282,6 +302,7 @@ class Atlas:
             sites=sites,
             sigma=sigma,
             process=header.get("process", "ddpm"),
+            scales=scales,
             **{name: header[name] for name in names},
         )
 

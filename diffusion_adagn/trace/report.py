@@ -137,6 +137,8 @@ class TraceReport:
         yield self._map()
         yield self._shares()
         yield self._spread()
+        if len(self.atlas.scales):
+            yield self._scale()
         if {"gamma", "beta"} & set(self.by_field):
             yield self._channels()
         yield from self._class_geometry()
@@ -190,6 +192,16 @@ class TraceReport:
         return Section(
             "Class against time", sentence, "spread", heat_maps(panels, names, levels, f"RMS of {self.main}")
         )
+
+    def _scale(self) -> Section:
+        sites = sites_with(self.atlas, self.main)
+        names, scales = [self.display_names[s.site.name] for s in sites], self.atlas.scales
+        changes = np.stack([s.fields[self.main].by_scale for s in sites], axis=1)  # [scales, sites, T]
+        panels = [Panel(f"guidance scale {scale:.3g} against 1", change) for scale, change in zip(scales, changes)]
+        spread, levels = class_spread(self.atlas, self.main), self.atlas.levels
+        sentence = say.change_by_scale(self.main, changes[-1], scales[-1], spread, names, levels)
+        image = heat_maps(panels, names, levels, f"RMS change of {self.main}")
+        return Section("What the guidance scale changes", sentence, "scale", image)
 
     def _channels(self) -> Section:
         counts = {

@@ -254,6 +254,26 @@ def spread_over_time(
     )
 
 
+def change_by_scale(
+    field: str, change: np.ndarray, scale: float, spread: np.ndarray, names: Sequence[str], levels: NoiseLevels
+) -> str:
+    """change, spread: [sites, T], RMS change from guidance scale 1 to `scale`, and how far classes differ at scale 1."""
+    if not change.any():
+        return f"The guidance scale does not change {field} at any site: the network has not learned to read it."
+    by_site = np.sqrt(np.square(change).mean(1))
+    least = int(by_site.argmin())
+    ratio = np.sqrt(np.square(change).mean() / np.square(spread).mean()) if spread.any() else None
+    compared = (
+        ""
+        if ratio is None
+        else f" Over all sites and noise levels that is {number(ratio)} times what the classes differ by."
+    )
+    return (
+        f"From scale 1 to {scale:g} {field} changes by up to RMS {number(change.max())} ({_peak(change, names, levels)}), and "
+        f"least at {names[least]} (RMS {number(by_site[least])}).{compared}"
+    )
+
+
 def _span(values: np.ndarray) -> str:
     low, high = number(values.min()), number(values.max())
     return low if low == high else f"{low} to {high}"

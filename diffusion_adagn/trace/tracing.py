@@ -60,7 +60,7 @@ def trace(source: str | Path, out: Path, request: TraceRequest) -> list[Path]:
     atlas.model = {"source": str(source), "weights": description, "hash": model_hash(pipe.unet)}
     moved = drift(atlas_of(other), atlas) if other is not None else None
     objective = objective_of(pipe, source)
-    x0, labels = _probe_images(pipe, heldout, request.images)
+    x0, labels = probe_images(pipe, heldout, request.images)
     grid = probed_timesteps(objective.process)
     verdict = label_check(pipe.unet, objective, heldout, progress=True)
     out.mkdir(parents=True, exist_ok=True)
@@ -97,7 +97,7 @@ def check(source: str | Path, request: TraceRequest) -> int:
     return {True: 0, False: UNUSED, None: OPEN}[verdict.used]
 
 
-def probed_timesteps(process: Process) -> list[float]:
+def probed_timesteps(process: Process, count: int = NUM_PROBED_TIMESTEPS) -> list[float]:
     """The times of the probes, evenly spread from image to noise.
 
     Under eps-prediction only those with alpha of at least 5%: beyond, the predicted x0, (x_t - sigma eps) / alpha,
@@ -106,7 +106,7 @@ def probed_timesteps(process: Process) -> list[float]:
     if process.prediction == "eps":
         alpha = process.level(torch.arange(int(process.times[1]) + 1)).alpha
         last = float((alpha >= MIN_SIGNAL).nonzero().max())
-    return evenly_spread(process, NUM_PROBED_TIMESTEPS, last)
+    return evenly_spread(process, count, last)
 
 
 def objective_of(pipe: ClassConditionalPipeline, source: str | Path) -> DiffusionLoss:
@@ -148,7 +148,7 @@ def measure_influence(
         One for each intervention that the model's labels allow.
     """
     objective = objective_of(pipe, source)
-    x0, labels = _probe_images(pipe, heldout, count)
+    x0, labels = probe_images(pipe, heldout, count)
     return _influence(pipe, objective, x0, labels, probed_timesteps(objective.process), None)
 
 
@@ -189,7 +189,7 @@ def recorded_images(record: ClassRecord) -> ClassImages | None:
     return images if images.fingerprint == record.images.fingerprint else None
 
 
-def _probe_images(
+def probe_images(
     pipe: ClassConditionalPipeline, heldout: ImageDataset | None, count: int
 ) -> tuple[Tensor, Tensor | None]:
     """x0 [N, C, H, W] in [-1, 1] and labels [N] (None without classes): held-out ones, evenly spaced, or sampled."""
@@ -262,7 +262,7 @@ def _next_commands(
     has_images: bool,
 ) -> list[str]:
     ema = None if request.ema == "run" else request.ema
-    commands = [with_options(sample_command(str(source), pipe.labels), ema=ema)]
+    commands = [with_options(sample_command(str(source), pipe.labels, pipe.unet.config.max_guidance_scale), ema=ema)]
     if pipe.labels.K > 1:
         commands.append(command("sample", source, mix="id:0@coarse,id:1@fine", count=8, ema=ema))
     if pipe.labels.K and pipe.labels.has_null and has_images:
@@ -270,5 +270,6 @@ def _next_commands(
         if sensitivity is not None and has_band(sensitivity):
             interval = f"none,{band_interval(sensitivity)}"
         out = free_default_folder("sweeps", source, request.ema)
-        commands.append(command("sweep", source, guidance="1:4:0.5", interval=interval, ema=ema, out=out))
+        scales = f"1:{min(4, pipe.unet.config.max_guidance_scale or 4):g}:0.5"
+        commands.append(command("sweep", source, guidance=scales, interval=interval, ema=ema, out=out))
     return [*commands, command("trace", source, label_check=True, ema=ema)]

@@ -22,13 +22,16 @@ class Checkpointer:
         """Restore a checkpoint. Returns its state; {} for None, where the run starts.
 
         Raises:
-            InputError: The run was trained on other data, or the checkpoint does not match the network.
+            InputError: The run was trained on other data or with another teacher, or the checkpoint does not match the network.
         """
         if checkpoint is None:
             return {}
         state, trainer = read_state(checkpoint), self.trainer
         if state.get("data_fingerprint") != trainer.dataset.fingerprint:
             text = f"the data {trainer.dataset.name} is not what {trainer.run.path} was trained on (its images, labels or names have changed)"
+            raise InputError(f"{text}: put it back, or start another run with --init_from.")
+        if state.get("teacher") != trainer.teacher_hash:
+            text = f"the teacher {trainer.config.teacher} is not the one that {trainer.run.path} was trained with (its weights have changed)"
             raise InputError(f"{text}: put it back, or start another run with --init_from.")
         for part in self.parts:
             part.load_state_dict(state)

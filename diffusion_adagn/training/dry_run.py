@@ -17,7 +17,6 @@ from ..data import ImageDataset
 from ..models.config import machine_memory
 from ..models.cost import Cost, estimate_cost
 from ..models.unet import AdaGNUNet
-from ..runs.ema_snapshots import snapshot_count
 from ..runs.layout import RunFolder, label_space, network_config
 from ..runtime.distributed import main_first, process_state
 from ..runtime.precision import AUTOCAST, use_precision
@@ -25,8 +24,10 @@ from ..runtime.speed import apply_speed, measure_peak_flops, resolve_speed
 from .ema import EMA
 from .image_fetcher import device_bytes
 from .loader import images_per_pass, make_batches
-from .setup import check_environment, describe, format_number, making, resolve
+from .objective import Objective, forward_passes
+from .setup import check_environment, copies_of_weights, describe, format_number, making, resolve
 from .snapshots import describe_snapshots
+from .teacher import open_teacher
 from .trainer import make_loss, make_optimizer
 from .transfer import transfer
 
@@ -61,7 +62,7 @@ def dry_run(config: RunConfig, verbose: bool = False) -> None:
     images = images_per_pass(training, state.num_processes)
     lines = describe(config, dataset, state.num_processes, device, cost)
     image_bytes = device_bytes(dataset, device, training.images_on)
-    lines["memory"], fits = _memory(cost, training, speed, images, device, image_bytes)
+    lines["memory"], fits = _memory(cost, config, speed, images, device, image_bytes)
     del lines["length"]
     lines["lengths"] = describe_snapshots(training, cost.parameters)
     if verbose:
@@ -97,24 +98,24 @@ def seconds_per_step(
         Seconds, and how many images of a pass they were measured with.
     """
     training = config.training
-    expected = 3 * cost.flops / (0.3 * measure_peak_flops(device, seconds=0.1))  # seconds an image
+    expected = forward_passes(config) * cost.flops / (0.3 * measure_peak_flops(device, seconds=0.1))  # seconds an image
     measured = max(1, min(images, int(BUDGET / expected)))
     unet = AdaGNUNet(**network_config(config)).to(device)
     apply_speed(unet, speed)
     if training.gradient_checkpointing:
         unet.enable_gradient_checkpointing()
     ema, optimizer = EMA(unet, training.ema_decay), make_optimizer(unet, training)
-    diffusion_loss = make_loss(config.diffusion).to(device)
-    process = diffusion_loss.process
-    batches = make_batches(config, dataset, process, device)
+    teacher = open_teacher(config)
+    if teacher is not None:
+        apply_speed(teacher.unet.to(device), speed)
+    objective = Objective(make_loss(config.diffusion).to(device), unet, teacher)
+    batches = make_batches(config, dataset, objective.loss.process, device)
     with closing(batches.pixels):
         for step in range(2):
             start = time.perf_counter()
             batch = batches.batch(torch.arange(measured) + step * measured)
             with use_precision(speed.precision, device):
-                x_t = process.add_noise(batch.x0, batch.noise, batch.level)
-                output = unet(x_t, batch.level.time, batch.labels, augment=batch.augment).sample
-                loss = diffusion_loss.loss(output, batch.x0, batch.noise, batch.level).mean()
+                loss = objective(unet, batch).mean()
             loss.backward()
             float(torch.nn.utils.clip_grad_norm_(unet.parameters(), training.clip_norm or torch.inf))  # waits
             backward_end = time.perf_counter()
@@ -142,13 +143,12 @@ def device_memory(device: torch.device) -> int:
 
 
 def _memory(
-    cost: Cost, training: TrainingConfig, speed: SpeedConfig, images: int, device: torch.device, image_bytes: int
+    cost: Cost, config: RunConfig, speed: SpeedConfig, images: int, device: torch.device, image_bytes: int
 ) -> tuple[str, bool]:
     """The line, and whether the run fits. image_bytes: of the images that are stored on the device."""
+    training, averages = config.training, copies_of_weights(config, cost)
     half, total = AUTOCAST[speed.precision] is not None, device_memory(device)
     local = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if device.type == "cpu" else 1  # they share the machine's
-
-    averages = 1 + len(training.ema_lengths) * (snapshot_count(training, cost.parameters) > 0)
 
     def needed(count: int, checkpointing: bool = training.gradient_checkpointing) -> int:
         return local * cost.training_bytes(count, half, checkpointing, averages) + image_bytes

@@ -10,6 +10,7 @@ from ..labels import LabelSpace
 from ..models.unet import AdaGNUNet
 from ..runs.layout import RunFolder
 from ..sampling.card import model_card
+from ..sampling.guidance import example_scales
 from ..sampling.load import make_pipeline
 
 
@@ -27,8 +28,7 @@ def write_pipeline(run: RunFolder, config: RunConfig, unet: AdaGNUNet, dataset: 
     atomic_dir(run.pipeline, write)
 
 
-def sample_command(path: str, labels: LabelSpace) -> str:
-    """The command that samples a model with these classes."""
-    guidance = "1,2,4" if labels.K and labels.has_null else None
-    classes = "all" if labels.K else "null"
+def sample_command(path: str, labels: LabelSpace, max_scale: float | None = None) -> str:
+    """The command that samples a model with these classes. max_scale: the largest guidance scale that its network reads."""
+    guidance, classes = example_scales(labels, max_scale), "all" if labels.K else "null"
     return command("sample", path, classes=classes, guidance=guidance, count=8)

@@ -8,7 +8,7 @@ from torch import Tensor
 from ..config import RunConfig, TrainingConfig
 from ..data import ImageDataset
 from ..data.augment import Augmentations, augment_images, draw_augmentations
-from ..data.rng import BalancedOrder, SampleOrder, normal, uniforms
+from ..data.rng import BalancedOrder, SampleOrder, normal, uniform, uniforms
 from ..diffusion.loss import normalize_images
 from ..diffusion.process import Level, Process
 from ..errors import InputError
@@ -21,7 +21,7 @@ class Batch:
     """x0 and noise [B, C, H, W] float32 (x0 in [-1, 1]); level: of tensors [B]; quantile [B] float64 on the CPU: the
     fraction of the training noise below the level; labels [B] int64 (K where dropped), None without classes; indices [B]:
     the samples' places in the data set; augment [B, AUGMENT_DIM] float32: how x0 was augmented, None without
-    augmentation."""
+    augmentation; scale [B] float32: guidance scales, 1 where the label was dropped, None for a network that reads none."""
 
     x0: Tensor
     noise: Tensor
@@ -30,6 +30,7 @@ class Batch:
     labels: Tensor | None
     indices: Tensor
     augment: Tensor | None = None
+    scale: Tensor | None = None
 
 
 @dataclass
@@ -38,7 +39,8 @@ class BatchLoader:
 
     conditional: whether batches have labels. flip and label_dropout are drawn once per sample, here and nowhere else.
     pixels: the image fetcher; None: images are gathered when needed. balance: draw each class equally often. augment:
-    probability of each augmentation, see data/augment.py; 0: none.
+    probability of each augmentation, see data/augment.py; 0: none. max_scale: the largest guidance scale that is drawn;
+    None: none is.
     """
 
     dataset: ImageDataset
@@ -51,6 +53,7 @@ class BatchLoader:
     pixels: ImageFetcher | None = None
     balance: bool = False
     augment: float = 0.0
+    max_scale: float | None = None
 
     def __post_init__(self) -> None:
         dataset, seed = self.dataset, self.seed
@@ -65,7 +68,9 @@ class BatchLoader:
         # what is one number per sample is computed on the host, and copied at once
         flip, drop, u = uniforms(self.seed, ("flip", "label_drop", "timestep"), positions)
         labels = torch.from_numpy(self.dataset.labels.take(indices.numpy()))
-        labels = labels.masked_fill(drop < self.label_dropout, self.dataset.label_space.K)
+        dropped = drop < self.label_dropout
+        labels = labels.masked_fill(dropped, self.dataset.label_space.K)
+        scale = self._scales(positions).masked_fill(dropped, 1) if self.max_scale else None
         level, quantile = self.process.draw(u, cell=2**-32)
         labels, mirrored, places = to_device(torch.stack([labels, (flip < 0.5).long(), positions]), self.device)
         x0 = normalize_images(pixels)
@@ -74,7 +79,13 @@ class BatchLoader:
         x0, augment = self._augmented(x0, positions) if self.augment else (x0, None)
         noise = normal(self.seed, "noise", places.to(self.drawn_on), tuple(x0.shape[1:])).to(self.device)
         labels = labels if self.conditional else None
-        return Batch(x0, noise, level.to(self.device), quantile, labels, indices, augment)
+        scale = None if scale is None else to_device(scale, self.device)
+        return Batch(x0, noise, level.to(self.device), quantile, labels, indices, augment, scale)
+
+    def _scales(self, positions: Tensor) -> Tensor:
+        """Guidance scales [B], float32 on the CPU: 1 / scale is uniform from 1 / max_scale to 1 (Tang et al. 2025)."""
+        low = 1 / self.max_scale
+        return (1 / (low + (1 - low) * uniform(self.seed, "guidance", positions))).float()
 
     def _augmented(self, x0: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
         """The augmented images, and their parameters."""
@@ -91,7 +102,8 @@ def make_batches(config: RunConfig, dataset: ImageDataset, process: Process, dev
     dropout = training.label_dropout if conditional else 0.0
     pixels = choose_image_fetcher(dataset, device, training.images_on)
     fixed = dataset, training.seed, process, device
-    return BatchLoader(*fixed, conditional, dropout, data.flip, pixels, data.balance, data.augment)
+    drawn = data.flip, pixels, data.balance, data.augment, config.model.max_guidance_scale
+    return BatchLoader(*fixed, conditional, dropout, *drawn)
 
 
 def images_per_pass(training: TrainingConfig, processes: int) -> int:

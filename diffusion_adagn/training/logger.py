@@ -17,6 +17,7 @@ from ..models.cost import Cost
 from ..runtime.precision import AUTOCAST
 from ..runtime.speed import has_bf16, measure_peak_flops
 from ..schema import flatten
+from .objective import forward_passes
 from .trainer import StepResult, Trainer
 
 LR_CHANGE = "lr_changed_from"  # in the line that a resume with another learning rate writes
@@ -48,7 +49,8 @@ class Logger:
             self.log(**{LR_CHANGE: previous_lr, "lr_changed_to": training.lr})
         self.throughput = lambda rate: ""
         if self.main:
-            self.throughput = format_throughput(cost, speed, accelerator.device, accelerator.num_processes)
+            flops = forward_passes(trainer.config) * cost.flops
+            self.throughput = format_throughput(flops, speed, accelerator.device, accelerator.num_processes)
         self.on_screen = sys.stderr.isatty() or any("notebook" in c.__module__ for c in tqdm.__mro__)
         hidden, name = not (self.main and self.on_screen), trainer.run.path.name
         self.bar = tqdm(total=trainer.max_steps, initial=start, unit="step", disable=hidden, desc=name, smoothing=0.05)
@@ -144,7 +146,9 @@ def _step(line: str) -> float:
         return math.inf  # a line cut in half by a kill
 
 
-def format_throughput(cost: Cost, speed: SpeedConfig, device: torch.device, processes: int) -> Callable[[float], str]:
+def format_throughput(
+    flops_per_image: int, speed: SpeedConfig, device: torch.device, processes: int
+) -> Callable[[float], str]:
     """images/s -> "12.3 GFLOP/s (41 % of peak)": the network's arithmetic, relative to this machine's matrix products."""
     dtype = AUTOCAST[speed.precision] or torch.float32
     if device.type == "cpu" and not has_bf16(device):  # a product in imitated bf16 takes seconds, and is no peak
@@ -152,7 +156,7 @@ def format_throughput(cost: Cost, speed: SpeedConfig, device: torch.device, proc
     peak = processes * measure_peak_flops(device, dtype, seconds=0.1)
 
     def formatted(rate: float) -> str:
-        flops = 3 * cost.flops * rate
+        flops = flops_per_image * rate
         # a few products were measured just now; a percentage above their rate means nothing
         share = f"{100 * flops / peak:.0f} % of" if flops <= peak else "at"
         return f"{flops / 1e9:.3g} GFLOP/s ({share} peak)"

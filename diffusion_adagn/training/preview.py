@@ -34,7 +34,7 @@ class Preview:
         classes = labels.parse(training.preview_classes if labels.K else "null")[:MAX_PREVIEW_CLASSES]
         scale = training.preview_guidance if labels.K and labels.has_null else 1.0
         ids, parts = [c for c in classes for _ in range(count)], []
-        size = max(1, trainer.images_per_pass // (1 if scale == 1 else 2))
+        size = max(1, trainer.images_per_pass // (1 if scale == 1 or pipe.one_pass else 2))
         settings = SamplerSettings(Guidance(scale), steps=steps)
         with trainer.accelerator.autocast():
             for seeds in torch.arange(len(ids)).split(size):

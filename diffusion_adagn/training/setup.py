@@ -24,7 +24,7 @@ from ..diffusion.schedule import make_scheduler, set_timesteps
 from ..errors import InputError, named
 from ..labels import LabelSpace
 from ..models.cost import Cost, estimate_cost
-from ..models.unet import AdaGNUNet
+from ..models.unet import AdaGNUNet, check_guidance_scales
 from ..runs.checkpoint import latest_valid, read_state, remove_partial
 from ..runs.ema_snapshots import snapshot_count
 from ..runs.layout import RunFolder, label_space, network_config
@@ -34,6 +34,8 @@ from ..runtime.speed import describe_speed, has_bf16, resolve_speed, resolve_spe
 from ..sampling.guidance import Guidance
 from .image_fetcher import device_bytes
 from .loader import images_per_pass
+from .objective import forward_passes
+from .teacher import Teacher, open_teacher
 from .transfer import transfer
 
 MAX_MEASURED = 20_000  # images of which sigma_data is the standard deviation
@@ -44,7 +46,7 @@ class Setup:
     """What training starts from.
 
     config: resolved. heldout: None where it is not used. unet: on the CPU, with its initial weights. checkpoint: the one to
-    resume from; None to start. summary: the lines that a run prints first.
+    resume from; None to start. summary: the lines that a run prints first. teacher: on the CPU; None: the run has none.
     """
 
     run: RunFolder
@@ -57,6 +59,7 @@ class Setup:
     unet: AdaGNUNet
     checkpoint: Path | None
     summary: str
+    teacher: Teacher | None = None
 
 
 def prepare(config: RunConfig, resume: bool) -> Setup:
@@ -85,13 +88,14 @@ def prepare(config: RunConfig, resume: bool) -> Setup:
     mixed, tracker = AUTOCAST[speed.precision] is not None, None if training.tracker == "none" else training.tracker
     precision, on_cpu = speed.precision if mixed else "no", device.type == "cpu"
     accelerator = Accelerator(mixed_precision=precision, cpu=on_cpu, log_with=tracker, project_dir=str(run.path))
+    teacher = open_teacher(config)
     torch.manual_seed(training.seed)
     unet = AdaGNUNet(**network_config(config))
     newest = [latest_valid(run.checkpoints) if main and resume else None]  # every byte is checked once
     checkpoint = broadcast_object_list(newest)[0]
     if config.init_from and checkpoint is None:
         summary += f"\n{transfer(config.init_from, unet, label_space(config))}"
-    return Setup(run, config, dataset, heldout, cost, speed, accelerator, unet, checkpoint, summary)
+    return Setup(run, config, dataset, heldout, cost, speed, accelerator, unet, checkpoint, summary, teacher)
 
 
 @contextmanager
@@ -250,6 +254,8 @@ def _check_preview(config: RunConfig) -> None:
         label_space(config).parse(config.training.preview_classes if config.model.class_conditional else "null")
     with named("training.preview_guidance"):
         Guidance(config.training.preview_guidance)
+        if config.model.max_guidance_scale is not None:
+            check_guidance_scales([config.training.preview_guidance], config.model.max_guidance_scale)
     if reason := _rejection(config.diffusion, steps):
         counts = sorted(range(1, config.diffusion.num_train_timesteps + 1), key=lambda n: abs(n - steps))
         valid = next(n for n in counts if not _rejection(config.diffusion, n))
@@ -287,7 +293,7 @@ def describe(
     training, size, flops = config.training, dataset.image_size, cost.flops
     speed, per_pass = resolve_speed(config.speed, device, flops), images_per_pass(training, processes)
     half, images = AUTOCAST[speed.precision] is not None, device_bytes(dataset, device, training.images_on)
-    averages = 1 + len(training.ema_lengths) * (snapshot_count(training, cost.parameters) > 0)
+    averages = copies_of_weights(config, cost)
     memory = cost.training_bytes(per_pass, half, training.gradient_checkpointing, averages) + images
     of_images = f", {images / 2**30:.2f} for the images, which are on the device; training.images_on host avoids this"
     classes = f"{dataset.label_space.K} classes" + " (labels not used)" * (not config.model.class_conditional)
@@ -298,7 +304,7 @@ def describe(
     lines = {
         "data": f"{dataset.name}: {len(dataset):,} images of {size}x{size}x{dataset.channels}, {classes}",
         "network": f"{config.model.conditioning}, {cost.parameters / 1e6:.2f} M parameters, {flops / 1e9:.3f} GFLOPs per image "
-        f"(forward; training about {3 * flops / 1e9:.3f})",
+        f"(forward; training about {forward_passes(config) * flops / 1e9:.3f})",
         "batch": f"{training.batch_size} = {processes} process(es) x {training.gradient_accumulation} pass(es) x {per_pass} images, "
         f"on {device}",
         "speed": describe_speed(speed, config.speed, device),
@@ -313,6 +319,12 @@ def describe(
     return lines
 
 
+def copies_of_weights(config: RunConfig, cost: Cost) -> int:
+    """Copies of the weights beside those that are trained: averages, and a teacher, which has about as many."""
+    tracked = len(config.training.ema_lengths) * (snapshot_count(config.training, cost.parameters) > 0)
+    return 1 + tracked + (config.teacher is not None)
+
+
 def _extras(config: RunConfig) -> str:
     """Schedule, prediction, and every switch that differs from its default."""
     default, d = RunConfig(), config.diffusion
@@ -325,6 +337,9 @@ def _extras(config: RunConfig) -> str:
         extras += [f"{section}.{k}={given[k]}" for k, v in defaults.items() if isinstance(v, bool) and given[k] != v]
     extras += [f"model.patch_size={config.model.patch_size}"] if config.model.patch_size > 1 else []
     extras += [f"data.augment={config.data.augment:g}"] if config.data.augment else []
+    largest = config.model.max_guidance_scale
+    extras += [] if largest is None else [f"model.max_guidance_scale={largest:g}"]
+    extras += [f"teacher {config.teacher} ({config.training.teacher_rule})"] if config.teacher else []
     extras += [f"model.join={config.model.join}"] if config.model.join != default.model.join else []
     extras += [f"loss_weight={d.loss_weight}(gamma {d.min_snr_gamma:g})"] if d.loss_weight != "uniform" else []
     return ", ".join(extras)

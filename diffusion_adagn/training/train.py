@@ -69,7 +69,8 @@ def train(config: RunConfig | Mapping | str | Path, resume: bool = False) -> int
             if trainer.accelerator.is_main_process:
                 write_pipeline(run, trainer.config, trainer.ema.model, trainer.dataset, trainer.step)
             text = f"\nDone: {trainer.step} steps. The model (EMA weights) is in {run.pipeline}\nSample it:"
-            following = sample_command(str(run.path), label_space(trainer.config))
+            config = trainer.config
+            following = sample_command(str(run.path), label_space(config), config.model.max_guidance_scale)
         else:
             saved = "not saved, since it was skipped" if result.skipped else "saved"
             text = f"Stopped by {stop.name or 'a signal'} at step {trainer.step}; {saved}. Resume with:"

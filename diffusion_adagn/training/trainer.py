@@ -18,6 +18,7 @@ from ..runtime.speed import apply_speed, compile_blocks
 from .ema import EMA, PowerEMA
 from .learning_rate import learning_rate
 from .loader import Batch, images_per_pass, make_batches
+from .objective import Objective
 from .prefetcher import Prefetcher
 from .setup import Setup
 from .uncertainty import LearnedUncertainty
@@ -74,8 +75,16 @@ class Trainer:
             _never_destroyed.append(self.model)
         self.loss = make_loss(self.config.diffusion).to(device)
         learned = self.config.diffusion.loss_weight == "learned"
+        self.objective = Objective(self.loss, unet, setup.teacher)
+        if setup.teacher is not None:
+            setup.teacher.autocast = accelerator.autocast
+            apply_speed(setup.teacher.unet.to(device), setup.speed)
         self.uncertainty = LearnedUncertainty(accelerator) if learned else None
         self.batches = Prefetcher(make_batches(self.config, self.dataset, self.loss.process, device))
+
+    @property
+    def teacher_hash(self) -> str | None:
+        return None if self.objective.teacher is None else self.objective.teacher.hash
 
     def positions(self, number: int) -> Tensor:
         """The positions [images_per_pass] of this process's pass 0, 1, ... of the run."""
@@ -88,9 +97,7 @@ class Trainer:
     def forward_loss(self, model: torch.nn.Module, positions: Tensor) -> tuple[Tensor, Batch]:
         """The loss of each image [B] at these positions [B], and the batch. model: `self.model`, or the network itself."""
         batch = self.batches.batch(positions)
-        x_t = self.loss.process.add_noise(batch.x0, batch.noise, batch.level)
-        output = model(x_t, batch.level.time, batch.labels, augment=batch.augment).sample
-        return self.loss.loss(output, batch.x0, batch.noise, batch.level), batch
+        return self.objective(model, batch), batch
 
     def train_step(self, stop: bool, observe: Callable[[int, list, float], None]) -> StepResult:
         """One optimizer step; it changes no weight if a loss or gradient is not finite in any process.
@@ -143,6 +150,7 @@ class Trainer:
         state |= {} if self.uncertainty is None else self.uncertainty.state_dict()
         state |= {"ema_spacing": None if self.power_ema is None else self.power_ema.spacing}
         state["data_fingerprint"] = self.dataset.fingerprint
+        state |= {} if self.teacher_hash is None else {"teacher": self.teacher_hash}
         own = ("training.lr", "labels")  # recorded as "lr", and in the fingerprint
         state["settings"] = {key: value for key, value in decisive(self.config).items() if key not in own}
         return state | {"scaler": None if scaler is None else scaler.state_dict()}

@@ -5,16 +5,21 @@ import torch
 from ..errors import InputError
 from ..labels import LabelSpace
 from ..models.unet import AdaGNUNet
+from ..sampling.fixed_scale import fix_scale
 from ..sampling.load import open_pipeline
 
 
 def transfer(source: str, unet: AdaGNUNet, labels: LabelSpace) -> str:
     """Copy into `unet` every weight of `source` (a run, pipeline or hub id; EMA weights) that has the same name and shape.
 
+    Of a network that reads the guidance scale, one that does not gets the weights at scale 1.
+
     The class table is made for the new classes: a row is copied if a class of that name existed (and the null row); the
     others are new. Returns a sentence on what was copied. Raises InputError if nothing fits.
     """
     pipe, what = open_pipeline(source)
+    if pipe.one_pass and unet.config.max_guidance_scale is None:
+        pipe = fix_scale(pipe, 1)
     old, new = pipe.unet.state_dict(), unet.state_dict()
     table = "embedding.classes.weight"
     matching = [k for k in new if k != table and k in old and old[k].shape == new[k].shape]

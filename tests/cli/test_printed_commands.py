@@ -41,7 +41,10 @@ def parse_command(line):
     assert "\n" not in line
     program, name, *argv = shlex.split(line)
     assert program == "adagn"
-    return importlib.import_module(f"diffusion_adagn.cli.{name.replace('-', '_')}").parser().parse(argv)
+    args = importlib.import_module(f"diffusion_adagn.cli.{name.replace('-', '_')}").parser().parse(argv)
+    if hasattr(args, "runs"):  # of a command that takes several
+        (args.run,) = args.runs
+    return args
 
 
 def commands_in(text):

@@ -18,8 +18,7 @@ from diffusion_adagn.config import DiffusionConfig
 from diffusion_adagn.data.npz import read_npz
 from diffusion_adagn.diffusion.schedule import make_scheduler
 from diffusion_adagn.errors import InputError
-from diffusion_adagn.experiments import sweep as sweeping
-from diffusion_adagn.experiments import sweep_plots
+from diffusion_adagn.experiments import runner, sweep_plots
 
 SETTINGS = [
     "--against",
@@ -125,9 +124,9 @@ def test_finished_points_are_not_sampled_again(model, finished, tmp_path, monkey
     out = tmp_path / "more"
     shutil.copytree(finished, out)
     before = {p: p.stat().st_mtime_ns for p in out.glob("points/*/row.json")}
-    sampled, real = [], sweeping.sample_point
+    sampled, real = [], runner.sample_point
     monkeypatch.setattr(
-        sweeping, "sample_point", lambda pipe, point, *a, **k: sampled.append(point.name) or real(pipe, point, *a, **k)
+        runner, "sample_point", lambda pipe, point, *a, **k: sampled.append(point.name) or real(pipe, point, *a, **k)
     )
     assert sweep(model, out) == 0
     assert sampled == [] and table(out) == table(finished)

@@ -80,7 +80,11 @@ def test_evaluation_of_other_weights_is_rejected(uploaded, evaluation, capsys):
     [
         (["digits", "digits"], "expected OWNER/NAME", 2),
         (["digits", "me/digits", "--image", "no.png"], "there is no image no.png", 1),
-        (["digits", "me/digits", "--evaluation", "nowhere"], "evaluation.json", 1),
+        (
+            ["digits", "me/digits", "--evaluation", "nowhere"],
+            "nowhere has no evaluation.json: --evaluation is a folder",
+            1,
+        ),
         (["nowhere", "me/digits"], "nowhere", 1),
     ],
 )

@@ -14,7 +14,7 @@ from diffusion_adagn.diffusion.schedule import make_scheduler
 from diffusion_adagn.errors import InputError
 from diffusion_adagn.models.config import check_size
 from diffusion_adagn.models.cost import estimate_cost
-from diffusion_adagn.sampling.pretrained import load_unet, model_hash
+from diffusion_adagn.sampling.pretrained import ADDED_LATER, load_unet, model_hash
 from diffusion_adagn.trace.atlas import Atlas
 
 T, Y = torch.tensor([0.0, 749.2, 999.0]), torch.tensor([0, 2, 3])
@@ -88,7 +88,7 @@ def test_mean_is_the_first_half_of_a_learned_variance():
 def test_patch_size_1_is_the_network_of_before():
     unet = tiny_unet()
     assert torch.equal(tiny_unet(patch_size=1)(images(), T, Y).sample, unet(images(), T, Y).sample)
-    config = {k: v for k, v in unet.config.items() if k not in ("patch_size", "augment_dim")}
+    config = {k: v for k, v in unet.config.items() if k not in ADDED_LATER}
     torch.manual_seed(3)
     old = AdaGNUNet(**{k: v for k, v in config.items() if not k.startswith("_")})
     torch.manual_seed(3)

@@ -101,6 +101,7 @@ def test_learning_lowers_the_loss(process, network):
     assert pipe.unet.learned == [best] and not best.vectors.requires_grad
 
 
+@pytest.mark.slow
 def test_best_step_is_the_one_saved():
     """With held-out images: the last tensors with a loss near the lowest, and an end after `patience` measurements."""
     pipe = pipeline()

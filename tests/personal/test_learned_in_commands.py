@@ -72,6 +72,7 @@ def _resized(model):
         Image.open(file).resize((8, 8)).save(model / "eights" / file.name)
 
 
+@pytest.mark.slow
 def test_sweep_names_its_rows(model, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     drawn = []
@@ -95,6 +96,7 @@ def test_sweep_names_its_rows(model, tmp_path, monkeypatch):
     assert [label for label in drawn[-1] if label] == ["bird", "sites"]
 
 
+@pytest.mark.slow
 def test_trace_has_a_section_for_each_class(model, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(tracing, "NUM_PROBED_TIMESTEPS", 2)
     monkeypatch.setattr(tracing, "SAMPLER_STEPS", 3)

@@ -124,7 +124,7 @@ def test_modulation_table_equals_single_steps(kind):
     timesteps = torch.tensor([900, 500, 100, 20, 0])
     made = []
     real = unet.project_condition
-    unet.project_condition = lambda t, y: made.append(len(t)) or real(t, y)
+    unet.project_condition = lambda t, y, **k: made.append(len(t)) or real(t, y, **k)
     row = sum(p.numel() * 4 for p in real(torch.zeros(3), torch.arange(3)) if p is not None)  # a step, three classes
     for most, products in ((2**26, [15]), (2 * row, [6, 6, 3]), (1, [3] * 5)):
         made.clear()

@@ -432,7 +432,7 @@ def test_cached_modulation_is_bounded(pipes):
     for timesteps in (torch.arange(40.0), torch.arange(400.0)):
         made = []
         projected = unet.project_condition
-        unet.project_condition = lambda *a, p=projected, m=made: m.append(p(*a)) or m[-1]
+        unet.project_condition = lambda *a, p=projected, m=made, **k: m.append(p(*a, **k)) or m[-1]
         try:
             modulation_table(unet, plans, timesteps, max_bytes=2**18)(0)
         finally:

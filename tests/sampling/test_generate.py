@@ -257,8 +257,8 @@ def test_from_one_class_to_another(model, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["--interpolate", "cat,2", "--classes", "cat"], "leave out --classes and --mix"),
-        (["--interpolate", "cat,2", "--mix", "cat"], "leave out --classes and --mix"),
+        (["--interpolate", "cat,2", "--classes", "cat"], "leave out --classes, --mix and --style"),
+        (["--interpolate", "cat,2", "--mix", "cat"], "leave out --classes, --mix and --style"),
         (["--steps-between", "3"], "belongs to --interpolate"),
         (["--interpolate", "cat,2", "--steps-between", "-1"], "at least 0"),
         (["--interpolate", "cat,2", "--steps-between", "few"], "steps_between"),

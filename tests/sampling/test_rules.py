@@ -15,6 +15,7 @@ from diffusion_adagn.diffusion.oracle import GaussianMixture
 from diffusion_adagn.diffusion.process import edm, flow
 from diffusion_adagn.diffusion.schedule import make_scheduler, model_evals
 from diffusion_adagn.errors import InputError
+from diffusion_adagn.experiments.points import grid_of
 from diffusion_adagn.experiments.settings import SweepRequest, parse_axes
 from diffusion_adagn.sampling.guidance import Guidance, Interval
 from diffusion_adagn.sampling.rules import MIN_ALPHA, RULES, Evaluation, Memory, Rule
@@ -399,7 +400,11 @@ def test_rule_texts():
     assert settings.to_dict()["rule"] == "apg:eta=0,r=1" and "rule" not in SamplerSettings().to_dict()
     axes = parse_axes({"guidance.rule": "cfg,apg:eta=0,r=1,tcfg"}, {"guidance.rule": "--rule"})
     assert axes["guidance.rule"] == ("cfg", "apg:eta=0,r=1", "tcfg")
-    assert [str(p.guidance.rule) for p in SweepRequest(axes=axes).points()] == ["cfg", "apg:eta=0,r=1", "tcfg"]
+    assert [str(p.guidance.rule) for p in grid_of(["digits"], SweepRequest(axes=axes)).samplers] == [
+        "cfg",
+        "apg:eta=0,r=1",
+        "tcfg",
+    ]
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import json
+import socket
 import sys
 
 import numpy as np
@@ -18,6 +19,7 @@ from served import pixels, running
 
 from benchmarks.digits_judge import DigitsJudge
 from diffusion_adagn.serving.agents import MIN_SIDE
+from examples import agent
 
 TOOLS = {"list_models", "list_classes", "sample_images", "mix_classes", "explain_class"}
 
@@ -128,7 +130,9 @@ def test_progress_reaches_the_client(server):
         ("sample_images", {}, "classes: is missing."),
         ("sample_images", {"classes": "3", "steps": 0}, "steps: must be at least 1, got 0."),
         ("sample_images", {"classes": "3", "count": 99}, "count: must be at most 16, got 99."),
-        ("sample_images", {"classes": "3", "steps": 99}, "more than the limit of 60"),
+        ("sample_images", {"classes": "3", "steps": 99}, "more than the limit of 60 per request: set steps to 60"),
+        ("sample_images", {"classes": "3", "guidance": 2}, "no argument 'guidance'. Did you mean guidance_scale?"),
+        ("list_models", {"x": 1}, "there is no argument 'x'."),
         ("sample_images", {"classes": "3", "model": "../../etc/passwd"}, "there is no model '../../etc/passwd'"),
         ("mix_classes", {"mix": "3@coarse"}, "no rule covers"),
         ("explain_class", {"class_name": "3,8"}, "class_name is one class"),
@@ -139,6 +143,20 @@ def test_wrong_call_is_answered_in_one_sentence(server, tool, given, said):
     (result,) = ask(server, (tool, given))
     text = result.content[0].text
     assert result.is_error and said in text and "\n" not in text and "pydantic" not in text
+
+
+def test_classes_may_be_a_number_or_a_list(server):
+    number, several = ask(
+        server, ("sample_images", {"classes": 3, "steps": 1}), ("sample_images", {"classes": ["3", 8], "steps": 1})
+    )
+    assert (len(images_of(number)), len(images_of(several))) == (1, 2)
+
+
+def test_example_without_a_server_says_what_to_start(capsys):
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        address = f"http://127.0.0.1:{free.getsockname()[1]}/mcp"
+    error = agent.main(["--server", address])
+    assert f"no server answers at {address}" in error and "adagn serve digits" in error
 
 
 def test_client_sends_the_token_as_a_header():

@@ -4,6 +4,7 @@ import base64
 import http.client
 import io
 import json
+import shutil
 import socket
 import threading
 import time
@@ -14,7 +15,7 @@ import pytest
 
 pytest.importorskip("fastapi", reason="the extra serve is not installed")
 
-from conftest import tiny_unet
+from conftest import ROOT, tiny_unet
 from PIL import Image
 from served import pixels, running
 
@@ -23,6 +24,10 @@ from diffusion_adagn import ClassConditionalPipeline, ClassInterpolation, LabelS
 from diffusion_adagn.cli.main import main
 from diffusion_adagn.config import DiffusionConfig
 from diffusion_adagn.diffusion.schedule import make_scheduler
+from diffusion_adagn.serving import actions
+from diffusion_adagn.serving.metrics import Metrics
+from diffusion_adagn.serving.models import open_models
+from diffusion_adagn.serving.settings import ModelSettings, SampleQuery
 
 FEW = {"steps": 6}
 
@@ -69,6 +74,17 @@ def test_command_of_the_record_samples_the_same_images(server, tmp_path):
     files = sorted((tmp_path / "images").glob("0*.png"), key=lambda f: (float(f.stem.rpartition("-g")[2]), f.name))
     again = np.stack([pixels(file.read_bytes()) for file in files])
     assert np.abs(again.astype(int) - images).max() <= 1
+
+
+def test_command_names_the_checkpoint_of_a_run(tmp_path, monkeypatch):
+    """A run that still trains gets newer ones, and the server goes on with this one."""
+    shutil.copytree(ROOT / "tests/recorded/run", tmp_path / "runs/mine", ignore=shutil.ignore_patterns("pipeline"))
+    monkeypatch.chdir(tmp_path)
+    models = open_models(["runs/mine"], ModelSettings(), Metrics())
+    line = actions.images_command(models, SampleQuery(sampler={"steps": 2}))
+    models["mine"].worker.close()
+    assert line.startswith("adagn sample runs/mine/checkpoints/step-00000006 ")
+    assert models["mine"].kind == "EMA weights, step 6"
 
 
 def test_mix_receives_classes_by_layer(server, pipe):
@@ -145,7 +161,7 @@ WRONG = [
     ("sample", {"clases": "3"}, "Did you mean classes?"),
     ("sample", {"sampler": {"stepz": 3}}, "Did you mean sampler.steps"),
     ("sample", {"sampler": {"steps": 0}}, "sampler.steps: must be at least 1, got 0."),
-    ("sample", {"sampler": {"steps": 61}}, "more than the limit of 60 per request"),
+    ("sample", {"sampler": {"steps": 61}}, "more than the limit of 60 per request: set steps to 60 or fewer."),
     ("sample", {"sampler": {"sampler": "dpmm"}}, "Did you mean dpm++?"),
     ("sample", {"sampler": {"sampler": "ddim"}}, "ddim"),
     ("sample", {"sampler": {"guide": "/etc/passwd"}}, "there is no model '/etc/passwd'"),
@@ -161,7 +177,11 @@ WRONG = [
     ("sample", {"classes": "\ud800"}, "classes: expected a word"),
     ("sample", {"classes": "3," * 3000}, "must have at most 4,000 characters"),
     ("mix", {}, "mixes: is missing."),
-    ("mix", {"mixes": "3@coarse,8@fine"}, "mixes: "),
+    ("mix", {"mixes": 3}, 'mixes: expected texts, such as ["3@coarse,8@fine"]'),
+    ("sample", {"classes": {"a": 3}}, 'classes: expected text with commas, such as "3,8"'),
+    ("sample", {"sampler": "ddim"}, 'such as {"sampler": {"sampler": "ddim", "steps": 20}}, got \'ddim\''),
+    ("sample", {"sampler": {"guidance": 2}}, 'such as {"sampler": {"guidance": {"scale": 2}}}, got 2'),
+    ("sample", {"guidance": 2}, "there is no setting 'guidance'. Did you mean scales?"),
     ("mix", {"mixes": []}, "needs at least 1 value"),
     ("mix", {"mixes": ["3@coarse"]}, "no rule covers"),
     ("mix", {"mixes": ["3@nowhere,8"]}, "is not a place in the network"),
@@ -179,8 +199,46 @@ def test_wrong_request_is_answered_in_one_sentence(server, operation, given, sai
     assert "\n" not in answer["error"] and "pydantic" not in answer["error"] and len(answer["error"]) < 700
 
 
+@pytest.mark.parametrize(
+    ("operation", "given", "names"),
+    [
+        ("sample", {"classes": ["3", 8]}, ["3", "8"]),
+        ("sample", {"classes": 3}, ["3"]),
+        ("mix", {"mixes": "3@coarse,8@fine"}, ["3@coarse,8@fine"]),
+        ("interpolate", {"between": [3, "8"], "steps_between": 0}, ["3", "8"]),
+    ],
+)
+def test_lists_and_numbers_are_texts(server, operation, given, names):
+    status, answer = server.post(f"/v1/{operation}", given | {"sampler": {"steps": 1}})
+    assert status == 200 and [one["class_name"] for one in answer["images"]] == names
+
+
+def test_unknown_parameter_is_rejected(server):
+    for path in ("/v1/classes?modle=digits", "/v1/models?modle=digits", "/v1/label_check?modle=digits"):
+        status, answer = server.get(path)
+        assert status == 422 and "there is no parameter 'modle'" in answer["error"]
+    assert "Did you mean model?" in server.get("/v1/classes?modle=digits")[1]["error"]
+
+
+@pytest.mark.parametrize(
+    ("accept", "status", "kind"),
+    [
+        ("image/jpeg", 406, "application/json"),
+        ("image/*", 200, "image/png"),
+        ("text/html, */*;q=0.1", 200, "application/json"),
+    ],
+)
+def test_accept_chooses_a_form_or_406(server, accept, status, kind):
+    given = json.dumps({"classes": "3", "sampler": {"steps": 1}})
+    answered, headers, body = server.raw("POST", "/v1/sample", given, content_type="application/json", accept=accept)
+    assert (answered, headers["content-type"]) == (status, kind)
+    assert status == 200 or "image/png" in json.loads(body)["error"]
+
+
 def test_unknown_addresses_are_answered(server):
-    assert server.get("/v1/nothing")[0] == 404
+    for path in ("/v1/nothing", "/nothing", "/gradio_api/nothing"):
+        status, answer = server.get(path)
+        assert status == 404 and "there is nothing at" in answer["error"]
     assert server.get("/v1/sample")[0] == 405
     assert server.get("/v1/classes?model=none")[0] == 422
     status, _, body = server.raw("GET", "/")
@@ -196,6 +254,15 @@ def test_openapi_document_is_valid(server):
     sampler = document["components"]["schemas"]["SamplerSettings"]["properties"]
     assert {"sampler", "steps", "eta", "spacing", "guidance"} <= set(sampler)
     assert sampler["steps"]["minimum"] == 1 and "sampler steps" in sampler["steps"]["description"]
+    assert sampler["spacing"]["default"] is None and sampler["churn"]["default"] is None
+    scales = document["components"]["schemas"]["SampleQuery"]["properties"]["scales"]
+    assert scales["default"] is None and (scales["anyOf"][0]["minItems"], scales["anyOf"][0]["maxItems"]) == (1, 100)
+    (scheme,) = document["components"]["securitySchemes"].values()
+    assert (scheme["type"], scheme["scheme"]) == ("http", "bearer")
+    for path, methods in document["paths"].items():
+        for operation in methods.values():
+            if path.startswith("/v1"):
+                assert {"401", "413"} <= set(operation["responses"]) and operation["security"]
 
 
 def test_waiting_requests_are_sampled_together(server, pipe):
@@ -237,7 +304,7 @@ def test_full_queue_is_answered_with_429(server):
         "POST", "/v1/sample", json.dumps({"classes": "3", "sampler": FEW}), content_type="application/json"
     )
     blocked.set()
-    assert status == 429 and int(headers["retry-after"]) >= 1 and "waiting already" in json.loads(body)["error"]
+    assert status == 429 and int(headers["retry-after"]) >= 1 and "as many requests wait" in json.loads(body)["error"]
     for job in jobs:
         job.wait()
 

@@ -14,11 +14,13 @@ import pytest
 
 pytest.importorskip("fastapi", reason="the extra serve is not installed")
 
+import uvicorn
 from conftest import ROOT
 from served import Client, running
 
 from diffusion_adagn.cli.main import main
-from diffusion_adagn.serving.http import MAX_BODY
+from diffusion_adagn.serving.server import Server
+from diffusion_adagn.serving.settings import MAX_BODY
 
 SHIPPED = ROOT / "diffusion_adagn/pretrained/digits"
 ONE = {"classes": "3", "sampler": {"steps": 2}}
@@ -53,7 +55,7 @@ def test_malformed_body_is_answered(server, body):
 def test_huge_body_is_rejected(server):
     for path in ("/v1/sample", "/mcp"):
         status, _, answer = server.raw("POST", path, b" " * (MAX_BODY + 1), content_type="application/json")
-        assert status == 413, answer
+        assert status == 413 and "262,144 bytes" in json.loads(answer)["error"]
 
     def endless():
         for _ in range(100):
@@ -123,7 +125,8 @@ def test_model_goes_on_without_its_folder(tmp_path):
         shutil.rmtree(run)
         assert works(client)
         assert client.get("/v1/modulation")[0] == 200
-        assert client.get("/v1/label_check")[0] in (200, 422)  # its data settings are gone
+        status, answer = client.get("/v1/label_check")  # its data settings are gone
+        assert status == 200 and answer["used"] is None and "--" not in answer["sentence"]
         assert works(client)
 
 
@@ -134,8 +137,43 @@ def test_missing_model_and_used_port_are_reported(capsys):
         port = str(taken.getsockname()[1])
         assert main(["serve", "digits", "--port", port]) == 1
     assert f"port {port}" in capsys.readouterr().err
+    assert main(["serve", "digits", "--host", "no-such-host.invalid", "--token", "a-long-secret"]) == 1
+    said = capsys.readouterr().err
+    assert "--host no-such-host.invalid is not an address of this machine" in said and "--port" not in said
+    assert main(["serve", ""]) == 2
+    assert "a model has no name" in capsys.readouterr().err
     assert main(["serve", "digits", "--host", "0.0.0.0"]) == 2
     assert "--token" in capsys.readouterr().err
+
+
+def test_second_interrupt_ends_at_once(monkeypatch, capfd):
+    ended = []
+    monkeypatch.setattr(os, "_exit", ended.append)
+    stopping = Server(uvicorn.Config(None), {})
+    stopping.handle_exit(signal.SIGINT, None)
+    assert stopping.should_exit and not ended and "The server is stopping." in capfd.readouterr().out
+    stopping.handle_exit(signal.SIGINT, None)
+    assert ended == [130]
+
+
+def test_short_token_names_where_it_came_from(capsys, monkeypatch):
+    assert main(["serve", "digits", "--token", "short"]) == 2
+    said = capsys.readouterr().err
+    assert "--token: a token of 8 characters or more is required" in said and "'short'" not in said
+    monkeypatch.setenv("ADAGN_TOKEN", "short")
+    assert main(["serve", "digits"]) == 2
+    said = capsys.readouterr().err
+    assert "ADAGN_TOKEN: a token of 8 characters or more is required" in said
+
+
+@pytest.mark.serial
+def test_used_port_is_reported_before_torch_is_loaded():
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        code = f"import sys; from diffusion_adagn.cli.main import main; print(main(['serve', 'digits', '--port', '{port}']))"
+        code += "; print('torch' in sys.modules)"
+        done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["1", "False"] and f"port {port}" in done.stderr
 
 
 @pytest.mark.slow
@@ -171,8 +209,13 @@ def test_interrupted_server_ends_with_its_clients(tmp_path):
         connection.request("POST", "/v1/sample", given, {"content-type": "application/json"})
         while b'adagn_running_requests{model="digits"} 1.0' not in client.raw("GET", "/metrics")[2]:
             time.sleep(0.05)
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(40) is not None
+        began = time.monotonic()
+        process.send_signal(signal.SIGINT)
+        answer = connection.getresponse()
+        assert answer.status == 503 and "stopping" in json.loads(answer.read())["error"]
+        assert process.wait(40) == 0 and time.monotonic() - began < 15
+        said = process.stdout.read().decode()
+        assert said.count("\n") == 2 and "The server is stopping." in said
         with pytest.raises((ConnectionError, http.client.HTTPException)):
             client.get("/healthz")
     finally:

@@ -2,14 +2,15 @@
 
 import asyncio
 import json
+import socket
 
 import pytest
 
 pytest.importorskip("fastapi", reason="the extra serve is not installed")
 
 from diffusion_adagn.errors import InputError
-from diffusion_adagn.serving.security import COOKIE, Guard, host_name
-from diffusion_adagn.serving.settings import ServeRequest
+from diffusion_adagn.serving.security import COOKIE, Guard, host_name, own_names
+from diffusion_adagn.serving.settings import MAX_BODY, ServeRequest
 
 TOKEN = "secret-of-the-test"
 
@@ -50,7 +51,7 @@ def test_loopback_names_are_allowed(host):
 @pytest.mark.parametrize("path", ["/", "/v1/models", "/mcp", "/healthz"])
 def test_other_names_are_rejected(host, path):
     status, _, body = ask(path, host=host)
-    assert status == 421 and "--allowed-host" in json.loads(body)["error"]
+    assert status == 421 and "--allowed_host" in json.loads(body)["error"]
 
 
 def test_allowed_host_is_allowed():
@@ -58,6 +59,10 @@ def test_allowed_host_is_allowed():
     bearer = {"authorization": f"Bearer {TOKEN}"}
     assert ask(host="images.example:80", app_settings=settings, **bearer)[0] == 200
     assert ask(host="0.0.0.0:80", app_settings=settings, **bearer)[0] == 421
+    assert ask(host="other.example", app_settings=settings, **bearer)[0] == 421
+    for name in (socket.gethostname().upper(), *own_names()):
+        host = f"[{name}]:80" if ":" in name else f"{name}:80"
+        assert ask(host=host, app_settings=settings, **bearer)[0] == 200
     assert ask(host="10.0.0.7", app_settings=secret(host="10.0.0.7"), **bearer)[0] == 200
 
 
@@ -110,9 +115,22 @@ def test_other_machines_need_a_token():
     with pytest.raises(InputError, match="--token"):
         ServeRequest(host="192.168.0.2")
     assert ServeRequest(host="::1").token is None
-    for bad in ("short", "with space in", "zürich-zürich"):
-        with pytest.raises(InputError, match="token"):
+    for bad, said in (("short", "token: .*8 characters"), ("with space in", "token: "), ("zürich-zürich", "token: ")):
+        with pytest.raises(InputError, match=said):
             ServeRequest(token=bad)
+
+
+def test_error_says_whether_the_token_is_missing_or_wrong():
+    said = lambda **given: json.loads(ask("/v1/models", app_settings=secret(), **given)[2])["error"]  # noqa: E731
+    assert "needs its token" in said()
+    assert "is not the server's" in said(authorization="Bearer wrong-token")
+    assert "is not the server's" in said(query="token=wrong-token")
+
+
+def test_large_body_is_rejected_before_it_is_read():
+    status, _, body = ask("/v1/sample", content_length=str(MAX_BODY + 1))
+    assert status == 413 and "262,144 bytes" in json.loads(body)["error"]
+    assert ask("/v1/sample", content_length=str(MAX_BODY))[0] == 200
 
 
 def test_host_name_has_no_port():

@@ -21,10 +21,10 @@ from served import running
 from diffusion_adagn.errors import InputError
 from diffusion_adagn.labels import LabelSpace
 from diffusion_adagn.serving import actions
-from diffusion_adagn.serving.page import folders, inside, markup, mix, runs, sweeps
+from diffusion_adagn.serving.page import folders, inside, interpolate, markup, mix, runs, sweeps
 from diffusion_adagn.serving.page import tab as page_tab
 from diffusion_adagn.serving.page.choices import class_choices, class_text
-from diffusion_adagn.serving.page.sampling import sample
+from diffusion_adagn.serving.page.sampling import sample, sampler_choices
 from diffusion_adagn.serving.page.tab import class_update, classes_control
 from diffusion_adagn.serving.settings import SampleQuery
 
@@ -215,6 +215,51 @@ def test_models_without_folders_say_what_to_type(server):
     assert "no metrics.jsonl" in runs.describe(none.log)
 
 
+def test_reports_are_found_when_they_are_written(work):
+    """Also those of a second `adagn trace`, which end in -2; but not those of a run of that name."""
+    with running(["digits"]) as client:
+        none = folders.find_folders(client.models["digits"])
+        assert not none.reports
+        for name in ("digits", "digits-2", "digits-small", "digits-3/step-00000001"):
+            file = work / "traces/pretrained" / name / "report.html"
+            file.parent.mkdir(parents=True)
+            file.write_text(f"<h1>{name}</h1>")
+        try:
+            assert list(none.reports) == ["digits", "digits-2"]
+            assert client.raw("GET", "/reports/digits/digits-2")[2] == b"<h1>digits-2</h1>"
+        finally:
+            shutil.rmtree(work / "traces/pretrained")
+
+
+def test_command_is_of_what_is_sampled(server):
+    for wrong, said in (({"steps": 61}, "61 steps"), ({"seed": -5}, "seed: "), ({"seed": 1.5}, "whole number")):
+        with pytest.raises(InputError, match=said):
+            query = {"classes": "3", "sampler": {"steps": wrong.get("steps", 5)}} | {
+                k: v for k, v in wrong.items() if k == "seed"
+            }
+            actions.images_command(server.models, SampleQuery(**query))
+    line = actions.images_command(server.models, SampleQuery(classes="3", scales=(100,), sampler={"steps": 5}))
+    assert line == "adagn sample digits --classes 3 --count 1 --guidance 100 --steps 5"
+
+
+def test_samplers_fit_the_process(server):
+    offered = [value for _, value in sampler_choices(server.models["digits"])]
+    assert offered == ["", "dpm++", "unipc", "euler", "heun"]
+
+
+def test_captions_of_an_interpolation():
+    assert interpolate.captions(["3", "a", "b", "c", "8"])[1:4] == [
+        "75 % 3, 25 % 8",
+        "50 % 3, 50 % 8",
+        "25 % 3, 75 % 8",
+    ]
+    assert interpolate.captions(["3", "8"]) == ["3", "8"]
+
+
+def test_served_weights_are_shown(server):
+    assert server.models["digits"].kind == "EMA weights, step 800"
+
+
 def test_report_is_sandboxed(server):
     status, headers, body = server.raw("GET", "/reports/mine/step-00000800")
     assert status == 200 and b"Report of mine" in body
@@ -284,8 +329,11 @@ class Opened:
     def copied(self, button):
         self.page.evaluate("navigator.clipboard.writeText('')")
         self.page.click(f"#{self.tab}-{button}")
-        self.page.wait_for_function("navigator.clipboard.readText().then((text) => text !== '')")
-        return self.page.evaluate("navigator.clipboard.readText()")
+        for _ in range(300):  # the command comes from the server
+            if text := self.page.evaluate("navigator.clipboard.readText()"):
+                return text
+            self.page.wait_for_timeout(100)
+        raise AssertionError("nothing was copied")
 
     def check(self):
         """What holds for every tab."""
@@ -323,9 +371,23 @@ def test_sample_tab(opened):
 
 @pytest.mark.slow
 def test_wrong_settings_are_shown_as_text(opened):
-    tab = opened("tab=sample&classes=99&steps=x&more=zebra")
+    tab = opened("tab=sample&classes=99&steps=x&more=zebra&seed=1e99&sampler=ddim&model=nope")
+    ignored = tab.page.inner_text("#ignored")
+    assert all(one in ignored for one in ("model nope", "classes 99", "steps x", "seed 1e99", "sampler ddim"))
     tab.page.click("#sample-start")
     assert "zebra" in tab.wait("#sample-result .adagn-alert").inner_text()
+    tab.check()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("seed", "said"), [("-5", "at least 0"), ("1.5", "whole number")])
+def test_number_out_of_range_is_a_sentence(opened, seed, said):
+    tab = opened("tab=sample&classes=3&steps=8&more=1")
+    tab.page.get_by_label("Seed").first.fill(seed)
+    copied = tab.copied("copy")  # at once: the command of the new seed
+    assert copied.startswith("# seed: ") and said in copied
+    tab.page.click("#sample-start")
+    assert said in tab.wait("#sample-result .adagn-alert").inner_text()
     tab.check()
 
 
@@ -360,6 +422,7 @@ def test_interpolate_tab(opened):
     tab.page.keyboard.press("Enter")
     tab.page.wait_for_function("document.querySelector('.adagn-large figcaption').innerText === '8'")
     assert "--interpolate 3,8" in tab.copied("copy")
+    assert "share=1" in tab.copied("link")
     tab.check()
 
 

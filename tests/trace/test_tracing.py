@@ -150,11 +150,10 @@ def test_imported_network_has_same_atlas():
         )
 
 
-def test_eps_probes_need_signal(monkeypatch):
-    monkeypatch.setattr(tracing, "NUM_PROBED_TIMESTEPS", 3)
+def test_eps_probes_need_signal():
     for prediction, last in (("eps", None), ("v", 999), ("x0", 999)):
         process = make_process(DiffusionConfig(schedule="cosine", prediction=prediction))
-        grid = probed_timesteps(process)
+        grid = probed_timesteps(process, 3)
         assert len(grid) == 3 and grid[0] == 0
         if last is None:
             alpha = process.level(torch.arange(1000)).alpha

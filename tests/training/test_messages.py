@@ -17,7 +17,6 @@ from diffusion_adagn import LabelSpace
 from diffusion_adagn.cli.main import main
 from diffusion_adagn.config import SpeedConfig
 from diffusion_adagn.errors import InputError
-from diffusion_adagn.models.cost import Cost
 from diffusion_adagn.runs.layout import RunFolder
 from diffusion_adagn.training import logger, transfer
 from diffusion_adagn.training import train as train_module
@@ -135,12 +134,12 @@ def test_devices_are_accepted_in_capitals(tmp_path, capsys):
 
 def test_share_above_peak_is_no_percentage(monkeypatch):
     monkeypatch.setattr(logger, "measure_peak_flops", lambda *_, **__: 3e9)
-    effort = logger.format_throughput(Cost(1, 10**9, 1), SpeedConfig(precision="fp32"), torch.device("cpu"), 1)
+    effort = logger.format_throughput(3 * 10**9, SpeedConfig(precision="fp32"), torch.device("cpu"), 1)
     assert effort(0.5).endswith("(50 % of peak)") and effort(2).endswith("(at peak)")
 
 
 def test_transfer_says_which_rows_are_new(monkeypatch):
-    old = SimpleNamespace(unet=tiny_unet(num_classes=2), labels=LabelSpace(("1", "7")))
+    old = SimpleNamespace(unet=tiny_unet(num_classes=2), labels=LabelSpace(("1", "7")), one_pass=False)
     monkeypatch.setattr(transfer, "open_pipeline", lambda source: (old, "a run"))
     for names, said in ((("7", "1"), "3 of 3 rows"), (("7", "3"), "2 of 3 rows")):
         sentence = transfer.transfer("a", tiny_unet(num_classes=2), LabelSpace(names))

@@ -5,12 +5,15 @@ from pathlib import Path
 
 import gradio as gr
 from fastapi import FastAPI
+from gradio.components import Component
 from starlette.routing import Match, Mount
-from starlette.types import Scope
+from starlette.types import Message, Receive, Scope, Send
 
 from ..actions import Models, find
+from ..http import nothing_at
+from ..models import ServedModel
 from ..security import BEARER_ONLY, belongs_to
-from . import inside, interpolate, mix, runs, sample, sweeps
+from . import inside, interpolate, markup, mix, runs, sample, sweeps
 from .folders import Folders, find_folders
 from .reports import add_reports
 from .tab import QUIET, Tab
@@ -56,6 +59,21 @@ class Rest(Mount):
         """See starlette's `Mount`."""
         return (Match.NONE, {}) if belongs_to(scope["path"], BEARER_ONLY) else super().matches(scope)
 
+    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """See starlette's `Mount`. An unknown address is answered as the API answers it."""
+        unknown = False
+
+        async def watch(message: Message) -> None:
+            nonlocal unknown
+            unknown = unknown or message.get("status") == 404
+            if not unknown:
+                await send(message)
+
+        path = scope["path"]
+        await super().handle(scope, receive, watch)
+        if unknown:
+            await nothing_at(path)(scope, receive, send)
+
 
 def make_page(models: Models, folders: dict[str, Folders]) -> gr.Blocks:
     """The tabs.
@@ -76,39 +94,60 @@ def make_page(models: Models, folders: dict[str, Folders]) -> gr.Blocks:
     with gr.Blocks(title="diffusion_adagn", analytics_enabled=False) as page:
         gr.Markdown(f"# diffusion_adagn\n{OTHERS}")
         model = gr.Dropdown(list(models), value=first.name, label="Model", visible=len(models) > 1)
+        served = gr.HTML(_served(first), elem_id="served")
+        ignored = gr.HTML(elem_id="ignored")
         timer = gr.Timer(SECONDS, active=False)
         tabs: list[Tab] = []
         with gr.Tabs() as bar:
             for title, build in builders.items():
-                with gr.Tab(title, id=title.lower()):
+                with gr.Tab(title, id=title.lower()) as item:
                     tabs.append(build())
+                tabs[-1].read_again(item, models)
         bar.select(_activate_on_runs, None, timer, **QUIET)
-        _add_address(page, bar, model, timer, tabs, models)
+        _add_address(page, bar, [model, served, ignored, timer], tabs, models)
     return page
+
+
+def _served(model: ServedModel) -> str:
+    return markup.note(f"{model.name}: {model.kind}. The weights stay as they were when the server started.")
 
 
 def _activate_on_runs(event: gr.SelectData) -> gr.Timer:
     return gr.Timer(active=event.value == "Runs")
 
 
-def _add_address(
-    page: gr.Blocks, bar: gr.Tabs, model: gr.Dropdown, timer: gr.Timer, tabs: list[Tab], models: Models
-) -> None:
-    """Read the address when the page is opened; then fill what depends on the settings."""
-    ids = [tab.id for tab in tabs]
+def _add_address(page: gr.Blocks, bar: gr.Tabs, head: list[Component], tabs: list[Tab], models: Models) -> None:
+    """Read the address when the page is opened; then fill what depends on the settings.
+
+    Args:
+        page: the page.
+        bar: the bar of the tabs.
+        head: the control of the model, the lines below it (what is served, what the address has wrong), and the timer.
+        tabs: the tabs.
+        models: by name.
+    """
+    model, served, _, _ = head
+    tabs_by_id = {tab.id: tab for tab in tabs}
     controls = [control for tab in tabs for control in tab.controls.values()]
 
     def read(request: gr.Request):
         query = dict(request.query_params)
         chosen = models.get(query.get("model"), find(models, None))
-        opened = query["tab"] if query.get("tab") in ids else ids[0]
-        updates = [u for tab in tabs for u in tab.read(query if tab.id == opened else {}, chosen)]
-        return [gr.Tabs(selected=opened), chosen.name, gr.Timer(active=opened == "runs"), *updates]
+        opened = tabs_by_id.get(query.get("tab"), tabs[0])
+        updates = [u for tab in tabs for u in tab.read(query if tab is opened else {}, chosen)]
+        wrong = [
+            n for n, known in (("model", models), ("tab", tabs_by_id)) if query.get(n, next(iter(known))) not in known
+        ]
+        wrong = [f"{name} {query[name][:80]}" for name in wrong] + opened.wrong(query, chosen)
+        note = markup.alert(f"Not used, since the address has wrong values: {', '.join(wrong)}.") if wrong else ""
+        first = [gr.Tabs(selected=opened.id), chosen.name, _served(chosen), note, gr.Timer(active=opened.id == "runs")]
+        return [*first, *updates]
 
     def change_model(name: str):
-        return [update for tab in tabs for update in tab.read({}, models[name])]
+        return [_served(models[name]), *(update for tab in tabs for update in tab.read({}, models[name]))]
 
-    opened = page.load(read, None, [bar, model, timer, *controls], **QUIET)
+    opened = page.load(read, None, [bar, *head, *controls], **QUIET)
     for event in (event for tab in tabs for event in tab.loads):
         opened.then(**event)
-    model.input(change_model, model, controls, **QUIET)
+    opened.then(None, js="() => adagn.opened()", **QUIET)
+    model.input(change_model, model, [served, *controls], **QUIET)

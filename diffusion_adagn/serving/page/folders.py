@@ -1,4 +1,4 @@
-"""What the page reads of a run: its log, previews, trace reports and sweeps. All are found at start, by name.
+"""What the page reads of a run: its log, previews, trace reports and sweeps, which are found by name.
 
 Clients send names and numbers, never a path.
 """
@@ -6,6 +6,7 @@ Clients send names and numbers, never a path.
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -27,35 +28,46 @@ class Folders:
 
     Args:
         run: its own folder; None if it is on the hub.
-        reports: trace reports by name.
-        sweeps: folders of sweeps by name.
+        traces: the folder of its trace reports, as `default_folder` names it.
+        swept: that of its sweeps.
         log: of the run.
     """
 
     run: RunFolder | None
-    reports: dict[str, Path]
-    sweeps: dict[str, Path]
+    traces: Path
+    swept: Path
     log: Log = field(init=False)
 
     def __post_init__(self) -> None:
         self.log = Log(None if self.run is None else self.run.metrics_file)
+
+    @property
+    def reports(self) -> dict[str, Path]:
+        """The trace reports that there are now, by name."""
+        return _found(self.traces, REPORT)
+
+    @property
+    def sweeps(self) -> dict[str, Path]:
+        """The folders of the sweeps that there are now, by name."""
+        return {name: file.parent for name, file in _found(self.swept, SWEEP).items()}
 
 
 def find_folders(model: ServedModel) -> Folders:
     """The run of a model, and its traces/ and sweeps/ folders in the working directory."""
     source = model_folder(model.source)
     run = RunFolder(run_of(source)) if source.exists() else None
-    return Folders(
-        run, _found("traces", model, REPORT), {k: v.parent for k, v in _found("sweeps", model, SWEEP).items()}
-    )
+    traces, swept = (default_folder(parent, model.source, model.ema).absolute() for parent in ("traces", "sweeps"))
+    return Folders(run, traces, swept)
 
 
-def _found(parent: str, model: ServedModel, file: str) -> dict[str, Path]:
-    """{name: file} in the folders that commands write by default for any step of this run."""
-    folder = default_folder(parent, model.source, model.ema)
+def _found(folder: Path, file: str) -> dict[str, Path]:
+    """{name: file} in the folders that commands write by default for any step of this run, those with -2, ... too."""
     run = folder.parent if folder.name.startswith("step-") else folder
-    found = sorted([*run.glob(file), *run.glob(f"step-*/{file}")])
-    return {one.parent.name: one.resolve() for one in found}
+    again = [
+        one for one in run.parent.glob(f"*/{file}") if re.fullmatch(rf"{re.escape(run.name)}-\d+", one.parent.name)
+    ]
+    found = [*run.glob(file), *run.glob(f"step-*/{file}"), *(again if run is folder else [])]
+    return {one.parent.name: one.resolve() for one in sorted(found)}
 
 
 class Log:

@@ -41,25 +41,21 @@ def build(models: Models, model: gr.Dropdown, folders: dict[str, Folders]) -> Ta
     changed = gr.HTML(elem_id="inside-influence-result")
     names = list(folders[first.name].reports)
     saved = gr.Dropdown(names, value=names[0] if names else None, label="Saved trace report", elem_id="inside-report")
+    tab.controls["report"], tab.choices["report"] = saved, lambda model: list(folders[model.name].reports)
     framed = gr.HTML(elem_id="inside-frame")
     for button, run, output in ((show, atlas, result), (measure, influence, changed)):
         button.click(lambda: markup.note("This takes some seconds."), None, output, **QUIET).then(
             run, model, output, concurrency_limit=None, **QUIET
         )
     tab.refresh(report, [model, saved], framed, [saved])
-    model.change(lambda name: _choices(list(folders[name].reports)), model, saved, **QUIET)
-    tab.add_copy_buttons(lambda model: command("trace", find(models, model).source))
+    tab.add_copy_buttons(lambda model, report: command("trace", find(models, model).checkpoint))
     return tab
-
-
-def _choices(names: list[str]):
-    return gr.update(choices=names, value=names[0] if names else None)
 
 
 def frame(model: str, folders: Folders, name: str | None) -> str:
     """A saved report in a frame without scripts, or what to type if there is none."""
     if name not in folders.reports:
-        return markup.note("There is no saved report. The command below makes one; start the server again to see it.")
+        return markup.note("There is no saved report. The command below makes one; open this tab again to see it.")
     address = f"{REPORTS}/{model}/{name}"
     title = f"Trace report of {model}, {name}"
     return f'<iframe sandbox="" class="adagn-report" title="{escape(title)}" src="{escape(address)}"></iframe>'

@@ -53,7 +53,8 @@ def grid(figures: Sequence[str]) -> str:
 
 def drawing(drawn: Drawing, name: str) -> str:
     """A drawing, in a box that scrolls where it is wider than the page. name: for screen readers."""
-    return f'<div class="adagn-drawing" role="group" tabindex="0" aria-label="{escape(name)}">{drawn.svg(name)}</div>'
+    style = f'style="--width: {drawn.width:.0f}px" role="group" tabindex="0"'
+    return f'<div class="adagn-drawing" {style} aria-label="{escape(name)}">{drawn.svg(name)}</div>'
 
 
 def heading(text: str) -> str:

@@ -16,7 +16,7 @@ from ..models import ServedModel
 from ..settings import MixQuery
 from . import markup
 from .choices import class_text
-from .sampling import add_sampling, sampler_settings, sampling_controls
+from .sampling import add_sampling, add_sampling_controls, sampler_settings
 from .tab import Tab, class_list
 
 COARSE, FINE, RESOLUTION, LEVEL = "coarse", "fine", "resolution", "level"
@@ -43,7 +43,7 @@ def build(models: Models, model: gr.Dropdown) -> Tab:
         [where],
     )
     map_ = gr.HTML(elem_id="mix-map")
-    tab.controls |= sampling_controls(first, 8, "Images")
+    add_sampling_controls(tab, first, 8, "Images")
 
     def text(model, first, second, where, resolution, sigma) -> str:
         return mix_text(find(models, model), first, second, where, resolution, sigma)
@@ -51,9 +51,7 @@ def build(models: Models, model: gr.Dropdown) -> Tab:
     def query(model, first, second, where, resolution, sigma, scale, count, steps, seed, sampler) -> MixQuery:
         mix = text(model, first, second, where, resolution, sigma)
         settings, scales = sampler_settings(steps, sampler), (scale,)
-        return MixQuery(
-            model=model, mixes=(mix,), scales=scales, count=int(count), seed=int(seed or 0), sampler=settings
-        )
+        return MixQuery(model=model, mixes=(mix,), scales=scales, count=count, seed=seed or 0, sampler=settings)
 
     def draw(model, *values) -> str:
         try:
@@ -62,7 +60,8 @@ def build(models: Models, model: gr.Dropdown) -> Tab:
             return markup.alert(error)
 
     def show(images: Images) -> str:
-        return "".join(map(markup.note, images.record.get("mixes", {}).values())) + markup.sampled(images)
+        rules = [rule for mix in images.record.get("mixes", {}).values() for rule in mix.splitlines()]
+        return "".join(map(markup.note, rules)) + markup.sampled(images)
 
     placing = tab.inputs[:6]
     tab.refresh(draw, placing, map_, placing)

@@ -1,5 +1,10 @@
 // What needs no server: copy texts, and show the image that the slider chooses.
 const adagn = {
+  address: location.href,  // until its settings are in the page
+  opened() {
+    adagn.address = null;
+    return [];
+  },
   async copy(text) {
     try {
       await navigator.clipboard.writeText(text);
@@ -14,6 +19,10 @@ const adagn = {
     return [];
   },
   copyLink(tab, names, values) {
+    if (adagn.address) {
+      adagn.copy(adagn.address);
+      return [];
+    }
     const query = new URLSearchParams({tab});
     names.forEach((name, i) => {
       const value = values[i];
@@ -23,9 +32,11 @@ const adagn = {
     return [];
   },
   show(id, share) {
-    const figures = document.querySelectorAll(`#${id} .adagn-strip figure`);
-    const large = document.querySelector(`#${id} .adagn-large`);
-    if (figures.length) large.replaceChildren(figures[Math.round(share * (figures.length - 1))].cloneNode(true));
+    setTimeout(() => {  // after the result is in the page
+      const figures = document.querySelectorAll(`#${id} .adagn-strip figure`);
+      const large = document.querySelector(`#${id} .adagn-large`);
+      if (figures.length) large.replaceChildren(figures[Math.round(share * (figures.length - 1))].cloneNode(true));
+    });
     return [];
   },
 };

@@ -6,9 +6,8 @@ from functools import partial
 from typing import Any
 
 import gradio as gr
-from gradio.components import Component
 
-from ...diffusion.schedule import SAMPLERS
+from ...diffusion.schedule import SAMPLERS, with_sampler
 from ...errors import InputError
 from ...sampling.settings import SamplerSettings
 from .. import actions
@@ -24,8 +23,8 @@ from .tab import QUIET, Tab
 STRIP = 8  # predicted images on the way from noise
 
 
-def sampling_controls(model: ServedModel, most: int, count: str) -> dict[str, Component]:
-    """Scale, count, steps, seed and sampler. most: highest count. count: its label."""
+def add_sampling_controls(tab: Tab, model: ServedModel, most: int, count: str) -> None:
+    """Add scale, count, steps, seed and sampler to a tab. most: highest count. count: its label."""
     limits = model.limits
     with gr.Row():
         scale = gr.Slider(1, 8, value=2, step=0.5, label="Guidance scale")
@@ -33,16 +32,31 @@ def sampling_controls(model: ServedModel, most: int, count: str) -> dict[str, Co
         steps = gr.Slider(1, limits.max_steps, value=min(20, limits.max_steps), step=1, label="Steps")
     with gr.Row():
         seed = gr.Number(0, precision=0, minimum=0, label="Seed")
-        sampler = gr.Dropdown([("the model's", ""), *((name, name) for name in SAMPLERS)], value="", label="Sampler")
-    return {"scale": scale, "count": number, "steps": steps, "seed": seed, "sampler": sampler}
+        sampler = gr.Dropdown(sampler_choices(model), value="", label="Sampler")
+    tab.choices["sampler"] = sampler_choices
+    tab.controls |= {"scale": scale, "count": number, "steps": steps, "seed": seed, "sampler": sampler}
+
+
+def sampler_choices(model: ServedModel) -> list[tuple[str, str]]:
+    """The samplers of a model's process as choices."""
+    fitting = [name for name in SAMPLERS if _samples(model, name)]
+    return [("the model's", ""), *((name, name) for name in fitting)]
+
+
+def _samples(model: ServedModel, sampler: str) -> bool:
+    try:
+        with_sampler(model.pipe.scheduler, sampler)
+    except InputError:
+        return False
+    return True
 
 
 def sampler_settings(steps: float, sampler: str | None) -> SamplerSettings:
     """The settings of a request."""
-    return SamplerSettings(steps=int(steps), sampler=sampler or None)
+    return SamplerSettings(steps=steps, sampler=sampler or None)
 
 
-def add_sampling(tab: Tab, models: Models, query: Callable[..., ImagesQuery], show: Callable[[Images], str]) -> None:
+def add_sampling(tab: Tab, models: Models, query: Callable[..., ImagesQuery], show: Callable[[Images], str]) -> gr.HTML:
     """The buttons that start and stop a request, its result, and the command that does the same.
 
     Args:
@@ -50,6 +64,9 @@ def add_sampling(tab: Tab, models: Models, query: Callable[..., ImagesQuery], sh
         models: of the server.
         query: (model, *settings) -> the request.
         show: the images -> HTML.
+
+    Returns:
+        The result.
     """
 
     jobs: dict[str, Job] = {}  # of each browser window
@@ -67,8 +84,7 @@ def add_sampling(tab: Tab, models: Models, query: Callable[..., ImagesQuery], sh
             job.stop()
 
     def command(*values: Any) -> str:
-        request = query(*values)
-        return actions.sample_command(actions.find(models, request.model), request.request())
+        return actions.images_command(models, query(*values))
 
     with gr.Row():
         start = gr.Button("Sample", variant="primary", elem_id=f"{tab.id}-start")
@@ -77,6 +93,7 @@ def add_sampling(tab: Tab, models: Models, query: Callable[..., ImagesQuery], sh
     start.click(run, tab.inputs, result, concurrency_limit=None, **QUIET)
     stop.click(end, **QUIET)  # gradio's own `cancels` writes an error to the console
     tab.add_copy_buttons(command)
+    return result
 
 
 async def sample(

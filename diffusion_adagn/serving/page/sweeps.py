@@ -19,7 +19,7 @@ def build(models: Models, model: gr.Dropdown, folders: dict[str, Folders]) -> Ta
     tab = Tab("sweeps", model)
     names = list(folders[find(models, None).name].sweeps)
     sweep = gr.Dropdown(names, value=names[0] if names else None, label="Sweep", elem_id="sweeps-name")
-    tab.controls["sweep"] = sweep
+    tab.controls["sweep"], tab.choices["sweep"] = sweep, lambda model: list(folders[model.name].sweeps)
     advice = gr.HTML(elem_id="sweeps-advice")
     table = gr.Dataframe(
         interactive=False, label="Points: select a row to see its images", buttons=[], elem_id="sweeps-table"
@@ -30,7 +30,7 @@ def build(models: Models, model: gr.Dropdown, folders: dict[str, Folders]) -> Ta
     def show(model, name):
         folder = folders[model].sweeps.get(name)
         if folder is None:
-            text = "There is no saved sweep. The command below makes one; start the server again to see it."
+            text = "There is no saved sweep. The command below makes one; open this tab again to see it."
             return markup.note(text), gr.update(value=None, visible=False), "", ""
         saved = read_sweep(folder)
         sentence = (saved.get("advice") or {}).get("sentence") or " ".join(saved["sentences"])
@@ -44,12 +44,9 @@ def build(models: Models, model: gr.Dropdown, folders: dict[str, Folders]) -> Ta
     tab.refresh(show, tab.inputs, [advice, table, curves, images], [sweep])
     table.select(select, tab.inputs, images, **QUIET)
 
-    def choices(name):
-        found = list(folders[name].sweeps)
-        return gr.update(choices=found, value=found[0] if found else None)
-
-    model.change(choices, model, sweep, **QUIET)
-    tab.add_copy_buttons(lambda model, name: sweep_command(find(models, model).source, folders[model].sweeps.get(name)))
+    tab.add_copy_buttons(
+        lambda model, name: sweep_command(find(models, model).checkpoint, folders[model].sweeps.get(name))
+    )
     return tab
 
 
@@ -90,7 +87,8 @@ def figures_of(folder) -> str:
     for name, alt in FIGURES.items():
         if (folder / name).is_file():
             with Image.open(folder / name) as opened:
-                html += markup.heading(alt) + markup.image(opened.convert("RGB"), alt, "adagn-figure")
+                drawn = markup.image(opened.convert("RGB"), alt, "adagn-figure")
+                html += f'{markup.heading(alt)}<div class="adagn-scroll" tabindex="0" role="group">{drawn}</div>'
     return html or markup.note("This sweep has no curves: they need the extra plots.")
 
 

@@ -1,0 +1,72 @@
+"""adagn guide: a smaller network and an eighth of the steps, on the data and process of the run."""
+
+from dataclasses import replace
+
+import pytest
+
+from diffusion_adagn.cli.main import main
+from diffusion_adagn.config import as_config, read_config
+from diffusion_adagn.errors import InputError
+from diffusion_adagn.experiments.guide import guide_config
+
+
+def resolved(recipe, **overrides):
+    config = read_config(recipe, {"training.max_steps": "4000", **overrides})
+    sized = replace(config.data, image_size=32, channels=3)
+    return replace(config, data=sized, labels={"names": ["a", "b"], "has_null": True})
+
+
+@pytest.mark.parametrize(("recipe", "width"), [("digits", 16), ("cifar10", 96), ("cifar10_small", None)])
+def test_guide_is_one_size_down(recipe, width):
+    config = resolved(recipe)
+    guide = guide_config(config, "runs/g")
+    own = config.model.model_channels
+    assert (
+        guide.model.model_channels == (width or guide.model.model_channels)
+        and own / 2 <= guide.model.model_channels < own
+    )
+    assert replace(guide.model, model_channels=own) == config.model
+    assert (guide.data, guide.diffusion, guide.labels) == (config.data, config.diffusion, config.labels)
+    assert guide.training.max_steps == 500 and guide.training.checkpoint_every == guide.training.keep_every == 125
+    assert guide.training.warmup_steps == round(config.training.warmup_steps / 8)
+    assert guide.output_dir == "runs/g" and guide.init_from is None
+
+
+def test_guide_reads_no_guidance_scale():
+    more = {"model.max_guidance_scale": "4", "training.teacher": "runs/t", "training.teacher_rule": "tcfg"}
+    guide = guide_config(resolved("digits", **more), "runs/g")
+    assert guide.model.max_guidance_scale is None and guide.teacher is None
+
+
+def test_guide_needs_a_smaller_network():
+    config = resolved("digits", **{"model.model_channels": "8", "model.num_head_channels": "8"})
+    with pytest.raises(InputError, match="no smaller network"):
+        guide_config(config, "g")
+
+
+def test_guide_needs_a_run(tmp_path, capsys):
+    (tmp_path / "empty").mkdir()
+    assert main(["guide", str(tmp_path / "empty")]) == 1
+    assert "is not a run, so that the data and the process" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_guide_is_trained_and_guides(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    tiny = [
+        "--data.classes", "0,1,2", "--model.model_channels", "16", "--model.num_head_channels", "8", "--model.norm_groups", "4",
+        "--training.batch_size", "4", "--training.preview_every", "0", "--training.diagnostics_every", "0",
+        "--training.heldout_every", "0",
+    ]  # fmt: skip
+    assert main(["train", "--config", "digits", *tiny, "--training.max_steps", "64", "--output_dir", "runs/a"]) == 0
+    assert main(["guide", "runs/a"]) == 0
+    printed = capsys.readouterr().out
+    assert "adagn sweep runs/a --guidance 1:3:0.5 --guide 'none,runs/a-guide@*' --guide_ema 0.05,0.1,run" in printed
+    config = as_config("runs/a-guide/config.yaml")
+    assert config.training.max_steps == 8 and config.model.model_channels == 12
+    assert len(list((tmp_path / "runs/a-guide/checkpoints").glob("step-*"))) == 4
+    assert (
+        main(["sample", "runs/a", "--guide", "runs/a-guide@4:0.1", "--guidance", "2", "--count", "1", "--steps", "2"])
+        == 0
+    )
+    assert main(["guide", "runs/a"]) == 0  # finished already

@@ -14,7 +14,7 @@ from diffusion_adagn.personal.learn import learn_class
 from diffusion_adagn.personal.settings import LearnRequest
 
 DEPTHS = ("vector", "sites", "layers")
-QUICK = {"steps": 12, "batch_size": 4, "check_every": 4, "preview_every": 0}
+QUICK = {"steps": 6, "batch_size": 2, "check_every": 2, "preview_every": 0}
 LABELS = LabelSpace(("cat", "dog", "bird"))
 
 
@@ -43,6 +43,8 @@ def few_measurements():
             patch.setattr(f"diffusion_adagn.personal.learner.{name}", value)
         for name, value in {"PAIRS": 16, "SAMPLES": 8, "SAMPLER_STEPS": 3}.items():
             patch.setattr(f"diffusion_adagn.trace.learned.{name}", value)
+        for name, value in {"PREVIEW_STEPS": 2, "PREVIEW_IMAGES": 2}.items():
+            patch.setattr(f"diffusion_adagn.personal.learn.{name}", value)
         yield
 
 

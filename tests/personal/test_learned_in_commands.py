@@ -38,6 +38,7 @@ def model(made_once):
     return made_once("personal", make_model)
 
 
+@pytest.mark.slow
 def test_evaluate_measures_a_learned_class(model, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     typed = ["evaluate", str(model / "model"), "--classes", f"{model / 'layers.safetensors'},dog", "--count", "12"]

@@ -376,6 +376,8 @@ def test_wrong_settings_are_shown_as_text(opened):
     assert all(one in ignored for one in ("model nope", "classes 99", "steps x", "seed 1e99", "sampler ddim"))
     tab.page.click("#sample-start")
     assert "zebra" in tab.wait("#sample-result .adagn-alert").inner_text()
+    tab.page.evaluate("adagn.address = location.href")  # as before the settings are in the page
+    assert tab.copied("link") == tab.page.url
     tab.check()
 
 

@@ -10,7 +10,7 @@ from starlette.routing import Match, Mount
 from starlette.types import Message, Receive, Scope, Send
 
 from ..actions import Models, find
-from ..http import nothing_at
+from ..errors import nothing_at
 from ..models import ServedModel
 from ..security import BEARER_ONLY, belongs_to
 from . import inside, interpolate, markup, mix, runs, sample, sweeps

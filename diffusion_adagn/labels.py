@@ -26,6 +26,7 @@ ClassSpec = str | int | Sequence["str | int"]
 
 MAX_CLASSES = 1_000_000
 MAX_NAME_CHARS = 1000
+SUM_PIECES = re.compile(r"((?:^|\s)[+-]\s+|,\s*|[@*]\s*)")  # between the names in a sum of class vectors
 
 
 def _clean(text: str) -> str:
@@ -103,6 +104,11 @@ class LabelSpace:
         files = dict(zip(self.learned, self.files))
         parts = [word.strip().partition("@") for word in text.split(",")]
         return ",".join(f"{files.get(name) or name}{at}{where}" for name, at, where in parts)
+
+    def sum_with_files(self, text: str) -> str:
+        """The same for a sum of class vectors, such as "0.5*cat + 0.5*pug"."""
+        files = dict(zip(self.learned, self.files))
+        return "".join(files.get(piece.strip()) or piece for piece in SUM_PIECES.split(text))
 
     def name(self, class_id: int) -> str:
         """The name of a class.

@@ -21,7 +21,7 @@ from ..runtime.precision import use_precision
 from ..sampling.load import open_pipeline
 from ..sampling.pipeline import ClassConditionalPipeline
 from ..sampling.pretrained import model_hash
-from ..sampling.style import Directions, Style, find_directions
+from ..sampling.style import Directions, Style, example, find_directions
 from .settings import StyleRequest
 
 MAX_ROWS, BATCH = 10, 64
@@ -83,7 +83,7 @@ def show_styles(source: str | Path, request: StyleRequest, out: Path | None = No
         print("\n".join(lines))
     for sheet in sheets:
         print(f"Look at  {out / sheet.file}")
-    print(with_commands("Next, sums of classes:", command("style", source, style=_example(pipe))))
+    print(with_commands("Next, sums of classes:", command("style", source, style=example(pipe.labels))))
     return out
 
 
@@ -99,7 +99,7 @@ def _sheets(pipe: ClassConditionalPipeline, request: StyleRequest, found: Direct
     ids = labels.parse(request.classes or "all") if request.classes or not request.styles else []
     if request.classes is None and len(ids) > MAX_ROWS:
         ids = [ids[i] for i in np.linspace(0, len(ids) - 1, MAX_ROWS).round().astype(int)]
-    plain = [Style.of_class(i, labels) for i in ids] + [Style.parse(text, labels, sites) for text in request.styles]
+    plain = [Style.of_class(i, labels) for i in ids] + [pipe.style(text) for text in request.styles]
     names = [style.name for style in plain]
     amounts = np.linspace(-request.reach, request.reach, request.columns).tolist()
     sheets = []
@@ -163,11 +163,3 @@ def _table(found: Directions, pipe: ClassConditionalPipeline, request: StyleRequ
         low, high = found.ends(i, pipe.labels)
         lines.append(f"  {i + 1}  {share:4.0%} of the variance   from {', '.join(low)} to {', '.join(high)}")
     return lines
-
-
-def _example(pipe: ClassConditionalPipeline) -> str:
-    a, b, *rest = (
-        f"id:{i}" if any(c in pipe.labels.name(i) for c in ",@+-*") else pipe.labels.name(i)
-        for i in range(min(3, pipe.labels.K))
-    )
-    return f"{a} - {b} + {rest[0]}" if rest else f"0.5*{a} + 0.5*{b}"

@@ -54,6 +54,7 @@ from .negative import Negative
 from .pretrained import check_has, checkpoint_parts, pipeline_parts
 from .rules import Evaluation, Memory, Rule
 from .settings import SamplerSettings
+from .style import Style, find_directions
 
 MAX_SEED = 2**63 - 1
 MAX_GUIDE_SIGMA = 1000.0  # pure noise has an infinite noise level
@@ -438,6 +439,20 @@ class ClassConditionalPipeline(DiffusionPipeline):
             InputError: see `ClassMix.parse`.
         """
         return ClassMix.parse(text, self.labels, self.unet.sites(), self.process)
+
+    def style(self, text: str, psi: float | str | None = None) -> Style:
+        """Read a sum of class vectors for this network.
+
+        Args:
+            text: such as "cat - dog + truck" or "cat + 1.5*direction:1"; see `Style`.
+            psi: truncation; see `Style.truncated`. None: none.
+
+        Raises:
+            InputError: see `Style.parse` and `Style.truncated`.
+        """
+        sites = self.unet.sites()
+        read = Style.parse(text, self.labels, sites, lambda: find_directions(self.unet, self.process).vectors)
+        return read if psi is None else read.truncated(psi, sites)
 
     # ------------------------------------------------------------------ sampling
 

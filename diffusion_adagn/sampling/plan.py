@@ -32,12 +32,12 @@ def plans_of(request: SampleRequest, pipe: ClassConditionalPipeline) -> list[Cla
         return [ClassInterpolation.parse(request.interpolate, labels, i / last) for i in range(last + 1)]
     alone = not request.mixes and not request.styles
     classes = request.classes or ("all" if labels.K else "null") * alone
-    ids, sites = labels.parse(classes) if classes else [], pipe.unet.sites()
-    styles = [Style.parse(text, labels, sites) for text in request.styles]
+    ids = labels.parse(classes) if classes else []
+    styles = [pipe.style(text, request.psi) for text in request.styles]
     if request.psi is None:
         return [*(ClassMix.single(c, labels) for c in ids), *(pipe.mix(text) for text in request.mixes), *styles]
-    plain = [Style.of_class(c, labels) for c in ids]
-    return [style.truncated(request.psi, sites) for style in (*plain, *styles)]
+    sites = pipe.unet.sites()
+    return [*(Style.of_class(c, labels).truncated(request.psi, sites) for c in ids), *styles]
 
 
 def planned_images(request: SampleRequest, plans: list[ClassPlan]) -> Iterator[PlannedImage]:

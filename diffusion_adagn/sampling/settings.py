@@ -14,6 +14,7 @@ from pydantic import BeforeValidator, Field, PlainSerializer, WithJsonSchema, mo
 from ..config import Sampler, Spacing, SpeedConfig
 from ..diffusion.churn import Churn
 from ..errors import InputError, UsageError
+from ..labels import SUM_PIECES
 from ..runs.weights import parse_ema
 from ..schema import AS_GIVEN, Option, settings, short_repr
 from .guidance import Guidance
@@ -166,8 +167,9 @@ class SampleRequest:
     names (up.*.stages.0*), a timestep (t>600), or several joined by &. May be given again: each is a row, below those
     of --classes, and every row starts from the same noises"""
     styles: Annotated[tuple[str, ...], Option("style", "SUM")] = ()
-    """images of a sum of class vectors, such as "cat - dog + truck" or "0.5*cat + 0.5*dog", also by sites as in --mix:
-    "cat,0.5*cat + 0.5*dog@fine". May be given again, as --mix may"""
+    """images of a sum of class vectors, such as "cat - dog + truck" or "0.5*cat + 0.5*dog"; "cat + 1.5*direction:1" moves
+    along a principal direction (adagn style); also by sites as in --mix: "cat,0.5*cat + 0.5*dog@fine". May be given
+    again, as --mix may"""
     psi: Annotated[str | None, AS_GIVEN, Option(metavar="NUMBER|WHERE:NUMBER", default="1")] = None
     """truncation of --classes and --style: 0 is the mean of all classes; or by site, such as coarse:0.5,fine:1"""
     interpolate: Annotated[str | None, AS_GIVEN, Option(metavar="CLASS,CLASS")] = None
@@ -217,7 +219,8 @@ class SampleRequest:
     @property
     def class_texts(self) -> tuple[str | None, ...]:
         """Everything in the request that may name a class."""
-        return (self.classes, self.interpolate, *self.mixes, self.sampler.guidance.negative.text)
+        names = [name for style in self.styles for name in SUM_PIECES.split(style)]
+        return (self.classes, self.interpolate, *self.mixes, *names, self.sampler.guidance.negative.text)
 
     @property
     def same_seeds(self) -> bool:

@@ -1,7 +1,7 @@
 """Style vectors: class vectors that are added, mixed, truncated and moved along principal directions.
 
-    pipe(class_plan=Style.parse("cat - dog + truck", pipe.labels, pipe.unet.sites()), seeds=[0, 1])
-    pipe(class_plan=Style.parse("cat", pipe.labels, pipe.unet.sites()).truncated(0.7), seeds=[0, 1])
+    pipe(class_plan=pipe.style("cat - dog + truck"), seeds=[0, 1])
+    pipe(class_plan=pipe.style("cat + 1.5*direction:1", psi=0.7), seeds=[0, 1])
 
 A class is a vector that `modulation` reads, as w is in StyleGAN (Karras et al. 2019, arXiv 1812.04948). So the same
 operations work. The null label and guidance do not change.
@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -26,6 +26,7 @@ from ..models.unet import AdaGNUNet, Modulation, Site
 from .class_mix import sites_at
 
 TERM = re.compile(r"(?:(\d+(?:\.\d+)?)\s*\*\s*)?(.+)", re.DOTALL)
+DIRECTION = "direction:"
 MAX_DIRECTIONS = 20
 LEVELS = 8  # noise levels over which directions of the modulation are averaged
 
@@ -35,19 +36,30 @@ class StyleRule:
     """A sum of class vectors, and the sites that receive it.
 
     Args:
-        weights: (class id, weight) of each term; the weights add up to 1.
+        weights: (class id, weight) of each class; the weights add up to 1.
         sites: Names; None for all.
+        shift: float32 [class_dim], added to the sum; None: nothing.
     """
 
     weights: tuple[tuple[int, float], ...]
     sites: tuple[str, ...] | None = None
+    shift: Tensor | None = None
+
+    def moved(self, shift: Tensor) -> StyleRule:
+        """The same with this added. shift: [class_dim]."""
+        return replace(self, shift=shift if self.shift is None else self.shift + shift)
+
+    def to_dict(self) -> dict:
+        """The rule as plain JSON types."""
+        shift = {} if self.shift is None else {"shift": self.shift.tolist()}
+        return {"weights": dict(self.weights), "sites": list(self.sites or ["*"]), **shift}
 
 
 @dataclass(frozen=True)
 class Style:
     """A `ClassPlan`: class vectors by site, truncated and moved.
 
-        vector(site) = mean + psi(site) * (sum of weights * class vectors - mean) + shift
+        vector(site) = mean + psi(site) * (sum of weights * class vectors - mean) + shift(site)
 
     mean is that of all classes of the training data. Later rules override earlier ones.
 
@@ -55,31 +67,36 @@ class Style:
         name: As written by the user.
         rules: The first one applies everywhere.
         psi: (site names or None for all, psi). psi 1 changes nothing, 0 gives the mean class.
-        shift: float32 [class_dim], added everywhere.
     """
 
     name: str
     rules: tuple[StyleRule, ...]
     psi: tuple[tuple[tuple[str, ...] | None, float], ...] = ()
-    shift: Tensor | None = None
     class_id: None = None
 
     @classmethod
-    def parse(cls, text: str, labels: LabelSpace, sites: Sequence[Site]) -> Style:
+    def parse(
+        cls,
+        text: str,
+        labels: LabelSpace,
+        sites: Sequence[Site],
+        directions: Callable[[], Tensor] | None = None,
+    ) -> Style:
         """Read a sum of classes, or several by site.
 
         Args:
             text: Terms with spaces around + and -, such as "cat - dog + truck" or "0.5*cat + 0.5*dog". EXPRESSION@WHERE
                 after a comma changes some sites: "cat, 0.5*cat + 0.5*dog@fine"; WHERE as in `ClassMix`. A name with commas,
-                @ or such signs is written as its id, id:3.
+                @ or such signs is written as its id, id:3. "direction:1" is the first principal direction.
             labels: The classes.
             sites: `unet.sites()`.
+            directions: () -> `Directions.vectors`, called if the text names a direction.
 
         Raises:
-            InputError: An unknown class or place, weights that do not add up to 1, or sites without a rule.
+            InputError: An unknown class, place or direction, weights that do not add up to 1, or sites without a rule.
         """
         try:
-            rules = [_rule(part.strip(), labels, sites) for part in text.split(",")]
+            rules = [_rule(part.strip(), labels, sites, directions) for part in text.split(",")]
             base = [rule for rule in rules if rule.sites is None]
             if len(base) > 1:
                 raise InputError("two expressions apply everywhere: remove one, or add @.")
@@ -120,8 +137,8 @@ class Style:
 
     def moved(self, direction: Tensor, amount: float, name: str) -> Style:
         """The same, moved by amount * direction. direction: [class_dim], such as one of `Directions.vectors`."""
-        shift = amount * direction
-        return replace(self, name=f"{self.name} {name}", shift=shift if self.shift is None else self.shift + shift)
+        rules = tuple(rule.moved(amount * direction) for rule in self.rules)
+        return replace(self, name=f"{self.name} {name}", rules=rules)
 
     def modulation(self, unet: AdaGNUNet, t: Tensor | float, guidance_scale: float | None = None) -> Modulation:
         """See `ClassPlan.modulation`."""
@@ -147,13 +164,13 @@ class Style:
 
     def to_dict(self) -> dict:
         """The style as plain JSON types."""
-        rules = [{"weights": dict(rule.weights), "sites": list(rule.sites or ["*"])} for rule in self.rules]
         psi = [{"sites": list(sites or ["*"]), "psi": value} for sites, value in self.psi]
-        return {"rules": rules, "psi": psi, "shift": None if self.shift is None else self.shift.tolist()}
+        return {"rules": [rule.to_dict() for rule in self.rules], "psi": psi}
 
     def _vector(self, unet: AdaGNUNet, rule: int, psi: float) -> tuple[Tensor, Tensor | None]:
         """The vector [class_dim] or [sites, class_dim], and the strength of each learned class's change of layers."""
         ids, weights = zip(*self.rules[rule].weights)
+        shift = self.rules[rule].shift
         labels = torch.tensor(ids, device=unet.projection.weight.device)
         vectors, strengths = unet.class_vectors(labels), unet.change_strength(labels)
         weight = torch.tensor(weights, dtype=vectors.dtype, device=vectors.device)
@@ -161,9 +178,33 @@ class Style:
         if psi != 1:
             mean = trained_vectors(unet).mean(0)
             vector = mean + psi * (vector - mean)
-        if self.shift is not None:
-            vector = vector + self.shift.to(vector)
+        if shift is not None:
+            vector = vector + shift.to(vector)
         return vector, None if strengths is None else psi * (weight @ strengths)
+
+
+def example(labels: LabelSpace) -> str:
+    """A style of the first classes, such as "cat - dog + truck"."""
+    shown = [labels.name(i) for i in range(min(3, labels.K))]
+    names = [f"id:{i}" if any(c in name for c in ",@+-*") else name for i, name in enumerate(shown)]
+    if len(names) == 3:
+        return f"{names[0]} - {names[1]} + {names[2]}"
+    return " + ".join(f"{1 / len(names):g}*{name}" for name in names)
+
+
+def along(text: str, number: int, amount: float) -> str:
+    """A style moved along a principal direction at all sites, as text.
+
+    Args:
+        text: A style as `Style.parse` reads it.
+        number: Of the direction, from 1.
+        amount: In standard deviations of the classes.
+    """
+    if not amount:
+        return text
+    term = f" {'+' if amount > 0 else '-'} {abs(amount):g}*{DIRECTION}{number}"
+    parts = [part.partition("@") for part in text.split(",")]
+    return ",".join(f"{expression.rstrip()}{term}{at}{where}" for expression, at, where in parts)
 
 
 @dataclass(frozen=True)
@@ -243,23 +284,37 @@ def trained_vectors(unet: AdaGNUNet) -> Tensor:
 # ---------------------------------------------------------------------- grammar
 
 
-def _rule(text: str, labels: LabelSpace, sites: Sequence[Site]) -> StyleRule:
+def _rule(text: str, labels: LabelSpace, sites: Sequence[Site], directions: Callable[[], Tensor] | None) -> StyleRule:
     expression, at, where = text.rpartition("@")
     if not at:
         expression, where = text, ""
     weights: dict[int, float] = {}
+    shifts: list[Tensor] = []
     for sign, term in _terms(expression):
         factor, name = TERM.fullmatch(term).groups()
+        weight = sign * float(factor or 1)
+        if directions is not None and name.startswith(DIRECTION):
+            shifts.append(weight * _direction(name, directions()))
+            continue
         ids = labels.parse(name)
         if len(ids) != 1:
             raise InputError(f"'{name}' names {len(ids)} classes: expected one.")
-        weights[ids[0]] = weights.get(ids[0], 0.0) + sign * float(factor or 1)
+        weights[ids[0]] = weights.get(ids[0], 0.0) + weight
     total = sum(weights.values())
     if abs(total - 1) > 1e-6:
         raise InputError(
-            f"the weights of '{expression.strip()}' add up to {total:g}. Expected 1, such as 0.5*cat + 0.5*dog, or cat - dog + truck."
+            f"the weights of classes in '{expression.strip()}' add up to {total:g}. Expected 1, such as 0.5*cat + 0.5*dog, or cat - dog + truck."
         )
-    return StyleRule(tuple(weights.items()), tuple(s.name for s in sites_at(where.strip(), sites)) if at else None)
+    names = tuple(s.name for s in sites_at(where.strip(), sites)) if at else None
+    return StyleRule(tuple(weights.items()), names, sum(shifts) if shifts else None)
+
+
+def _direction(name: str, vectors: Tensor) -> Tensor:
+    """The vector [class_dim] of a term such as direction:1. vectors: [n, class_dim]."""
+    number = name.removeprefix(DIRECTION).strip()
+    if not (number.isascii() and number.isdigit() and 1 <= int(number) <= len(vectors)):
+        raise InputError(f"there is no '{name}': expected direction:1 to direction:{len(vectors)}.")
+    return vectors[int(number) - 1]
 
 
 def _terms(expression: str) -> list[tuple[int, str]]:

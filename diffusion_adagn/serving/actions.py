@@ -53,11 +53,11 @@ def list_classes(models: Models, query: ModelQuery) -> dict:
 
 
 def images(models: Models, query: ImagesQuery) -> Job:
-    """Sample images of classes, of mixed classes, or between two classes.
+    """Sample images of classes, of mixed classes, between two classes, or of sums of class vectors.
 
     Args:
         models: of the server.
-        query: a SampleQuery, MixQuery or InterpolateQuery.
+        query: a SampleQuery, MixQuery, InterpolateQuery or StyleQuery.
 
     Returns:
         A job whose result is `Images`.
@@ -169,7 +169,7 @@ def sample_command(model: ServedModel, request: SampleRequest) -> str:
     options: dict[str, Any] = {}
     for setting in fields_of(SampleRequest):
         value = attrgetter(setting.key)(request)
-        if value != attrgetter(setting.key)(usual) and setting.key != "mixes":
+        if value != attrgetter(setting.key)(usual) and setting.key not in ("mixes", "styles"):
             name = setting.option.name or setting.key.rpartition(".")[2]
             options[name] = ",".join(repr(v).removesuffix(".0") for v in value) if name == "guidance" else value
             if name in ("classes", "interpolate", "negative"):
@@ -177,6 +177,8 @@ def sample_command(model: ServedModel, request: SampleRequest) -> str:
     line = command("sample", model.checkpoint, **options)
     for mix in request.mixes:
         line = with_options(line, mix=model.pipe.labels.with_files(mix))
+    for style in request.styles:
+        line = with_options(line, style=model.pipe.labels.sum_with_files(style))
     return line
 
 

@@ -20,7 +20,7 @@ from .actions import Models
 from .errors import add_errors
 from .images import Images, png
 from .metrics import Metrics
-from .settings import MAX_BODY, ClassQuery, ImagesQuery, InterpolateQuery, MixQuery, ModelQuery, SampleQuery
+from .settings import MAX_BODY, ClassQuery, ImagesQuery, InterpolateQuery, MixQuery, ModelQuery, SampleQuery, StyleQuery
 from .waiting import progress_of, result_of
 from .worker import Job, Unavailable
 
@@ -125,7 +125,7 @@ def _information(models: Models) -> APIRouter:
 
 
 def _sampling(models: Models) -> APIRouter:
-    """Images by class, mix and interpolation."""
+    """Images by class, mix, interpolation and sum of class vectors."""
     v1 = APIRouter(prefix="/v1", tags=["images"])
 
     @v1.post("/sample", responses=IMAGES)
@@ -141,6 +141,11 @@ def _sampling(models: Models) -> APIRouter:
     @v1.post("/interpolate", responses=IMAGES)
     async def interpolate(request: Request, query: InterpolateQuery) -> Response:
         """Sample images from one class to another."""
+        return await _images(request, models, query)
+
+    @v1.post("/style", responses=IMAGES)
+    async def style(request: Request, query: StyleQuery) -> Response:
+        """Sample images of sums of class vectors, also truncated, or moved along principal directions."""
         return await _images(request, models, query)
 
     return v1

@@ -144,9 +144,23 @@ Mix = Annotated[str, AS_GIVEN, MinLen(1), MaxLen(MAX_MIX)]
 
 def _as_mixes(value: Any) -> Any:
     """One mix as a list of it."""
+    return _as_texts(value, "3@coarse,8@fine")
+
+
+def _as_styles(value: Any) -> Any:
+    """One sum as a list of it."""
+    return _as_texts(value, "0.5*3 + 0.5*8")
+
+
+def _as_texts(value: Any, example: str) -> Any:
     if not isinstance(value, str | list | tuple):
-        raise ValueError('expected texts, such as ["3@coarse,8@fine"]')
+        raise ValueError(f'expected texts, such as ["{example}"]')
     return [value] if isinstance(value, str) else value
+
+
+def _as_text(value: Any) -> Any:
+    """A number as text."""
+    return repr(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
 
 
 @settings(frozen=True, kw_only=True)
@@ -172,6 +186,20 @@ class InterpolateQuery(ImagesQuery):
 
     def planned(self) -> dict:
         return {"interpolate": self.between, "steps_between": self.steps_between}
+
+
+@settings(frozen=True, kw_only=True)
+class StyleQuery(ImagesQuery):
+    """Images of sums of class vectors; each row starts from the same noises."""
+
+    styles: Annotated[tuple[Mix, ...], AS_GIVEN, MinLen(1), MaxLen(16), BeforeValidator(_as_styles)]
+    """such as ["3 - 1 + 7", "0.5*3 + 0.5*8"]: weights add up to 1; "3 + 1.5*direction:1" moves along a principal direction;
+    a sum with @WHERE, after a comma, changes some sites"""
+    psi: Annotated[str | None, AS_GIVEN, MaxLen(MAX_MIX), BeforeValidator(_as_text)] = None
+    """truncation: 0 is the mean of all classes, 1 and null change nothing; or by site: "coarse:0.5,fine:1" """
+
+    def planned(self) -> dict:
+        return {"styles": self.styles, "psi": self.psi}
 
 
 @settings(frozen=True)

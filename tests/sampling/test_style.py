@@ -12,7 +12,7 @@ from diffusion_adagn.diffusion.process import flow
 from diffusion_adagn.errors import InputError
 from diffusion_adagn.labels import LabelSpace
 from diffusion_adagn.sampling.load import open_pipeline
-from diffusion_adagn.sampling.style import Style, find_directions
+from diffusion_adagn.sampling.style import Style, along, example, find_directions
 
 LABELS = LabelSpace(("cat", "dog", "truck", "semi - truck", "big, red"))
 
@@ -108,6 +108,34 @@ def test_moved_adds_the_direction(unet):
     table = unet.embedding.classes.weight.detach()
     m = parse("cat", unet).moved(found.vectors[0], -2.0, "d1 -2").modulation(unet, 7)
     same(m, unet.modulation(7, class_vectors=(table[0] - 2 * found.vectors[0])[None]))
+
+
+def test_text_names_directions(unet):
+    vectors = find_directions(unet, flow()).vectors
+    table = unet.embedding.classes.weight.detach()
+    read = lambda text: Style.parse(text, LABELS, unet.sites(), lambda: vectors)  # noqa: E731
+    text = along("cat - dog + truck", 2, -1.5)
+    assert text == "cat - dog + truck - 1.5*direction:2" and along("cat", 2, 0) == "cat"
+    moved = table[0] - table[1] + table[2] - 1.5 * vectors[1]
+    same(read(text).modulation(unet, 7), unet.modulation(7, class_vectors=moved[None]))
+    # a direction is added after truncation, and only to the sites of its expression
+    side = min(s.resolution for s in unet.sites())
+    m = read(f"cat, cat + direction:1 + 0.5*direction:3@{side}").truncated(0).modulation(unet, 7)
+    mean = table[:5].mean(0)
+    zero = unet.modulation(7, class_vectors=mean[None])
+    shifted = unet.modulation(7, class_vectors=(mean + vectors[0] + 0.5 * vectors[2])[None])
+    same(m, {s.name: (shifted if s.resolution == side else zero)[s.name] for s in unet.sites()})
+    assert along("cat,dog@fine", 1, 2) == "cat + 2*direction:1,dog + 2*direction:1@fine"
+    for wrong in ("direction:0", "direction:5", "direction:x", "direction:"):
+        with pytest.raises(InputError, match="expected direction:1 to direction:4"):
+            read(f"cat + {wrong}")
+
+
+@pytest.mark.parametrize("names", [("a",), ("a", "b"), ("a", "b", "c, d", "e"), ("a-b", "x@y", "1*2")])
+def test_example_is_a_style(names):
+    torch.manual_seed(0)
+    unet, labels = tiny_unet(num_classes=len(names)), LabelSpace(names)
+    Style.parse(example(labels), labels, unet.sites()).modulation(unet, 7)
 
 
 @pytest.mark.parametrize(

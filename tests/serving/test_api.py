@@ -104,6 +104,15 @@ def test_interpolation_goes_from_class_to_class(server, pipe):
     assert [one["class_name"] for one in answer["images"]] == ["3", "3 0.5 8 0.5", "8"]
 
 
+def test_style_is_a_sum_of_class_vectors(server, pipe):
+    styles = ["3 - 1 + 7", "3 + 1.5*direction:1"]
+    images, answer = server.images("/v1/style", styles=styles, psi=0.5, count=2, seed=4, sampler=FEW)
+    plans = [plan for text in styles for plan in [pipe.style(text, 0.5)] * 2]
+    expected = pipe(class_plan=plans, num_inference_steps=6, seeds=[4, 5, 4, 5], output_type="np").images
+    assert np.abs(images - (expected * 255).round()).max() <= 1
+    assert answer["command"].endswith("--steps 6 --style '3 - 1 + 7' --style '3 + 1.5*direction:1'")
+
+
 def test_png_is_the_image_or_a_sheet(server):
     ask = lambda given: server.raw(  # noqa: E731
         "POST", "/v1/sample", json.dumps(given), content_type="application/json", accept="image/png"
@@ -186,6 +195,10 @@ WRONG = [
     ("mix", {"mixes": ["3@coarse"]}, "no rule covers"),
     ("mix", {"mixes": ["3@nowhere,8"]}, "is not a place in the network"),
     ("interpolate", {"between": "3"}, "two different classes"),
+    ("style", {"styles": ["3 + 8"]}, "add up to 2"),
+    ("style", {"styles": ["3 + direction:10"]}, "expected direction:1 to direction:9"),
+    ("style", {"styles": 3}, 'styles: expected texts, such as ["0.5*3 + 0.5*8"]'),
+    ("style", {"styles": ["3"], "psi": "nowhere:1"}, "is not a place in the network"),
     ("sample", [1], "the body is a JSON object"),
     ("sample", None, "the body is a JSON object"),
     ("sample", "3", "the body is a JSON object"),
@@ -205,6 +218,7 @@ def test_wrong_request_is_answered_in_one_sentence(server, operation, given, sai
         ("sample", {"classes": ["3", 8]}, ["3", "8"]),
         ("sample", {"classes": 3}, ["3"]),
         ("mix", {"mixes": "3@coarse,8@fine"}, ["3@coarse,8@fine"]),
+        ("style", {"styles": "2*3 - 8", "psi": 0}, ["2*3 - 8 psi 0"]),
         ("interpolate", {"between": [3, "8"], "steps_between": 0}, ["3", "8"]),
     ],
 )
@@ -250,7 +264,9 @@ def test_openapi_document_is_valid(server):
     _, document = server.get("/openapi.json")
     validator.validate(document)
     assert document["openapi"].startswith("3.1")
-    assert {"/v1/sample", "/v1/mix", "/v1/interpolate", "/v1/modulation", "/v1/label_check"} <= set(document["paths"])
+    assert {"/v1/sample", "/v1/mix", "/v1/interpolate", "/v1/style", "/v1/modulation", "/v1/label_check"} <= set(
+        document["paths"]
+    )
     sampler = document["components"]["schemas"]["SamplerSettings"]["properties"]
     assert {"sampler", "steps", "eta", "spacing", "guidance"} <= set(sampler)
     assert sampler["steps"]["minimum"] == 1 and "sampler steps" in sampler["steps"]["description"]

@@ -25,6 +25,7 @@ OPERATIONS = [
     "/v1/sample",
     "/v1/mix",
     "/v1/interpolate",
+    "/v1/style",
 ]
 
 
@@ -42,6 +43,7 @@ CHEAP = {
     "/v1/sample": {"classes": "3"},
     "/v1/mix": {"mixes": ["3@coarse,8"]},
     "/v1/interpolate": {"between": "3,8", "steps_between": 0},
+    "/v1/style": {"styles": ["3 - 1 + 7"]},
 }
 
 

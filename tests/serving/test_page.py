@@ -429,6 +429,17 @@ def test_interpolate_tab(opened):
 
 
 @pytest.mark.slow
+def test_style_tab(opened):
+    tab = opened("tab=style&style=3&psi=0.5&direction=2&reach=3&steps=8")
+    tab.page.click("#style-start")
+    tab.wait("#style-result figure")
+    assert tab.page.locator("#style-result figure").count() == 5
+    command = tab.copied("copy")
+    assert "--psi 0.5" in command and "'3 - 3*direction:2'" in command and "'3 + 1.5*direction:2'" in command
+    tab.check()
+
+
+@pytest.mark.slow
 def test_inside_tab(opened):
     tab = opened("tab=inside&model=mine")
     tab.page.click("#inside-start")

@@ -1,4 +1,4 @@
-"""The page: a model, six tabs, and the address that holds their settings."""
+"""The page: a model, seven tabs, and the address that holds their settings."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +13,7 @@ from ..actions import Models, find
 from ..errors import nothing_at
 from ..models import ServedModel
 from ..security import BEARER_ONLY, belongs_to
-from . import inside, interpolate, markup, mix, runs, sample, sweeps
+from . import inside, interpolate, markup, mix, runs, sample, style, sweeps
 from .folders import Folders, find_folders
 from .reports import add_reports
 from .tab import QUIET, Tab
@@ -87,6 +87,7 @@ def make_page(models: Models, folders: dict[str, Folders]) -> gr.Blocks:
         "Sample": lambda: sample.build(models, model),
         "Mix": lambda: mix.build(models, model),
         "Interpolate": lambda: interpolate.build(models, model),
+        "Style": lambda: style.build(models, model),
         "Inside": lambda: inside.build(models, model, folders),
         "Runs": lambda: runs.build(models, model, folders, timer),
         "Sweeps": lambda: sweeps.build(models, model, folders),

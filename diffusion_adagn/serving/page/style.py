@@ -6,9 +6,10 @@ import numpy as np
 from ...errors import InputError
 from ...sampling.style import along, example, find_directions
 from ..actions import Models, find
+from ..images import Images
 from ..models import ServedModel
 from ..settings import StyleQuery
-from .markup import sampled
+from . import markup
 from .sampling import add_sampling, add_sampling_controls, sampler_settings
 from .tab import Tab
 
@@ -40,8 +41,20 @@ def build(models: Models, model: gr.Dropdown) -> Tab:
             sampler=sampler_settings(steps, sampler),
         )
 
-    add_sampling(tab, models, query, sampled)
+    add_sampling(tab, models, query, show)
     return tab
+
+
+def show(images: Images) -> str:
+    """The images of each noise in a row."""
+    rows: dict[int, list[str]] = {}
+    for pixels, record in zip(images.pixels, images.record["images"]):
+        name = record["class_name"]
+        rows.setdefault(record["seed"], []).append(markup.figure(pixels, name, f"Sampled image: {name}"))
+    return "".join(
+        markup.note(f"From the noise of seed {seed}") + markup.strip(row, f"images of seed {seed}")
+        for seed, row in rows.items()
+    )
 
 
 def directions(model: ServedModel) -> list[tuple[str, str]]:

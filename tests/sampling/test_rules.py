@@ -243,6 +243,7 @@ def test_zero_equals_diffusers():
         assert torch.allclose(got, theirs.forward(cond, uncond).pred)
 
 
+@pytest.mark.slow  # kornia takes seconds to import
 def test_fdg_equals_kornia():
     kornia = pytest.importorskip("kornia", reason="kornia builds the reference pyramid: pip install kornia")
     cond, uncond, s, low = draws(2, 2, 16, 16), draws(2, 2, 16, 16, seed=1), 3.0, 0.4

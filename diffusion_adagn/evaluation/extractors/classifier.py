@@ -25,7 +25,7 @@ from .base import ANTIALIASED, NetworkExtractor, resized, to_planes
 if TYPE_CHECKING:
     from ...data import ImageDataset
 
-RECIPE_VERSION = 2  # of everything that determines the weights: increase it with any change below
+RECIPE_VERSION = 3  # of everything that determines the weights: increase it with any change below
 SEED = 0
 MAX_SIDE = 64  # pixels; larger images are resized
 HELD_OUT, MAX_HELD_OUT = 0.05, 2000
@@ -59,7 +59,7 @@ class ClassifierNetwork(nn.Module):
 
     def __init__(self, resolution: int, channels: int, classes: int):
         super().__init__()
-        widths = (32, 64) if resolution <= 16 else (32, 64, 128)
+        widths = (32, 64) if resolution <= 16 else (32, 64, 128, 128)
         self.dimension = widths[-1]
         self.stem = nn.Conv2d(channels, 32, 3, 2 if resolution > 32 else 1, padding=1, bias=False)
         self.norm = nn.BatchNorm2d(32)

@@ -23,6 +23,7 @@ from ..sampling.pretrained import model_hash
 from ..sampling.settings import SamplerSettings
 from .diagnostics import image_values
 from .extractors import features_of
+from .features import FeatureSet
 from .image_set import ImageSet, is_data, read_data, read_image_set, sampled_from
 from .memorisation import draw_neighbours, memorisation
 from .output import BATCHES, check_out, finished_record, resume_batches
@@ -32,13 +33,11 @@ from .points import (
     choose_precision,
     classes_of,
     inactive_interval_note,
-    metrics_device,
     remove_batches,
     sample_point,
     set_up,
 )
-from .real import RealImages
-from .reference import Reference
+from .reference import RealImages
 from .report import CLASSES, JSON, MARKDOWN, described_by, full_record, overall_table, write_report
 from .results import results
 from .settings import EvaluateRequest
@@ -206,7 +205,7 @@ def evaluate_images(what: str, request: EvaluateRequest, out: Path) -> dict:
     return record
 
 
-def store_reference(request: EvaluateRequest, file: Path) -> Reference:
+def store_reference(request: EvaluateRequest, file: Path) -> FeatureSet:
     """Compute the reference of `request.against` and save it in `file`. Raises InputError if the file exists."""
     if file.suffix != ".npz" or (file.exists() and not request.overwrite):
         exists = overwrite_hint(f"{file} is there already", request.command, file)
@@ -257,7 +256,7 @@ def _sample(
 def _features(pixels: np.ndarray, labels: np.ndarray | None, setup: EvalSetup, batch_size: int) -> Sampled:
     """Existing images as a `Sampled`, without the values that only sampling can provide."""
     batches = [pixels[i : i + batch_size] for i in range(0, len(pixels), batch_size)]
-    features = {e.name: features_of(e, batches, len(pixels)) for e in setup.extractors}
+    features = {e.name: replace(features_of(e, batches, len(pixels)), labels=labels) for e in setup.extractors}
     values, unknown = np.concatenate([image_values(batch) for batch in batches]), np.zeros(0)
     return Sampled(features, labels, values, unknown, unknown, pixels[:0], pixels)
 
@@ -288,24 +287,11 @@ def _measure(
     shape: [N, H, W, C] of the images. about: source, model and settings, for the record.
     """
     e, reference, names = setup.extractor, setup.reference, setup.class_names
-    device = metrics_device(process_state(request.device))
-    measured = results(
-        sampled,
-        reference,
-        e,
-        setup.classifier,
-        names,
-        calls,
-        request.k,
-        device,
-        progress=True,
-    )
+    measured = results(sampled, reference, e, setup.classifier, names, calls, request.k, progress=True)
     memory, sheet = None, None
-    if request.neighbours and reference.features is not None:
+    if request.neighbours and reference.pooled is not None:
         gather = setup.real.gather(reference)
-        memory = memorisation(
-            sampled.features[e.name].pooled, sampled.pixels, reference, gather, progress=True, device=device
-        )
+        memory = memorisation(sampled.features[e.name].pooled, sampled.pixels, reference, gather, progress=True)
         if gather is not None:
             names_by_image = _names_of(sampled.labels, names, setup.other_names)
             sheet = draw_neighbours(

@@ -23,7 +23,8 @@ from ..runtime.speed import apply_speed, has_bf16, resolve_speed
 from ..sampling.pipeline import MAX_SEED, ClassConditionalPipeline, to_pixels
 from ..sampling.settings import SamplerSettings
 from .diagnostics import GuidanceMeter, image_values
-from .extractors import Extractor, Features
+from .extractors import Extractor
+from .features import FeatureSet
 
 MAX_GRID_CLASSES = 40  # classes in a grid
 
@@ -137,7 +138,7 @@ class Sampled:
     """The result of sampling a point with N = count images.
 
     Args:
-        features: Name of the extractor -> Features [N, ...].
+        features: Name of the extractor -> features of the N images.
         labels: int64 [N].
         values: float64 [N, 4] (`image_values`).
         difference: float64 [calls], mean over the images (`GuidanceMeter`).
@@ -146,7 +147,7 @@ class Sampled:
         pixels: uint8 [N, H, W, C]; None if not saved.
     """
 
-    features: dict[str, Features] = field(repr=False)
+    features: dict[str, FeatureSet] = field(repr=False)
     labels: np.ndarray = field(repr=False)
     values: np.ndarray = field(repr=False)
     difference: np.ndarray = field(repr=False)
@@ -258,9 +259,13 @@ def _gather(
                     parts.setdefault(name, []).append(arrays[name])
     means = {name: np.sum(parts.pop(name), axis=0) / count for name in ("difference", "clipped")}
     joined = {name: np.concatenate(arrays) for name, arrays in parts.items()}
-    features = {e.name: Features(joined[f"pooled.{e.name}"], joined.get(f"probabilities.{e.name}")) for e in extractors}
+    labels = draw.labels[:count]
+    features = {
+        e.name: FeatureSet(joined[f"pooled.{e.name}"], joined.get(f"probabilities.{e.name}"), labels)
+        for e in extractors
+    }
     grid = draw.grid
     present = np.sort(grid[grid < count])  # the images in `shown`, by index
     grid = grid[:, (grid < count).all(axis=0)]
     shown = joined["shown"][np.searchsorted(present, grid)]
-    return Sampled(features, draw.labels[:count], joined["values"], **means, shown=shown, pixels=joined.get("pixels"))
+    return Sampled(features, labels, joined["values"], **means, shown=shown, pixels=joined.get("pixels"))

@@ -14,10 +14,10 @@ from ..runs.recorded import recorded_data
 from ..runtime.distributed import main_first
 from ..sampling.pipeline import ClassConditionalPipeline
 from .extractors import Extractor, open_extractor
-from .points import SamplePlan
-from .real import RealImages
-from .reference import Reference, reference_of
-from .settings import EvalSettings
+from .features import FeatureSet
+from .points import SamplePlan, metrics_device
+from .reference import RealImages, reference_of
+from .settings import EvalConfig
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class EvalSetup:
     real: RealImages | None
     extractor: Extractor | None
     classifier: Extractor | None
-    reference: Reference | None
+    reference: FeatureSet | None
     class_names: tuple[str, ...]
     other_names: tuple[str, ...] = ("null",)
 
@@ -56,7 +56,7 @@ class EvalSetup:
 
 
 def bench_of_model(
-    source: str | Path, pipe: ClassConditionalPipeline, draw: SamplePlan, measuring: EvalSettings, state: PartialState
+    source: str | Path, pipe: ClassConditionalPipeline, draw: SamplePlan, measuring: EvalConfig, state: PartialState
 ) -> EvalSetup:
     """The setup for a model's images. The main process goes first, since it may have to train a classifier.
 
@@ -106,7 +106,7 @@ def check_same_extractors(extractors: Sequence[Extractor], state: PartialState) 
                 )
 
 
-def check_reference(measuring: EvalSettings, recorded: DataConfig | None, what: str) -> None:
+def check_reference(measuring: EvalConfig, recorded: DataConfig | None, what: str) -> None:
     """Raises InputError where nothing is known that images could be measured against."""
     if measuring.own_data and recorded is None:
         raise InputError(
@@ -118,7 +118,7 @@ def check_reference(measuring: EvalSettings, recorded: DataConfig | None, what: 
 
 def open_bench(
     real: RealImages,
-    measuring: EvalSettings,
+    measuring: EvalConfig,
     class_names: tuple[str, ...],
     labels: np.ndarray | None,
     channels: int,
@@ -151,6 +151,7 @@ def open_bench(
     train_one = measuring.classifier == "auto"
     classifier = _open_classifier(real, extractor, class_names, labels, state) if train_one else None
     reference = real.reference(extractor, count, class_names, channels) if main else None
+    reference = reference and replace(reference, device=metrics_device(state))
     return EvalSetup(real, extractor, classifier, reference, class_names)
 
 

@@ -18,7 +18,7 @@ from ..atomic import atomic_dir
 from ..data.npz import write_npz
 from ..diffusion.schedule import ModelEval
 from ..errors import InputError
-from ..evaluation.points import Sampled, SamplePlan, metrics_device, remove_batches, sample_point
+from ..evaluation.points import Sampled, SamplePlan, remove_batches, sample_point
 from ..evaluation.results import Results, results
 from ..evaluation.setup import EvalSetup
 from ..schema import as_document, document, read_document
@@ -103,19 +103,16 @@ class SweepRunner:
                 remove_batches(batches)
 
     def _evaluate(self, sampled: Sampled, calls: Sequence[ModelEval]) -> Results:
-        setup, device = self.eval_setup, metrics_device(self.state)
-        return results(
-            sampled, setup.reference, setup.extractor, setup.classifier, setup.class_names, calls, self.k, device
-        )
+        setup = self.eval_setup
+        return results(sampled, setup.reference, setup.extractor, setup.classifier, setup.class_names, calls, self.k)
 
 
 def save_point(
     folder: Path, row: dict, measured: Results, sampled: Sampled, null_id: int | None, features: bool = False
 ) -> None:
     """Write a finished point's folder atomically. features: those of every image too."""
-    arrays = dict(measured.influence)
-    for metric, by_class in measured.class_influence.items():
-        arrays |= {f"{metric}.{c}": influence for c, influence in enumerate(by_class) if influence is not None}
+    values = measured.overall | {f"{m}.{c}": v for m, of in measured.per_class.items() for c, v in enumerate(of)}
+    arrays = {name: value.influence for name, value in values.items() if value.influence is not None}
 
     def write(tmp: Path) -> None:
         tmp.mkdir()

@@ -10,7 +10,7 @@ from pydantic import BeforeValidator, Field
 
 from ..config import MAX_EMA_LENGTH, DataConfig, Device, Precision
 from ..errors import InputError, UsageError
-from ..evaluation.settings import EvalSettings
+from ..evaluation.settings import EvalConfig
 from ..runs.weights import parse_ema
 from ..sampling.settings import EMA_HELP, Ema, Numbers, SamplerSettings, parse_numbers, scales_of, split_words
 from ..schema import AS_GIVEN, NO_OPTION, Layer, Option, build, settings
@@ -114,7 +114,7 @@ Emas = Annotated[tuple[float | str, ...], BeforeValidator(_emas)]
 
 
 @settings(frozen=True)
-class SweepRequest(EvalSettings):
+class SweepRequest(EvalConfig):
     """What to sweep: every combination of the values of the axes."""
 
     axes: Annotated[dict[str, tuple[Any, ...]], NO_OPTION] = field(default_factory=dict)

@@ -17,7 +17,7 @@ from diffusion_adagn.data import open_dataset
 from diffusion_adagn.data.npz import read_npz, write_npz
 from diffusion_adagn.diffusion.schedule import make_scheduler
 from diffusion_adagn.evaluation import points
-from diffusion_adagn.evaluation.extractors import Features
+from diffusion_adagn.evaluation.features import FeatureSet
 from diffusion_adagn.evaluation.metrics import METRICS
 from diffusion_adagn.evaluation.report import titles
 
@@ -33,7 +33,7 @@ class Quarters:
     def __call__(self, pixels):
         n, h, w, _ = pixels.shape
         quarters = pixels.reshape(n, 2, h // 2, 2, w // 2, -1).mean((2, 4, 5)).reshape(n, 4)
-        return Features((quarters / 255).astype(np.float32))
+        return FeatureSet((quarters / 255).astype(np.float32))
 
     def to_dict(self):
         return {}
@@ -45,7 +45,7 @@ class Rows(Quarters):
     name, hash, dimension = "rows", "1" * 16, 8
 
     def __call__(self, pixels):
-        return Features((pixels.mean((2, 3)) / 255).astype(np.float32))
+        return FeatureSet((pixels.mean((2, 3)) / 255).astype(np.float32))
 
 
 class Fid(Quarters):

@@ -12,7 +12,7 @@ from diffusion_adagn.diffusion.process import ddpm_level
 from diffusion_adagn.diffusion.schedule import ModelEval, make_scheduler
 from diffusion_adagn.errors import InputError
 from diffusion_adagn.evaluation.diagnostics import GuidanceMeter, compared_with_data, image_values
-from diffusion_adagn.evaluation.extractors import Features
+from diffusion_adagn.evaluation.features import FeatureSet
 from diffusion_adagn.evaluation.points import SamplePlan, sample_point
 from diffusion_adagn.sampling.guidance import Guidance
 from diffusion_adagn.sampling.pipeline import to_pixels
@@ -26,7 +26,7 @@ class Pixels:
 
     def __call__(self, pixels):
         flat = pixels.reshape(len(pixels), -1).astype("float32")
-        return Features(flat, None)
+        return FeatureSet(flat, None)
 
 
 @pytest.fixture(scope="module")

@@ -15,9 +15,8 @@ import torch
 
 from ..atomic import atomic_write
 from ..commands import command, unused_path, with_commands
-from ..data.images import BrokenImage, open_image, to_array
 from ..errors import InputError, writing
-from ..evaluation.image_set import image_files
+from ..evaluation.image_set import read_images
 from ..evaluation.points import choose_precision, set_up
 from ..evaluation.zero_shot import ZeroShot, classify
 from ..labels import LabelSpace
@@ -108,20 +107,14 @@ def classify_images(source: str | Path, request: ClassifyRequest, out: Path | No
 def _read(source: str | Path, request: ClassifyRequest, pipe: ClassConditionalPipeline) -> _Images:
     size, channels = pipe.unet.config.sample_size, pipe.unet.config.in_channels
     if request.images is not None:
-        pixels, files = [], image_files(Path(request.images))
-        for file in files:
-            try:
-                pixels.append(to_array(open_image(file), size, channels))
-            except BrokenImage as error:
-                raise InputError(f"broken image {file}: {error}. Replace or remove it.") from None
-        return _Images(np.stack(pixels), [str(file) for file in files], None, f"from {request.images}")
+        files, pixels = read_images(Path(request.images), size, channels)
+        return _Images(pixels, [str(file) for file in files], None, f"from {request.images}")
     heldout = heldout_images(source, pipe, request.data)
     if heldout is None:
         raise InputError(
             f"no labelled images are known for {source}: give --images PATH, or labelled ones by --against NAME_OR_PATH."
         )
-    n = min(request.count, len(heldout))
-    index = np.arange(n) * len(heldout) // n
+    index = heldout.evenly_spread(request.count)
     pixels, labels = heldout.gather(index)
     return _Images(pixels, [str(i) for i in index], labels, f"held out of {heldout.name}")
 

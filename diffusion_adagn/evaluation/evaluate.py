@@ -41,7 +41,7 @@ from .reference import RealImages
 from .report import CLASSES, JSON, MARKDOWN, described_by, full_record, overall_table, write_report
 from .results import results
 from .settings import EvaluateRequest
-from .setup import EvalSetup, bench_of_model, check_reference, open_bench
+from .setup import EvalSetup, check_reference, open_setup, setup_of_model
 
 SHEET, NPZ = "neighbours.png", "samples.npz"
 
@@ -81,7 +81,7 @@ def evaluate_model(source: str, request: EvaluateRequest, out: Path) -> dict | N
     draw = SamplePlan(ids, request.count, request.seed, request.batch_size, precision, shown=0)
     calls = pipe.prepare(point, guide)
     evaluations = point.guidance.evaluations(calls, pipe.one_pass)
-    setup = bench_of_model(source, pipe, draw, request, state)
+    setup = setup_of_model(source, pipe, draw, request, state)
     plan = {
         "model": model_hash(pipe.unet),
         "guide": None if guide is None else model_hash(guide.unet),
@@ -191,7 +191,7 @@ def evaluate_images(what: str, request: EvaluateRequest, out: Path) -> dict:
     names = real.class_names or image_set.class_names or (real.learned.label_space.names if real.learned else ())
     labels = image_set.labels_among(names)
     names = names if labels is not None else ()
-    setup = open_bench(real, request, names, labels, pixels.shape[3], state)
+    setup = open_setup(real, request, names, labels, pixels.shape[3], state)
     print(f"{len(pixels):,} images of {what}\nagainst {setup.against}")
     with writing(out):
         out.mkdir(parents=True, exist_ok=True)
@@ -215,7 +215,7 @@ def store_reference(request: EvaluateRequest, file: Path) -> FeatureSet:
         raise InputError(f"{real.name} contains statistics, not images: expected a data set or images.")
     names, channels = real.class_names, real.image_shape[2]
     state = process_state(request.device)
-    reference = open_bench(real, replace(request, classifier="none"), names, None, channels, state).reference
+    reference = open_setup(real, replace(request, classifier="none"), names, None, channels, state).reference
     reference.save(file)
     about = reference.about
     print(
@@ -287,7 +287,7 @@ def _measure(
     shape: [N, H, W, C] of the images. about: source, model and settings, for the record.
     """
     e, reference, names = setup.extractor, setup.reference, setup.class_names
-    measured = results(sampled, reference, e, setup.classifier, names, calls, request.k, progress=True)
+    measured = results(sampled, setup, calls, request.k, progress=True)
     memory, sheet = None, None
     if request.neighbours and reference.pooled is not None:
         gather = setup.real.gather(reference)

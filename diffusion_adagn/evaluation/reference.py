@@ -19,7 +19,7 @@ from ..data.npz import read_npz
 from ..errors import InputError
 from .diagnostics import VALUES, image_values
 from .extractors import Extractor, features_of
-from .extractors.base import described
+from .extractors.base import record_of
 from .features import CORRUPTED, FILE_VERSION, FeatureSet
 from .image_set import ImageSet, is_image_source, read_image_set
 from .metrics import Gaussian
@@ -375,7 +375,7 @@ def _extract(
         deque(seen(), maxlen=0)
     else:
         pooled = features_of(extractor, seen(), count, progress).pooled
-        record = described(extractor) | extractor.to_dict()
+        record = record_of(extractor)
     date = datetime.now().astimezone().isoformat(timespec="seconds")
     about = about | {"count": count, "extractor": record, "date": date}
     return FeatureSet(pooled, values=sums / count, about=about, **known)

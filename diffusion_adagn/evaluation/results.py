@@ -13,12 +13,12 @@ from ..diffusion.schedule import ModelEval
 from ..errors import InputError
 from ..version import __version__
 from .diagnostics import VALUES, compared_with_data
-from .extractors import Extractor
 from .features import FeatureSet
 from .metrics import METRICS, MetricValue, accuracy, frechet, inception_score, kid, precision_recall
 from .metrics.gaussian import singular
 from .metrics.measured import checked, same_extractor
 from .points import Sampled
+from .setup import EvalSetup
 
 MIN_CLASS_IMAGES = 50  # with fewer images of a class, its metrics have a warning
 MAX_NAMED_CLASSES = 5  # classes that a note names; it counts the others
@@ -65,34 +65,24 @@ class Results:
 
 
 def results(
-    sampled: Sampled,
-    reference: FeatureSet | None,
-    extractor: Extractor | None,
-    classifier: Extractor | None,
-    class_names: Sequence[str],
-    calls: Sequence[ModelEval],
-    k: int = 5,
-    progress: bool = False,
+    sampled: Sampled, setup: EvalSetup, calls: Sequence[ModelEval], k: int = 5, progress: bool = False
 ) -> Results:
     """Compute the metrics and diagnostics of a point.
 
     Args:
         sampled: The sampled images.
-        reference: The real images; None: diagnostics without comparison.
-        extractor: The extractor whose features are compared; None: diagnostics only.
-        classifier: The classifier, with probabilities over `class_names`, that measures accuracy; None: no accuracy.
-        class_names: The model's classes; () without classes.
+        setup: Without an extractor, there are diagnostics only; without a reference, they are not compared.
         calls: The network calls of the point; () for images that were not sampled here.
         k: Neighbours of precision, recall, density and coverage.
         progress: Show a progress bar.
     """
+    reference, classifier = setup.reference, setup.classifier
     diagnostics = _diagnostics(sampled, None if reference is None else reference.values, calls)
-    if extractor is None:
+    if setup.extractor is None:
         return Results(diagnostics=diagnostics)
     probabilities = None if classifier is None else sampled.features[classifier.name].probabilities
-    measured = measure(
-        sampled.features[extractor.name], reference, list(class_names) or None, probabilities, k, progress=progress
-    )
+    images = sampled.features[setup.extractor.name]
+    measured = measure(images, reference, list(setup.class_names) or None, probabilities, k, progress=progress)
     return replace(measured, diagnostics=diagnostics)
 
 

@@ -55,7 +55,7 @@ class EvalSetup:
         return f"{about['name']} ({many}), {by}"
 
 
-def bench_of_model(
+def setup_of_model(
     source: str | Path, pipe: ClassConditionalPipeline, draw: SamplePlan, measuring: EvalConfig, state: PartialState
 ) -> EvalSetup:
     """The setup for a model's images. The main process goes first, since it may have to train a classifier.
@@ -80,7 +80,7 @@ def bench_of_model(
         )
     class_ids = draw.labels if labels.K else None
     with main_first(state):
-        setup = open_bench(real, measuring, labels.names, class_ids, channels, state)
+        setup = open_setup(real, measuring, labels.names, class_ids, channels, state)
     check_same_extractors(setup.extractors, state)
     return replace(setup, other_names=labels.label_names[labels.K :])
 
@@ -116,7 +116,7 @@ def check_reference(measuring: EvalConfig, recorded: DataConfig | None, what: st
         )
 
 
-def open_bench(
+def open_setup(
     real: RealImages,
     measuring: EvalConfig,
     class_names: tuple[str, ...],

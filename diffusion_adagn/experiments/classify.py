@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from ..atomic import atomic_write
+from ..atomic import atomic_json, atomic_write
 from ..commands import command, unused_path, with_commands
 from ..errors import InputError, writing
 from ..evaluation.image_set import read_images
@@ -84,8 +83,7 @@ def classify_images(source: str | Path, request: ClassifyRequest, out: Path | No
     out = out or Path(unused_path(str(default_folder("classify", source, request.ema))))
     with writing(out):
         out.mkdir(parents=True, exist_ok=True)
-        text = json.dumps(record, indent=1) + "\n"
-        atomic_write(out / "classify.json", lambda tmp: tmp.write_text(text, encoding="utf-8"))
+        atomic_json(out / "classify.json", record)
         if images.labels is not None:
             figure = _figure(result, torch.from_numpy(images.labels), pipe.labels)
             atomic_write(out / "classify.png", lambda tmp: figure.savefig(tmp, format="png"))

@@ -16,7 +16,6 @@ from tqdm.auto import tqdm
 
 from ..atomic import atomic_dir
 from ..data.npz import write_npz
-from ..diffusion.schedule import ModelEval
 from ..errors import InputError
 from ..evaluation.points import Sampled, SamplePlan, remove_batches, sample_point
 from ..evaluation.results import Results, results
@@ -92,7 +91,7 @@ class SweepRunner:
             on_batch=lambda images: bar.update(images * nfe), count=count,
         )  # fmt: skip
         if sampled is not None:
-            measured = self._evaluate(sampled, pipe.prepare(point.sampler, guide))
+            measured = results(sampled, self.eval_setup, pipe.prepare(point.sampler, guide), self.k)
             about = self.models.about
             hashes = {"model_hash": about[point.model].hash}
             hashes |= {} if point.guide is None else {"guide_hash": about[point.guide].hash}
@@ -101,10 +100,6 @@ class SweepRunner:
             save_point(out, row, measured, sampled, pipe.labels.null_id, self.save_features)
             if count is None:
                 remove_batches(batches)
-
-    def _evaluate(self, sampled: Sampled, calls: Sequence[ModelEval]) -> Results:
-        setup = self.eval_setup
-        return results(sampled, setup.reference, setup.extractor, setup.classifier, setup.class_names, calls, self.k)
 
 
 def save_point(

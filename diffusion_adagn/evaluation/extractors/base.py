@@ -21,6 +21,11 @@ def described(extractor: Extractor) -> dict:
     return {key: getattr(extractor, key) for key in ("name", "hash", "dimension", "resolution", "resize", "is_fid")}
 
 
+def record_of(extractor: Extractor | None) -> dict:
+    """What is saved of an extractor with its features and results; {} for None."""
+    return {} if extractor is None else described(extractor) | extractor.to_dict()
+
+
 def weights_hash(weights: Mapping[str, Tensor | np.ndarray], recipe: Mapping[str, object]) -> str:
     """16 hex digits of the sha256 over the named weights and the recipe (JSON). It does not depend on the machine."""
     digest = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode())

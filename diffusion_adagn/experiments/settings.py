@@ -32,16 +32,7 @@ AXES = (
     "guidance.interval",
     "guidance.scale",
 )
-TEXT_AXES = (
-    "guide",
-    "churn",
-    "guidance.interval",
-    "guidance.schedule",
-    "guidance.rule",
-    "guidance.negative",
-    "sampler",
-    "spacing",
-)  # the others are numbers
+NUMBER_AXES = ("steps", "eta", "guidance.threshold", "guidance.rescale", "guidance.scale")  # the others are texts
 
 
 def parse_axes(texts: Mapping[str, str], labels: Mapping[str, str]) -> dict[str, tuple[Any, ...]]:
@@ -59,7 +50,7 @@ def parse_axes(texts: Mapping[str, str], labels: Mapping[str, str]) -> dict[str,
         words: list[Any] = split_words(text, labels[key])
         if key == "guidance.rule":
             words = rule_words(words)
-        if key not in TEXT_AXES:
+        if key in NUMBER_AXES:
             try:
                 words = [number for word in words for number in ([word] if word == "none" else parse_numbers((word,)))]
             except ValueError as error:

@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 from ..atomic import atomic_dir
 from ..data.npz import write_npz
 from ..errors import InputError
-from ..evaluation.points import Sampled, SamplePlan, remove_batches, sample_point
+from ..evaluation.points import PointSampler, Sampled, SamplePlan, remove_batches
 from ..evaluation.results import Results, results
 from ..evaluation.setup import EvalSetup
 from ..schema import as_document, document, read_document
@@ -86,12 +86,10 @@ class SweepRunner:
     ) -> None:
         nfe = self.costs[point].evaluations
         pipe, guide = self.models.model(point.model), self.models.guide(point.guide)
-        sampled = sample_point(
-            pipe, point.sampler, plan, self.eval_setup.extractors, batches, self.state, guide, self.save_images,
-            on_batch=lambda images: bar.update(images * nfe), count=count,
-        )  # fmt: skip
+        sampler = PointSampler(pipe, point.sampler, plan, self.eval_setup.extractors, guide, self.save_images)
+        sampled = sampler.sample(batches, self.state, lambda images: bar.update(images * nfe), count)
         if sampled is not None:
-            measured = results(sampled, self.eval_setup, pipe.prepare(point.sampler, guide), self.k)
+            measured = results(sampled, self.eval_setup, sampler.calls, self.k)
             about = self.models.about
             hashes = {"model_hash": about[point.model].hash}
             hashes |= {} if point.guide is None else {"guide_hash": about[point.guide].hash}

@@ -253,7 +253,7 @@ def test_empty_class_folder_is_measured(data, tmp_path):
 def test_stopped_evaluation_resumes_same_settings(model, data, tmp_path, capsys, monkeypatch):
     argv = ["--against", data, *CHEAP, "--count", 12, "--steps", 2, "--batch_size", 4]
     assert evaluate(model, tmp_path / "whole", *argv) == 0
-    batch, made = points._batch, []
+    batch, made = points.PointSampler._batch, []
 
     def stops(*args):
         if len(made) == 2:
@@ -261,7 +261,7 @@ def test_stopped_evaluation_resumes_same_settings(model, data, tmp_path, capsys,
         made.append(args)
         return batch(*args)
 
-    monkeypatch.setattr(points, "_batch", stops)
+    monkeypatch.setattr(points.PointSampler, "_batch", stops)
     assert evaluate(model, tmp_path / "e", *argv, debug=False) == 130
     assert {p.name for p in (tmp_path / "e").iterdir()} == {"batches"}
     assert "Stopped" in capsys.readouterr().out
@@ -272,7 +272,7 @@ def test_stopped_evaluation_resumes_same_settings(model, data, tmp_path, capsys,
     assert not (tmp_path / "e/batches").exists()
     made.clear()
     assert evaluate(model, tmp_path / "e2", *argv, debug=False) == 130
-    monkeypatch.setattr(points, "_batch", batch)
+    monkeypatch.setattr(points.PointSampler, "_batch", batch)
     assert evaluate(model, tmp_path / "e2", *argv, "--guidance", 2) == 0
     assert "going on" not in capsys.readouterr().out
     assert values(tmp_path / "e2") != values(tmp_path / "whole")
@@ -283,7 +283,7 @@ def test_finished_evaluation_is_shown_again(model, data, tmp_path, capsys, monke
     assert evaluate(model, out, *argv) == 0
     first, made = (out / "evaluation.json").read_text(), []
     capsys.readouterr()
-    monkeypatch.setattr(points, "_batch", lambda *args: made.append(args))
+    monkeypatch.setattr(points.PointSampler, "_batch", lambda *args: made.append(args))
     assert evaluate(model, out, *argv) == 0
     text = capsys.readouterr().out
     assert "holds this evaluation already" in text and "Accuracy" in text and not made

@@ -18,9 +18,9 @@ from pathlib import Path
 import numpy as np
 from tqdm.auto import tqdm
 
+from diffusion_adagn.evaluation.features import FeatureSet
 from diffusion_adagn.evaluation.metrics.gaussian import Gaussian, frechet_distance, singular
 from diffusion_adagn.evaluation.metrics.kernel import _kernel, _mutual
-from diffusion_adagn.evaluation.reference import Reference
 from diffusion_adagn.experiments.budget import next_count, ranked, rounds_for, survivors_of
 from diffusion_adagn.experiments.runner import FEATURES, REFERENCE, load_point
 from diffusion_adagn.experiments.selection import best_set, best_sets, primary_metric
@@ -42,12 +42,12 @@ class Distances:
     mutual: np.ndarray
 
     @classmethod
-    def of(cls, pooled: np.ndarray, reference: Reference) -> "Distances":
+    def of(cls, pooled: np.ndarray, reference: FeatureSet) -> "Distances":
         import torch
 
-        target, x = reference.target(), torch.from_numpy(pooled)
+        x = torch.from_numpy(pooled)
         kernels = _kernel(x, x).fill_diagonal_(0).float().numpy()
-        return cls(pooled, target.gaussian, kernels, _mutual(x, target.kernel.features, 1000, False).numpy())
+        return cls(pooled, reference.gaussian, kernels, _mutual(x, reference.kernel.features, 1000, False).numpy())
 
     def frechet(self, images: np.ndarray) -> float | None:
         """None for too few images."""
@@ -95,7 +95,7 @@ def main() -> None:
     parser.add_argument("--share", type=float, default=1 / 3, help="of the full sweep's network evaluations [1/3]")
     parser.add_argument("--repeats", type=int, default=200)
     args = parser.parse_args()
-    reference = Reference.load(args.sweep / REFERENCE)
+    reference = FeatureSet.load(args.sweep / REFERENCE)
     name = f"pooled.{reference.about['extractor']['name']}"
     folders = sorted(file.parent for file in args.sweep.glob(f"points/*/{FEATURES}"))
     found, labels, points = [load_point(folder) for folder in folders], None, {}

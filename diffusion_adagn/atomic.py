@@ -1,6 +1,7 @@
 """Atomic writes of folders and files, and locks on folders."""
 
 import contextlib
+import json
 import os
 import shutil
 import sys
@@ -49,6 +50,12 @@ def atomic_write(file: Path, write: Callable[[Path], None]) -> Path:
     finally:
         tmp.unlink(missing_ok=True)
     return file
+
+
+def atomic_json(file: Path, value: object) -> Path:
+    """Write a value as indented JSON, atomically. Returns `file`."""
+    text = json.dumps(value, indent=1, ensure_ascii=False) + "\n"
+    return atomic_write(file, lambda tmp: tmp.write_text(text, encoding="utf-8"))
 
 
 @contextlib.contextmanager

@@ -17,9 +17,9 @@ from diffusion_adagn.cli import train as train_cli
 from diffusion_adagn.cli.main import main
 from diffusion_adagn.cli.options import config_file, config_overrides
 from diffusion_adagn.config import read_config
+from diffusion_adagn.evaluation.label_usage import label_check
 from diffusion_adagn.experiments import ablation
 from diffusion_adagn.trace import tracing
-from diffusion_adagn.trace.label_check import label_check
 
 NARROW = "--model.model_channels 16 --model.num_head_channels 16 --model.norm_groups 4"
 SHRINK = {

@@ -9,7 +9,7 @@ from types import MappingProxyType
 from typing import Any, NoReturn, TypeVar
 
 from ..commands import shell_line
-from ..config import RunConfig
+from ..config import DataConfig, RunConfig, with_overrides
 from ..errors import InputError, UsageError, did_you_mean
 from ..renamed import ALIASES, CONFIG_KEYS, FOREIGN_OPTIONS, OPTIONS
 from ..runs.weights import Weights
@@ -88,6 +88,11 @@ class Parser(argparse.ArgumentParser):
         """The options of some sections of a run's config."""
         others = {s.key.partition(".")[0] for s in fields_of(RunConfig)} - set(sections)
         self.add_options(RunConfig, skip=sorted(others), flags=False)
+
+    def add_labelled_data(self) -> None:
+        """--against and the data settings; `labelled_data` reads them."""
+        help = "labelled images that the model was not trained on [held-out ones of the run's own data]"
+        self.add_argument("--against", metavar="NAME_OR_PATH[:split]", help=help)
 
     def add_out(self, help: str, metavar: str = "DIR") -> None:
         """--out, None by default."""
@@ -198,6 +203,18 @@ def config_file(args: argparse.Namespace) -> str | None:
     if None not in (argument, option) and argument != option:
         raise UsageError(f"two configs were given, {argument} and --config {option}: give one.")
     return option if argument is None else argument
+
+
+def labelled_data(args: argparse.Namespace) -> DataConfig | None:
+    """The data that --against and --data.* name; None without both, which is the run's own."""
+    from ..runs.recorded import recorded_data
+
+    overrides, source = config_overrides(args), args.against
+    if source is not None:  # none of the run's own data settings apply
+        return with_overrides(RunConfig(), overrides | {"data.source": source}).data
+    return (
+        with_overrides(RunConfig(data=recorded_data(args.run) or DataConfig()), overrides).data if overrides else None
+    )
 
 
 def config_overrides(args: argparse.Namespace) -> dict[str, str]:

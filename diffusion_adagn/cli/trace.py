@@ -5,13 +5,13 @@ its images and atlas.npz.
 """
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 
 from ..commands import unused_path
-from ..config import DataConfig, RunConfig, with_overrides
 from ..errors import UsageError
 from ..trace.settings import TraceRequest
-from .options import Parser, config_overrides, request
+from .options import Parser, labelled_data, request
 
 
 def parser() -> Parser:
@@ -20,8 +20,7 @@ def parser() -> Parser:
     p.add_out("folder of the report [traces/RUN/step-STEP; if that exists, step-STEP-2, ...]")
     help = "only print, in one line, whether the label is used: status 0, 3 if it is not measurably used, 4 if it cannot be decided"
     p.add_argument("--label_check", action="store_true", help=help)
-    help = "labelled images that the model was not trained on [held-out ones of the run's own data]"
-    p.add_argument("--against", metavar="NAME_OR_PATH[:split]", help=help)
+    p.add_labelled_data()
     p.add_options(TraceRequest)
     p.add_config_sections("data")
     return p
@@ -32,17 +31,12 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError("--label_check writes no files: remove --out, or for a report --label_check.")
     if args.label_check and hasattr(args, "compare"):
         print("note: --compare has no effect with --label_check")
-    what, overrides = request(args, TraceRequest), config_overrides(args)
+    what = request(args, TraceRequest)
 
-    from ..runs.recorded import check_model, default_folder, recorded_data
+    from ..runs.recorded import check_model, default_folder
 
     check_model(args.run, None, what.ema, what.classes)
-    if overrides or args.against is not None:
-        # other data: none of the run's own data settings apply
-        recorded = None if args.against is not None else recorded_data(args.run)
-        overrides |= {} if args.against is None else {"data.source": args.against}
-        config = with_overrides(RunConfig(data=recorded or DataConfig()), overrides)
-        what = request(args, TraceRequest, {"data": config.data})
+    what = replace(what, data=labelled_data(args))
 
     from ..trace.tracing import check, trace
 

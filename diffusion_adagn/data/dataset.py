@@ -110,6 +110,11 @@ class ImageDataset(Dataset):
         # nothing wraps here; with mode "raise" NumPy fills a temporary buffer before `out`
         return self.images.take(rows, axis=0, out=out, mode="wrap"), labels
 
+    def evenly_spread(self, count: int) -> np.ndarray:
+        """The indices of at most `count` images, evenly spread, int64 [min(count, N)]."""
+        n = min(count, len(self))
+        return np.arange(n) * len(self) // n
+
     def counts(self) -> np.ndarray:
         """The number of images per class, int64 [K]."""
         return np.bincount(self.labels, minlength=self.label_space.K)

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 TEST, VALIDATION = ("test",), ("validation", "valid", "val")
 BUILT_IN = ("digits", "cifar10", "cifar100")
-_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
+IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
 
 
 @dataclass
@@ -179,7 +179,9 @@ def image_files(folder: Path, nested: bool = True) -> list[str]:
     for parent, folders, files in os.walk(folder, onerror=_raise):
         folders[:] = sorted(f for f in folders if nested and not f.startswith("."))
         prefix = "" if parent == os.fspath(folder) else os.path.relpath(parent, folder) + os.sep
-        paths += [prefix + f for f in files if os.path.splitext(f)[1].lower() in _SUFFIXES and not f.startswith(".")]
+        paths += [
+            prefix + f for f in files if os.path.splitext(f)[1].lower() in IMAGE_SUFFIXES and not f.startswith(".")
+        ]
     return sorted(paths, key=lambda path: os.path.normcase(path).split(os.sep))
 
 

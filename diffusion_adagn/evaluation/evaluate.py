@@ -18,31 +18,28 @@ from ..errors import InputError, writing
 from ..runs.recorded import free_default_folder, recorded_data
 from ..runtime.distributed import process_state
 from ..sampling.load import ema_record, open_pipeline
-from ..sampling.pipeline import ClassConditionalPipeline
 from ..sampling.pretrained import model_hash
-from ..sampling.settings import SamplerSettings
 from .diagnostics import image_values
 from .extractors import features_of
+from .features import FeatureSet
 from .image_set import ImageSet, is_data, read_data, read_image_set, sampled_from
 from .memorisation import draw_neighbours, memorisation
 from .output import BATCHES, check_out, finished_record, resume_batches
 from .points import (
+    PointSampler,
     Sampled,
     SamplePlan,
     choose_precision,
     classes_of,
     inactive_interval_note,
-    metrics_device,
     remove_batches,
-    sample_point,
     set_up,
 )
-from .real import RealImages
-from .reference import Reference
+from .reference import RealImages
 from .report import CLASSES, JSON, MARKDOWN, described_by, full_record, overall_table, write_report
 from .results import results
 from .settings import EvaluateRequest
-from .setup import EvalSetup, bench_of_model, check_reference, open_bench
+from .setup import EvalSetup, check_reference, open_setup, setup_of_model
 
 SHEET, NPZ = "neighbours.png", "samples.npz"
 
@@ -80,38 +77,14 @@ def evaluate_model(source: str, request: EvaluateRequest, out: Path) -> dict | N
     point = pipe.resolved(given.at_scale(request.scale or 1.0)).canonical()
     ids = classes_of(pipe, request.classes)
     draw = SamplePlan(ids, request.count, request.seed, request.batch_size, precision, shown=0)
-    calls = pipe.prepare(point, guide)
-    evaluations = point.guidance.evaluations(calls, pipe.one_pass)
-    setup = bench_of_model(source, pipe, draw, request, state)
-    plan = {
-        "model": model_hash(pipe.unet),
-        "guide": None if guide is None else model_hash(guide.unet),
-        "point": point.to_dict(),
-        "draw": draw.to_dict(),
-        "extractors": [e.hash for e in setup.extractors],
-        "pixels": request.keep or request.neighbours > 0,
-    }
-    made_by = {
-        "source": str(source),
-        "weights": what,
-        "hash": plan["model"],
-        "guide_hash": plan["guide"],
-        "trained_steps": pipe.config.trained_steps,
-        "ema_decay": pipe.config.ema_decay,
-        **ema_record(pipe),
-    }
-    settings = {
-        **point.to_dict(),
-        "network_evaluations": evaluations,
-        "seeds": [draw.seed, draw.seed + draw.count - 1],
-        "classes": [pipe.labels.name(c) for c in draw.classes],
-        "batch_size": draw.batch_size,
-        "precision": draw.precision,
-    }
+    pipe.prepare(point, guide)
+    setup = setup_of_model(source, pipe, draw, request, state)
+    sampler = PointSampler(pipe, point, draw, setup.extractors, guide, request.keep or request.neighbours > 0)
+    about = {"source": str(source), "model": _made_by(sampler, source, what), "settings": _settings(sampler)}
     guided = guide is not None or (pipe.labels.K and pipe.labels.has_null)
     following = _next(source, request) if guided else ""
     if finished is not None:
-        if not _same(finished, made_by, settings, setup, request.k):
+        if not _same(finished, about, setup, request.k):
             raise InputError(overwrite_hint(f"{out} already holds an evaluation", request.command, out))
         if main:
             print(f"{out} holds this evaluation already, of {finished['date']}.")
@@ -119,33 +92,72 @@ def evaluate_model(source: str, request: EvaluateRequest, out: Path) -> dict | N
         return finished
     if main:
         print(
-            f"{what}\n{draw.count:,} images, guidance {point.guidance.scale:g}, {point.sampler}, {point.steps} steps, {evaluations} network "
-            f"evaluations each, on {state.num_processes} process(es), {state.device}, {draw.precision}\nagainst {setup.against}"
+            f"{what}\n{draw.count:,} images, guidance {point.guidance.scale:g}, {point.sampler}, {point.steps} steps, "
+            f"{about['settings']['network_evaluations']} network evaluations each, on {state.num_processes} process(es), {state.device}, "
+            f"{draw.precision}\nagainst {setup.against}"
         )
-        if note := inactive_interval_note(point, point.guidance.evaluations(calls) - len(calls)):
+        if note := inactive_interval_note(point, point.guidance.evaluations(sampler.calls) - len(sampler.calls)):
             print(note)
         with writing(out):
             out.mkdir(parents=True, exist_ok=True)
     with writing(out), exclusive_lock(out) if main else contextlib.nullcontext():
         if main:
-            resume_batches(out / BATCHES, plan)
+            resume_batches(out / BATCHES, _batches_of(sampler, about["model"]))
         state.wait_for_everyone()
-        sampled = _sample(pipe, guide, point, draw, setup, plan["pixels"], out, state, request.command)
+        sampled = _sample(sampler, out, state, request.command)
         if sampled is None:
             return None
         config, own = pipe.unet.config, f"The real images are the run's own: {setup.against}."
         shape = (draw.count, config.sample_size, config.sample_size, config.in_channels)
-        about = {"source": str(source), "model": made_by, "settings": settings}
         notes = [own] if request.own_data else []
-        record = _measure(sampled, shape, about, setup, calls, request, out, notes)
+        record = _measure(sampled, shape, about, setup, sampler.calls, request, out, notes)
         remove_batches(out / BATCHES)
     _say(record, out, following)
     return record
 
 
-def _same(record: dict, made_by: dict, settings: dict, setup: EvalSetup, k: int) -> bool:
+def _made_by(sampler: PointSampler, source: str, what: str) -> dict:
+    """The model, as it is recorded. what: a sentence on its weights."""
+    pipe, guide = sampler.pipe, sampler.guide
+    return {
+        "source": str(source),
+        "weights": what,
+        "hash": model_hash(pipe.unet),
+        "guide_hash": None if guide is None else model_hash(guide.unet),
+        "trained_steps": pipe.config.trained_steps,
+        "ema_decay": pipe.config.ema_decay,
+        **ema_record(pipe),
+    }
+
+
+def _settings(sampler: PointSampler) -> dict:
+    """How it is sampled, as it is recorded."""
+    pipe, point, plan = sampler.pipe, sampler.point, sampler.plan
+    return {
+        **point.to_dict(),
+        "network_evaluations": point.guidance.evaluations(sampler.calls, pipe.one_pass),
+        "seeds": [plan.seed, plan.seed + plan.count - 1],
+        "classes": [pipe.labels.name(c) for c in plan.classes],
+        "batch_size": plan.batch_size,
+        "precision": plan.precision,
+    }
+
+
+def _batches_of(sampler: PointSampler, made_by: dict) -> dict:
+    """What the batches of a stopped evaluation depend on."""
+    return {
+        "model": made_by["hash"],
+        "guide": made_by["guide_hash"],
+        "point": sampler.point.to_dict(),
+        "draw": sampler.plan.to_dict(),
+        "extractors": [e.hash for e in sampler.extractors],
+        "pixels": sampler.keep_pixels,
+    }
+
+
+def _same(record: dict, about: dict, setup: EvalSetup, k: int) -> bool:
     """Whether a finished evaluation has the same model, settings and data as the new one."""
-    now = {"model": made_by, "settings": settings, "k": k, **described_by(setup)}
+    now = {"model": about["model"], "settings": about["settings"], "k": k, **described_by(setup)}
     return all(record.get(key) == value for key, value in json.loads(json.dumps(now)).items())
 
 
@@ -192,7 +204,7 @@ def evaluate_images(what: str, request: EvaluateRequest, out: Path) -> dict:
     names = real.class_names or image_set.class_names or (real.learned.label_space.names if real.learned else ())
     labels = image_set.labels_among(names)
     names = names if labels is not None else ()
-    setup = open_bench(real, request, names, labels, pixels.shape[3], state)
+    setup = open_setup(real, request, names, labels, pixels.shape[3], state)
     print(f"{len(pixels):,} images of {what}\nagainst {setup.against}")
     with writing(out):
         out.mkdir(parents=True, exist_ok=True)
@@ -206,7 +218,7 @@ def evaluate_images(what: str, request: EvaluateRequest, out: Path) -> dict:
     return record
 
 
-def store_reference(request: EvaluateRequest, file: Path) -> Reference:
+def store_reference(request: EvaluateRequest, file: Path) -> FeatureSet:
     """Compute the reference of `request.against` and save it in `file`. Raises InputError if the file exists."""
     if file.suffix != ".npz" or (file.exists() and not request.overwrite):
         exists = overwrite_hint(f"{file} is there already", request.command, file)
@@ -216,7 +228,7 @@ def store_reference(request: EvaluateRequest, file: Path) -> Reference:
         raise InputError(f"{real.name} contains statistics, not images: expected a data set or images.")
     names, channels = real.class_names, real.image_shape[2]
     state = process_state(request.device)
-    reference = open_bench(real, replace(request, classifier="none"), names, None, channels, state).reference
+    reference = open_setup(real, replace(request, classifier="none"), names, None, channels, state).reference
     reference.save(file)
     about = reference.about
     print(
@@ -232,23 +244,12 @@ def store_reference(request: EvaluateRequest, file: Path) -> Reference:
 # ---------------------------------------------------------------------- sampling and measuring
 
 
-def _sample(
-    pipe: ClassConditionalPipeline,
-    guide: ClassConditionalPipeline | None,
-    point: SamplerSettings,
-    draw: SamplePlan,
-    setup: EvalSetup,
-    keep_pixels: bool,
-    out: Path,
-    state: PartialState,
-    typed: str,
-) -> Sampled | None:
-    mine = sum(map(len, draw.batches[state.process_index :: state.num_processes]))
+def _sample(sampler: PointSampler, out: Path, state: PartialState, typed: str) -> Sampled | None:
+    """Sample with a progress bar. typed: the command line, for the message of Ctrl-C."""
+    mine = sum(map(len, sampler.plan.batches[state.process_index :: state.num_processes]))
     with tqdm(total=mine, unit="image", desc=out.name, disable=not state.is_main_process, leave=False) as bar:
         try:
-            return sample_point(
-                pipe, point, draw, setup.extractors, out / BATCHES, state, guide, keep_pixels, bar.update
-            )
+            return sampler.sample(out / BATCHES, state, bar.update)
         except KeyboardInterrupt:
             print(resume_hint(f"\nStopped. Finished batches are in {out / BATCHES}.", typed))
             raise
@@ -257,7 +258,7 @@ def _sample(
 def _features(pixels: np.ndarray, labels: np.ndarray | None, setup: EvalSetup, batch_size: int) -> Sampled:
     """Existing images as a `Sampled`, without the values that only sampling can provide."""
     batches = [pixels[i : i + batch_size] for i in range(0, len(pixels), batch_size)]
-    features = {e.name: features_of(e, batches, len(pixels)) for e in setup.extractors}
+    features = {e.name: replace(features_of(e, batches, len(pixels)), labels=labels) for e in setup.extractors}
     values, unknown = np.concatenate([image_values(batch) for batch in batches]), np.zeros(0)
     return Sampled(features, labels, values, unknown, unknown, pixels[:0], pixels)
 
@@ -288,24 +289,11 @@ def _measure(
     shape: [N, H, W, C] of the images. about: source, model and settings, for the record.
     """
     e, reference, names = setup.extractor, setup.reference, setup.class_names
-    device = metrics_device(process_state(request.device))
-    measured = results(
-        sampled,
-        reference,
-        e,
-        setup.classifier,
-        names,
-        calls,
-        request.k,
-        device,
-        progress=True,
-    )
+    measured = results(sampled, setup, calls, request.k, progress=True)
     memory, sheet = None, None
-    if request.neighbours and reference.features is not None:
+    if request.neighbours and reference.pooled is not None:
         gather = setup.real.gather(reference)
-        memory = memorisation(
-            sampled.features[e.name].pooled, sampled.pixels, reference, gather, progress=True, device=device
-        )
+        memory = memorisation(sampled.features[e.name].pooled, sampled.pixels, reference, gather, progress=True)
         if gather is not None:
             names_by_image = _names_of(sampled.labels, names, setup.other_names)
             sheet = draw_neighbours(

@@ -1,6 +1,5 @@
 """Existing images: a folder of `adagn sample`, any folder of images, an .npz of the ADM evaluator, or a data set."""
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,7 +11,7 @@ from ..data import open_dataset
 from ..data.classes import to_label_space
 from ..data.images import BrokenImage, open_image, to_array
 from ..data.npz import read_npz
-from ..data.sources import BUILT_IN, subfolders
+from ..data.sources import BUILT_IN, IMAGE_SUFFIXES, image_files, subfolders
 from ..data.tables import parquet_files
 from ..errors import InputError, reject_first
 from ..models.config import machine_memory
@@ -21,7 +20,6 @@ from ..runs.shipped import shipped_folder
 from ..runs.weights import Weights
 from ..schema import as_document, read_document
 
-ENDINGS = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
 GRAY = {"1", "L", "LA", "I", "I;16", "I;16B"}
 SAMPLES_INDEX = "samples.json"  # of adagn sample
 
@@ -97,20 +95,25 @@ def read_image_set(path: Path, guidance: float | None = None) -> ImageSet:
         raise InputError(
             f"--guidance chooses among the scales of adagn sample's folders; {path} has no {SAMPLES_INDEX}."
         )
-    loose, folders = _files(path), [f for f in subfolders(path) if _files(path / f, deep=True)]
+    loose = _files(path, nested=False)
+    folders = {name: files for name in subfolders(path) if (files := _files(path / name))}
     if bool(loose) == bool(folders):
         found = (
-            f"images and folders of images ({', '.join(folders[:3])})"
+            f"images and folders of images ({', '.join([*folders][:3])})"
             if loose
-            else f"no image ({', '.join(sorted(ENDINGS))})"
+            else f"no image ({', '.join(sorted(IMAGE_SUFFIXES))})"
         )
         raise InputError(f"{path} holds {found}: expected images alone, or one folder of images for each class.")
     about = {"source": str(path), "kind": "folder"}
     if loose:
         return ImageSet(_read(loose), None, (), about)
-    files = [_files(path / f, deep=True) for f in folders]
-    labels = np.repeat(np.arange(len(folders)), [len(paths) for paths in files]).astype(np.int64)
-    return ImageSet(_read([f for paths in files for f in paths]), labels, to_label_space(folders).names, about)
+    labels = np.repeat(np.arange(len(folders)), [len(files) for files in folders.values()]).astype(np.int64)
+    return ImageSet(
+        _read([file for files in folders.values() for file in files]),
+        labels,
+        to_label_space(list(folders)).names,
+        about,
+    )
 
 
 def is_model(what: str) -> bool:
@@ -130,7 +133,9 @@ def is_model(what: str) -> bool:
 
 def is_image_source(path: Path) -> bool:
     """Whether the path is an .npz, a folder of `adagn sample`, or a folder that contains images directly."""
-    return path.suffix == ".npz" or (path.is_dir() and ((path / SAMPLES_INDEX).is_file() or bool(_files(path))))
+    return path.suffix == ".npz" or (
+        path.is_dir() and ((path / SAMPLES_INDEX).is_file() or bool(_files(path, nested=False)))
+    )
 
 
 def is_data(what: str) -> bool:
@@ -189,33 +194,40 @@ def _sampled(folder: Path, guidance: float | None) -> ImageSet:
     return ImageSet(_read([files[i] for i in chosen]), np.array(labels, dtype=np.int64)[chosen], names, about)
 
 
-def image_files(path: Path) -> list[Path]:
-    """A single image, or all images in a folder and its subfolders, sorted. Raises InputError if there is none."""
+def read_images(path: Path, size: int, channels: int) -> tuple[list[Path], np.ndarray]:
+    """A single image, or all images in a folder and its subfolders: the files, and uint8 [N, size, size, channels].
+
+    Raises InputError if there is none, or one is broken.
+    """
     if not path.exists():
         raise InputError(f"{path} does not exist. Expected an image, or a folder of images.")
-    files = _files(path, deep=True) if path.is_dir() else [path]
+    files = _files(path) if path.is_dir() else [path]
     if not files:
         raise InputError(f"{path} contains no images. Expected files such as .png or .jpg.")
-    return files
+    return files, np.stack([_pixels(file, size, channels) for file in files])
 
 
-def _files(folder: Path, deep: bool = False) -> list[Path]:
-    """The images in a folder, sorted. deep: also in its subfolders."""
-    paths = folder.rglob("*") if deep else folder.iterdir()
-    return sorted(p for p in paths if p.suffix.lower() in ENDINGS and not p.name.startswith(".") and p.is_file())
+def _files(folder: Path, nested: bool = True) -> list[Path]:
+    """The images in a folder, sorted. nested: also in its subfolders."""
+    return [folder / name for name in image_files(folder, nested)]
+
+
+def _pixels(file: Path, size: int | None = None, channels: int | None = None) -> np.ndarray:
+    """uint8 [H, W, C]. None: the image's own size; 1 channel if it is gray, else 3. Raises InputError if it is broken."""
+    try:
+        if not file.is_file():
+            raise BrokenImage("it is missing, or no file")
+        image = open_image(file)
+        return to_array(image, size, channels or (1 if image.mode in GRAY else 3))
+    except BrokenImage as error:
+        raise InputError(f"broken image {file}: {error}. Replace or remove it.") from None
 
 
 def _read(files: list[Path]) -> np.ndarray:
     """uint8 [N, H, W, C], with one channel if all images are gray. Raises InputError that names an unusable image."""
     images = []
     for file in files:
-        try:
-            if not os.path.isfile(file):
-                raise BrokenImage("it is missing, or no file")
-            image = open_image(file)
-            pixels = to_array(image, None, 1 if image.mode in GRAY else 3)
-        except BrokenImage as error:
-            raise InputError(f"broken image {file}: {error}. Replace or remove it.") from None
+        pixels = _pixels(file)
         if images and pixels.shape[:2] != images[0].shape[:2]:
             (h, w), (first_h, first_w) = pixels.shape[:2], images[0].shape[:2]
             raise InputError(

@@ -12,15 +12,15 @@ from typing import Literal
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from ..data import ImageDataset
-from ..data.rng import normal, uniform
-from ..diffusion.loss import DiffusionLoss, normalize_images
-from ..diffusion.process import Level
+from ..data.rng import uniform
+from ..diffusion.loss import DiffusionLoss
 from ..models.unet import AdaGNUNet
+from .heldout import HeldOut
 
 GOLDEN = (math.sqrt(5) - 1) / 2
+UNUSED, OPEN = 3, 4  # exit statuses: not measurably used; cannot be decided
 
 
 def gap_verdict(mean: float, half: float) -> Literal["used", "misleads", "unused", "open"]:
@@ -123,20 +123,15 @@ def label_use(
     losses: dict[str, list[Tensor]] = {label: [] for label in labels_by_kind}
     if max_rows is not None:
         batch_size = min(batch_size, max(1, max_rows // len(labels_by_kind)))
-    batches = positions.split(batch_size)
-    for places in tqdm(batches, desc="label use", unit="batch", disable=not progress, leave=False):
-        pixels, _ = dataset.gather(image[places].numpy())
-        x0 = normalize_images(torch.from_numpy(pixels))
-        noise = normal(0, "heldout", places, tuple(x0.shape[1:])).to(device)
-        x0, here = x0.to(device), Level(*(value[places] for value in level)).to(device)
-        x_t = objective.process.add_noise(x0, noise, here)
-        labels = torch.cat([ids[places] for ids in labels_by_kind.values()]).to(device)
-        rows = x_t.repeat(len(labels_by_kind), 1, 1, 1), here.time.repeat(len(labels_by_kind)), labels
+    for batch in HeldOut(dataset, image, level).batches(batch_size, device, "label use" if progress else None):
+        labels = torch.cat([ids[batch.places] for ids in labels_by_kind.values()]).to(device)
+        times = batch.level.time.repeat(len(labels_by_kind))
+        rows = batch.noisy(objective.process).repeat(len(labels_by_kind), 1, 1, 1), times, labels
         calls = zip(*(tensor.split(max_rows or len(labels)) for tensor in rows))
         with autocast():
             output = torch.cat([unet(*call).sample for call in calls])
         for label, output_rows in zip(labels_by_kind, output.chunk(len(labels_by_kind))):
-            losses[label].append(objective.mse(output_rows, x0, noise, here).cpu().double())
+            losses[label].append(objective.mse(output_rows, batch.x0, batch.noise, batch.level).cpu().double())
     joined = {label: torch.cat(parts) for label, parts in losses.items()}
     if "wrong" in joined:
         joined["wrong"][wrong == true] = math.nan
@@ -159,3 +154,94 @@ def other_labels(labels: Tensor, round: int) -> Tensor:
         largest = int(torch.bincount(labels[same]).max())
         permuted[by_class] = permuted[by_class].roll(largest)
     return permuted
+
+
+# ---------------------------------------------------------------------- the verdict
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Whether the label is used.
+
+    Args:
+        used: None where it cannot be decided.
+        sentence: The verdict in one line.
+        use: The losses behind it; None without held-out images.
+    """
+
+    used: bool | None
+    sentence: str
+    use: LabelUse | None = None
+
+
+def verdict_from_losses(use: LabelUse) -> Verdict:
+    """The label is used if the 95% interval of loss(wrong label) - loss(true label), paired by image, is above 0.
+
+    If the interval is below 0, the label misleads.
+    """
+    if use.wrong is None:
+        return Verdict(
+            None,
+            "Whether the label is used cannot be decided: all held-out images are of one class, so there is no wrong "
+            "label.",
+            use,
+        )
+    mean, half = use.gap("wrong")
+    true, _, images = use.losses("wrong")
+    state = gap_verdict(mean, half)
+    if state == "open":
+        return Verdict(
+            None,
+            "Whether the label is used cannot be decided from one held-out image: give more by --against DATA.",
+            use,
+        )
+    numbers = (
+        f"under a wrong class the loss on {images} held-out images is {mean:+.4f} ({mean / true:+.1%}) against the "
+        f"true class, 95% interval {mean - half:+.4f} to {mean + half:+.4f}"
+    )
+    if state == "used":
+        return Verdict(True, f"The label is used: {numbers}.", use)
+    if state == "misleads":
+        return Verdict(
+            False,
+            f"The label MISLEADS: {numbers}, all below 0. Are the classes in another order than in training?",
+            use,
+        )
+    if mean == 0 == half:
+        return Verdict(False, f"The label is NOT used: it changes nothing ({numbers}).", use)
+    return Verdict(False, f"The label is NOT measurably used: {numbers}, which contains 0.", use)
+
+
+@torch.no_grad()
+def label_check(
+    unet: AdaGNUNet,
+    objective: DiffusionLoss,
+    heldout: ImageDataset | None,
+    evaluations: int = 2048,
+    progress: bool = False,
+) -> Verdict:
+    """Measure the losses and return the verdict.
+
+    Args:
+        unet: The network.
+        objective: Its process.
+        heldout: Labelled images that the network was not trained on. None: the verdict can only be that the output does
+            not depend on the label, or that it cannot be decided.
+        evaluations: Number of (image, noise level, noise) that are measured.
+        progress: Show a progress bar.
+    """
+    k = unet.config.num_classes or 0
+    if not k:
+        return Verdict(None, "The network has no classes.")
+    if heldout is not None:
+        return verdict_from_losses(label_use(unet, heldout, objective, evaluations, progress=progress))
+    # an untrained network responds too, so a response gives no verdict
+    labels = torch.arange(min(k, 16), device=unet.device)
+    m = unet.modulation(objective.process.quantile(torch.tensor([0.5]))[0].float(), labels)
+    responds = any((part != part[:1]).any() for params in m.values() for part in params)
+    if not responds:
+        return Verdict(False, "The label is NOT used: the modulation does not depend on it.")
+    return Verdict(
+        None,
+        "The network responds to its label. Only labelled images can show whether it uses it: give --against DATA.",
+    )

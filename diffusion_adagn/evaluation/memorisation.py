@@ -1,7 +1,7 @@
 """Memorization: the real images nearest to each sampled one, compared with the distances between real images."""
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -9,15 +9,14 @@ import numpy as np
 
 from ..atomic import atomic_write
 from ..render.grids import labelled_grid
+from .features import FeatureSet
 from .metrics import nearest
-from .reference import Reference
+from .reference import Gather
 
 NEAREST = 4  # real images per sampled one
 DISTANCE_BATCH = 500
 MUCH_NEARER = 0.5  # fraction of the distance between real images
 MAX_NAMED_COPIES = 5
-
-Gather = Callable[[np.ndarray], np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -59,10 +58,9 @@ class Memorisation:
 def memorisation(
     pooled: np.ndarray,
     pixels: np.ndarray,
-    reference: Reference,
+    reference: FeatureSet,
     gather: Gather | None,
     progress: bool = False,
-    device: str = "cpu",
 ) -> Memorisation:
     """Find the reference images nearest to each sampled one, in the extractor's features.
 
@@ -72,11 +70,10 @@ def memorisation(
         reference: The real images. It needs features.
         gather: A function: rows of the reference -> pixels; None if they are not available.
         progress: Show a progress bar.
-        device: The device that computes distances.
     """
-    real = reference.features
-    places, distances = nearest(pooled, real, min(NEAREST, len(real)), device, progress=progress)
-    apart = reference.target(device=device).radii(1, progress) if len(real) > 1 else None
+    real = reference.pooled
+    places, distances = nearest(pooled, real, min(NEAREST, len(real)), reference.device, progress=progress)
+    apart = reference.radii(1, progress) if len(real) > 1 else None
     copies = None if gather is None else _copies(pixels, len(real), gather)
     sentence = " ".join([_how_near(distances[:, 0], apart, reference), _said(copies, len(real))]).strip()
     return Memorisation(places, distances, apart, copies, sentence)
@@ -87,7 +84,7 @@ def draw_neighbours(
     found: Memorisation,
     pixels: np.ndarray,
     names: Sequence[str] | None,
-    reference: Reference,
+    reference: FeatureSet,
     gather: Gather,
     rows: int,
 ) -> Path:
@@ -108,7 +105,7 @@ def _short(name: str) -> str:
     return name if len(name) <= 8 else f"{name[:7]}…"
 
 
-def _how_near(sampled: np.ndarray, real: np.ndarray | None, reference: Reference) -> str:
+def _how_near(sampled: np.ndarray, real: np.ndarray | None, reference: FeatureSet) -> str:
     about, median = reference.about, float(np.median(sampled))
     where = f"{about['name']}, {'all ' if about['count'] == about['of'] else ''}{about['count']:,} images"
     if about["count"] != about["of"]:

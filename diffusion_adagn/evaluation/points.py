@@ -8,6 +8,7 @@ import shutil
 import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -17,13 +18,15 @@ from accelerate.utils import broadcast_object_list
 
 from ..atomic import atomic_write
 from ..config import SpeedConfig
+from ..diffusion.schedule import ModelEval
 from ..errors import InputError
 from ..runtime.precision import check_precision, use_precision
 from ..runtime.speed import apply_speed, has_bf16, resolve_speed
 from ..sampling.pipeline import MAX_SEED, ClassConditionalPipeline, to_pixels
 from ..sampling.settings import SamplerSettings
 from .diagnostics import GuidanceMeter, image_values
-from .extractors import Extractor, Features
+from .extractors import Extractor
+from .features import FeatureSet
 
 MAX_GRID_CLASSES = 40  # classes in a grid
 
@@ -137,7 +140,7 @@ class Sampled:
     """The result of sampling a point with N = count images.
 
     Args:
-        features: Name of the extractor -> Features [N, ...].
+        features: Name of the extractor -> features of the N images.
         labels: int64 [N].
         values: float64 [N, 4] (`image_values`).
         difference: float64 [calls], mean over the images (`GuidanceMeter`).
@@ -146,7 +149,7 @@ class Sampled:
         pixels: uint8 [N, H, W, C]; None if not saved.
     """
 
-    features: dict[str, Features] = field(repr=False)
+    features: dict[str, FeatureSet] = field(repr=False)
     labels: np.ndarray = field(repr=False)
     values: np.ndarray = field(repr=False)
     difference: np.ndarray = field(repr=False)
@@ -155,48 +158,105 @@ class Sampled:
     pixels: np.ndarray | None = field(default=None, repr=False)
 
 
-def sample_point(
-    pipe: ClassConditionalPipeline,
-    point: SamplerSettings,
-    draw: SamplePlan,
-    extractors: Sequence[Extractor],
-    folder: Path,
-    state: PartialState,
-    guide: ClassConditionalPipeline | None = None,
-    keep_pixels: bool = False,
-    on_batch: Callable[[int], None] = lambda count: None,
-    count: int | None = None,
-) -> Sampled | None:
-    """Sample the missing batches of a point into `folder`, one file per batch. Each process samples its share.
-
-    The files remain until `remove_batches`: with a larger count, the same images are not sampled again.
+@dataclass(frozen=True)
+class PointSampler:
+    """A model at one setting, whose images are sampled in batches: one file per batch, and a share for each process.
 
     Args:
         pipe: The model.
         point: The sampler settings.
-        draw: The images to sample.
+        plan: The images to sample.
         extractors: Their features are extracted from each batch.
-        folder: The folder of the batch files.
-        state: The processes.
         guide: The model that guidance moves away from; None: the null label.
         keep_pixels: Save the pixels too.
-        on_batch: Called after each batch with its number of images.
-        count: Only so many of the first images: a multiple of the batch size. None: all.
-
-    Returns:
-        These images on the main process; None on the others.
     """
-    calls = pipe.prepare(point, guide)
-    batches = [batch for batch in draw.batches if count is None or batch.start < count]
-    files = [folder / f"batch-{i:06d}.npz" for i in range(len(batches))]
-    folder.mkdir(parents=True, exist_ok=True)
-    for i in range(state.process_index, len(files), state.num_processes):
-        if not _is_valid(files[i], keep_pixels):
-            arrays = _batch(pipe, point, draw, batches[i], extractors, guide, len(calls), keep_pixels)
-            atomic_write(files[i], lambda tmp, arrays=arrays: np.savez(tmp, **arrays))
-        on_batch(len(batches[i]))
-    state.wait_for_everyone()
-    return _gather(files, draw, batches[-1].stop, extractors, keep_pixels) if state.is_main_process else None
+
+    pipe: ClassConditionalPipeline
+    point: SamplerSettings
+    plan: SamplePlan
+    extractors: Sequence[Extractor]
+    guide: ClassConditionalPipeline | None = None
+    keep_pixels: bool = False
+
+    @cached_property
+    def calls(self) -> list[ModelEval]:
+        """The network calls of an image."""
+        return self.pipe.prepare(self.point, self.guide)
+
+    def sample(
+        self,
+        folder: Path,
+        state: PartialState,
+        on_batch: Callable[[int], None] = lambda count: None,
+        count: int | None = None,
+    ) -> Sampled | None:
+        """Sample the missing batches into `folder`.
+
+        The files remain until `remove_batches`: with a larger count, the same images are not sampled again.
+
+        Args:
+            folder: The folder of the batch files.
+            state: The processes.
+            on_batch: Called after each batch with its number of images.
+            count: Only so many of the first images: a multiple of the batch size. None: all.
+
+        Returns:
+            These images on the main process; None on the others.
+        """
+        batches = [batch for batch in self.plan.batches if count is None or batch.start < count]
+        files = [folder / f"batch-{i:06d}.npz" for i in range(len(batches))]
+        folder.mkdir(parents=True, exist_ok=True)
+        for i in range(state.process_index, len(files), state.num_processes):
+            if not _is_valid(files[i], self.keep_pixels):
+                arrays = self._batch(batches[i])
+                atomic_write(files[i], lambda tmp, arrays=arrays: np.savez(tmp, **arrays))
+            on_batch(len(batches[i]))
+        state.wait_for_everyone()
+        return self._gather(files, batches[-1].stop) if state.is_main_process else None
+
+    def _batch(self, batch: range) -> dict[str, np.ndarray]:
+        plan, meter = self.plan, GuidanceMeter(len(self.calls))
+        with use_precision(plan.precision, self.pipe.device):
+            images = self.pipe.sample(
+                self.point,
+                classes=plan.labels[batch.start : batch.stop].tolist(),
+                seeds=[plan.seed + i for i in batch],
+                output_type="np",
+                guide=None if self.point.guide is None else self.guide,
+                callback=meter,
+            ).images
+        pixels = to_pixels(images)
+        arrays = {"values": image_values(pixels), "difference": meter.difference, "clipped": meter.clipped}
+        arrays["shown"] = pixels[np.isin(np.array(batch), plan.grid)]
+        if self.keep_pixels:
+            arrays["pixels"] = pixels
+        for extractor in self.extractors:
+            features = extractor(pixels)
+            arrays[f"pooled.{extractor.name}"] = features.pooled
+            if features.probabilities is not None:
+                arrays[f"probabilities.{extractor.name}"] = features.probabilities
+        return arrays
+
+    def _gather(self, files: Sequence[Path], count: int) -> Sampled:
+        """The images of the files, which are the first `count` of the plan."""
+        parts: dict[str, list[np.ndarray]] = {}
+        for file in files:
+            with np.load(file, allow_pickle=False) as arrays:
+                for name in arrays.files:
+                    if name != "pixels" or self.keep_pixels:
+                        parts.setdefault(name, []).append(arrays[name])
+        means = {name: np.sum(parts.pop(name), axis=0) / count for name in ("difference", "clipped")}
+        joined = {name: np.concatenate(arrays) for name, arrays in parts.items()}
+        labels = self.plan.labels[:count]
+        features = {
+            e.name: FeatureSet(joined[f"pooled.{e.name}"], joined.get(f"probabilities.{e.name}"), labels)
+            for e in self.extractors
+        }
+        grid = self.plan.grid
+        present = np.sort(grid[grid < count])  # the images in `shown`, by index
+        grid = grid[:, (grid < count).all(axis=0)]
+        shown = joined["shown"][np.searchsorted(present, grid)]
+        return Sampled(features, labels, joined["values"], **means, shown=shown, pixels=joined.get("pixels"))
 
 
 def remove_batches(folder: Path) -> None:
@@ -211,56 +271,3 @@ def _is_valid(file: Path, with_pixels: bool) -> bool:
             return complete and zipfile.ZipFile(file).testzip() is None
     except (OSError, ValueError, zipfile.BadZipFile, EOFError):
         return False
-
-
-def _batch(
-    pipe: ClassConditionalPipeline,
-    point: SamplerSettings,
-    draw: SamplePlan,
-    batch: range,
-    extractors: Sequence[Extractor],
-    guide: ClassConditionalPipeline | None,
-    calls: int,
-    keep_pixels: bool,
-) -> dict[str, np.ndarray]:
-    meter = GuidanceMeter(calls)
-    with use_precision(draw.precision, pipe.device):
-        images = pipe.sample(
-            point,
-            classes=draw.labels[batch.start : batch.stop].tolist(),
-            seeds=[draw.seed + i for i in batch],
-            output_type="np",
-            guide=None if point.guide is None else guide,
-            callback=meter,
-        ).images
-    pixels = to_pixels(images)
-    arrays = {"values": image_values(pixels), "difference": meter.difference, "clipped": meter.clipped}
-    arrays["shown"] = pixels[np.isin(np.array(batch), draw.grid)]
-    if keep_pixels:
-        arrays["pixels"] = pixels
-    for extractor in extractors:
-        features = extractor(pixels)
-        arrays[f"pooled.{extractor.name}"] = features.pooled
-        if features.probabilities is not None:
-            arrays[f"probabilities.{extractor.name}"] = features.probabilities
-    return arrays
-
-
-def _gather(
-    files: Sequence[Path], draw: SamplePlan, count: int, extractors: Sequence[Extractor], keep_pixels: bool
-) -> Sampled:
-    """The images of the files, which are the first `count` of the draw."""
-    parts: dict[str, list[np.ndarray]] = {}
-    for file in files:
-        with np.load(file, allow_pickle=False) as arrays:
-            for name in arrays.files:
-                if name != "pixels" or keep_pixels:
-                    parts.setdefault(name, []).append(arrays[name])
-    means = {name: np.sum(parts.pop(name), axis=0) / count for name in ("difference", "clipped")}
-    joined = {name: np.concatenate(arrays) for name, arrays in parts.items()}
-    features = {e.name: Features(joined[f"pooled.{e.name}"], joined.get(f"probabilities.{e.name}")) for e in extractors}
-    grid = draw.grid
-    present = np.sort(grid[grid < count])  # the images in `shown`, by index
-    grid = grid[:, (grid < count).all(axis=0)]
-    shown = joined["shown"][np.searchsorted(present, grid)]
-    return Sampled(features, draw.labels[:count], joined["values"], **means, shown=shown, pixels=joined.get("pixels"))

@@ -1,172 +1,232 @@
-"""Cached features of real images, with which sampled images are compared."""
+"""The real images of --against, and their features: of a data set (cached), images, published statistics or a saved file."""
 
+import dataclasses
 import hashlib
 import json
-import zipfile
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field, replace
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import datetime
+from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from pydantic import StrictInt, StrictStr
 
-from ..atomic import atomic_write, cache_root
-from ..data import ImageDataset
+from ..atomic import cache_root
+from ..config import DataConfig, RunConfig, with_overrides
+from ..data import ImageDataset, open_dataset
+from ..data.find import find_source
 from ..data.npz import read_npz
 from ..errors import InputError
-from ..schema import as_document, document
 from .diagnostics import VALUES, image_values
 from .extractors import Extractor, features_of
-from .extractors.base import described
+from .extractors.base import record_of
+from .features import CORRUPTED, FILE_VERSION, FeatureSet
+from .image_set import ImageSet, is_image_source, read_image_set
 from .metrics import Gaussian
-from .metrics.measure import Target
 
-FILE_VERSION = 1  # files of another version are computed again
 FEATURE_BATCH = 250  # images
 UNKNOWN_COUNT = 10**9  # number of images of published statistics, which do not record it
-CORRUPTED = (
-    OSError,
-    ValueError,
-    KeyError,
-    TypeError,
-    AttributeError,
-    EOFError,
-    MemoryError,
-    RecursionError,
-    zipfile.BadZipFile,
-)
+
+Gather = Callable[[np.ndarray], np.ndarray]
 
 
-@document
-class ReferenceAbout:
-    """What is checked of the origin of a reference."""
+class RealImages:
+    """The real images, before feature extraction. One of the attributes is set; the others are None.
 
-    name: StrictStr
-    count: StrictInt | None
-    extractor: dict[str, Any] | None
-
-
-@document
-class ReferenceHead:
-    """The head of a reference's .npz, which is JSON text."""
-
-    version: StrictInt
-    class_names: tuple[StrictStr, ...]
-    about: ReferenceAbout
-
-
-@dataclass(frozen=True)
-class Reference:
-    """Features and statistics of real images.
-
-    Args:
-        features: float32 [M, D]; None if there are only statistics or values.
-        labels: int64 [M], ids of class_names, or None.
-        class_names: The classes; () without labels.
-        values: float64 [4], the mean of `image_values`; None if unknown.
-        about: JSON values: name (of the data), fingerprint, count (M), of (available images), seed, image_size,
-            channels, resized, extractor, date.
-        indices: int64 [M], indices in the data set; None without one.
-        statistics: Published statistics, used for the Frechet distance in place of the features.
+    Attributes:
+        dataset: A split of a data set.
+        found: Images of a folder or .npz.
+        stored: A reference of `adagn evaluate reference`.
+        file: A file of published statistics.
     """
 
-    features: np.ndarray | None = field(repr=False)
-    labels: np.ndarray | None = field(repr=False)
-    class_names: tuple[str, ...]
-    values: np.ndarray | None
-    about: dict = field(repr=False)
-    indices: np.ndarray | None = field(default=None, repr=False)
-    statistics: Gaussian | None = field(default=None, repr=False)
-    _targets: dict[tuple[int, str], Target] = field(default_factory=dict, init=False, repr=False, compare=False)
+    dataset: ImageDataset | None = None
+    found: ImageSet | None = None
+    stored: FeatureSet | None = None
+    file: Path | None = None
 
-    def target(self, k: int = 5, device: str = "cpu") -> Target:
-        """The target of the metrics, with expensive parts cached. k: neighbours. device: that computes the metrics."""
-        if (k, device) not in self._targets:
-            if self.features is None:
-                if self.statistics is None:
-                    raise InputError(
-                        f"the reference {self.about['name']} has no features: nothing can be measured against it."
-                    )
-                target = Target.of_gaussian(self.statistics, device)
-            else:
-                target = Target(self.features, self.labels, k, device)
-                if self.statistics is not None:
-                    target.gaussian = self.statistics
-            self._targets[k, device] = target
-        return self._targets[k, device]
+    def __init__(
+        self,
+        against: str | None,
+        overrides: Mapping[str, str],
+        recorded: DataConfig | None = None,
+        size: int | None = None,
+        channels: int | None = None,
+    ):
+        """Open the real images.
+
+        Args:
+            against: A data set, path or file; None: the recorded data.
+            overrides: Data settings by dotted key.
+            recorded: The data settings of the run; None if they are not known.
+            size: Side of the model's images, to which a data set is resized; None: the data set's own.
+            channels: Channels of the model's images; None: the data set's own.
+
+        Raises:
+            InputError: The images cannot be opened.
+        """
+        self.against, self.overrides, self.recorded = against, dict(overrides), recorded
+        self.size, self.channels = size, channels
+        path = None if against is None else Path(against).expanduser()
+        if path is not None and path.suffix == ".npz":
+            self._open_file(path)
+        elif path is not None and is_image_source(path):
+            self.found = read_image_set(path)
+        else:
+            self.config = self.settings(recorded if against is None else None, against)
+            self.dataset = open_dataset(self.config)
+
+    def _open_file(self, path: Path) -> None:
+        names = _array_names(path)
+        if "head" in names:
+            self.stored = FeatureSet.load(path)
+        elif {"mu", "sigma"} <= names:
+            self.file = path
+        else:
+            self.found = read_image_set(path)
+
+    def settings(self, base: DataConfig | None, source: str | None = None) -> DataConfig:
+        """Data settings: `base` (None: the defaults), changed by the overrides and by `source` (None: unchanged)."""
+        changes = self.overrides | ({} if source is None else {"data.source": source})
+        config = with_overrides(RunConfig(data=base or DataConfig()), changes)
+        size, channels = config.data.image_size or self.size, config.data.channels or self.channels
+        return dataclasses.replace(config.data, image_size=size, channels=channels)
+
+    @cached_property
+    def learned(self) -> ImageDataset | None:
+        """The labelled images that a classifier is trained on; None if there are none.
+
+        The first that exists of: --data.source, and the training parts of the real images, of the run's own data, and
+        of the data that the reference's classifier was trained on.
+        """
+        if "data.source" in self.overrides:
+            return open_dataset(self.settings(None))
+        if self.dataset is not None:
+            return _training_part(self.config) or self.dataset
+        if self.recorded is not None:
+            return _training_part(self.settings(self.recorded))
+        about = {} if self.stored is None else self.stored.about
+        source = (about.get("extractor") or {}).get("data")
+        return source and _training_part(DataConfig(source, image_size=about["image_size"], channels=about["channels"]))
 
     @property
-    def gaussian(self) -> Gaussian:
-        """Mean and covariance of the features. Raises InputError for fewer than two images."""
-        return self.target().gaussian
+    def class_names(self) -> tuple[str, ...]:
+        """() if they are not known."""
+        if self.dataset is not None:
+            return self.dataset.label_space.names
+        source = self.stored or self.found
+        return () if source is None else source.class_names
 
-    def check(self, extractor: Extractor) -> None:
-        """Raises InputError unless the features are those of this extractor."""
-        made_with, name = self.about["extractor"], self.about["name"]
-        same = made_with is not None and made_with.get("hash") == extractor.hash
-        fault = ""
-        if made_with is None:
-            fault = f"the reference {name} was made without an extractor: it has no features to measure against"
-        elif made_with.get("hash") is not None and not same:
-            fault = (
-                f"the reference {name} was made with the extractor {made_with['name']} ({_describe_record(made_with)}), and the images are "
-                f"measured with {extractor.name} ({_describe_record(described(extractor))}): distances between the two mean nothing. Type "
-                f"--extractor {made_with['name']} and, if it is trained on data, --data.source with that data; or make the reference "
-                "again, with adagn evaluate reference"
+    @property
+    def image_shape(self) -> tuple[int, int, int] | None:
+        """(H, W, C); None if it is not known, as for published statistics."""
+        if self.dataset is not None:
+            return self.dataset.images.shape[1:]
+        if self.found is not None:
+            return self.found.pixels.shape[1:]
+        about = {} if self.stored is None else self.stored.about
+        return (about["image_size"], about["image_size"], about["channels"]) if about.get("image_size") else None
+
+    @property
+    def name(self) -> str:
+        if self.dataset is not None:
+            return self.dataset.name
+        return self.found.about["source"] if self.found is not None else str(self.against)
+
+    def check_shape(self, height: int, width: int, channels: int, whose: str = "the images") -> None:
+        """Raises InputError unless the real images are of this size."""
+        if self.image_shape is None:
+            return
+        h, w, c = self.image_shape
+        written_as_colour = self.found is not None and self.found.with_channels(channels).shape[3] == channels
+        found = expected = remedy = ""
+        if (h, w) != (height, width):
+            found, expected = f"{width}x{height} pixels", f"{w}x{h}"
+            remedy = f"--data.image_size {height}" if height == width else "cutting them to squares"
+        elif c != channels and not written_as_colour:
+            found, expected, remedy = _channels(channels), _channels(c), f"--data.channels {channels}"
+        if found:
+            raise InputError(
+                f"{whose} have {found}, the real ones of {self.name} {expected}: make those equal, by {remedy} where they are a data set. "
+                "Nothing is resized here, since resizing would be measured too."
             )
-        elif made_with.get("hash") is None and (not extractor.is_fid or self.target().dimension != extractor.dimension):
-            fault = (
-                f"{name} holds {self.target().dimension} features of the FID's Inception network in statistics; the extractor is "
-                f"{extractor.name} of {extractor.dimension}. Type --extractor inception, or give real images by --against"
-            )
-        if fault:
-            raise InputError(f"{fault}.")
 
-    def save(self, file: Path) -> Path:
-        """Save as an .npz without pickled objects. `Reference.load` reads it."""
-        head = {"version": FILE_VERSION, "class_names": list(self.class_names), "about": self.about}
-        arrays = {"head": np.array(json.dumps(head, ensure_ascii=False))}
-        arrays |= {name: getattr(self, name) for name in ARRAYS if getattr(self, name) is not None}
-        if self.statistics is not None:
-            s = self.statistics
-            arrays |= {"mu": s.mean, "sigma": s.covariance, "behind": np.array(s.count)}
-        return atomic_write(file, lambda tmp: np.savez(tmp, **arrays))
+    def reference(
+        self,
+        extractor: Extractor,
+        count: int,
+        class_names: tuple[str, ...],
+        channels: int | None,
+        progress: bool = True,
+    ) -> FeatureSet:
+        """Compute or load the reference.
 
-    @classmethod
-    def load(cls, file: Path) -> "Reference":
-        """Raises InputError for a file that `save` did not write."""
-        try:
-            with np.load(file, allow_pickle=False) as arrays:
-                return cls._read({name: arrays[name] for name in arrays.files})
-        except CORRUPTED as error:
-            raise InputError(f"{file} is no reference: {error}. adagn evaluate reference makes one.") from None
+        Args:
+            extractor: The extractor of its features.
+            count: The maximum number of images of a data set.
+            class_names: Classes of the measured images, for files without class names.
+            channels: Channels of the measured images, for gray images that were saved as colour.
+            progress: Show a progress bar.
 
-    @classmethod
-    def _read(cls, arrays: dict[str, np.ndarray]) -> "Reference":
-        head = json.loads(str(arrays["head"]))
-        version = as_document(head, ReferenceHead, "its head").version
-        if version != FILE_VERSION:
-            raise ValueError(f"it is of version {version}, this program's are of {FILE_VERSION}")
-        values = {name: arrays.get(name) for name in ARRAYS}
-        statistics = Gaussian(arrays["mu"], arrays["sigma"], int(arrays["behind"])) if "mu" in arrays else None
-        features, labels, k = values["features"], values["labels"], len(head["class_names"])
-        if features is None and statistics is None and values["values"] is None:
-            raise ValueError("neither features nor statistics are in it")
-        if features is not None and (features.ndim != 2 or features.dtype != np.float32 or not len(features)):
-            raise ValueError(f"its features are {features.dtype} {list(features.shape)}, not float32 [M, D]")
-        if labels is not None and (labels.shape != (head["about"]["count"],) or labels.min() < 0 or labels.max() >= k):
-            raise ValueError(f"its labels are not one of {k} classes for each image")
-        return cls(**values, class_names=tuple(head["class_names"]), about=head["about"], statistics=statistics)
+        Raises:
+            InputError: A stored reference has another extractor, or a label is not one of the classes.
+        """
+        if self.dataset is not None:
+            return reference_of(self.dataset, extractor, count, progress=progress)
+        if self.stored is not None:
+            self.stored.check(extractor)
+            return self.stored
+        if self.file is not None:
+            return published(self.file, extractor, progress)
+        images, labels = self.found, self.found.labels_among(class_names)
+        names = () if labels is None else class_names
+        return reference_of_images(
+            images.with_channels(channels), labels, names, images.about["source"], extractor, progress
+        )
+
+    def gather(self, reference: FeatureSet) -> Gather | None:
+        """A function: rows of the reference -> pixels; None if they are not available."""
+        if self.found is not None:
+            pixels = self.found.with_channels(reference.about["channels"])
+            return lambda places: pixels[places]
+        dataset = self.dataset if self.stored is None else self.learned
+        if dataset is None or reference.indices is None or dataset.fingerprint != reference.about["fingerprint"]:
+            return None
+        return lambda places: dataset.gather(reference.indices[places])[0]
 
 
-ARRAYS = ("features", "labels", "values", "indices")
+def _array_names(path: Path) -> set[str]:
+    """The names of the arrays in an .npz."""
+    if not path.is_file():
+        raise InputError(f"there is no file {path} to measure against.")
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            return set(arrays.files)
+    except Exception as error:
+        raise InputError(
+            f"{path} is no .npz: {error}. Expected images (arr_0), statistics (mu, sigma), or a file of adagn evaluate reference."
+        ) from None
+
+
+def _channels(count: int) -> str:
+    return "one channel (gray)" if count == 1 else f"{count} channels (colour)"
+
+
+def _training_part(config: DataConfig) -> ImageDataset | None:
+    """The training part of a source; None if it has only a test part, or if its files are missing."""
+    try:
+        _, head, _ = find_source(config)
+        return open_dataset(dataclasses.replace(config, source=head))
+    except InputError:
+        return None
+
+
+# ---------------------------------------------------------------------- features of real images
 
 
 def reference_of(
     dataset: ImageDataset, extractor: Extractor | None, count: int = 10_000, seed: int = 0, progress: bool = True
-) -> Reference:
+) -> FeatureSet:
     """The reference of a data set, cached in DIFFUSION_ADAGN_CACHE.
 
     Args:
@@ -182,9 +242,11 @@ def reference_of(
     key_parts = [FILE_VERSION, dataset.fingerprint, extractor and extractor.hash, min(count, len(dataset)), seed]
     file = references_folder() / f"{hashlib.sha256(json.dumps(key_parts).encode()).hexdigest()[:16]}.npz"
     try:
-        cached = Reference.load(file)
+        cached = FeatureSet.load(file)
         if extractor is None or _is_current(cached, dataset, extractor):
-            return replace(cached, about=cached.about | {"name": dataset.name})  # the same images, elsewhere
+            return dataclasses.replace(
+                cached, about=cached.about | {"name": dataset.name}
+            )  # the same images, elsewhere
     except InputError:  # missing or corrupted
         pass
     indices = some_of(dataset.labels, count, seed)
@@ -198,8 +260,8 @@ def reference_of(
         "resized": dataset.resized,
     }
     batches = (dataset.gather(indices[i : i + FEATURE_BATCH])[0] for i in range(0, len(indices), FEATURE_BATCH))
-    names = dataset.label_space.names
-    reference = _made(batches, len(indices), dataset.labels[indices], names, about, extractor, indices, progress)
+    classes = {"labels": dataset.labels[indices], "class_names": dataset.label_space.names, "indices": indices}
+    reference = _extract(batches, len(indices), extractor, about, progress, **classes)
     try:
         reference.save(file)
     except OSError as error:
@@ -209,9 +271,9 @@ def reference_of(
     return reference
 
 
-def _is_current(cached: Reference, dataset: ImageDataset, extractor: Extractor) -> bool:
+def _is_current(cached: FeatureSet, dataset: ImageDataset, extractor: Extractor) -> bool:
     """Whether the extractor reproduces the cached features: its code may have changed under the same hash."""
-    first_rows = cached.features[:4]
+    first_rows = cached.pooled[:4]
     now = extractor(dataset.gather(cached.indices[:4])[0]).pooled
     return now.shape == first_rows.shape and np.allclose(
         now, first_rows, rtol=1e-2, atol=1e-3 * np.abs(first_rows).max()
@@ -225,7 +287,7 @@ def reference_of_images(
     name: str,
     extractor: Extractor,
     progress: bool = True,
-) -> Reference:
+) -> FeatureSet:
     """The reference of all these images, uint8 [M, H, W, C], not cached.
 
     labels: int64 [M], ids of class_names, or None.
@@ -244,30 +306,19 @@ def reference_of_images(
         "resized": "",
     }
     batches = (pixels[i : i + FEATURE_BATCH] for i in range(0, len(pixels), FEATURE_BATCH))
-    return _made(batches, len(pixels), labels, class_names, about, extractor, None, progress)
+    return _extract(batches, len(pixels), extractor, about, progress, labels=labels, class_names=tuple(class_names))
 
 
-def published(file: Path, extractor: Extractor, progress: bool = True) -> Reference | None:
+def published(file: Path, extractor: Extractor, progress: bool = True) -> FeatureSet:
     """The reference in an .npz with statistics of the FID's Inception network, mu [D] and sigma [D, D].
 
     The file may contain images too (arr_0). As in the ADM evaluator, the Frechet distance uses the statistics. Other
     metrics use the images.
 
-    Args:
-        file: The .npz.
-        extractor: The extractor.
-        progress: Show a progress bar.
-
-    Returns:
-        The reference; None if the file has no statistics.
-
-    Raises:
-        InputError: The file cannot be read, or it has no images and the extractor is not the Inception network.
+    Raises InputError if the file cannot be read, or has no images and the extractor is not the Inception network.
     """
     try:
         with np.load(file, allow_pickle=False) as arrays:
-            if not {"mu", "sigma"} <= set(arrays.files):
-                return None
             statistics = Gaussian(arrays["mu"], arrays["sigma"], UNKNOWN_COUNT)
             images = "arr_0" in arrays.files
     except CORRUPTED as error:
@@ -275,10 +326,9 @@ def published(file: Path, extractor: Extractor, progress: bool = True) -> Refere
             f"{file} cannot be read: {error}. Expected mu [D] and sigma [D, D], or images arr_0."
         ) from None
     if images:
-        pixels = read_npz(file).pixels
-        reference = reference_of_images(pixels, None, (), str(file), extractor, progress)
+        reference = reference_of_images(read_npz(file).pixels, None, (), str(file), extractor, progress)
         fits = extractor.is_fid and extractor.dimension == len(statistics.mean)
-        return replace(reference, statistics=statistics) if fits else reference
+        return dataclasses.replace(reference, statistics=statistics) if fits else reference
     about = {
         "name": str(file),
         "fingerprint": hashlib.sha256(statistics.mean.tobytes() + statistics.covariance.tobytes()).hexdigest(),
@@ -286,7 +336,7 @@ def published(file: Path, extractor: Extractor, progress: bool = True) -> Refere
         "extractor": {"name": "inception", "hash": None, "dimension": len(statistics.mean), "is_fid": True},
         "date": None,
     }
-    reference = Reference(None, None, (), None, about, statistics=statistics)
+    reference = FeatureSet(None, about=about, statistics=statistics)
     reference.check(extractor)
     return reference
 
@@ -310,41 +360,22 @@ def references_folder() -> Path:
     return cache_root() / "references"
 
 
-def _made(
-    batches: Iterable[np.ndarray],
-    count: int,
-    labels: np.ndarray | None,
-    class_names: tuple[str, ...],
-    about: dict,
-    extractor: Extractor | None,
-    indices: np.ndarray | None,
-    progress: bool,
-) -> Reference:
-    sums, features, record = np.zeros(len(VALUES)), None, None
-    batches = _seen(batches, sums.__iadd__)
+def _extract(
+    batches: Iterable[np.ndarray], count: int, extractor: Extractor | None, about: dict, progress: bool, **known
+) -> FeatureSet:
+    """The features and values of `count` images. known: other fields of the FeatureSet."""
+    sums, pooled, record = np.zeros(len(VALUES)), None, None
+
+    def seen() -> Iterator[np.ndarray]:
+        for pixels in batches:
+            np.add(sums, image_values(pixels).sum(axis=0), out=sums)
+            yield pixels
+
     if extractor is None:
-        for _ in batches:
-            pass
+        deque(seen(), maxlen=0)
     else:
-        features, record = (
-            features_of(extractor, batches, count, progress).pooled,
-            described(extractor) | extractor.to_dict(),
-        )
-    about = about | {
-        "count": count,
-        "extractor": record,
-        "date": datetime.now().astimezone().isoformat(timespec="seconds"),
-    }
-    return Reference(features, labels, tuple(class_names), sums / count, about, indices)
-
-
-def _seen(batches: Iterable[np.ndarray], add: Callable[[np.ndarray], object]) -> Iterator[np.ndarray]:
-    """Yields the batches and passes the sum of their image values to `add`."""
-    for pixels in batches:
-        add(image_values(pixels).sum(axis=0))
-        yield pixels
-
-
-def _describe_record(record: dict) -> str:
-    data = f", trained on {record['data']}" if record.get("data") else ""
-    return f"{record['hash'] or 'published'}, {record['dimension']} features{data}"
+        pooled = features_of(extractor, seen(), count, progress).pooled
+        record = record_of(extractor)
+    date = datetime.now().astimezone().isoformat(timespec="seconds")
+    about = about | {"count": count, "extractor": record, "date": date}
+    return FeatureSet(pooled, values=sums / count, about=about, **known)

@@ -20,7 +20,7 @@ def _renamed(extractor: Any) -> Any:
 
 
 @settings(frozen=True)
-class EvalSettings:
+class EvalConfig:
     """What is sampled, and what it is measured with and against."""
 
     classes: Annotated[str | None, AS_GIVEN, Option(default="all")] = None
@@ -58,7 +58,7 @@ class EvalSettings:
 
 
 @settings(frozen=True)
-class EvaluateRequest(EvalSettings):
+class EvaluateRequest(EvalConfig):
     """What `adagn evaluate` measures. `sampler` applies to models; the scale also selects images of a folder."""
 
     scales: Annotated[Numbers | None, Option("guidance", "NUMBER", "1")] = None

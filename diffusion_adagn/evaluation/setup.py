@@ -14,10 +14,10 @@ from ..runs.recorded import recorded_data
 from ..runtime.distributed import main_first
 from ..sampling.pipeline import ClassConditionalPipeline
 from .extractors import Extractor, open_extractor
-from .points import SamplePlan
-from .real import RealImages
-from .reference import Reference, reference_of
-from .settings import EvalSettings
+from .features import FeatureSet
+from .points import SamplePlan, metrics_device
+from .reference import RealImages, reference_of
+from .settings import EvalConfig
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class EvalSetup:
     real: RealImages | None
     extractor: Extractor | None
     classifier: Extractor | None
-    reference: Reference | None
+    reference: FeatureSet | None
     class_names: tuple[str, ...]
     other_names: tuple[str, ...] = ("null",)
 
@@ -55,8 +55,8 @@ class EvalSetup:
         return f"{about['name']} ({many}), {by}"
 
 
-def bench_of_model(
-    source: str | Path, pipe: ClassConditionalPipeline, draw: SamplePlan, measuring: EvalSettings, state: PartialState
+def setup_of_model(
+    source: str | Path, pipe: ClassConditionalPipeline, draw: SamplePlan, config: EvalConfig, state: PartialState
 ) -> EvalSetup:
     """The setup for a model's images. The main process goes first, since it may have to train a classifier.
 
@@ -64,12 +64,12 @@ def bench_of_model(
         InputError: The real images have another size, number of channels or classes, or no real images are known.
     """
     recorded = recorded_data(source)
-    if measuring.extractor == "none" and measuring.own_data and recorded is None:
+    if config.extractor == "none" and config.own_data and recorded is None:
         return EvalSetup(None, None, None, None, pipe.labels.names)
-    check_reference(measuring, recorded, str(source))
+    check_reference(config, recorded, str(source))
     size, channels, labels = pipe.unet.config.sample_size, pipe.unet.config.in_channels, pipe.labels
     with main_first(state):  # the data may have to be decoded
-        real = RealImages(measuring.against, measuring.data, recorded, size, channels)
+        real = RealImages(config.against, config.data, recorded, size, channels)
     real.check_shape(size, size, channels, "the model's images")
     if real.dataset is not None:
         real.dataset.check_classes(labels)
@@ -80,7 +80,7 @@ def bench_of_model(
         )
     class_ids = draw.labels if labels.K else None
     with main_first(state):
-        setup = open_bench(real, measuring, labels.names, class_ids, channels, state)
+        setup = open_setup(real, config, labels.names, class_ids, channels, state)
     check_same_extractors(setup.extractors, state)
     return replace(setup, other_names=labels.label_names[labels.K :])
 
@@ -106,9 +106,9 @@ def check_same_extractors(extractors: Sequence[Extractor], state: PartialState) 
                 )
 
 
-def check_reference(measuring: EvalSettings, recorded: DataConfig | None, what: str) -> None:
+def check_reference(config: EvalConfig, recorded: DataConfig | None, what: str) -> None:
     """Raises InputError where nothing is known that images could be measured against."""
-    if measuring.own_data and recorded is None:
+    if config.own_data and recorded is None:
         raise InputError(
             f"there is nothing to measure {what} against, since no run's data settings are known: name real images by --against "
             "NAME_OR_PATH[:split], a folder or .npz of images, or a file of adagn evaluate reference (adagn sweep --extractor none "
@@ -116,9 +116,9 @@ def check_reference(measuring: EvalSettings, recorded: DataConfig | None, what: 
         )
 
 
-def open_bench(
+def open_setup(
     real: RealImages,
-    measuring: EvalSettings,
+    config: EvalConfig,
     class_names: tuple[str, ...],
     labels: np.ndarray | None,
     channels: int,
@@ -128,7 +128,7 @@ def open_bench(
 
     Args:
         real: The real images.
-        measuring: The settings.
+        config: The settings.
         class_names: The classes of the measured images.
         labels: int64 [N], the labels of the measured images, ids of class_names; None without labels.
         channels: The channels of the measured images.
@@ -137,20 +137,21 @@ def open_bench(
     Raises:
         InputError: The reference has only statistics, which a classifier cannot be trained on.
     """
-    main, count = state.is_main_process, measuring.reference_count
-    if measuring.extractor == "none":
+    main, count = state.is_main_process, config.reference_count
+    if config.extractor == "none":
         has_reference = main and real.dataset is not None
         reference = reference_of(real.dataset, None, count) if has_reference else None
         return EvalSetup(real, None, None, reference, class_names)
-    if real.file is not None and real.learned is None and measuring.extractor in ("classifier", "sklearn"):
+    if real.file is not None and real.learned is None and config.extractor in ("classifier", "sklearn"):
         raise InputError(
-            f"{real.name} holds statistics of the FID's Inception network, and no images that {measuring.extractor} could learn from: type "
+            f"{real.name} holds statistics of the FID's Inception network, and no images that {config.extractor} could learn from: type "
             "--extractor inception, or give real images by --against."
         )
-    extractor = open_extractor(measuring.extractor, real.learned, state.device, main)
-    train_one = measuring.classifier == "auto"
+    extractor = open_extractor(config.extractor, real.learned, state.device, main)
+    train_one = config.classifier == "auto"
     classifier = _open_classifier(real, extractor, class_names, labels, state) if train_one else None
     reference = real.reference(extractor, count, class_names, channels) if main else None
+    reference = reference and replace(reference, device=metrics_device(state))
     return EvalSetup(real, extractor, classifier, reference, class_names)
 
 

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from pydantic import StrictInt, StrictStr
 
-from ..atomic import atomic_write, exclusive_lock
+from ..atomic import atomic_json, atomic_write, exclusive_lock
 from ..commands import resume_hint, with_commands, with_options
 from ..config import RunConfig, decisive, differences, read_config, to_yaml
 from ..data import ImageDataset, open_dataset
@@ -338,8 +338,7 @@ def _measure(member: Member, config: RunConfig, heldout: ImageDataset, cost: Cos
         "device": _device_name(pipe.device),
         "date": datetime.date.today().isoformat(),
     }
-    text = json.dumps(result, indent=1) + "\n"
-    atomic_write(member.run.path / "result.json", lambda tmp: tmp.write_text(text, encoding="utf-8"))
+    atomic_json(member.run.path / "result.json", result)
 
 
 def _device_name(device: torch.device) -> str:

@@ -6,7 +6,6 @@ Talwalkar 2016). Every round compares at equal numbers of images: the Frechet di
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Mapping, Sequence
@@ -17,7 +16,7 @@ from typing import Annotated, TypeVar
 from accelerate.utils import broadcast_object_list
 from annotated_types import Ge
 
-from ..atomic import atomic_write
+from ..atomic import atomic_json
 from ..errors import InputError
 from ..evaluation.metrics import METRICS
 from ..evaluation.points import SamplePlan, remove_batches
@@ -163,8 +162,7 @@ class BudgetSearch:
         """Take over the main process's rounds, and write them."""
         (self.rounds,) = broadcast_object_list([rounds])
         if self.runner.state.is_main_process:
-            text = json.dumps(rounds_json(rounds), indent=1, ensure_ascii=False) + "\n"
-            atomic_write(self.out / "rounds.json", lambda tmp: tmp.write_text(text, encoding="utf-8"))
+            atomic_json(self.out / "rounds.json", rounds_json(rounds))
 
     def _is_last(self, number: int) -> bool:
         one = self.rounds[number]

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import math
 import time
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,11 +11,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from ..atomic import atomic_write
+from ..atomic import atomic_json, atomic_write
 from ..commands import command, unused_path, with_commands
-from ..data.images import BrokenImage, open_image, to_array
 from ..errors import InputError, writing
-from ..evaluation.image_set import image_files
+from ..evaluation.image_set import ImageSet, read_images
 from ..evaluation.points import choose_precision, set_up
 from ..evaluation.zero_shot import ZeroShot, classify
 from ..labels import LabelSpace
@@ -35,16 +32,6 @@ if TYPE_CHECKING:
 
 SHOWN = 20  # images that are printed
 MAX_TICKS = 30  # class names along an axis
-
-
-@dataclass(frozen=True)
-class _Images:
-    """Images uint8 [N, H, W, C], what each is called, their labels int64 [N] (None: unknown) and their origin."""
-
-    pixels: np.ndarray
-    names: list[str]
-    labels: np.ndarray | None
-    origin: str
 
 
 def classify_images(source: str | Path, request: ClassifyRequest, out: Path | None = None) -> Path:
@@ -70,7 +57,7 @@ def classify_images(source: str | Path, request: ClassifyRequest, out: Path | No
         )
     images = _read(source, request, pipe)
     set_up([pipe], precision, state.device)
-    print(f"{description}: finding the class of {len(images.pixels):,} images, {images.origin}")
+    print(f"{description}: finding the class of {len(images.pixels):,} images, {images.about['source']}")
     started, process = time.perf_counter(), objective_of(pipe, source).process
     autocast = partial(use_precision, precision, state.device)
     result = classify(
@@ -85,8 +72,7 @@ def classify_images(source: str | Path, request: ClassifyRequest, out: Path | No
     out = out or Path(unused_path(str(default_folder("classify", source, request.ema))))
     with writing(out):
         out.mkdir(parents=True, exist_ok=True)
-        text = json.dumps(record, indent=1) + "\n"
-        atomic_write(out / "classify.json", lambda tmp: tmp.write_text(text, encoding="utf-8"))
+        atomic_json(out / "classify.json", record)
         if images.labels is not None:
             figure = _figure(result, torch.from_numpy(images.labels), pipe.labels)
             atomic_write(out / "classify.png", lambda tmp: figure.savefig(tmp, format="png"))
@@ -105,34 +91,30 @@ def classify_images(source: str | Path, request: ClassifyRequest, out: Path | No
     return out
 
 
-def _read(source: str | Path, request: ClassifyRequest, pipe: ClassConditionalPipeline) -> _Images:
+def _read(source: str | Path, request: ClassifyRequest, pipe: ClassConditionalPipeline) -> ImageSet:
+    """The images to classify; `about` has what each is called, in names."""
     size, channels = pipe.unet.config.sample_size, pipe.unet.config.in_channels
     if request.images is not None:
-        pixels, files = [], image_files(Path(request.images))
-        for file in files:
-            try:
-                pixels.append(to_array(open_image(file), size, channels))
-            except BrokenImage as error:
-                raise InputError(f"broken image {file}: {error}. Replace or remove it.") from None
-        return _Images(np.stack(pixels), [str(file) for file in files], None, f"from {request.images}")
+        files, pixels = read_images(Path(request.images), size, channels)
+        return ImageSet(pixels, None, (), {"source": f"from {request.images}", "names": list(map(str, files))})
     heldout = heldout_images(source, pipe, request.data)
     if heldout is None:
         raise InputError(
             f"no labelled images are known for {source}: give --images PATH, or labelled ones by --against NAME_OR_PATH."
         )
-    n = min(request.count, len(heldout))
-    index = np.arange(n) * len(heldout) // n
+    index = heldout.evenly_spread(request.count)
     pixels, labels = heldout.gather(index)
-    return _Images(pixels, [str(i) for i in index], labels, f"held out of {heldout.name}")
+    about = {"source": f"held out of {heldout.name}", "names": list(map(str, index))}
+    return ImageSet(pixels, labels, pipe.labels.names, about)
 
 
-def _record(result: ZeroShot, images: _Images, labels: LabelSpace) -> dict:
+def _record(result: ZeroShot, images: ImageSet, labels: LabelSpace) -> dict:
     """The result as JSON values."""
     predicted, second = result.predicted.tolist(), result.second.tolist()
     spent = result.stages[-1].evaluations.tolist()
     rows = [
         {"image": name, "class": labels.name(p), "second": labels.name(s), "margin": _finite(m), "evaluations": e}
-        for name, p, s, m, e in zip(images.names, predicted, second, result.margin.tolist(), spent)
+        for name, p, s, m, e in zip(images.about["names"], predicted, second, result.margin.tolist(), spent)
     ]
     levels = zip(result.levels.sigma.tolist(), result.levels.influence.tolist())
     record = {
@@ -158,7 +140,7 @@ def _finite(value: float) -> float | None:
     return round(value, 2) if math.isfinite(value) else None
 
 
-def _report(record: dict, images: _Images) -> str:
+def _report(record: dict, images: ImageSet) -> str:
     """What is printed."""
     rows = record["images"]
     cost = f"{record['evaluations_per_image']:,.0f} network evaluations per image, {record['seconds']:,.0f} s"

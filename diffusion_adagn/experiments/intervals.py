@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 
 from pydantic import StrictStr
 
-from ..atomic import atomic_write
 from ..errors import InputError
 from ..render.text import listed, number, percent
 from ..sampling.guidance import Interval
@@ -93,12 +90,6 @@ def _interval(measured: Sensitivity, fraction: float) -> str:
 def saved_intervals(file: Path) -> Found | None:
     """What an earlier start of this sweep found; None if there was none."""
     return read_document(file, Found) if file.is_file() else None
-
-
-def save_intervals(file: Path, found: Found) -> None:
-    """Write what `saved_intervals` reads."""
-    text = json.dumps(asdict(found), indent=1) + "\n"
-    atomic_write(file, lambda tmp: tmp.write_text(text, encoding="utf-8"))
 
 
 def verdict(points: Sequence[PointResult], intervals: Sequence[str], metric: str, titles: Mapping[str, str]) -> str:

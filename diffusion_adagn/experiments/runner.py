@@ -16,9 +16,8 @@ from tqdm.auto import tqdm
 
 from ..atomic import atomic_dir
 from ..data.npz import write_npz
-from ..diffusion.schedule import ModelEval
 from ..errors import InputError
-from ..evaluation.points import Sampled, SamplePlan, metrics_device, remove_batches, sample_point
+from ..evaluation.points import PointSampler, Sampled, SamplePlan, remove_batches
 from ..evaluation.results import Results, results
 from ..evaluation.setup import EvalSetup
 from ..schema import as_document, document, read_document
@@ -87,12 +86,10 @@ class SweepRunner:
     ) -> None:
         nfe = self.costs[point].evaluations
         pipe, guide = self.models.model(point.model), self.models.guide(point.guide)
-        sampled = sample_point(
-            pipe, point.sampler, plan, self.eval_setup.extractors, batches, self.state, guide, self.save_images,
-            on_batch=lambda images: bar.update(images * nfe), count=count,
-        )  # fmt: skip
+        sampler = PointSampler(pipe, point.sampler, plan, self.eval_setup.extractors, guide, self.save_images)
+        sampled = sampler.sample(batches, self.state, lambda images: bar.update(images * nfe), count)
         if sampled is not None:
-            measured = self._evaluate(sampled, pipe.prepare(point.sampler, guide))
+            measured = results(sampled, self.eval_setup, sampler.calls, self.k)
             about = self.models.about
             hashes = {"model_hash": about[point.model].hash}
             hashes |= {} if point.guide is None else {"guide_hash": about[point.guide].hash}
@@ -102,20 +99,13 @@ class SweepRunner:
             if count is None:
                 remove_batches(batches)
 
-    def _evaluate(self, sampled: Sampled, calls: Sequence[ModelEval]) -> Results:
-        setup, device = self.eval_setup, metrics_device(self.state)
-        return results(
-            sampled, setup.reference, setup.extractor, setup.classifier, setup.class_names, calls, self.k, device
-        )
-
 
 def save_point(
     folder: Path, row: dict, measured: Results, sampled: Sampled, null_id: int | None, features: bool = False
 ) -> None:
     """Write a finished point's folder atomically. features: those of every image too."""
-    arrays = dict(measured.influence)
-    for metric, by_class in measured.class_influence.items():
-        arrays |= {f"{metric}.{c}": influence for c, influence in enumerate(by_class) if influence is not None}
+    values = measured.overall | {f"{m}.{c}": v for m, of in measured.per_class.items() for c, v in enumerate(of)}
+    arrays = {name: value.influence for name, value in values.items() if value.influence is not None}
 
     def write(tmp: Path) -> None:
         tmp.mkdir()

@@ -10,7 +10,7 @@ from pydantic import BeforeValidator, Field
 
 from ..config import MAX_EMA_LENGTH, DataConfig, Device, Precision
 from ..errors import InputError, UsageError
-from ..evaluation.settings import EvalSettings
+from ..evaluation.settings import EvalConfig
 from ..runs.weights import parse_ema
 from ..sampling.settings import EMA_HELP, Ema, Numbers, SamplerSettings, parse_numbers, scales_of, split_words
 from ..schema import AS_GIVEN, NO_OPTION, Layer, Option, build, settings
@@ -32,16 +32,7 @@ AXES = (
     "guidance.interval",
     "guidance.scale",
 )
-TEXT_AXES = (
-    "guide",
-    "churn",
-    "guidance.interval",
-    "guidance.schedule",
-    "guidance.rule",
-    "guidance.negative",
-    "sampler",
-    "spacing",
-)  # the others are numbers
+NUMBER_AXES = ("steps", "eta", "guidance.threshold", "guidance.rescale", "guidance.scale")  # the others are texts
 
 
 def parse_axes(texts: Mapping[str, str], labels: Mapping[str, str]) -> dict[str, tuple[Any, ...]]:
@@ -59,7 +50,7 @@ def parse_axes(texts: Mapping[str, str], labels: Mapping[str, str]) -> dict[str,
         words: list[Any] = split_words(text, labels[key])
         if key == "guidance.rule":
             words = rule_words(words)
-        if key not in TEXT_AXES:
+        if key in NUMBER_AXES:
             try:
                 words = [number for word in words for number in ([word] if word == "none" else parse_numbers((word,)))]
             except ValueError as error:
@@ -114,7 +105,7 @@ Emas = Annotated[tuple[float | str, ...], BeforeValidator(_emas)]
 
 
 @settings(frozen=True)
-class SweepRequest(EvalSettings):
+class SweepRequest(EvalConfig):
     """What to sweep: every combination of the values of the axes."""
 
     axes: Annotated[dict[str, tuple[Any, ...]], NO_OPTION] = field(default_factory=dict)

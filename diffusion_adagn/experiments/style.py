@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from tqdm.auto import tqdm
 
-from ..atomic import atomic_write
+from ..atomic import atomic_json, atomic_write
 from ..commands import command, unused_path, with_commands
 from ..errors import InputError, writing
 from ..evaluation.points import choose_precision, set_up
@@ -77,8 +76,7 @@ def show_styles(source: str | Path, request: StyleRequest, out: Path | None = No
             for sheet in sheets:
                 image = _draw(pipe, request, sheet, bar)
                 atomic_write(out / sheet.file, lambda tmp, image=image: image.save(tmp, format="png"))
-        text = json.dumps(record, indent=1) + "\n"
-        atomic_write(out / "style.json", lambda tmp: tmp.write_text(text, encoding="utf-8"))
+        atomic_json(out / "style.json", record)
     if lines := _table(found, pipe, request):
         print("\n".join(lines))
     for sheet in sheets:

@@ -13,10 +13,10 @@ from pathlib import Path
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 
-from ..atomic import atomic_write, exclusive_lock
+from ..atomic import atomic_json, atomic_write, exclusive_lock
 from ..commands import resume_hint, unused_path, with_commands, with_options
 from ..errors import InputError, writing
-from ..evaluation.extractors.base import described
+from ..evaluation.extractors.base import record_of
 from ..evaluation.points import (
     SamplePlan,
     choose_precision,
@@ -24,7 +24,7 @@ from ..evaluation.points import (
     inactive_interval_note,
 )
 from ..evaluation.results import versions
-from ..evaluation.setup import bench_of_model
+from ..evaluation.setup import setup_of_model
 from ..runtime.distributed import process_state
 from ..runtime.precision import AUTOCAST
 from ..sampling.guidance import Guidance
@@ -32,7 +32,7 @@ from ..sampling.pipeline import ClassConditionalPipeline
 from ..schema import document, read_document
 from .budget import BudgetSearch, Round, budget_record, rounds_json
 from .cost import PointCost, extraction_seconds, format_cost
-from .intervals import FILE, Found, find_intervals, save_intervals, saved_intervals
+from .intervals import FILE, Found, find_intervals, saved_intervals
 from .models import SweepModels, check_alike, kind_of_images
 from .points import Grid, SweepPoint, grid_of
 from .runner import REFERENCE, SweepRunner, load_point
@@ -93,7 +93,7 @@ def sweep(sources: str | Sequence[str], request: SweepRequest, out: Path, comman
     costs, notes = prepare_points(grid, models)
     points = list(costs)
     plan = _make_plan(request, models.model(grid.models[0]))
-    eval_setup = bench_of_model(grid.models[0].path, models.model(grid.models[0]), plan, request, state)
+    eval_setup = setup_of_model(grid.models[0].path, models.model(grid.models[0]), plan, request, state)
     runner = SweepRunner(models, eval_setup, request.k, state, costs, request.save_images, request.save_features)
     if state.is_main_process:
         with writing(out):
@@ -102,7 +102,7 @@ def sweep(sources: str | Sequence[str], request: SweepRequest, out: Path, comman
         if state.is_main_process:
             _open_output_dir(out, _comparable_settings(runner, grid, plan) | budget_record(request.budget), command)
             if found is not None:
-                save_intervals(out / FILE, found)
+                atomic_json(out / FILE, dataclasses.asdict(found))
                 notes = [found.sentence(), *notes]
             _print_plan(grid, points, plan, runner, notes, out)
         state.wait_for_everyone()
@@ -365,17 +365,13 @@ def _sweep_record(
         row_names=tuple(map(labels.name, plan.classes)),
         swept={key: distinct for key, distinct in values.items() if len(distinct) > 1},
         reference={} if eval_setup.reference is None else eval_setup.reference.about,
-        extractor={}
-        if eval_setup.extractor is None
-        else described(eval_setup.extractor) | eval_setup.extractor.to_dict(),
+        extractor=record_of(eval_setup.extractor),
         seed=plan.seed,
         count=plan.count,
         precision=plan.precision,
         batch_size=plan.batch_size,
         command=command,
-        classifier={}
-        if eval_setup.classifier is None
-        else described(eval_setup.classifier) | eval_setup.classifier.to_dict(),
+        classifier=record_of(eval_setup.classifier),
         guide_hash=None if guide is None else about[guide].hash,
         weights={str(weights): record.to_dict() for weights, record in about.items()} if grid.varied else {},
         rounds=rounds_json(rounds)["rounds"],

@@ -3,7 +3,8 @@
 import itertools
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
@@ -764,6 +765,18 @@ def _params(layer: type[ConditioningLayer], plain: Tensor, attended: Tensor | No
     tokens = len(layer.token_params)
     parts = plain.chunk(len(layer.Params._fields) - tokens, dim=-1)
     return layer.Params(*parts, *(attended.chunk(tokens, dim=-1) if tokens else ()))
+
+
+@contextmanager
+def frozen(unet: AdaGNUNet) -> Iterator[None]:
+    """No gradient and no dropout in the block."""
+    training = unet.training
+    unet.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        unet.train(training)
 
 
 def _width(model_channels: int, mult: float) -> int:

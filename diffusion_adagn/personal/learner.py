@@ -4,7 +4,6 @@ import copy
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -12,6 +11,7 @@ from torch import Tensor
 from ..data.rng import SampleOrder, normal, uniforms
 from ..diffusion.loss import DiffusionLoss
 from ..diffusion.process import Level
+from ..evaluation.heldout import Batch, HeldOut, losses_under
 from ..models.learned import LearnedClass, LowRank
 from ..models.unet import AdaGNUNet
 from .settings import LearnRequest
@@ -22,35 +22,6 @@ START_EVALUATIONS = 4096  # of the network, to choose the nearest class
 AVERAGE = 0.97  # decay of the average of the tensors over the steps
 WARM_UP = 10  # steps
 TOLERANCE = 0.2  # part of the fall of the held-out loss that may be lost again
-
-
-@dataclass(frozen=True)
-class Pairs:
-    """Images with fixed noise levels and noises: x0 and noise [B, C, H, W], level of tensors [B]."""
-
-    x0: Tensor
-    noise: Tensor
-    level: Level
-
-    @classmethod
-    def of(cls, images: Tensor, count: int, loss: DiffusionLoss, seed: int) -> "Pairs":
-        """`count` pairs: the levels evenly spread over the training noise, the images in turn."""
-        places = torch.arange(count)
-        u = (places.double() + 0.5) / count
-        level = loss.process.draw(u, cell=0.0)[0].to(images.device)
-        noise = normal(seed, "heldout", places, tuple(images.shape[1:])).to(images.device)
-        return cls(images[places % len(images)], noise, level)
-
-    @torch.no_grad()
-    def losses(self, unet: AdaGNUNet, loss: DiffusionLoss, label: int) -> Tensor:
-        """The loss of each pair under a label, float32 [B]."""
-        parts = []
-        for rows in torch.arange(len(self.x0)).split(MAX_ROWS):
-            x0, noise, level = self.x0[rows], self.noise[rows], Level(*(value[rows] for value in self.level))
-            y = torch.full((len(rows),), label, device=x0.device)
-            output = unet(loss.process.add_noise(x0, noise, level), level.time, y).sample
-            parts.append(loss.loss(output, x0, noise, level))
-        return torch.cat(parts)
 
 
 class Learner:
@@ -90,7 +61,7 @@ class Learner:
             start,
         )
         self.has_heldout, self.step, self.best_step = bool(len(heldout)), 0, 0
-        self.pairs = Pairs.of(heldout if self.has_heldout else images, PAIRS, loss, request.seed)
+        self.pairs = _pairs(heldout if self.has_heldout else images, PAIRS, loss, request.seed)
         table = unet.embedding.classes.weight
         rows = 1 if request.depth == "vector" else len(unet.sites())
         layers = new_changes(unet, request) if request.depth == "layers" else {}
@@ -138,7 +109,8 @@ class Learner:
     def measure(self) -> float:
         """The mean loss of the averaged tensors on the fixed pairs."""
         with self.using(self.average):
-            return self.pairs.losses(self.unet, self.loss, self.label).mean().item()
+            loss = self.loss
+            return losses_under(self.unet, self.pairs, loss.process, loss.loss, self.label).mean().item()
 
     @contextmanager
     def using(self, learned: LearnedClass) -> Iterator[None]:
@@ -195,11 +167,16 @@ def class_losses(
 ) -> Tensor:
     """The mean loss of the images [N, C, H, W] under each of the classes, float32 [classes]: the same noises for all."""
     count = max(8, min(PAIRS, START_EVALUATIONS // classes))
-    pairs, means = Pairs.of(images, count, loss, seed), []
+    pairs, means = _pairs(images, count, loss, seed), []
     for label in range(classes):
-        means.append(pairs.losses(unet, loss, label).mean())
+        means.append(losses_under(unet, pairs, loss.process, loss.loss, label).mean())
         on_class()
     return torch.stack(means)
+
+
+def _pairs(images: Tensor, count: int, loss: DiffusionLoss, seed: int) -> list[Batch]:
+    """Images [N, C, H, W] in turn, at fixed noise levels and noises."""
+    return list(HeldOut.of(images, count, loss.process, seed).batches(MAX_ROWS, images.device))
 
 
 def start_vector(unet: AdaGNUNet, label: int | None) -> Tensor:

@@ -62,6 +62,15 @@ class Weights:
         return cls.parse_all(text)[0]
 
     @classmethod
+    def of(cls, text: str | Path, ema: float | str) -> Weights:
+        """The weights that a text means, with the EMA length `ema` if it names none. Raises InputError as `parse`, and for another `ema`."""
+        try:
+            ema = parse_ema(ema)
+        except ValueError as error:
+            raise InputError(f"ema: {error}.") from None
+        return cls.parse(text).with_ema(ema)
+
+    @classmethod
     def parse_all(cls, text: str | Path) -> list[Weights]:
         """The weights that a text means: several, in the order of their steps, for RUN@*.
 

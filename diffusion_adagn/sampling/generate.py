@@ -1,6 +1,5 @@
 """Sample images into a folder: PNGs, one labelled grid, samples.json; split over processes, one batch in memory at a time."""
 
-import json
 import re
 import time
 from collections.abc import Sequence
@@ -18,7 +17,7 @@ from PIL import Image
 from pydantic import AfterValidator, StrictStr
 from tqdm.auto import tqdm
 
-from ..atomic import atomic_write, exclusive_lock
+from ..atomic import atomic_json, exclusive_lock
 from ..commands import overwrite_hint, unused_path
 from ..data.npz import write_npz
 from ..diffusion.schedule import ModelEval
@@ -43,7 +42,7 @@ from .pretrained import model_hash
 from .rules import Rule
 from .settings import SampleRequest, SamplerSettings
 
-NPZ = "samples.npz"
+NPZ, INDEX = "samples.npz", "samples.json"
 MIN_ACTIVATION_RATIO = 16  # activations of training / memory of sampling, at least
 GRID_ROWS, GRID_COLUMNS = 40, 24  # maximum in the grid; every image is saved as a file
 
@@ -160,7 +159,7 @@ def sample_to_folder(
                 **ema_record(pipe),
             }
             record = _record(planned, model, request, labels, plans, evaluations)
-            _write_json(out, {"unfinished": True} | record)  # marks the folder if sampling is interrupted
+            atomic_json(out / INDEX, {"unfinished": True} | record)  # marks the folder if sampling is interrupted
         networks = [(pipe.unet, 2 if guided and guide is None and not pipe.one_pass else 1)] + (
             [(guide.unet, 1)] if guide else []
         )
@@ -173,10 +172,8 @@ def sample_to_folder(
             if request.npz:
                 _write_npz(out, planned, request.scales, labels.null_id)
             shown = _draw_grid(out, planned, request, plans)
-            _write_json(out, record)
-            print(
-                f"\n{len(planned)} images in {out}, listed in {out / 'samples.json'}\nLook at  {out / 'grid.png'}{shown}"
-            )
+            atomic_json(out / INDEX, record)
+            print(f"\n{len(planned)} images in {out}, listed in {out / INDEX}\nLook at  {out / 'grid.png'}{shown}")
     return out
 
 
@@ -312,11 +309,6 @@ def _record(
     return content
 
 
-def _write_json(out: Path, record: dict) -> None:
-    text = json.dumps(record, indent=1, ensure_ascii=False) + "\n"
-    atomic_write(out / "samples.json", lambda tmp: tmp.write_text(text, encoding="utf-8"))
-
-
 def _write_npz(out: Path, planned: list[PlannedImage], scales: Sequence[float], null_id: int | None) -> None:
     """samples.npz, or one per scale."""
     for scale in scales:
@@ -386,7 +378,7 @@ def _clear(out: Path, overwrite: bool, command: str = "") -> None:
             partial.unlink()
     if all(p.is_dir() and re.fullmatch(r"step-\d{8}.*", p.name) for p in out.iterdir()):  # the default folders of a run
         return
-    index = out / "samples.json"
+    index = out / INDEX
     if not index.is_file() or not overwrite:
         foreign = f"{out} holds files that are not samples of this program: give another --out."
         raise InputError(overwrite_hint(f"{out} already holds samples", command, out) if index.is_file() else foreign)

@@ -4,12 +4,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..config import RunConfig
-from ..errors import InputError
 from ..models.unet import AdaGNUNet
 from ..runs.class_file import files_in, run_id
 from ..runs.layout import RunFolder, checkpoint_of
 from ..runs.recorded import recorded_config
-from ..runs.weights import Weights, parse_ema
+from ..runs.weights import Weights
 from .pipeline import ClassConditionalPipeline
 from .pretrained import check_has, checkpoint_parts, run_parts
 
@@ -39,11 +38,7 @@ def open_pipeline(
 
 
 def _open(path: str | Path, ema: float | str) -> tuple[ClassConditionalPipeline, str]:
-    try:
-        ema = parse_ema(ema)
-    except ValueError as error:
-        raise InputError(f"ema: {error}.") from None
-    weights = Weights.parse(path).with_ema(ema)
+    weights = Weights.of(path, ema)
     path, ema = weights.path, weights.ema
     run, checkpoint = RunFolder(path), checkpoint_of(path, ema)
     if checkpoint is not None:

@@ -44,7 +44,7 @@ from ..render.grids import captioned_grid
 from ..runs.class_file import run_id
 from ..runs.layout import loads_checkpoint, pipeline_folder
 from ..runs.recorded import recorded_config
-from ..runs.weights import Weights, parse_ema
+from ..runs.weights import Weights
 from ..schema import short_repr
 from .card import model_card
 from .class_mix import ClassBySteps, ClassMix, ClassPlan, modulation_table
@@ -831,11 +831,7 @@ class ClassConditionalPipeline(DiffusionPipeline):
             f"a model is a folder or a hub id, not {short_repr(path)}.": not isinstance(path, str | os.PathLike),
         }
         reject_first(faults)
-        try:
-            ema = parse_ema(ema)
-        except ValueError as error:
-            raise InputError(f"ema: {error}.") from None
-        weights = Weights.parse(path).with_ema(ema)
+        weights = Weights.of(path, ema)
         path, ema = weights.path, weights.ema
         if loads_checkpoint(path, ema):
             pipe = cls(**checkpoint_parts(path, ema))

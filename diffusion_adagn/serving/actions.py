@@ -17,12 +17,12 @@ from torch import nn
 from ..commands import command, with_options
 from ..data import ImageDataset
 from ..errors import InputError, reject_first
+from ..evaluation.label_usage import label_check as check_label
 from ..sampling.class_mix import ClassMix, ClassPlan
 from ..sampling.pipeline import MAX_SEED, to_pixels
 from ..sampling.plan import PlannedImage, image_record, planned_images, plans_of
 from ..sampling.settings import SampleRequest, SamplerSettings
 from ..schema import fields_of
-from ..trace.label_check import label_check as check_label
 from ..trace.report import Section, TraceReport, TraceResults
 from ..trace.tracing import heldout_images, measure_influence, objective_of
 from .explain import explain_class, explain_model

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..diffusion.schedule import ModelEval
 from ..errors import InputError, did_you_mean, failed_allocation, out_of_memory
+from ..evaluation.label_usage import Verdict
 from ..models.cost import estimate_cost
 from ..runs.layout import checkpoint_of
 from ..runs.recorded import run_name_parts
@@ -26,7 +27,6 @@ from ..sampling.plan import PlannedImage
 from ..sampling.pretrained import model_hash
 from ..sampling.settings import SamplerSettings
 from ..trace.atlas import Atlas
-from ..trace.label_check import Verdict
 from .metrics import Metrics
 from .settings import ModelSettings
 from .worker import Batch, Job, Unavailable, Worker

@@ -20,21 +20,6 @@ NETWORK_HALVES = {"down": "encoder", "middle": "middle", "up": "decoder"}
 # ---------------------------------------------------------------------- one site
 
 
-@dataclass(frozen=True)
-class VarianceFractions:
-    """Fractions of the variance of a field due to time, to the class, and to their interaction; they sum to 1."""
-
-    time: float
-    label: float
-    interaction: float
-
-
-def variance_fractions(f: ModulationField) -> VarianceFractions | None:
-    """The parts of a field's variance over its grid, summed over its channels. None where nothing varies."""
-    parts = [float(part.sum()) for part in (f.by_time, f.by_class, f.by_both)]
-    return VarianceFractions(*(part / sum(parts) for part in parts)) if sum(parts) else None
-
-
 def gain_and_shift(site: SiteAtlas) -> tuple[np.ndarray, np.ndarray]:
     """The gain w (1 + gamma) and the shift b (1 + gamma) + beta of each channel, both [T, stored classes, channels].
 
@@ -103,12 +88,22 @@ class Variance(NamedTuple):
     def class_fraction(self) -> float | None:
         return self.classes / self.total if self.total else None
 
+    @property
+    def fractions(self) -> "Variance | None":
+        """The same as fractions, which sum to 1. None where nothing varies."""
+        return Variance(*(part / self.total for part in self)) if self.total else None
+
     def plus(self, other: "Variance") -> "Variance":
         return Variance(*(a + b for a, b in zip(self, other)))
 
 
 def variance(f: ModulationField) -> Variance:
     return Variance(*(float(part.sum()) for part in (f.by_time, f.by_class, f.by_both)))
+
+
+def variance_fractions(f: ModulationField) -> Variance | None:
+    """The fractions of a field's variance over its grid, summed over its channels. None where nothing varies."""
+    return variance(f).fractions
 
 
 def variances(atlas: Atlas) -> dict[str, dict[str, Variance]]:

@@ -20,7 +20,7 @@ from tqdm.auto import tqdm
 from ..diffusion.process import Process
 from ..errors import InputError
 from ..labels import LabelSpace
-from ..models.unet import AdaGNUNet, Site
+from ..models.unet import AdaGNUNet, Site, frozen
 from ..renamed import renamed_arguments
 from ..schema import short_repr
 from .levels import NoiseLevels, evenly_spread
@@ -149,9 +149,7 @@ class Atlas:
         builder = _AtlasBuilder(len(grid), k, {i: index for index, i in enumerate(stored)}, bool(k))
         device = unet.device
         pairs = [(a, i) for a in range(len(grid)) for i in (ids or [0])]
-        was_training = unet.training
-        unet.eval()
-        try:
+        with frozen(unet):
             for start in tqdm(
                 range(0, len(pairs), BATCH_ROWS), desc="atlas", unit="batch", disable=not progress, leave=False
             ):
@@ -162,8 +160,6 @@ class Atlas:
                 builder.add(batch, {site.name: m[site.name] for site in unet.sites()})
             scales = shown_scales(unet)
             changes = scale_changes(unet, grid, scales) if len(scales) else {}
-        finally:
-            unet.train(was_training)
         sites = {}
         for site in unet.sites():
             norm = unet.get_submodule(site.name)

@@ -8,11 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..data.rng import normal
 from ..diffusion.loss import DiffusionLoss
-from ..diffusion.process import Level
+from ..evaluation.heldout import HeldOut, losses_under
 from ..evaluation.label_usage import gap_verdict
-from ..models.unet import AdaGNUNet
 from ..render.grids import labelled_grid
 from ..sampling.pipeline import ClassConditionalPipeline, to_pixels
 from .levels import evenly_spread
@@ -225,27 +223,14 @@ def is_used(
 ) -> Used:
     """Compare the losses on x0 [N, C, H, W] under the new label and under the nearest classes; `near`: nearest first."""
     rounds = max(1, PAIRS // len(x0))
-    image = torch.arange(len(x0)).repeat(rounds)
+    pairs = list(HeldOut.of(x0, rounds * len(x0), loss.process).batches(MAX_ROWS, x0.device))
     others = pipe.labels.parse([f"name:{name}" for name in near[:NAMED]])
-    losses = {y: _losses(pipe.unet, loss, x0, image, y).view(rounds, len(x0)).mean(0) for y in (label, *others)}
+    losses = {y: losses_under(pipe.unet, pairs, loss.process, loss.mse, y).cpu().double() for y in (label, *others)}
+    losses = {y: values.view(rounds, len(x0)).mean(0) for y, values in losses.items()}
     best = min(others, key=lambda y: losses[y].mean().item())
     difference, n = losses[best] - losses[label], len(x0)
     half = 1.96 * difference.std().item() / math.sqrt(n) if n > 1 else math.nan
     return Used(pipe.labels.name(best), losses[label].mean().item(), difference.mean().item(), half, n, heldout)
-
-
-def _losses(unet: AdaGNUNet, loss: DiffusionLoss, x0: Tensor, image: Tensor, label: int) -> Tensor:
-    """The loss of each pair, float64 [pairs]: always the same levels, evenly spread, and noises."""
-    count = len(image)
-    level = loss.process.draw((torch.arange(count).double() + 0.5) / count, cell=0.0)[0].to(x0.device)
-    parts = []
-    for rows in torch.arange(count).split(MAX_ROWS):
-        here, clean = Level(*(value[rows] for value in level)), x0[image[rows]]
-        noise = normal(0, "heldout", rows, tuple(x0.shape[1:])).to(x0.device)
-        y = torch.full((len(rows),), label, device=x0.device)
-        output = unet(loss.process.add_noise(clean, noise, here), here.time, y).sample
-        parts.append(loss.mse(output, clean, noise, here).cpu().double())
-    return torch.cat(parts)
 
 
 def neighbours(pipe: ClassConditionalPipeline, label: int, x0: Tensor) -> Neighbours:

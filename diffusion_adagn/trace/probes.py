@@ -4,8 +4,7 @@ edited = swap(m, other, names)  # the modulation m, with the named sites taken f
 influence = probe(unet, objective, x0, labels, times, "swap")
 """
 
-from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -18,7 +17,7 @@ from ..data.rng import normal, uniform
 from ..diffusion.loss import DiffusionLoss
 from ..diffusion.process import Level, Process
 from ..errors import InputError
-from ..models.unet import AdaGNUNet, Modulation
+from ..models.unet import AdaGNUNet, Modulation, frozen
 from ..runtime.distributed import to_float64
 from .levels import NoiseLevels
 
@@ -60,18 +59,6 @@ class Influence:
     all_sites: np.ndarray
 
 
-@contextmanager
-def _evaluation_mode(unet: AdaGNUNet) -> Iterator[None]:
-    """Without dropout and without gradients."""
-    training = unet.training
-    unet.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        unet.train(training)
-
-
 def probe(
     unet: AdaGNUNet,
     objective: DiffusionLoss,
@@ -108,7 +95,7 @@ def probe(
     noise = normal(0, "heldout", torch.arange(len(x0)), tuple(x0.shape[1:])).to(x0)
     change, all_sites = np.zeros((len(groups), len(timesteps))), np.zeros(len(timesteps))
     middle, process = float(timesteps[len(timesteps) // 2]), objective.process
-    with _evaluation_mode(unet):
+    with frozen(unet):
         for column, step in enumerate(tqdm(timesteps, desc=f"probe {intervention}", disable=not progress, leave=False)):
             level = process.level(torch.full((len(x0),), step)).to(x0.device)
             x_t, t = process.add_noise(x0, noise, level), level.time
@@ -167,7 +154,7 @@ def label_sensitivity(
     other = _other_labels(unet, labels, "null" if unet.config.null_class else "swap")
     noise = normal(0, "heldout", torch.arange(len(x0)), tuple(x0.shape[1:])).to(x0)
     process, x0_change, prediction_change = objective.process, [], []
-    with _evaluation_mode(unet):
+    with frozen(unet):
         for step in timesteps:
             level = process.level(torch.full((len(x0),), step)).to(x0.device)
             x_t = process.add_noise(x0, noise, level)

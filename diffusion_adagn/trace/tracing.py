@@ -16,6 +16,7 @@ from ..diffusion.loss import DiffusionLoss, normalize_images
 from ..diffusion.process import Process
 from ..diffusion.schedule import make_process
 from ..errors import InputError
+from ..evaluation.label_usage import OPEN, UNUSED, Verdict, label_check
 from ..runs.class_file import ClassRecord, read_record
 from ..runs.recorded import free_default_folder, recorded_config, recorded_data
 from ..runtime.distributed import process_state
@@ -26,7 +27,6 @@ from ..sampling.pretrained import model_hash
 from ..training.export import sample_command
 from .analysis import class_geometry, drift
 from .atlas import Atlas
-from .label_check import OPEN, UNUSED, Verdict, label_check
 from .learned import LearnedTrace, trace_learned
 from .levels import evenly_spread
 from .probes import Influence, Sensitivity, label_sensitivity, probe
@@ -195,8 +195,7 @@ def probe_images(
     """x0 [N, C, H, W] in [-1, 1] and labels [N] (None without classes): held-out ones, evenly spaced, or sampled."""
     k = pipe.labels.K
     if heldout is not None:
-        n = min(count, len(heldout))
-        pixels, labels = heldout.gather(np.arange(n) * len(heldout) // n)
+        pixels, labels = heldout.gather(heldout.evenly_spread(count))
         x0 = normalize_images(torch.from_numpy(pixels)).to(pipe.device)
         return x0, torch.from_numpy(labels).to(pipe.device) if k else None
     classes = [i % k for i in range(count)] if k else "null"

@@ -51,8 +51,9 @@ def loss_by_level(
     Returns:
         L and ln sigma, float64 [LEVELS] each.
     """
-    log_sigma, device, n = np.linspace(*RANGE, LEVELS), unet.device, min(IMAGES, len(dataset))
-    pixels, labels = dataset.gather(np.arange(n) * len(dataset) // n)
+    log_sigma, device = np.linspace(*RANGE, LEVELS), unet.device
+    pixels, labels = dataset.gather(dataset.evenly_spread(IMAGES))
+    n = len(labels)
     x0 = normalize_images(torch.from_numpy(pixels)).to(device)
     y = torch.from_numpy(labels).to(device) if unet.config.num_classes else None
     noise = normal(0, "heldout", torch.arange(n), tuple(x0.shape[1:])).to(device)

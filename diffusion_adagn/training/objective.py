@@ -1,14 +1,11 @@
 """What a training pass minimizes: the loss of the network's output, or of a network that reads the guidance scale."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import torch
 from torch import Tensor, nn
 
 from ..config import RunConfig
 from ..diffusion.loss import DiffusionLoss
-from ..models.unet import AdaGNUNet
+from ..models.unet import AdaGNUNet, frozen
 from .loader import Batch
 from .teacher import Teacher
 
@@ -65,18 +62,6 @@ class Objective:
         with frozen(self.unet):
             output = self.unet(x, batch.level.time, labels, augment=batch.augment).sample
         return output[:, : x.shape[1]].float()
-
-
-@contextmanager
-def frozen(unet: AdaGNUNet) -> Iterator[None]:
-    """No gradient and no dropout in the block."""
-    training = unet.training
-    unet.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        unet.train(training)
 
 
 def forward_passes(config: RunConfig) -> int:

@@ -2,14 +2,13 @@
 
 from collections.abc import Callable
 
-import numpy as np
 import torch
 
 from ..commands import command
 from ..config import TrainingConfig
 from ..data import ImageDataset
-from ..data.rng import normal
-from ..diffusion.loss import DiffusionLoss, normalize_images
+from ..diffusion.loss import DiffusionLoss
+from ..evaluation.heldout import HeldOut
 from ..evaluation.zero_shot import classify
 from ..models.unet import AdaGNUNet
 from ..runs.layout import label_space
@@ -60,13 +59,13 @@ class Validation:
         return {"suggested_noise_mean": mean, "suggested_noise_std": std}
 
     def _accuracy(self, say: Callable[[str], None]) -> dict[str, float]:
-        t, n = self.trainer, min(CLASSIFIED, len(self.heldout))
-        pixels, labels = self.heldout.gather(np.arange(n) * len(self.heldout) // n)
+        t = self.trainer
+        pixels, labels = self.heldout.gather(self.heldout.evenly_spread(CLASSIFIED))
         images, rows = torch.from_numpy(pixels), t.images_per_pass
         found = classify(t.ema.model, t.loss.process, images, DRAWS, rows, t.accelerator.autocast, progress=True)
         accuracy = (found.predicted == torch.from_numpy(labels)).double().mean().item()
         say(
-            f"classes   the loss finds the right class of {accuracy:.0%} of {n} held-out images "
+            f"classes   the loss finds the right class of {accuracy:.0%} of {len(labels)} held-out images "
             f"(by chance {1 / label_space(t.config).K:.0%}); more by: {command('classify', t.run.path)}"
         )
         return {"zero_shot_accuracy": accuracy}
@@ -81,17 +80,14 @@ def heldout_loss(
 
     max_rows: images per call of the network; None: training.batch_size.
     """
-    n = min(len(dataset), MAX_HELDOUT)
-    total = 0.0
-    for positions in torch.arange(n).split(max_rows or training.batch_size):
-        pixels, labels = dataset.gather((positions * len(dataset) // n).numpy())
-        x0 = normalize_images(torch.from_numpy(pixels)).to(device)
-        # the next float64 above: then floor(u T) is exact for timesteps
-        u = torch.nextafter(positions.double() / n, torch.tensor(1.0, dtype=torch.float64))
-        level = loss.process.draw(u, cell=1 / n)[0].to(device)
-        noise = normal(training.seed, "heldout", positions, tuple(x0.shape[1:])).to(device)
-        y = torch.from_numpy(labels).to(device) if unet.config.num_classes else None
+    image = torch.from_numpy(dataset.evenly_spread(MAX_HELDOUT))
+    n, labels, total = len(image), torch.from_numpy(dataset.labels[image.numpy()]), 0.0
+    # the next float64 above: then floor(u T) is exact for timesteps
+    u = torch.nextafter(torch.arange(n).double() / n, torch.tensor(1.0, dtype=torch.float64))
+    pairs = HeldOut(dataset, image, loss.process.draw(u, cell=1 / n)[0], training.seed)
+    for batch in pairs.batches(max_rows or training.batch_size, device):
+        y = labels[batch.places].to(device) if unet.config.num_classes else None
         with autocast():
-            output = unet(loss.process.add_noise(x0, noise, level), level.time, y).sample
-        total += loss.loss(output, x0, noise, level).sum().item()
+            output = unet(batch.noisy(loss.process), batch.level.time, y).sample
+        total += loss.loss(output, batch.x0, batch.noise, batch.level).sum().item()
     return total / n

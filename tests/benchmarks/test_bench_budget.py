@@ -4,14 +4,14 @@ import numpy as np
 import pytest
 
 from benchmarks.budget import Distances, balanced_order, report, simulate
+from diffusion_adagn.evaluation.features import FeatureSet
 from diffusion_adagn.evaluation.metrics import frechet, kid
-from diffusion_adagn.evaluation.reference import Reference
 
 
 @pytest.fixture(scope="module")
 def reference():
     features = np.random.default_rng(0).normal(size=(300, 4)).astype(np.float32)
-    return Reference(features, None, (), None, {"name": "x", "extractor": {"name": "e"}})
+    return FeatureSet(features, about={"name": "x", "extractor": {"name": "e"}})
 
 
 def sampled(shift, seed=1, count=60):
@@ -22,9 +22,9 @@ def test_distances_of_a_part_are_those_of_its_images(reference):
     one, other = (Distances.of(sampled(shift), reference) for shift in (0.0, 0.5))
     images = np.array([3, 50, 7, 20, 33, 41, 9, 12])
     difference = one.kid(images) - other.kid(images)
-    expected = [kid(x.pooled[images], reference.features).value for x in (one, other)]
+    expected = [kid(x.pooled[images], reference.pooled).value for x in (one, other)]
     assert difference == pytest.approx(expected[0] - expected[1], rel=1e-4)
-    expected = frechet(one.pooled[images], reference.target().gaussian).value
+    expected = frechet(one.pooled[images], reference.gaussian).value
     assert one.frechet(images) == pytest.approx(expected, rel=1e-6) and one.frechet(images[:4]) is None
 
 

@@ -17,7 +17,7 @@ from diffusion_adagn.data import open_dataset
 from diffusion_adagn.data.npz import read_npz, write_npz
 from diffusion_adagn.diffusion.schedule import make_scheduler
 from diffusion_adagn.evaluation import points
-from diffusion_adagn.evaluation.extractors import Features
+from diffusion_adagn.evaluation.features import FeatureSet
 from diffusion_adagn.evaluation.metrics import METRICS
 from diffusion_adagn.evaluation.report import titles
 
@@ -33,7 +33,7 @@ class Quarters:
     def __call__(self, pixels):
         n, h, w, _ = pixels.shape
         quarters = pixels.reshape(n, 2, h // 2, 2, w // 2, -1).mean((2, 4, 5)).reshape(n, 4)
-        return Features((quarters / 255).astype(np.float32))
+        return FeatureSet((quarters / 255).astype(np.float32))
 
     def to_dict(self):
         return {}
@@ -45,7 +45,7 @@ class Rows(Quarters):
     name, hash, dimension = "rows", "1" * 16, 8
 
     def __call__(self, pixels):
-        return Features((pixels.mean((2, 3)) / 255).astype(np.float32))
+        return FeatureSet((pixels.mean((2, 3)) / 255).astype(np.float32))
 
 
 class Fid(Quarters):
@@ -253,7 +253,7 @@ def test_empty_class_folder_is_measured(data, tmp_path):
 def test_stopped_evaluation_resumes_same_settings(model, data, tmp_path, capsys, monkeypatch):
     argv = ["--against", data, *CHEAP, "--count", 12, "--steps", 2, "--batch_size", 4]
     assert evaluate(model, tmp_path / "whole", *argv) == 0
-    batch, made = points._batch, []
+    batch, made = points.PointSampler._batch, []
 
     def stops(*args):
         if len(made) == 2:
@@ -261,7 +261,7 @@ def test_stopped_evaluation_resumes_same_settings(model, data, tmp_path, capsys,
         made.append(args)
         return batch(*args)
 
-    monkeypatch.setattr(points, "_batch", stops)
+    monkeypatch.setattr(points.PointSampler, "_batch", stops)
     assert evaluate(model, tmp_path / "e", *argv, debug=False) == 130
     assert {p.name for p in (tmp_path / "e").iterdir()} == {"batches"}
     assert "Stopped" in capsys.readouterr().out
@@ -272,7 +272,7 @@ def test_stopped_evaluation_resumes_same_settings(model, data, tmp_path, capsys,
     assert not (tmp_path / "e/batches").exists()
     made.clear()
     assert evaluate(model, tmp_path / "e2", *argv, debug=False) == 130
-    monkeypatch.setattr(points, "_batch", batch)
+    monkeypatch.setattr(points.PointSampler, "_batch", batch)
     assert evaluate(model, tmp_path / "e2", *argv, "--guidance", 2) == 0
     assert "going on" not in capsys.readouterr().out
     assert values(tmp_path / "e2") != values(tmp_path / "whole")
@@ -283,7 +283,7 @@ def test_finished_evaluation_is_shown_again(model, data, tmp_path, capsys, monke
     assert evaluate(model, out, *argv) == 0
     first, made = (out / "evaluation.json").read_text(), []
     capsys.readouterr()
-    monkeypatch.setattr(points, "_batch", lambda *args: made.append(args))
+    monkeypatch.setattr(points.PointSampler, "_batch", lambda *args: made.append(args))
     assert evaluate(model, out, *argv) == 0
     text = capsys.readouterr().out
     assert "holds this evaluation already" in text and "Accuracy" in text and not made

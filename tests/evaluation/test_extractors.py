@@ -16,7 +16,7 @@ from diffusion_adagn import InputError, LabelSpace, open_dataset
 from diffusion_adagn.config import DataConfig
 from diffusion_adagn.data import ImageDataset
 from diffusion_adagn.data.class_lists import imagenet_classes
-from diffusion_adagn.evaluation.extractors import Extractor, classifier, features_of, open_extractor, small
+from diffusion_adagn.evaluation.extractors import Extractor, classifier, features_of, open_extractor
 from diffusion_adagn.evaluation.extractors.efficientnet import Convolution, EfficientNetExtractor, EfficientNetLite0
 from diffusion_adagn.evaluation.metrics import Gaussian, frechet_distance
 
@@ -68,7 +68,7 @@ def no_training(monkeypatch):
         raise AssertionError("trained again")
 
     monkeypatch.setattr(classifier, "train_classifier", fail)
-    monkeypatch.setattr(small, "_trained", fail)
+    monkeypatch.setattr(classifier, "train_sklearn", fail)
 
 
 def test_classifier_learns_the_digits(digits_classifier):
@@ -184,7 +184,7 @@ def test_the_small_network_against_scikit_learn(quick, monkeypatch):
         np.testing.assert_allclose(features.pooled, hidden, atol=1e-4)
         assert opened.to_dict()["heldout_accuracy"] >= at_least
         check(opened, pixels[:6])
-    monkeypatch.setattr(small, "_trained", None)
+    monkeypatch.setattr(classifier, "train_sklearn", None)
     assert open_extractor("sklearn", small_data()).hash == opened.hash != open_extractor("sklearn", data).hash
 
 

@@ -12,8 +12,8 @@ from diffusion_adagn.diffusion.process import ddpm_level
 from diffusion_adagn.diffusion.schedule import ModelEval, make_scheduler
 from diffusion_adagn.errors import InputError
 from diffusion_adagn.evaluation.diagnostics import GuidanceMeter, compared_with_data, image_values
-from diffusion_adagn.evaluation.extractors import Features
-from diffusion_adagn.evaluation.points import SamplePlan, sample_point
+from diffusion_adagn.evaluation.features import FeatureSet
+from diffusion_adagn.evaluation.points import PointSampler, SamplePlan
 from diffusion_adagn.sampling.guidance import Guidance
 from diffusion_adagn.sampling.pipeline import to_pixels
 from diffusion_adagn.sampling.settings import SamplerSettings
@@ -26,7 +26,7 @@ class Pixels:
 
     def __call__(self, pixels):
         flat = pixels.reshape(len(pixels), -1).astype("float32")
-        return Features(flat, None)
+        return FeatureSet(flat, None)
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +37,7 @@ def pipe():
 
 
 class Process:
-    """One of several processes, as `sample_point` knows them."""
+    """One of several processes, as `PointSampler` knows them."""
 
     def __init__(self, index=0, count=1):
         self.process_index, self.num_processes, self.is_main_process = index, count, index == 0
@@ -51,7 +51,7 @@ DRAW = SamplePlan((0, 1, 2), count=11, seed=5, batch_size=3, shown=2)
 
 
 def test_sampled_images_equal_the_pipeline(pipe, tmp_path):
-    sampled = sample_point(pipe, POINT, DRAW, [Pixels()], tmp_path, PartialState(cpu=True), keep_pixels=True)
+    sampled = PointSampler(pipe, POINT, DRAW, [Pixels()], keep_pixels=True).sample(tmp_path, PartialState(cpu=True))
     labels = [i % 3 for i in range(11)]
     assert sampled.labels.tolist() == labels
     whole = pipe(labels, num_inference_steps=4, seeds=5, guidance=POINT.guidance, output_type="np").images
@@ -65,12 +65,12 @@ def test_sampled_images_equal_the_pipeline(pipe, tmp_path):
 
 
 def test_finished_batches_are_not_repeated(pipe, tmp_path):
-    alone = sample_point(pipe, POINT, DRAW, [Pixels()], tmp_path / "one", Process())
+    alone = PointSampler(pipe, POINT, DRAW, [Pixels()]).sample(tmp_path / "one", Process())
     counts = []
-    sample_point(pipe, POINT, DRAW, [Pixels()], tmp_path / "two", Process(1, 2), on_batch=counts.append)
+    PointSampler(pipe, POINT, DRAW, [Pixels()]).sample(tmp_path / "two", Process(1, 2), on_batch=counts.append)
     assert counts == [3, 2] and len(list((tmp_path / "two").iterdir())) == 2
     before = {f: f.stat().st_mtime_ns for f in (tmp_path / "two").iterdir()}
-    together = sample_point(pipe, POINT, DRAW, [Pixels()], tmp_path / "two", Process())
+    together = PointSampler(pipe, POINT, DRAW, [Pixels()]).sample(tmp_path / "two", Process())
     assert {f: f.stat().st_mtime_ns for f in before} == before
     for name in ("labels", "values", "difference", "clipped", "shown"):
         assert np.array_equal(getattr(alone, name), getattr(together, name)), name
@@ -78,7 +78,7 @@ def test_finished_batches_are_not_repeated(pipe, tmp_path):
 
 
 def test_corrupted_batch_is_sampled_again(pipe, tmp_path):
-    first = sample_point(pipe, POINT, DRAW, [Pixels()], tmp_path, Process())
+    first = PointSampler(pipe, POINT, DRAW, [Pixels()]).sample(tmp_path, Process())
     files = sorted(tmp_path.glob("*.npz"))
     whole = files[1].read_bytes()
     files[1].write_bytes(whole[: len(whole) // 2])
@@ -87,13 +87,13 @@ def test_corrupted_batch_is_sampled_again(pipe, tmp_path):
     bits = bytearray(files[0].read_bytes())
     bits[len(bits) // 2] ^= 255
     files[0].write_bytes(bytes(bits))
-    again = sample_point(pipe, POINT, DRAW, [Pixels()], tmp_path, Process())
+    again = PointSampler(pipe, POINT, DRAW, [Pixels()]).sample(tmp_path, Process())
     assert np.array_equal(first.features["pixels"].pooled, again.features["pixels"].pooled)
     assert np.array_equal(first.values, again.values)
 
 
 def test_meter_measures_guidance_and_clipping(pipe, tmp_path):
-    sampled = sample_point(pipe, POINT, DRAW, [], tmp_path, Process())
+    sampled = PointSampler(pipe, POINT, DRAW, []).sample(tmp_path, Process())
     calls = pipe.prepare(POINT)
     assert [d > 0 for d in sampled.difference] == [200 <= call.t <= 800 for call in calls]
     meter, level = GuidanceMeter(2), ddpm_level(10.0, 0.995, 0.0995, "eps")

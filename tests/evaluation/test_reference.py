@@ -7,9 +7,8 @@ from diffusion_adagn.data import ImageDataset
 from diffusion_adagn.data.npz import write_npz
 from diffusion_adagn.errors import InputError
 from diffusion_adagn.evaluation.diagnostics import image_values
-from diffusion_adagn.evaluation.extractors import Features
+from diffusion_adagn.evaluation.features import FeatureSet
 from diffusion_adagn.evaluation.reference import (
-    Reference,
     published,
     reference_of,
     reference_of_images,
@@ -31,7 +30,7 @@ class Quarters:
         self.seen += len(pixels)
         n, h, w, _ = pixels.shape
         quarters = pixels.reshape(n, 2, h // 2, 2, w // 2, -1).mean((2, 4, 5)).reshape(n, 4)
-        return Features((quarters / 255).astype(np.float32))
+        return FeatureSet((quarters / 255).astype(np.float32))
 
     def to_dict(self):
         return {"source": "a test"}
@@ -65,14 +64,14 @@ def test_what_it_holds(dataset):
     extractor = Quarters()
     found = reference_of(dataset, extractor, 100, progress=False)
     pixels, labels = dataset.gather(found.indices)
-    assert np.array_equal(found.features, extractor(pixels).pooled)
+    assert np.array_equal(found.pooled, extractor(pixels).pooled)
     assert np.array_equal(found.labels, labels)
     assert found.values == pytest.approx(image_values(pixels).mean(0))
     assert found.class_names == ("a", "b", "c")
     assert found.about["count"] == 100 and found.about["of"] == 300 and found.about["seed"] == 0
     assert found.about["extractor"] | {"hash": extractor.hash, "source": "a test"} == found.about["extractor"]
-    assert found.target(3) is found.target(3)
-    assert found.gaussian.mean == pytest.approx(found.features.mean(0), abs=1e-6)
+    assert found.radii(3) is found.radii(3)
+    assert found.gaussian.mean == pytest.approx(found.pooled.mean(0), abs=1e-6)
 
 
 def test_reference_is_cached_and_verified(dataset):
@@ -80,10 +79,10 @@ def test_reference_is_cached_and_verified(dataset):
     first = reference_of(dataset, extractor, 100, progress=False)
     again = reference_of(dataset, extractor, 100, progress=False)
     assert extractor.seen == 104  # a few of them once more: it may have changed with the same hash
-    assert np.array_equal(first.features, again.features) and first.about == again.about
+    assert np.array_equal(first.pooled, again.pooled) and first.about == again.about
     (file,) = references_folder().iterdir()
     file.write_bytes(file.read_bytes()[:200])
-    assert np.array_equal(reference_of(dataset, extractor, 100, progress=False).features, first.features)
+    assert np.array_equal(reference_of(dataset, extractor, 100, progress=False).pooled, first.pooled)
     assert extractor.seen == 204
     for other in ({"count": 99}, {"count": 100, "seed": 1}):
         reference_of(dataset, extractor, **other, progress=False)
@@ -97,17 +96,17 @@ def test_reference_is_cached_and_verified(dataset):
 
 def test_no_extractor_gives_values_only(dataset):
     found = reference_of(dataset, None, 100, progress=False)
-    assert found.features is None
+    assert found.pooled is None
     assert found.values == pytest.approx(image_values(dataset.gather(found.indices)[0]).mean(0))
     assert np.array_equal(reference_of(dataset, None, 100, progress=False).values, found.values)
     with pytest.raises(InputError, match="no features"):
-        found.target(5)
+        found.dimension  # noqa: B018
 
 
 def test_save_and_load(dataset, tmp_path):
     found = reference_of(dataset, Quarters(), 100, progress=False)
-    read = Reference.load(found.save(tmp_path / "r.npz"))
-    for name in ("features", "labels", "values", "indices"):
+    read = FeatureSet.load(found.save(tmp_path / "r.npz"))
+    for name in ("pooled", "labels", "values", "indices"):
         assert np.array_equal(getattr(read, name), getattr(found, name))
         assert getattr(read, name).dtype == getattr(found, name).dtype
     assert (read.class_names, read.about) == (found.class_names, found.about)
@@ -144,7 +143,7 @@ def test_files_that_are_no_reference(dataset, tmp_path, change):
         held = {name: arrays[name] for name in arrays.files}
     np.savez(file, **(held | change))
     with pytest.raises(InputError, match=r"r\.npz is no reference"):
-        Reference.load(file)
+        FeatureSet.load(file)
 
 
 def test_images_without_labels(dataset):
@@ -161,7 +160,7 @@ def test_published_statistics(dataset, tmp_path):
     statistics = {"mu": np.full(4, 0.5), "sigma": np.eye(4)}
     np.savez(tmp_path / "mu.npz", **statistics)
     alone = published(tmp_path / "mu.npz", Quarters(is_fid=True))
-    assert alone.features is None
+    assert alone.pooled is None
     assert np.array_equal(alone.gaussian.mean, statistics["mu"])
     with pytest.raises(InputError, match="--extractor inception"):
         published(tmp_path / "mu.npz", Quarters())
@@ -171,19 +170,20 @@ def test_published_statistics(dataset, tmp_path):
 
     np.savez(tmp_path / "both.npz", arr_0=np.repeat(dataset.images, 3, axis=3), **statistics)
     both = published(tmp_path / "both.npz", Quarters(is_fid=True), progress=False)
-    assert both.features.shape == (300, 4)
+    assert both.pooled.shape == (300, 4)
     assert np.array_equal(both.gaussian.covariance, statistics["sigma"])
-    assert Reference.load(both.save(tmp_path / "r.npz")).gaussian.mean.tolist() == [0.5] * 4
+    assert FeatureSet.load(both.save(tmp_path / "r.npz")).gaussian.mean.tolist() == [0.5] * 4
     foreign = published(tmp_path / "both.npz", Quarters(), progress=False)
-    assert foreign.gaussian.mean == pytest.approx(foreign.features.mean(0), abs=1e-6)
-    assert published(write_npz(tmp_path / "images.npz", dataset.images), Quarters()) is None
+    assert foreign.gaussian.mean == pytest.approx(foreign.pooled.mean(0), abs=1e-6)
+    with pytest.raises(InputError, match="Expected mu"):
+        published(write_npz(tmp_path / "images.npz", dataset.images), Quarters())
 
 
 def test_changed_extractor_is_detected(dataset):
     class Halved(Quarters):
         def __call__(self, pixels):
-            return Features(super().__call__(pixels).pooled / 2)
+            return FeatureSet(super().__call__(pixels).pooled / 2)
 
     first = reference_of(dataset, Quarters(), 100, progress=False)
     second = reference_of(dataset, Halved(), 100, progress=False)
-    assert np.allclose(second.features * 2, first.features)
+    assert np.allclose(second.pooled * 2, first.pooled)

@@ -148,7 +148,7 @@ def test_last_round_equals_a_sweep_of_as_many_images(model, halved, tmp_path):
 
 def test_finished_budget_is_not_sampled_again(model, halved, tmp_path, monkeypatch):
     out = shutil.copytree(halved, tmp_path / "again")
-    monkeypatch.setattr(runner, "sample_point", lambda *a, **k: pytest.fail("sampled again"))
+    monkeypatch.setattr(runner, "PointSampler", lambda *a, **k: pytest.fail("sampled again"))
     assert sweep(model, out, "--budget", "12m", "--count", "60") == 0
     for name in ("sweep.csv", "rounds.json"):
         assert (out / name).read_bytes() == (halved / name).read_bytes()

@@ -124,9 +124,9 @@ def test_finished_points_are_not_sampled_again(model, finished, tmp_path, monkey
     out = tmp_path / "more"
     shutil.copytree(finished, out)
     before = {p: p.stat().st_mtime_ns for p in out.glob("points/*/row.json")}
-    sampled, real = [], runner.sample_point
+    sampled, real = [], runner.PointSampler
     monkeypatch.setattr(
-        runner, "sample_point", lambda pipe, point, *a, **k: sampled.append(point.name) or real(pipe, point, *a, **k)
+        runner, "PointSampler", lambda pipe, point, *a, **k: sampled.append(point.name) or real(pipe, point, *a, **k)
     )
     assert sweep(model, out) == 0
     assert sampled == [] and table(out) == table(finished)

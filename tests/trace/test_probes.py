@@ -12,8 +12,8 @@ from diffusion_adagn.config import DataConfig, DiffusionConfig
 from diffusion_adagn.diffusion.loss import DiffusionLoss
 from diffusion_adagn.diffusion.schedule import make_process
 from diffusion_adagn.errors import InputError
+from diffusion_adagn.evaluation.label_usage import label_check
 from diffusion_adagn.models.conditioning import CONDITIONING
-from diffusion_adagn.trace.label_check import label_check
 from diffusion_adagn.trace.probes import label_sensitivity, probe, swap, zero
 
 EACH_CONDITIONING = pytest.mark.parametrize("conditioning", CONDITIONING)

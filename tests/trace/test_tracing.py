@@ -12,12 +12,12 @@ from diffusion_adagn import ClassConditionalPipeline, LabelSpace
 from diffusion_adagn.cli.main import main
 from diffusion_adagn.config import DiffusionConfig
 from diffusion_adagn.diffusion.schedule import make_process, make_scheduler
+from diffusion_adagn.evaluation.label_usage import label_check
 from diffusion_adagn.interop.unet2d import from_unet2d, to_unet2d
 from diffusion_adagn.models.conditioning import CONDITIONING
 from diffusion_adagn.trace import tracing
 from diffusion_adagn.trace.analysis import variance_fractions
 from diffusion_adagn.trace.atlas import Atlas
-from diffusion_adagn.trace.label_check import label_check
 from diffusion_adagn.trace.tracing import probed_timesteps
 
 DIGITS = LabelSpace(tuple("0123456789"))
@@ -145,8 +145,9 @@ def test_imported_network_has_same_atlas():
     a, b = Atlas.of(unet, DIGITS, timesteps=4), Atlas.of(back, DIGITS, timesteps=4)
     for name in a.sites:
         assert np.array_equal(a.sites[name].fields["gamma"].values, b.sites[name].fields["gamma"].values)
-        assert vars(variance_fractions(a.sites[name].fields["beta"])) == vars(
-            variance_fractions(b.sites[name].fields["beta"])
+        assert (
+            variance_fractions(a.sites[name].fields["beta"])._asdict()
+            == variance_fractions(b.sites[name].fields["beta"])._asdict()
         )
 
 

@@ -18,14 +18,16 @@ from tqdm.auto import tqdm
 
 from ...errors import InputError
 from ...renamed import EXTRACTORS
-from .base import Extractor, Features
+from ..features import Extractor, FeatureSet
 
 if TYPE_CHECKING:
     import torch
 
     from ...data import ImageDataset
 
-__all__ = ["Extractor", "Features", "features_of", "open_extractor"]
+__all__ = ["Extractor", "FeatureSet", "Features", "features_of", "open_extractor"]
+
+Features = FeatureSet  # the old name, for extractors of users
 
 CHOICES = {
     "classifier": "a small network trained on your own labelled images, in minutes, and cached",
@@ -79,7 +81,7 @@ def open_extractor(
 
 def features_of(
     extractor: Extractor, batches: Iterable[np.ndarray], total: int | None = None, progress: bool = True
-) -> Features:
+) -> FeatureSet:
     """The features of all images of the batches (uint8 [N, H, W, C] each), in order.
 
     total: the number of images, for the progress bar. Raises InputError without images, and for a wrong number of
@@ -102,7 +104,7 @@ def features_of(
     if not pooled:
         raise InputError("there is no image to take features of; expected one at least.")
     known = [p for p in probabilities if p is not None]
-    return Features(np.concatenate(pooled), np.concatenate(known) if len(known) == len(pooled) else None)
+    return FeatureSet(np.concatenate(pooled), np.concatenate(known) if len(known) == len(pooled) else None)
 
 
 def _choices() -> str:
@@ -125,13 +127,9 @@ def _learned(
             else "is trained on labelled images, and none are known: give --data.source NAME_OR_PATH, or another --extractor"
         )
         raise InputError(f"the extractor {spec!r} {fault}.")
-    if word == "sklearn":
-        from .small import open_sklearn
+    from .classifier import open_classifier, open_sklearn
 
-        return open_sklearn(dataset)
-    from .classifier import open_classifier
-
-    return open_classifier(dataset, device, progress)
+    return open_sklearn(dataset) if word == "sklearn" else open_classifier(dataset, device, progress)
 
 
 def _of_the_user(spec: str, dataset: ImageDataset | None, device: str | torch.device, progress: bool) -> Extractor:

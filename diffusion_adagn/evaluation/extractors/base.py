@@ -1,10 +1,8 @@
-"""The extractor protocol, and the base class of extractors over a torch network."""
+"""The base class of extractors over a torch network, and what extractors share."""
 
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -13,62 +11,19 @@ from torch.nn import functional as F
 
 from ...errors import InputError
 from ...runtime.precision import use_precision
+from ..features import Extractor, FeatureSet
 
 ANTIALIASED = {"bilinear": "bilinear with antialiasing", "bicubic": "bicubic with antialiasing"}
-
-
-@dataclass(frozen=True)
-class Features:
-    """The output of an extractor for N images.
-
-    Args:
-        pooled: float32 [N, D].
-        probabilities: float32 [N, K], over the extractor's own classes; rows sum to 1. None if it has no classes.
-    """
-
-    pooled: np.ndarray
-    probabilities: np.ndarray | None = None
-
-
-@runtime_checkable
-class Extractor(Protocol):
-    """Computes the features by which images are compared. Users may implement it.
-
-    Attributes:
-        name: "judge" (the classifier; the name is part of its hash), "sklearn", "efficientnet_lite0", "inception",
-            "dinov2", or the user's own.
-        hash: 16 hex digits over the weights and all settings that affect the features (resolution, resizing,
-            version).
-        dimension: D, the number of pooled features.
-        resolution: The side of the square to which images are resized.
-        resize: The method, such as "none" or "bilinear with antialiasing".
-        class_names: The classes of the probabilities, if they are those of the user's data; else None.
-        is_fid: True only for the Inception network of the FID: only its Frechet distance is called FID.
-    """
-
-    name: str
-    hash: str
-    dimension: int
-    resolution: int
-    resize: str
-    class_names: tuple[str, ...] | None
-    is_fid: bool
-
-    def __call__(self, pixels: np.ndarray) -> Features:
-        """Extract the features of a batch, uint8 [N, H, W, C], C 1 or 3.
-
-        Images do not affect each other, up to rounding.
-        """
-        ...
-
-    def to_dict(self) -> dict:
-        """A description as JSON values, saved with each result."""
-        ...
 
 
 def described(extractor: Extractor) -> dict:
     """The common part of `to_dict`."""
     return {key: getattr(extractor, key) for key in ("name", "hash", "dimension", "resolution", "resize", "is_fid")}
+
+
+def record_of(extractor: Extractor | None) -> dict:
+    """What is saved of an extractor with its features and results; {} for None."""
+    return {} if extractor is None else described(extractor) | extractor.to_dict()
 
 
 def weights_hash(weights: Mapping[str, Tensor | np.ndarray], recipe: Mapping[str, object]) -> str:
@@ -139,12 +94,12 @@ class NetworkExtractor:
         raise NotImplementedError
 
     @torch.inference_mode()
-    def __call__(self, pixels: np.ndarray) -> Features:
+    def __call__(self, pixels: np.ndarray) -> FeatureSet:
         x = to_planes(pixels).to(self.device)
         with use_precision("fp32", self.device):
             pooled, logits = self.forward(x)
         probabilities = None if logits is None else logits.float().softmax(1).cpu().numpy()
-        return Features(pooled.float().cpu().numpy(), probabilities)
+        return FeatureSet(pooled.float().cpu().numpy(), probabilities)
 
     def to_dict(self) -> dict:
         return described(self)

@@ -1,14 +1,16 @@
-"""The classifier: a small residual network that is trained on the user's classes, and cached.
+"""The extractors that are trained on the user's labelled images, and cached: a small residual network, and scikit-learn's.
 
-Its class probabilities measure class accuracy. Its features measure the differences between the user's images.
+Their class probabilities measure class accuracy. Their features measure the differences between the user's images.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import torch
@@ -16,14 +18,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 
-from ...atomic import one_at_a_time
+from ...atomic import atomic_write, cache_root, one_at_a_time
 from ...errors import InputError
 from ...runtime.precision import use_precision
-from . import cache
-from .base import ANTIALIASED, NetworkExtractor, resized, to_planes
+from ..features import Extractor, FeatureSet
+from .base import ANTIALIASED, NetworkExtractor, check_pixels, described, resized, to_planes, weights_hash
 
 if TYPE_CHECKING:
     from ...data import ImageDataset
+
+    E = TypeVar("E", bound="Classifier | SklearnExtractor")
 
 RECIPE_VERSION = 3  # of everything that determines the weights: increase it with any change below
 SEED = 0
@@ -31,6 +35,103 @@ MAX_SIDE = 64  # pixels; larger images are resized
 HELD_OUT, MAX_HELD_OUT = 0.05, 2000
 MIN_PASSES, MAX_PASSES, EPOCHS, MAX_EPOCHS = 16_000, 500_000, 10, 40
 MIN_MIRRORED = 17  # pixels: smaller images, and gray ones, may be digits or letters
+TEST_BATCH = 250  # images
+
+MAX_FLAT_SIDE = 16  # pixels
+HIDDEN = 64
+FLAT_RECIPE_VERSION = 1  # of everything that determines scikit-learn's weights
+
+
+# ---------------------------------------------------------------------- trained once, then read from the cache
+
+
+def cached_or_trained(
+    dataset: ImageDataset,
+    recipe: tuple[str, int],
+    build: Callable[[Mapping[str, np.ndarray], dict], E],
+    train: Callable[[], E],
+    announced: bool = False,
+) -> E:
+    """The extractor of these images: read from the cache, or trained and saved in it.
+
+    It is next to the decoded images, in DIFFUSION_ADAGN_CACHE or ~/.cache/diffusion_adagn. The same images in another place have
+    the same folder.
+
+    Args:
+        dataset: The labelled images.
+        recipe: The kind of extractor, and the version of its training.
+        build: Takes its weights and facts; ValueError, KeyError, TypeError or RuntimeError if they are corrupted.
+        train: Called by one process at a time.
+        announced: Whether a process that waits, or has trained, says so.
+    """
+    key_parts = [dataset.fingerprint, dataset.label_space.names, dataset.image_size, dataset.channels, *recipe]
+    folder = cache_root() / "judges" / hashlib.sha256(json.dumps(key_parts).encode()).hexdigest()[:16]
+    if (cached := _read(folder, build)) is not None:
+        return cached
+    with one_at_a_time(folder, f"it trains the classifier of {dataset.name}" if announced else ""):
+        if (cached := _read(folder, build)) is not None:  # by the process that held the lock
+            return cached
+        extractor = train()
+        _save(folder, extractor)
+    if announced:
+        facts = extractor.facts
+        right = (
+            f"{facts['heldout_accuracy']:.1%} of {facts['heldout_images']:,} held-out images are classified correctly"
+        )
+        print(f"The classifier of {dataset.name} is trained ({right}) and cached in {folder}.")
+    return extractor
+
+
+def _save(folder: Path, extractor: Classifier | SklearnExtractor) -> None:
+    """Write the weights, then the facts, which contain their hash. If two processes finish at once, the last one wins."""
+    from safetensors.numpy import save_file
+
+    facts = json.dumps(extractor.facts | {"hash": extractor.hash}, indent=2) + "\n"
+    try:
+        atomic_write(folder / "weights.safetensors", lambda tmp: save_file(extractor.weights, tmp))
+        atomic_write(folder / "judge.json", lambda tmp: tmp.write_text(facts, encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"the classifier cannot be saved in {folder}: {error}. Set DIFFUSION_ADAGN_CACHE.") from None
+
+
+def _read(folder: Path, build: Callable[[Mapping[str, np.ndarray], dict], E]) -> E | None:
+    """The extractor of `folder`; None if it is missing or corrupted."""
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
+    try:
+        facts = json.loads((folder / "judge.json").read_text(encoding="utf-8"))
+        extractor = build(load_file(folder / "weights.safetensors"), facts)
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError):
+        return None
+    return extractor if facts.get("hash") in (None, extractor.hash) else None
+
+
+def _split(dataset: ImageDataset, fraction: float) -> tuple[np.ndarray, np.ndarray]:
+    """The indices of images to learn from, and of held-out ones. Raises InputError if fewer than two classes have images."""
+    from ...data.store import split_off
+
+    learned, heldout = split_off(dataset.labels, fraction, SEED)
+    classes = len(np.unique(dataset.labels[learned]))
+    if classes < 2 or not len(heldout):
+        raise InputError(
+            f"{dataset.name} has {len(dataset)} images, of {classes} class(es) to learn from: too few. Expected images of two or more "
+            "to learn from and to be tested on. Use an extractor that needs no labels: efficientnet:PATH.safetensors, inception or "
+            "dinov2:FOLDER."
+        )
+    return learned, heldout
+
+
+def _accuracy(extractor: Extractor, dataset: ImageDataset, rows: np.ndarray) -> float:
+    """The fraction of these images whose most probable class is theirs."""
+    correct = 0
+    for batch in np.array_split(rows, -(-len(rows) // TEST_BATCH)):
+        pixels, labels = dataset.gather(batch)
+        correct += int((extractor(pixels).probabilities.argmax(1) == labels).sum())
+    return correct / len(rows)
+
+
+# ---------------------------------------------------------------------- a residual network
 
 
 class Residual(nn.Module):
@@ -89,6 +190,18 @@ class Classifier(NetworkExtractor):
         self.class_names = tuple(facts["class_names"])
         self.facts = facts
 
+    @classmethod
+    def of(cls, weights: Mapping[str, np.ndarray], facts: dict, device: str | torch.device = "cpu") -> Classifier:
+        """The extractor with these weights. Raises KeyError, TypeError or RuntimeError if they do not fit the facts."""
+        network = ClassifierNetwork(facts["resolution"], facts["channels"], len(facts["class_names"]))
+        network.load_state_dict({name: torch.from_numpy(weight) for name, weight in weights.items()})
+        return cls(network, facts, device)
+
+    @property
+    def weights(self) -> dict[str, np.ndarray]:
+        """By name, as they are saved."""
+        return {name: w.detach().cpu().contiguous().numpy() for name, w in self.network.state_dict().items()}
+
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         channels = self.network.stem.in_channels
         if x.shape[1] != channels:
@@ -103,44 +216,16 @@ class Classifier(NetworkExtractor):
 
 def open_classifier(dataset: ImageDataset, device: str | torch.device = "cpu", progress: bool = True) -> Classifier:
     """The classifier of these images, trained at first use. progress: show a bar, and print where it is cached."""
-    folder = cache.folder_for(dataset, "judge", RECIPE_VERSION)
-    cached = _opened(folder, device)
-    if cached is not None:
-        return cached
-    with one_at_a_time(folder, f"it trains the classifier of {dataset.name}" if progress else ""):
-        cached = _opened(folder, device)  # by the process that held the lock
-        if cached is not None:
-            return cached
-        network, facts = train_classifier(dataset, device, progress)
-        classifier = Classifier(network, facts, device)
-        weights = {name: tensor.detach().cpu().contiguous().numpy() for name, tensor in network.state_dict().items()}
-        cache.save(folder, weights, facts | {"hash": classifier.hash})
-    if progress:
-        seen = (
-            f"{facts['heldout_accuracy']:.1%} of {facts['heldout_images']:,} held-out images are classified correctly"
-        )
-        print(f"The classifier of {dataset.name} is trained ({seen}) and cached in {folder}.")
-    return classifier
+    return cached_or_trained(
+        dataset,
+        ("judge", RECIPE_VERSION),
+        build=lambda weights, facts: Classifier.of(weights, facts, device),
+        train=lambda: train_classifier(dataset, device, progress),
+        announced=progress,
+    )
 
 
-def _opened(folder: Path, device: str | torch.device) -> Classifier | None:
-    """The classifier cached in `folder`; None if it is missing or corrupted."""
-    cached = cache.read(folder)
-    if cached is None:
-        return None
-    weights, facts = cached
-    try:
-        network = ClassifierNetwork(facts["resolution"], facts["channels"], len(facts["class_names"]))
-        network.load_state_dict({name: torch.from_numpy(weight) for name, weight in weights.items()})
-        classifier = Classifier(network, facts, device)
-    except (KeyError, TypeError, RuntimeError):
-        return None
-    return classifier if classifier.hash == facts.get("hash") else None
-
-
-def train_classifier(
-    dataset: ImageDataset, device: str | torch.device = "cpu", progress: bool = False
-) -> tuple[ClassifierNetwork, dict]:
+def train_classifier(dataset: ImageDataset, device: str | torch.device = "cpu", progress: bool = False) -> Classifier:
     """Train a classifier. For 50,000 images of 32 pixels this takes up to 40 minutes on a CPU core, and a minute on a GPU.
 
     Training takes 10 epochs, but at least 16,000 and at most 500,000 images, and at most 40 epochs. Images are shifted by up
@@ -152,22 +237,11 @@ def train_classifier(
         device: The device that trains.
         progress: Show a progress bar.
 
-    Returns:
-        The network and its facts, JSON values.
-
     Raises:
         InputError: Fewer than two classes have images.
     """
-    from ...data.store import split_off
-
-    device, n = torch.device(device), len(dataset)
-    learned, heldout = split_off(dataset.labels, min(HELD_OUT, MAX_HELD_OUT / n), SEED)
-    classes = len(np.unique(dataset.labels[learned]))
-    if classes < 2 or not len(heldout):
-        raise InputError(
-            f"{dataset.name} has {n} images, of {classes} class(es) to learn from: too few. Expected images of two or more to learn from "
-            "and to be tested on. Use an extractor that needs no labels: efficientnet:PATH.safetensors, inception or dinov2:FOLDER."
-        )
+    device = torch.device(device)
+    learned, heldout = _split(dataset, min(HELD_OUT, MAX_HELD_OUT / len(dataset)))
     if progress:
         print(f"Training a classifier on {dataset.name}: once, since the result is cached.")
     resolution = min(dataset.image_size, MAX_SIDE)
@@ -186,12 +260,10 @@ def train_classifier(
         "trained_pictures": len(learned),
         "passes": passes,
         "heldout_images": len(heldout),
-        "heldout_accuracy": _accuracy(network, dataset, heldout, resolution, device),
     }
-    return network, facts
-
-
-# ---------------------------------------------------------------------- training
+    classifier = Classifier(network, facts, device)
+    facts["heldout_accuracy"] = _accuracy(classifier, dataset, heldout)
+    return classifier
 
 
 def _train(
@@ -257,13 +329,95 @@ def _mirrored(x: Tensor, generator: torch.Generator) -> Tensor:
     return x.flip(3).where(chosen[:, None, None, None], x)
 
 
-@torch.inference_mode()
-def _accuracy(
-    network: ClassifierNetwork, dataset: ImageDataset, rows: np.ndarray, resolution: int, device: torch.device
-) -> float:
-    correct = 0
-    for batch in np.array_split(rows, -(-len(rows) // 250)):
-        pixels, labels = dataset.gather(batch)
-        _, logits = network(resized(to_planes(pixels).to(device).float(), resolution, "bilinear"))
-        correct += int((logits.argmax(1).cpu().numpy() == labels).sum())
-    return correct / len(rows)
+# ---------------------------------------------------------------------- scikit-learn's network
+
+
+class SklearnExtractor:
+    """One hidden layer on pixels / 255, for small images. Its 64 activations are the features.
+
+    The probabilities are over the data's classes, and 0 for a class without images.
+    """
+
+    name = "sklearn"
+    resize = "none"
+    is_fid = False
+
+    def __init__(self, weights: dict[str, np.ndarray], facts: dict):
+        """weights: float32 w0 [H*W*C, 64], b0 [64], w1 [64, K'] ([64, 1] for two classes), b1.
+
+        facts: JSON values: shape (H, W, C of an image), classes (ids of the K' trained ones, ascending), class_names,
+        and others for the record.
+        """
+        if set(weights) != {"w0", "b0", "w1", "b1"}:
+            raise ValueError(f"no weights of the extractor sklearn: {', '.join(weights)}")
+        self.weights, self.facts = weights, facts
+        self.class_names = tuple(facts["class_names"])
+        self.dimension = HIDDEN
+        self.resolution = facts["shape"][0]
+        settings = {key: facts[key] for key in ("shape", "classes", "class_names")}
+        self.hash = weights_hash(weights, {"name": self.name, "version": FLAT_RECIPE_VERSION, **settings})
+
+    def __call__(self, pixels: np.ndarray) -> FeatureSet:
+        shape = list(check_pixels(pixels).shape[1:])
+        if shape != self.facts["shape"]:
+            raise InputError(
+                f"the extractor sklearn was trained on images {self.facts['shape']} [H, W, C], not {shape}."
+            )
+        x = pixels.reshape(len(pixels), -1).astype(np.float32) / 255
+        pooled = np.maximum(x @ self.weights["w0"] + self.weights["b0"], 0)
+        logits = pooled @ self.weights["w1"] + self.weights["b1"]
+        if logits.shape[1] == 1:  # two classes: one logit, for the second
+            logits = np.concatenate([np.zeros_like(logits), logits], axis=1)
+        odds = np.exp(logits - logits.max(axis=1, keepdims=True))
+        probabilities = np.zeros((len(pixels), len(self.class_names)), np.float32)
+        probabilities[:, self.facts["classes"]] = odds / odds.sum(axis=1, keepdims=True)
+        return FeatureSet(pooled, probabilities)
+
+    def to_dict(self) -> dict:
+        return described(self) | self.facts
+
+
+def open_sklearn(dataset: ImageDataset) -> SklearnExtractor:
+    """The extractor of these images: trained in seconds at first use, and cached.
+
+    Raises InputError for large images.
+    """
+    if dataset.image_size > MAX_FLAT_SIDE:
+        raise InputError(
+            f"the extractor sklearn is for images of at most {MAX_FLAT_SIDE} pixels, and those of {dataset.name} have "
+            f"{dataset.image_size}: type classifier."
+        )
+    recipe = ("sklearn", FLAT_RECIPE_VERSION)
+    return cached_or_trained(dataset, recipe, SklearnExtractor, lambda: train_sklearn(dataset))
+
+
+def train_sklearn(dataset: ImageDataset) -> SklearnExtractor:
+    """Train the extractor; 5 % of the images are held out for the accuracy."""
+    learned, heldout = _split(dataset, HELD_OUT)
+    pixels, labels = dataset.gather(learned)
+    facts = {
+        "shape": list(pixels.shape[1:]),
+        "classes": np.unique(labels).tolist(),
+        "class_names": list(dataset.label_space.names),
+        "data": dataset.name,
+        "fingerprint": dataset.fingerprint,
+        "trained_pictures": len(learned),
+        "heldout_images": len(heldout),
+    }
+    extractor = SklearnExtractor(_fit(pixels, labels), facts)
+    facts["heldout_accuracy"] = _accuracy(extractor, dataset, heldout)
+    return extractor
+
+
+def _fit(pixels: np.ndarray, labels: np.ndarray) -> dict[str, np.ndarray]:
+    import warnings
+
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.neural_network import MLPClassifier
+
+    network = MLPClassifier((HIDDEN,), random_state=0, max_iter=200)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        network.fit(pixels.reshape(len(pixels), -1).astype(np.float32) / 255, labels)
+    (w0, w1), (b0, b1) = network.coefs_, network.intercepts_
+    return {name: np.asarray(w, np.float32) for name, w in {"w0": w0, "b0": b0, "w1": w1, "b1": b1}.items()}

@@ -39,6 +39,10 @@ class MetricValue:
         influence = influence - influence.mean()
         return cls(float(value), influence, float(influence.std(ddof=1) / n**0.5) if n > 1 else None, why)
 
+    def to_dict(self) -> dict:
+        """JSON values, without the influence."""
+        return {"value": self.value, "standard_error": self.standard_error, "why": self.why}
+
     def within(self, labels: np.ndarray) -> "MetricValue":
         """The same value with the standard error for a fixed number of images per class. labels: [N].
 

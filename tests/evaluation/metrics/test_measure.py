@@ -2,6 +2,8 @@ import numpy as np
 import pytest
 
 from diffusion_adagn.errors import InputError
+from diffusion_adagn.evaluation import results
+from diffusion_adagn.evaluation.features import FeatureSet
 from diffusion_adagn.evaluation.metrics import (
     METRICS,
     Gaussian,
@@ -11,10 +13,17 @@ from diffusion_adagn.evaluation.metrics import (
     kid,
     precision_recall,
 )
-from diffusion_adagn.evaluation.metrics.measure import Target, measure
 
 NAMES = ["cat", "dog", "crane", "crane"]  # two classes may share a name
 D = 6
+
+
+def measure(pooled, probabilities, labels, reference, names, **how):
+    return results.measure(FeatureSet(pooled, labels=labels), reference, names, probabilities, **how)
+
+
+def real(pooled, labels=None):
+    return FeatureSet(pooled, labels=labels)
 
 
 def draw(n, seed=0, shift=0.0):
@@ -37,7 +46,7 @@ def same(a, b):
 
 
 def test_measure_equals_single_metrics():
-    found = measure(X, P, OURS, Target(Y, THEIRS), NAMES)
+    found = measure(X, P, OURS, real(Y, THEIRS), NAMES)
     assert list(found.overall) == list(METRICS)
     same(found.overall["frechet"], frechet(X, Gaussian.of(Y)).within(OURS))
     same(found.overall["kid"], kid(X, Y).within(OURS))
@@ -56,14 +65,14 @@ def test_measure_equals_single_metrics():
 def test_class_order_is_preserved():
     order = np.random.default_rng(0).permutation(300)
     sorted_, mixed = (
-        measure(X[rows], P[rows], OURS[rows], Target(Y, THEIRS), NAMES).per_class["kid"][0]
+        measure(X[rows], P[rows], OURS[rows], real(Y, THEIRS), NAMES).per_class["kid"][0]
         for rows in (slice(None), order)
     )
     np.testing.assert_allclose(mixed.influence, sorted_.influence[order[order < 150]], atol=1e-12)
 
 
 def test_small_classes_are_noted():
-    found = measure(X, P, OURS, Target(Y, THEIRS), NAMES)
+    found = measure(X, P, OURS, real(Y, THEIRS), NAMES)
     frechets, kids = found.per_class["frechet"], found.per_class["kid"]
     assert kids[0].why == "" and kids[1].why == "40 images of the reference: the spread is large"
     assert frechets[1].why.startswith("40 images of the reference: the spread is large")
@@ -81,36 +90,36 @@ def test_small_classes_are_noted():
 def test_single_image_classes_are_measured():
     names = [f"c{i}" for i in range(8)]
     labels = np.arange(300) % 7
-    found = measure(X, cards(300, classes=8), labels, Target(Y, np.arange(500).clip(0, 8) % 9), names)
+    found = measure(X, cards(300, classes=8), labels, real(Y, np.arange(500).clip(0, 8) % 9), names)
     assert "one image of the reference" in found.per_class["kid"][2].why
     assert (
         found.notes[0]
         == "Fewer than 50 sampled images: c0 (43), c1 (43), c2 (43), c3 (43), c4 (43) and 3 more classes."
     )
-    alone = measure(X[:1], P[:1], np.array([0]), Target(Y, THEIRS), NAMES)
+    alone = measure(X[:1], P[:1], np.array([0]), real(Y, THEIRS), NAMES)
     assert alone.per_class["kid"][0].value is None and alone.per_class["frechet"][0].value is None
     assert alone.per_class["accuracy"][0].why == "1 image: the spread is large"
 
 
 def test_too_few_images_skip_frechet():
-    found = measure(X[:D], None, None, Target(Y), None)
+    found = measure(X[:D], None, None, real(Y), None)
     assert found.overall["frechet"].value is None and found.overall["kid"].value is not None
     assert found.notes[0].startswith("Frechet distance not computed: 6 images for 6 features")
     assert found.per_class == {} and "labels are not known" in found.overall["accuracy"].why
     assert "Inception score not computed: the extractor is no classifier" in found.notes[1]
-    fewer = measure(X[:4], None, None, Target(Y), None)
+    fewer = measure(X[:4], None, None, real(Y), None)
     assert fewer.notes[1].startswith("Precision, Recall, Density, Coverage not computed: 4 sampled")
     # no covariance is made that nothing is compared with
-    target = Target(Y)
+    target = real(Y)
     measure(X[:D], None, None, target, None)
     assert "gaussian" not in vars(target)
 
 
 def test_reused_target_equals_fresh_one():
-    target, second = Target(Y, THEIRS), X[::2] * 1.2
+    target, second = real(Y, THEIRS), X[::2] * 1.2
     measure(X, P, OURS, target, NAMES)
     twice = measure(second, P[::2], OURS[::2], target, NAMES)
-    afresh = measure(second, P[::2], OURS[::2], Target(Y, THEIRS), NAMES)
+    afresh = measure(second, P[::2], OURS[::2], real(Y, THEIRS), NAMES)
     for name in METRICS:
         same(twice.overall[name], afresh.overall[name])
     for name, measured in twice.per_class.items():
@@ -120,26 +129,26 @@ def test_reused_target_equals_fresh_one():
 
 
 def test_target_cache_is_computed_once(monkeypatch):
-    target = Target(Y, THEIRS)
+    target = real(Y, THEIRS)
     measure(X, P, OURS, target, NAMES)
     cached = target.gaussian, target.kernel.own(), target.radii(5), target.of_class(0)
-    monkeypatch.setattr("diffusion_adagn.evaluation.metrics.measure.radii", None)
+    monkeypatch.setattr("diffusion_adagn.evaluation.features.radii", None)
     measure(X, P, OURS, target, NAMES)
     assert all(
         a is b for a, b in zip(cached, (target.gaussian, target.kernel.own(), target.radii(5), target.of_class(0)))
     )
 
 
-def test_k_defaults_to_the_target():
-    target = Target(Y, k=3)
-    for k, found in ((3, measure(X, None, None, target, None)), (7, measure(X, None, None, target, None, k=7))):
+def test_k_is_5_by_default():
+    target = real(Y)
+    for k, found in ((5, measure(X, None, None, target, None)), (7, measure(X, None, None, target, None, k=7))):
         same(found.overall["density"], precision_recall(X, Y, k)["density"])
     with pytest.raises(InputError, match="k is 0"):
         measure(X, None, None, target, None, k=0)
 
 
 def test_statistics_alone_serve_frechet():
-    found = measure(X, P, OURS, Target.of_gaussian(Gaussian.of(Y)), NAMES)
+    found = measure(X, P, OURS, FeatureSet(None, statistics=Gaussian.of(Y)), NAMES)
     same(found.overall["frechet"], frechet(X, Gaussian.of(Y)).within(OURS))
     for name in ("kid", "precision", "recall", "density", "coverage"):
         assert found.overall[name].value is None and "mean and a covariance" in found.overall[name].why
@@ -149,7 +158,7 @@ def test_statistics_alone_serve_frechet():
 
 
 def test_accuracy_needs_matching_classes():
-    target = Target(Y, THEIRS)
+    target = real(Y, THEIRS)
     unlabelled = measure(X, P, None, target, NAMES)
     assert unlabelled.overall["accuracy"].value is None and unlabelled.per_class == {}
     assert unlabelled.overall["inception_score"].value is not None
@@ -160,15 +169,15 @@ def test_accuracy_needs_matching_classes():
 
 
 def test_bad_input_is_rejected():
-    target, broken = Target(Y), X.copy()
+    target, broken = real(Y), X.copy()
     broken[[2, 9, 11]] = np.nan
     for match, call in (
         ("3 of 300", lambda: measure(broken, None, None, target, None)),
-        ("3 of 300", lambda: Target(broken)),
+        ("3 of 300", lambda: measure(X, None, None, real(broken), None)),
         ("another extractor", lambda: measure(X[:, :4], None, None, target, None)),
-        ("another extractor", lambda: measure(X[:, :4], None, None, Target.of_gaussian(Gaussian.of(Y)), None)),
+        ("another extractor", lambda: measure(X[:, :4], None, None, FeatureSet(None, statistics=Gaussian.of(Y)), None)),
         ("one integer", lambda: measure(X, None, OURS[:-1], target, NAMES)),
-        ("one integer", lambda: Target(Y, THEIRS[:-1])),
+        ("one integer", lambda: real(Y, THEIRS[:-1])),
         ("one row an image", lambda: measure(X, P[:-1], OURS, target, NAMES)),
         ("softmax", lambda: measure(X, P * 2, OURS, target, NAMES)),
         ("expected \\[N, D\\]", lambda: measure(X[:0], None, None, target, None)),
@@ -180,7 +189,7 @@ def test_bad_input_is_rejected():
 def test_errors_assume_fixed_class_counts():
     """Two classes far apart: what differs between them is no chance where each has its number of images."""
     labels = np.repeat([0, 1], 60)
-    reference = Target(drawn(0, 500, 500), None)
+    reference = real(drawn(0, 500, 500))
 
     def drawn_and_measured(seed):
         return measure(drawn(seed, 60, 60), None, labels, reference, ["a", "b"], per_class=False).overall

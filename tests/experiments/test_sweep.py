@@ -18,7 +18,7 @@ from diffusion_adagn.config import DiffusionConfig
 from diffusion_adagn.data.npz import read_npz
 from diffusion_adagn.diffusion.schedule import make_scheduler
 from diffusion_adagn.errors import InputError
-from diffusion_adagn.experiments import runner, sweep_plots
+from diffusion_adagn.experiments import runner, sweep_sections
 
 SETTINGS = [
     "--against",
@@ -44,7 +44,7 @@ SETTINGS = [
 def _no_figures():
     """Figures take most of a small sweep's time; test_sweep_report.py tests them."""
     with pytest.MonkeyPatch.context() as m:
-        m.setattr(sweep_plots, "available", lambda: False)
+        m.setattr(sweep_sections, "charts", lambda report: [])
         yield
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import partial
-from typing import TYPE_CHECKING
 
 from ..evaluation.metrics import METRICS
 from ..evaluation.report import (
@@ -19,30 +18,14 @@ from ..evaluation.report import (
 )
 from ..render.report import Code, Part, Section, Shown, Strong, Table
 from ..render.text import listed, percent, plus_minus
+from . import selection
 from . import sweep_plots as plots
 from .comparison import OwnBest
 from .cost import duration
 from .heat_map import heat_map
 from .intervals import verdict
-from .selection import (
-    CHANCE_ERRORS,
-    NAMES,
-    BestSet,
-    PointResult,
-    clipped_fraction,
-    format_points,
-    format_setting,
-    metric_names,
-    metric_value,
-    pareto,
-    primary_metric,
-    recorded_settings,
-    rounded,
-    worse_by,
-)
-
-if TYPE_CHECKING:
-    from .sweep_report import SweepReport
+from .selection import BestSet, PointResult
+from .sweep_results import SweepResults
 
 MAX_SHOWN_CLASSES = 30  # in the page's table; sweep.json has all
 MAX_WEIGHTS = 24  # in the page
@@ -54,7 +37,7 @@ EQUAL = (
 FOREIGN = "Not the network that FID is defined by: compare its numbers with its own alone."
 
 
-def charts(report: SweepReport) -> list[Section]:
+def charts(report: SweepResults) -> list[Section]:
     """What there is something to draw for."""
     points, titles, found = report.points, report.titles, []
     if report.metrics:
@@ -69,7 +52,10 @@ def charts(report: SweepReport) -> list[Section]:
     if report.trades:
         draw = partial(plots.tradeoff, points, *report.trades[0], titles)
         rows = [
-            [" and ".join(metric_names(report.words)[m] for m in pair), format_points(pareto(points, *pair), points)]
+            [
+                " and ".join(selection.metric_names(report.words)[m] for m in pair),
+                selection.format_points(selection.pareto(points, *pair), points),
+            ]
             for pair in report.trades
         ]
         table = Table(["metrics", "points that are not beaten in both"], rows)
@@ -81,14 +67,14 @@ def charts(report: SweepReport) -> list[Section]:
     return found
 
 
-def points_table(report: SweepReport) -> Section:
+def points_table(report: SweepResults) -> Section:
     """Every point with its metrics; without metrics, with its image statistics."""
     if not report.metrics:
         head = ["point", "evaluations per image", "contrast", "saturation", "clipped"]
         rows = []
         for p in report.points:
             d = p.row.get("diagnostics", {})
-            values = (d.get("contrast_ratio"), d.get("saturation_ratio"), clipped_fraction(p))
+            values = (d.get("contrast_ratio"), d.get("saturation_ratio"), selection.clipped_fraction(p))
             rows.append(
                 [report.format_point(p), *(f"{v:.3g}" if v is not None else "-" for v in (p.row.get("nfe"), *values))]
             )
@@ -102,7 +88,7 @@ def points_table(report: SweepReport) -> Section:
     return Section("Points", [Table(head, rows, note)])
 
 
-def _value(report: SweepReport, point: PointResult, metric: str) -> str:
+def _value(report: SweepResults, point: PointResult, metric: str) -> str:
     text = with_error(point.row, metric)
     choice = report.choices.get(metric)
     if choice is None or point.id not in choice.members:
@@ -112,11 +98,11 @@ def _value(report: SweepReport, point: PointResult, metric: str) -> str:
 
 def with_error(row: Mapping, metric: str, class_index: int | None = None) -> str:
     """A metric's value with its standard error."""
-    value, error, _ = metric_value(row, metric, class_index)
-    return plus_minus(value, error) if error else rounded(value, error)
+    value, error, _ = selection.metric_value(row, metric, class_index)
+    return plus_minus(value, error) if error else selection.rounded(value, error)
 
 
-def best(report: SweepReport) -> Section:
+def best(report: SweepResults) -> Section:
     """The best point of each metric, and which cannot be distinguished from it."""
     head = ["metric", "better", "best at", "value", "not distinguishable"]
     rows = [
@@ -132,7 +118,7 @@ def best(report: SweepReport) -> Section:
     return Section("Best by each metric", [Table(head, rows, EQUAL)])
 
 
-def _others(report: SweepReport, choice: BestSet) -> str:
+def _others(report: SweepResults, choice: BestSet) -> str:
     if not choice.intervals:
         return "(no other point has it)"
     others = choice.members[1:]
@@ -141,9 +127,9 @@ def _others(report: SweepReport, choice: BestSet) -> str:
     return listed([report.format_point(i) for i in others], 6) if others else "none"
 
 
-def compared(report: SweepReport, one: OwnBest) -> Section:
+def compared(report: SweepResults, one: OwnBest) -> Section:
     """The values of a setting, each at its own best point."""
-    name = NAMES.get(one.setting, one.setting)
+    name = selection.NAMES.get(one.setting, one.setting)
     head = [name, "best at", "evaluations per image", *(report.titles[m] for m in report.metrics)]
     rows = []
     for value, point in one.best.items():
@@ -153,7 +139,7 @@ def compared(report: SweepReport, one: OwnBest) -> Section:
     return Section(f"Each {name} at its own best", [one.sentence(report.words), Table(head, rows)])
 
 
-def ranked(report: SweepReport) -> Section:
+def ranked(report: SweepResults) -> Section:
     """Models unguided and each at its best guidance."""
     one = report.ranking
     if one is None:
@@ -167,22 +153,22 @@ def ranked(report: SweepReport) -> Section:
             [str(model), f"{i + 1}", values[0], f"{places.index(model) + 1}", report.format_point(best), values[1]]
         )
     head = ["model", "place unguided", "value", "place at best guidance", "at", "value"]
-    title = f"Models unguided and at their best guidance, by {metric_names(report.words)[one.metric]}"
+    title = f"Models unguided and at their best guidance, by {selection.metric_names(report.words)[one.metric]}"
     return Section(title, [one.sentence(report.words), Table(head, rows)])
 
 
-def intervals(report: SweepReport) -> Section:
+def intervals(report: SweepResults) -> Section:
     """The intervals that were proposed, and whether they held up."""
-    found, metric = report.sweep.intervals, primary_metric(report.choices)
+    found, metric = report.sweep.intervals, selection.primary_metric(report.choices)
     held = verdict(report.points, found["proposed"], metric, report.words) if metric else "No metric compares them."
     return Section("Proposed intervals", [found["sentence"], held])
 
 
-def rounds(report: SweepReport) -> Section:
+def rounds(report: SweepResults) -> Section:
     """What was dropped in which round of a budget."""
     rows = []
     for i, one in enumerate(report.sweep.rounds):
-        by = f"{metric_names(report.words)[one['metric']]} ({METRICS[one['metric']].better} is better)"
+        by = f"{selection.metric_names(report.words)[one['metric']]} ({METRICS[one['metric']].better} is better)"
         numbers = [f"{i + 1}", f"{len(one['points'])}", f"{one['count']:,}"]
         rows.append([*numbers, by, ", ".join(one["dropped"]) or "none", duration(one["seconds"])])
     head = ["round", "points", "images of each", "compared by", "dropped, the worst last", "time until its end"]
@@ -196,7 +182,7 @@ def rounds(report: SweepReport) -> Section:
 # ---------------------------------------------------------------------- classes
 
 
-def classes(report: SweepReport) -> Section:
+def classes(report: SweepResults) -> Section:
     """The best point of each class, by each metric that classes have."""
     parts: list[Part] = []
     first = next(iter(report.by_class))
@@ -206,7 +192,7 @@ def classes(report: SweepReport) -> Section:
         shown = [(c, k) for c, k in enumerate(sets[:MAX_SHOWN_CLASSES]) if k is not None]
         rows, doubts = [], []
         for c, k in shown:
-            why = metric_value(report.row[k.best], metric, c)[2] or _few_images(report, metric, c)
+            why = selection.metric_value(report.row[k.best], metric, c)[2] or _few_images(report, metric, c)
             doubts += [why] if why else []
             text = with_error(report.row[k.best], metric, c) + (f" {MARK}" if why else "")
             rows.append([report.class_name(c), report.format_point(k.best), text, _others(report, k)])
@@ -220,7 +206,7 @@ def classes(report: SweepReport) -> Section:
     return Section("Best by class", parts)
 
 
-def _few_images(report: SweepReport, metric: str, index: int) -> str:
+def _few_images(report: SweepResults, metric: str, index: int) -> str:
     found = next((p.class_influence[metric] for p in report.points if p.class_influence.get(metric)), [])
     few = index < len(found) and found[index] is not None and len(found[index]) < MIN_CLASS_IMAGES_FOR_VALUES
     return f"fewer than {MIN_CLASS_IMAGES_FOR_VALUES} images of the class" if few else ""
@@ -229,7 +215,7 @@ def _few_images(report: SweepReport, metric: str, index: int) -> str:
 # ---------------------------------------------------------------------- fresh seeds
 
 
-def confirmed(report: SweepReport) -> Section:
+def confirmed(report: SweepResults) -> Section:
     """The best sets before and after: as chosen, and sampled again with fresh seeds."""
     heading = "With fresh seeds"
     rows = []
@@ -247,10 +233,10 @@ def confirmed(report: SweepReport) -> Section:
     return Section(heading, [*_holds_up(report), Table(head, rows, note)])
 
 
-def _before_and_after(report: SweepReport, metric: str, point: str) -> list[str]:
+def _before_and_after(report: SweepResults, metric: str, point: str) -> list[str]:
     choice, again = report.choices[metric], report.choices_again.get(metric)
     before, after = report.again[point]
-    worse = worse_by(before, after, metric)
+    worse = selection.worse_by(before, after, metric)
     held = "-" if again is None or not again.intervals else "yes" if point in again.members else "no"
     text = with_error(before.row, metric)
     chosen = Strong(text) if point == choice.best else text
@@ -258,11 +244,11 @@ def _before_and_after(report: SweepReport, metric: str, point: str) -> list[str]
     return [report.titles[metric], report.format_point(point), chosen, with_error(after.row, metric), error, held]
 
 
-def _holds_up(report: SweepReport) -> list[str]:
+def _holds_up(report: SweepResults) -> list[str]:
     """How many best values were luck, and whether the best points are the best again."""
     best = {m: c.best for m, c in report.choices.items() if c.best in report.again}
-    moved = {m: worse_by(*report.again[i], m) for m, i in best.items()}
-    luck = [report.words[m] for m, z in moved.items() if z is not None and z > CHANCE_ERRORS]
+    moved = {m: selection.worse_by(*report.again[i], m) for m, i in best.items()}
+    luck = [report.words[m] for m, z in moved.items() if z is not None and z > selection.CHANCE_ERRORS]
     again = report.choices_again
     lost = [report.words[m] for m, i in best.items() if m in again and again[m].intervals and i not in again[m].members]
     sentences = []
@@ -278,17 +264,17 @@ def _holds_up(report: SweepReport) -> list[str]:
 # ---------------------------------------------------------------------- notes and origin
 
 
-def notes(report: SweepReport) -> Section | None:
+def notes(report: SweepResults) -> Section | None:
     """Why values are missing, and cautions on those that are not."""
     reasons: dict[tuple[str, str], list[str]] = {}
     for metric in METRICS:
         for p in report.points:
-            value, _, why = metric_value(p.row, metric)
+            value, _, why = selection.metric_value(p.row, metric)
             if value is None or why:
                 reasons.setdefault((report.titles[metric], why or "not measured"), []).append(p.id)
     every = len(report.points)
     rows = [
-        [title, "every point" if len(ids) == every else format_points(ids, report.points), why]
+        [title, "every point" if len(ids) == every else selection.format_points(ids, report.points), why]
         for (title, why), ids in reasons.items()
     ]
     table = [Table(["metric", "at", "no value, or with a caution"], rows)] if rows else []
@@ -296,14 +282,14 @@ def notes(report: SweepReport) -> Section | None:
     return Section("Notes", parts) if parts else None
 
 
-def _cautions(report: SweepReport) -> list[str]:
+def _cautions(report: SweepResults) -> list[str]:
     if not report.metrics:
         return []
     count = min((p.row.get("count") or report.sweep.count for p in report.points), default=0)
-    errors = [metric_value(p.row, m)[1] for p in report.points for m in report.metrics]
+    errors = [selection.metric_value(p.row, m)[1] for p in report.points for m in report.metrics]
     for metric, sets in report.by_class.items():
         shown = [(c, k) for c, k in enumerate(sets[:MAX_SHOWN_CLASSES]) if k is not None]
-        errors += [metric_value(report.row[k.best], metric, c)[1] for c, k in shown]
+        errors += [selection.metric_value(report.row[k.best], metric, c)[1] for c, k in shown]
     found = [
         note_few_images(count, " per point"),
         note_weak_classifier(report.sweep.classifier) if "accuracy" in report.metrics else None,
@@ -313,7 +299,7 @@ def _cautions(report: SweepReport) -> list[str]:
     return [note for note in found if note]
 
 
-def origin(report: SweepReport, other_points: int) -> Section:
+def origin(report: SweepResults, other_points: int) -> Section:
     """What was swept, and what made the numbers."""
     s, r = report.sweep, report.sweep.reference
     rows = [*_weights(report), ["points", f"{len(report.points):,}"], ["images per point", f"{s.count:,}"]]
@@ -323,13 +309,13 @@ def origin(report: SweepReport, other_points: int) -> Section:
     for setting, values in s.swept.items():
         if setting != "guide" or len(report.guides) > 1:
             words = [report.guides.get(v, plots.format_value(setting, v)) for v in values]
-            rows.append([f"swept: {NAMES.get(setting, setting)}", ", ".join(words)])
+            rows.append([f"swept: {selection.NAMES.get(setting, setting)}", ", ".join(words)])
     rows += [[short, Code(path)] for path, short in report.guides.items()]
     if s.guide_hash and len(report.guides) == 1:
         rows.append(["hash of the guide", Code(s.guide_hash)])
     fixed = [
-        format_setting(k, report.points[0].row.get(k))
-        for k in recorded_settings(report.points)
+        selection.format_setting(k, report.points[0].row.get(k))
+        for k in selection.recorded_settings(report.points)
         if k not in report.settings
     ]
     rows += [["at every point", ", ".join(fixed)]] if fixed else []
@@ -344,7 +330,7 @@ def origin(report: SweepReport, other_points: int) -> Section:
     return Section("How it was made", [Table(["what", "value"], rows, note), *again])
 
 
-def _weights(report: SweepReport) -> list[list[str]]:
+def _weights(report: SweepResults) -> list[list[str]]:
     s = report.sweep
     if s.weights:
         rows = [[record["what"], Code(record["hash"])] for record in s.weights.values()]
@@ -357,7 +343,7 @@ def _weights(report: SweepReport) -> list[list[str]]:
     return [["weights", f"{s.what}{trained}{ema}"], ["hash of the model", Code(s.model_hash)]]
 
 
-def _measured_by(report: SweepReport) -> list[list[str]]:
+def _measured_by(report: SweepResults) -> list[list[str]]:
     """Whose features, whose class probabilities, how many neighbours."""
     e, classifier, rows = report.sweep.extractor, report.sweep.classifier, []
     unnamed = "an extractor without a name"
@@ -373,5 +359,5 @@ def _measured_by(report: SweepReport) -> list[list[str]]:
         who = "the same network" if same else classifier.get("name") or unnamed
         rows.append(["accuracy: class probabilities of", who + right])
         rows += [["hash of the classifier", Code(classifier["hash"])]] if classifier.get("hash") and not same else []
-    near = [metric_names(report.words)[m] for m in NEIGHBOURS if m in report.metrics]
+    near = [selection.metric_names(report.words)[m] for m in NEIGHBOURS if m in report.metrics]
     return [*rows, [f"nearest neighbours of {listed(near)}", f"{report.sweep.k}"]] if near else rows

@@ -133,7 +133,11 @@ def test_report_is_of_the_last_round(halved):
     assert len(rows(halved)) == 4 and {r["count"] for r in rows(halved).values()} == {"32"}
     page = (halved / "sweep.md").read_text(encoding="utf-8")
     dropped = json.loads((halved / "rounds.json").read_text())["rounds"][0]["dropped"]
-    assert "## Rounds" in page and "A budget of 12 min." in page and all(f"`{name}`" in page for name in dropped)
+    assert (
+        "## Rounds" in page
+        and "A budget of 12 min." in page
+        and all(name.replace("_", "\\_") in page for name in dropped)
+    )
 
 
 @pytest.mark.slow

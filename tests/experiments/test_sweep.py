@@ -3,6 +3,7 @@
 import csv
 import json
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -230,7 +231,8 @@ def test_rules_and_negatives_are_axes(model, tmp_path):
         "g2_ddim3_leading", "g2_neg-random_ddim3_leading", "g2_tcfg_ddim3_leading", "g2_tcfg_neg-random_ddim3_leading",
     ]  # fmt: skip
     report = (tmp_path / "s/sweep.md").read_text(encoding="utf-8")
-    assert "rule (cfg, apg:eta=0,r=0.3, tcfg)" in report and "negative (null, random)" in report
+    assert re.search(r"\| swept: rule +\| cfg, apg:eta=0,r=0.3, tcfg +\|", report)
+    assert re.search(r"\| swept: negative +\| null, random +\|", report)
     assert "rule cfg" in report and "no rule" not in report
 
 

@@ -13,7 +13,7 @@ from test_selection import point, scores_of
 from diffusion_adagn.errors import InputError
 from diffusion_adagn.evaluation import report as evaluation_report
 from diffusion_adagn.evaluation.metrics import METRICS
-from diffusion_adagn.experiments import sweep_plots, sweep_report, sweep_sections
+from diffusion_adagn.experiments import sweep_plots, sweep_results, sweep_sections
 from diffusion_adagn.experiments.selection import best_sets
 from diffusion_adagn.experiments.sweep_report import IMAGES, Sweep, SweepReport, write_report
 from diffusion_adagn.render.report import Table
@@ -187,7 +187,7 @@ def page_of(sweep, points, confirmed=(), **more):
 
 
 def test_metric_titles_name_their_extractor():
-    titles_with = lambda **more: sweep_report._titles(with_(**more))  # noqa: E731
+    titles_with = lambda **more: sweep_results._titles(with_(**more))  # noqa: E731
     fid = EXTRACTOR | {"name": "inception", "is_fid": True}
     assert titles_with(extractor=fid)["frechet"] == "FID" and titles_with(extractor=fid)["kid"] == "Kernel distance"
     with_judge = titles_with(classifier=JUDGE)

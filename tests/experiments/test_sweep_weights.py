@@ -87,7 +87,9 @@ def test_weights_are_axes(finished):
         else:
             assert r["guide_hash"] == ""
     page = (finished / "sweep.md").read_text(encoding="utf-8")
-    assert "EMA 0.1" in page and "guide step 2" in page and page.count("; hash `") == 6
+    assert "EMA 0.1" in page and "guide step 2" in page and "| swept: EMA " in page
+    weights = json.loads((finished / "sweep.json").read_text())["sweep"]["weights"]
+    assert len(weights) == 6 and all(f"`{record['hash']}`" in page for record in weights.values())
 
 
 @pytest.mark.slow

@@ -19,6 +19,7 @@ from ..data import open_dataset
 from ..errors import InputError, writing
 from ..evaluation.points import choose_precision, set_up
 from ..render.figures import COLOURS, FAINT, chart, new_figure, save
+from ..render.report import Table, table_lines
 from ..runs.ema_snapshots import saved_averages
 from ..runs.layout import checkpoint_of
 from ..runs.power_ema import MAX_ERROR, fit, possible_lengths
@@ -123,12 +124,11 @@ def _lengths(request: EmaRequest, tracked: Sequence[float], possible: tuple[floa
 
 def _table(measured: Sequence[MeasuredEma], best: MeasuredEma, ema_decay: float) -> str:
     names = {"run": f"run (rate {ema_decay:g})", "raw": "raw"}
-    rows = [(names.get(m.ema) or f"{m.ema:g}", f"{m.loss:.5f}", f"{m.loss / best.loss - 1:+.2%}") for m in measured]
-    marks = ["best" * (m is best) for m in measured]
-    return "\n".join(
-        f"  {name:18}{loss:>9}{more:>9}  {mark}".rstrip()
-        for (name, loss, more), mark in zip([("EMA length", "loss", ""), *rows], ["", *marks])
-    )
+    rows = [
+        [names.get(m.ema) or f"{m.ema:g}", f"{m.loss:.5f}", f"{m.loss / best.loss - 1:+.2%}", "best" * (m is best)]
+        for m in measured
+    ]
+    return "\n".join(table_lines(Table(["EMA length", "loss", "against the best", ""], rows)))
 
 
 @chart

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -63,6 +62,16 @@ ORDER = [
     "guide",
     "run",
 ]  # of settings, for the x axis
+OVER_NOISE = {
+    "difference": "Conditional minus unconditional\nRMS, in the prediction's units",
+    "clipped": "Clipped values of the predicted image\nfraction",
+}
+OVER_SCALE = {
+    "extremes": "Values at 0 or 255\nfraction",
+    "contrast_ratio": "Contrast against the data\nratio",
+    "saturation_ratio": "Saturation against the data\nratio",
+    "brightness_shift": "Brightness against the data\ndifference",
+}
 RING = {"linestyle": "none", "marker": "o", "markersize": 12, "markerfacecolor": "none", "markeredgecolor": INK, "markeredgewidth": 1.8}  # fmt: skip
 THIN = RING | {"markersize": 9.5, "markeredgecolor": FAINT, "markeredgewidth": 0.9}
 Titles = Mapping[str, str] | None
@@ -150,15 +159,6 @@ def tradeoff(points: Sequence[PointResult], fidelity: str, diversity: str, title
     return figure
 
 
-@dataclass(frozen=True)
-class Statistic:
-    """A panel over the scale. data: the data's value, a dotted line."""
-
-    key: str
-    title: str
-    data: float | None
-
-
 @chart
 def diagnostics(points: Sequence[PointResult]) -> Figure:
     """The guidance term over the noise level for several scales, and contrast, saturation and brightness relative to the data."""
@@ -167,51 +167,30 @@ def diagnostics(points: Sequence[PointResult]) -> Figure:
     lines = lines_of(points, x_axis)
     settings, group = max(lines, key=lambda line: len(line[1]))
     group = _evenly_spaced(group, MAX_SCALES)
-    shades = [colour_map("viridis")(0.88 * i / max(len(group) - 1, 1)) for i in range(len(group))]
-    place = (
-        "timesteps" if any(_statistics(p).get("sigmas") is None for p in group) else "sigmas"
-    )  # of an earlier version
-    over_noise = {
-        "difference": "Conditional minus unconditional\nRMS, in the prediction's units",
-        "clipped": "Clipped values of the predicted image\nfraction",
-    }
-    over_scale = [
-        Statistic("extremes", "Values at 0 or 255\nfraction", _data_extremes(points)),
-        Statistic("contrast_ratio", "Contrast against the data\nratio", 1),
-        Statistic("saturation_ratio", "Saturation against the data\nratio", 1),
-        Statistic("brightness_shift", "Brightness against the data\ndifference", 0),
-    ]
-    over_noise = {key: title for key, title in over_noise.items() if any(_by_noise(p, key, place) for p in group)}
-    over_scale = [one for one in over_scale if any(_statistics(p).get(one.key) is not None for p in points)]
+    earlier = any(_statistics(p).get("sigmas") is None for p in group)  # points of an earlier version
+    place, where = ("timesteps", "timestep t") if earlier else ("sigmas", "noise level sigma")
+    over_noise = [(key, t) for key, t in OVER_NOISE.items() if any(_by_noise(p, key, place) for p in group)]
+    over_scale = [(key, t) for key, t in OVER_SCALE.items() if any(_statistics(p).get(key) is not None for p in points)]
+    of_data = {"extremes": _data_extremes(points), "contrast_ratio": 1, "saturation_ratio": 1, "brightness_shift": 0}
     figure, axes = _panels(len(over_noise) + len(over_scale))
-    for (key, title), ax in zip(over_noise.items(), axes):
-        for p, shade in zip(group, shades):
+    for (key, title), ax in zip(over_noise, axes):
+        for i, p in enumerate(group):
             name = f"{x_axis.name} {x_axis.text(p)}" + (f" ({settings})" if settings else "")
-            values = _by_noise(p, key, place)
-            ax.plot(
-                *(zip(*values) if values else ((), ())),
-                color=shade,
-                marker="." if len(values) < 60 else None,
-                label=name,
-            )
+            values = _by_noise(p, key, place) or [(np.nan, np.nan)]
+            shade = colour_map("viridis")(0.88 * i / max(len(group) - 1, 1))
+            ax.plot(*zip(*values), color=shade, marker="." if len(values) < 60 else None, label=name)
+        ax.set(xscale="linear" if earlier else "log", xlabel=f"{where} (sampling runs to the left)")
+        ax.xaxis.set_major_formatter("{x:g}")
+        ax.xaxis.set_minor_formatter("")
         ax.set_title(title, fontsize=10)
-        if place == "sigmas":
-            ax.set_xscale("log")
-            ax.xaxis.set_major_formatter("{x:g}")
-            ax.xaxis.set_minor_formatter("")
-        ax.set_xlabel(
-            "noise level sigma (sampling runs to the left)"
-            if place == "sigmas"
-            else "timestep t (sampling runs to the left)"
-        )
-    for one, ax in zip(over_scale, axes[len(over_noise) :]):
+    for (key, title), ax in zip(over_scale, axes[len(over_noise) :]):
         for i, (name, line) in enumerate(lines):
-            values = [(x_axis.position(p) + x_axis.offset(i, len(lines)), _statistics(p).get(one.key)) for p in line]
+            values = [(x_axis.position(p) + x_axis.offset(i, len(lines)), _statistics(p).get(key)) for p in line]
             values = [xy for xy in values if xy[1] is not None] or [(np.nan, np.nan)]
             ax.plot(*zip(*values), color=COLOURS[i], marker=MARKERS[i], linestyle=x_axis.line_style(i), label=name)
-        ax.set_title(one.title, fontsize=10)
-        if one.data is not None:
-            ax.axhline(one.data, color=INK, linewidth=1, linestyle=(0, (1, 2)), zorder=1, label="the data")
+        if of_data[key] is not None:
+            ax.axhline(of_data[key], color=INK, linewidth=1, linestyle=(0, (1, 2)), zorder=1, label="the data")
+        ax.set_title(title, fontsize=10)
         x_axis.label(ax)
     _legend(figure, axes)
     return figure

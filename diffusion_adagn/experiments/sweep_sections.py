@@ -27,7 +27,6 @@ from .intervals import verdict
 from .selection import BestSet, PointResult
 from .sweep_results import SweepResults
 
-MAX_SHOWN_CLASSES = 30  # in the page's table; sweep.json has all
 MAX_WEIGHTS = 24  # in the page
 NEIGHBOURS = ("precision", "recall", "density", "coverage")
 EQUAL = (
@@ -189,7 +188,7 @@ def classes(report: SweepResults) -> Section:
     draw = partial(plots.per_class, report.points, first, report.sweep.class_names, report.titles)
     parts.append(Shown("classes", draw, "a metric by class and point"))
     for metric, sets in report.by_class.items():
-        shown = [(c, k) for c, k in enumerate(sets[:MAX_SHOWN_CLASSES]) if k is not None]
+        shown = [(c, k) for c, k in enumerate(sets[: plots.MAX_SHOWN_CLASSES]) if k is not None]
         rows, doubts = [], []
         for c, k in shown:
             why = selection.metric_value(report.row[k.best], metric, c)[2] or _few_images(report, metric, c)
@@ -198,9 +197,9 @@ def classes(report: SweepResults) -> Section:
             rows.append([report.class_name(c), report.format_point(k.best), text, _others(report, k)])
         caption = f"{METRICS[metric].better.capitalize()} is better."
         caption += f" {MARK} {doubts[0]}." if doubts else ""
-        if len(sets) > MAX_SHOWN_CLASSES:
-            caption += f" The first {MAX_SHOWN_CLASSES} of {len(sets):,} classes; sweep.json has all."
-        missing = min(len(sets), MAX_SHOWN_CLASSES) - len(shown)
+        if len(sets) > plots.MAX_SHOWN_CLASSES:
+            caption += f" The first {plots.MAX_SHOWN_CLASSES} of {len(sets):,} classes; sweep.json has all."
+        missing = min(len(sets), plots.MAX_SHOWN_CLASSES) - len(shown)
         caption += f" Classes without a value: {missing}." if missing else ""
         parts += [report.titles[metric], Table(["class", "best at", "value", "not distinguishable"], rows, caption)]
     return Section("Best by class", parts)
@@ -288,7 +287,7 @@ def _cautions(report: SweepResults) -> list[str]:
     count = min((p.row.get("count") or report.sweep.count for p in report.points), default=0)
     errors = [selection.metric_value(p.row, m)[1] for p in report.points for m in report.metrics]
     for metric, sets in report.by_class.items():
-        shown = [(c, k) for c, k in enumerate(sets[:MAX_SHOWN_CLASSES]) if k is not None]
+        shown = [(c, k) for c, k in enumerate(sets[: plots.MAX_SHOWN_CLASSES]) if k is not None]
         errors += [selection.metric_value(report.row[k.best], metric, c)[1] for c, k in shown]
     found = [
         note_few_images(count, " per point"),

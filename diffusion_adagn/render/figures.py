@@ -156,8 +156,10 @@ def _bytes(drawn: Drawn, kind: str) -> bytes:
         drawn.save(file, "PNG", optimize=True)
         return file.getvalue()
     with _style():
+        if layout := drawn.get_layout_engine():  # once for all formats: it takes longer than the drawing
+            layout.execute(drawn)
+            drawn.set_layout_engine("none")
         drawn.savefig(file, format=kind, metadata={"Software": None} if kind == "png" else {"Date": None})
-        drawn.set_layout_engine("none")  # the layout is the same in the next format
     return file.getvalue()
 
 

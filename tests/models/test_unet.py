@@ -190,6 +190,7 @@ def test_adm_networks_have_published_sizes():
     assert round(adm256.parameters / 1e6) == 553
 
 
+@pytest.mark.slow
 def test_export_takes_any_batch_size():
     unet, batch = tiny_unet(resblock_updown=True).eval(), torch.export.Dim("B")
     given = {"sample": X[:2], "timestep": T[:2], "class_labels": Y[:2]}

@@ -479,6 +479,7 @@ assert cpu.unsupported_reason(torch.float32, False) == "" and made.stat().st_siz
 """
 
 
+@pytest.mark.slow
 @needs_kernel
 def test_corrupted_library_is_rebuilt(library, tmp_path):
     shutil.copytree(library.parent, tmp_path / "ops")

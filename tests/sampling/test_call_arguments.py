@@ -161,7 +161,7 @@ def test_outputs_show_themselves(pipe):
     assert np.asarray(made.grid(4)).std() > np.asarray(pipe("cat", seeds=0, num_inference_steps=2).grid()).std() * 0.5
 
 
-@pytest.mark.parametrize("how", ["torch.compile", "unet.compile"])
+@pytest.mark.parametrize("how", [pytest.param("torch.compile", marks=pytest.mark.slow), "unet.compile"])
 def test_compiled_network_compiles_the_call(how):
     torch._dynamo.reset()
     counters.clear()

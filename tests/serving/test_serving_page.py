@@ -40,7 +40,7 @@ def _empty_folder(tmp_path, monkeypatch):
 @pytest.mark.skipif(not shutil.which("curl"), reason="curl is not installed")
 def test_requests_of_the_page_are_answered(server, tmp_path):
     requests = [line for line in lines() if line.startswith("curl") and "label_check" not in line]
-    assert len(requests) == 7
+    assert len(requests) == 8
     for line in requests:
         words = shlex.split(line.replace(":7860", f":{server.port}"))
         done = subprocess.run([*words, "--silent", "--fail-with-body"], capture_output=True, check=False)

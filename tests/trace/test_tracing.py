@@ -92,7 +92,7 @@ def test_label_check_exit_status(run, tmp_path, capsys):
 
 @pytest.mark.parametrize(
     "conditioning",  # test_probes.py and test_report.py test the parts with every conditioning
-    [k if k in ("adagn", "cross_attention", "none") else pytest.param(k, marks=pytest.mark.slow) for k in CONDITIONING],
+    [k if k in ("adagn", "none") else pytest.param(k, marks=pytest.mark.slow) for k in CONDITIONING],
 )
 def test_each_conditioning_without_images(tmp_path, conditioning, capsys):
     folder = saved(tmp_path / "net", conditioning=conditioning)
@@ -115,7 +115,7 @@ def test_trace_without_null_or_classes(tmp_path, labels):
     )
 
 
-@pytest.mark.parametrize("process", ["edm", "flow"])
+@pytest.mark.parametrize("process", [pytest.param("edm", marks=pytest.mark.slow), "flow"])
 def test_trace_of_each_process(tmp_path, process, capsys, monkeypatch):
     monkeypatch.setattr(tracing, "label_check", functools.partial(label_check, evaluations=90))
     diffusion = DiffusionConfig(process=process, sigma_data=0.6 if process == "edm" else None)

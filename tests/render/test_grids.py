@@ -1,3 +1,5 @@
+from functools import partial
+
 import numpy as np
 import pytest
 
@@ -8,11 +10,11 @@ from diffusion_adagn.render.grids import (
     MARGIN,
     WIDEST_LABEL,
     _font,
-    _shorten,
     _width,
     _wrap,
     labelled_grid,
 )
+from diffusion_adagn.render.text import shorten
 
 RNG = np.random.default_rng(0)
 
@@ -49,9 +51,8 @@ def test_rows_may_differ_in_length():
 
 def test_long_row_labels_are_shortened():
     font = _font(14)
-    short = _shorten("Carassius auratus, the goldfish of many a pond " * 3, font, WIDEST_LABEL)
-    assert short.endswith("…") and _width(short, font) <= WIDEST_LABEL
-    assert _shorten("cat", font, WIDEST_LABEL) == "cat"
+    short = shorten("Carassius auratus, the goldfish of many a pond " * 3, WIDEST_LABEL, partial(_width, font))
+    assert short.endswith("…") and WIDEST_LABEL - 30 < _width(font, short) <= WIDEST_LABEL
     sheet = labelled_grid([[cell()]], ["w" * 500])
     assert sheet.width <= WIDEST_LABEL + 64 + 2 * MARGIN + 12
 
@@ -61,7 +62,7 @@ def test_column_labels_never_leave_their_column():
     for text in ("guidance scale 7.5 with a long tail", "w" * 60, "0", "a b c d e f g h i j k l m n"):
         lines = _wrap(text, font, 62)
         assert 1 <= len(lines) <= 2
-        assert all(_width(line, font) <= 62 for line in lines)
+        assert all(_width(font, line) <= 62 for line in lines)
     assert _wrap("scale 2", font, 62) == ["scale 2"]
     wide = labelled_grid([[cell(), cell()]], [""], ["w" * 60, "w" * 60])
     ink = (np.asarray(wide)[MARGIN : -MARGIN - 64] < 200).any((0, 2))
@@ -95,3 +96,21 @@ def test_a_title_takes_room_above():
 def test_wrong_grids(rows, labels, columns, wrong):
     with pytest.raises(InputError, match=wrong):
         labelled_grid(rows, labels, columns)
+
+
+def test_captions_stand_above_their_cells():
+    rows = [[cell(64, 64, 1) for _ in range(3)] for _ in range(2)]
+    sheet = np.asarray(labelled_grid(rows, ["a", "b"], captions=[["1", "2", "3"], ["4", "w" * 99]], corner="class"))
+    plain = np.asarray(labelled_grid(rows, ["a", "b"]))
+    assert sheet.shape[0] == plain.shape[0] + 2 * 15
+    left = sheet.shape[1] - MARGIN - 3 * 64 - 2 * GAP
+    for r, row in enumerate(rows):
+        for c, expected in enumerate(row):
+            y, x = MARGIN + 15 + r * (15 + 64 + GAP), left + c * (64 + GAP)
+            assert (sheet[y : y + 64, x : x + 64] == expected).all()
+            assert (sheet[y - 15 : y, x : x + 64] < 200).any() == ((r, c) != (1, 2))
+
+
+def test_lines_of_a_column_label():
+    one, two = (labelled_grid([[cell()]], [""], [label]) for label in ("scale 3", ["use this", "scale 3", "w" * 99]))
+    assert two.height == one.height + 2 * 16 and two.width == one.width

@@ -144,12 +144,14 @@ class Residual(nn.Module):
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=False)
         self.norm2 = nn.BatchNorm2d(out_channels)
         nn.init.zeros_(self.norm2.weight)
+        self.stride = stride
         changed = stride != 1 or in_channels != out_channels
         self.skip = nn.Conv2d(in_channels, out_channels, stride, stride, bias=False) if changed else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
         h = F.relu(self.norm1(self.conv1(x)))
-        return F.relu(self.skip(x) + self.norm2(self.conv2(h)))
+        odd = [-side % self.stride for side in x.shape[2:]]  # the convolutions of both paths round up
+        return F.relu(self.skip(F.pad(x, (0, odd[1], 0, odd[0]))) + self.norm2(self.conv2(h)))
 
 
 class ClassifierNetwork(nn.Module):

@@ -36,7 +36,7 @@ from .points import (
     set_up,
 )
 from .reference import RealImages
-from .report import CLASSES, JSON, MARKDOWN, described_by, full_record, overall_table, write_report
+from .report import CLASSES, JSON, MARKDOWN, PAGE, described_by, full_record, overall_table, write_report
 from .results import results
 from .settings import EvaluateRequest
 from .setup import EvalSetup, check_reference, open_setup, setup_of_model
@@ -328,7 +328,7 @@ def _say(record: dict, out: Path, following: str = "") -> None:
         print(f"- {note}")
     if record["memorisation"]:
         print(f"- {record['memorisation']['sentence']}")
-    files = [name for name in (MARKDOWN, JSON, CLASSES, SHEET, NPZ) if (out / name).is_file()]
+    files = [name for name in (PAGE, MARKDOWN, JSON, CLASSES, SHEET, NPZ) if (out / name).is_file()]
     print(f"\nLook at  {out / files[0]}\nBeside   {', '.join(files[1:])}")
     if following:
         print(with_commands("Next, other scales:", following))

@@ -92,17 +92,13 @@ def draw_neighbours(
     shown = found.order[:rows]
     real = gather(found.places[shown].ravel()).reshape(*found.places[shown].shape, *pixels.shape[1:])
     cells = [[pixels[i], *neighbours] for i, neighbours in zip(shown, real)]
-    labels = [" ".join(f"{d:.3g}" for d in found.distances[i]) for i in shown]
-    if names is not None:
-        labels = [f"{_short(names[i])}: {label}" for i, label in zip(shown, labels)]
+    captions = [["", *(f"distance {d:.3g}" for d in found.distances[i])] for i in shown]
+    labels = [f"{i}" if names is None else names[i] for i in shown]
     columns = ["sampled", *(f"real {n + 1}" for n in range(found.places.shape[1]))]
-    label = "the class, then the distances" if names is not None else "the distances"
-    title = f"Sampled images nearest to a real one of {reference.about['name']}, and beside each its nearest real ones. Row labels: {label} to real 1, 2, ..."
-    return atomic_write(file, labelled_grid(cells, labels, columns, title).save)
-
-
-def _short(name: str) -> str:
-    return name if len(name) <= 8 else f"{name[:7]}…"
+    title = f"Sampled images nearest to a real one of {reference.about['name']}, and beside each its nearest real ones"
+    corner = "image" if names is None else "class"
+    sheet = labelled_grid(cells, labels, columns, title, min_side=96, captions=captions, corner=corner)
+    return atomic_write(file, sheet.save)
 
 
 def _how_near(sampled: np.ndarray, real: np.ndarray | None, reference: FeatureSet) -> str:
@@ -110,14 +106,14 @@ def _how_near(sampled: np.ndarray, real: np.ndarray | None, reference: FeatureSe
     where = f"{about['name']}, {'all ' if about['count'] == about['of'] else ''}{about['count']:,} images"
     if about["count"] != about["of"]:
         where += f" drawn from {about['of']:,}"
-    short_repr = f"Nearest real image ({where}; median distance in the features of {about['extractor']['name']}): {median:.3g} from a sampled one"
+    sentence = f"Nearest real image ({where}; median distance in the features of {about['extractor']['name']}): {median:.3g} from a sampled one"
     if real is None:
-        return f"{short_repr}."
+        return f"{sentence}."
     between = float(np.median(real))
-    short_repr += f", {between:.3g} from another real one"
+    sentence += f", {between:.3g} from another real one"
     if between > 0 and median < MUCH_NEARER * between:
-        return f"{short_repr}. Sampled images lie much nearer to real ones than those to each other: look for copies in the sheet."
-    return f"{short_repr}."
+        return f"{sentence}. Sampled images lie much nearer to real ones than those to each other: look for copies in the sheet."
+    return f"{sentence}."
 
 
 def _copies(pixels: np.ndarray, count: int, gather: Gather) -> list[tuple[int, int]]:

@@ -6,7 +6,15 @@ setup(
     packages=[*find_packages(include=["diffusion_adagn*"]), "diffusion_adagn.configs"],
     package_dir={"diffusion_adagn.configs": "configs"},
     package_data={
-        "diffusion_adagn": ["py.typed", "data/*.tsv", "ops/*.cpp", "pretrained/**/*.*", "serving/page/*.[cj]s*"],
+        "diffusion_adagn": [
+            "py.typed",
+            "data/*.tsv",
+            "ops/*.cpp",
+            "pretrained/**/*.*",
+            "serving/page/*.[cj]s*",
+            "render/*.[cj]*",
+            "trace/*.j2",
+        ],
         "diffusion_adagn.configs": ["*.yaml", "*.json"],
     },
 )

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import torch
 
+from diffusion_adagn.render.figures import chart, new_figure, save
+
 from . import ours
 from .machine import full_fp32
 from .networks import Case, Networks, Variant, Workload, free
@@ -94,40 +96,31 @@ def measure(
                         else "."
                     )
                 )
-    try:
-        result["plot"] = plot(result["rows"], folder / f"grow-{size.name}-{dtype}.png")
-    except ImportError:
-        result["not_measured"].append("the plot of growth: matplotlib is not installed (pip install -e '.[plots]')")
+    if result["rows"]:
+        file = folder / f"grow-{size.name}-{dtype}.png"
+        save(plot(result["rows"]), file)
+        result["plot"] = file.name
     return result
 
 
-def plot(rows: Sequence[dict], file: Path) -> str | None:
-    """One panel per axis, on logarithmic axes; returns the file's name."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
+@chart
+def plot(rows: Sequence[dict]):
+    """One panel per axis, on logarithmic axes."""
     names = list(dict.fromkeys(row["axis"] for row in rows))
-    if not names:
-        return None
-    figure, panels = pyplot.subplots(1, len(names), figsize=(3.6 * len(names), 3.4), sharey=True, squeeze=False)
+    figure = new_figure(3.4, 3.6 * len(names))
+    panels = figure.subplots(1, len(names), sharey=True, squeeze=False)
     for panel, axis in zip(panels[0], names):
         for what in ("infer", "train"):
             points = [row for row in rows if row["axis"] == axis and row["pass"] == what]
             if points:
                 x, y = [p["value"] for p in points], [p["median_s"] for p in points]
                 spread = [[p["median_s"] - p["min_s"] for p in points], [p["max_s"] - p["median_s"] for p in points]]
-                panel.errorbar(x, y, yerr=spread, marker="o", markersize=4, capsize=2, label=what)
+                panel.errorbar(x, y, yerr=spread, marker="o", label=what)
         panel.set(xscale="log", yscale="log", xlabel=axis)
         ticks = sorted({row["value"] for row in rows if row["axis"] == axis})
         panel.set_xticks(ticks, [f"{v // 1000}k" if v >= 1000 else str(v) for v in ticks])
+        panel.yaxis.set_major_formatter("{x:g}")
         panel.minorticks_off()
-        panel.grid(alpha=0.3)
     panels[0][0].set_ylabel("seconds per step (median, min to max)")
     panels[0][0].legend()
-    figure.tight_layout()
-    file.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(file, dpi=120)
-    pyplot.close(figure)
-    return file.name
+    return figure

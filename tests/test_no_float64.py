@@ -10,7 +10,7 @@ from no_float64 import Float64OnDevice, simulated
 
 from diffusion_adagn.cli.main import main
 from diffusion_adagn.evaluation.extractors import classifier
-from diffusion_adagn.experiments import sweep_plots
+from diffusion_adagn.experiments import sweep_sections
 from diffusion_adagn.models.unet import AdaGNUNet
 from diffusion_adagn.trace import tracing
 from diffusion_adagn.training import logger
@@ -44,7 +44,7 @@ def mac(monkeypatch):
     monkeypatch.setattr(tracing, "NUM_PROBED_TIMESTEPS", 2)
     monkeypatch.setattr(tracing, "SAMPLER_STEPS", 2)
     monkeypatch.setattr(tracing, "write_report", lambda results, out: [])  # it draws with NumPy
-    monkeypatch.setattr(sweep_plots, "available", lambda: False)  # curves
+    monkeypatch.setattr(sweep_sections, "charts", lambda report: [])  # curves
     monkeypatch.setenv("PYTORCH_ENABLE_MPS_FALLBACK", "1")  # accelerate sets it
     calls, denoise = [], AdaGNUNet.denoise
 

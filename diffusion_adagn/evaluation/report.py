@@ -1,4 +1,4 @@
-"""The files of an evaluation: evaluation.json with every number and its origin, evaluation.md, per_class.csv."""
+"""The files of an evaluation: evaluation.json with every number and its origin, report.html, evaluation.md, per_class.csv."""
 
 import csv
 import json
@@ -7,16 +7,19 @@ from datetime import datetime
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 from ..atomic import atomic_write
 from ..renamed import EXTRACTORS
+from ..render.report import Code, Report, Section, Shown, Table, table_lines
 from .extractors import Extractor
 from .extractors.base import described
 from .metrics import METRICS
 from .results import Results, versions
 from .setup import EvalSetup
 
-JSON, MARKDOWN, CLASSES = "evaluation.json", "evaluation.md", "per_class.csv"
+JSON, MARKDOWN, CLASSES, PAGE = "evaluation.json", "evaluation.md", "per_class.csv", "report.html"
+NEIGHBOURS = "neighbours"  # the sheet of nearest real images, without its ending
 FOREIGN = (
     "These numbers are not comparable with published ones: the features are not those of the FID's Inception network."
 )
@@ -179,18 +182,19 @@ def _cautions(row: dict, count: int, classifier: dict | None) -> list[str]:
 
 
 def write_report(record: dict, out: Path) -> None:
-    """Write evaluation.md, per_class.csv (with classes), and last evaluation.json."""
-    _write(out / MARKDOWN, f"{markdown(record)}\n")
+    """Write report.html, evaluation.md, per_class.csv (with classes), and last evaluation.json.
+
+    The sheet of neighbours is shown if `out` has it.
+    """
+    sheet = out / f"{NEIGHBOURS}.png"
+    report_of(record, sheet if sheet.is_file() else None).save(out, PAGE, MARKDOWN)
     if record["per_class"]:
         write_classes(out / CLASSES, record)
     else:
         (out / CLASSES).unlink(missing_ok=True)
     # last, since this file marks a complete evaluation
-    _write(out / JSON, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
-
-
-def _write(file: Path, text: str) -> None:
-    atomic_write(file, lambda tmp: tmp.write_text(text, encoding="utf-8"))
+    text = json.dumps(record, indent=1, ensure_ascii=False) + "\n"
+    atomic_write(out / JSON, lambda tmp: tmp.write_text(text, encoding="utf-8"))
 
 
 def _record(extractor: Extractor) -> dict:
@@ -207,38 +211,37 @@ def _counts(labels: np.ndarray | None, setup: EvalSetup) -> dict[str, list[int] 
     return {"sampled": counts(labels), "reference": counts(setup.reference.labels)}
 
 
-def markdown(record: dict) -> str:
-    """The record as Markdown text."""
-    parts = [
-        f"# {record['source']}",
-        f"{record['count']:,} image{'s' * (record['count'] != 1)} against {record['against']}.",
-        overall_table(record),
-    ]
+def report_of(record: dict, sheet: Path | None = None) -> Report:
+    """The record as a page. sheet: the image of the nearest real images; None: there is none."""
+    images = f"{record['count']:,} image{'s' * (record['count'] != 1)} against {record['against']}."
+    sections = [Section("Metrics", [_metrics(record)])]
     if record["per_class"]:
-        parts += ["## Each class", _class_table(record)]
-    parts += ["## Looks", _looks(record["diagnostics"])]
+        sections.append(Section("Each class", [_class_table(record)]))
+    sections.append(Section("Looks", [_looks(record["diagnostics"])]))
     if record["memorisation"]:
-        parts += ["## Copies", record["memorisation"]["sentence"]]
+        alt = "sampled images and the nearest real ones"
+        shown = [Shown(NEIGHBOURS, lambda: Image.open(sheet), alt)] if sheet else []
+        sections.append(Section("Copies", [record["memorisation"]["sentence"], *shown]))
     if record["notes"]:
-        parts += ["## Notes", "\n".join(f"- {note}" for note in record["notes"])]
-    parts += ["## How it was made", _made(record)]
-    return "\n\n".join(parts)
+        sections.append(Section("Notes", [record["notes"]]))
+    return Report(f"Evaluation of {record['source']}", [*sections, _made(record)], about=images)
 
 
 def overall_table(record: dict) -> str:
-    """The table of metrics, one row each, aligned for a terminal too."""
-    rows = [[m["title"], value_of(m), m["better"], _beside(name, m, record)] for name, m in record["metrics"].items()]
-    return _table(["metric", "value", "better", "note"], rows)
+    """The table of metrics, one row each, aligned for a terminal."""
+    return "\n".join(table_lines(_metrics(record)))
 
 
-def _beside(name: str, m: dict, record: dict) -> str:
-    """The note in the row of a metric."""
-    fraction = heldout_accuracy(record.get("judge")) if name == "accuracy" and m["value"] is not None else None
-    notes = [
-        "" if fraction is None else f"of held-out real images: {fraction:.4g}",
-        "see below" if m["why"] else "",
-    ]
-    return "; ".join(filter(None, notes))
+def _metrics(record: dict) -> Table:
+    rows = []
+    for name, m in record["metrics"].items():
+        fraction = heldout_accuracy(record.get("judge")) if name == "accuracy" and m["value"] is not None else None
+        notes = [
+            "" if fraction is None else f"of held-out real images: {fraction:.4g}",
+            "see the notes" if m["why"] else "",
+        ]
+        rows.append([m["title"], value_of(m), m["better"], "; ".join(filter(None, notes))])
+    return Table(["metric", "value", "better", "note"], rows)
 
 
 def value_of(m: dict, digits: int = 4) -> str:
@@ -268,55 +271,52 @@ def write_classes(file: Path, record: dict) -> Path:
     return atomic_write(file, write)
 
 
-def _class_table(record: dict) -> str:
-    """The table with one row per class. Sentences below it explain marks, and metrics without a value for any class."""
+def _class_table(record: dict) -> Table:
+    """One row per class; the caption explains marks, and metrics without a value for any class."""
     metrics = {m: values for m, values in record["per_class"].items() if any(v["value"] is not None for v in values)}
     sampled = record["class_counts"]["sampled"]
-    rows = []
+    few, rows = False, []
     for i, name in enumerate(record["class_names"]):
         thin = 0 < sampled[i] < MIN_CLASS_IMAGES_FOR_VALUES
-        cells = [_marked(value_of(values[i], 3), values[i], thin) for values in metrics.values()]
+        found = [values[i] for values in metrics.values()]
+        doubts = [bool(m["why"]) or (thin and m["value"] is not None) for m in found]
+        few |= any(doubts)
+        cells = [value_of(m, 3) + f" {MARK}" * doubt for m, doubt in zip(found, doubts)]
         rows.append([name, str(sampled[i]), *cells])
-    heads = [f"{record['metrics'][m]['title']}, {record['metrics'][m]['better']} is better" for m in metrics]
-    sections = [_table(["class", "sampled", *heads], rows)]
-    if any(MARK in cell for row in rows for cell in row[2:]):
-        sections.append(f"{MARK} {_marks_mean(record, metrics)}.")
+    captions = [f"{MARK} {_marks_mean(record, metrics)}."] if few else []
     for metric, values in record["per_class"].items():
         if metric not in metrics:
-            sections.append(f"{record['metrics'][metric]['title']} of each class left blank: {values[0]['why']}.")
-    return "\n\n".join(sections)
-
-
-def _marked(text: str, m: dict, thin: bool) -> str:
-    return f"{text} {MARK}" if m["why"] or (thin and m["value"] is not None) else text
+            captions.append(f"{record['metrics'][metric]['title']} of each class left blank: {values[0]['why']}.")
+    heads = [f"{record['metrics'][m]['title']}, {record['metrics'][m]['better']} is better" for m in metrics]
+    return Table(["class", "sampled", *heads], rows, " ".join(captions))
 
 
 def _marks_mean(record: dict, metrics: dict[str, list[dict]]) -> str:
-    """The first reason of each metric, grouped by reason."""
-    titles_by_reason: dict[str, list[str]] = {}
+    """The first reason of each metric."""
+    reasons = []
     for metric, values in metrics.items():
-        whys = list(dict.fromkeys(m["why"] for m in values if m["why"]))
-        if whys:
+        if whys := list(dict.fromkeys(m["why"] for m in values if m["why"])):
             more = f" ({len(whys) - 1} more in {CLASSES})" if len(whys) > 1 else ""
-            titles_by_reason.setdefault(f"{whys[0]}{more}", []).append(record["metrics"][metric]["title"])
-    text = [f"{', '.join(names)}: {why}" for why, names in titles_by_reason.items()]
-    return "; ".join(text) or f"fewer than {MIN_CLASS_IMAGES_FOR_VALUES} sampled images"
+            reasons.append(f"{record['metrics'][metric]['title']}: {whys[0]}{more}")
+    return "; ".join(reasons) or f"fewer than {MIN_CLASS_IMAGES_FOR_VALUES} sampled images"
 
 
-def _looks(d: dict) -> str:
-    """The diagnostics that need no extractor, as text."""
-    text = f"Brightness {d['brightness']:.3f}, contrast {d['contrast']:.3f}, saturation {d['saturation']:.3f} (each 0 to 1); "
-    text += f"{d['extremes']:.1%} of the values are at 0 or 255"
-    shift = d.get("extremes_shift")
-    text += "." if shift is None else f" ({max(d['extremes'] - shift, 0):.1%} of the real images' are)."
-    if d["contrast_ratio"] is not None:
-        text += f" Against the real images: contrast x {d['contrast_ratio']:.3f}"
-        text += "" if d["saturation_ratio"] is None else f", saturation x {d['saturation_ratio']:.3f}"
-        text += f", brightness {d['brightness_shift']:+.3f}."
-    return text
+def _looks(d: dict) -> Table:
+    """The diagnostics that need no extractor."""
+    shift, brighter = d.get("extremes_shift"), d.get("brightness_shift")
+    ratio = lambda value: "-" if value is None else f"x {value:.3f}"  # noqa: E731
+    real = "-" if shift is None else f"{max(d['extremes'] - shift, 0):.1%}"
+    rows = [
+        ["brightness (0 to 1)", f"{d['brightness']:.3f}", "-" if brighter is None else f"{brighter:+.3f}"],
+        ["contrast (0 to 1)", f"{d['contrast']:.3f}", ratio(d["contrast_ratio"])],
+        ["saturation (0 to 1)", f"{d['saturation']:.3f}", ratio(d["saturation_ratio"])],
+        ["values at 0 or 255", f"{d['extremes']:.1%}", real],
+    ]
+    caption = "Against the real images: difference of brightness, ratios, and the real images' own part at 0 or 255."
+    return Table(["statistic", "sampled images", "against the real images"], rows, caption)
 
 
-def _made(record: dict) -> str:
+def _made(record: dict) -> Section:
     e, r, p = record["extractor"], record["reference"], record["pictures"]
     count = "published statistics" if r["count"] is None else f"{r['count']:,} of {r['of']:,} images"
     seen = taken_in(e, p["height"], p["width"])
@@ -331,11 +331,10 @@ def _made(record: dict) -> str:
         "neighbours": f"{record['k']} (precision, recall, density, coverage)",
         "versions": ", ".join(f"{name} {number}" for name, number in record["versions"].items()),
         "date": record["date"],
-        "command": record["command"] and f"`{record['command']}`",
     }
-    return "\n".join(
-        f"- {key.replace('_', ' ')}: {_words(value)}" for key, value in fields.items() if value not in (None, "")
-    )
+    rows = [[key.replace("_", " "), _words(value)] for key, value in fields.items() if value not in (None, "")]
+    command = [Code(record["command"])] if record["command"] else []
+    return Section("How it was made", [Table(["what", "value"], rows), *command])
 
 
 def _classifier_line(classifier: dict) -> str:
@@ -346,11 +345,3 @@ def _classifier_line(classifier: dict) -> str:
 
 def _words(value: object) -> str:
     return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
-
-
-def _table(header: list[str], rows: list[list[str]]) -> str:
-    rows = [[cell.replace("|", "\\|").replace("\n", " ") for cell in row] for row in [header, *rows]]
-    widths = [max(len(row[i]) for row in rows) for i in range(len(header))]
-    lines = ["| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths)) + " |" for row in rows]
-    lines.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
-    return "\n".join(lines)

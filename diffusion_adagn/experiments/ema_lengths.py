@@ -1,10 +1,13 @@
 """`adagn ema`: the held-out loss of a run's weights over the length of their EMA."""
 
+from __future__ import annotations
+
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from tqdm.auto import tqdm
@@ -15,7 +18,8 @@ from ..config import read_config
 from ..data import open_dataset
 from ..errors import InputError, writing
 from ..evaluation.points import choose_precision, set_up
-from ..render.grids import FAINT, INK
+from ..render.figures import COLOURS, FAINT, chart, new_figure, save
+from ..render.report import Table, table_lines
 from ..runs.ema_snapshots import saved_averages
 from ..runs.layout import checkpoint_of
 from ..runs.power_ema import MAX_ERROR, fit, possible_lengths
@@ -24,11 +28,12 @@ from ..runtime.distributed import process_state
 from ..runtime.precision import use_precision
 from ..sampling.load import open_pipeline
 from ..sampling.pretrained import model_hash
-from ..trace.drawing import LABEL, TIME, Drawing
-from ..trace.plots import RULE
 from ..training.trainer import make_loss
 from ..training.validation import heldout_loss
 from .settings import EmaRequest
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 COUNT = 12  # lengths that are compared by default, besides those tracked
 SHORTEST = 0.01  # of these
@@ -98,7 +103,7 @@ def compare_lengths(source: str | Path, request: EmaRequest, out: Path | None = 
         atomic_write(
             out / "ema.json", lambda tmp: tmp.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
         )
-        atomic_write(out / "ema.png", lambda tmp: _curve(measured, best, saved.tracked).save(tmp))
+        save(curve(measured, best, saved.tracked), out / "ema.png")
     print(
         f"{checkpoint}: loss on images held out of {heldout.name}\n{_table(measured, best, config.training.ema_decay)}"
     )
@@ -119,48 +124,39 @@ def _lengths(request: EmaRequest, tracked: Sequence[float], possible: tuple[floa
 
 def _table(measured: Sequence[MeasuredEma], best: MeasuredEma, ema_decay: float) -> str:
     names = {"run": f"run (rate {ema_decay:g})", "raw": "raw"}
-    rows = [(names.get(m.ema) or f"{m.ema:g}", f"{m.loss:.5f}", f"{m.loss / best.loss - 1:+.2%}") for m in measured]
-    marks = ["best" * (m is best) for m in measured]
-    return "\n".join(
-        f"  {name:18}{loss:>9}{more:>9}  {mark}".rstrip()
-        for (name, loss, more), mark in zip([("EMA length", "loss", ""), *rows], ["", *marks])
-    )
+    rows = [
+        [names.get(m.ema) or f"{m.ema:g}", f"{m.loss:.5f}", f"{m.loss / best.loss - 1:+.2%}", "best" * (m is best)]
+        for m in measured
+    ]
+    return "\n".join(table_lines(Table(["EMA length", "loss", "against the best", ""], rows)))
 
 
-def _curve(measured: Sequence[MeasuredEma], best: MeasuredEma, tracked: Sequence[float]) -> Drawing:
-    """The loss over the length; "run" and "raw" as horizontal lines. What is far above the others is at the upper edge."""
-    curve, flat = [m for m in measured if not isinstance(m.ema, str)], [m for m in measured if isinstance(m.ema, str)]
+@chart
+def curve(measured: Sequence[MeasuredEma], best: MeasuredEma, tracked: Sequence[float]) -> Figure:
+    """The loss over the length; "run" and "raw" as horizontal lines. Values far above the others are cut off and written."""
+    lengths = [m for m in measured if not isinstance(m.ema, str)]
     low = min(m.loss for m in measured)
     limit = low + 6 * float(np.median([m.loss - low for m in measured]))
-    high = max(m.loss for m in measured if m.loss <= limit)
-    left, top, width, height = 90, 50, 640, 300
-    d = Drawing(left + width + 30, top + height + 60)
-
-    def at(length: float, loss: float) -> tuple[float, float]:
-        first, last = np.log(curve[0].ema), np.log(curve[-1].ema)
-        across = (np.log(length) - first) / (last - first) if last > first else 0.5
-        up = min(1.0, (loss - low) / (high - low)) if high > low else 0.5
-        return left + width * float(across), top + height * (1 - up)
-
-    d.text(left, 24, "loss on held-out images over the length of the EMA (a fraction of the run)", 14)
-    d.rect(left, top, width, height, None, RULE)
-    for loss in (low, high):
-        d.text(left - 8, at(best.ema, loss)[1] + 4, f"{loss:.5f}", 12, FAINT, "end")
-    for m in flat:
-        if m.loss <= high:
-            y = at(best.ema, m.loss)[1]
-            d.line([(left, y), (left + width, y)], LABEL, 1)
-            d.text(left + width - (6 if m.ema == "run" else 46), y - 4, m.ema, 12, LABEL, "end")
-    d.line([at(m.ema, m.loss) for m in curve], TIME, 2)
-    beyond = left - 40
-    for m in curve:
-        x, y = at(m.ema, m.loss)
-        size = 5 if m is best else 3
-        d.rect(x - size, y - size, 2 * size, 2 * size, LABEL if m is best else TIME)
-        if m.loss > high:
-            d.text(x, top - 8, f"{m.loss:.5f}", 12, FAINT, "end")
-        if x - beyond >= 38:
-            beyond = x
-            d.text(x, top + height + 20, f"{m.ema:g}", 12, INK if m.ema in tracked or m is best else FAINT, "middle")
-    d.text(left, top + height + 44, f"best: {best.ema:g}, loss {best.loss:.5f}", 12, LABEL)
-    return d
+    shown = [m.loss for m in measured if m.loss <= limit]
+    figure = new_figure(4.4, 8)
+    ax = figure.subplots()
+    x = [m.ema for m in lengths]
+    ax.plot(x, [m.loss for m in lengths], color=COLOURS[0], marker="o", label="EMA length")
+    ax.plot(
+        best.ema, best.loss, color=COLOURS[1], marker="D", markersize=9, linestyle="none", label=f"best: {best.ema:g}"
+    )
+    for m, style in zip((m for m in measured if isinstance(m.ema, str)), ("--", ":")):
+        ax.axhline(m.loss, color=FAINT, linestyle=style, label=f"{m.ema}: {m.loss:.5f}")
+    pad = 0.06 * (max(shown) - low) or 1e-6
+    ax.set(xscale="log", ylim=(low - pad, max(shown) + pad), ylabel="loss on held-out images")
+    for m in lengths:
+        if m.loss > limit:
+            ax.annotate(
+                f"{m.loss:.5f}", (m.ema, 1), xycoords=ax.get_xaxis_transform(), ha="center", va="bottom", fontsize=8
+            )
+    ticks = sorted({*(length for length in x if length in tracked), best.ema, x[0], x[-1]})
+    ax.set_xticks(ticks, [f"{length:g}" for length in ticks])
+    ax.set_xticks([], minor=True)
+    ax.set_xlabel("length of the EMA (a fraction of the run)")
+    figure.legend(loc="outside upper left", ncols=4)
+    return figure

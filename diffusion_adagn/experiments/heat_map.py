@@ -1,12 +1,15 @@
-"""A heat map of two settings of a sweep: the best value at each pair, with the best set outlined. Needs matplotlib."""
+"""A heat map of two settings of a sweep: the best value at each pair, with the best set outlined."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from ..errors import InputError
 from ..evaluation.metrics import METRICS
+from ..render.figures import COLOURS, FAINT, category_axis, chart, colour_map, ink_on, new_figure, without_frame
 from .comparison import value_of
 from .selection import (
     NAMES,
@@ -26,7 +29,7 @@ if TYPE_CHECKING:
 
 ORDER = ("scale", "ema", "guide_ema", "checkpoint", "rule", "guide", "negative", "interval", "schedule", "steps", "run")
 MAX_PANELS = 4
-CELL = (1.0, 0.5)  # inches
+CELL = 0.42  # inches: the height of a cell
 
 
 def axes_of(points: Sequence[PointResult], chosen: Sequence[str] = ()) -> tuple[str, str] | None:
@@ -84,10 +87,11 @@ def _places(point: PointResult, setting: str, values: Sequence) -> list:
     return list(values) if _everywhere(point, setting) else [value_of(point, setting)]
 
 
+@chart
 def heat_map(
     points: Sequence[PointResult], axes: tuple[str, str], choices: Mapping[str, BestSet], titles: Mapping[str, str]
 ) -> Figure:
-    """A panel for each metric that has a best set, at most MAX_PANELS.
+    """A panel for each metric that has a best set, at most MAX_PANELS, two in a row.
 
     Args:
         points: All points. Where others share a pair of values, the best of them is shown.
@@ -95,50 +99,47 @@ def heat_map(
         choices: `best_sets` of the points.
         titles: Titles of the metrics.
     """
-    from matplotlib.figure import Figure
-
     metrics = list(choices)[:MAX_PANELS]
-    across, down, _ = cells(points, axes, metrics[0])
-    width, height = max(3.6, CELL[0] * len(across) + 1.8), max(2.2, CELL[1] * len(down) + 1.2)
-    figure = Figure(figsize=(width * len(metrics), height), dpi=100, layout="constrained")
-    for metric, ax in zip(metrics, figure.subplots(1, len(metrics), squeeze=False).flat):
+    _, down, _ = cells(points, axes, metrics[0])
+    columns, rows = min(2, len(metrics)), -(-len(metrics) // 2)
+    figure = new_figure(max(2.0, CELL * len(down) + 1.3) * rows + 0.3)
+    grid = figure.subplots(rows, columns, squeeze=False)
+    for ax in grid.flat[len(metrics) :]:
+        ax.set_visible(False)
+    for metric, ax in zip(metrics, grid.flat):
         _panel(ax, points, axes, metric, choices[metric], titles.get(metric, METRICS[metric].title))
     others = [s for s in differing(points) if s not in axes]
     more = f"; best over {', '.join(NAMES.get(s, s) for s in others)}" if others else ""
-    figure.suptitle(f"thick: best; thin: not distinguishable from it{more}", fontsize=9, color="#74787F")
+    figure.suptitle(f"thick frame: best; thin: not distinguishable from it{more}", fontsize=10, color=FAINT)
     return figure
 
 
 def _panel(
     ax: Axes, points: Sequence[PointResult], axes: tuple[str, str], metric: str, choice: BestSet, title: str
 ) -> None:
-    import numpy as np
-    from matplotlib import colormaps
     from matplotlib.patches import Rectangle
 
     across, down, found = cells(points, axes, metric)
     best = {at: group[0] for at, group in found.items()}
     values = [[metric_value(best[x, y].row, metric)[0] if (x, y) in best else np.nan for x in across] for y in down]
-    colours = colormaps["viridis_r" if METRICS[metric].better == "lower" else "viridis"].with_extremes(bad="#DADAD6")
-    image = ax.imshow(np.ma.masked_invalid(np.array(values, float)), aspect="auto", cmap=colours)
+    better = METRICS[metric].better
+    shade = colour_map("viridis_r" if better == "lower" else "viridis")
+    image = ax.imshow(np.ma.masked_invalid(np.array(values, float)), aspect="auto", cmap=shade)
     for (x, y), point in best.items():
         i, j = across.index(x), down.index(y)
         value, error, _ = metric_value(point.row, metric)
-        shade = image.norm(value) if METRICS[metric].better == "higher" else 1 - image.norm(value)
-        ax.text(
-            i, j, rounded(value, error), ha="center", va="center", fontsize=8, color="black" if shade > 0.6 else "white"
-        )
+        colour = ink_on(shade(image.norm(value)))
+        ax.text(i, j, rounded(value, error), ha="center", va="center", fontsize=8.5, color=colour)
         if members := {p.id for p in found[x, y]} & set(choice.members):
-            line = {"edgecolor": "#D55E00", "linewidth": 3 if choice.best in members else 1.2, "fill": False}
+            line = {"edgecolor": COLOURS[1], "linewidth": 3 if choice.best in members else 1.2, "fill": False}
             ax.add_patch(Rectangle((i - 0.46, j - 0.46), 0.92, 0.92, **line))
-    ax.set_xticks(range(len(across)), [_text(v) for v in across], fontsize=9)
-    ax.set_yticks(range(len(down)), [_text(v) for v in down], fontsize=9)
-    ax.set_xlabel(NAMES.get(axes[0], axes[0]), fontsize=9)
-    ax.set_ylabel(NAMES.get(axes[1], axes[1]), fontsize=9)
-    ax.set_title(f"{title} ({METRICS[metric].better} is better)", fontsize=10)
+    category_axis(ax.xaxis, [_text(v) for v in across], 24)
+    category_axis(ax.yaxis, [_text(v) for v in down], 24)
+    without_frame(ax)
+    ax.set(
+        xlabel=NAMES.get(axes[0], axes[0]), ylabel=NAMES.get(axes[1], axes[1]), title=f"{title} ({better} is better)"
+    )
 
 
 def _text(value: object) -> str:
-    if value is None:
-        return "none"
-    return f"{value:g}" if isinstance(value, (int, float)) else str(value)[:24].replace("$", r"\$")
+    return "none" if value is None else f"{value:g}" if isinstance(value, (int, float)) else str(value)

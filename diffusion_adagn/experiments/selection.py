@@ -12,7 +12,7 @@ import numpy as np
 
 from ..errors import InputError
 from ..evaluation.metrics import METRICS
-from ..render.text import listed, percent, plus_minus
+from ..render.text import capital, listed, percent, plus_minus
 
 SETTINGS = (
     "run",
@@ -349,7 +349,7 @@ def disagreement(
         )
     silent = [name[m] for m in compared if m not in decisive]
     indecisive_note = (
-        f" {_capital(listed(silent, 8))} distinguish{'es' if len(silent) == 1 else ''} no point from the best."
+        f" {capital(listed(silent, 8))} distinguish{'es' if len(silent) == 1 else ''} no point from the best."
         if silent
         else ""
     )
@@ -376,7 +376,7 @@ def at_the_edge(
         return ""
     verb = "is" if len(best) == 1 else "are"
     return (
-        f"{_capital(listed(best, 8))} {verb} best at the largest scale that was swept, {largest:g}: sweep further to see "
+        f"{capital(listed(best, 8))} {verb} best at the largest scale that was swept, {largest:g}: sweep further to see "
         "where they turn."
     )
 
@@ -387,11 +387,11 @@ def _agreement(decisive: Mapping[str, BestSet], points: Sequence[PointResult], n
     if len({c.best for c in decisive.values()}) == 1:
         best = _format_best([*decisive], decisive, points)
         if len(decisive) == 1:
-            return f"{_capital(which)} is best at {best}."
+            return f"{capital(which)} is best at {best}."
         count = min((p.row.get("count") or 0 for p in points), default=0)
         if count < MIN_POINT_IMAGES:
             note_few_images = f"{format_count(count, 'image')} per point are too few to say that the metrics agree"
-            return f"{_capital(which)} are best at {best}; {note_few_images}."
+            return f"{capital(which)} are best at {best}; {note_few_images}."
         return f"The metrics agree: {which} are best at {best}."
     if shared:
         verb = "is" if len(shared) == 1 else "are"
@@ -407,7 +407,7 @@ def _agreement(decisive: Mapping[str, BestSet], points: Sequence[PointResult], n
     )
     valued_at = [{c.best, *c.intervals} for c in decisive.values()]
     if any(not set(c.members) <= ids for c in decisive.values() for ids in valued_at):
-        return f"{_capital(where)}. Not all have values at the same points, so that whether they agree cannot be said."
+        return f"{capital(where)}. Not all have values at the same points, so that whether they agree cannot be said."
     return f"No point is in the best set of every metric: {where}. {_tradeoff_note(decisive, points, name)}"
 
 
@@ -576,30 +576,8 @@ def worse_by(before: PointResult, after: PointResult, metric: str) -> float | No
     return worse / size if size else math.copysign(math.inf, worse) if worse else 0.0
 
 
-def selection_bias_note(before: PointResult, after: PointResult, metric: str, title: str = "") -> str:
-    """What fresh seeds made of the value that a point was chosen by."""
-    (value, error, _), (fresh, fresh_error, why) = metric_value(before.row, metric), metric_value(after.row, metric)
-    name = title or METRICS[metric].title
-    if value is None or fresh is None:
-        return f"{_capital(name)} has no value to compare{f': {why}' if why else ''}."
-    both = f"{_capital(name)} was {_with_error(value, error)} where it was chosen and is {_with_error(fresh, fresh_error)} with fresh seeds"
-    moved = worse_by(before, after, metric)
-    if moved is None:
-        return f"{both}; whether that is chance cannot be said without standard errors."
-    if abs(moved) <= CHANCE_ERRORS:
-        times = f"{abs(moved):.1f} standard errors" if moved else "nothing"
-        return f"{both}: a difference of {times}, no more than chance explains."
-    times = f"by {abs(moved):.1f} standard errors" if math.isfinite(moved) else "without a standard error"
-    verdict = "the seeds it was chosen by flattered it" if moved > 0 else "the seeds it was chosen by did it no favour"
-    return f"{both}, {'worse' if moved > 0 else 'better'} {times}: {verdict}."
-
-
 def _with_error(value: float, error: float | None) -> str:
     return plus_minus(value, error) if error else rounded(value, error)
-
-
-def _capital(text: str) -> str:
-    return text[:1].upper() + text[1:]
 
 
 # ---------------------------------------------------------------------- too much guidance, from the images alone

@@ -38,8 +38,6 @@ from .points import Grid, SweepPoint, grid_of
 from .runner import REFERENCE, SweepRunner, load_point
 from .selection import SETTINGS, PointResult, best_sets
 from .settings import SweepRequest
-from .sweep_plots import INSTALL
-from .sweep_plots import available as plots_available
 from .sweep_report import Sweep, summary, write_report
 
 UNRECORDED = {"rule": "cfg", "negative": "null"}  # neutral values that a point's record omits, as older files do
@@ -63,7 +61,7 @@ class SweepPlan:
 
 
 def sweep(sources: str | Sequence[str], request: SweepRequest, out: Path, command: str = "") -> list[Path]:
-    """Sample and measure every point, and write sweep.md, sweep.csv, sweep.json, grid.png and the curves into `out`.
+    """Sample and measure every point, and write report.html, sweep.md, sweep.csv, sweep.json and the images into `out`.
 
     Under torchrun the processes share the work.
 
@@ -133,10 +131,9 @@ def sweep(sources: str | Sequence[str], request: SweepRequest, out: Path, comman
                 )
             ) from error
     print("\n" + "\n".join(summary(files)))
-    print(f"\nReport  {files[0]}\nFiles   {', '.join(f.name for f in files[1:])}")
-    if not plots_available():
-        print(with_commands("Curves need matplotlib. Install it and repeat the command:", INSTALL))
-    elif not request.confirm and len(points) > 1 and eval_setup.extractor is not None:
+    page, *others = sorted(files, key=lambda file: file.suffix != ".html")
+    print(f"\nReport  {page}\nFiles   {', '.join(f.name for f in others if f.suffix != '.svg')}")
+    if not request.confirm and len(points) > 1 and eval_setup.extractor is not None:
         confirm_command = [f"{command} --confirm"] if command else []
         print(
             with_commands(

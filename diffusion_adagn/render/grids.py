@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 from ..errors import InputError
+from .text import one_line, shorten
 
 if TYPE_CHECKING:
     import numpy as np
@@ -19,13 +21,17 @@ WIDEST_LABEL = 220  # px; longer row labels are shortened
 def labelled_grid(
     rows: Sequence[Sequence[np.ndarray | None]],
     row_labels: Sequence[str],
-    column_labels: Sequence[str] = (),
+    column_labels: Sequence[str | Sequence[str]] = (),
     title: str = "",
     min_side: int = 64,
+    captions: Sequence[Sequence[str]] = (),
+    corner: str = "",
 ) -> Image.Image:
     """A sheet with one row of cells per row label, RGB.
 
     rows: cells uint8 [H, W, C], all of one shape, C 1 or 3; None leaves a cell empty, and rows may differ in length.
+    column_labels: a text is wrapped to two lines; of several texts each is a line.
+    captions: a text above each cell. corner: a heading above the row labels.
     Small cells are enlarged by a whole factor (nearest neighbour) until both sides are at least `min_side` px.
     Raises InputError for cells that differ in shape and for labels that differ in number from what they name.
     """
@@ -37,28 +43,33 @@ def labelled_grid(
     columns = max((len(r) for r in rows), default=0)
     font, small, large = _font(14), _font(12), _font(17)
 
-    names = [_shorten(str(label), font, WIDEST_LABEL) for label in row_labels]
-    left = MARGIN + (max((_width(n, font) for n in names), default=0) + 10 if any(names) else 0)
-    heads = [_wrap(str(label), small, width + GAP - 6) for label in column_labels]
+    names = [shorten(label, WIDEST_LABEL, partial(_width, font)) for label in row_labels]
+    left = MARGIN + (max(_width(font, n) for n in [*names, corner]) + 10 if any(names) else 0)
+    above = 15 if captions else 0
+    heads = [_head_lines(label, small, width + GAP - 6) for label in column_labels]
     lines = max((len(h) for h in heads), default=0)
     right = left + columns * (width + GAP) - GAP + MARGIN
     title_lines = _wrap(title, large, max(right - 2 * MARGIN, 240), most=3) if title else []
     top = MARGIN + 24 * len(title_lines) + (6 if title else 0) + 16 * lines + (4 if lines else 0)
-    right = max([right, *(2 * MARGIN + _width(t, large) for t in title_lines)])
+    right = max([right, *(2 * MARGIN + _width(large, t) for t in title_lines)])
 
-    sheet = Image.new("RGB", (right, top + len(rows) * (height + GAP) - GAP + MARGIN), PAPER)
+    sheet = Image.new("RGB", (right, top + len(rows) * (above + height + GAP) - GAP + MARGIN), PAPER)
     draw = ImageDraw.Draw(sheet)
     for i, line in enumerate(title_lines):
         draw.text((MARGIN, MARGIN + 24 * i), line, INK, large)
     for c, head in enumerate(heads):
         for i, line in enumerate(reversed(head)):  # the last line stands on the cells
-            draw.text((left + c * (width + GAP) + width / 2, top - 6 - 16 * i), line, FAINT, small, anchor="ms")
+            draw.text((left + c * (width + GAP) + width / 2, top - 6 - 16 * i), line, INK, small, anchor="ms")
+    draw.text((left - 10, top - 6), corner, FAINT, small, anchor="rs")
     for r, (row, name) in enumerate(zip(rows, names)):
-        y = top + r * (height + GAP)
+        y = top + above + r * (above + height + GAP)
         draw.text((left - 10, y + height / 2), name, INK, font, anchor="rm")
         for c in range(columns):
             at = (left + c * (width + GAP), y)
             cell = row[c] if c < len(row) else None
+            if captions and c < len(captions[r]):
+                caption = shorten(captions[r][c], width + GAP - 6, partial(_width, small))
+                draw.text((at[0] + width / 2, y - 4), caption, FAINT, small, anchor="ms")
             if cell is None:
                 draw.rectangle((*at, at[0] + width - 1, at[1] + height - 1), HOLLOW)
             else:
@@ -106,27 +117,23 @@ def _font(size: int) -> ImageFont.ImageFont:
     return ImageFont.load_default(size)
 
 
-def _width(text: str, font: ImageFont.ImageFont) -> int:
+def _width(font: ImageFont.ImageFont, text: str) -> int:
     return int(font.getlength(text)) + 1
 
 
-def _shorten(text: str, font: ImageFont.ImageFont, most: int) -> str:
-    """The text in one line of at most `most` px, with an ellipsis where it was cut."""
-    text = " ".join(text[:1000].split()).encode("utf-8", "replace").decode()  # lone surrogates cannot be drawn
-    if _width(text, font) <= most:
-        return text
-    while text and _width(text + "…", font) > most:
-        text = text[:-1]
-    return text.rstrip(" ,") + "…"
+def _head_lines(label: str | Sequence[str], font: ImageFont.ImageFont, width: int) -> list[str]:
+    if isinstance(label, str):
+        return _wrap(label, font, width)
+    return [shorten(line, width, partial(_width, font)) for line in label]
 
 
 def _wrap(text: str, font: ImageFont.ImageFont, width: int, most: int = 2) -> list[str]:
     """The text in at most `most` lines of at most `width` px; what does not fit is shortened."""
     lines: list[str] = []
-    for word in text.split():
+    for word in one_line(text).split():
         joined = f"{lines[-1]} {word}" if lines else word
-        if lines and (_width(joined, font) <= width or len(lines) == most):
+        if lines and (_width(font, joined) <= width or len(lines) == most):
             lines[-1] = joined
         else:
             lines.append(word)
-    return [_shorten(line, font, width) for line in lines]
+    return [shorten(line, width, partial(_width, font)) for line in lines]

@@ -2,7 +2,9 @@
 
 import math
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+
+LONGEST = 1000  # characters that are looked at
 
 
 def one_line(text: str) -> str:
@@ -11,21 +13,30 @@ def one_line(text: str) -> str:
     return "".join(c for c in text if c == " " or unicodedata.category(c) not in ("Cc", "Cf", "Cs", "Co", "Cn"))
 
 
-def text_width(text: str, size: float) -> float:
-    """Upper bound of the width of a line in pixels, for any sans-serif font. size: font size in pixels."""
-    return size * sum(
-        1.05 if unicodedata.east_asian_width(c) in "WF" else 0.4 if c in " .,:;il|'" else 0.62 for c in text
-    )
+def columns(text: str) -> int:
+    """The width of a line in characters; a wide one, such as a Chinese one, counts twice."""
+    return sum(2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in text)
 
 
-def shorten(text: str, size: float, max_width: float) -> str:
-    """The text cut to `max_width` pixels, with an ellipsis where it was cut."""
-    text = one_line(text)
-    if text_width(text, size) <= max_width:
+def shorten(text: str, most: float, width: Callable[[str], float] = columns) -> str:
+    """The text in one line of at most this width, with an ellipsis where it was cut.
+
+    Args:
+        text: Any text.
+        most: The largest width.
+        width: Measures a line, such as a font's `getlength`.
+    """
+    text = one_line(text)[:LONGEST]
+    if width(text) <= most:
         return text
-    while text and text_width(text + "…", size) > max_width:
+    while text and width(text + "…") > most:
         text = text[:-1]
-    return text.rstrip() + "…"
+    return text.rstrip(" ,") + "…"
+
+
+def capital(text: str) -> str:
+    """The text with a capital first letter."""
+    return text[:1].upper() + text[1:]
 
 
 def listed(words: Sequence[str], max_items: int = 4) -> str:

@@ -18,12 +18,13 @@ from ..commands import command, with_options
 from ..data import ImageDataset
 from ..errors import InputError, reject_first
 from ..evaluation.label_usage import label_check as check_label
+from ..render.report import Section
 from ..sampling.class_mix import ClassMix, ClassPlan
 from ..sampling.pipeline import MAX_SEED, to_pixels
 from ..sampling.plan import PlannedImage, image_record, planned_images, plans_of
 from ..sampling.settings import SampleRequest, SamplerSettings
 from ..schema import fields_of
-from ..trace.report import Section, TraceReport, TraceResults
+from ..trace.report import TraceReport, TraceResults
 from ..trace.tracing import heldout_images, measure_influence, objective_of
 from .explain import explain_class, explain_model
 from .images import Images
@@ -118,7 +119,7 @@ def sections(models: Models, query: ModelQuery, influence: bool = False) -> Job:
         influence: measure the influence on a few images: held-out ones of the run's data if they are here, else sampled.
 
     Returns:
-        A job whose result is a list of `trace.report.Section`.
+        A job whose result is a list of `render.report.Section`.
 
     Raises:
         InputError: there is no such model.
@@ -132,7 +133,7 @@ def sections(models: Models, query: ModelQuery, influence: bool = False) -> Job:
             return list(TraceReport(results).sections())
         with _stoppable(model.pipe.unet.conv_in, batch):
             results.influence = measure_influence(model.pipe, model.source, _heldout(model), PROBED_IMAGES)
-        return [one for one in TraceReport(results).sections() if one.name == "influence"]
+        return [TraceReport(results).influence_section()]
 
     return model.call(report)
 

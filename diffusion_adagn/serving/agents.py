@@ -12,6 +12,7 @@ from mcp_types import CallToolResult, ImageContent, TextContent, Tool
 from pydantic import BeforeValidator, Field, ValidationError
 
 from ..errors import InputError, did_you_mean
+from ..render import figures
 from ..schema import Layer, Problem, build, short_repr
 from ..version import __version__
 from . import actions
@@ -127,8 +128,8 @@ def make_agent_server(models: Models) -> AgentServer:
         """Show how a class is represented: where in the network it differs from the others, and which are alike."""
         job = await _run(actions.modulation, models, ClassQuery(model=model, class_name=class_name))
         explained = await result_of(job)
-        drawing = await anyio.to_thread.run_sync(draw_class, find(models, model).atlas, explained)
-        return _result([_image(png(drawing.image(1.0)))], explained)
+        chart = await anyio.to_thread.run_sync(draw_class, find(models, model).atlas, explained)
+        return _result([_image(figures.png(chart))], explained)
 
     return server
 

@@ -1,4 +1,8 @@
-"""What the modulation says about the classes of a model, as numbers, sentences and one drawing."""
+"""What the modulation says about the classes of a model, as numbers, sentences and one chart."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -7,8 +11,10 @@ from ..render.text import number
 from ..trace import sentences
 from ..trace.analysis import class_geometry, main_field, network_half, short_names, sum_variances, variances
 from ..trace.atlas import Atlas
-from ..trace.drawing import LABEL, Drawing
-from ..trace.plots import site_bars
+from ..trace.plots import LABEL, site_bars
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 NEAREST = 3
 
@@ -26,12 +32,11 @@ def explain_model(atlas: Atlas) -> dict:
     sites = [s.site for s in atlas.sites.values()]
     by_field, main = variances(atlas), main_field(atlas)
     short = short_names([s.name for s in sites])
-    names = {s.name: f"{s.resolution}x{s.resolution} {short[s.name]}" for s in sites}
     total = sum(sum_variances(group.values()).classes for group in by_field.values())
     pairs = [(s, by_field[main][s.name]) for s in sites if s.name in by_field[main]]
     geometry = class_geometry(atlas)
     said = [sentences.class_entry(main, pairs, atlas.num_classes, short)]
-    said.append(sentences.field_fractions(by_field, atlas.num_classes, names))
+    said.append(sentences.field_fractions(by_field))
     said.append(sentences.describe_geometry(geometry, total, atlas.num_classes))
     return {
         "conditioning": atlas.conditioning,
@@ -102,7 +107,7 @@ def explain_class(atlas: Atlas, labels: LabelSpace, class_id: int) -> dict:
     }
 
 
-def draw_class(atlas: Atlas, explained: dict) -> Drawing:
+def draw_class(atlas: Atlas, explained: dict) -> Figure:
     """The deviation of a class from the class mean, one bar per site in the order of depth.
 
     Args:
@@ -110,7 +115,6 @@ def draw_class(atlas: Atlas, explained: dict) -> Drawing:
         explained: what `explain_class` returned.
     """
     sites = [s.site for s in atlas.sites.values() if s.site.name in explained["deviation"]]
-    top = max(explained["deviation"].values()) or 1.0
-    bars = {explained["field"]: {name: [(v, LABEL)] for name, v in explained["deviation"].items()}}
-    legend = [(f"class {explained['class_name']}: RMS deviation from the class mean, by depth", LABEL)]
-    return site_bars(sites, bars, short_names([s.name for s in sites]), top, number(top), legend)
+    bars = {explained["field"]: {name: [value] for name, value in explained["deviation"].items()}}
+    part = (f"class {explained['class_name']}: RMS deviation from the class mean, by depth", LABEL)
+    return site_bars(sites, bars, short_names([s.name for s in sites]), [part])

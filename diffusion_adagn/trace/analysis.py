@@ -1,6 +1,6 @@
 """Statistics of an atlas: time against class, what the channels receive, class geometry, drift between checkpoints."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -120,6 +120,43 @@ def sum_variances(parts: Iterable[Variance]) -> Variance:
     for v in parts:
         total = total.plus(v)
     return total
+
+
+@dataclass(frozen=True)
+class Place:
+    """Sites at one place of the network.
+
+    Args:
+        name: Such as "8x8 in the decoder".
+        sites: How many.
+        channels: Their fraction of all channels.
+        between: Their fraction of all between-class variance; nan where there is none.
+        class_fraction: The class fraction of their own variance; None where nothing varies.
+    """
+
+    name: str
+    sites: int
+    channels: float
+    between: float
+    class_fraction: float | None
+
+
+def by_place(sites: Sequence[tuple[Site, Variance]], place_of: Callable[[Site], str] | None = None) -> list[Place]:
+    """The variances summed by place, in the order of depth. place_of: `describe_position`, or another name of a place."""
+    groups: dict[str, list[tuple[Site, Variance]]] = {}
+    for site, v in sites:
+        groups.setdefault((place_of or describe_position)(site), []).append((site, v))
+    channels, between = sum(s.channels for s, _ in sites), sum(v.classes for _, v in sites)
+    return [
+        Place(
+            name,
+            len(group),
+            sum(s.channels for s, _ in group) / channels,
+            sum(v.classes for _, v in group) / between if between else float("nan"),
+            sum_variances(v for _, v in group).class_fraction,
+        )
+        for name, group in groups.items()
+    ]
 
 
 def main_field(atlas: Atlas) -> str:
@@ -261,6 +298,11 @@ def drift(before: Atlas, after: Atlas) -> Mapping[str, dict[str, float]]:
 def network_half(site: Site) -> str:
     """ "down", "middle" or "up"."""
     return site.name.split(".")[0]
+
+
+def resolution_of(site: Site) -> str:
+    """Such as "8x8"."""
+    return f"{site.resolution}x{site.resolution}"
 
 
 def describe_position(site: Site) -> str:

@@ -60,7 +60,6 @@ def test_report_names_machine_and_missing_parts(results):
 
 @pytest.mark.slow
 def test_growth_has_plot_and_exponents(tmp_path, monkeypatch):
-    pytest.importorskip("matplotlib")
     axes = compare.grow.axes
     monkeypatch.setattr(compare.limits, "copy_bytes", lambda device: 2**20)
     monkeypatch.setattr(

@@ -21,7 +21,7 @@ for argv in json.loads(sys.argv[1]):
             status = main(argv)
         except SystemExit as left:
             status = left.code
-    assert not {"torch", "diffusers"} & set(sys.modules), argv
+    assert not {"torch", "diffusers", "matplotlib", "jinja2"} & set(sys.modules), argv
     print(json.dumps([status or 0, out.getvalue()]))
 """
 

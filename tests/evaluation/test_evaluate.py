@@ -109,7 +109,14 @@ def test_what_is_written_of_a_model(model, data, tmp_path, capsys):
     argv = ["--against", data, *CHEAP, "--count", 24, "--steps", 3, "--seed", 5, "--guidance", 2]
     assert evaluate(model, tmp_path / "e", *argv, "--keep", "--interval", "0.2-0.8") == 0
     files = {p.name for p in (tmp_path / "e").iterdir()}
-    assert files == {"evaluation.json", "evaluation.md", "per_class.csv", "neighbours.png", "samples.npz"}
+    assert files == {
+        "evaluation.json",
+        "evaluation.md",
+        "report.html",
+        "per_class.csv",
+        "neighbours.png",
+        "samples.npz",
+    }
     found = record(tmp_path / "e")
     assert found["metrics"]["frechet"]["title"] == f"{METRICS['frechet'].title} (quarters)"
     for name in ("frechet", "kid", "precision", "recall", "density", "coverage"):

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import shutil
 
 import pytest
@@ -46,7 +47,14 @@ def test_ablation_changes_only_the_conditioning(tmp_path, capsys, conditionings)
         c.model.conditioning, c.output_dir = "adagn", None
         assert c == configs[0] and c.training.seed == 1
     text = (tmp_path / "a/ablation.md").read_text()
-    assert all(f"| `{k}` |" in text for k in conditionings) and "seeds 0, 1" in text
+    assert re.search(r"\| seeds +\| 0, 1 +\|", text) and "![images by conditioning](ablation.png)" in text
+    page = (tmp_path / "a/report.html").read_text(encoding="utf-8")
+    for kind in conditionings:
+        losses = [float(r["heldout_loss"]) for r in rows if r["kind"] == kind]
+        mean = f"{sum(losses) / 2:.4f} ({min(losses):.4f} to {max(losses):.4f})"
+        assert (
+            re.search(rf"\| `{kind}` .*\| {re.escape(mean)} ", text) and f"<code>{kind}</code>" in page and mean in page
+        )
     with Image.open(tmp_path / "a/ablation.png") as image:
         assert image.height > len(rows) * 64 and image.width > 10 * 64
     shown = capsys.readouterr().out

@@ -74,7 +74,7 @@ def test_reports_begin_with_the_advice(tmp_path):
     (tmp_path / "sweep.json").write_bytes(report.json())
     [use, *image_notes] = summary([tmp_path / "sweep.json"])
     assert use.startswith("Use scale 1.5: kernel distance 0.0100 ± 0.0097, the lowest") and len(image_notes) == 1
-    assert report.page([]).decode().splitlines()[2] == use
+    assert report.report().markdown().splitlines()[2] == use
     (tmp_path / "sweep.json").write_bytes(SweepReport(SWEEP, measured_points([2]), ()).json())
     assert summary([tmp_path / "sweep.json"])[0].startswith("There is one point")
 
@@ -83,7 +83,7 @@ def test_reports_begin_with_the_advice(tmp_path):
     ("fidelity", "diversity", "style"), [("precision", "recall", "steps-pre"), ("recall", "kid", "steps-post")]
 )
 def test_pareto_front_is_drawn_as_steps(fidelity, diversity, style):
-    ax = sweep_plots.tradeoff(measured_points(), fidelity, diversity).subfigs[0].axes[0]
+    ax = sweep_plots.tradeoff(measured_points(), fidelity, diversity).axes[0]
     front = ax.lines[0]
     assert front.get_drawstyle() == style and list(front.get_xdata()) == sorted(front.get_xdata())
     assert ax.containers and all(c.has_xerr and c.has_yerr for c in ax.containers)

@@ -15,7 +15,7 @@ from diffusion_adagn.cli.main import main
 from diffusion_adagn.config import DiffusionConfig
 from diffusion_adagn.diffusion.schedule import make_scheduler
 from diffusion_adagn.errors import InputError
-from diffusion_adagn.experiments import budget, models, runner, sweep_plots
+from diffusion_adagn.experiments import budget, models, runner, sweep_sections
 from diffusion_adagn.experiments.budget import next_count, ranked, rounds_for, survivors_of
 from diffusion_adagn.experiments.settings import parse_time
 
@@ -29,7 +29,7 @@ SETTINGS = [
 def _no_figures_and_no_clock():
     """Every network evaluation takes a second, by the prediction; the clock stands still."""
     with pytest.MonkeyPatch.context() as m:
-        m.setattr(sweep_plots, "available", lambda: False)
+        m.setattr(sweep_sections, "charts", lambda report: [])
         m.setattr(models, "seconds_per_image", lambda *a: 1.0)
         m.setattr(budget, "clock", lambda: 0.0)
         m.setattr(budget.BudgetSearch, "_slower", lambda self: 1.0)
@@ -133,7 +133,11 @@ def test_report_is_of_the_last_round(halved):
     assert len(rows(halved)) == 4 and {r["count"] for r in rows(halved).values()} == {"32"}
     page = (halved / "sweep.md").read_text(encoding="utf-8")
     dropped = json.loads((halved / "rounds.json").read_text())["rounds"][0]["dropped"]
-    assert "## Rounds" in page and "A budget of 12 min." in page and all(f"`{name}`" in page for name in dropped)
+    assert (
+        "## Rounds" in page
+        and "A budget of 12 min." in page
+        and all(name.replace("_", "\\_") in page for name in dropped)
+    )
 
 
 @pytest.mark.slow

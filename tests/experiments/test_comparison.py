@@ -57,13 +57,13 @@ def test_models_are_ranked_unguided_and_guided(swapped):
 
 def test_one_model_is_not_ranked():
     assert ranking(rules(), "kid") is None
-    page = SweepReport(Sweep("a", "w", "h", 1, None, rank=True), rules(), []).page([]).decode()
+    page = SweepReport(Sweep("a", "w", "h", 1, None, rank=True), rules(), []).report().markdown()
     assert "none are ranked" in page
 
 
 def test_report_has_both_tables():
     sweep = Sweep("a, b", "w", "h", 1, None, rank=True)
-    page = SweepReport(sweep, models(True), []).page([]).decode()
+    page = SweepReport(sweep, models(True), []).report().markdown()
     assert "## Each run at its own best" in page and "## Models unguided and at their best guidance" in page
     assert "the order changes" in page
 
@@ -91,9 +91,8 @@ def test_axes_of_the_heat_map():
 
 
 def test_best_set_is_outlined():
-    pytest.importorskip("matplotlib")
     figure = heat_map(rules(), ("scale", "rule"), best_sets(rules()), {"kid": "Kernel distance (x)"})
     (ax, *_) = figure.axes
     assert [(p.get_x(), p.get_y(), p.get_linewidth()) for p in ax.patches] == [(1.54, 0.54, 3)]  # scale 4, apg
     assert np.allclose(ax.images[0].get_array(), [[4, 2, 3], [4, 2.5, 1], [4, 2.0001, 5]])
-    assert ax.get_title() == "Kernel distance (x) (lower is better)"
+    assert ax.get_title(loc="left") == "Kernel distance (x) (lower is better)"

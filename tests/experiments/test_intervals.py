@@ -10,7 +10,7 @@ from test_selection import point, scores_of
 from diffusion_adagn import ClassConditionalPipeline
 from diffusion_adagn.cli.main import main
 from diffusion_adagn.errors import InputError
-from diffusion_adagn.experiments import intervals, sweep_plots
+from diffusion_adagn.experiments import intervals, sweep_sections
 from diffusion_adagn.experiments.intervals import find_intervals, verdict
 from diffusion_adagn.experiments.settings import SweepRequest, parse_axes
 from diffusion_adagn.trace.levels import NoiseLevels
@@ -108,7 +108,7 @@ def test_equal_interval_holds_since_it_is_cheaper():
 
 @pytest.mark.slow
 def test_sweep_finds_intervals_and_reports(tmp_path, monkeypatch):
-    monkeypatch.setattr(sweep_plots, "available", lambda: False)
+    monkeypatch.setattr(sweep_sections, "charts", lambda report: [])
     argv = [
         "sweep",
         "digits",

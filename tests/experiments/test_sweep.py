@@ -3,6 +3,7 @@
 import csv
 import json
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -18,7 +19,7 @@ from diffusion_adagn.config import DiffusionConfig
 from diffusion_adagn.data.npz import read_npz
 from diffusion_adagn.diffusion.schedule import make_scheduler
 from diffusion_adagn.errors import InputError
-from diffusion_adagn.experiments import runner, sweep_plots
+from diffusion_adagn.experiments import runner, sweep_sections
 
 SETTINGS = [
     "--against",
@@ -44,7 +45,7 @@ SETTINGS = [
 def _no_figures():
     """Figures take most of a small sweep's time; test_sweep_report.py tests them."""
     with pytest.MonkeyPatch.context() as m:
-        m.setattr(sweep_plots, "available", lambda: False)
+        m.setattr(sweep_sections, "charts", lambda report: [])
         yield
 
 
@@ -230,7 +231,8 @@ def test_rules_and_negatives_are_axes(model, tmp_path):
         "g2_ddim3_leading", "g2_neg-random_ddim3_leading", "g2_tcfg_ddim3_leading", "g2_tcfg_neg-random_ddim3_leading",
     ]  # fmt: skip
     report = (tmp_path / "s/sweep.md").read_text(encoding="utf-8")
-    assert "rule (cfg, apg:eta=0,r=0.3, tcfg)" in report and "negative (null, random)" in report
+    assert re.search(r"\| swept: rule +\| cfg, apg:eta=0,r=0.3, tcfg +\|", report)
+    assert re.search(r"\| swept: negative +\| null, random +\|", report)
     assert "rule cfg" in report and "no rule" not in report
 
 

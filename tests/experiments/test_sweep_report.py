@@ -6,17 +6,19 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from matplotlib.text import Text
 from PIL import Image
 from test_selection import point, scores_of
 
 from diffusion_adagn.errors import InputError
 from diffusion_adagn.evaluation import report as evaluation_report
 from diffusion_adagn.evaluation.metrics import METRICS
-from diffusion_adagn.experiments import sweep_plots, sweep_report
+from diffusion_adagn.experiments import sweep_plots, sweep_results, sweep_sections
 from diffusion_adagn.experiments.selection import best_sets
-from diffusion_adagn.experiments.sweep_report import FIGURES, Sweep, SweepReport, write_report
+from diffusion_adagn.experiments.sweep_report import IMAGES, Sweep, SweepReport, write_report
+from diffusion_adagn.render.report import Table
 
-DRAWN = [name for name in FIGURES if name != "heat_map.png"]  # where one setting varies
+DRAWN = [name for name in IMAGES if name != "heat_map"]  # where one setting varies
 NAMES = ("cat", "dog, $5|`x`\n<b>", "a name that goes on and on, " * 9, "\udce6rn")
 EXTRACTOR = {
     "name": "efficientnet_lite0",
@@ -68,18 +70,46 @@ def written(tmp_path_factory):
     return points, fresh, write_report(SWEEP, points, out, [fresh])
 
 
+@pytest.fixture
+def without_charts(monkeypatch):
+    monkeypatch.setattr(sweep_sections, "charts", lambda report: [])
+
+
 def text_of(files):
     return files[0].read_text(encoding="utf-8")
 
 
+def tables_of(sweep, points, heading, confirmed=(), **more):
+    """The tables below a heading, each {first cells of a row: {head: cell}}."""
+    sections = SweepReport(sweep, points, confirmed).report(**more).sections
+    parts = [part for section in sections if section.heading == heading for part in section.parts]
+    return [{row[0]: dict(zip(t.head, row)) for row in t.rows} for t in parts if isinstance(t, Table)]
+
+
+def origin_of(sweep, points, **more):
+    (table,) = tables_of(sweep, points, "How it was made", **more)
+    return {what: row["value"] for what, row in table.items()}
+
+
 def test_report_writes_exactly_its_files(written):
     _, _, files = written
-    assert [f.name for f in files] == ["sweep.md", "sweep.csv", "sweep.json", *DRAWN]
+    images = [f"{name}.{kind}" for name in DRAWN for kind in ("png", "svg") if (name, kind) != ("grid", "svg")]
+    assert {f.name for f in files} == {"sweep.md", "sweep.csv", "sweep.json", "report.html", *images}
     assert sorted(f.name for f in files[0].parent.iterdir()) == sorted(f.name for f in files)
-    for file in files[3:]:
+    for file in (f for f in files if f.suffix == ".png"):
         with Image.open(file) as image:
-            assert image.width == 1280 or file.name == "grid.png"
+            assert image.width == round(11.6 * 130) or file.name == "grid.png"
             assert len(image.convert("RGB").getcolors(1 << 24)) > 4
+    page = files[3].read_text(encoding="utf-8")
+    assert page.count("data:image/") == len(DRAWN) and not any(word in page for word in ("https:", "<script", "<link"))
+    assert "dog, $5|`x` &lt;b&gt;" in page and "0.0100 ± 0.0097" in page
+
+
+def test_images_that_no_longer_apply_are_removed(tmp_path):
+    write_report(SWEEP, measured_points([2.0], classes=1), tmp_path)
+    files = write_report(SWEEP, [bare(1), bare(2)], tmp_path)
+    assert {f.name for f in tmp_path.iterdir()} == {f.name for f in files}
+    assert not list(tmp_path.glob("curves.*")) and not list(tmp_path.glob("grid.*"))
 
 
 def test_table_contains_values_and_provenance(written):
@@ -107,25 +137,25 @@ def test_table_contains_values_and_provenance(written):
 
 
 def test_page_contains_the_results(written):
-    points, _, files = written
+    points, fresh, files = written
     text = text_of(files)
     assert "# Guidance sweep of runs/a,b" in text and "trained for 20,000 steps, EMA decay 0.999" in text
     assert "What gains precision costs recall, fidelity against diversity: from scale 1 to scale 4" in text
     assert "At scale 4 contrast is 1.30 of the data's: more guidance than the data bears" in text
-    assert "| Kernel distance (efficientnet\\_lite0) | lower | scale 1.5 | 0.0100 ± 0.0097 | none |" in text
-    assert "**0.0100 ± 0.0097**" in text
-    assert (
-        "Kernel distance was 0.0100 ± 0.0097 where it was chosen and is 1.0100 ± 0.0097 with fresh seeds, worse by"
-        in text
-    )
-    assert "Precision was" not in text  # scale 1.5 was not chosen by it
-    assert (
-        "no value: no reference was given" in text
-        and "Frechet distance (efficientnet\\_lite0)" in text
-        and "FID |" not in text
-    )
+    (best,) = tables_of(SWEEP, points, "Best by each metric")
+    assert list(best["Kernel distance (efficientnet_lite0)"].values())[1:] == [
+        "lower", "scale 1.5", "0.0100 ± 0.0097", "none"
+    ]  # fmt: skip
+    assert "**0.0100 ± 0.0097**" in text and "Luck" not in text
+    (again,) = tables_of(SWEEP, points, "With fresh seeds", [fresh])
+    assert list(again) == ["Kernel distance (efficientnet_lite0)"]  # scale 1.5 was not chosen by the others
+    (missing,) = tables_of(SWEEP, points, "Notes")
+    assert missing["Frechet distance (efficientnet_lite0)"] == {
+        "metric": "Frechet distance (efficientnet_lite0)", "at": "every point",
+        "no value, or with a caution": "no reference was given",
+    }  # fmt: skip
     assert "dog, $5\\|\\`x\\` \\<b\\>" in text and "adagn sweep runs/a,b --scales 1,1.5,2,4" in text
-    assert all(f"({name})" in text for name in DRAWN)
+    assert all(f"({name}.png)" in text for name in DRAWN)
     tables = [line for line in text.splitlines() if line.startswith("|")]
     assert all(line.replace("\\|", "").count("|") >= 3 for line in tables)
     found = json.loads(files[2].read_text(encoding="utf-8"))
@@ -138,9 +168,14 @@ def test_order_of_points_changes_nothing(written):
     points, fresh, files = written
     for ordered in (points, points[::-1]):
         again = SweepReport(SWEEP, ordered, [fresh])
-        assert [again.page(DRAWN), again.csv(), again.json()] == [f.read_bytes() for f in files[:3]]
-    grids = [SweepReport(SWEEP, ordered, ())._grid().tobytes() for ordered in (points, points[::-1])]
+        page = again.report()
+        assert [page.markdown().encode(), again.csv(), again.json()] == [f.read_bytes() for f in files[:3]]
+    grids = [page_images(ordered)["grid"].tobytes() for ordered in (points, points[::-1])]
     assert grids[0] == grids[1]
+
+
+def page_images(points):
+    return {shown.name: shown.drawn for shown in SweepReport(SWEEP, points, ()).report().images if shown.name == "grid"}
 
 
 def with_(**changes):
@@ -148,11 +183,11 @@ def with_(**changes):
 
 
 def page_of(sweep, points, confirmed=(), **more):
-    return SweepReport(sweep, points, confirmed).page([], **more).decode()
+    return SweepReport(sweep, points, confirmed).report(**more).markdown()
 
 
 def test_metric_titles_name_their_extractor():
-    titles_with = lambda **more: sweep_report._titles(with_(**more))  # noqa: E731
+    titles_with = lambda **more: sweep_results._titles(with_(**more))  # noqa: E731
     fid = EXTRACTOR | {"name": "inception", "is_fid": True}
     assert titles_with(extractor=fid)["frechet"] == "FID" and titles_with(extractor=fid)["kid"] == "Kernel distance"
     with_judge = titles_with(classifier=JUDGE)
@@ -178,19 +213,25 @@ def judged(wrong=(10, 20), n=100, **more):
             for s, w in zip((1, 2), wrong)]  # fmt: skip
 
 
-def test_page_reports_provenance(tmp_path, monkeypatch):
-    monkeypatch.setattr(sweep_plots, "available", lambda: False)
+@pytest.mark.usefixtures("without_charts")
+def test_page_reports_provenance(tmp_path):
     sweep = with_(classifier=JUDGE, guide_hash="9a9a", k=3, versions={"torch": "2.11"}, date="2026-01-02")
     points = judged()
     points[1].row["guide"] = "runs/b/checkpoints/step-00000100"
     files = write_report(sweep, points, tmp_path)
-    text = text_of(files)
-    assert (
-        "Accuracy is by the class probabilities of judge, hash `1dea`: the classifier gets 74% of held-out images right."
-        in text
+    made = origin_of(sweep, points)
+    assert made["accuracy: class probabilities of"] == "judge, which gets 74% of held-out images right"
+    assert made["hash of the classifier"] == "1dea" and made["hash of the model"] == "abc123"
+    assert made["nearest neighbours of recall"] == "3" and (made["versions"], made["date"]) == (
+        "torch 2.11",
+        "2026-01-02",
     )
-    assert "- Recall: k = 3 nearest neighbours." in text and "- Made with torch 2.11 on 2026-01-02." in text
-    assert "Guide: `runs/b/checkpoints/step-00000100`, hash `9a9a`." in text
+    assert (made["guide"], made["hash of the guide"]) == ("runs/b/checkpoints/step-00000100", "9a9a")
+    assert (
+        made["weights"] == "EMA weights, trained for 20,000 steps, EMA decay 0.999"
+        and made["swept: scale"] == "1, 1.5, 2, 4"
+    )
+    text = text_of(files)
     assert text.count("step-00000100") == 1 and "scale 2 (guide)" in text
     rows = list(csv.DictReader(files[1].open(encoding="utf-8")))
     assert [rows[1][c] for c in ("judge", "judge_hash", "k", "guide_hash")] == ["judge", "1dea", "3", "9a9a"]
@@ -200,105 +241,79 @@ def test_page_reports_provenance(tmp_path, monkeypatch):
     assert found["rows"][1]["guide"] == "runs/b/checkpoints/step-00000100"
     later = SweepReport(replace(sweep, date="2027-01-01", versions={}), points, ()).csv()
     assert later == files[1].read_bytes()
-    assert "right on" not in text and "right on 36% of held-out" in page_of(
-        with_(classifier=JUDGE | {"heldout_accuracy": 0.36}), judged()
-    )
-    both = [p for g in ("runs/b", "runs/c") for p in judged(guide=g, id=g)[1:]]
-    assert "Guide 1: `runs/b` and guide 2: `runs/c`" in page_of(SWEEP, both) and "scale 2" in page_of(SWEEP, both)
+    assert "right on" not in text
+    weak = with_(classifier=JUDGE | {"heldout_accuracy": 0.36})
+    assert "right on 36% of held-out" in page_of(weak, judged())
+    both = origin_of(SWEEP, [p for g in ("runs/b", "runs/c") for p in judged(guide=g, id=g)[1:]])
+    assert (both["guide 1"], both["guide 2"]) == ("runs/b", "runs/c")
 
 
 def test_own_extractor_records_may_lack_fields():
-    text = page_of(with_(extractor={"is_fid": False, "note": "mine"}, classifier={"note": "mine"}), judged())
-    assert "Features: an extractor without a name. It is not" in text
-    assert "class probabilities of the same network." in text and "()" not in text
-    assert "Features:" not in page_of(with_(extractor={}), judged())
+    made = origin_of(with_(extractor={"is_fid": False, "note": "mine"}, classifier={"note": "mine"}), judged())
+    assert made["features"] == "an extractor without a name" and "FID" in made
+    assert made["accuracy: class probabilities of"] == "the same network"
+    assert "features" not in origin_of(with_(extractor={}), judged())
 
 
 def test_images_of_extractor_size_are_not_resized():
-    assert "efficientnet\\_lite0 (images resized to 224 px by bicubic)" in page_of(SWEEP, judged())
+    assert origin_of(SWEEP, judged())["features"] == "efficientnet_lite0 (images resized to 224 px by bicubic)"
     small = with_(extractor=JUDGE | {"resize": "bilinear"}, reference={"image_size": 8})
-    assert "Features: judge (images 8 px as they are)" in page_of(small, judged())
+    assert origin_of(small, judged())["features"] == "judge (images 8 px as they are)"
     shown = np.zeros((1, 1, 16, 16, 1), np.uint8)
-    assert "resized to 8 px by bilinear" in page_of(small, judged(shown=shown))
+    assert "resized to 8 px by bilinear" in origin_of(small, judged(shown=shown))["features"]
 
 
 def test_zero_errors_and_few_images_get_cautions():
     text = page_of(with_(classifier=JUDGE), judged((0, 3), n=12))
-    assert "± 0 " not in text and "| **1** |" in text and "That is not certainty" in text
+    assert "± 0 " not in text and "| **1** " in text and "That is not certainty" in text
     assert "12 images per point are too few" in text and "Recall and coverage grow with" in text
     text = page_of(with_(classifier=JUDGE), judged((1, 30)))
     assert "certainty" not in text and "tell little" not in text
 
 
 def test_points_not_requested_are_counted():
-    assert "in points/" not in page_of(SWEEP, judged())
-    assert "- 6 more finished points are in points/, not requested this time." in page_of(
-        SWEEP, judged(), other_points=6
-    )
-    assert "- 1 more finished point is in points/" in page_of(SWEEP, judged(), other_points=1)
-    one = page_of(with_(count=1), judged()[:1])
-    assert "- 1 point, 1 image each" in one
+    key = "finished points that were not requested this time"
+    assert key not in origin_of(SWEEP, judged())
+    assert origin_of(SWEEP, judged(), other_points=6)[key] == "6 in points/"
+    assert [origin_of(with_(count=1), judged()[:1])[key] for key in ("points", "images per point")] == ["1", "1"]
+
+
+def rows_again(points, fresh):
+    """(metric, point): what it was, is now, by how much worse, whether best again."""
+    sections = SweepReport(SWEEP, points, fresh).report().sections
+    (section,) = [s for s in sections if s.heading == "With fresh seeds"]
+    rows = {tuple(row[:2]): list(row[2:]) for t in section.parts if isinstance(t, Table) for row in t.rows}
+    return rows, [part for part in section.parts if isinstance(part, str)]
 
 
 def test_fresh_seeds_table_lists_best_sets(written):
     points, _, _ = written
     fresh = measured_points([1, 1.5, 4])
     fresh[1].row["metrics"]["kid"]["value"] += 1  # the best by kid was luck
-    text = page_of(SWEEP, points, fresh).partition("## With fresh seeds")[2].partition("\n## ")[0]
-    rows = [line for line in text.splitlines() if line.startswith("| scale")]
-    assert rows == [
-        "| scale 1 |  |  | **0.8000 ± 0.0097 → 0.8000 ± 0.0097** |",
-        "| scale 1.5 | **0.0100 ± 0.0097 → 1.0100 ± 0.0097** |  |  |",
-        "| scale 4 |  | **0.9000 ± 0.0097 → 0.9000 ± 0.0097** |  |",
-    ]
-    assert "Of 3 best values, 1 is worse with fresh seeds by more than 2 standard errors (about one in twenty" in text
-    assert "is still in the best set of 2 of 3 metrics; not by kernel distance (now best at scale 1)." in text
-    sentences = [line for line in text.splitlines() if line.startswith("- ")]
-    assert len(sentences) == 3 and sum("flattered" in line for line in sentences) == 1
-    same = page_of(SWEEP, points, points)
-    assert "Of 3 best values, none is worse" in same
-    assert "The best sets hold up: among the 4 points measured again" in same
+    rows, sentences = rows_again(points, fresh)
+    kid = "Kernel distance (efficientnet_lite0)"
+    assert list(rows) == [(kid, "scale 1.5"), ("Precision", "scale 4"), ("Recall", "scale 1")]
+    assert rows["Recall", "scale 1"] == ["0.8000 ± 0.0097", "0.8000 ± 0.0097", "+0.0", "yes"]
+    assert rows[kid, "scale 1.5"][:2] == ["0.0100 ± 0.0097", "1.0100 ± 0.0097"]
+    assert float(rows[kid, "scale 1.5"][2]) == pytest.approx(1 / (0.0097 * 2**0.5), rel=0.01)
+    assert rows[kid, "scale 1.5"][3] == "no"
+    assert sentences == [
+        "The value of the best was luck by Kernel distance.", "With fresh seeds another point is best by Kernel distance."
+    ]  # fmt: skip
+    assert rows_again(points, points)[1] == ["The best points hold up with fresh seeds."]
 
 
 def test_unchosen_confirmed_point_is_not_listed(written):
     points, _, _ = written
-    text = page_of(SWEEP, points, [points[2]]).partition("## With fresh seeds")[2].partition("\n## ")[0]
-    assert text.split() == [
-        "None",
-        "of",
-        "the",
-        "points",
-        "that",
-        "were",
-        "measured",
-        "again",
-        "was",
-        "chosen",
-        "by",
-        "a",
-        "metric.",
-    ]
+    none = "None of the points that were measured again was chosen by a metric."
+    assert rows_again(points, [points[2]]) == ({}, [none])
 
 
 def test_class_with_few_images_is_marked():
     text = page_of(SWEEP, measured_points())
-    assert "| cat | scale 1.5 |" in text and "† fewer than 50 images of the class." in text
-    line = next(line for line in text.splitlines() if line.startswith("| cat | scale"))
-    assert line.split(" | ")[2].endswith(" †")
-
-
-def test_report_without_matplotlib(tmp_path, monkeypatch):
-    monkeypatch.setattr(sweep_plots, "available", lambda: False)
-    for name in ("curves.png", "tradeoff.png"):
-        (tmp_path / name).write_text("of an earlier report")
-    files = write_report(SWEEP, measured_points(), tmp_path)
-    assert [f.name for f in files] == ["sweep.md", "sweep.csv", "sweep.json", "grid.png"]
-    text = text_of(files)
-    assert "Plots need matplotlib: `pip install 'diffusion-adagn[plots]'`." in text
-    assert "curves.png and tradeoff.png here are of an earlier report" in text
-    assert (tmp_path / "curves.png").read_text() == "of an earlier report"
-    write_report(SWEEP, [bare(1), bare(2)], tmp_path)  # without metrics there are no curves
-    assert not (tmp_path / "curves.png").exists() and not (tmp_path / "grid.png").exists()
+    assert "† fewer than 50 images of the class." in text
+    (table,) = tables_of(SWEEP, measured_points(), "Best by class")
+    assert table["cat"]["best at"] == "scale 1.5" and table["cat"]["value"].endswith(" †")
 
 
 def bare(scale):
@@ -322,42 +337,68 @@ def forty():
             [bare(1), bare(2)],
             {"class_names": (), "extractor": {}, "reference": {}},
             "No metric has a value",
-            {"diagnostics.png"},
+            {"diagnostics"},
         ),
         ([point(1)], {"swept": {}, "trained_steps": None, "ema_decay": None}, "cannot be said", set()),
         pytest.param(
-            forty(), {"class_names": ()}, "scale 1.5 (20 steps, interval t:0-500)", set(FIGURES), marks=pytest.mark.slow
+            forty(), {"class_names": ()}, "scale 1.5 (20 steps, interval t:0-500)", set(IMAGES), marks=pytest.mark.slow
         ),
     ],
     ids=["one point, one class", "diagnostics only", "nothing", "forty points"],
 )
 def test_unusual_sweeps_are_reported(tmp_path, points, changes, says, figures):
     files = write_report(Sweep(**(SWEEP.__dict__ | changes)), points, tmp_path)
-    assert says in text_of(files) and {f.name for f in files[3:]} == figures
+    assert says in text_of(files) and {f.stem for f in files[4:]} == figures
     assert len(list(csv.DictReader(files[1].open(encoding="utf-8")))) == len(points)
     if len(points) == 40:
         with Image.open(tmp_path / "grid.png") as grid:
             assert grid.width < 25 * 140
-        assert "The first 30 of 32 classes" in text_of(files) and "16 points are not shown" not in text_of(files)
+        assert "The first 30 of 32 classes" in text_of(files) and "Points that are not shown: 16" in text_of(files)
 
 
 @pytest.mark.parametrize("setting", ["steps", "interval", "threshold"])
 def test_swept_setting_is_on_the_x_axis(setting):
     values = {"steps": [5, 10], "interval": ["none", "t:200-800"], "threshold": [None, 0.995]}[setting]
     points = [p for v in values for p in measured_points([2.0], **{setting: v, "id": str(v)})]
-    figure = sweep_plots.curves(points, [setting], best_sets(points, draws=50))
-    axes = figure.subfigs[0].axes
-    assert [ax.get_xlabel() for ax in axes if ax.get_visible()] == [setting] * 3
-    assert [ax.get_ylabel() for ax in axes if ax.get_visible()] == [
-        "lower is better",
-        "higher is better",
-        "higher is better",
-    ]
-    assert [ax.get_title() for ax in axes if ax.get_visible()] == ["Kernel distance", "Precision", "Recall"]
+    axes = shown_axes(sweep_plots.curves(points, [setting], best_sets(points, draws=50)))
+    assert [ax.get_xlabel() for ax in axes] == [setting] * 3
+    assert [ax.get_title(loc="left") for ax in axes] == [
+        "Kernel distance\nlower is better", "Precision\nhigher is better", "Recall\nhigher is better"
+    ]  # fmt: skip
 
 
-def test_nonfinite_numbers_are_blank(tmp_path, monkeypatch):
-    monkeypatch.setattr(sweep_plots, "available", lambda: False)
+def shown_axes(figure):
+    return [ax for ax in figure.axes if ax.get_visible()]
+
+
+def test_curves_show_values_errors_and_the_best():
+    points = measured_points()
+    for ax, metric in zip(
+        shown_axes(sweep_plots.curves(points, ["scale"], best_sets(points))), ("kid", "precision", "recall")
+    ):
+        line, _, (bars,) = ax.containers[0]
+        values = [p.row["metrics"][metric] for p in points]
+        assert line.get_xdata() == pytest.approx([1, 1.5, 2, 4]) and line.get_ydata() == pytest.approx(
+            [v["value"] for v in values]
+        )
+        assert [np.ptp(s[:, 1]) / 2 for s in bars.get_segments()] == pytest.approx(
+            [v["standard_error"] for v in values]
+        )
+        best = {"kid": 1.5, "precision": 4, "recall": 1}[metric]
+        assert [one.get_xdata()[0] for one in ax.lines if one.get_markersize() == 12] == [best]
+
+
+def test_classes_show_their_values():
+    points = measured_points()
+    ax = sweep_plots.per_class(points, "kid", ["a", "b"], {}).axes[0]
+    expected = [[p.row["per_class"]["kid"][c]["value"] for p in points] for c in range(4)]
+    assert np.allclose(ax.images[0].get_array(), expected)
+    assert [line.get_xdata()[0] for line in ax.lines] == list(np.argmin(expected, 1))
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["a", "b", "class 2", "class 3"]
+
+
+@pytest.mark.usefixtures("without_charts")
+def test_nonfinite_numbers_are_blank(tmp_path):
     points = measured_points()
     points[0].row["metrics"]["kid"]["value"] = float("nan")
     points[0].row["diagnostics"]["contrast_ratio"] = float("inf")
@@ -374,19 +415,25 @@ def test_report_rejects_missing_and_duplicate_points(tmp_path):
         write_report(SWEEP, [point(1), point(1)], tmp_path)
 
 
-def titles_of(figure):
-    return [ax.get_title() for ax in figure.subfigs[0].axes if ax.get_visible()]
-
-
 def test_panel_without_values_is_skipped():
-    titles = titles_of(sweep_plots.diagnostics([bare(1), bare(2)]))
-    assert "Contrast against the data" in titles and "Saturation against the data" not in titles and len(titles) == 5
-    assert "Saturation against the data" in titles_of(sweep_plots.diagnostics(measured_points()))
+    titles = [ax.get_title(loc="left") for ax in shown_axes(sweep_plots.diagnostics([bare(1), bare(2)]))]
+    assert (
+        "Contrast against the data\nratio" in titles
+        and "Saturation against the data\nratio" not in titles
+        and len(titles) == 5
+    )
+    axes = {
+        ax.get_title(loc="left").split("\n")[0]: ax for ax in shown_axes(sweep_plots.diagnostics(measured_points()))
+    }
+    assert axes["Contrast against the data"].lines[0].get_ydata() == pytest.approx([1.0, 1.05, 1.1, 1.3])
+    assert axes["Saturation against the data"].lines[1].get_ydata() == [1, 1]  # the data
+    shown = [line.get_ydata() for line in axes["Clipped values of the predicted image"].lines]
+    assert [list(y) for y in shown] == [[0.01 * s] * 10 for s in (1, 1.5, 2, 4)]
 
 
 def test_equal_lines_are_offset():
     points = [p for i in ("none", "t:0-9") for p in measured_points([2, 4], interval=i)]
-    ax = sweep_plots.curves(points, ["scale", "interval"], {}).subfigs[0].axes[0]
+    ax = sweep_plots.curves(points, ["scale", "interval"], {}).axes[0]
     one, two = (c.lines[0] for c in ax.containers)
     assert one.get_ydata() == pytest.approx(two.get_ydata()) and one.get_linestyle() != two.get_linestyle()
     apart = two.get_xdata()[0] - one.get_xdata()[0]
@@ -396,8 +443,18 @@ def test_equal_lines_are_offset():
 @pytest.mark.parametrize(("scales", "joined"), [((1, 4), True), ((1,), False)])
 def test_legend_contains_the_pareto_front(scales, joined):
     figure = sweep_plots.tradeoff(measured_points(scales), "precision", "recall")
-    keys = [t.get_text() for legend in figure.subfigs[1].legends for t in legend.get_texts()]
+    keys = [t.get_text() for legend in figure.legends for t in legend.get_texts()]
     assert any("Pareto" in key for key in keys) is joined
+
+
+def test_labels_of_the_tradeoff_do_not_lie_on_lines():
+    points = [p for i in ("none", "t:0-9", "t:5-9") for p in measured_points([1, 1.5, 2, 2.5, 3, 4], interval=i)]
+    ax = sweep_plots.tradeoff(points, "precision", "recall").axes[0]
+    ax.figure.draw_without_rendering()
+    taken, boxes = sweep_plots._drawn_pixels(ax), [Text.get_window_extent(text) for text in ax.texts]
+    assert len(boxes) == 6 and len(taken) > 500  # equal points share a label
+    assert not any(box.contains(*xy) for box in boxes for xy in taken)
+    assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
 
 
 # ---------------------------------------------------------------------- an evaluation's page
@@ -424,16 +481,32 @@ def evaluation(classifier=JUDGE, sampled=30, error=0.0, why=""):
     }  # fmt: skip
 
 
+def page_of_evaluation(**changes):
+    return evaluation_report.report_of(evaluation(**changes))
+
+
 def test_evaluation_page_contains_cautions():
-    text = evaluation_report.markdown(evaluation(classifier=JUDGE | {"heldout_accuracy": 0.36}))
+    report = page_of_evaluation(classifier=JUDGE | {"heldout_accuracy": 0.36})
+    text = report.markdown()
     assert "± 0" not in text and "That is not certainty" in text
     assert "60 images are too few" in text and "Recall and coverage grow with" in text
     assert "of held-out real images: 0.36" in text and "its accuracy says little" in text
     assert "64 features of images 8 px as they are" in text and "right on 36.0% of held-out images" in text
-    assert "| a     | 30      | 1 †" in text and "† fewer than 50 sampled images." in text
-    assert "(2.0% of the real images' are)" in text
-    text = evaluation_report.markdown(evaluation(sampled=80, error=0.1))
+    tables = {section.heading: section.parts[0] for section in report.sections}
+    assert tables["Each class"].rows[0] == ["a", "30", "1 †"] and "† fewer than 50 sampled images." in text
+    assert tables["Looks"].rows[-1] == ["values at 0 or 255", "1.0%", "2.0%"]
+    assert tables["Looks"].rows[1] == ["contrast (0 to 1)", "0.200", "x 1.000"]
+    text = page_of_evaluation(sampled=80, error=0.1).markdown()
     assert "1 ± 0.1" in text and "certainty" not in text and "†" not in text and "tell little" not in text
     assert "says little" not in text and "of held-out real images: 0.74" in text
-    text = evaluation_report.markdown(evaluation(classifier=None, sampled=80, error=0.1, why="doubtful"))
+    text = page_of_evaluation(classifier=None, sampled=80, error=0.1, why="doubtful").markdown()
     assert "held-out" not in text and "† Accuracy (classifier): doubtful." in text
+
+
+def test_evaluation_is_written_with_its_sheet(tmp_path):
+    Image.new("RGB", (20, 10), "red").save(tmp_path / "neighbours.png")
+    evaluation_report.write_report(evaluation() | {"memorisation": {"sentence": "Far from copies."}}, tmp_path)
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "Far from copies." in page and page.count("data:image/png") == 1
+    assert "![sampled images and the nearest real ones](neighbours.png)" in (tmp_path / "evaluation.md").read_text()
+    assert Image.open(tmp_path / "neighbours.png").size == (20, 10)

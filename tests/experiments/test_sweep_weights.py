@@ -16,7 +16,7 @@ from test_sweep import KILLED_AT
 from diffusion_adagn import ClassConditionalPipeline
 from diffusion_adagn.cli.main import main
 from diffusion_adagn.errors import InputError
-from diffusion_adagn.experiments import models, sweep_plots
+from diffusion_adagn.experiments import models, sweep_sections
 from diffusion_adagn.experiments.models import SweepModels
 from diffusion_adagn.experiments.points import grid_of
 from diffusion_adagn.experiments.settings import SweepRequest
@@ -35,7 +35,7 @@ SETTINGS = ["--extractor", "sklearn", "--guidance", "1,2", "--steps", "3", "--co
 @pytest.fixture(scope="module", autouse=True)
 def _no_figures():
     with pytest.MonkeyPatch.context() as m:
-        m.setattr(sweep_plots, "available", lambda: False)
+        m.setattr(sweep_sections, "charts", lambda report: [])
         yield
 
 
@@ -87,7 +87,9 @@ def test_weights_are_axes(finished):
         else:
             assert r["guide_hash"] == ""
     page = (finished / "sweep.md").read_text(encoding="utf-8")
-    assert "EMA 0.1" in page and "guide step 2" in page and page.count("; hash `") == 6
+    assert "EMA 0.1" in page and "guide step 2" in page and "| swept: EMA " in page
+    weights = json.loads((finished / "sweep.json").read_text())["sweep"]["weights"]
+    assert len(weights) == 6 and all(f"`{record['hash']}`" in page for record in weights.values())
 
 
 @pytest.mark.slow

@@ -1,6 +1,6 @@
 """Numbers and names as text."""
 
-from diffusion_adagn.render.text import listed, number, one_line, percent, plus_minus, shorten, text_width
+from diffusion_adagn.render.text import columns, listed, number, one_line, percent, plus_minus, shorten
 
 
 def test_one_line_drops_control_characters():
@@ -8,7 +8,9 @@ def test_one_line_drops_control_characters():
 
 
 def test_shortened_text_fits():
-    assert text_width(shorten("日本語" * 50, 12, 100), 12) <= 100 and shorten("short", 12, 100) == "short"
+    assert shorten("日本語" * 50, 9) == "日本語日…" and columns("日本語日…") == 9
+    assert shorten("short", 5) == "short" and shorten("a, longer", 4) == "a…"
+    assert shorten("wide" * 9, 70, lambda text: 10 * len(text)) == "widewi…"
 
 
 def test_number_formats():

@@ -1,6 +1,7 @@
 """The page: what its functions return, without a browser; and each tab used in headless Chromium."""
 
 import asyncio
+import base64
 import importlib.util
 import json
 import os
@@ -21,7 +22,7 @@ from served import running
 from diffusion_adagn.errors import InputError
 from diffusion_adagn.labels import LabelSpace
 from diffusion_adagn.serving import actions
-from diffusion_adagn.serving.page import folders, inside, interpolate, markup, mix, runs, sweeps
+from diffusion_adagn.serving.page import folders, inside, interpolate, markup, mix, reports, runs, sweeps
 from diffusion_adagn.serving.page import tab as page_tab
 from diffusion_adagn.serving.page.choices import class_choices, class_text
 from diffusion_adagn.serving.page.sampling import sample, sampler_choices
@@ -155,9 +156,10 @@ def test_mix_is_drawn_by_class(server, where, text, maps):
     model = server.models["digits"]
     assert mix.mix_text(model, "3", "8", where, 4, 1) == text
     html = mix.draw_mix(model, text)
-    assert html.count("<svg") == maps
+    drawn = [base64.b64decode(data).decode() for data in re.findall(r"data:image/svg\+xml;base64,([^\"]+)", html)]
+    assert len(drawn) == maps
     both = len(model.pipe.unet.sites()) * maps
-    threes, eights = (len(re.findall(rf"receives {c}\b", html)) for c in (3, 8))
+    threes, eights = (sum(svg.count(f">{c}</text>") for svg in drawn) for c in (3, 8))
     assert threes + eights == both and threes and eights
 
 
@@ -168,13 +170,17 @@ def test_mix_rejects_unknown_resolution(server):
 
 def test_modulation_has_drawings(server):
     html = asyncio.run(inside._shown(lambda: actions.sections(server.models, actions.ModelQuery())))
-    assert "Where time and class enter" in html and "Distances between classes" in html and html.count("<svg") >= 4
+    assert (
+        "Where time and class enter" in html
+        and "Distances between classes" in html
+        and html.count("image/svg+xml") >= 4
+    )
 
 
 @pytest.mark.slow
 def test_influence_has_drawing(server):
     html = asyncio.run(inside._shown(lambda: actions.sections(server.models, actions.ModelQuery(), influence=True)))
-    assert html.count("<h3>") == 1 and "Influence of each site" in html and "<svg" in html
+    assert html.count("<h3>") == 1 and "Influence of each site" in html and "image/svg+xml" in html
 
 
 def test_run_is_read_as_it_grows(found, tmp_path):
@@ -227,8 +233,17 @@ def test_reports_are_found_when_they_are_written(work):
         try:
             assert list(none.reports) == ["digits", "digits-2"]
             assert client.raw("GET", "/reports/digits/digits-2")[2] == b"<h1>digits-2</h1>"
+            for kind in ("evaluations", "sweeps"):
+                shutil.copytree(work / "traces/pretrained/digits", work / kind / "pretrained/digits")
+            assert list(none.reports) == ["digits", "digits-2", "evaluation digits", "sweep digits"]
+            for name in none.reports:
+                assert client.raw("GET", reports.address("digits", name))[0] == 200
+                assert f'src="{reports.address("digits", name)}"' in inside.frame("digits", none, name)
+            link = sweeps.link_to_report("digits", "digits", none)
+            assert 'href="/reports/digits/sweep%20digits"' in link and not sweeps.link_to_report("digits", "x", none)
         finally:
-            shutil.rmtree(work / "traces/pretrained")
+            for kind in ("traces", "evaluations", "sweeps"):
+                shutil.rmtree(work / kind / "pretrained", ignore_errors=True)
 
 
 def test_command_is_of_what_is_sampled(server):
@@ -406,8 +421,8 @@ def test_stop_ends_sampling(opened, server):
 @pytest.mark.slow
 def test_mix_tab(opened):
     tab = opened("tab=mix&first=3&second=8&where=level&sigma=1&steps=8")
-    tab.wait("#mix-map svg")
-    assert tab.page.locator("#mix-map svg").count() == 2
+    tab.wait("#mix-map img")
+    assert tab.page.locator("#mix-map img").count() == 2
     tab.page.click("#mix-start")
     tab.wait("#mix-result figure")
     assert "--mix '3,8@sigma>1'" in tab.copied("copy")
@@ -443,9 +458,9 @@ def test_style_tab(opened):
 def test_inside_tab(opened):
     tab = opened("tab=inside&model=mine")
     tab.page.click("#inside-start")
-    tab.wait("#inside-result svg")
+    tab.wait("#inside-result img")
     tab.page.click("#inside-influence")
-    tab.wait("#inside-influence-result svg")
+    tab.wait("#inside-influence-result img")
     frame = tab.page.frame_locator("#inside-frame iframe")
     assert frame.locator("h1").inner_text() == "Report of mine"
     assert tab.page.title() == "diffusion_adagn"  # the report's script did not run

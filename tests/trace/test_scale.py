@@ -8,6 +8,8 @@ from conftest import tiny_unet
 from diffusion_adagn import LabelSpace
 from diffusion_adagn.config import DiffusionConfig
 from diffusion_adagn.diffusion.schedule import make_process
+from diffusion_adagn.render.text import number
+from diffusion_adagn.trace.analysis import class_spread
 from diffusion_adagn.trace.atlas import Atlas
 from diffusion_adagn.trace.report import TraceReport, TraceResults, write_report
 
@@ -43,17 +45,25 @@ def test_report_shows_them(tmp_path):
     atlas = Atlas.of(unet, LABELS, [10, 500, 900], process=PROCESS)
     files = write_report(TraceResults("x", "a network", atlas), tmp_path)
     assert tmp_path / "scale.png" in files
-    page = files[0].read_text()
-    assert "What the guidance scale changes" in page and "From scale 1 to 4 gamma changes by up to RMS" in page
+    table = scale_section(atlas).parts[-1]
+    change = np.stack([site.fields["gamma"].by_scale for site in atlas.sites.values()], axis=1)
+    spread = np.sqrt(np.square(class_spread(atlas, "gamma")).mean())
+    assert [row[0] for row in table.rows] == [f"{scale:g}" for scale in atlas.scales]
+    for row, one in zip(table.rows, change):
+        assert row[1] == number(one.max()) and row[-1] == number(np.sqrt(np.square(one).mean()) / spread)
     unet.embedding.scale.weight.data.zero_()
     unread = Atlas.of(unet, LABELS, [10, 500], process=PROCESS)
-    section = next(s for s in TraceReport(TraceResults("x", "", unread)).sections() if s.name == "scale")
-    assert "does not change gamma at any site: the network has not learned to read it" in section.sentence
+    assert scale_section(unread).parts[0].startswith("The network has not learned to read the guidance scale")
+
+
+def scale_section(atlas: Atlas):
+    sections = TraceReport(TraceResults("x", "", atlas)).sections()
+    return next((s for s in sections if s.heading == "What the guidance scale changes"), None)
 
 
 def test_other_networks_have_no_such_section(tmp_path):
     atlas = Atlas.of(tiny_unet(), LABELS, [10, 500], process=PROCESS)
     assert not len(atlas.scales) and all(f.by_scale is None for s in atlas.sites.values() for f in s.fields.values())
-    assert "scale" not in [s.name for s in TraceReport(TraceResults("x", "", atlas)).sections()]
+    assert scale_section(atlas) is None
     with np.load(atlas.save(tmp_path / "atlas.npz")) as arrays:
         assert not [name for name in arrays.files if "scale" in name]

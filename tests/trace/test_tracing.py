@@ -122,9 +122,9 @@ def test_trace_of_each_process(tmp_path, process, capsys, monkeypatch):
     folder, out = saved(tmp_path / "net", diffusion=diffusion), tmp_path / "t"
     argv = ["trace", str(folder), "--timesteps", "3", "--images", "2", "--against", "digits"]
     assert main([*argv, "--out", str(out), "--debug"]) == 0
-    report = text_of(out / "report.html")
-    # untrained, the label is not used; the figures are of noise levels
-    assert "sigma = " in report and "noise level sigma" in report and ("timestep t:" in report) == (process != "edm")
+    report, chart = text_of(out / "report.html"), (out / "influence.svg").read_text(encoding="utf-8")
+    # untrained, the label is not used; the charts are over noise levels
+    assert "sigma = " in report and "noise level sigma" in chart and ("timestep t" in chart) == (process != "edm")
     assert ("t = " in report.split("What each number means")[0]) == (process == "flow")
     assert Atlas.load(out / "atlas.npz").sigma[0] == pytest.approx(0.002)
     assert main([*argv, "--label_check"]) == 3

@@ -1,4 +1,4 @@
-"""What the page reads of a run: its log, previews, trace reports and sweeps, which are found by name.
+"""What the page reads of a run: its log, previews, sweeps and reports, which are found by name.
 
 Clients send names and numbers, never a path.
 """
@@ -30,12 +30,14 @@ class Folders:
         run: its own folder; None if it is on the hub.
         traces: the folder of its trace reports, as `default_folder` names it.
         swept: that of its sweeps.
+        evaluated: that of its evaluations.
         log: of the run.
     """
 
     run: RunFolder | None
     traces: Path
     swept: Path
+    evaluated: Path
     log: Log = field(init=False)
 
     def __post_init__(self) -> None:
@@ -43,8 +45,12 @@ class Folders:
 
     @property
     def reports(self) -> dict[str, Path]:
-        """The trace reports that there are now, by name."""
-        return _found(self.traces, REPORT)
+        """The reports that there are now, by name: traces such as "step-00000400", then the others."""
+        others = {"evaluation": self.evaluated, "sweep": self.swept}
+        found = {
+            f"{kind} {name}": file for kind, folder in others.items() for name, file in _found(folder, REPORT).items()
+        }
+        return _found(self.traces, REPORT) | found
 
     @property
     def sweeps(self) -> dict[str, Path]:
@@ -53,11 +59,11 @@ class Folders:
 
 
 def find_folders(model: ServedModel) -> Folders:
-    """The run of a model, and its traces/ and sweeps/ folders in the working directory."""
+    """The run of a model, and its traces/, sweeps/ and evaluations/ folders in the working directory."""
     source = model_folder(model.source)
     run = RunFolder(run_of(source)) if source.exists() else None
-    traces, swept = (default_folder(parent, model.source, model.ema).absolute() for parent in ("traces", "sweeps"))
-    return Folders(run, traces, swept)
+    parents = ("traces", "sweeps", "evaluations")
+    return Folders(run, *(default_folder(parent, model.source, model.ema).absolute() for parent in parents))
 
 
 def _found(folder: Path, file: str) -> dict[str, Path]:

@@ -1,4 +1,4 @@
-"""Tab Inside: what the modulation says about a model, the influence of each site, and saved trace reports."""
+"""Tab Inside: what the modulation says about a model, the influence of each site, and saved reports."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ import gradio as gr
 
 from ...commands import command
 from ...errors import InputError
-from ...trace.report import Section
+from ...render.report import section_html
 from .. import actions
 from ..actions import Models, find
 from ..settings import ModelQuery
 from ..worker import Job, Unavailable
 from . import markup
 from .folders import Folders
-from .reports import REPORTS
+from .reports import address
 from .tab import QUIET, Tab
 
 
@@ -37,10 +37,10 @@ def build(models: Models, model: gr.Dropdown, folders: dict[str, Folders]) -> Ta
     with gr.Row():
         show = gr.Button("Show the modulation", variant="primary", elem_id="inside-start")
         measure = gr.Button("Measure the influence of each site", elem_id="inside-influence")
-    result = gr.HTML(elem_id="inside-result")
-    changed = gr.HTML(elem_id="inside-influence-result")
+    result = gr.HTML(elem_id="inside-result", elem_classes="adagn-sections")
+    changed = gr.HTML(elem_id="inside-influence-result", elem_classes="adagn-sections")
     names = list(folders[first.name].reports)
-    saved = gr.Dropdown(names, value=names[0] if names else None, label="Saved trace report", elem_id="inside-report")
+    saved = gr.Dropdown(names, value=names[0] if names else None, label="Saved report", elem_id="inside-report")
     tab.controls["report"], tab.choices["report"] = saved, lambda model: list(folders[model.name].reports)
     framed = gr.HTML(elem_id="inside-frame")
     for button, run, output in ((show, atlas, result), (measure, influence, changed)):
@@ -56,21 +56,14 @@ def frame(model: str, folders: Folders, name: str | None) -> str:
     """A saved report in a frame without scripts, or what to type if there is none."""
     if name not in folders.reports:
         return markup.note("There is no saved report. The command below makes one; open this tab again to see it.")
-    address = f"{REPORTS}/{model}/{name}"
-    title = f"Trace report of {model}, {name}"
-    return f'<iframe sandbox="" class="adagn-report" title="{escape(title)}" src="{escape(address)}"></iframe>'
+    title = f"Report of {model}, {name}"
+    return f'<iframe sandbox="" class="adagn-report" title="{escape(title)}" src="{escape(address(model, name))}"></iframe>'
 
 
 async def _shown(start: Callable[[], Job]) -> str:
     """The sections of a job as HTML, or its error."""
     try:
         job = await asyncio.to_thread(start)
-        return "".join(map(_section, await asyncio.to_thread(job.wait)))
+        return "".join(await asyncio.to_thread(lambda: [*map(section_html, job.wait())]))
     except (InputError, Unavailable) as error:
         return markup.alert(error)
-
-
-def _section(section: Section) -> str:
-    drawn = "" if section.image is None else markup.drawing(section.image, section.heading)
-    table = f'<div class="adagn-drawing" tabindex="0" role="group">{section.html}</div>' if section.html else ""
-    return markup.heading(section.heading) + markup.note(section.sentence) + drawn + table

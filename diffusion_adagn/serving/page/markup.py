@@ -1,15 +1,21 @@
 """The HTML of results. All text is escaped here; images are data in the page, so that no file is written for them."""
 
+from __future__ import annotations
+
 import base64
 from collections.abc import Sequence
 from html import escape
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
 
+from ...render.figures import data_uri, svg
 from ...render.text import one_line
-from ...trace.drawing import Drawing
 from ..images import Images, png
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 STRIPS = 4  # images whose way from noise is shown
 
@@ -51,10 +57,12 @@ def grid(figures: Sequence[str]) -> str:
     return f'<div class="adagn-grid">{"".join(figures)}</div>'
 
 
-def drawing(drawn: Drawing, name: str) -> str:
-    """A drawing, in a box that scrolls where it is wider than the page. name: for screen readers."""
-    style = f'style="--width: {drawn.width:.0f}px" role="group" tabindex="0"'
-    return f'<div class="adagn-drawing" {style} aria-label="{escape(name)}">{drawn.svg(name)}</div>'
+def chart(figure: Figure, name: str) -> str:
+    """A chart, in a box that scrolls where it is wider than the page. name: for screen readers."""
+    label = escape(name)
+    uri = data_uri(svg(figure), "svg+xml")
+    drawn = f'<img class="adagn-figure" alt="{label}" src="{uri}">'
+    return f'<div class="adagn-scroll" role="group" tabindex="0" aria-label="{label}">{drawn}</div>'
 
 
 def heading(text: str) -> str:

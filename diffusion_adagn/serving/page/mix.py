@@ -105,5 +105,5 @@ def draw_mix(model: ServedModel, text: str) -> str:
         span = f"down to about {low:.2g}" if i == 0 else f"below about {high:.2g}"
         title = "At all noise levels" if len(groups) == 1 else f"At noise levels (sigma) {span}"
         alt = f"{title}: sites of the U-Net in the colour of their class, {text}"
-        parts.append(markup.note(title) + markup.drawing(class_map(sites, classes, legend), alt))
+        parts.append(markup.note(title) + markup.chart(class_map(sites, classes, legend), alt))
     return "".join(parts)

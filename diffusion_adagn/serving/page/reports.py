@@ -1,4 +1,6 @@
-"""Saved trace reports, each under an address of its own, without scripts and without requests to anywhere."""
+"""Saved reports of traces, evaluations and sweeps, each under an address of its own, without scripts and without requests to anywhere."""
+
+from urllib.parse import quote
 
 from fastapi import FastAPI
 from fastapi.responses import FileResponse
@@ -11,6 +13,11 @@ HEADERS = {
     "content-security-policy": "sandbox; default-src 'none'; img-src data:; style-src 'unsafe-inline'",
     "x-content-type-options": "nosniff",
 }
+
+
+def address(model: str, name: str) -> str:
+    """Where a report is served."""
+    return f"{REPORTS}/{quote(model, safe='')}/{quote(name, safe='')}"
 
 
 def add_reports(app: FastAPI, folders: dict[str, Folders]) -> None:

@@ -1,5 +1,7 @@
 """Tab Sweeps: the table and curves of a saved sweep; selecting a row shows its images."""
 
+from html import escape
+
 import gradio as gr
 from PIL import Image
 
@@ -7,6 +9,7 @@ from ...commands import command
 from ..actions import Models, find
 from . import markup
 from .folders import Folders, read_sweep, shown_images
+from .reports import address
 from .tab import QUIET, Tab
 
 SETTINGS = ("scale", "sampler", "steps")
@@ -36,7 +39,8 @@ def build(models: Models, model: gr.Dropdown, folders: dict[str, Folders]) -> Ta
         sentence = (saved.get("advice") or {}).get("sentence") or " ".join(saved["sentences"])
         headers, rows = table_of(saved)
         value = {"headers": headers, "data": rows}
-        return markup.note(sentence), gr.update(value=value, visible=True), figures_of(folder), ""
+        drawn = figures_of(folder) + link_to_report(model, name, folders[model])
+        return markup.note(sentence), gr.update(value=value, visible=True), drawn, ""
 
     def select(model, name, event: gr.SelectData) -> str:
         return images_of(folders[model].sweeps[name], event.index[0])
@@ -89,7 +93,17 @@ def figures_of(folder) -> str:
             with Image.open(folder / name) as opened:
                 drawn = markup.image(opened.convert("RGB"), alt, "adagn-figure")
                 html += f'{markup.heading(alt)}<div class="adagn-scroll" tabindex="0" role="group">{drawn}</div>'
-    return html or markup.note("This sweep has no curves: they need the extra plots.")
+    return html or markup.note("This sweep has no curves.")
+
+
+def link_to_report(model: str, name: str, folders: Folders) -> str:
+    """A link to the report of a sweep; empty for one of an earlier version."""
+    report = f"sweep {name}"
+    if report not in folders.reports:
+        return ""
+    return (
+        f'<p class="adagn-note"><a href="{escape(address(model, report))}" target="_blank">Open the full report</a></p>'
+    )
 
 
 def sweep_command(source: str, folder) -> str:

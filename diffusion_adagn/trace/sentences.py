@@ -5,11 +5,10 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from ..evaluation.label_usage import LabelUse
+from ..evaluation.label_usage import LabelUse, verdict_from_losses
 from ..models.unet import Site
 from ..render.text import number, percent, shorten
 from .analysis import ClassGeometry, Variance, by_place, describe_position, resolution_of, sum_variances
-from .label_check import verdict_from_losses
 from .levels import short
 from .probes import Sensitivity
 

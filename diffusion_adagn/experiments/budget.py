@@ -21,9 +21,10 @@ from ..errors import InputError
 from ..evaluation.metrics import METRICS
 from ..evaluation.points import SamplePlan, remove_batches
 from ..schema import document, read_document
+from .point_results import PointResult, metric_value
 from .points import SweepPoint
 from .runner import SweepRunner, load_point
-from .selection import PointResult, best_sets, metric_value, primary_metric
+from .selection import best_sets, primary_metric
 
 FINALISTS = 4  # points of the last round, at least
 MARGIN = 0.8  # of the time left that is planned: a busy machine becomes slower

@@ -10,16 +10,9 @@ from dataclasses import dataclass
 
 from ..evaluation.metrics import METRICS
 from ..render.text import listed
-from .selection import (
-    BestSet,
-    PointResult,
-    best_set,
-    differing,
-    format_setting,
-    in_order,
-    metric_names,
-    metric_value,
-)
+from .point_results import PointResult, differing, format_setting, in_order, metric_value
+from .selection import BestSet, best_set
+from .verdicts import metric_names
 
 COMPARED = ("run", "checkpoint", "ema", "guide", "guide_ema", "rule", "negative", "schedule", "interval", "sampler")
 OF_GUIDANCE = {"guide", "guide_ema", "rule", "negative", "schedule", "interval"}  # without effect at scale 1

@@ -11,10 +11,9 @@ from ..errors import InputError
 from ..evaluation.metrics import METRICS
 from ..render.figures import COLOURS, FAINT, category_axis, chart, colour_map, ink_on, new_figure, without_frame
 from .comparison import value_of
-from .selection import (
+from .point_results import (
     NAMES,
     UNGUIDED_SETTINGS,
-    BestSet,
     PointResult,
     differing,
     in_order,
@@ -22,6 +21,7 @@ from .selection import (
     recorded_settings,
     rounded,
 )
+from .selection import BestSet
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

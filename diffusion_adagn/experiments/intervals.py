@@ -18,7 +18,8 @@ from ..trace.probes import Sensitivity, label_sensitivity
 from ..trace.sentences import band_interval
 from ..trace.tracing import heldout_images, objective_of, probe_images, probed_timesteps
 from .comparison import own_best
-from .selection import NEUTRAL, PointResult, metric_names
+from .point_results import NEUTRAL, PointResult
+from .verdicts import metric_names
 
 FILE = "intervals.json"
 FRACTIONS = (0.5, 0.25)  # of the largest change: the narrow proposal and the wide one

@@ -23,8 +23,8 @@ from ..evaluation.setup import EvalSetup
 from ..schema import as_document, document, read_document
 from .cost import PointCost
 from .models import SweepModels
+from .point_results import PointResult
 from .points import SweepPoint
-from .selection import PointResult
 
 FEATURES = "features.npz"  # of a point's folder; REFERENCE: of the sweep's
 REFERENCE = "reference.npz"

@@ -34,9 +34,10 @@ from .budget import BudgetSearch, Round, budget_record, rounds_json
 from .cost import PointCost, extraction_seconds, format_cost
 from .intervals import FILE, Found, find_intervals, saved_intervals
 from .models import SweepModels, check_alike, kind_of_images
+from .point_results import SETTINGS, PointResult
 from .points import Grid, SweepPoint, grid_of
 from .runner import REFERENCE, SweepRunner, load_point
-from .selection import SETTINGS, PointResult, best_sets
+from .selection import best_sets
 from .settings import SweepRequest
 from .sweep_report import Sweep, summary, write_report
 

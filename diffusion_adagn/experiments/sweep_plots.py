@@ -22,9 +22,8 @@ from ..render.figures import (
     new_figure,
 )
 from ..render.text import one_line, shorten
-from .selection import (
+from .point_results import (
     NAMES,
-    BestSet,
     PointResult,
     class_count,
     differing,
@@ -32,9 +31,9 @@ from .selection import (
     in_order,
     metric_value,
     metrics_with_values,
-    pareto,
     unguided_settings,
 )
+from .selection import BestSet, pareto
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -12,7 +12,7 @@ from ..atomic import atomic_write
 from ..render.grids import labelled_grid
 from ..render.report import Report, Section, Shown
 from . import sweep_sections as sections
-from .selection import PointResult, format_setting
+from .point_results import PointResult, format_setting
 from .sweep_results import Sweep, SweepResults
 
 MAX_COLUMNS, MAX_GRID_CLASSES = 24, 24  # of the image grid

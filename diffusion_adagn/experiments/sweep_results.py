@@ -12,10 +12,10 @@ from ..errors import InputError
 from ..evaluation.metrics import METRICS
 from ..evaluation.report import titles
 from ..render.text import one_line, shorten
-from . import selection
+from . import overguidance, point_results, selection, verdicts
 from .comparison import own_bests, ranking
 from .heat_map import axes_of
-from .selection import PointResult
+from .point_results import PointResult
 
 RATIOS = ("contrast_ratio", "saturation_ratio", "brightness_shift", "extremes_shift")
 IMAGE_STATISTICS = ("brightness", "contrast", "saturation", "extremes", *RATIOS)
@@ -73,7 +73,11 @@ class SweepResults:
     """The points with what is read out of them once."""
 
     def __init__(self, sweep: Sweep, points: Iterable[PointResult], confirmed: Iterable[PointResult]):
-        self.sweep, self.points, self.confirmed = sweep, selection.in_order(points), selection.in_order(confirmed)
+        self.sweep, self.points, self.confirmed = (
+            sweep,
+            point_results.in_order(points),
+            point_results.in_order(confirmed),
+        )
         ids = [p.id for p in self.points]
         if not ids or len(set(ids)) < len(ids):
             twice = next((i for i in ids if ids.count(i) > 1), None)
@@ -89,8 +93,8 @@ class SweepResults:
         self.row = {p.id: p.row for p in self.points}
         self.titles = _titles(sweep)
         self.words = {m: t.partition(" (")[0] for m, t in self.titles.items()}  # inside a sentence
-        self.settings = selection.differing(self.points)
-        self.metrics = selection.metrics_with_values(self.points)
+        self.settings = point_results.differing(self.points)
+        self.metrics = point_results.metrics_with_values(self.points)
         self.choices = selection.best_sets(self.points)
         self.largest = max(sweep.swept.get("scale") or [p.row["scale"] for p in self.points])
         self.by_class = selection.class_best_sets(self.points)
@@ -100,17 +104,17 @@ class SweepResults:
         self.heat_map_axes = axes_of(self.points, sweep.heat_map)
         self.trades = [t for t in selection.TRADEOFFS if set(t) <= set(self.metrics)]
         sentences = (
-            selection.disagreement(self.choices, self.points, self.words),
-            selection.at_the_edge(self.choices, self.points, self.words, self.largest),
+            verdicts.disagreement(self.choices, self.points, self.words),
+            verdicts.at_the_edge(self.choices, self.points, self.words, self.largest),
         )
         self.verdict = " ".join(filter(None, sentences))
         self.same_network = _same(sweep.extractor, sweep.classifier)
-        self.image_notes = selection.overguidance_notes(self.points)
+        self.image_notes = overguidance.overguidance_notes(self.points)
         self.advice = selection.recommend(self.points, self.choices)
         self.again = {b.id: (b, p) for p in self.confirmed if (b := self._before(p))}
         again = {i: p for i, (_, p) in self.again.items()}
         self.use = (
-            selection.format_advice(self.advice, self.points, self.choices, self.words, again, self.largest)
+            verdicts.format_advice(self.advice, self.points, self.choices, self.words, again, self.largest)
             if self.advice
             else ""
         )
@@ -120,13 +124,13 @@ class SweepResults:
 
     def _before(self, point: PointResult) -> PointResult | None:
         """The point that was confirmed: of one id, or of the same settings."""
-        same = lambda p: all(p.row.get(s) == point.row.get(s) for s in selection.SETTINGS)  # noqa: E731
+        same = lambda p: all(p.row.get(s) == point.row.get(s) for s in point_results.SETTINGS)  # noqa: E731
         return next((p for p in self.points if p.id == point.id), None) or next(
             (p for p in self.points if same(p)), None
         )
 
     def format_point(self, point: str | PointResult) -> str:
-        return selection.format_point(self.row[point] if isinstance(point, str) else point.row, self.settings)
+        return point_results.format_point(self.row[point] if isinstance(point, str) else point.row, self.settings)
 
     # ------------------------------------------------------------------ tables of numbers
 
@@ -141,13 +145,16 @@ class SweepResults:
     def _flat(self, row: Mapping) -> dict:
         """One row: settings, metrics, image statistics, and what produced the numbers."""
         s, e, r, statistics = self.sweep, self.sweep.extractor, self.sweep.reference, row.get("diagnostics", {})
-        flat = {"id": row["id"], **{k: row.get(k) for k in (*selection.recorded_settings(self.points), "nfe", "count")}}
+        flat = {
+            "id": row["id"],
+            **{k: row.get(k) for k in (*point_results.recorded_settings(self.points), "nfe", "count")},
+        }
         for metric in METRICS:
-            value, error, _ = selection.metric_value(row, metric)
+            value, error, _ = point_results.metric_value(row, metric)
             flat |= {metric: value, f"{metric}_standard_error": error}
         flat |= {
-            "difference": selection.mean_of(statistics.get("difference")),
-            "clipped": selection.mean_of(statistics.get("clipped")),
+            "difference": point_results.mean_of(statistics.get("difference")),
+            "clipped": point_results.mean_of(statistics.get("clipped")),
         }
         flat |= {k: _finite(statistics.get(k)) for k in IMAGE_STATISTICS}
         flat |= {

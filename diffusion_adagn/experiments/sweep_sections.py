@@ -18,13 +18,14 @@ from ..evaluation.report import (
 )
 from ..render.report import Code, Part, Section, Shown, Strong, Table
 from ..render.text import listed, percent, plus_minus
-from . import selection
+from . import point_results, selection, verdicts
 from . import sweep_plots as plots
 from .comparison import OwnBest
 from .cost import duration
 from .heat_map import heat_map
 from .intervals import verdict
-from .selection import BestSet, PointResult
+from .point_results import PointResult
+from .selection import BestSet
 from .sweep_results import SweepResults
 
 MAX_WEIGHTS = 24  # in the page
@@ -52,8 +53,8 @@ def charts(report: SweepResults) -> list[Section]:
         draw = partial(plots.tradeoff, points, *report.trades[0], titles)
         rows = [
             [
-                " and ".join(selection.metric_names(report.words)[m] for m in pair),
-                selection.format_points(selection.pareto(points, *pair), points),
+                " and ".join(verdicts.metric_names(report.words)[m] for m in pair),
+                point_results.format_points(selection.pareto(points, *pair), points),
             ]
             for pair in report.trades
         ]
@@ -73,7 +74,7 @@ def points_table(report: SweepResults) -> Section:
         rows = []
         for p in report.points:
             d = p.row.get("diagnostics", {})
-            values = (d.get("contrast_ratio"), d.get("saturation_ratio"), selection.clipped_fraction(p))
+            values = (d.get("contrast_ratio"), d.get("saturation_ratio"), point_results.clipped_fraction(p))
             rows.append(
                 [report.format_point(p), *(f"{v:.3g}" if v is not None else "-" for v in (p.row.get("nfe"), *values))]
             )
@@ -97,8 +98,8 @@ def _value(report: SweepResults, point: PointResult, metric: str) -> str:
 
 def with_error(row: Mapping, metric: str, class_index: int | None = None) -> str:
     """A metric's value with its standard error."""
-    value, error, _ = selection.metric_value(row, metric, class_index)
-    return plus_minus(value, error) if error else selection.rounded(value, error)
+    value, error, _ = point_results.metric_value(row, metric, class_index)
+    return plus_minus(value, error) if error else point_results.rounded(value, error)
 
 
 def best(report: SweepResults) -> Section:
@@ -128,7 +129,7 @@ def _others(report: SweepResults, choice: BestSet) -> str:
 
 def compared(report: SweepResults, one: OwnBest) -> Section:
     """The values of a setting, each at its own best point."""
-    name = selection.NAMES.get(one.setting, one.setting)
+    name = point_results.NAMES.get(one.setting, one.setting)
     head = [name, "best at", "evaluations per image", *(report.titles[m] for m in report.metrics)]
     rows = []
     for value, point in one.best.items():
@@ -152,7 +153,7 @@ def ranked(report: SweepResults) -> Section:
             [str(model), f"{i + 1}", values[0], f"{places.index(model) + 1}", report.format_point(best), values[1]]
         )
     head = ["model", "place unguided", "value", "place at best guidance", "at", "value"]
-    title = f"Models unguided and at their best guidance, by {selection.metric_names(report.words)[one.metric]}"
+    title = f"Models unguided and at their best guidance, by {verdicts.metric_names(report.words)[one.metric]}"
     return Section(title, [one.sentence(report.words), Table(head, rows)])
 
 
@@ -167,7 +168,7 @@ def rounds(report: SweepResults) -> Section:
     """What was dropped in which round of a budget."""
     rows = []
     for i, one in enumerate(report.sweep.rounds):
-        by = f"{selection.metric_names(report.words)[one['metric']]} ({METRICS[one['metric']].better} is better)"
+        by = f"{verdicts.metric_names(report.words)[one['metric']]} ({METRICS[one['metric']].better} is better)"
         numbers = [f"{i + 1}", f"{len(one['points'])}", f"{one['count']:,}"]
         rows.append([*numbers, by, ", ".join(one["dropped"]) or "none", duration(one["seconds"])])
     head = ["round", "points", "images of each", "compared by", "dropped, the worst last", "time until its end"]
@@ -191,7 +192,7 @@ def classes(report: SweepResults) -> Section:
         shown = [(c, k) for c, k in enumerate(sets[: plots.MAX_SHOWN_CLASSES]) if k is not None]
         rows, doubts = [], []
         for c, k in shown:
-            why = selection.metric_value(report.row[k.best], metric, c)[2] or _few_images(report, metric, c)
+            why = point_results.metric_value(report.row[k.best], metric, c)[2] or _few_images(report, metric, c)
             doubts += [why] if why else []
             text = with_error(report.row[k.best], metric, c) + (f" {MARK}" if why else "")
             rows.append([report.class_name(c), report.format_point(k.best), text, _others(report, k)])
@@ -268,12 +269,12 @@ def notes(report: SweepResults) -> Section | None:
     reasons: dict[tuple[str, str], list[str]] = {}
     for metric in METRICS:
         for p in report.points:
-            value, _, why = selection.metric_value(p.row, metric)
+            value, _, why = point_results.metric_value(p.row, metric)
             if value is None or why:
                 reasons.setdefault((report.titles[metric], why or "not measured"), []).append(p.id)
     every = len(report.points)
     rows = [
-        [title, "every point" if len(ids) == every else selection.format_points(ids, report.points), why]
+        [title, "every point" if len(ids) == every else point_results.format_points(ids, report.points), why]
         for (title, why), ids in reasons.items()
     ]
     table = [Table(["metric", "at", "no value, or with a caution"], rows)] if rows else []
@@ -285,10 +286,10 @@ def _cautions(report: SweepResults) -> list[str]:
     if not report.metrics:
         return []
     count = min((p.row.get("count") or report.sweep.count for p in report.points), default=0)
-    errors = [selection.metric_value(p.row, m)[1] for p in report.points for m in report.metrics]
+    errors = [point_results.metric_value(p.row, m)[1] for p in report.points for m in report.metrics]
     for metric, sets in report.by_class.items():
         shown = [(c, k) for c, k in enumerate(sets[: plots.MAX_SHOWN_CLASSES]) if k is not None]
-        errors += [selection.metric_value(report.row[k.best], metric, c)[1] for c, k in shown]
+        errors += [point_results.metric_value(report.row[k.best], metric, c)[1] for c, k in shown]
     found = [
         note_few_images(count, " per point"),
         note_weak_classifier(report.sweep.classifier) if "accuracy" in report.metrics else None,
@@ -308,13 +309,13 @@ def origin(report: SweepResults, other_points: int) -> Section:
     for setting, values in s.swept.items():
         if setting != "guide" or len(report.guides) > 1:
             words = [report.guides.get(v, plots.format_value(setting, v)) for v in values]
-            rows.append([f"swept: {selection.NAMES.get(setting, setting)}", ", ".join(words)])
+            rows.append([f"swept: {point_results.NAMES.get(setting, setting)}", ", ".join(words)])
     rows += [[short, Code(path)] for path, short in report.guides.items()]
     if s.guide_hash and len(report.guides) == 1:
         rows.append(["hash of the guide", Code(s.guide_hash)])
     fixed = [
-        selection.format_setting(k, report.points[0].row.get(k))
-        for k in selection.recorded_settings(report.points)
+        point_results.format_setting(k, report.points[0].row.get(k))
+        for k in point_results.recorded_settings(report.points)
         if k not in report.settings
     ]
     rows += [["at every point", ", ".join(fixed)]] if fixed else []
@@ -358,5 +359,5 @@ def _measured_by(report: SweepResults) -> list[list[str]]:
         who = "the same network" if same else classifier.get("name") or unnamed
         rows.append(["accuracy: class probabilities of", who + right])
         rows += [["hash of the classifier", Code(classifier["hash"])]] if classifier.get("hash") and not same else []
-    near = [selection.metric_names(report.words)[m] for m in NEIGHBOURS if m in report.metrics]
+    near = [verdicts.metric_names(report.words)[m] for m in NEIGHBOURS if m in report.metrics]
     return [*rows, [f"nearest neighbours of {listed(near)}", f"{report.sweep.k}"]] if near else rows

@@ -4,7 +4,7 @@ import pytest
 from test_selection import point, scores_of
 from test_sweep_report import SWEEP, measured_points
 
-from diffusion_adagn.experiments import selection, sweep_plots
+from diffusion_adagn.experiments import selection, sweep_plots, verdicts
 from diffusion_adagn.experiments.sweep_report import SweepReport, summary
 
 
@@ -25,7 +25,7 @@ def points_of(means, nfe=(20, 40, 40, 40, 40), spread=0.1, **more):
 def advice_on(points):
     choices = selection.best_sets(points)
     advice = selection.recommend(points, choices)
-    return advice, selection.format_advice(advice, points, choices)
+    return advice, verdicts.format_advice(advice, points, choices)
 
 
 def test_frechet_distance_decides_first():

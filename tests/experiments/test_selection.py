@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 
 from diffusion_adagn.errors import InputError
 from diffusion_adagn.evaluation.metrics import METRICS
-from diffusion_adagn.experiments import selection
-from diffusion_adagn.experiments.selection import PointResult
+from diffusion_adagn.experiments import overguidance, point_results, selection, verdicts
+from diffusion_adagn.experiments.point_results import PointResult
 
 SETTINGS = {"schedule": "constant", "rescale": 0.0, "threshold": None, "guide": None, "sampler": "ddim", "steps": 20, "eta": 0.0,
             "spacing": "leading", "interval": "none", "nfe": 40}  # fmt: skip
@@ -193,7 +193,7 @@ def sentence_of(means, seed=0, spread=0.01, **more):
     for i, p in enumerate(points):  # different influence shapes, so that equal means are equal only within chance
         for m in p.influence:
             p.influence[m] = p.influence[m] * (1 + 0.5 * i)
-    return selection.disagreement(selection.best_sets(points), points, **more)
+    return verdicts.disagreement(selection.best_sets(points), points, **more)
 
 
 def test_disagreement_names_its_cost():
@@ -210,7 +210,7 @@ def test_disagreement_names_its_cost():
 
 def test_few_images_do_not_agree():
     points = [point(s, {m: scores_of(abs(s - 2), 40, seed=s) for m in ("kid", "frechet")}) for s in (1, 2, 3)]
-    text = selection.disagreement(selection.best_sets(points), points)
+    text = verdicts.disagreement(selection.best_sets(points), points)
     assert text == (
         "Frechet distance and kernel distance are best at scale 2; 40 images per point are too few to say that the metrics agree."
     )
@@ -270,21 +270,21 @@ def test_points_are_named_by_what_differs():
         point(2, steps=1),
         point(2, threshold=0.995, guide="runs/small"),
     ]
-    settings = selection.differing(points)
+    settings = point_results.differing(points)
     assert settings[0] == "scale" and {"interval", "steps", "threshold", "guide"} == set(settings[1:])
-    assert selection.format_point(points[0].row, ["scale", "interval"]) == "scale 1 (interval t:200-800)"
-    assert selection.format_point(points[2].row, ["steps", "interval", "eta"]) == "1 step (all timesteps, eta 0)"
-    assert selection.format_point(points[3].row, ["threshold", "guide"]) == "threshold 0.995 (guide runs/small)"
+    assert point_results.format_point(points[0].row, ["scale", "interval"]) == "scale 1 (interval t:200-800)"
+    assert point_results.format_point(points[2].row, ["steps", "interval", "eta"]) == "1 step (all timesteps, eta 0)"
+    assert point_results.format_point(points[3].row, ["threshold", "guide"]) == "threshold 0.995 (guide runs/small)"
     assert (
-        selection.format_point(points[0].row, ["threshold", "guide", "sampler"])
+        point_results.format_point(points[0].row, ["threshold", "guide", "sampler"])
         == "no threshold (guide null, sampler ddim)"
     )
-    assert selection.format_point(points[0].row, []) == "scale 1"
-    assert selection.format_point(points[0].row | {"guide": "guide"}, ["scale", "guide"]) == "scale 1 (guide)"
+    assert point_results.format_point(points[0].row, []) == "scale 1"
+    assert point_results.format_point(points[0].row | {"guide": "guide"}, ["scale", "guide"]) == "scale 1 (guide)"
     scales = [point(s) for s in (10, 1, 1.5, 2)]
-    assert [p.row["scale"] for p in selection.in_order(scales)] == [1, 1.5, 2, 10]
-    assert selection.format_points([p.id for p in scales[1:]], scales) == "scale 1 to 2"
-    assert selection.format_points([scales[0].id, scales[1].id], scales) == "scale 1 and 10"
+    assert [p.row["scale"] for p in point_results.in_order(scales)] == [1, 1.5, 2, 10]
+    assert point_results.format_points([p.id for p in scales[1:]], scales) == "scale 1 to 2"
+    assert point_results.format_points([scales[0].id, scales[1].id], scales) == "scale 1 and 10"
 
 
 def test_fresh_seeds_are_compared():
@@ -315,32 +315,32 @@ def test_overguidance_is_detected_from_image_statistics():
         (6, statistics(1.31, None, 0.02, 0.09)),
     )
     points = [point(s, diagnostics=d) for s, d in values]
-    assert selection.overguidance_notes(points) == [
+    assert overguidance.overguidance_notes(points) == [
         "At scale 6 contrast is 1.31 of the data's: more guidance than the data bears; scale 4 is the first to stand out.",
         "At scale 6 9% of the predicted images' values lie beyond black and white and are clipped (none at scale 1). That alone is "
         "no fault: data with black or white backgrounds clip too.",
     ]
-    assert selection.overguidance_notes(points[:1]) == [
+    assert overguidance.overguidance_notes(points[:1]) == [
         "Nothing stands out in the images: contrast is 1.00 of the data's and none of the predicted images' values are clipped."
     ]
     pale = [point(s, diagnostics=statistics(c, None, 0, 0)) for s, c in ((1, 1), (4, 0.7))]
-    assert "contrast is 0.70 of the data's: guidance takes away" in selection.overguidance_notes(pale)[0]
+    assert "contrast is 0.70 of the data's: guidance takes away" in overguidance.overguidance_notes(pale)[0]
     off = [point(s, diagnostics=statistics(1.3, 1.3, 0, 0)) for s in (1, 2)]
-    assert selection.overguidance_notes(off) == [
+    assert overguidance.overguidance_notes(off) == [
         "Already at scale 1 contrast is 1.30 of the data's and saturation is 1.30 of the data's: guidance is not the cause."
     ]
-    assert "cannot be said" in selection.overguidance_notes([point(1), point(2)])[0]
+    assert "cannot be said" in overguidance.overguidance_notes([point(1), point(2)])[0]
     two = [
         point(s, diagnostics=statistics(c, None, 0, 0), interval=i)
         for s in (1, 4)
         for i, c in (("none", s), ("t:0-9", 1))
     ]
-    (text,) = selection.overguidance_notes(two)
+    (text,) = overguidance.overguidance_notes(two)
     assert text.startswith("At scale 4 (all timesteps) contrast is 4.00 of the data's: more")
     many = [point(s, diagnostics=statistics(s, None, 0, 0), steps=n) for s in (1, 2) for n in range(1, 8)]
     assert (
-        len(selection.overguidance_notes(many)) == 5
-        and selection.overguidance_notes(many)[-1] == "3 more stand out at other settings."
+        len(overguidance.overguidance_notes(many)) == 5
+        and overguidance.overguidance_notes(many)[-1] == "3 more stand out at other settings."
     )
 
 
@@ -348,7 +348,7 @@ def test_clipping_alone_is_no_verdict():
     towards = [
         point(s, diagnostics=statistics(c, None, e, x)) for s, c, e, x in ((1, 0.93, 0.1, 0.18), (4, 0.98, 0.18, 0.4))
     ]
-    verdict, fact = selection.overguidance_notes(towards)
+    verdict, fact = overguidance.overguidance_notes(towards)
     assert verdict == "Nothing stands out in the images: contrast is 0.93 to 0.98 of the data's."
     assert fact.startswith(
         "At scale 4 40% of the predicted images' values lie beyond black and white and are clipped (18% at scale 1)"
@@ -356,11 +356,11 @@ def test_clipping_alone_is_no_verdict():
     assert "and 18% of the finished images' values are at 0 or 255 (10% at scale 1). That alone is no fault" in fact
     as_data = [point(s, diagnostics=statistics(1, None, e, 0, e - 0.5)) for s, e in ((1, 0.4), (4, 0.52))]
     assert (
-        "Nothing stands out" in selection.overguidance_notes(as_data)[0]
-        and len(selection.overguidance_notes(as_data)) == 1
+        "Nothing stands out" in overguidance.overguidance_notes(as_data)[0]
+        and len(overguidance.overguidance_notes(as_data)) == 1
     )
     beyond = [point(s, diagnostics=statistics(1, None, e, 0, e - 0.5)) for s, e in ((1, 0.4), (4, 0.62))]
-    assert selection.overguidance_notes(beyond) == [
+    assert overguidance.overguidance_notes(beyond) == [
         "At scale 4 62% of the values are at 0 or 255 (of the data's 50%): more guidance than the data bears."
     ]
 
@@ -372,9 +372,11 @@ def test_every_group_is_compared_with_scale_1():
         point(s, diagnostics=statistics(c, None, 0, 0), interval=i)
         for i in ("none", "t:0-9") for s, c in ((2, 1.2), (3, 1.22))
     ]  # fmt: skip
-    notes = selection.overguidance_notes(points)
+    notes = overguidance.overguidance_notes(points)
     assert len(notes) == 2 and all("scale 2 is the first to stand out" in line for line in notes)
-    assert selection.overguidance_notes([p for p in points if p.row["scale"] > 1])[0].startswith("Already at scale 2")
+    assert overguidance.overguidance_notes([p for p in points if p.row["scale"] > 1])[0].startswith(
+        "Already at scale 2"
+    )
 
 
 def test_best_at_largest_scale_is_reported():
@@ -382,8 +384,8 @@ def test_best_at_largest_scale_is_reported():
         "accuracy": selection.BestSet("accuracy", "b", ("b",), {"a": (-0.3, -0.1)}),
         "kid": selection.BestSet("kid", "a", ("a",), {"b": (0.1, 0.3)}),
     }
-    points = [selection.PointResult({"id": i, "scale": s}) for i, s in (("a", 1.0), ("b", 4.0))]
-    note = selection.at_the_edge(choices, points)
+    points = [point_results.PointResult({"id": i, "scale": s}) for i, s in (("a", 1.0), ("b", 4.0))]
+    note = verdicts.at_the_edge(choices, points)
     assert note.startswith("Accuracy is best at the largest scale that was swept, 4")
-    assert selection.at_the_edge({"kid": choices["kid"]}, points) == ""
-    assert selection.at_the_edge(choices, points[:1]) == ""
+    assert verdicts.at_the_edge({"kid": choices["kid"]}, points) == ""
+    assert verdicts.at_the_edge(choices, points[:1]) == ""

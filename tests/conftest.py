@@ -64,6 +64,13 @@ def made_once(common_folder, _own_store):
     return made
 
 
+@pytest.fixture(autouse=True)
+def _quick_charts(request, monkeypatch):
+    """Charts without room for their text, but in the tests of the renderer: that takes half the time of a report."""
+    if "/render/" not in str(request.path):
+        monkeypatch.setattr("diffusion_adagn.render.figures.lay_out", lambda figure: figure.set_layout_engine("none"))
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _own_store(common_folder):
     """Decoded images and trained classifiers go to a folder of this test session; torch has one thread."""

@@ -19,7 +19,7 @@ def parser() -> Parser:
     p = Parser("style", __doc__, USAGE)
     p.add_model()
     p.add_out("the output folder [styles/RUN/step-STEP; if that exists, step-STEP-2, ...]")
-    p.add_options(StyleRequest, skip=["sampler.guide"])
+    p.add_options(StyleRequest, skip=["sampler.guide", "sampler.guidance.scale"])
     return p
 
 
@@ -28,7 +28,7 @@ def run(args: argparse.Namespace) -> None:
 
     from ..runs.recorded import check_model
 
-    check_model(args.run, None, what.ema, None)
+    check_model(args.run, None, what.ema, what.classes)
     from ..experiments.style import show_styles
 
     show_styles(args.run, what, None if args.out is None else Path(args.out))

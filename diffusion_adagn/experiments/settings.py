@@ -11,6 +11,7 @@ from pydantic import BeforeValidator, Field
 from ..config import MAX_EMA_LENGTH, DataConfig, Device, Precision
 from ..errors import InputError, UsageError
 from ..evaluation.settings import EvalConfig
+from ..labels import SUM_PIECES
 from ..runs.weights import parse_ema
 from ..sampling.settings import EMA_HELP, Ema, Numbers, SamplerSettings, parse_numbers, scales_of, split_words
 from ..schema import AS_GIVEN, NO_OPTION, Layer, Option, build, settings
@@ -224,16 +225,24 @@ class StyleRequest:
     """a sum of class vectors, such as "cat - dog + truck" or "0.5*cat + 0.5*dog@fine,cat"; may be given again, each is a
     row"""
     classes: Annotated[str | None, AS_GIVEN, Option(default="all, at most 10; none beside --style")] = None
-    """the rows: names, ids, 'all'"""
+    """the rows: names, ids, 'all' or files of learned classes"""
     count: Annotated[int, Ge(1)] = 4
     """images per class or sum, where no direction is shown: each is a column"""
     seed: Annotated[int, Ge(0)] = 0
     """seed of the noise"""
+    scale: Annotated[Annotated[float, Ge(0)] | None, Option("guidance", "NUMBER", "1")] = None
+    """guidance scale; 1 is no guidance. In Python, None is that of `sampler`"""
     sampler: SamplerSettings = SamplerSettings(steps=25)
     ema: Ema = "run"
     precision: Precision = "auto"
     """autocast type of the network; auto: bf16 on a CUDA GPU that supports it, else fp32"""
     device: Device = "auto"
+
+    @property
+    def class_texts(self) -> tuple[str | None, ...]:
+        """Everything in the request that may name a class."""
+        names = [name for style in self.styles for name in SUM_PIECES.split(style)]
+        return (self.classes, *names, self.sampler.guidance.negative.text)
 
 
 @settings(frozen=True)

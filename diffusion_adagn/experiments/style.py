@@ -55,9 +55,10 @@ def show_styles(source: str | Path, request: StyleRequest, out: Path | None = No
     """
     state = process_state(request.device)
     precision = choose_precision(request.precision, state)
-    pipe, description = open_pipeline(source, request.ema)
+    pipe, description = open_pipeline(source, request.ema, request.class_texts)
     pipe.use_sampler(request.sampler.sampler, request.sampler.spacing)
-    request = replace(request, sampler=pipe.resolved(request.sampler))
+    sampler = request.sampler if request.scale is None else request.sampler.at_scale(request.scale)
+    request = replace(request, sampler=pipe.resolved(sampler))
     pipe.check_guidance(request.sampler.guidance)
     found = find_directions(pipe.unet, pipe.process, request.of)
     sheets = _sheets(pipe, request, found)

@@ -156,11 +156,16 @@ def _bytes(drawn: Drawn, kind: str) -> bytes:
         drawn.save(file, "PNG", optimize=True)
         return file.getvalue()
     with _style():
-        if layout := drawn.get_layout_engine():  # once for all formats: it takes longer than the drawing
-            layout.execute(drawn)
-            drawn.set_layout_engine("none")
+        lay_out(drawn)
         drawn.savefig(file, format=kind, metadata={"Software": None} if kind == "png" else {"Date": None})
     return file.getvalue()
+
+
+def lay_out(figure: Figure) -> None:
+    """Make room for all text, once for all formats: it takes longer than the drawing."""
+    if layout := figure.get_layout_engine():
+        layout.execute(figure)
+        figure.set_layout_engine("none")
 
 
 def is_image(drawn: Drawn) -> bool:

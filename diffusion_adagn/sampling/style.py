@@ -296,7 +296,11 @@ def _rule(text: str, labels: LabelSpace, sites: Sequence[Site], directions: Call
         if directions is not None and name.startswith(DIRECTION):
             shifts.append(weight * _direction(name, directions()))
             continue
-        ids = labels.parse(name)
+        try:
+            ids = labels.parse(name)
+        except InputError as error:
+            hint = " A sum has spaces around + and -, and factors such as in 0.5*cat."
+            raise InputError(f"{error}{hint if any(c in name for c in '+-*') else ''}") from None
         if len(ids) != 1:
             raise InputError(f"'{name}' names {len(ids)} classes: expected one.")
         weights[ids[0]] = weights.get(ids[0], 0.0) + weight

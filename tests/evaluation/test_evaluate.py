@@ -147,7 +147,7 @@ def test_what_is_written_of_a_model(model, data, tmp_path, capsys):
     assert cached.labels.tolist() == [0, 1, 2] * 8
     assert Image.open(tmp_path / "e/neighbours.png").height > 8 * 64
     printed, text = capsys.readouterr().out, (tmp_path / "e/evaluation.md").read_text()
-    assert "adagn sweep" in printed and str(tmp_path / "e/evaluation.md") in printed
+    assert "adagn sweep" in printed and str(tmp_path / "e/report.html") in printed
     for line in ("Kernel distance (quarters)", "lower", "## Each class", "## Copies"):
         assert line in text
 

@@ -38,6 +38,17 @@ def model(made_once):
     return made_once("personal", make_model)
 
 
+def test_style_takes_a_file(model, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    file, style = (
+        model / "sites.safetensors",
+        ["style", str(model / "model"), "--steps", "2", "--count", "1", "--device", "cpu"],
+    )
+    assert main([*style, "--style", f"0.5*{file} + 0.5*dog", "--out", "a"]) == 0
+    assert main([*style, "--classes", f"{file},dog", "--psi", "0.5", "--out", "b"]) == 0
+    assert (tmp_path / "a/styles.png").is_file() and (tmp_path / "b/truncation.png").is_file()
+
+
 @pytest.mark.slow
 def test_evaluate_measures_a_learned_class(model, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

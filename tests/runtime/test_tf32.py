@@ -14,7 +14,7 @@ from diffusion_adagn.config import DiffusionConfig, SpeedConfig
 from diffusion_adagn.diffusion.schedule import make_scheduler
 from diffusion_adagn.errors import InputError
 from diffusion_adagn.evaluation.extractors.base import NetworkExtractor
-from diffusion_adagn.evaluation.points import SamplePlan, _batch
+from diffusion_adagn.evaluation.points import PointSampler, SamplePlan
 from diffusion_adagn.experiments import ablation
 from diffusion_adagn.models.unet import AdaGNUNet
 from diffusion_adagn.runs.layout import RunFolder
@@ -169,7 +169,7 @@ def test_extractors_keep_cudnn_and_float32(as_before):
 @pytest.mark.parametrize("precision, wanted", [("fp32", FULL), ("tf32", FAST)])
 def test_evaluation_measures_in_float32(seen, as_before, precision, wanted):
     extractor, draw = Recording(), SamplePlan((0, 1), count=2, precision=precision)
-    _batch(pipe_of(), SamplerSettings(Guidance(2.0), steps=2), draw, range(2), [extractor], None, 2, False)
+    PointSampler(pipe_of(), SamplerSettings(Guidance(2.0), steps=2), draw, [extractor])._batch(range(2))
     assert seen == {wanted} and extractor.seen == [(*FULL, False)] and precision_module._tf32_state() == as_before
     assert draw.to_dict()["precision"] == precision
 

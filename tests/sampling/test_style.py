@@ -144,6 +144,7 @@ def test_example_is_a_style(names):
         ("cat + dog", "add up to 2. Expected 1"),
         ("cat - ", "class is missing"),
         ("cat - dgo + truck", "dgo"),
+        ("cat-dog+truck", r"no class 'cat-dog\+truck'.* spaces around \+ and -"),
         ("cat@fine", "no expression covers"),
         ("cat, dog", "two expressions apply everywhere"),
         ("cat, dog@nowhere", "not a place"),
@@ -225,6 +226,8 @@ def test_style_command(tmp_path, monkeypatch, capsys):
     assert sorted(file.name for file in (tmp_path / "b").iterdir()) == ["style.json", "truncation.png"]
     assert main([*style[:4], "--style", "0.5*3 + 0.5*8", "--count", "2", "--device", "cpu", "--out", "c"]) == 0
     assert sorted(file.name for file in (tmp_path / "c").iterdir()) == ["style.json", "styles.png"]
+    assert main([*style, "--psi", "0.5", "--guidance", "2", "--out", "g"]) == 0
+    assert json.loads((tmp_path / "g/style.json").read_text())["settings"]["scale"] == 2
     assert main([*style, "--direction", "10", "--out", "d"]) == 1
     assert "--direction 10 does not exist: 10 classes have 9 directions" in capsys.readouterr().err
     assert not (tmp_path / "d").exists()

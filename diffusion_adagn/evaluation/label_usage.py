@@ -20,6 +20,11 @@ from ..models.unet import AdaGNUNet
 from .heldout import HeldOut
 
 GOLDEN = (math.sqrt(5) - 1) / 2
+VERDICTS = {
+    "used": "The label is used",
+    "misleads": "The label MISLEADS",
+    "unused": "The label is NOT measurably used",
+}
 UNUSED, OPEN = 3, 4  # exit statuses: not measurably used; cannot be decided
 
 
@@ -199,17 +204,14 @@ def verdict_from_losses(use: LabelUse) -> Verdict:
         f"under a wrong class the loss on {images} held-out images is {mean:+.4f} ({mean / true:+.1%}) against the "
         f"true class, 95% interval {mean - half:+.4f} to {mean + half:+.4f}"
     )
-    if state == "used":
-        return Verdict(True, f"The label is used: {numbers}.", use)
-    if state == "misleads":
-        return Verdict(
-            False,
-            f"The label MISLEADS: {numbers}, all below 0. Are the classes in another order than in training?",
-            use,
-        )
     if mean == 0 == half:
         return Verdict(False, f"The label is NOT used: it changes nothing ({numbers}).", use)
-    return Verdict(False, f"The label is NOT measurably used: {numbers}, which contains 0.", use)
+    meaning = {
+        "used": ".",
+        "misleads": ", all below 0. Are the classes in another order than in training?",
+        "unused": ", which contains 0.",
+    }
+    return Verdict(state == "used", f"{VERDICTS[state]}: {numbers}{meaning[state]}", use)
 
 
 @torch.no_grad()

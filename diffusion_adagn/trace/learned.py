@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..diffusion.loss import DiffusionLoss
 from ..evaluation.heldout import HeldOut, losses_under
-from ..evaluation.label_usage import gap_verdict
+from ..evaluation.label_usage import VERDICTS, gap_verdict
 from ..render.grids import labelled_grid
 from ..sampling.pipeline import ClassConditionalPipeline, to_pixels
 from .levels import evenly_spread
@@ -76,12 +76,7 @@ class Used:
     @property
     def sentence(self) -> str:
         what = "held-out images" if self.heldout else "images that it was learned from"
-        state = gap_verdict(self.gap, self.half)
-        verdict = {
-            "used": "The label is used",
-            "misleads": "The label misleads",
-            "open": "One image cannot show whether the label is used",
-        }.get(state, "The label is NOT measurably used")
+        verdict = VERDICTS.get(gap_verdict(self.gap, self.half), "One image cannot show whether the label is used")
         interval = (
             ""
             if math.isnan(self.half)

@@ -128,7 +128,7 @@ def test_classifier_training_is_deterministic(quick, capsys):
     assert capsys.readouterr().out == ""
 
 
-@pytest.mark.parametrize(("side", "dimension"), [(16, 64), (20, 128), (48, 128), (96, 128)])
+@pytest.mark.parametrize(("side", "dimension"), [(16, 64), (18, 128), (20, 128), (28, 128), (48, 128), (96, 128)])
 def test_classifiers_take_colour_and_sizes(quick, side, dimension, monkeypatch):
     monkeypatch.setattr(classifier, "MIN_PASSES", 64)
     monkeypatch.setattr(classifier, "MAX_EPOCHS", 2)

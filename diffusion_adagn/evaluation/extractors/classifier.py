@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     E = TypeVar("E", bound="Classifier | SklearnExtractor")
 
-RECIPE_VERSION = 2  # of everything that determines the weights: increase it with any change below
+RECIPE_VERSION = 3  # of everything that determines the weights: increase it with any change below
 SEED = 0
 MAX_SIDE = 64  # pixels; larger images are resized
 HELD_OUT, MAX_HELD_OUT = 0.05, 2000
@@ -144,12 +144,14 @@ class Residual(nn.Module):
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=False)
         self.norm2 = nn.BatchNorm2d(out_channels)
         nn.init.zeros_(self.norm2.weight)
+        self.stride = stride
         changed = stride != 1 or in_channels != out_channels
         self.skip = nn.Conv2d(in_channels, out_channels, stride, stride, bias=False) if changed else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
         h = F.relu(self.norm1(self.conv1(x)))
-        return F.relu(self.skip(x) + self.norm2(self.conv2(h)))
+        odd = [-side % self.stride for side in x.shape[2:]]  # the convolutions of both paths round up
+        return F.relu(self.skip(F.pad(x, (0, odd[1], 0, odd[0]))) + self.norm2(self.conv2(h)))
 
 
 class ClassifierNetwork(nn.Module):
@@ -160,7 +162,7 @@ class ClassifierNetwork(nn.Module):
 
     def __init__(self, resolution: int, channels: int, classes: int):
         super().__init__()
-        widths = (32, 64) if resolution <= 16 else (32, 64, 128)
+        widths = (32, 64) if resolution <= 16 else (32, 64, 128, 128)
         self.dimension = widths[-1]
         self.stem = nn.Conv2d(channels, 32, 3, 2 if resolution > 32 else 1, padding=1, bias=False)
         self.norm = nn.BatchNorm2d(32)

@@ -18,6 +18,7 @@ from ..evaluation.image_set import ImageSet, read_images
 from ..evaluation.points import choose_precision, set_up
 from ..evaluation.zero_shot import ZeroShot, classify
 from ..labels import LabelSpace
+from ..render.figures import COLOURS, FAINT, category_axis, chart, new_figure, save, without_frame
 from ..runs.recorded import default_folder
 from ..runtime.distributed import process_state
 from ..runtime.precision import use_precision
@@ -75,7 +76,7 @@ def classify_images(source: str | Path, request: ClassifyRequest, out: Path | No
         atomic_json(out / "classify.json", record)
         if images.labels is not None:
             figure = _figure(result, torch.from_numpy(images.labels), pipe.labels)
-            atomic_write(out / "classify.png", lambda tmp: figure.savefig(tmp, format="png"))
+            save(figure, out / "classify.png")
     print(_report(record, images))
     if images.labels is None:
         best = max(record["images"], key=lambda one: one["margin"] or 0)["class"]
@@ -168,37 +169,32 @@ def _report(record: dict, images: ImageSet) -> str:
     return text + ("\nMost frequent mistakes: " + ", ".join(f"{pair} {n}" for pair, n in most) if most else "")
 
 
+@chart
 def _figure(result: ZeroShot, true: torch.Tensor, labels: LabelSpace) -> Figure:
     """Accuracy over evaluations, the influence of the label over noise levels, and the confusion matrix."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(12.8, 4.4), dpi=100, layout="constrained")
+    figure = new_figure(4.2)
     left, middle, right = figure.subplots(1, 3)
     curve = result.curve(true)
     errors = [math.sqrt(a * (1 - a) / len(true)) for _, a in curve]
-    left.errorbar(*zip(*curve), yerr=errors, marker="o", capsize=2.5, color="#0072B2")
-    left.axhline(1 / labels.K, color="#74787F", linestyle=":")
+    left.errorbar(*zip(*curve), yerr=errors, marker="o", color=COLOURS[0])
+    left.axhline(1 / labels.K, color=FAINT, linestyle=":", label="chance")
     left.set(title=f"accuracy on {len(true):,} images", xlabel="network evaluations per image", ylim=(0, 1.02))
     left.set_xlim(left=0)
-    left.annotate("chance", (left.get_xlim()[0], 1 / labels.K), (4, 4), textcoords="offset points", color="#74787F")
-    middle.plot(result.levels.sigma, result.levels.influence, marker="o", color="#D55E00")
-    middle.set(
-        title="influence of the label", xlabel="noise level sigma", xscale="log", ylabel="variance over classes / loss"
-    )
-    middle.set_ylim(bottom=0)
-    ticks = [
-        s for s in (0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30) if result.levels.sigma.min() <= s <= result.levels.sigma.max()
-    ]
-    middle.set_xticks(ticks, [f"{s:g}" for s in ticks])
+    left.legend(loc="lower right")
+    middle.plot(result.levels.sigma, result.levels.influence, marker="o", color=COLOURS[1])
+    middle.set(title="influence of the label", xlabel="noise level sigma", ylabel="variance over classes / loss")
+    middle.set(xscale="log", ylim=(0, None))
+    middle.xaxis.set_major_formatter("{x:g}")
     middle.minorticks_off()
     counts = np.zeros((labels.K, labels.K))
     np.add.at(counts, (true.numpy(), result.predicted.numpy()), 1)
     shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
-    shown = right.imshow(shares, cmap="Blues", vmin=0, vmax=1, interpolation="nearest")
-    right.set(title="found class by true class", xlabel="found", ylabel="true")
+    shown = right.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    without_frame(right)
+    right.set(title="found class by true class", xlabel="found", ylabel="true", xticks=[], yticks=[])
     if labels.K <= MAX_TICKS:
         names = [labels.name(i) for i in range(labels.K)]
-        right.set_xticks(range(labels.K), names, rotation=90 if max(map(len, names)) > 2 else 0)
-        right.set_yticks(range(labels.K), names)
+        category_axis(right.xaxis, names, rotation=90 if max(map(len, names)) > 2 else 0)
+        category_axis(right.yaxis, names)
     figure.colorbar(shown, ax=right, label="share of the true class's images")
     return figure

@@ -67,24 +67,6 @@ class NoiseLevels:
         first, last = (finite[1] - finite[0], finite[-1] - finite[-2]) if len(finite) > 1 else (1.0, 1.0)
         return np.clip(logs, finite[0] - first, finite[-1] + last)
 
-    def ticks(self, max_count: int) -> list[tuple[float, str]]:
-        """(place, label) of round noise levels, at most about `max_count`; without sigma none."""
-        if self.sigmas is None:
-            return []
-        finite = sorted(s for s in self.sigmas if 0 < s < math.inf)
-        chosen: list[float] = []
-        if finite:
-            first, last = math.floor(math.log10(finite[0])), math.ceil(math.log10(finite[-1]))
-            for factors, every in (((1, 2, 5), 1), ((1, 3), 1), ((1,), 1), ((1,), 2), ((1,), 4)):
-                rounded = [f * 10.0**power for power in range(first, last + 1, every) for f in factors]
-                chosen = [s for s in rounded if finite[0] * 0.999 <= s <= finite[-1] * 1.001]
-                if len(chosen) <= max_count:
-                    break
-            if len(chosen) < 2:
-                chosen = sorted({finite[0], finite[-1]})
-        ends = [(place, short(s)) for place, s in zip(self.places, self.sigmas) if s in (0, math.inf)]
-        return [*((math.log(s), short(s)) for s in chosen), *ends]
-
 
 class LevelBin(NamedTuple):
     """A range of noise levels.

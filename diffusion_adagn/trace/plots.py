@@ -192,31 +192,20 @@ def _site_axis(axes: Sequence[Axes], sites: Sequence[Site], names: Mapping[str, 
 
 
 def level_axis(ax: Axes, levels: NoiseLevels, limits: tuple[float, float] | None = None) -> None:
-    """The noise level sigma on the x axis, logarithmic, and the timestep t below it."""
+    """The measured noise levels on the x axis: sigma, on a logarithmic scale, and the timestep t below it."""
     places, across = levels.places, ax.get_subplotspec().get_gridspec().ncols
     low, high = places.min(), places.max()
     pad = 0.5 if high == low else 0.02 * (high - low)
     ax.set_xlim(*limits or (low - pad, high + pad))
     ax.grid(False, axis="x")
-    if levels.sigmas is not None:
-        ticks = levels.ticks(int(16 / across))
-        ax.set_xticks([place for place, _ in ticks], [label for _, label in ticks])
-        ax.set_xlabel("noise level sigma: clean to noise")
-    if not levels.has_t:
-        return
     shown: list[int] = []
     for i in np.argsort(places, kind="stable"):
         if not shown or places[i] - places[shown[-1]] >= 0.055 * across * (high - low):
             shown.append(i)
-    below = ax if levels.sigmas is None else ax.twiny()
-    below.set_xlim(ax.get_xlim())
-    below.set_xticks([places[i] for i in shown], [short(levels.times[i]) for i in shown])
-    below.set_xlabel("timestep t")
-    if below is not ax:
-        below.xaxis.set_ticks_position("bottom")
-        below.xaxis.set_label_position("bottom")
-        below.spines["bottom"].set(position=("outward", 36), visible=False)
-        below.grid(False)
+    axes = {"noise level sigma: clean to noise": levels.sigmas, "timestep t": levels.times if levels.has_t else None}
+    axes = {name: values for name, values in axes.items() if values is not None}
+    ax.set_xticks(places[shown], ["\n".join(short(values[i]) for values in axes.values()) for i in shown])
+    ax.set_xlabel("\n".join(axes))
 
 
 @dataclass(frozen=True)
@@ -237,6 +226,8 @@ def heat_maps(panels: Sequence[Panel], rows: Sequence[str], levels: NoiseLevels,
     grid = figure.add_gridspec(1 + lined, len(panels), height_ratios=[1.1, height][1 - lined :])
     order, edges = np.argsort(levels.places, kind="stable"), _edges(np.sort(levels.places))
     shade, largest = colour_map(SEQUENTIAL), max(float(p.values.max()) for p in panels) or 1.0
+    highest = 1.05 * max((float(p.total.max()) for p in panels if p.total is not None), default=0) or 1
+    figure.get_layout_engine().set(wspace=0.05)
     line = heat = None
     for i, p in enumerate(panels):
         heat = top = figure.add_subplot(grid[-1, i], sharey=heat)
@@ -250,7 +241,7 @@ def heat_maps(panels: Sequence[Panel], rows: Sequence[str], levels: NoiseLevels,
         if lined:
             line = top = figure.add_subplot(grid[0, i], sharex=heat, sharey=line)
             line.plot(levels.places[order], p.total[order], color=TIME, marker="o", markersize=3)
-            line.set_ylim(bottom=0)
+            line.set_ylim(0, highest)
             line.set_ylabel(total if i == 0 else "")
             line.tick_params(labelbottom=False, labelleft=i == 0)
         level_axis(heat, levels, (edges[0], edges[-1]))

@@ -149,7 +149,8 @@ def guidance_band(sensitivity: Sensitivity, unused: bool = False, fraction: floa
     x0, levels = sensitivity.x0, sensitivity.levels
     if not np.any(x0):
         return "The predicted image is the same whatever the label: there is nothing for guidance to amplify."
-    peak = f"The label moves the predicted image most at {levels.words(int(np.argmax(x0)))}"
+    size = f"RMS {number(np.max(x0))} against {sensitivity.against}"
+    peak = f"The label moves the predicted image most at {levels.words(int(np.argmax(x0)))} ({size})"
     if unused:
         return f"{peak}, but it is not used: guidance needs a label that is used."
     if has_band(sensitivity, fraction):

@@ -28,7 +28,8 @@ def test_heldout_images(here, capsys):
     assert record["evaluations_per_image"] == 40 + 16 * 6 * 10 / 6
     assert [one["evaluations"] for one in record["curve"]] == [170, 180, 200]
     assert record["curve"][-1]["accuracy"] == record["accuracy"]
-    assert Image.open(here / "classify/pretrained/digits/classify.png").size == (1280, 440)
+    assert Image.open(here / "classify/pretrained/digits/classify.png").width > 1280
+    assert (here / "classify/pretrained/digits/classify.svg").is_file()
     out = capsys.readouterr().out
     assert f"{sum(hits)} of 6 images" in out and "adagn trace digits" in out
 

@@ -96,3 +96,21 @@ def test_a_title_takes_room_above():
 def test_wrong_grids(rows, labels, columns, wrong):
     with pytest.raises(InputError, match=wrong):
         labelled_grid(rows, labels, columns)
+
+
+def test_captions_stand_above_their_cells():
+    rows = [[cell(64, 64, 1) for _ in range(3)] for _ in range(2)]
+    sheet = np.asarray(labelled_grid(rows, ["a", "b"], captions=[["1", "2", "3"], ["4", "w" * 99]], corner="class"))
+    plain = np.asarray(labelled_grid(rows, ["a", "b"]))
+    assert sheet.shape[0] == plain.shape[0] + 2 * 15
+    left = sheet.shape[1] - MARGIN - 3 * 64 - 2 * GAP
+    for r, row in enumerate(rows):
+        for c, expected in enumerate(row):
+            y, x = MARGIN + 15 + r * (15 + 64 + GAP), left + c * (64 + GAP)
+            assert (sheet[y : y + 64, x : x + 64] == expected).all()
+            assert (sheet[y - 15 : y, x : x + 64] < 200).any() == ((r, c) != (1, 2))
+
+
+def test_lines_of_a_column_label():
+    one, two = (labelled_grid([[cell()]], [""], [label]) for label in ("scale 3", ["use this", "scale 3", "w" * 99]))
+    assert two.height == one.height + 2 * 16 and two.width == one.width

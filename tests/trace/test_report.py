@@ -33,7 +33,7 @@ from diffusion_adagn.trace.analysis import (
     variance_fractions,
 )
 from diffusion_adagn.trace.atlas import Atlas
-from diffusion_adagn.trace.levels import NoiseLevels, evenly_spread
+from diffusion_adagn.trace.levels import NoiseLevels, evenly_spread, short
 from diffusion_adagn.trace.probes import Influence, Sensitivity
 from diffusion_adagn.trace.report import TraceReport, TraceResults, write_report
 
@@ -72,7 +72,7 @@ def made_up_results(atlas: Atlas, process=DDPM, **changes) -> TraceResults:
         "title": "runs/digits",
         "description": "EMA weights of runs/digits after 400 steps",
         "atlas": atlas,
-        "influence": [Influence(i, sites, levels, rng.random((len(sites), 5)), bump) for i in ("swap", "null")],
+        "influence": [Influence(i, sites, levels, rng.random((len(sites), 5)), bump.copy()) for i in ("swap", "null")],
         "sensitivity": Sensitivity(levels, bump, bump / 2, "null"),
         "label_use": losses(0.1),
         "process": process,
@@ -244,6 +244,18 @@ def test_noise_levels_are_the_axis_of_each_process(process):
     assert 0.99 * low < interval.low <= low * (1 + 1e-6) < high * (1 - 1e-6) <= interval.high < 1.01 * high
 
 
+def test_ticks_are_measured_levels():
+    results = made_up_results(atlas_of())
+    levels = results.sensitivity.levels
+    ax = figure_of(results, MATTERS).axes[0]
+    found = dict(zip(ax.get_xticks(), (label.get_text() for label in ax.get_xticklabels())))
+    assert found and all(
+        found[p] == f"{short(s)}\n{short(t)}"
+        for p, s, t in zip(levels.places, levels.sigmas, levels.times)
+        if p in found
+    )
+
+
 def test_atlas_without_a_process_is_drawn_over_t():
     results = TraceResults("a", "b", Atlas.of(tiny_unet(), LABELS, timesteps=6))
     texts = texts_of(figure_of(results, SPREAD))
@@ -289,6 +301,10 @@ def test_bars_and_heat_maps_show_the_values():
     assert len(meshes) == 2 and len({mesh.get_clim() for mesh in meshes}) == 1  # one range of colours
     for mesh, influence in zip(meshes, results.influence):
         assert np.allclose(np.asarray(mesh.get_array()).ravel(), influence.change.ravel())
+    results.influence[1].all_sites[2] = 9.0  # a later panel has the largest value
+    lines = [ax for ax in figure_of(results, INFLUENCE).axes if ax.lines]
+    assert [list(ax.lines[0].get_ydata()) for ax in lines] == [list(i.all_sites) for i in results.influence]
+    assert all(ax.get_ylim()[0] == 0 and ax.get_ylim()[1] > 9 for ax in lines)
     image = figure_of(results, CLASSES).axes[0].images[0]
     assert np.allclose(image.get_array(), class_geometry(atlas).cosine) and image.get_clim() == (-1, 1)
 

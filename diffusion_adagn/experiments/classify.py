@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from ..atomic import atomic_json, atomic_write
+from ..atomic import atomic_json
 from ..commands import command, unused_path, with_commands
 from ..errors import InputError, writing
 from ..evaluation.image_set import ImageSet, read_images

@@ -126,7 +126,7 @@ class Parser(argparse.ArgumentParser):
             if setting.hint is bool:
                 flag = {"action": "store_const"} if flags else {"nargs": "?", "metavar": metavar}
                 flag["const"] = "true"
-            elif setting.hint == tuple[str, ...]:
+            elif setting.hint == tuple[str, ...] and "," not in metavar:  # with commas, one text has all values
                 flag["action"] = "append"
             flag |= {
                 "dest": setting.key,

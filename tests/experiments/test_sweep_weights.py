@@ -14,7 +14,9 @@ from processes import Process, ranks
 from test_sweep import KILLED_AT
 
 from diffusion_adagn import ClassConditionalPipeline
+from diffusion_adagn.cli import sweep as sweep_command
 from diffusion_adagn.cli.main import main
+from diffusion_adagn.cli.options import request
 from diffusion_adagn.errors import InputError
 from diffusion_adagn.experiments import models, sweep_sections
 from diffusion_adagn.experiments.models import SweepModels
@@ -219,3 +221,10 @@ def test_later_commands_join_the_sweep(finished, runs):
     assert set(found) == set(rows(finished)) | {"g2_tcfg_ddim3_leading_emaraw"}
     page = (out / "sweep.md").read_text(encoding="utf-8")
     assert "## Each rule at its own best" in page and "not requested this time" not in page
+
+
+def test_commas_separate_checkpoints_and_settings():
+    args = sweep_command.parser().parse(["r", "--checkpoint", "200,400", "--heat_map", "scale,checkpoint"])
+    what = request(args, SweepRequest)
+    assert what.checkpoint == ("200", "400") and what.heat_map == ("scale", "checkpoint")
+    assert request(sweep_command.parser().parse(["r", "--checkpoint", "*"]), SweepRequest).checkpoint == ("*",)

@@ -76,8 +76,10 @@ def resume_command(run: str | Path) -> str:
 
 
 def unused_path(path: str) -> str:
-    """The path, or the first of path-2, path-3, ... that does not exist."""
-    names = itertools.chain([path], (f"{path}-{i}" for i in itertools.count(2)))
+    """The path, or the first of path-2, path-3, ... that does not exist; of a file name-2.safetensors and so on."""
+    suffix = Path(path).suffix if Path(path).is_file() else ""
+    stem = path.removesuffix(suffix)
+    names = itertools.chain([path], (f"{stem}-{i}{suffix}" for i in itertools.count(2)))
     return next(name for name in names if not Path(name).exists())
 
 

@@ -79,7 +79,9 @@ def learn_class(source: str | Path, request: LearnRequest, out: Path, typed: str
         sheet = atomic_write(previews_of(out) / "nearest.png", found.neighbours.sheet().save)
     print(_summary(figures, found, images))
     print(f"\nWrote    {out} ({out.stat().st_size:,} bytes)\nLook at  {sheet}")
-    next_command = command("sample", source, classes=f"{out},{pipe.labels.names[0].split(',')[0]}", guidance="1,2")
+    options = {"guidance": "1,2"} if pipe.labels.has_null else {}
+    options |= {"ema": request.ema} if request.ema != "run" else {}
+    next_command = command("sample", source, classes=f"{out},{pipe.labels.names[0].split(',')[0]}", **options)
     print(with_commands("Next, sample it:", next_command))
     return record
 
@@ -191,9 +193,12 @@ def _figures(learner: Learner, learned: LearnedClass, seconds: float) -> dict:
 
 def _summary(figures: dict, found: LearnedTrace, images: ClassImages) -> str:
     before, after = figures["loss_before"], figures["loss"]
+    if figures["best_step"]:
+        result = f"fell from {before:.4f} to {after:.4f} ({after / before - 1:+.1%}) at step {figures['best_step']} of {figures['steps']}"
+    else:
+        result = f"was lowest before the first of {figures['steps']} steps, {before:.4f}: the class is what it began from. Give a lower --lr"
     lines = [
-        f"\nThe loss on {figures['loss_on']} fell from {before:.4f} to {after:.4f} ({after / before - 1:+.1%}) at step "
-        f"{figures['best_step']} of {figures['steps']}; {figures['parameters']:,} numbers, {figures['seconds']:.0f} s.",
+        f"\nThe loss on {figures['loss_on']} {result}; {figures['parameters']:,} numbers, {figures['seconds']:.0f} s.",
         *found.sentences,
     ]
     if len(images.pixels) < 4:

@@ -43,8 +43,10 @@ def merge_classes(
     Raises:
         InputError: A class is of another depth or does not fit the model, or the folder is in use.
     """
-    if out.exists() and not (overwrite and (out / "model_index.json").is_file()):
+    if out.exists() and not overwrite:
         raise InputError(overwrite_hint(f"{out} is there already", typed, out))
+    if out.exists() and not (out / "model_index.json").is_file():
+        raise InputError(f"{out} is no pipeline, so that it is not replaced: give another --out.")
     for file in files:
         depth = read_record(file).depth
         if depth != "vector":

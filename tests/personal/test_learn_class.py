@@ -2,6 +2,7 @@
 
 import json
 import warnings
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from diffusion_adagn import ClassConditionalPipeline, ClassInterpolation, Guidan
 from diffusion_adagn.cli.main import main
 from diffusion_adagn.data.few_images import ClassImages, read_images
 from diffusion_adagn.errors import InputError
+from diffusion_adagn.personal import learn
 from diffusion_adagn.personal.learn import learn_class, loss_of
 from diffusion_adagn.personal.learner import TOLERANCE, Learner, start_vector
 from diffusion_adagn.personal.settings import LearnRequest
@@ -295,7 +297,9 @@ def test_command_line_learns_and_samples(model, tmp_path, capsys, monkeypatch):
         "step-00000002.png",
         "step-00000004.png",
     ]
-    assert main(typed) == 1 and "is there already" in capsys.readouterr().err
+    assert main(typed) == 1
+    said = capsys.readouterr().err
+    assert "is there already" in said and "--out classes/pug-2.safetensors" in said
     sample = ["sample", str(model / "model"), "--classes", "classes/pug.safetensors,cat", "--mix"]
     sample += [
         "classes/pug.safetensors@coarse,dog",
@@ -328,3 +332,20 @@ def _hash(pipe):
 def test_missing_options_are_named(capsys):
     assert main(["learn-class", "digits", "--name", "pug"]) == 2
     assert "give --images" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("best", "said"),
+    [(0, "was lowest before the first of 4 steps, 0.5000"), (3, "fell from 0.5000 to 0.4000 (-20.0%)")],
+)
+def test_nothing_learned_is_reported(best, said):
+    figures = {
+        "steps": 4,
+        "best_step": best,
+        "loss_before": 0.5,
+        "loss": 0.4 if best else 0.5,
+        "loss_on": "held-out images",
+    }
+    figures |= {"parameters": 64, "seconds": 1.0}
+    text = learn._summary(figures, SimpleNamespace(sentences=[]), SimpleNamespace(pixels=range(5)))
+    assert said in text and ("Give a lower --lr" in text) == (best == 0)

@@ -243,7 +243,7 @@ def test_merge_replaces_only_pipelines(model, tmp_path):
         merge_classes(model / "model", files, tmp_path / "all")
     merge_classes(model / "model", files, tmp_path / "all", overwrite=True)
     (tmp_path / "other").mkdir()
-    with pytest.raises(InputError, match="is there already"):
+    with pytest.raises(InputError, match="is no pipeline, so that it is not replaced"):
         merge_classes(model / "model", files, tmp_path / "other", overwrite=True)
 
 

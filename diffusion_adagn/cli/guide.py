@@ -39,7 +39,12 @@ def run(args: argparse.Namespace) -> int:
 
     file = RunFolder(folder).config_file
     resumed = file.is_file()
-    config = read_config(file, overrides) if resumed else with_overrides(guide_config(recorded, folder), overrides)
+    config = with_overrides(guide_config(recorded, folder), overrides)
+    if resumed:
+        planned, config = config, read_config(file, overrides)
+        if (config.model, config.diffusion, config.data) != (planned.model, planned.diffusion, planned.data):
+            text = f"{folder} is there already, and is not this guide: its data, process or network differ"
+            raise InputError(f"{text}. Repeat its command, or write elsewhere by --output_dir.")
     if args.dry_run:
         from ..training.dry_run import dry_run
 

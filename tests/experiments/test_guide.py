@@ -70,3 +70,7 @@ def test_guide_is_trained_and_guides(tmp_path, monkeypatch, capsys):
         == 0
     )
     assert main(["guide", "runs/a"]) == 0  # finished already
+    before = sorted((tmp_path / "runs").rglob("*"))
+    assert main(["guide", "digits", "--output_dir", "runs/a-guide"]) == 1  # of another run
+    assert "runs/a-guide is there already, and is not this guide" in capsys.readouterr().err
+    assert sorted((tmp_path / "runs").rglob("*")) == before

@@ -29,6 +29,11 @@ MAX_NAME_CHARS = 1000
 SUM_PIECES = re.compile(r"((?:^|\s)[+-]\s+|,\s*|[@*]\s*)")  # between the names in a sum of class vectors
 
 
+def names_in_sums(texts: Iterable[str]) -> list[str]:
+    """What may be names of classes in sums of class vectors, such as "0.5*cat + 0.5*pug@fine"."""
+    return [piece for text in texts for piece in SUM_PIECES.split(text)]
+
+
 def _clean(text: str) -> str:
     """The text as one printable line: no control characters, no lone surrogates."""
     if not text.isprintable():

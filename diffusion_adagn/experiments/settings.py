@@ -11,7 +11,7 @@ from pydantic import BeforeValidator, Field
 from ..config import MAX_EMA_LENGTH, DataConfig, Device, Precision
 from ..errors import InputError, UsageError
 from ..evaluation.settings import EvalConfig
-from ..labels import SUM_PIECES
+from ..labels import names_in_sums
 from ..runs.weights import parse_ema
 from ..sampling.settings import EMA_HELP, Ema, Numbers, SamplerSettings, parse_numbers, scales_of, split_words
 from ..schema import AS_GIVEN, NO_OPTION, Layer, Option, build, settings
@@ -241,8 +241,7 @@ class StyleRequest:
     @property
     def class_texts(self) -> tuple[str | None, ...]:
         """Everything in the request that may name a class."""
-        names = [name for style in self.styles for name in SUM_PIECES.split(style)]
-        return (self.classes, *names, self.sampler.guidance.negative.text)
+        return (self.classes, *names_in_sums(self.styles), self.sampler.guidance.negative.text)
 
 
 @settings(frozen=True)

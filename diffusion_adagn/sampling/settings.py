@@ -14,7 +14,7 @@ from pydantic import BeforeValidator, Field, PlainSerializer, WithJsonSchema, mo
 from ..config import Sampler, Spacing, SpeedConfig
 from ..diffusion.churn import Churn
 from ..errors import InputError, UsageError
-from ..labels import SUM_PIECES
+from ..labels import names_in_sums
 from ..runs.weights import parse_ema
 from ..schema import AS_GIVEN, Option, settings, short_repr
 from .guidance import Guidance
@@ -219,7 +219,7 @@ class SampleRequest:
     @property
     def class_texts(self) -> tuple[str | None, ...]:
         """Everything in the request that may name a class."""
-        names = [name for style in self.styles for name in SUM_PIECES.split(style)]
+        names = names_in_sums(self.styles)
         return (self.classes, self.interpolate, *self.mixes, *names, self.sampler.guidance.negative.text)
 
     @property

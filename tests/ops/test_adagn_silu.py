@@ -467,7 +467,7 @@ def test_it_is_built_once(fresh_cache, monkeypatch):
     assert made.stat().st_mtime_ns == before and set(made.parent.iterdir()) == {made, made.with_suffix(".sha256")}
 
 
-DAMAGED = """
+CORRUPTED = """
 import torch
 from diffusion_adagn.ops import adagn_silu, cpu
 x = torch.randn(2, 8, 4, 4)
@@ -484,5 +484,5 @@ assert cpu.unsupported_reason(torch.float32, False) == "" and made.stat().st_siz
 def test_corrupted_library_is_rebuilt(library, tmp_path):
     shutil.copytree(library.parent, tmp_path / "ops")
     env = os.environ | {"DIFFUSION_ADAGN_CACHE": str(tmp_path)}
-    done = subprocess.run([sys.executable, "-c", DAMAGED], env=env, capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, "-c", CORRUPTED], env=env, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0 and not done.stderr, done.stderr

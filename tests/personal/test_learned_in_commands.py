@@ -165,8 +165,8 @@ def test_serve_offers_learned_classes(served, model):
 
 
 def test_serve_explains_a_learned_class(served):
-    told = actions.modulation(served, ClassQuery(class_name="vector")).wait()
-    assert told["class_name"] == "vector" and told["nearest_classes"]
+    answer = actions.modulation(served, ClassQuery(class_name="vector")).wait()
+    assert answer["class_name"] == "vector" and answer["nearest_classes"]
 
 
 def test_clients_cannot_open_files(served, model):

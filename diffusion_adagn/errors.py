@@ -18,6 +18,10 @@ class UsageError(InputError):
     """An invalid command line (an unknown option, a value of the wrong type). The exit status is 2."""
 
 
+class Note(UserWarning):
+    """A warning of this package for users. The commands print its message without the place in the code."""
+
+
 def reject_first(faults: Mapping[str, object], before: str = "", after: str = "") -> None:
     """Raises InputError for the first fault whose condition is true.
 

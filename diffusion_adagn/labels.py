@@ -115,6 +115,12 @@ class LabelSpace:
         files = dict(zip(self.learned, self.files))
         return "".join(files.get(piece.strip()) or piece for piece in SUM_PIECES.split(text))
 
+    def with_names(self, text: str) -> str:
+        """A selection, a mix or a sum with the names of learned classes in place of their files, to be read."""
+        for name, file in zip(self.learned, self.files):
+            text = text.replace(file, name) if file else text
+        return text
+
     def name(self, class_id: int) -> str:
         """The name of a class.
 
@@ -173,8 +179,6 @@ class LabelSpace:
         if "" in words:
             where = " between two commas" if any(words) else ""
             raise InputError(f"no class was given{where}. {self._help()}")
-        if words == ["all"] and "all" not in self.names and self.K:
-            return list(range(self.K))
         ids, start = [], 0
         folded = {n.casefold() for n in (*self.names, *self.learned, *self.files)}
         longest = 1 + max((n.count(", ") for n in (*self.names, *self.learned, *self.files)), default=0)
@@ -182,6 +186,10 @@ class LabelSpace:
             # a name with commas takes precedence over its parts: try the longest run of words first
             for end in range(min(len(words), start + longest), start, -1):
                 whole = ", ".join(words[start:end])
+                if end == start + 1 and whole == "all" and "all" not in self.names and self.K:
+                    ids += range(self.K)
+                    start = end
+                    break
                 if end == start + 1 or whole.removeprefix("name:").strip().casefold() in folded:
                     ids.append(self._resolve(whole))
                     start = end

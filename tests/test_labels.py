@@ -147,6 +147,8 @@ LEARNED = LabelSpace(("cat", "dog")).with_learned("pug", "classes/pug.safetensor
         ("7, seven", [4]),
         ("id:3,null,name:pug", [3, 2, 3]),
         ("all", [0, 1]),
+        ("classes/pug.safetensors,all", [3, 0, 1]),
+        ("all, pug", [0, 1, 3]),
     ],
 )
 def test_learned_classes_follow_null(text, ids):
@@ -157,6 +159,7 @@ def test_learned_classes_follow_null(text, ids):
 def test_learned_classes_are_named():
     assert [LEARNED.name(i) for i in (0, 2, 3, 4)] == ["cat", "null", "pug", "7, seven"]
     assert LEARNED.label_names == ("cat", "dog", "null", "pug", "7, seven")
+    assert LEARNED.with_names("0.5*classes/pug.safetensors + 0.5*cat") == "0.5*pug + 0.5*cat"
     assert LEARNED.with_files("pug@coarse, dog@fine") == "classes/pug.safetensors@coarse,dog@fine"
     with pytest.raises(InputError, match=r"no class 'pog'\. Nearest: 'pug'.*Learned classes: pug, 7, seven"):
         LEARNED.parse("pog")

@@ -48,7 +48,8 @@ def run(args: argparse.Namespace) -> int:
     if args.dry_run:
         from ..training.dry_run import dry_run
 
-        dry_run(config, verbose=False)
+        dry_run(config, is_guide=True)
+        print(f"Without --dry_run the guide is trained into {folder}.")
         return 0
     from ..training.train import train
 

@@ -6,11 +6,12 @@ Exit status: 0 success, 1 invalid input or a failure, 2 usage, 75 stopped by a s
 import importlib
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 
 from .. import recipes
 from ..commands import command, paragraph, with_commands
-from ..errors import InputError, UsageError, did_you_mean, failed_allocation, memory_advice, out_of_memory
+from ..errors import InputError, Note, UsageError, did_you_mean, failed_allocation, memory_advice, out_of_memory
 from ..runtime.launcher import exit_with_launcher, leave
 from ..version import __version__
 
@@ -85,14 +86,27 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def script(command: str) -> None:
     """Entry point of train.py and sample.py, also under launchers. Ends the interpreter with the status of `main`."""
-    exit_with_launcher()
+    _start()
     leave(main([command, *sys.argv[1:]]))
 
 
 def console() -> None:
     """Entry point of the console script `adagn`."""
-    exit_with_launcher()
+    _start()
     leave(main())
+
+
+def _start() -> None:
+    exit_with_launcher()
+    show = warnings.showwarning
+
+    def show_note(message: Warning | str, category: type[Warning], *place) -> None:
+        if issubclass(category, Note):
+            print(f"note: {message}", file=sys.stderr)
+        else:
+            show(message, category, *place)
+
+    warnings.showwarning = show_note
 
 
 def _overview() -> str:

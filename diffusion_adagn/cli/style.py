@@ -18,7 +18,9 @@ RUN --style "cat - dog + truck" [options]"""
 def parser() -> Parser:
     p = Parser("style", __doc__, USAGE)
     p.add_model()
-    p.add_out("the output folder [styles/RUN/step-STEP; if that exists, step-STEP-2, ...]")
+    p.add_out(
+        "the output folder [styles/RUN/step-STEP; if that exists, step-STEP-2, ...]; sheets of the same name are replaced"
+    )
     p.add_options(StyleRequest, skip=["sampler.guide", "sampler.guidance.scale"])
     return p
 

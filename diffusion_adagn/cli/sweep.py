@@ -35,8 +35,9 @@ def run(args: argparse.Namespace) -> int | None:
     from ..runs.recorded import check_model, default_folder
 
     grid = grid_of(args.runs, what.with_intervals(()))
+    negatives = [settings.guidance.negative for settings in grid.samplers]
     for weights in grid.models:
-        check_model(weights.path, None, weights.ema, what.classes)
+        check_model(weights.path, None, weights.ema, what.classes, negatives=negatives)
         for guide in grid.guides_of(weights):
             check_model(guide.path, None, guide.ema, None)
     from ..experiments.sweep import sweep

@@ -16,6 +16,10 @@ from .sources import image_files
 MAX_IMAGES = 200
 
 
+class OutsideCrop(BrokenImage):
+    """The box lies outside of the image."""
+
+
 @dataclass(frozen=True)
 class ClassImages:
     """Images of one class.
@@ -76,17 +80,18 @@ def read_images(folder: str, size: int, channels: int, crop: tuple[int, ...] | N
         raise InputError(
             f"--images {folder} {found}: expected a folder with 1 to {MAX_IMAGES} images of the new class."
         )
-    images, broken = [], []
+    images, broken, outside = [], [], False
     for file in files:
         try:
             images.append(to_array(_cropped(open_image(file), crop), size, channels))
         except BrokenImage as error:
             broken.append(f"{file.name} ({error})")
+            outside |= isinstance(error, OutsideCrop)
     if broken:
         more = f" and {len(broken) - 5} more" if len(broken) > 5 else ""
         raise InputError(
-            f"{len(broken)} of {len(files)} images in {folder} cannot be used: {', '.join(broken[:5])}{more}. Remove them, or "
-            "replace them."
+            f"{len(broken)} of {len(files)} images in {folder} cannot be used: {', '.join(broken[:5])}{more}. "
+            + ("Give a --crop inside of all images." if outside else "Remove them, or replace them.")
         )
     return np.stack(images)
 
@@ -96,7 +101,7 @@ def _cropped(image, crop: tuple[int, ...] | None):
         return image
     left, top, width, height = crop
     if left + width > image.width or top + height > image.height:
-        raise BrokenImage(
+        raise OutsideCrop(
             f"it has {image.width}x{image.height} pixels, and --crop {left},{top},{width},{height} lies outside"
         )
     return image.crop((left, top, left + width, top + height))

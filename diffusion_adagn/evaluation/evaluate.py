@@ -15,9 +15,10 @@ from ..commands import command, overwrite_hint, resume_hint, shell_line, with_co
 from ..data.npz import write_npz
 from ..diffusion.schedule import ModelEval
 from ..errors import InputError, writing
+from ..render.text import listed
 from ..runs.recorded import free_default_folder, recorded_data
 from ..runtime.distributed import process_state
-from ..sampling.load import ema_record, open_pipeline
+from ..sampling.load import ema_record, open_guide, open_pipeline
 from ..sampling.pretrained import model_hash
 from .diagnostics import image_values
 from .extractors import features_of
@@ -71,7 +72,7 @@ def evaluate_model(source: str, request: EvaluateRequest, out: Path) -> dict | N
     given = request.sampler
     texts = (request.classes, given.guidance.negative.text)
     pipe, what = open_pipeline(source, request.ema, texts)
-    guide = None if given.guide is None else open_pipeline(given.guide, request.guide_ema or request.ema, texts)[0]
+    guide = None if given.guide is None else open_guide(given.guide, request.guide_ema or request.ema, texts)[0]
     precision = choose_precision(request.precision, state)
     set_up([pipe, guide], precision, state.device)
     point = pipe.resolved(given.at_scale(request.scale or 1.0)).canonical()
@@ -110,6 +111,13 @@ def evaluate_model(source: str, request: EvaluateRequest, out: Path) -> dict | N
         config, own = pipe.unet.config, f"The real images are the run's own: {setup.against}."
         shape = (draw.count, config.sample_size, config.sample_size, config.in_channels)
         notes = [own] if request.own_data else []
+        if request.own_data and (
+            learned := [pipe.labels.name(c) for c in dict.fromkeys(ids) if c in pipe.labels.learned_ids]
+        ):
+            notes.append(
+                f"None of these real images is of the class {listed(learned)}, which was learned later: to measure against "
+                "images of it, give them by --against FOLDER."
+            )
         record = _measure(sampled, shape, about, setup, sampler.calls, request, out, notes)
         remove_batches(out / BATCHES)
     _say(record, out, following)

@@ -54,11 +54,11 @@ def classify_images(source: str | Path, request: ClassifyRequest, out: Path | No
     pipe, description = open_pipeline(source, request.ema)
     if pipe.labels.K < 2:
         raise InputError(
-            f"{source} has {pipe.labels.K} classes: there is nothing to choose from. Give a model with two or more."
+            f"{source} has {pipe.labels.K or 'no'} class{'es' * (pipe.labels.K != 1)}: there is nothing to choose from. Give a model with two or more."
         )
     images = _read(source, request, pipe)
     set_up([pipe], precision, state.device)
-    print(f"{description}: finding the class of {len(images.pixels):,} images, {images.about['source']}")
+    print(f"{description}: finding the class of {len(images.pixels):,} images {images.about['source']}")
     started, process = time.perf_counter(), objective_of(pipe, source).process
     autocast = partial(use_precision, precision, state.device)
     result = classify(
@@ -105,7 +105,7 @@ def _read(source: str | Path, request: ClassifyRequest, pipe: ClassConditionalPi
         )
     index = heldout.evenly_spread(request.count)
     pixels, labels = heldout.gather(index)
-    about = {"source": f"held out of {heldout.name}", "names": list(map(str, index))}
+    about = {"source": f"of {heldout.name}", "names": list(map(str, index))}
     return ImageSet(pixels, labels, pipe.labels.names, about)
 
 
@@ -149,7 +149,7 @@ def _report(record: dict, images: ImageSet) -> str:
         width = max(len(row["image"]) for row in rows[:SHOWN])
         lines = [
             f"  {row['image']:{width}}  {row['class']}"
-            + ("" if row["margin"] is None else f"  ({row['margin']:.1f} standard errors before {row['second']})")
+            + ("" if row["margin"] is None else f"  ({row['margin']:.1f} standard errors better than {row['second']})")
             for row in rows[:SHOWN]
         ]
         more = [f"  ... and {len(rows) - SHOWN:,} more"] if len(rows) > SHOWN else []

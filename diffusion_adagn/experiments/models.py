@@ -12,7 +12,7 @@ from ..errors import InputError
 from ..evaluation.points import set_up
 from ..labels import LabelSpace
 from ..runs.weights import Weights
-from ..sampling.load import open_pipeline
+from ..sampling.load import open_guide, open_pipeline
 from ..sampling.pipeline import ClassConditionalPipeline
 from ..sampling.pretrained import model_hash
 from ..sampling.settings import SamplerSettings
@@ -82,7 +82,8 @@ class SweepModels:
         if role in self._loaded and self._loaded[role][0] == weights:
             return self._loaded[role][1]
         self._loaded.pop(role, None)  # freed before the next is loaded
-        pipe, what = open_pipeline(weights.path, weights.ema, self._classes)
+        opened = open_guide if role == "guide" else open_pipeline
+        pipe, what = opened(weights.path, weights.ema, self._classes)
         if weights not in self.about:
             config = pipe.config
             self.about[weights] = About(
@@ -107,4 +108,6 @@ def kind_of_images(pipe: ClassConditionalPipeline) -> dict[str, object]:
 def check_alike(kinds: Mapping[Weights, Mapping], one: Weights, other: Weights) -> None:
     """Raises InputError unless two models have the same `kind_of_images`."""
     if wrong := [what for what, value in kinds[one].items() if value != kinds[other][what]]:
-        raise InputError(f"{one} and {other} have other {' and '.join(wrong)}: sweep models of the same data.")
+        raise InputError(
+            f"{one.path} and {other.path} have other {' and '.join(wrong)}: sweep models of the same data."
+        )

@@ -129,6 +129,10 @@ def grid_of(sources: Sequence[str], request: SweepRequest, earlier: Sequence[str
     models = tuple(dict.fromkeys(weights.with_ema(ema) for weights in named for ema in request.ema))
     texts = request.axes.get("guide", (request.sampler.guide,))
     guides = list(dict.fromkeys(guide for text in texts for guide in _guides(text)))
+    if request.guide_ema and guides == [None]:
+        raise InputError("--guide_ema is the EMA length of guides, and there is none: give --guide, or leave it out.")
+    if request.rank and len(models) < 2 and not {"run", "checkpoint", "ema"} & set(earlier):
+        raise InputError("--rank compares several models, and there is one: name several runs, or leave it out.")
     varied = {
         "run": len({weights.run for weights in models}) > 1,
         "checkpoint": bool(request.checkpoint) or _has_all(sources) or len({weights.step for weights in models}) > 1,

@@ -216,7 +216,7 @@ class StyleRequest:
     """what the directions are of: class vectors, or the parameters of all sites"""
     columns: Annotated[int, Ge(2), Le(32)] = 7
     """amounts of a direction, evenly spread from -reach to reach"""
-    reach: Annotated[float, Gt(0)] = 2.0
+    reach: Annotated[float, Gt(0), Le(10)] = 2.0
     """largest amount, in standard deviations of the classes"""
     psi: Annotated[tuple[str, ...], Option(metavar="NUMBER|WHERE:NUMBER")] = ()
     """truncation: 1 is the class, 0 the mean of all classes; may be given again, each is a column. WHERE:NUMBER with commas

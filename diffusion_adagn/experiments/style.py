@@ -60,7 +60,9 @@ def show_styles(source: str | Path, request: StyleRequest, out: Path | None = No
     sampler = request.sampler if request.scale is None else request.sampler.at_scale(request.scale)
     request = replace(request, sampler=pipe.resolved(sampler))
     pipe.check_guidance(request.sampler.guidance)
-    found = find_directions(pipe.unet, pipe.process, request.of)
+    asked = bool(request.directions) or not (request.psi or request.styles)
+    some = (pipe.unet.config.num_classes or 0) > 1 and pipe.unet.embedding.classes is not None
+    found = find_directions(pipe.unet, pipe.process, request.of) if asked or some else None
     sheets = _sheets(pipe, request, found)
     set_up([pipe], precision, state.device)
     out = out or Path(unused_path(str(default_folder("styles", source, request.ema))))
@@ -78,19 +80,25 @@ def show_styles(source: str | Path, request: StyleRequest, out: Path | None = No
                 image = _draw(pipe, request, sheet, bar)
                 atomic_write(out / sheet.file, lambda tmp, image=image: image.save(tmp, format="png"))
         atomic_json(out / "style.json", record)
-    if lines := _table(found, pipe, request):
-        print("\n".join(lines))
+    if asked:
+        print("\n".join(_table(found, pipe, request)))
     for sheet in sheets:
         print(f"Look at  {out / sheet.file}")
-    print(with_commands("Next, sums of classes:", command("style", source, style=example(pipe.labels))))
+    options = {"ema": request.ema} if request.ema != "run" else {}
+    if request.styles:
+        following = command("sample", source, style=request.styles[0], **options)
+        print(with_commands("Next, more images of a sum:", following))
+    else:
+        following = command("style", source, style=example(pipe.labels), **options)
+        print(with_commands("Next, sums of classes:", following))
     return out
 
 
-def _sheets(pipe: ClassConditionalPipeline, request: StyleRequest, found: Directions) -> list[_Sheet]:
+def _sheets(pipe: ClassConditionalPipeline, request: StyleRequest, found: Directions | None) -> list[_Sheet]:
     """The sheets that are asked for; all errors are raised here."""
     labels, sites = pipe.labels, pipe.unet.sites()
     alone = not request.psi and not request.styles
-    directions = request.directions or (tuple(range(1, min(SHOWN_DIRECTIONS, len(found.share)) + 1)) if alone else ())
+    directions = request.directions or (tuple(range(1, SHOWN_DIRECTIONS + 1))[: len(found.share)] if alone else ())
     if wrong := [number for number in directions if number > len(found.share)]:
         raise InputError(
             f"--direction {wrong[0]} does not exist: {labels.K} classes have {len(found.share)} directions."
@@ -99,7 +107,7 @@ def _sheets(pipe: ClassConditionalPipeline, request: StyleRequest, found: Direct
     if request.classes is None and len(ids) > MAX_ROWS:
         ids = [ids[i] for i in np.linspace(0, len(ids) - 1, MAX_ROWS).round().astype(int)]
     plain = [Style.of_class(i, labels) for i in ids] + [pipe.style(text) for text in request.styles]
-    names = [style.name for style in plain]
+    names = [labels.with_names(style.name) for style in plain]
     amounts = np.linspace(-request.reach, request.reach, request.columns).tolist()
     sheets = []
     for number in directions:
@@ -139,7 +147,7 @@ def _named(of: str) -> str:
     return "class vectors" if of == "class" else "modulation"
 
 
-def _record(request: StyleRequest, found: Directions, pipe: ClassConditionalPipeline) -> dict:
+def _record(request: StyleRequest, found: Directions | None, pipe: ClassConditionalPipeline) -> dict:
     """The directions as JSON values."""
     labels = pipe.labels
     directions = [
@@ -150,7 +158,7 @@ def _record(request: StyleRequest, found: Directions, pipe: ClassConditionalPipe
             "scores": dict(zip(labels.names, found.scores[:, i].tolist())),
             "vector": found.vectors[i].tolist(),
         }
-        for i, share in enumerate(found.share.tolist())
+        for i, share in enumerate([] if found is None else found.share.tolist())
     ]
     return {"of": request.of, "seed": request.seed, "settings": request.sampler.to_dict(), "directions": directions}
 

@@ -85,7 +85,7 @@ def sweep(sources: str | Sequence[str], request: SweepRequest, out: Path, comman
     recorded = earlier.draw.precision if earlier.draw is not None and earlier.draw.precision in AUTOCAST else None
     request = dataclasses.replace(request, precision=choose_precision(request.precision, state, recorded))
     texts = (request.classes, *map(str, request.axes.get("guidance.negative", ())))
-    models = SweepModels(request.precision, state.device, request.batch_size, texts)
+    models = SweepModels(request.precision, state.device, min(request.batch_size, request.count), texts)
     found = _intervals(models.model(grid.models[0]), grid, state, out) if request.finds_intervals else None
     if found is not None:
         grid = grid_of(sources, request.with_intervals(found.intervals), earlier.varied)
@@ -270,7 +270,11 @@ def _differences(old: object, new: object, key: str = "") -> list[str]:
     """What differs between two plans, as text."""
     if isinstance(old, dict) and isinstance(new, dict):
         return [line for k in new for line in _differences(old.get(k), new[k], k)]
-    return [] if old == new else [f"{key}: {_abbreviated(old)} -> {_abbreviated(new)}"]
+    if old == new:
+        return []
+    if key in ("extractor", "judge"):  # hashes
+        return ["another extractor of features" if key == "extractor" else "another classifier"]
+    return [f"{key}: {_abbreviated(old)} -> {_abbreviated(new)}"]
 
 
 def _abbreviated(value: object) -> str:
@@ -295,11 +299,11 @@ def _print_plan(
     for guide in list(guides)[:MAX_PRINTED]:
         print(f"guide: {about[guide].what}")
     print(f"measured against {runner.eval_setup.against}")
-    shown = runner.models.model(points[0].model).unet.config
+    shown, timed = runner.models.model(points[0].model).unet.config, min(plan.batch_size, plan.count)
     extraction = extraction_seconds(
-        runner.eval_setup.extractors, plan.batch_size, (shown.sample_size, shown.sample_size, shown.in_channels)
+        runner.eval_setup.extractors, timed, (shown.sample_size, shown.sample_size, shown.in_channels)
     )
-    print(format_cost([runner.costs[p] for p in left], plan.count, extraction, state.num_processes, plan.batch_size))
+    print(format_cost([runner.costs[p] for p in left], plan.count, extraction, state.num_processes, timed))
     for note in notes:
         print(note)
 
@@ -349,6 +353,8 @@ def _sweep_record(
     rows = [p.row for p in points]
     keys = [key for key in dict.fromkeys(key for row in rows for key in row) if key in SETTINGS]
     values = {key: list(dict.fromkeys(row.get(key, UNRECORDED.get(key)) for row in rows)) for key in keys}
+    if request.earlier:  # whose points come after those of this command
+        values = {key: sorted(of) if all(isinstance(v, int | float) for v in of) else of for key, of in values.items()}
     eval_setup, about = runner.eval_setup, runner.models.about
     labels = runner.models.labels
     first, guide = about[grid.models[0]], next(iter(grid.guides_of(grid.models[0])), None)

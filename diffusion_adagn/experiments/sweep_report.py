@@ -51,7 +51,9 @@ def summary(files: Sequence[Path]) -> list[str]:
     """What a written report says in a few lines, the advice first."""
     report = json.loads(next(f for f in files if f.suffix == ".json").read_text(encoding="utf-8"))
     verdict, *image_notes = report["sentences"]
-    return [report["advice"]["sentence"] if report["advice"] else verdict, *image_notes]
+    first = report["advice"]["sentence"] if report["advice"] else verdict
+    guides = [f"{name} is {path}" for name, path in report.get("guides", {}).items() if name in first]
+    return [first, *guides, *image_notes]
 
 
 class SweepReport(SweepResults):

@@ -196,6 +196,7 @@ class SweepResults:
             "ranking": self.ranking and asdict(self.ranking) | {"sentence": self.ranking.sentence(self.words)},
             "pareto": {f"{a} and {b}": selection.pareto(self.points, a, b) for a, b in self.trades},
             "advice": self.advice and asdict(self.advice) | {"sentence": self.use},
+            **({"guides": {name: path for path, name in self.guides.items()}} if len(self.guides) > 1 else {}),
             "sentences": [self.verdict, *self.image_notes],
             "confirmed": self.rows_again,
             "confirmed_choices": {m: asdict(c) for m, c in self.choices_again.items()},

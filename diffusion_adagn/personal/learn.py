@@ -2,6 +2,7 @@
 
 import datetime
 import math
+import shutil
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -15,6 +16,7 @@ from ..diffusion.loss import DiffusionLoss
 from ..errors import InputError, named, writing
 from ..models.learned import LearnedClass
 from ..render.grids import labelled_grid
+from ..render.text import counted
 from ..runs.class_file import SUFFIX, ClassRecord, LearnedFrom, LearnedWith, write_class
 from ..runs.recorded import recorded_config, run_of
 from ..runs.shipped import model_folder
@@ -48,6 +50,8 @@ def learn_class(source: str | Path, request: LearnRequest, out: Path, typed: str
     """
     if out.suffix != SUFFIX:
         raise InputError(f"--out {out}: a class is a file {SUFFIX}: type --out {out}{SUFFIX}.")
+    if set(",@") & set(str(out)):
+        raise InputError(f"--out {out}: --classes could not name this file, since commas and @ have a meaning there.")
     if out.exists() and not request.overwrite:
         raise InputError(overwrite_hint(f"{out} is there already", typed, out))
     pipe, what = open_pipeline(source, request.ema)
@@ -63,8 +67,11 @@ def learn_class(source: str | Path, request: LearnRequest, out: Path, typed: str
         out.parent.mkdir(parents=True, exist_ok=True)
         count, heldout = len(images.pixels), images.heldout
         fewer = f"; {heldout} held out" if heldout else ""
+        shutil.rmtree(previews_of(out), ignore_errors=True)  # of an earlier class in this file
         begin = "the mean of all classes" if start is None else pipe.labels.name(start)
-        print(f"{what}\n{count} images of {request.images}{fewer}; {request.depth}, from {begin}, on {pipe.device}")
+        print(
+            f"{what}\n{counted(count, 'image')} of {request.images}{fewer}; {request.depth}, from {begin}, on {pipe.device}"
+        )
         learner = _learn(pipe, loss, images, request, start, out)
         learned = learner.finish()
         figures = _figures(learner, learned, time.perf_counter() - began)
@@ -203,7 +210,7 @@ def _summary(figures: dict, found: LearnedTrace, images: ClassImages) -> str:
     ]
     if len(images.pixels) < 4:
         lines.append(
-            f"{len(images.pixels)} image(s) show little of what may vary: expect variants of them. All steps were done, since none "
+            f"So few images ({len(images.pixels)}) show little of what may vary: expect variants of them. All steps were done, since none "
             "is held out; look at the previews, and give fewer --steps if later ones copy."
         )
     return "\n".join(lines)

@@ -155,9 +155,16 @@ def _bytes(drawn: Drawn, kind: str) -> bytes:
     if is_image(drawn):
         drawn.save(file, "PNG", optimize=True)
         return file.getvalue()
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+
     with _style():
         lay_out(drawn)
-        drawn.savefig(file, format=kind, metadata={"Software": None} if kind == "png" else {"Date": None})
+        # not savefig, which draws everything twice
+        if kind == "png":
+            FigureCanvasAgg(drawn).print_png(file, metadata={"Software": None})
+        else:
+            FigureCanvasSVG(drawn).print_svg(file, metadata={"Date": None})
     return file.getvalue()
 
 

@@ -49,7 +49,7 @@ def labelled_grid(
     heads = [_head_lines(label, small, width + GAP - 6) for label in column_labels]
     lines = max((len(h) for h in heads), default=0)
     right = left + columns * (width + GAP) - GAP + MARGIN
-    title_lines = _wrap(title, large, max(right - 2 * MARGIN, 240), most=3) if title else []
+    title_lines = _wrap(title, large, max(right - 2 * MARGIN, 360), most=3) if title else []
     top = MARGIN + 24 * len(title_lines) + (6 if title else 0) + 16 * lines + (4 if lines else 0)
     right = max([right, *(2 * MARGIN + _width(large, t) for t in title_lines)])
 

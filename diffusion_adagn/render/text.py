@@ -39,6 +39,11 @@ def capital(text: str) -> str:
     return text[:1].upper() + text[1:]
 
 
+def counted(count: int, noun: str) -> str:
+    """ "1 image", "1,200 images"; a plural of s."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
 def listed(words: Sequence[str], max_items: int = 4) -> str:
     """ "a, b and c"; "a, b and 7 more"."""
     words = list(words)

@@ -3,10 +3,12 @@
 This module imports without torch, so that a wrong class name is reported at once.
 """
 
+from __future__ import annotations
+
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from annotated_types import Ge
 from pydantic import BeforeValidator, StrictInt, StrictStr
@@ -16,10 +18,13 @@ from ..config import DataConfig, RunConfig, read_config, with_overrides
 from ..errors import InputError, UsageError
 from ..labels import LabelSpace
 from ..schema import document, read_document
-from .class_file import with_files
+from .class_file import SUFFIX, with_files
 from .layout import STATE, RunFolder, check_model_path, checkpoint_of, label_space, pipeline_folder, similar_runs
 from .shipped import model_folder, shipped_folder
 from .weights import Weights
+
+if TYPE_CHECKING:
+    from ..sampling.negative import Negative
 
 MODEL_INDEX = "model_index.json"
 MAX_INDEX = 2**27  # bytes of a samples.json; about 300,000 images
@@ -94,7 +99,12 @@ def weights_folder(source: str | Path, ema: float | str = "run") -> Path | None:
 
 
 def check_model(
-    source: str | Path, guide: str | None, ema: float | str, classes: str | None, mixes: Sequence[str] = ()
+    source: str | Path,
+    guide: str | None,
+    ema: float | str,
+    classes: str | None,
+    mixes: Sequence[str] = (),
+    negatives: Sequence[Negative] = (),
 ) -> None:
     """Raises InputError if the model or the guide does not exist (and is not on the hub), or the model lacks a class.
 
@@ -104,14 +114,27 @@ def check_model(
         if path is not None:
             check_model_path(Weights.parse(path).path)
     labels = _labels(weights_folder(source, ema))
-    labels = None if labels is None else with_files(labels, classes, *mixes)
+    labels = None if labels is None else with_files(labels, classes, *mixes, *map(str, negatives))
     if labels is not None and classes is not None:
-        labels.parse(classes)
+        try:
+            labels.parse(classes)
+        except InputError as error:
+            raise InputError(f"{error}{_learned_class_hint(classes)}") from None
+    for negative in dict.fromkeys(negatives if labels is not None else ()):
+        negative.check(labels)
     for mix in mixes if labels is not None else ():
         try:
             list(labels.parts_of_mix(mix))
         except InputError as error:
             raise InputError(f"the mix '{mix}': {error}") from None
+
+
+def _learned_class_hint(classes: str) -> str:
+    """A sentence, if the default folder of `adagn learn-class` has a class of one of the names."""
+    files = [
+        Path("classes", f"{word.strip()}{SUFFIX}") for word in classes.split(",") if set(word) & set("/\\") == set()
+    ]
+    return next((f" A learned class is named by its file: {file}." for file in files if file.is_file()), "")
 
 
 def _labels(folder: Path | None) -> LabelSpace | None:

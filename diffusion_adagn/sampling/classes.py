@@ -3,7 +3,7 @@
 import os
 import warnings
 
-from ..errors import reject_first
+from ..errors import Note, reject_first
 from ..labels import LabelSpace
 from ..models.unet import AdaGNUNet
 from ..runs.class_file import ClassRecord, read_class
@@ -61,5 +61,6 @@ def _check_run(unet: AdaGNUNet, run_id: str | None, record: ClassRecord, file: s
     warnings.warn(
         f"{file} was learned with other weights of the same run (another checkpoint, EMA length or precision): compare its images with "
         "those of the weights that it was learned with.",
+        Note,
         stacklevel=4,
     )

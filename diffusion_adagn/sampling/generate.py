@@ -35,7 +35,7 @@ from ..runtime.speed import CUDAGraphDenoiser, apply_speed, compile_blocks, desc
 from ..schema import document, read_document, short_repr
 from .class_mix import ClassMix, ClassPlan, modulation_table
 from .guidance import Guidance
-from .load import ema_record, open_pipeline
+from .load import ema_record, open_guide, open_pipeline
 from .pipeline import MAX_SEED, ClassConditionalPipeline, to_pil
 from .plan import PlannedImage, image_record, planned_images, plans_of
 from .pretrained import model_hash
@@ -100,7 +100,7 @@ def sample_to_folder(
     guide, guide_what = (
         (None, "")
         if sampler.guide is None
-        else open_pipeline(sampler.guide, request.guide_ema or request.ema, request.class_texts)
+        else open_guide(sampler.guide, request.guide_ema or request.ema, request.class_texts)
     )
     guidances = {scale: sampler.at_scale(scale).guidance for scale in request.scales}
     for guidance in guidances.values():
@@ -171,7 +171,7 @@ def sample_to_folder(
         if main:
             if request.npz:
                 _write_npz(out, planned, request.scales, labels.null_id)
-            shown = _draw_grid(out, planned, request, plans)
+            shown = _draw_grid(out, planned, request, plans, labels)
             atomic_json(out / INDEX, record)
             print(f"\n{len(planned)} images in {out}, listed in {out / INDEX}\nLook at  {out / 'grid.png'}{shown}")
     return out
@@ -326,7 +326,9 @@ def _pixels(file: Path) -> np.ndarray:
     return array if array.ndim == 3 else array[..., None]
 
 
-def _draw_grid(out: Path, planned: list[PlannedImage], request: SampleRequest, plans: list[ClassPlan]) -> str:
+def _draw_grid(
+    out: Path, planned: list[PlannedImage], request: SampleRequest, plans: list[ClassPlan], label_space: LabelSpace
+) -> str:
     """grid.png: one row per class or mix; for each sample its scales side by side, from the same noise. Transposed for interpolation.
 
     Returns a note on what the grid does not show.
@@ -352,7 +354,7 @@ def _draw_grid(out: Path, planned: list[PlannedImage], request: SampleRequest, p
         scales = f"{first} to {last}, each row from one noise; {guidance if single else 'g is the guidance scale'}"
         labels, columns = looks, names
     else:
-        labels, columns = [plans[c].name for c in places], looks
+        labels, columns = [label_space.with_names(plans[c].name) for c in places], looks
         scales = guidance if single else "columns with the same number share the noise; g is the guidance scale"
         if single and request.same_seeds:
             scales = f"each column from one noise; {guidance}"

@@ -75,6 +75,10 @@ class Interval:
         if text.strip().lower() == "none":
             return None
         match = INTERVAL.fullmatch(text.strip())
+        if text.strip().lower() == "auto":
+            raise InputError(
+                "the interval auto is found by sweeping: adagn sweep RUN --guidance 1:3:0.5 --interval auto."
+            )
         if match is None:
             raise InputError(
                 f"'{text}' is not an interval. Expected sigma:0.3-5 (noise levels), t:200-800 (timesteps), steps:4-14 (the sampler's steps, "

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..config import RunConfig
+from ..errors import named
 from ..models.unet import AdaGNUNet
 from ..runs.class_file import files_in, run_id
 from ..runs.layout import RunFolder, checkpoint_of
@@ -34,6 +35,16 @@ def open_pipeline(
     pipe, what = _open(path, ema)
     for file in files_in(*classes):
         pipe.load_class(file)
+    return pipe, what
+
+
+def open_guide(path: str | Path, ema: float | str = "run", classes: Sequence[str | None] = ()):
+    """As `open_pipeline`, of a model that guidance moves away from; one without class vectors takes no learned class."""
+    pipe, what = _open(path, ema)
+    if pipe.unet.embedding.classes is not None:
+        with named(f"the guide {path}"):
+            for file in files_in(*classes):
+                pipe.load_class(file)
     return pipe, what
 
 

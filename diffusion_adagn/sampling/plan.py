@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from ..config import SpeedConfig
+from ..errors import InputError
 from .class_mix import ClassInterpolation, ClassMix, ClassPlan
 from .pipeline import ClassConditionalPipeline
 from .settings import SampleRequest, SamplerSettings
@@ -36,6 +37,8 @@ def plans_of(request: SampleRequest, pipe: ClassConditionalPipeline) -> list[Cla
     styles = [pipe.style(text, request.psi) for text in request.styles]
     if request.psi is None:
         return [*(ClassMix.single(c, labels) for c in ids), *(pipe.mix(text) for text in request.mixes), *styles]
+    if pipe.unet.embedding.classes is None:
+        raise InputError("--psi truncates class vectors, and this model has none: leave it out.")
     sites = pipe.unet.sites()
     return [*(Style.of_class(c, labels).truncated(request.psi, sites) for c in ids), *styles]
 

@@ -13,8 +13,9 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Literal
 
 from ..errors import InputError
@@ -60,8 +61,8 @@ class Evaluation:
 class _Rule:
     """A registered rule.
 
-    context: the arguments "memory" and "step", if the function has them. defaults: of its parameters. processes: those
-    that it is defined for; none: all.
+    context: the arguments "memory" and "step", if the function has them. defaults: of its parameters. least: the lowest
+    value of those that have one. whole: those that are whole numbers. processes: those that it is defined for; none: all.
     """
 
     function: Callable
@@ -69,25 +70,29 @@ class _Rule:
     processes: tuple[str, ...]
     context: tuple[str, ...]
     defaults: dict[str, float]
+    least: dict[str, float]
+    whole: frozenset[str]
 
 
 RULES: dict[str, _Rule] = {}
 
 
-def rule(space: Space, *processes: str) -> Callable[[Callable], Callable]:
-    """Register a rule under the name of its function. processes: those that it is defined for; none: all."""
+def rule(
+    space: Space, *processes: str, least: Mapping[str, float] = MappingProxyType({}), whole: Sequence[str] = ()
+) -> Callable[[Callable], Callable]:
+    """Register a rule under the name of its function; see `_Rule`."""
 
     def register(function: Callable) -> Callable:
         parameters = list(inspect.signature(function).parameters.values())[3:]
         context = tuple(p.name for p in parameters if p.default is p.empty)
         defaults = {p.name: p.default for p in parameters if p.default is not p.empty}
-        RULES[function.__name__] = _Rule(function, space, processes, context, defaults)
+        RULES[function.__name__] = _Rule(function, space, processes, context, defaults, dict(least), frozenset(whole))
         return function
 
     return register
 
 
-@rule("x0")
+@rule("x0", least={"r": 0})
 def apg(
     cond: Tensor, uncond: Tensor, scale: Tensor, memory: Memory, step: int,
     eta: float = 0.0, r: float = 0.0, momentum: float = 0.0,
@@ -116,7 +121,7 @@ def apg(
     return cond + (scale - 1) * (d - parallel + eta * parallel)
 
 
-@rule("velocity", "flow")
+@rule("velocity", "flow", least={"steps": 0}, whole=["steps"])
 def zero(cond: Tensor, uncond: Tensor, scale: Tensor, step: int, steps: float = 0.0) -> Tensor:
     """CFG-Zero* (Fan et al. 2025, arXiv 2503.18886, equations 12 and 13): the unconditional velocity, scaled to fit cond.
 
@@ -130,7 +135,7 @@ def zero(cond: Tensor, uncond: Tensor, scale: Tensor, step: int, steps: float = 
     return fitted.lerp(cond, scale)
 
 
-@rule("velocity")
+@rule("velocity", least={"alpha": 0})
 def mambo(cond: Tensor, uncond: Tensor, scale: Tensor, alpha: float = 8.0) -> Tensor:
     """MAMBO-G (arXiv 2508.03442): less guidance for images whose difference is large.
 
@@ -142,7 +147,7 @@ def mambo(cond: Tensor, uncond: Tensor, scale: Tensor, alpha: float = 8.0) -> Te
     return uncond.lerp(cond, 1 + (scale - 1) * (-alpha * ratio).exp())
 
 
-@rule("velocity")
+@rule("velocity", least={"levels": 1}, whole=["levels"])
 def fdg(cond: Tensor, uncond: Tensor, scale: Tensor, low: float = 0.5, levels: float = 2.0) -> Tensor:
     """Frequency-decoupled guidance (Sadat et al. 2025, arXiv 2506.19713): less guidance of coarse structure.
 
@@ -202,6 +207,11 @@ class Rule:
                 raise InputError(f"guidance rule {self.name} has no parameter '{name}' ({choices}).")
             if not math.isfinite(value):
                 raise InputError(f"guidance rule {self.name}: {name} is a finite number, not {value}.")
+            least = RULES[self.name].least.get(name, -math.inf)
+            is_whole = name in RULES[self.name].whole
+            if value < least or (is_whole and value != round(value)):
+                kind = f"a {'whole ' * is_whole}number of at least {least:g}"
+                raise InputError(f"guidance rule {self.name}: {name} is {kind}, not {value:g}.")
 
     @classmethod
     def parse(cls, text: str) -> Rule:
@@ -218,6 +228,9 @@ class Rule:
                 raise InputError(
                     f"'{text}' is not a guidance rule: expected NAME:parameter=number,..., such as apg:eta=0,r=0.5."
                 ) from None
+        names = [name for name, _ in parameters]
+        if twice := next((one for one in names if names.count(one) > 1), None):
+            raise InputError(f"'{text}' has {twice} twice: give it once.")
         return cls(name.strip().lower(), tuple(sorted(dict(parameters).items())))
 
     def __str__(self) -> str:

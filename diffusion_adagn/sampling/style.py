@@ -28,6 +28,7 @@ from .class_mix import sites_at
 TERM = re.compile(r"(?:(\d+(?:\.\d+)?)\s*\*\s*)?(.+)", re.DOTALL)
 DIRECTION = "direction:"
 MAX_DIRECTIONS = 20
+MAX_PSI = 10.0  # far outside of what the network has seen
 LEVELS = 8  # noise levels over which directions of the modulation are averaged
 
 
@@ -129,9 +130,9 @@ class Style:
                 value = float(number)
             except ValueError:
                 value = math.nan
-            if not math.isfinite(value):
-                expected = "a number such as 0.7, or WHERE:number such as coarse:0.5,fine:1"
-                raise InputError(f"psi: expected {expected}, got '{psi}'.")
+            if not abs(value) <= MAX_PSI:
+                expected = f"a number of at most {MAX_PSI:g} such as 0.7, or WHERE:number such as coarse:0.5,fine:1"
+                raise InputError(f"truncation psi: expected {expected}, got '{psi}'.")
             rules.append((tuple(s.name for s in sites_at(where, sites)) if where else None, value))
         return replace(self, name=f"{self.name} psi {psi}", psi=tuple(rules))
 

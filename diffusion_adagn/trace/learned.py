@@ -12,6 +12,7 @@ from ..diffusion.loss import DiffusionLoss
 from ..evaluation.heldout import HeldOut, losses_under
 from ..evaluation.label_usage import VERDICTS, gap_verdict
 from ..render.grids import labelled_grid
+from ..render.text import counted
 from ..sampling.pipeline import ClassConditionalPipeline, to_pixels
 from .levels import evenly_spread
 
@@ -21,7 +22,10 @@ PAIRS = 256  # (image, noise level, noise) under each label
 MIN_HELDOUT = 4  # images for the label check; with fewer, all are used
 MAX_ROWS = 64  # per call of the network
 SAMPLES, SAMPLER_STEPS = 64, 25
-NEAR = 0.5  # of the distance between the images themselves: much nearer means copies
+NEAR, FAR = (
+    0.5,
+    2.0,
+)  # of the distance between the images themselves: much nearer means copies, much farther other images
 SHOWN = 8  # sampled images in the sheet
 NAMED = 3  # sites and classes in a sentence
 
@@ -44,9 +48,14 @@ class Moved:
     @property
     def sentence(self) -> str:
         first = ", ".join(f"{name} ({far:.2f})" for name, far in list(self.classes.items())[:NAMED])
-        text = f"The nearest classes by modulation are {first}; 1 is the mean distance between two classes."
         far = sorted(self.sites, key=self.sites.get, reverse=True)[:NAMED]
-        text += f" The sites farthest from the nearest class: {', '.join(f'{n} ({self.sites[n]:.2f})' for n in far)}."
+        if far:
+            text = f"The nearest classes by modulation are {first}; 1 is the mean distance between two classes."
+            text += (
+                f" The sites farthest from the nearest class: {', '.join(f'{n} ({self.sites[n]:.2f})' for n in far)}."
+            )
+        else:
+            text = "How far the modulation moved has no unit here: the other classes do not differ in it."
         if self.layers:
             most = max(self.layers, key=self.layers.get)
             text += f" {len(self.layers)} layers are changed, most {most}, by {self.layers[most]:.1%} of its weight."
@@ -58,7 +67,7 @@ class Used:
     """The loss under the new label against that under the nearest other class, paired by image.
 
     Attributes:
-        other: the class of the lowest loss among those compared.
+        other: the old class with the lowest loss, among the nearest ones.
         own_loss: mean loss under the new label.
         gap: mean difference, other - own.
         half: half of its 95% interval; NaN for one image.
@@ -75,16 +84,16 @@ class Used:
 
     @property
     def sentence(self) -> str:
-        what = "held-out images" if self.heldout else "images that it was learned from"
+        what = counted(self.images, "held-out image" if self.heldout else "image of the folder")
         verdict = VERDICTS.get(gap_verdict(self.gap, self.half), "One image cannot show whether the label is used")
         interval = (
             ""
             if math.isnan(self.half)
-            else f", 95% interval {self.gap - self.half:+.4f} to {self.gap + self.half:+.4f}"
+            else f", 95% interval {self.gap - self.half:+.3g} to {self.gap + self.half:+.3g}"
         )
         return (
-            f"{verdict}: on {self.images} {what} the loss under {self.other}, the class of the lowest, is {self.gap:+.4f} "
-            f"({self.gap / self.own_loss:+.1%}) against the new label{interval}."
+            f"{verdict}: on {what} the loss under {self.other}, the nearest of the old classes, minus that under the new label "
+            f"is {self.gap:+.3g} ({self.gap / self.own_loss:+.1%}){interval}."
         )
 
 
@@ -109,15 +118,27 @@ class Neighbours:
         return self.between is not None and self.distance < NEAR * self.between
 
     @property
+    def is_far(self) -> bool:
+        return self.between is not None and self.distance > FAR * self.between
+
+    @property
     def sentence(self) -> str:
-        text = f"A sampled image differs from the nearest of the images by {self.distance:.3f} (RMS of pixels in 0..1, median)"
+        text = (
+            "A sampled image differs from the nearest of the images that the class was learned from by "
+            f"{self.distance:.3f} (RMS of pixels in 0..1, median)"
+        )
         if self.between is None:
             return f"{text}. From one image nothing can be said about variety: every sampled image is a variant of it."
-        text += f", and these from each other by {self.between:.3f}."
+        text += f"; the images differ from the nearest of each other by {self.between:.3f}."
         if self.copies:
             text += (
                 " WARNING: it copies. The sampled images are much nearer to those that it was learned from than these are to "
                 "each other. Learn it from more images, with fewer steps, a lower rank or a smaller depth."
+            )
+        elif self.is_far:
+            text += (
+                " WARNING: the sampled images are much farther from those that it was learned from than these are from each "
+                "other, so they probably do not look like them: look at the sheet. Learn it with a larger depth, or more steps."
             )
         return text
 

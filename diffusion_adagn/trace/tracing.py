@@ -12,6 +12,7 @@ from ..commands import command, with_options
 from ..config import DataConfig
 from ..data import ImageDataset, open_dataset
 from ..data.few_images import ClassImages, read_images
+from ..data.find import choose_part, find_source
 from ..diffusion.loss import DiffusionLoss, normalize_images
 from ..diffusion.process import Process
 from ..diffusion.schedule import make_process
@@ -120,6 +121,8 @@ def objective_of(pipe: ClassConditionalPipeline, source: str | Path) -> Diffusio
 def heldout_images(source: str | Path, pipe: ClassConditionalPipeline, data: DataConfig | None) -> ImageDataset | None:
     """Held-out images of `data`, or of the run's own data; None if neither is known.
 
+    Of other data without a test split all images: the model was not trained on them.
+
     Raises InputError if the classes of the data are not those of the model."""
     recorded = recorded_data(source)
     if data is None and recorded is None:
@@ -128,7 +131,14 @@ def heldout_images(source: str | Path, pipe: ClassConditionalPipeline, data: Dat
     data = dataclasses.replace(data or recorded, image_size=c.sample_size, channels=c.in_channels)
     if recorded is not None and data.source == recorded.source and data.heldout_fraction != recorded.heldout_fraction:
         print("note: data.heldout_fraction differs from training: some of these images were trained on")
-    dataset = open_dataset(data, "heldout")
+    own = recorded is not None and data.source == recorded.source
+    if not own and ":" not in data.source and data.heldout_fraction == DataConfig().heldout_fraction:
+        found = find_source(data)
+        has_no_split = choose_part(found[0], found[2], "heldout")[2]
+        data = dataclasses.replace(data, heldout_fraction=0.0) if has_no_split else data
+        dataset = open_dataset(data, None if has_no_split else "heldout", resolved=found, empty_classes=True)
+    else:
+        dataset = open_dataset(data, "heldout")
     dataset.check_classes(pipe.labels)
     return dataset
 

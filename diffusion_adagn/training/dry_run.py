@@ -36,12 +36,13 @@ HOUR, DAY = 3600, 24 * 3600
 MANY_EPOCHS = 2000  # CIFAR-10's published runs; the fewer the images, the sooner they are memorized
 
 
-def dry_run(config: RunConfig, verbose: bool = False) -> None:
+def dry_run(config: RunConfig, verbose: bool = False, is_guide: bool = False) -> None:
     """Print what the run needs. No run folder is made.
 
     Args:
         config: The run; training.max_steps and output_dir may be unset.
         verbose: Print every setting first, as YAML.
+        is_guide: It is trained for few epochs on purpose, by `adagn guide`.
 
     Raises:
         InputError: For what would stop the run before its first step.
@@ -76,9 +77,9 @@ def dry_run(config: RunConfig, verbose: bool = False) -> None:
         part = "" if measured == images else f" (from {measured} of the {images} images of a pass)"
         rate, compiled = format_number(training.batch_size / seconds), ", without speed.compile" * speed.compile
         _print({"step": f"{format_number(seconds)} s{part}, {rate} images/s; measured in two steps here{compiled}"})
-    _print({"time": _time(training, seconds, device), "epochs": _epochs(training, len(dataset))})
+    _print({"time": _time(training, seconds, device), "epochs": _epochs(training, len(dataset), is_guide)})
     _print({"classes": _classes(dataset, config)})
-    print("No run was written." + ("" if verbose else " --verbose prints every setting."))
+    print("No run was written." + ("" if verbose or is_guide else " --verbose prints every setting."))
 
 
 def seconds_per_step(
@@ -186,7 +187,7 @@ def _time(training: TrainingConfig, seconds: float | None, device: torch.device)
     return f"{text}: TOO LONG for most -> training.max_steps {steps:,} takes {name}; or a smaller model or data.image_size, or {hardware}"
 
 
-def _epochs(training: TrainingConfig, count: int) -> str:
+def _epochs(training: TrainingConfig, count: int, is_guide: bool) -> str:
     if training.max_steps is None:
         return f"{count / training.batch_size:,.0f} steps are one: training.max_steps is not set"
     epochs = training.max_steps * training.batch_size / count
@@ -197,7 +198,7 @@ def _epochs(training: TrainingConfig, count: int) -> str:
 
     if epochs > MANY_EPOCHS:
         return f"{text}: MANY, images may be memorized -> {steps(500)}; or more images"
-    return f"{text}: FEW -> {steps(50)}" if epochs < 10 else f"{text}: fine"
+    return f"{text}: FEW -> {steps(50)}" if epochs < 10 and not is_guide else f"{text}: fine"
 
 
 def _classes(dataset: ImageDataset, config: RunConfig) -> str:

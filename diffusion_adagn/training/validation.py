@@ -1,5 +1,6 @@
 """The loss on held-out images during training."""
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -52,6 +53,8 @@ class Validation:
         sigma_data = t.config.diffusion.sigma_data or measure_sigma_data(self.heldout)
         table = t.loss.process, sigma_data, t.accelerator.autocast, t.images_per_pass
         mean, std = suggest_noise(*loss_by_level(t.ema.model, self.heldout, *table))
+        if math.isnan(mean):  # the network explains nothing yet
+            return {}
         say(
             f"noise     the held-out loss by noise level suggests --diffusion.noise_mean {mean:.2f} --diffusion.noise_std {std:.2f} "
             "for the next run"

@@ -163,7 +163,10 @@ def test_one_model_and_one_guide_are_in_memory(runs, monkeypatch):
         (["runs/a", "--ema", "0.1,0.4"], "above 0 and at most 0.288"),
         (["runs/a", "--checkpoint", "last"], "expected steps such as"),
         (["runs/a", "--guide", "runs/b@7"], "no checkpoint of step 7"),
-        (["runs/a", "digits"], "runs/a:run and digits:run have other classes"),
+        (["runs/a", "digits"], "runs/a and digits have other classes"),
+        (["runs/a", "--guide_ema", "0.1"], "there is none: give --guide"),
+        (["runs/a", "--rank"], "compares several models, and there is one"),
+        (["runs/a", "--negative", "null,random,time:0.5,lion"], "no class 'lion'"),
         (["digits", "--ema", "0.1,0.2"], "has the EMA weights of its run only"),
     ],
 )

@@ -1,13 +1,14 @@
 """`adagn learn-class`: from images to a file, and from the file to images."""
 
 import json
+import re
 import warnings
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from conftest import tiny_unet
+from conftest import one_line, tiny_unet
 from learned_pugs import DEPTHS, QUICK, few_measurements, load, make_model, pipeline, sample, write_images
 from PIL import Image
 from safetensors.torch import load_file, save_file
@@ -22,6 +23,7 @@ from diffusion_adagn.personal.learner import TOLERANCE, Learner, start_vector
 from diffusion_adagn.personal.settings import LearnRequest
 from diffusion_adagn.runs.class_file import KEY, files_in, read_class, read_record
 from diffusion_adagn.sampling.load import open_pipeline
+from diffusion_adagn.trace.learned import Moved, Neighbours
 
 
 @pytest.fixture(autouse=True)
@@ -172,7 +174,7 @@ def test_unusable_images_are_named(tmp_path):
     (folder / "empty.jpg").touch()
     with pytest.raises(InputError, match=r"2 of 5 images .* cannot be used: empty.jpg .*, torn.png"):
         read_images(str(folder), 8, 1)
-    with pytest.raises(InputError, match="--crop 0,0,12,12 lies outside"):
+    with pytest.raises(InputError, match=r"--crop 0,0,12,12 lies outside.*Give a --crop inside of all images"):
         read_images(str(write_images(tmp_path / "small", 1)), 8, 1, crop=(0, 0, 12, 12))
     with pytest.raises(InputError, match="has 0 images: expected a folder with 1 to 200"):
         (tmp_path / "none").mkdir()
@@ -181,7 +183,7 @@ def test_unusable_images_are_named(tmp_path):
         read_images(str(tmp_path / "missing"), 8, 1)
 
 
-@pytest.mark.parametrize("name", ["null", "all", "a,b", "a@b", "x.safetensors", "  "])
+@pytest.mark.parametrize("name", ["null", "all", "random", "a,b", "a@b", "x.safetensors", "  "])
 def test_names_that_selections_cannot_hold_are_rejected(name):
     with pytest.raises(InputError, match="--name"):
         LearnRequest(images="-", name=name)
@@ -332,6 +334,48 @@ def _hash(pipe):
 def test_missing_options_are_named(capsys):
     assert main(["learn-class", "digits", "--name", "pug"]) == 2
     assert "give --images" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--crop", "0,0,0,0"], "--crop: .*width and height of at least 1, got 0,0,0,0"),
+        (["--crop", "0,0,4"], "--crop: expected left,top,width,height in pixels, such as 0,0,64,64, got 0,0,4"),
+        (["--crop", "0,0,4,x"], "got 0,0,4,x"),
+        (["--depth", "vector", "--rank", "8"], "--rank and --layers_lr are of the changes of layers"),
+        (["--out", "a,b.safetensors"], "could not name this file"),
+    ],
+)
+def test_wrong_options_are_rejected(model, tmp_path, monkeypatch, capsys, options, message):
+    monkeypatch.chdir(tmp_path)
+    words = ["learn-class", str(model / "model"), "--images", str(model / "pugs"), "--name", "pug"]
+    assert main([*words, *options]) in (1, 2)
+    assert re.search(message, one_line(capsys.readouterr().err)) and not list(tmp_path.iterdir())
+
+
+def test_crop_is_read(model):
+    assert LearnRequest(images="-", name="pug", crop="1, 2,3,4").crop == (1, 2, 3, 4)
+
+
+def test_samples_far_from_the_images_are_reported():
+    def sentence(distance):
+        return Neighbours(np.zeros(0), np.zeros(0), distance, 0.2).sentence
+
+    assert "WARNING" not in sentence(0.3) and "WARNING: it copies" in sentence(0.09)
+    assert "WARNING: the sampled images are much farther" in sentence(0.5)
+
+
+def test_run_of_one_class_has_no_unit():
+    text = Moved({}, {"cat": 0.1}, {}).sentence
+    assert "has no unit" in text and "farthest" not in text
+
+
+def test_earlier_previews_are_removed(model, tmp_path):
+    (tmp_path / "pug-previews").mkdir()
+    (tmp_path / "pug-previews/step-00000900.png").touch()
+    request = LearnRequest(images=str(model / "pugs"), name="pug", depth="vector", **QUICK)
+    learn_class(model / "model", request, tmp_path / "pug.safetensors")
+    assert [file.name for file in (tmp_path / "pug-previews").iterdir()] == ["nearest.png"]
 
 
 @pytest.mark.parametrize(

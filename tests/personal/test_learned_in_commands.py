@@ -38,6 +38,17 @@ def model(made_once):
     return made_once("personal", make_model)
 
 
+def test_style_of_a_run_with_one_class(model, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    ClassConditionalPipeline(tiny_unet(num_classes=1), load(model).scheduler, LabelSpace(("cat",))).save_pretrained(
+        "one"
+    )
+    style = ["style", "one", "--steps", "2", "--count", "1", "--device", "cpu"]
+    assert main([*style, "--psi", "0.5", "--out", "a"]) == 0 and (tmp_path / "a/truncation.png").is_file()
+    assert json.loads((tmp_path / "a/style.json").read_text())["directions"] == []
+    assert main([*style, "--out", "b"]) == 1 and "two or more classes" in capsys.readouterr().err
+
+
 def test_style_takes_a_file(model, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     file, style = (
@@ -196,6 +207,24 @@ def test_guide_needs_the_same_class(model):
     guide.load_class(model / "layers.safetensors")
     same = pipe("layers", **arguments).images  # a guide that is the model itself changes nothing
     assert np.allclose(same, sample_3(pipe), atol=1e-4)
+
+
+def test_guide_without_classes_serves_a_learned_class(model, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    ClassConditionalPipeline(tiny_unet(num_classes=None), load(model).scheduler, LabelSpace(())).save_pretrained(
+        "guide"
+    )
+    words = ["sample", str(model / "model"), "--classes", f"{model / 'layers.safetensors'},dog", "--guide", "guide"]
+    assert main([*words, "--guidance", "2", "--steps", "2", "--count", "1", "--device", "cpu", "--out", "a"]) == 0
+    assert len(list((tmp_path / "a").glob("0*.png"))) == 2
+
+
+def test_named_by_its_file(model, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "classes").mkdir()
+    (tmp_path / "classes/vector.safetensors").write_bytes((model / "vector.safetensors").read_bytes())
+    assert main(["sample", str(model / "model"), "--classes", "vector,dog"]) == 1
+    assert "is named by its file: classes/vector.safetensors" in " ".join(capsys.readouterr().err.split())
 
 
 def sample_3(pipe):

@@ -417,6 +417,11 @@ def test_rule_texts():
         ("apg:eta", "expected NAME:parameter=number"),
         ("apg:eta=inf", "finite"),
         ("cfg:a=1", "it has no parameters"),
+        ("apg:r=-1", "r is a number of at least 0, not -1"),
+        ("mambo:alpha=-1", "alpha is a number of at least 0"),
+        ("zero:steps=0.5", "steps is a whole number of at least 0, not 0.5"),
+        ("fdg:levels=0", "levels is a whole number of at least 1"),
+        ("apg:eta=1,eta=2", "has eta twice"),
     ],
 )
 def test_wrong_rules_are_rejected(text, words):

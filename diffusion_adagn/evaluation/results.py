@@ -259,7 +259,7 @@ def _class_notes(labels: np.ndarray, reference: FeatureSet, class_names: list[st
     notes = [
         _listed(
             f"Fewer than {MIN_CLASS_IMAGES} sampled images",
-            [f"{name} ({n})" for name, n in sampled if 0 < n < MIN_CLASS_IMAGES],
+            [f"{name} ({n})" for name, n in sampled if n < MIN_CLASS_IMAGES and any(n for _, n in sampled)],
         )
     ]
     if reference.labels is None:

@@ -108,6 +108,7 @@ def test_sweeping_needs_no_float64(tmp_path, trained, mac, samplers):
     assert set(mac) == {"mps"}
 
 
+@pytest.mark.slow
 def test_tracing_needs_no_float64(tmp_path, trained, mac):
     assert adagn("trace", trained, "--out", tmp_path / "out", "--timesteps", 3, "--images", 4) == 0
     assert set(mac) == {"mps"}

@@ -92,7 +92,7 @@ def test_label_check_exit_status(run, tmp_path, capsys):
 
 @pytest.mark.parametrize(
     "conditioning",  # test_probes.py and test_report.py test the parts with every conditioning
-    [k if k in ("adagn", "none") else pytest.param(k, marks=pytest.mark.slow) for k in CONDITIONING],
+    [k if k == "adagn" else pytest.param(k, marks=pytest.mark.slow) for k in CONDITIONING],
 )
 def test_each_conditioning_without_images(tmp_path, conditioning, capsys):
     folder = saved(tmp_path / "net", conditioning=conditioning)
@@ -105,7 +105,11 @@ def test_each_conditioning_without_images(tmp_path, conditioning, capsys):
 
 @pytest.mark.parametrize(
     "labels",
-    [LabelSpace(("only",)), LabelSpace(("a", "b"), has_null=False), LabelSpace(())],
+    [
+        pytest.param(LabelSpace(("only",)), marks=pytest.mark.slow),
+        LabelSpace(("a", "b"), has_null=False),
+        LabelSpace(()),
+    ],
     ids=["K1", "no null", "K0"],
 )
 def test_trace_without_null_or_classes(tmp_path, labels):
@@ -115,7 +119,9 @@ def test_trace_without_null_or_classes(tmp_path, labels):
     )
 
 
-@pytest.mark.parametrize("process", [pytest.param("edm", marks=pytest.mark.slow), "flow"])
+@pytest.mark.parametrize(
+    "process", [pytest.param("edm", marks=pytest.mark.slow), pytest.param("flow", marks=pytest.mark.slow)]
+)
 def test_trace_of_each_process(tmp_path, process, capsys, monkeypatch):
     monkeypatch.setattr(tracing, "label_check", functools.partial(label_check, evaluations=90))
     diffusion = DiffusionConfig(process=process, sigma_data=0.6 if process == "edm" else None)

@@ -41,6 +41,7 @@ def plain(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_resume_keeps_precision(tmp_path, monkeypatch):
     monkeypatch.setattr(speed, "COMPILER", "eager")
     one_level = {"model__channel_mult": 1, "model__attention_resolutions": 8}  # few blocks to compile

@@ -35,7 +35,8 @@ def run(args: argparse.Namespace) -> int | None:
     from ..runs.recorded import check_model, default_folder
 
     grid = grid_of(args.runs, what.with_intervals(()))
-    negatives = [settings.guidance.negative for settings in grid.samplers]
+    found = [settings.guidance.negative for settings in grid.samplers]
+    negatives = [negative.text for negative in found if negative.is_class]
     for weights in grid.models:
         check_model(weights.path, None, weights.ema, what.classes, negatives=negatives)
         for guide in grid.guides_of(weights):

@@ -3,28 +3,23 @@
 This module imports without torch, so that a wrong class name is reported at once.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 from annotated_types import Ge
 from pydantic import BeforeValidator, StrictInt, StrictStr
 
 from ..commands import resume_command, unused_path, with_commands
 from ..config import DataConfig, RunConfig, read_config, with_overrides
-from ..errors import InputError, UsageError
+from ..errors import InputError, UsageError, named
 from ..labels import LabelSpace
 from ..schema import document, read_document
 from .class_file import SUFFIX, with_files
 from .layout import STATE, RunFolder, check_model_path, checkpoint_of, label_space, pipeline_folder, similar_runs
 from .shipped import model_folder, shipped_folder
 from .weights import Weights
-
-if TYPE_CHECKING:
-    from ..sampling.negative import Negative
 
 MODEL_INDEX = "model_index.json"
 MAX_INDEX = 2**27  # bytes of a samples.json; about 300,000 images
@@ -104,7 +99,7 @@ def check_model(
     ema: float | str,
     classes: str | None,
     mixes: Sequence[str] = (),
-    negatives: Sequence[Negative] = (),
+    negatives: Sequence[str] = (),
 ) -> None:
     """Raises InputError if the model or the guide does not exist (and is not on the hub), or the model lacks a class.
 
@@ -114,14 +109,15 @@ def check_model(
         if path is not None:
             check_model_path(Weights.parse(path).path)
     labels = _labels(weights_folder(source, ema))
-    labels = None if labels is None else with_files(labels, classes, *mixes, *map(str, negatives))
+    labels = None if labels is None else with_files(labels, classes, *mixes, *negatives)
     if labels is not None and classes is not None:
         try:
             labels.parse(classes)
         except InputError as error:
             raise InputError(f"{error}{_learned_class_hint(classes)}") from None
     for negative in dict.fromkeys(negatives if labels is not None else ()):
-        negative.check(labels)
+        with named("--negative"):
+            labels.parse(negative)
     for mix in mixes if labels is not None else ():
         try:
             list(labels.parts_of_mix(mix))

@@ -75,18 +75,14 @@ class Negative:
         """
         if self.text == "random":
             return [[_draw(labels.K, seed, call.step) for call in calls] for seed in seeds]
-        return [[self._class_id(labels)] * len(calls) for _ in seeds]
-
-    def check(self, labels: LabelSpace) -> None:
-        """Raises InputError if the negative is a class that does not exist."""
-        if self.text not in ("null", "random") and self.shift is None:
-            self._class_id(labels)
-
-    def _class_id(self, labels: LabelSpace) -> int:
         ids = labels.parse(self.text)
         if len(ids) != 1:
             raise InputError(f"the negative of guidance is one class, and '{self.text}' is {len(ids)}.")
-        return ids[0]
+        return [ids * len(calls) for _ in seeds]
+
+    @property
+    def is_class(self) -> bool:
+        return self.text not in ("null", "random") and self.shift is None
 
     def times(self, process: Process, calls: Sequence[ModelEval]) -> list[float]:
         """The time that the network receives at every evaluation, for time:SHIFT; within the times of the process."""

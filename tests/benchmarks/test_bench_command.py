@@ -24,6 +24,7 @@ def results(tmp_path_factory):
     return json.loads((out / "results.json").read_text()), (out / "results.md").read_text()
 
 
+@pytest.mark.slow
 def test_every_table_is_written(results):
     found, text = results
     assert [g["task"] for g in found["groups"]] == ["train", "infer", "sample", "op", "data"]
@@ -41,6 +42,7 @@ def test_every_table_is_written(results):
         assert group["flops_per_image"]["ours"] == group["flops_per_image"]["diffusers"]
 
 
+@pytest.mark.slow
 def test_sampling_loop_is_compared_with_bare_calls(results):
     sample = results[0]["groups"][2]
     ratios = {r["peer"].split(" (")[0]: r for r in sample["ratios"] if r["ours"].startswith("our loop")}
@@ -50,6 +52,7 @@ def test_sampling_loop_is_compared_with_bare_calls(results):
     assert sample["image_difference"] < 1e-4
 
 
+@pytest.mark.slow
 def test_report_names_machine_and_missing_parts(results):
     found, text = results
     for word in (found["machine"]["cpu"], found["machine"]["torch"], found["command"], found["date"]):

@@ -61,6 +61,7 @@ def test_ablation_changes_only_the_conditioning(tmp_path, capsys, conditionings)
     assert str(tmp_path / "a/ablation.md") in shown and "adagn sample" in shown
 
 
+@pytest.mark.slow
 def test_finished_members_are_skipped(tmp_path, monkeypatch, capsys):
     assert ablate(tmp_path / "a", "--kinds=adagn,gain", "--seeds=0") == 0
     trained = []

@@ -277,8 +277,17 @@ def walked(pipe, guide, scale, kind="eps", their_kind="eps"):
     return (x / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).numpy()
 
 
-@pytest.mark.parametrize("kinds", [("eps", "eps"), ("v", "eps"), ("x0", "v")])
-@pytest.mark.parametrize("classes", [3, None])
+@pytest.mark.parametrize(
+    ("classes", "kinds"),
+    [
+        (3, ("eps", "eps")),
+        (None, ("v", "eps")),
+        (3, ("x0", "v")),
+        pytest.param(None, ("eps", "eps"), marks=pytest.mark.slow),
+        pytest.param(3, ("v", "eps"), marks=pytest.mark.slow),
+        pytest.param(None, ("x0", "v"), marks=pytest.mark.slow),
+    ],
+)
 def test_autoguidance_by_a_second_network(kinds, classes):
     pipe = pipeline(prediction=kinds[0])
     labels = NAMES if classes else LabelSpace(())

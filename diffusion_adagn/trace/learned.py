@@ -84,7 +84,9 @@ class Used:
 
     @property
     def sentence(self) -> str:
-        what = counted(self.images, "held-out image" if self.heldout else "image of the folder")
+        what = (
+            counted(self.images, "held-out image") if self.heldout else f"{counted(self.images, 'image')} of the folder"
+        )
         verdict = VERDICTS.get(gap_verdict(self.gap, self.half), "One image cannot show whether the label is used")
         interval = (
             ""

@@ -23,7 +23,7 @@ from diffusion_adagn.personal.learner import TOLERANCE, Learner, start_vector
 from diffusion_adagn.personal.settings import LearnRequest
 from diffusion_adagn.runs.class_file import KEY, files_in, read_class, read_record
 from diffusion_adagn.sampling.load import open_pipeline
-from diffusion_adagn.trace.learned import Moved, Neighbours
+from diffusion_adagn.trace.learned import Moved, Neighbours, Used
 
 
 @pytest.fixture(autouse=True)
@@ -363,6 +363,14 @@ def test_samples_far_from_the_images_are_reported():
 
     assert "WARNING" not in sentence(0.3) and "WARNING: it copies" in sentence(0.09)
     assert "WARNING: the sampled images are much farther" in sentence(0.5)
+
+
+def test_images_are_counted():
+    def sentence(images, heldout):
+        return Used("cat", 0.5, 0.1, 0.05, images, heldout).sentence
+
+    assert "on 5 held-out images the loss under cat" in sentence(5, True)
+    assert "on 1 image of the folder" in sentence(1, False) and "on 3 images of the folder" in sentence(3, False)
 
 
 def test_run_of_one_class_has_no_unit():

@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 import weakref
+from functools import partial
 
 import pytest
 import torch
@@ -138,16 +139,17 @@ def test_weights_may_be_added_and_not_changed(finished, runs):
 
 @pytest.mark.slow
 def test_one_model_and_one_guide_are_in_memory(runs, monkeypatch):
-    loaded, real = [], models.open_pipeline
+    loaded = []
 
-    def opened(path, ema, classes):
+    def opened(real, path, ema, classes):
         gc.collect()
         assert sum(ref() is not None for ref, _ in loaded) <= 1  # the other role's
         pipe, what = real(path, ema, classes)
         loaded.append((weakref.ref(pipe.unet), f"{path}:{ema}"))
         return pipe, what
 
-    monkeypatch.setattr(models, "open_pipeline", opened)
+    for name in ("open_pipeline", "open_guide"):
+        monkeypatch.setattr(models, name, partial(opened, getattr(models, name)))
     assert sweep(runs / "memory", *AXES) == 0
     assert len(loaded) == 2 * 3 + 2 * 3  # checked, then sampled; each model with its two guides
     grid = grid_of(["runs/a"], SweepRequest(ema=("0.1", "raw")))

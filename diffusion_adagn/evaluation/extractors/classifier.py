@@ -228,7 +228,7 @@ def open_classifier(dataset: ImageDataset, device: str | torch.device = "cpu", p
 
 
 def train_classifier(dataset: ImageDataset, device: str | torch.device = "cpu", progress: bool = False) -> Classifier:
-    """Train a classifier. For 50,000 images of 32 pixels this takes about 47 minutes of a CPU core, and a minute on a GPU.
+    """Train a classifier. For 50,000 images of 32 pixels this takes about 47 minutes of one CPU core.
 
     Training takes 10 epochs, but at least 16,000 and at most 500,000 images, and at most 40 epochs. Images are shifted by up
     to an eighth of their size. Colour images of more than 16 pixels are mirrored at random; others are not, since a

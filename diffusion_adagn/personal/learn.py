@@ -2,7 +2,6 @@
 
 import datetime
 import math
-import shutil
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -67,7 +66,8 @@ def learn_class(source: str | Path, request: LearnRequest, out: Path, typed: str
         out.parent.mkdir(parents=True, exist_ok=True)
         count, heldout = len(images.pixels), images.heldout
         fewer = f"; {heldout} held out" if heldout else ""
-        shutil.rmtree(previews_of(out), ignore_errors=True)  # of an earlier class in this file
+        for file in previews_of(out).glob("step-*.png"):  # of an earlier class in this file
+            file.unlink()
         begin = "the mean of all classes" if start is None else pipe.labels.name(start)
         print(
             f"{what}\n{counted(count, 'image')} of {request.images}{fewer}; {request.depth}, from {begin}, on {pipe.device}"

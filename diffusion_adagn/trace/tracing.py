@@ -121,8 +121,6 @@ def objective_of(pipe: ClassConditionalPipeline, source: str | Path) -> Diffusio
 def heldout_images(source: str | Path, pipe: ClassConditionalPipeline, data: DataConfig | None) -> ImageDataset | None:
     """Held-out images of `data`, or of the run's own data; None if neither is known.
 
-    Of other data without a test split all images: the model was not trained on them.
-
     Raises InputError if the classes of the data are not those of the model."""
     recorded = recorded_data(source)
     if data is None and recorded is None:
@@ -131,14 +129,14 @@ def heldout_images(source: str | Path, pipe: ClassConditionalPipeline, data: Dat
     data = dataclasses.replace(data or recorded, image_size=c.sample_size, channels=c.in_channels)
     if recorded is not None and data.source == recorded.source and data.heldout_fraction != recorded.heldout_fraction:
         print("note: data.heldout_fraction differs from training: some of these images were trained on")
-    own = recorded is not None and data.source == recorded.source
-    if not own and ":" not in data.source and data.heldout_fraction == DataConfig().heldout_fraction:
-        found = find_source(data)
-        has_no_split = choose_part(found[0], found[2], "heldout")[2]
-        data = dataclasses.replace(data, heldout_fraction=0.0) if has_no_split else data
-        dataset = open_dataset(data, None if has_no_split else "heldout", resolved=found, empty_classes=True)
-    else:
-        dataset = open_dataset(data, "heldout")
+    found = find_source(data)
+    dataset = open_dataset(data, "heldout", resolved=found)
+    of_other_data = recorded is None or data.source != recorded.source
+    if of_other_data and choose_part(found[0], found[2], "heldout")[2]:
+        print(
+            f"note: {len(dataset):,} images of {data.source} are used, a part that is drawn by a fixed seed, since it may be what the "
+            "model was trained on; if it is not, --data.heldout_fraction 0.9 is nearly all of it"
+        )
     dataset.check_classes(pipe.labels)
     return dataset
 

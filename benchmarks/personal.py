@@ -8,6 +8,7 @@ each learned class, and a table.
 """
 
 import argparse
+import csv
 import itertools
 import json
 import subprocess
@@ -39,6 +40,7 @@ TRAINED = "trained"  # in place of a depth: the control
 SCALES = (1.0, 2.0)
 SAMPLES, STEPS, BATCH = 300, 25, 100
 CIFAR_CLASS, CIFAR_FEW, CIFAR_SAMPLES, CIFAR_STEPS = "horse", 100, 1000, 12
+SHOWN = 12  # images of a row of the sheet
 CIFAR_TRAINING = 1040  # steps of 64 images: 40 minutes at 27.7 images/s, one core of an AMD EPYC (AVX2)
 
 
@@ -210,6 +212,25 @@ def cifar10(data: str, depths: tuple[str, ...]) -> None:
                 Image.fromarray(image).save(images / CIFAR_CLASS / f"{i:05d}.png")
             command = [sys.executable, "-m", "diffusion_adagn", "evaluate", str(images), "--against", f"{data}:test"]
             subprocess.run([*command, "--out", str(out)], check=True)
+    few_shown = [np.asarray(Image.open(file)) for file in sorted(few.glob("*.png"))[:SHOWN]]
+    cifar_report({"learned from": few_shown}, ["nearest-" + nearest, *depths, "ten"])
+
+
+def cifar_report(sheet: dict[str, list[np.ndarray]], names: list[str]) -> None:
+    """Print what `adagn evaluate` measured of the class in each of the sets, and write a sheet of their first images.
+
+    sheet: the first rows, by name.
+    """
+    print("| horse | Frechet distance | accuracy |\n|---|---|---|")
+    for name in names:
+        with (RESULTS / "cifar-figures" / name / "per_class.csv").open(encoding="utf-8") as file:
+            row = next(row for row in csv.DictReader(file) if row["class_name"] == CIFAR_CLASS)
+        frechet, error, right = (float(row[key]) for key in ("frechet", "frechet_standard_error", "accuracy"))
+        print(f"| {name} | {frechet:.2f} ± {error:.2f} | {right:.1%} |")
+        files = sorted((RESULTS / "cifar-images" / name / CIFAR_CLASS).glob("*.png"))[:SHOWN]
+        sheet[name] = [np.asarray(Image.open(file)) for file in files]
+    labelled_grid(list(sheet.values()), list(sheet)).save(RESULTS / "cifar.png")
+    print(f"Look at  {RESULTS / 'cifar.png'}")
 
 
 def main() -> None:

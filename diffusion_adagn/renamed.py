@@ -36,6 +36,11 @@ CALL_ARGUMENTS = {"told": "class_plan", "watch": "callback"}  # of a pipeline ca
 NAMES = {"Mix": "ClassMix", "Between": "ClassInterpolation"}  # exported by the package
 
 
+def extractor_name(name: str | None) -> str | None:
+    """What users call an extractor: its name as files record it, or typed, in today's words."""
+    return EXTRACTORS.get(name, name)
+
+
 def renamed_arguments(**names: str) -> Callable[[Callable], Callable]:
     """A decorator that accepts old names of keyword arguments, with a DeprecationWarning.
 

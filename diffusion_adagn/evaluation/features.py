@@ -15,6 +15,7 @@ from pydantic import StrictInt, StrictStr
 
 from ..atomic import atomic_write
 from ..errors import InputError
+from ..renamed import extractor_name
 from ..schema import as_document, document
 from .metrics import Gaussian, KernelReference, radii
 from .metrics.measured import checked_labels
@@ -134,9 +135,9 @@ class FeatureSet:
         elif made_with["hash"] != extractor.hash:
             measured_with = {"hash": extractor.hash, "dimension": extractor.dimension}
             fault = (
-                f"the reference {name} was made with the extractor {made_with['name']} ({_describe_record(made_with)}), and the images are "
-                f"measured with {extractor.name} ({_describe_record(measured_with)}): distances between the two mean nothing. Type "
-                f"--extractor {made_with['name']} and, if it is trained on data, --data.source with that data; or make the reference "
+                f"the reference {name} was made with the extractor {extractor_name(made_with['name'])} ({_describe_record(made_with)}), and the images are "
+                f"measured with {extractor_name(extractor.name)} ({_describe_record(measured_with)}): distances between the two mean nothing. Type "
+                f"--extractor {extractor_name(made_with['name'])} and, if it is trained on data, --data.source with that data; or make the reference "
                 "again, with adagn evaluate reference"
             )
         if fault:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from ..atomic import atomic_write
-from ..renamed import EXTRACTORS
+from ..renamed import extractor_name
 from ..render.grids import labelled_grid
 from .features import FeatureSet
 from .metrics import nearest
@@ -107,7 +107,7 @@ def _how_near(sampled: np.ndarray, real: np.ndarray | None, reference: FeatureSe
     where = f"{about['name']}, {'all ' if about['count'] == about['of'] else ''}{about['count']:,} images"
     if about["count"] != about["of"]:
         where += f" drawn from {about['of']:,}"
-    sentence = f"Nearest real image ({where}; median distance in the features of {EXTRACTORS.get(name := about['extractor']['name'], name)}): {median:.3g} from a sampled one"
+    sentence = f"Nearest real image ({where}; median distance in the features of {extractor_name(about['extractor']['name'])}): {median:.3g} from a sampled one"
     if real is None:
         return f"{sentence}."
     between = float(np.median(real))

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from ..atomic import atomic_write
-from ..renamed import EXTRACTORS
+from ..renamed import extractor_name
 from ..render.report import Code, Report, Section, Shown, Table, table_lines
 from .extractors import Extractor
 from .extractors.base import described
@@ -53,7 +53,7 @@ def titles(extractor: Mapping, classifier: Mapping | None, scorer: Mapping | Non
     metric_titles = {name: kind.title for name, kind in METRICS.items()}
     for metric, who in measured_by.items():
         if who and who.get("name") and not who.get("is_fid"):
-            metric_titles[metric] += f" ({EXTRACTORS.get(who['name'], who['name'])})"
+            metric_titles[metric] += f" ({extractor_name(who['name'])})"
     return metric_titles | ({"frechet": "FID"} if extractor.get("is_fid") else {})
 
 
@@ -324,7 +324,7 @@ def _made(record: dict) -> Section:
         "images": f"{record['count']:,}, {p['width']}x{p['height']}, {p['channels']} channel{'s' * (p['channels'] != 1)}",
         **{f"model's {key}": value for key, value in (record["model"] or {}).items()},
         **record["settings"],
-        "extractor": f"{e['name']} {e['hash']}, {e['dimension']:,} features of images {seen}",
+        "extractor": f"{extractor_name(e['name'])} {e['hash']}, {e['dimension']:,} features of images {seen}",
         "judge": record["judge"] and _classifier_line(record["judge"]),
         "reference": f"{r['name']}, {count}, fingerprint {r['fingerprint'][:16]}",
         "reference's images": r.get("resized"),
@@ -340,7 +340,7 @@ def _made(record: dict) -> Section:
 def _classifier_line(classifier: dict) -> str:
     fraction = heldout_accuracy(classifier)
     right = "" if fraction is None else f", right on {fraction:.1%} of held-out images"
-    return f"{EXTRACTORS.get(classifier['name'], classifier['name'])} {classifier['hash']}{right}"
+    return f"{extractor_name(classifier['name'])} {classifier['hash']}{right}"
 
 
 def _words(value: object) -> str:

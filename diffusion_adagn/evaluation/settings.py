@@ -10,13 +10,13 @@ from pydantic import BeforeValidator, model_validator
 
 from ..config import Device, Precision
 from ..errors import InputError
-from ..renamed import EXTRACTORS
+from ..renamed import extractor_name
 from ..sampling.settings import Ema, GuideEma, Numbers, SamplerSettings, scales_of
 from ..schema import AS_GIVEN, NO_OPTION, Option, settings
 
 
 def _renamed(extractor: Any) -> Any:
-    return EXTRACTORS.get(extractor, extractor) if isinstance(extractor, str) else extractor
+    return extractor_name(extractor) if isinstance(extractor, str) else extractor
 
 
 @settings(frozen=True)

@@ -10,7 +10,7 @@ from accelerate.utils import gather_object
 
 from ..config import DataConfig
 from ..errors import InputError
-from ..renamed import EXTRACTORS
+from ..renamed import extractor_name
 from ..runs.recorded import recorded_data
 from ..runtime.distributed import main_first
 from ..sampling.pipeline import ClassConditionalPipeline
@@ -52,11 +52,8 @@ class EvalSetup:
             return "nothing"
         about = self.reference.about
         many = "published statistics" if about["count"] is None else f"{about['count']:,} images"
-        by = (
-            "by their looks alone"
-            if self.extractor is None
-            else f"by the features of {EXTRACTORS.get(self.extractor.name, self.extractor.name)}"
-        )
+        name = None if self.extractor is None else extractor_name(self.extractor.name)
+        by = "by their looks alone" if name is None else f"by the features of {name}"
         return f"{about['name']} ({many}), {by}"
 
 

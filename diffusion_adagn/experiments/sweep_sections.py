@@ -16,6 +16,7 @@ from ..evaluation.report import (
     note_weak_classifier,
     taken_in,
 )
+from ..renamed import extractor_name
 from ..render.report import Code, Part, Section, Shown, Strong, Table
 from ..render.text import listed, percent, plus_minus
 from . import point_results, selection, verdicts
@@ -349,14 +350,14 @@ def _measured_by(report: SweepResults) -> list[list[str]]:
     unnamed = "an extractor without a name"
     if e:
         seen = taken_in(e, *report.size())
-        rows.append(["features", (e.get("name") or unnamed) + (f" (images {seen})" if seen else "")])
+        rows.append(["features", (extractor_name(e.get("name")) or unnamed) + (f" (images {seen})" if seen else "")])
         rows += [["hash of the features", Code(e["hash"])]] if e.get("hash") else []
         rows += [] if e.get("is_fid") else [["FID", FOREIGN]]
     if classifier:
         same = report.same_network
         fraction = heldout_accuracy(classifier)
         right = "" if fraction is None else f", which gets {percent(fraction)} of held-out images right"
-        who = "the same network" if same else classifier.get("name") or unnamed
+        who = "the same network" if same else extractor_name(classifier.get("name")) or unnamed
         rows.append(["accuracy: class probabilities of", who + right])
         rows += [["hash of the classifier", Code(classifier["hash"])]] if classifier.get("hash") and not same else []
     near = [verdicts.metric_names(report.words)[m] for m in NEIGHBOURS if m in report.metrics]

@@ -38,8 +38,19 @@ def open_pipeline(
     return pipe, what
 
 
-def open_guide(path: str | Path, ema: float | str = "run", classes: Sequence[str | None] = ()):
-    """As `open_pipeline`, of a model that guidance moves away from; one without class vectors takes no learned class."""
+def open_guide(
+    path: str | Path, ema: float | str = "run", classes: Sequence[str | None] = ()
+) -> tuple[ClassConditionalPipeline, str]:
+    """As `open_pipeline`, of a model that guidance moves away from; one without class vectors takes no learned class.
+
+    Args:
+        path: As `open_pipeline` takes it.
+        ema: As `open_pipeline` takes it.
+        classes: As `open_pipeline` takes them.
+
+    Raises:
+        InputError: As `open_pipeline`; the message begins with the guide.
+    """
     pipe, what = _open(path, ema)
     if pipe.unet.embedding.classes is not None:
         with named(f"the guide {path}"):

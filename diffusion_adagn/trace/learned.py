@@ -22,10 +22,8 @@ PAIRS = 256  # (image, noise level, noise) under each label
 MIN_HELDOUT = 4  # images for the label check; with fewer, all are used
 MAX_ROWS = 64  # per call of the network
 SAMPLES, SAMPLER_STEPS = 64, 25
-NEAR, FAR = (
-    0.5,
-    2.0,
-)  # of the distance between the images themselves: much nearer means copies, much farther other images
+NEAR = 0.5  # of the distance between the images themselves: much nearer means copies
+FAR = 2.0  # much farther means images of something else
 SHOWN = 8  # sampled images in the sheet
 NAMED = 3  # sites and classes in a sentence
 
@@ -94,7 +92,7 @@ class Used:
             else f", 95% interval {self.gap - self.half:+.3g} to {self.gap + self.half:+.3g}"
         )
         return (
-            f"{verdict}: on {what} the loss under {self.other}, the nearest of the old classes, minus that under the new label "
+            f"{verdict}: on {what} the loss under {self.other}, the best of the nearest old classes, minus that under the new label "
             f"is {self.gap:+.3g} ({self.gap / self.own_loss:+.1%}){interval}."
         )
 

@@ -220,7 +220,7 @@ def test_page_reports_provenance(tmp_path):
     points[1].row["guide"] = "runs/b/checkpoints/step-00000100"
     files = write_report(sweep, points, tmp_path)
     made = origin_of(sweep, points)
-    assert made["accuracy: class probabilities of"] == "judge, which gets 74% of held-out images right"
+    assert made["accuracy: class probabilities of"] == "classifier, which gets 74% of held-out images right"
     assert made["hash of the classifier"] == "1dea" and made["hash of the model"] == "abc123"
     assert made["nearest neighbours of recall"] == "3" and (made["versions"], made["date"]) == (
         "torch 2.11",
@@ -258,7 +258,7 @@ def test_own_extractor_records_may_lack_fields():
 def test_images_of_extractor_size_are_not_resized():
     assert origin_of(SWEEP, judged())["features"] == "efficientnet_lite0 (images resized to 224 px by bicubic)"
     small = with_(extractor=JUDGE | {"resize": "bilinear"}, reference={"image_size": 8})
-    assert origin_of(small, judged())["features"] == "judge (images 8 px as they are)"
+    assert origin_of(small, judged())["features"] == "classifier (images 8 px as they are)"
     shown = np.zeros((1, 1, 16, 16, 1), np.uint8)
     assert "resized to 8 px by bilinear" in origin_of(small, judged(shown=shown))["features"]
 

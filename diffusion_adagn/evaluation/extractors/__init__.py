@@ -17,7 +17,7 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from ...errors import InputError
-from ...renamed import EXTRACTORS
+from ...renamed import extractor_name
 from ..features import Extractor, FeatureSet
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ def open_extractor(
     word, _, argument = spec.partition(":")
     if spec.endswith(".safetensors") and word not in CHOICES:
         word, argument = "efficientnet", spec
-    word = EXTRACTORS.get(word, word)
+    word = extractor_name(word)
     if word in ("classifier", "sklearn"):
         return _learned(word, argument, spec, dataset, device, progress)
     if word == "inception":

@@ -287,8 +287,8 @@ class SpeedConfig:
 
     precision: Precision = "auto"
     """Autocast type; weights stay in fp32. tf32: fp32 with its products and convolutions in TF32 (CUDA). auto: on a
-    GPU bf16 (fp16 where it has none); on a CPU fp32, or bf16 where the CPU computes in it and an image takes half
-    a GFLOP or more. A resumed run keeps its precision."""
+    GPU bf16 (fp16 where it has none); on a CPU fp32, or bf16 where the CPU computes in it and an image takes a
+    quarter of a GFLOP or more. A resumed run keeps its precision."""
     memory_format: Annotated[Literal["auto", "channels_last", "contiguous"], RESUMABLE] = "auto"
     """Memory format of feature maps. auto: channels_last, but contiguous in fp32 on a GPU."""
     operator: Annotated[Literal["auto", "fused", "eager"], RESUMABLE] = "auto"

@@ -153,7 +153,7 @@ def _speed(requested: str) -> tuple[str, list[str]]:
     small, large = (_resolve_auto(requested, flops) for flops in (0, 10**12))
     text = f"{small.precision}, {small.memory_format} for --precision auto of adagn train and adagn sample"
     if large.precision != small.precision:
-        text += f"; {large.precision} for networks of half a GFLOP an image or more"
+        text += f"; {large.precision} for networks of a quarter of a GFLOP an image or more"
     return text, []
 
 

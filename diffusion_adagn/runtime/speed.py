@@ -15,7 +15,7 @@ from ..ops import unsupported_reason
 from ..ops.cpu import compiler
 from .precision import AUTOCAST, check_precision
 
-MIN_FLOPS_FOR_BF16 = 5e8  # per image, forward; below this, converting to bf16 costs a CPU more than it gains
+MIN_FLOPS_FOR_BF16 = 2.5e8  # per image, forward; below this, converting to bf16 costs a CPU more than it gains
 COMPILER = "inductor"  # torch.compile's backend
 
 

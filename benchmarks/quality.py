@@ -5,7 +5,8 @@
 
 Each run has one pinned core; two train at a time, and those that are compared are in the same pair where possible. The
 number of training images is determined once for each network, from its speed, so that all runs of a network see
-the same number. Results: OUT/results.json and OUT/quality.md.
+the same number. All train in the same precision, the peers too; all are sampled in fp32. Results: OUT/results.json and
+OUT/quality.md.
 """
 
 import argparse
@@ -26,6 +27,8 @@ from pathlib import Path
 from queue import Queue
 
 import torch
+
+from diffusion_adagn.runtime.speed import has_bf16
 
 from .machine import machine_info
 from .peers import PEERS
@@ -56,7 +59,7 @@ COMMON = {
     "data.flip": True, "training.batch_size": 64, "training.lr": 1e-3, "training.warmup_steps": 50,
     "training.lr_decay": "linear", "training.ema_decay": 0.999, "training.label_dropout": 0.1,
     "training.log_every": 20, "training.checkpoint_every": 100, "training.preview_every": 0,
-    "training.diagnostics_every": 0, "speed.precision": "fp32", "speed.device": "cpu",
+    "training.diagnostics_every": 0, "speed.device": "cpu",
 }  # fmt: skip
 
 
@@ -124,17 +127,20 @@ def options(settings: dict[str, object]) -> list[str]:
     return [f"--{key}={value}" for key, value in settings.items()]
 
 
-def images_of(network: str, data: str, minutes: float, out: Path, core: int) -> int:
+def images_of(network: str, args: argparse.Namespace, minutes: float, core: int) -> int:
     """Training images that a network sees in so many minutes on one core. The speed is measured once, in a short run."""
+    data, out = args.data, args.out
     file = out / "speeds.json"  # images per second
     known = json.loads(file.read_text()) if file.exists() else {}
     if network not in known:
         trial = out / f"trial-{network}"
         if network in PEERS:
             words = ["benchmarks.quality_peers", "train", network, "--data", data, "--images", 1280, "--out", trial]
+            words += ["--precision", args.precision]
             known[network] = float(pinned(core, out / "trial.log", *words).split()[-2])
         else:
-            settings = Run("eps", network, 0).settings(data, 60) | {"training.log_every": 5}
+            settings = Run("eps", network, 0).settings(data, 60)
+            settings |= {"training.log_every": 5, "speed.precision": args.precision}
             pinned(core, out / "trial.log", "diffusion_adagn", "train", "--output_dir", trial, *options(settings))
             lines = [json.loads(line) for line in (trial / "metrics.jsonl").read_text().splitlines()]
             known[network] = statistics.median(line["images_per_s"] for line in lines if "images_per_s" in line)
@@ -142,16 +148,17 @@ def images_of(network: str, data: str, minutes: float, out: Path, core: int) -> 
     return int(minutes * 60 * known[network])
 
 
-def train(run: Run, data: str, images: int, out: Path, core: int) -> None:
+def train(run: Run, args: argparse.Namespace, images: int, core: int) -> None:
     """Train a run, or what is missing of it."""
-    folder = out / run.name
+    out, folder = args.out, args.out / run.name
     if (folder / "pipeline").is_dir():
         return
     started = any(folder.glob("checkpoints/step-*"))
     if not started:
         shutil.rmtree(folder, ignore_errors=True)  # stopped before its first checkpoint
     steps = images // COMMON["training.batch_size"]
-    begin, settings = time.time(), run.settings(data, steps) | {"training.keep_every": steps // 4}
+    begin, settings = time.time(), run.settings(args.data, steps) | {"training.keep_every": steps // 4}
+    settings["speed.precision"] = args.precision
     place = ["--output_dir", folder, *(["--resume", "auto"] if started else [])]
     pinned(core, out / f"{run.name}.log", "diffusion_adagn", "train", *place, *options(settings))
     print(f"{run.name}: {steps} steps in {(time.time() - begin) / 60:.1f} min", flush=True)
@@ -167,8 +174,8 @@ def sweep(run: Run, model: Path, name: str, scales: str, count: int, out: Path, 
 def processes(args: argparse.Namespace, cores: Sequence[int]) -> list[dict]:
     """Train and measure the runs that compare processes. Returns their rows."""
     runs = [run for run in RUNS if re.fullmatch(args.only, run.name)]
-    images = {n: images_of(n, args.data, args.minutes or 20, args.out, cores[0]) for n in {r.network for r in runs}}
-    in_parallel([partial(train, r, args.data, images[r.network], args.out) for r in runs], cores)
+    images = {n: images_of(n, args, args.minutes or 20, cores[0]) for n in {r.network for r in runs}}
+    in_parallel([partial(train, r, args, images[r.network]) for r in runs], cores)
     measured = [r for r in runs if (args.out / r.name / "pipeline").is_dir()]
     in_parallel([partial(sweep, r, args.out / r.name, r.name, SCALES, args.count, args.out) for r in measured], cores)
     return [
@@ -189,15 +196,15 @@ def peers(args: argparse.Namespace, cores: Sequence[int]) -> list[dict]:
     methods: list[Run | str] = [*(Run(p, "small", 0, "long") for p in ("eps", "edm", "flow")), *PEERS]
     methods = [m for m in methods if re.fullmatch(args.only, str(m))]
     images = {
-        n: images_of(n, args.data, minutes, args.out, cores[0])
-        for n in {m if isinstance(m, str) else m.network for m in methods}
+        n: images_of(n, args, minutes, cores[0]) for n in {m if isinstance(m, str) else m.network for m in methods}
     }
 
     def train_method(method: Run | str, core: int) -> None:
         if isinstance(method, Run):
-            train(method, args.data, images[method.network], args.out, core)
+            train(method, args, images[method.network], core)
         elif not (args.out / method / "ema-1.pt").exists():
             place = ["--data", args.data, "--images", images[method], "--out", args.out / method]
+            place += ["--precision", args.precision]
             pinned(core, args.out / f"{method}.log", module, "train", method, *place)
 
     def measure(method: Run | str, mark: float, core: int) -> None:
@@ -232,6 +239,7 @@ def peers(args: argparse.Namespace, cores: Sequence[int]) -> list[dict]:
 def write_report(rows: Sequence[dict], args: argparse.Namespace, command: str) -> Path:
     """results.json and quality.md."""
     about = {"command": command, "date": date.today().isoformat(), "machine": machine_info(torch.device("cpu"))}
+    about["precision"] = args.precision
     speeds = json.loads((args.out / "speeds.json").read_text())
     (args.out / "results.json").write_text(json.dumps({**about, "speeds": speeds, "rows": rows}, indent=1, default=str))
     metrics, ratios = ("accuracy", "frechet", "precision", "recall"), ("saturation_ratio", "contrast_ratio")
@@ -258,6 +266,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--minutes", type=float, help="of training, per run (default: 20, peers 40)")
     parser.add_argument("--count", type=int, default=1000, help="images per scale (default: 1000)")
     parser.add_argument("--only", default=".*", help="regular expression of run names, such as 'edm-small.*'")
+    known = ("fp32", "bf16")
+    best = known[has_bf16(torch.device("cpu"))]
+    parser.add_argument("--precision", choices=known, default=best, help=f"of training (default on this CPU: {best})")
     parser.add_argument("--cores", default="0,1", help="cores, one run each (default: 0,1)")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/quality"))
     args = parser.parse_args(argv)

@@ -151,7 +151,7 @@ def batches(data: str, size: int, start: int, steps: int) -> Iterator[tuple[Tens
         yield torch.where(mirrored[:, None, None, None], x.flip(3), x), torch.from_numpy(labels)
 
 
-def train(peer: str, data: str, images: int, out: Path) -> float:
+def train(peer: str, data: str, images: int, out: Path, precision: str) -> float:
     """Train on so many images, with the EMA weights saved at MARKS. Returns the images per second of this call."""
     torch.manual_seed(0)
     model = PEERS[peer]()
@@ -172,7 +172,9 @@ def train(peer: str, data: str, images: int, out: Path) -> float:
         for group in optimizer.param_groups:
             group["lr"] = 1e-4 * model.rate(step, steps)
         optimizer.zero_grad(set_to_none=True)
-        model.loss(x, y).backward()
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+            loss = model.loss(x, y)
+        loss.backward()
         nn.utils.clip_grad_norm_(model.network.parameters(), 1.0)
         optimizer.step()
         decay = model.ema_decay(step)
@@ -211,6 +213,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("peer", choices=PEERS)
     parser.add_argument("--data", default="cifar10")
     parser.add_argument("--images", type=int, default=67_000, help="training images seen (default: 67000)")
+    parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="of training (default: fp32)")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/quality/peer"))
     parser.add_argument("--mark", type=float, default=1.0, choices=MARKS, help="sample the weights at this fraction")
     parser.add_argument("--scales", default="1,1.5,2,3", help="guidance scales (default: 1,1.5,2,3)")
@@ -220,7 +223,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.what == "cost":
         print(f"{gflops(args.peer):.4f} GFLOP per image and forward pass")
     elif args.what == "train":
-        print(f"{train(args.peer, args.data, args.images, args.out):.1f} images/s")
+        print(f"{train(args.peer, args.data, args.images, args.out, args.precision):.1f} images/s")
     else:
         sample(args.peer, args.out, args.mark, [float(s) for s in args.scales.split(",")], args.count, args.calls)
     return 0

@@ -5,8 +5,8 @@
 
 Each run has one pinned core; two train at a time, and those that are compared are in the same pair where possible. The
 number of training images is determined once for each network, from its speed, so that all runs of a network see
-the same number. All train in the same precision, the peers too; all are sampled in fp32. Results: OUT/results.json and
-OUT/quality.md.
+the same number. All train in the same precision, the peers too; all are sampled in fp32. Results: OUT/processes.json and
+OUT/processes/report.html, or peers.
 """
 
 import argparse
@@ -28,11 +28,14 @@ from queue import Queue
 
 import torch
 
+from diffusion_adagn.config import DataConfig
+from diffusion_adagn.data import open_dataset
 from diffusion_adagn.runtime.speed import has_bf16
 
 from .machine import machine_info
 from .peers import PEERS
 from .quality_peers import MARKS
+from .quality_report import quality_report
 
 SCALES, ALL_SCALES, CALLS = "1,2", "1,1.5,2,3", 12  # network calls per image and pass, for all
 SMALL = {
@@ -167,7 +170,7 @@ def train(run: Run, args: argparse.Namespace, images: int, core: int) -> None:
 def sweep(run: Run, model: Path, name: str, scales: str, count: int, out: Path, core: int) -> None:
     """Measure a model at several guidance scales."""
     sampler = ["--sampler", "dpm++", "--spacing", "karras", "--steps", CALLS, "--guidance", scales]
-    place = ["--count", count, "--out", out / "sweeps" / name]
+    place = ["--count", count, "--keep", "--out", out / "sweeps" / name]
     pinned(core, out / f"{run.name}.log", "diffusion_adagn", "sweep", model, *sampler, *place)
 
 
@@ -186,8 +189,9 @@ def processes(args: argparse.Namespace, cores: Sequence[int]) -> list[dict]:
 
 
 def points(out: Path, name: str) -> list[dict]:
-    """The rows of a sweep."""
-    return [json.loads(file.read_text()) for file in sorted((out / "sweeps" / name).glob("points/*/row.json"))]
+    """The rows of a sweep. samples: the file of its images."""
+    files = sorted((out / "sweeps" / name).glob("points/*/row.json"))
+    return [{"samples": str(f.with_name("samples.npz").relative_to(out)), **json.loads(f.read_text())} for f in files]
 
 
 def peers(args: argparse.Namespace, cores: Sequence[int]) -> list[dict]:
@@ -224,6 +228,7 @@ def peers(args: argparse.Namespace, cores: Sequence[int]) -> list[dict]:
                 words = ["evaluate", file, "--against", args.data, "--out", target, "--neighbours", 0]
                 pinned(core, log, "diffusion_adagn", *words)
                 row = json.loads((target / "evaluation.json").read_text())
+                shutil.copyfile(file, target / "samples.npz")
                 (target / "row.json").write_text(json.dumps(row | {"scale": float(file.stem[1:])}))
 
     in_parallel([partial(train_method, m) for m in methods], cores)
@@ -237,26 +242,14 @@ def peers(args: argparse.Namespace, cores: Sequence[int]) -> list[dict]:
 
 
 def write_report(rows: Sequence[dict], args: argparse.Namespace, command: str) -> Path:
-    """results.json and quality.md."""
-    about = {"command": command, "date": date.today().isoformat(), "machine": machine_info(torch.device("cpu"))}
-    about["precision"] = args.precision
+    """results.json, report.html with its images, and quality.md."""
     speeds = json.loads((args.out / "speeds.json").read_text())
-    (args.out / "results.json").write_text(json.dumps({**about, "speeds": speeds, "rows": rows}, indent=1, default=str))
-    metrics, ratios = ("accuracy", "frechet", "precision", "recall"), ("saturation_ratio", "contrast_ratio")
-    heads = ["run", *(["minutes"] if args.what == "peers" else []), "images", "scale", *metrics]
-    lines = [" | ".join(["", *heads, *(name.removesuffix("_ratio") for name in ratios), ""]).strip()]
-    lines.append("|" + "---|" * (len(heads) + len(ratios)))
-    for row in rows:
-        values = [row["metrics"][name]["value"] for name in metrics] + [row["diagnostics"][name] for name in ratios]
-        first = [
-            row["run"],
-            *([f"{row['minutes']:g}"] if "minutes" in row else []),
-            f"{row['images']:,}",
-            f"{row['scale']:g}",
-        ]
-        lines.append("| " + " | ".join(first + ["" if v is None else f"{v:.3g}" for v in values]) + " |")
-    (args.out / "quality.md").write_text("\n".join(lines) + "\n")
-    return args.out / "quality.md"
+    about = {"command": command, "date": date.today().isoformat(), "machine": machine_info(torch.device("cpu"))}
+    about |= {"precision": args.precision, "speeds": speeds}
+    (args.out / f"{args.what}.json").write_text(json.dumps({**about, "rows": rows}, indent=1, default=str))
+    classes = open_dataset(DataConfig(source=args.data), progress=False).label_space.names
+    report = quality_report(rows, classes, args.out, f"{command} ({about['date']}, training in {args.precision})")
+    return report.save(args.out / args.what, text="quality.md")[0]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -275,6 +268,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     args.out.mkdir(parents=True, exist_ok=True)
     cores = [int(core) for core in args.cores.split(",")]
     rows = {"processes": processes, "peers": peers}[args.what](args, cores)
+    if not rows:
+        print(f"no run of {args.out} is finished; see the logs there", file=sys.stderr)
+        return 1
     command = " ".join(["python -m benchmarks.quality", *(argv if argv is not None else sys.argv[1:])])
     print(f"Look at {write_report(rows, args, command)}")
     return 0

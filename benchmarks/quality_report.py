@@ -1,0 +1,119 @@
+"""The page of benchmarks.quality: all points, the best of each method against the spread of seeds, a sheet, a curve over the time."""
+
+import re
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+from diffusion_adagn.data.npz import read_npz
+from diffusion_adagn.render.figures import chart, new_figure
+from diffusion_adagn.render.grids import labelled_grid
+from diffusion_adagn.render.report import Report, Section, Shown, Strong, Table
+from diffusion_adagn.render.text import number
+
+METRICS, RATIOS = ("frechet", "accuracy", "precision", "recall"), ("saturation_ratio", "contrast_ratio")
+EACH = 2  # images of a class in the sheet
+
+
+def value(row: dict, metric: str) -> float | None:
+    return row["diagnostics"][metric] if metric in RATIOS else row["metrics"][metric]["value"]
+
+
+def finished(rows: Sequence[dict]) -> list[dict]:
+    """The rows at the end of the training."""
+    longest = max((row.get("minutes", 0) for row in rows), default=0)
+    return [row for row in rows if row.get("minutes", 0) == longest]
+
+
+def best_rows(rows: Sequence[dict]) -> dict[str, dict]:
+    """By run the row with the least Frechet distance, the best run first."""
+    best: dict[str, dict] = {}
+    for row in sorted(rows, key=lambda row: value(row, "frechet")):
+        best.setdefault(row["run"], row)
+    return best
+
+
+def by_method(best: dict[str, dict], metric: str) -> dict[str, list[float]]:
+    """Values of the seeds of each method: the runs eps-small-0 and eps-small-1 are eps-small."""
+    values: dict[str, list[float]] = {}
+    for run, row in best.items():
+        values.setdefault(re.sub(r"-\d+$", "", run), []).append(value(row, metric))
+    return values
+
+
+def spread_of_seeds(values: dict[str, list[float]]) -> float | None:
+    """The largest difference between seeds of one method. None if no method has two."""
+    return max((max(v) - min(v) for v in values.values() if len(v) > 1), default=None)
+
+
+def comparison(best: dict[str, dict], metric: str) -> Table:
+    """Methods in order of their means, and what a difference to the best one means."""
+    values = by_method(best, metric)
+    spread, sign = spread_of_seeds(values), 1 if metric == "frechet" else -1
+    means = sorted(((statistics.mean(v), method) for method, v in values.items()), key=lambda pair: sign * pair[0])
+    rows = []
+    for mean, method in means:
+        behind = sign * (mean - means[0][0])
+        if method == means[0][1]:
+            verdict = Strong("best")
+        elif spread is None:
+            verdict = f"{number(behind)} behind"
+        else:
+            verdict = f"{number(behind)} behind" if behind > spread else "no difference"
+        rows.append([method, str(len(values[method])), number(mean), verdict])
+    text = "Each run at its own best scale, by Frechet distance; means over seeds. "
+    if spread is not None:
+        text += f"Two seeds of one method differ by up to {number(spread)}; a smaller difference is reported as none."
+    return Table(["method", "seeds", metric, "against the best"], rows, text)
+
+
+def points_table(rows: Sequence[dict]) -> Table:
+    with_minutes = any("minutes" in row for row in rows)
+    head = ["run", *(["minutes"] if with_minutes else []), "images seen", "scale", *METRICS]
+    lines = []
+    for row in rows:
+        first = [row["run"], *([f"{row['minutes']:g}"] if with_minutes else []), f"{row['images']:,}"]
+        values = [value(row, name) for name in (*METRICS, *RATIOS)]
+        lines.append([*first, f"{row['scale']:g}", *("" if v is None else number(v) for v in values)])
+    return Table([*head, *(name.removesuffix("_ratio") for name in RATIOS)], lines, "Ratios are relative to the data.")
+
+
+def sheet(best: dict[str, dict], classes: Sequence[str], out: Path):
+    """The first images of each class of every run, not selected, at its best scale."""
+    rows, names = [], []
+    for run, row in best.items():
+        images = read_npz(out / row["samples"])
+        rows.append([image for k in range(len(classes)) for image in images.pixels[images.labels == k][:EACH]])
+        names.append(f"{run}, scale {row['scale']:g}")
+    heads = [name if i == 0 else "" for name in classes for i in range(EACH)]
+    return labelled_grid(rows, names, heads, title="The first images of every class, each run at its best scale")
+
+
+@chart
+def curve(rows: Sequence[dict]) -> Figure:
+    """Frechet distance and accuracy over the minutes of training, each point at its best scale."""
+    figure = new_figure(3.6)
+    panels = figure.subplots(1, 2)
+    for ax, metric in zip(panels, ("frechet", "accuracy")):
+        for run in best_rows(finished(rows)):
+            marks = sorted({row["minutes"] for row in rows if row["run"] == run})
+            at = [best_rows([r for r in rows if r["run"] == run and r["minutes"] == m])[run] for m in marks]
+            ax.plot(marks, [value(row, metric) for row in at], marker="o", label=run)
+        ax.set(xlabel="minutes of training", title={"frechet": "Frechet distance (classifier)"}.get(metric, metric))
+    panels[0].set_yscale("log")
+    panels[0].legend()
+    return figure
+
+
+def quality_report(rows: Sequence[dict], classes: Sequence[str], out: Path, about: str) -> Report:
+    """The page of all measured points. rows: those of results.json, whose samples are in `out`."""
+    best = best_rows(finished(rows))
+    sections = [Section("Methods", [comparison(best, metric) for metric in ("frechet", "accuracy")])]
+    if any("minutes" in row for row in rows):
+        shown = Shown("curve", lambda: curve(rows), "Frechet distance and accuracy over the minutes of training")
+        sections.append(Section("Over the training", [shown]))
+    images = Shown("sheet", lambda: sheet(best, classes, out), "The first images of every class for each run")
+    sections += [Section("Images", [images]), Section("All points", [points_table(rows)])]
+    return Report("Image quality in equal time", sections, about=about)

@@ -1,0 +1,62 @@
+"""The page of benchmarks.quality, from rows as its sweeps give them."""
+
+import numpy as np
+import pytest
+
+from benchmarks.quality_report import best_rows, by_method, comparison, quality_report, spread_of_seeds
+from diffusion_adagn.data.npz import write_npz
+
+CLASSES = ["cat", "dog"]
+
+
+def row(run: str, scale: float, frechet: float, accuracy: float = 0.5, **more) -> dict:
+    values = {"frechet": frechet, "accuracy": accuracy, "precision": 0.6, "recall": None}
+    return {
+        "run": run, "scale": scale, "images": 80_000, "samples": f"{run}.npz",
+        "metrics": {name: {"value": v} for name, v in values.items()},
+        "diagnostics": {"saturation_ratio": 1.0, "contrast_ratio": 0.9}, **more,
+    }  # fmt: skip
+
+
+ROWS = [
+    row("eps-small-0", 1, 4.5), row("eps-small-0", 2, 3.4), row("eps-small-1", 2, 3.0),
+    row("edm-small-0", 1, 1.4), row("edm-small-0", 2, 1.6), row("edm-small-1", 1, 1.2), row("flow-small-0", 1, 1.5),
+]  # fmt: skip
+
+
+def test_best_scale_of_each_run():
+    best = best_rows(ROWS)
+    assert {run: r["scale"] for run, r in best.items()} == {
+        "edm-small-1": 1, "edm-small-0": 1, "flow-small-0": 1, "eps-small-1": 2, "eps-small-0": 2
+    }  # fmt: skip
+    assert next(iter(best)) == "edm-small-1"
+
+
+def test_spread_is_within_one_method():
+    values = by_method(best_rows(ROWS), "frechet")
+    assert values["eps-small"] == [3.0, 3.4] and values["flow-small"] == [1.5]
+    assert spread_of_seeds(values) == pytest.approx(0.4)
+    assert spread_of_seeds({"a": [1.0], "b": [2.0]}) is None
+
+
+def test_difference_below_the_spread_is_none():
+    lines = {method: verdict for method, _, _, verdict in comparison(best_rows(ROWS), "frechet").rows}
+    assert lines["edm-small"] == "best"
+    assert lines["flow-small"] == "no difference"  # 0.2 behind, seeds differ by 0.4
+    assert lines["eps-small"] == "1.9 behind"
+
+
+def test_higher_accuracy_is_better():
+    rows = [row("eps-small-0", 1, 2.0, 0.2), row("edm-small-0", 1, 2.1, 0.7)]
+    assert [line[0] for line in comparison(best_rows(rows), "accuracy").rows] == ["edm-small", "eps-small"]
+
+
+def test_page_has_sheet_curve_and_points(tmp_path):
+    rows = [row(run, 1, 5 - m / 20, minutes=m) for run in ("eps-small-long", "diffusers") for m in (10, 20, 40)]
+    for run in ("eps-small-long", "diffusers"):
+        write_npz(tmp_path / f"{run}.npz", np.zeros((8, 32, 32, 3), np.uint8), np.arange(8) % 2)
+    page = quality_report(rows, CLASSES, tmp_path, "command").save(tmp_path / "page", text="quality.md")[0]
+    assert {"curve.png", "curve.svg", "sheet.png", "quality.md"} <= {file.name for file in page.parent.iterdir()}
+    text = (page.parent / "quality.md").read_text()
+    assert text.count("| eps-small-long") == 5  # two comparisons, three points
+    assert "40" in text and "80,000" in text

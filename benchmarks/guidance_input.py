@@ -41,7 +41,7 @@ QUIET = {
     "training.preview_every": "0", "training.diagnostics_every": "0", "training.heldout_every": "0", "speed.device": "cpu",
 }  # fmt: skip
 READS = {"model.max_guidance_scale": "4"}
-STUDENT = {"training.max_steps": "1600", "training.batch_size": "64"}
+STUDENT = {"training.max_steps": "4000", "training.batch_size": "64"}
 
 
 def trained(out: Path) -> dict[str, Path]:

@@ -268,8 +268,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     args.out.mkdir(parents=True, exist_ok=True)
     cores = [int(core) for core in args.cores.split(",")]
     rows = {"processes": processes, "peers": peers}[args.what](args, cores)
-    if not rows:
-        print(f"no run of {args.out} is finished; see the logs there", file=sys.stderr)
+    if not rows or any(row["metrics"]["frechet"]["value"] is None for row in rows):
+        few = f"--count {args.count} is too few for a Frechet distance: give another --out and 500 or more"
+        print(few if rows else f"no run of {args.out} is finished; see the logs there", file=sys.stderr)
         return 1
     command = " ".join(["python -m benchmarks.quality", *(argv if argv is not None else sys.argv[1:])])
     print(f"Look at {write_report(rows, args, command)}")

@@ -18,9 +18,10 @@ RECORDED = Path(__file__).resolve().parent / "recorded"
 
 @pytest.fixture
 def recorded(tmp_path, monkeypatch):
-    """A copy of the recorded folders, as the working directory."""
+    """A copy of the recorded folders, as the working directory, with the classifier that was cached then."""
     shutil.copytree(RECORDED, tmp_path / "recorded")
     monkeypatch.chdir(tmp_path / "recorded")
+    monkeypatch.setenv("DIFFUSION_ADAGN_CACHE", str(tmp_path / "recorded" / "cache"))
     return tmp_path / "recorded"
 
 

@@ -9,7 +9,7 @@ from conftest import ROOT, one_line
 
 from benchmarks import compare
 
-QUICK = ["--size", "XS", "--device", "cpu", "--rounds", "1", "--sample-ms", "0", "--memory", "none"]
+QUICK = ["--size", "XS", "--device", "cpu", "--dtype", "fp32", "--rounds", "1", "--sample-ms", "0", "--memory", "none"]
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +76,8 @@ def test_growth_has_plot_and_exponents(tmp_path, monkeypatch):
 
 
 def test_skipped_tables_are_listed(tmp_path):
-    assert compare.main([*QUICK, "--what", "train,data", "--limit-minutes", "0", "--out", str(tmp_path)]) == 0
+    argv = [*QUICK, "--what", "train,data", "--limit-minutes", "0", "--out", str(tmp_path)]
+    assert compare.main(argv) == 0
     found = json.loads((tmp_path / "results.json").read_text())
     assert found["groups"] == []
     skipped = [text for text in found["not_measured"] if "the limit of 0 minutes was reached" in text]

@@ -6,7 +6,7 @@
 Each run has one pinned core; two train at a time, and those that are compared are in the same pair where possible. The
 number of training images is determined once for each network, from its speed, so that all runs of a network see
 the same number. All train in the same precision, the peers too; all are sampled in fp32. Results: OUT/processes.json and
-OUT/processes/report.html, or peers.
+OUT/processes/report.html; of peers OUT/peers.json and OUT/peers/report.html.
 """
 
 import argparse
@@ -228,8 +228,8 @@ def peers(args: argparse.Namespace, cores: Sequence[int]) -> list[dict]:
                 words = ["evaluate", file, "--against", args.data, "--out", target, "--neighbours", 0]
                 pinned(core, log, "diffusion_adagn", *words)
                 row = json.loads((target / "evaluation.json").read_text())
-                shutil.copyfile(file, target / "samples.npz")
-                (target / "row.json").write_text(json.dumps(row | {"scale": float(file.stem[1:])}))
+                row |= {"scale": float(file.stem[1:]), "samples": str(file.relative_to(args.out))}
+                (target / "row.json").write_text(json.dumps(row))
 
     in_parallel([partial(train_method, m) for m in methods], cores)
     in_parallel([partial(measure, m, mark) for m in methods for mark in MARKS[::-1]], cores)

@@ -76,8 +76,7 @@ def test_growth_has_plot_and_exponents(tmp_path, monkeypatch):
 
 
 def test_skipped_tables_are_listed(tmp_path):
-    argv = [*QUICK, "--what", "train,data", "--limit-minutes", "0", "--out", str(tmp_path)]
-    assert compare.main(argv) == 0
+    assert compare.main([*QUICK, "--what", "train,data", "--limit-minutes", "0", "--out", str(tmp_path)]) == 0
     found = json.loads((tmp_path / "results.json").read_text())
     assert found["groups"] == []
     skipped = [text for text in found["not_measured"] if "the limit of 0 minutes was reached" in text]

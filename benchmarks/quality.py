@@ -151,10 +151,14 @@ def images_of(network: str, args: argparse.Namespace, minutes: float, core: int)
     return int(minutes * 60 * known[network])
 
 
+def is_finished(run: Run, args: argparse.Namespace) -> bool:
+    return (args.out / run.name / "pipeline").is_dir()
+
+
 def train(run: Run, args: argparse.Namespace, images: int, core: int) -> None:
     """Train a run, or what is missing of it."""
     out, folder = args.out, args.out / run.name
-    if (folder / "pipeline").is_dir():
+    if is_finished(run, args):
         return
     started = any(folder.glob("checkpoints/step-*"))
     if not started:
@@ -178,12 +182,16 @@ def processes(args: argparse.Namespace, cores: Sequence[int]) -> list[dict]:
     """Train and measure the runs that compare processes. Returns their rows."""
     runs = [run for run in RUNS if re.fullmatch(args.only, run.name)]
     images = {n: images_of(n, args, args.minutes or 20, cores[0]) for n in {r.network for r in runs}}
-    in_parallel([partial(train, r, args, images[r.network]) for r in runs], cores)
-    measured = [r for r in runs if (args.out / r.name / "pipeline").is_dir()]
-    in_parallel([partial(sweep, r, args.out / r.name, r.name, SCALES, args.count, args.out) for r in measured], cores)
+
+    def train_and_measure(run: Run, core: int) -> None:
+        train(run, args, images[run.network], core)
+        if is_finished(run, args):
+            sweep(run, args.out / run.name, run.name, SCALES, args.count, args.out, core)
+
+    in_parallel([partial(train_and_measure, run) for run in runs], cores)
     return [
         {"run": r.name, "network": r.network, "images": images[r.network], **row}
-        for r in measured
+        for r in runs
         for row in points(args.out, r.name)
     ]
 

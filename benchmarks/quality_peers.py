@@ -25,6 +25,7 @@ from diffusion_adagn.data import open_dataset
 from .peers import DIFFUSERS, LUCIDRAINS, flops, lucidrains_module
 
 CLASSES, NULL, SIDE = 10, 10, 32
+WARM_UP = 8  # steps that the speed does not include
 MARKS = (0.25, 0.5, 1.0)  # of the training: where the EMA weights are saved
 
 
@@ -165,10 +166,12 @@ def train(peer: str, data: str, images: int, out: Path, precision: str) -> float
         optimizer.load_state_dict(saved["optimizer"])
         ema, first = saved["ema"], saved["step"]
         torch.set_rng_state(saved["rng"])
-    start = time.process_time()  # other processes do not change it
+    start, warm = time.process_time(), 0  # other processes do not change it
     for step, (x, y) in enumerate(
         tqdm(batches(data, model.batch, first, steps), total=steps, initial=first), first + 1
     ):
+        if step == first + WARM_UP + 1:
+            start, warm = time.process_time(), WARM_UP
         for group in optimizer.param_groups:
             group["lr"] = 1e-4 * model.rate(step, steps)
         optimizer.zero_grad(set_to_none=True)
@@ -188,7 +191,7 @@ def train(peer: str, data: str, images: int, out: Path, precision: str) -> float
             content = {"network": model.network.state_dict(), "optimizer": optimizer.state_dict(), "ema": ema,
                        "step": step, "rng": torch.get_rng_state()}  # fmt: skip
             atomic_write(state, lambda f, content=content: torch.save(content, f))
-    return (steps - first) * model.batch / (time.process_time() - start)
+    return (steps - first - warm) * model.batch / (time.process_time() - start)
 
 
 def sample(peer: str, out: Path, mark: float, scales: Sequence[float], count: int, calls: int) -> None:

@@ -240,7 +240,7 @@ class TrainingConfig:
     keep_checkpoints: Annotated[int, Ge(1), RESUMABLE] = 2
     """Number of latest checkpoints to keep."""
     keep_every: Annotated[int, Ge(0), RESUMABLE] = 0
-    """Checkpoints at multiples of this many steps are never deleted; 0: none."""
+    """Steps between checkpoints that are never deleted, saved in addition to those of checkpoint_every; 0: none."""
     max_nonfinite_steps: Annotated[int, Ge(1), RESUMABLE] = 10
     """Consecutive steps with a non-finite loss or gradient after which the run stops; each such step is skipped."""
     images_on: Annotated[Literal["auto", "device", "host"], RESUMABLE] = "auto"

@@ -41,8 +41,9 @@ class Checkpointer:
 
     def due(self, result: StepResult) -> bool:
         """Never after a skipped step: the step before it may have broken the weights, and no valid checkpoint is pruned for them."""
-        step, every = self.trainer.step, self.trainer.config.training.checkpoint_every
-        return not result.skipped and (result.stopping or step % every == 0 or step == self.trainer.max_steps)
+        step, training = self.trainer.step, self.trainer.config.training
+        at_interval = any(every and step % every == 0 for every in (training.checkpoint_every, training.keep_every))
+        return not result.skipped and (result.stopping or at_interval or step == self.trainer.max_steps)
 
     def save(self, say: Callable[[str], None], prune: bool = True) -> None:
         """Write a checkpoint, on the main process; the others wait.

@@ -209,6 +209,12 @@ def test_pruning_keeps_latest_checkpoints(tmp_path):
     assert not list((tmp_path / "run/checkpoints").glob(".*"))
 
 
+def test_permanent_checkpoints_have_their_own_interval(tmp_path):
+    settings = dict(training__checkpoint_every=4, training__keep_checkpoints=1, training__keep_every=3)
+    train_module.train(config(tmp_path / "run", **settings))
+    assert [c.name[-1] for c in checkpoints(tmp_path / "run/checkpoints")] == ["3", "6", "8"]
+
+
 def test_leftovers_of_the_killed_are_removed(whole, tmp_path):
     out = tmp_path / "run"
     shutil.copytree(whole, out)

@@ -210,8 +210,9 @@ def test_pruning_keeps_latest_checkpoints(tmp_path):
 
 
 def test_permanent_checkpoints_have_their_own_interval(tmp_path):
-    settings = dict(training__checkpoint_every=4, training__keep_checkpoints=1, training__keep_every=3)
-    train_module.train(config(tmp_path / "run", **settings))
+    train_module.train(
+        config(tmp_path / "run", training__checkpoint_every=4, training__keep_checkpoints=1, training__keep_every=3)
+    )
     assert [c.name[-1] for c in checkpoints(tmp_path / "run/checkpoints")] == ["3", "6", "8"]
 
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator
 
 from diffusion_adagn.data.npz import read_npz
 from diffusion_adagn.render.figures import chart, new_figure
@@ -86,9 +87,11 @@ def sheet(best: dict[str, dict], classes: Sequence[str], out: Path):
     for run, row in best.items():
         images = read_npz(out / row["samples"])
         rows.append([image for k in range(len(classes)) for image in images.pixels[images.labels == k][:EACH]])
-        names.append(f"{run}, scale {row['scale']:g}")
+        names.append(f"{run} ({row['scale']:g})")
     heads = [name if i == 0 else "" for name in classes for i in range(EACH)]
-    return labelled_grid(rows, names, heads, title="The first images of every class, each run at its best scale")
+    return labelled_grid(
+        rows, names, heads, title="The first images of every class, each run at its best scale (in brackets)"
+    )
 
 
 @chart
@@ -103,6 +106,9 @@ def curve(rows: Sequence[dict]) -> Figure:
             ax.plot(marks, [value(row, metric) for row in at], marker="o", label=run)
         ax.set(xlabel="minutes of training", title={"frechet": "Frechet distance (classifier)"}.get(metric, metric))
     panels[0].set_yscale("log")
+    panels[0].yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    panels[0].yaxis.set_major_formatter("{x:g}")
+    panels[0].minorticks_off()
     panels[0].legend()
     return figure
 

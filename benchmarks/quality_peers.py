@@ -67,10 +67,11 @@ class Diffusers(nn.Module):
 
     @torch.inference_mode()
     def sample(self, y: Tensor, scale: float, calls: int) -> Tensor:
-        """Images in [-1, 1] by its DPMSolverMultistepScheduler, in `calls` steps."""
+        """Images in [-1, 1] by its DPMSolverMultistepScheduler, in `calls` steps. x0 is clipped, as in all others."""
         from diffusers import DPMSolverMultistepScheduler
 
-        scheduler = DPMSolverMultistepScheduler.from_config(self.scheduler.config)
+        clipped = {"thresholding": True, "sample_max_value": 1.0}  # a dynamic threshold of at most 1
+        scheduler = DPMSolverMultistepScheduler.from_config(self.scheduler.config, **clipped)
         scheduler.set_timesteps(calls)
         x = torch.randn(len(y), 3, SIDE, SIDE)
         for t in scheduler.timesteps:

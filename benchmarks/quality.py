@@ -152,6 +152,7 @@ def images_of(network: str, args: argparse.Namespace, minutes: float, core: int)
 
 
 def is_finished(run: Run, args: argparse.Namespace) -> bool:
+    """Whether its training is done; the pipeline is written last."""
     return (args.out / run.name / "pipeline").is_dir()
 
 

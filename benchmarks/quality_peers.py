@@ -167,12 +167,12 @@ def train(peer: str, data: str, images: int, out: Path, precision: str) -> float
         optimizer.load_state_dict(saved["optimizer"])
         ema, first = saved["ema"], saved["step"]
         torch.set_rng_state(saved["rng"])
-    start, warm = time.process_time(), 0  # other processes do not change it
+    counted_from, start = first, time.process_time()  # other processes do not change it
     for step, (x, y) in enumerate(
         tqdm(batches(data, model.batch, first, steps), total=steps, initial=first), first + 1
     ):
         if step == first + WARM_UP + 1:
-            start, warm = time.process_time(), WARM_UP
+            counted_from, start = first + WARM_UP, time.process_time()
         for group in optimizer.param_groups:
             group["lr"] = 1e-4 * model.rate(step, steps)
         optimizer.zero_grad(set_to_none=True)
@@ -192,7 +192,7 @@ def train(peer: str, data: str, images: int, out: Path, precision: str) -> float
             content = {"network": model.network.state_dict(), "optimizer": optimizer.state_dict(), "ema": ema,
                        "step": step, "rng": torch.get_rng_state()}  # fmt: skip
             atomic_write(state, lambda f, content=content: torch.save(content, f))
-    return (steps - first - warm) * model.batch / (time.process_time() - start)
+    return (steps - counted_from) * model.batch / (time.process_time() - start)
 
 
 def sample(peer: str, out: Path, mark: float, scales: Sequence[float], count: int, calls: int) -> None:

@@ -44,29 +44,34 @@ def by_method(best: dict[str, dict], metric: str) -> dict[str, list[float]]:
     return values
 
 
-def spread_of_seeds(values: dict[str, list[float]]) -> float | None:
-    """The largest difference between seeds of one method. None if no method has two."""
-    return max((max(v) - min(v) for v in values.values() if len(v) > 1), default=None)
+def spread_of_seeds(values: dict[str, list[float]], metric: str) -> float | None:
+    """How far seeds of one method are apart at most: a ratio for distances, whose errors grow with them, else a difference.
+
+    None if no method has two seeds.
+    """
+    spreads = [max(v) / min(v) if metric == "frechet" else max(v) - min(v) for v in values.values() if len(v) > 1]
+    return max(spreads, default=None)
 
 
 def comparison(best: dict[str, dict], metric: str) -> Table:
     """Methods in order of their means, and what a difference to the best one means."""
     values = by_method(best, metric)
-    spread, sign = spread_of_seeds(values), 1 if metric == "frechet" else -1
-    means = sorted(((statistics.mean(v), method) for method, v in values.items()), key=lambda pair: sign * pair[0])
+    spread, is_distance = spread_of_seeds(values, metric), metric == "frechet"
+    means = {method: statistics.mean(v) for method, v in values.items()}
+    order = sorted(means, key=means.get, reverse=not is_distance)
     rows = []
-    for mean, method in means:
-        behind = sign * (mean - means[0][0])
-        if method == means[0][1]:
-            verdict = Strong("best")
-        elif spread is None:
-            verdict = f"{number(behind)} behind"
-        else:
-            verdict = f"{number(behind)} behind" if behind > spread else "no difference"
+    for method in order:
+        mean, top = means[method], means[order[0]]
+        behind = mean / top if is_distance else top - mean
+        verdict = f"{number(behind)} times" if is_distance else f"{number(behind)} behind"
+        if spread is not None and behind <= spread:
+            verdict = "no difference"
+        verdict = Strong("best") if method == order[0] else verdict
         rows.append([method, str(len(values[method])), number(mean), verdict])
     text = "Each run at its own best scale, by Frechet distance; means over seeds. "
     if spread is not None:
-        text += f"Two seeds of one method differ by up to {number(spread)}; a smaller difference is reported as none."
+        by = f"a factor of up to {number(spread)}" if is_distance else f"up to {number(spread)}"
+        text += f"Two seeds of one method differ by {by}; a smaller difference is reported as none."
     return Table(["method", "seeds", metric, "against the best"], rows, text)
 
 

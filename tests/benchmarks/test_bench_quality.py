@@ -35,20 +35,24 @@ def test_best_scale_of_each_run():
 def test_spread_is_within_one_method():
     values = by_method(best_rows(ROWS), "frechet")
     assert values["eps-small"] == [3.0, 3.4] and values["flow-small"] == [1.5]
-    assert spread_of_seeds(values) == pytest.approx(0.4)
-    assert spread_of_seeds({"a": [1.0], "b": [2.0]}) is None
+    assert spread_of_seeds(values, "frechet") == pytest.approx(1.4 / 1.2)  # a ratio: 3.4 / 3.0 is less
+    assert spread_of_seeds(values, "accuracy") == pytest.approx(0.4)
+    assert spread_of_seeds({"a": [1.0], "b": [2.0]}, "accuracy") is None
 
 
 def test_difference_below_the_spread_is_none():
     lines = {method: verdict for method, _, _, verdict in comparison(best_rows(ROWS), "frechet").rows}
     assert lines["edm-small"] == "best"
-    assert lines["flow-small"] == "no difference"  # 0.2 behind, seeds differ by 0.4
-    assert lines["eps-small"] == "1.9 behind"
+    assert lines["flow-small"] == "no difference"  # 1.15 times, seeds differ by a factor of 1.17
+    assert lines["eps-small"] == "2.46 times"
 
 
 def test_higher_accuracy_is_better():
     rows = [row("eps-small-0", 1, 2.0, 0.2), row("edm-small-0", 1, 2.1, 0.7)]
     assert [line[0] for line in comparison(best_rows(rows), "accuracy").rows] == ["edm-small", "eps-small"]
+    rows += [row("edm-small-1", 1, 2.1, 0.6)]
+    lines = {method: verdict for method, _, _, verdict in comparison(best_rows(rows), "accuracy").rows}
+    assert lines == {"edm-small": "best", "eps-small": "0.45 behind"}
 
 
 def test_page_has_sheet_curve_and_points(tmp_path):

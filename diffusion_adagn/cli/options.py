@@ -18,7 +18,7 @@ from ..schema import Layer, Setting, build, fields_of, type_name
 T = TypeVar("T")
 RUN_HELP = (
     "a run folder (runs/digits), one of its checkpoints (or runs/digits@400, at step 400), a pipeline folder, owner/name on the "
-    "hub, or digits, a model that is shipped with the package; RUN:0.1 is RUN with --ema 0.1"
+    "hub, or digits or cifar10, models that are shipped with the package; RUN:0.1 is RUN with --ema 0.1"
 )
 
 

@@ -12,7 +12,7 @@ REQUIRED = ("fastapi", "uvicorn", "mcp", "prometheus_client")
 
 def add_models(p: Parser) -> None:
     """The arguments RUN ..."""
-    help = "runs, checkpoints, pipeline folders, owner/name on the hub, or digits, a model that is shipped with the package"
+    help = "runs, checkpoints, pipeline folders, owner/name on the hub, or digits or cifar10, models that ship with the package"
     p.add_argument("runs", metavar="RUN", nargs="+", help=help)
 
 
@@ -28,7 +28,7 @@ def check_models(args: argparse.Namespace, settings: ModelSettings, command: str
     for run in args.runs:
         if not run.strip():
             raise UsageError(
-                "a model has no name: expected a run, such as runs/digits, or digits, which ships with the package."
+                "a model has no name: expected a run, such as runs/digits, or digits or cifar10, which ship with the package."
             )
         check_model(run, None, settings.ema, None)
     for file in settings.learned:

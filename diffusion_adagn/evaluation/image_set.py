@@ -119,7 +119,7 @@ def read_image_set(path: Path, guidance: float | None = None) -> ImageSet:
 def is_model(what: str) -> bool:
     """Whether it is a model rather than images; of a missing path, whether it looks like a hub id.
 
-    digits is the shipped model; digits:train and digits:test are the data.
+    digits and cifar10 are the shipped models; digits:train and digits:test are the data.
     """
     what = Weights.parse(what).path
     if shipped_folder(what):

@@ -81,8 +81,8 @@ def check_model_path(path: str | Path) -> None:
     if not model_folder(path).exists() and (len(parts) != 2 or not all(parts) or parts[0] in (".", "..", "runs")):
         siblings = checkpoints(Path(path).parent)
         hint = f" Checkpoints here: {', '.join(map(str, siblings))}." if siblings else similar_runs(path)
-        shipped = ", ".join(shipped_models())
-        text = f"there is no folder {path} (a hub id has the form owner/name; {shipped} is shipped with the package)."
+        shipped = " and ".join(shipped_models())
+        text = f"there is no folder {path} (a hub id has the form owner/name; {shipped} are shipped with the package)."
         raise InputError(f"{text}{hint}")
 
 

@@ -4,6 +4,7 @@ import hashlib
 import json
 import shutil
 
+import numpy as np
 import pytest
 import torch
 from conftest import ROOT
@@ -11,6 +12,7 @@ from conftest import ROOT
 from benchmarks.digits_judge import DigitsJudge
 from diffusion_adagn import ClassConditionalPipeline
 from diffusion_adagn.cli.main import main
+from diffusion_adagn.data import open_dataset
 from diffusion_adagn.errors import InputError
 from diffusion_adagn.runs import shipped
 from diffusion_adagn.runs.recorded import default_folder
@@ -32,8 +34,8 @@ def pipe():
     return pipe
 
 
-def test_digits_is_shipped():
-    assert "digits" in shipped.shipped_models()
+def test_two_models_are_shipped():
+    assert shipped.shipped_models() == ["cifar10", "digits"]
 
 
 @pytest.mark.parametrize("name", shipped.shipped_models())
@@ -59,6 +61,25 @@ def test_digits_have_class_contrast_and_spread(pipe, steps, scale):
     assert spread >= 0.6
 
 
+def test_cifar10_has_the_colours_of_each_class(shared):
+    """Mean images of the classes, 4x4 pixels without the mean of all classes, correlate with those of real images."""
+    data = open_dataset({"source": str(shared / "cifar10_tiny")}, progress=False)
+    real, labels = data.gather(range(len(data)))
+    ids = [k for k in range(10) for _ in range(4)]
+    pipe = ClassConditionalPipeline.from_pretrained("cifar10")
+    pipe.set_progress_bar_config(disable=True)
+    images = pipe(ids, guidance_scale=2.0, num_inference_steps=6, seeds=5000, output_type="np").images
+
+    def class_means(x, y):
+        means = np.stack([x[np.asarray(y) == k].reshape(-1, 4, 8, 4, 8, 3).mean((0, 2, 4)) for k in range(10)])
+        return (means - means.mean(0)).ravel()
+
+    real = real / 255
+    assert images.std() == pytest.approx(real.std(), rel=0.2)
+    assert np.ptp(images, -1).mean() == pytest.approx(np.ptp(real, -1).mean(), rel=0.2)  # saturation
+    assert np.corrcoef(class_means(images, ids), class_means(real, labels))[0, 1] > 0.5
+
+
 def test_existing_path_takes_precedence(tmp_path, pipe):
     assert shipped.model_folder("digits") == FOLDER / "digits"
     assert shipped.model_folder("./digits").name == "digits" and shipped.shipped_folder("./digits") is None
@@ -79,7 +100,7 @@ def test_default_folders_differ_from_those_of_a_run():
 
 def test_other_names_say_what_is_shipped(capsys):
     assert main(["sample", "digit"]) == 1
-    assert "digits is shipped with the package" in capsys.readouterr().err
+    assert "cifar10 and digits are shipped with the package" in capsys.readouterr().err
     with pytest.raises(InputError, match="EMA weights of its run only"):
         ClassConditionalPipeline.from_pretrained("digits", ema="raw")
 

@@ -7,7 +7,7 @@ import argparse
 from pathlib import Path
 
 from ..commands import command, with_commands
-from ..config import read_config, with_overrides
+from ..config import read_config
 from ..errors import InputError
 from .options import Parser, config_overrides
 
@@ -39,7 +39,7 @@ def run(args: argparse.Namespace) -> int:
 
     file = RunFolder(folder).config_file
     resumed = file.is_file()
-    config = with_overrides(guide_config(recorded, folder), overrides)
+    config = guide_config(recorded, folder, overrides)
     if resumed:
         planned, config = config, read_config(file, overrides)
         if (config.model, config.diffusion, config.data) != (planned.model, planned.diffusion, planned.data):

@@ -16,7 +16,7 @@ from .label_files import SUFFIXES, LabelFile, find_tables, has_labels
 from .sources import BUILT_IN, TEST, VALIDATION, ClassFolders, Digits, Source, is_text, printable
 from .tables import HubTable, ParquetTable, folders_near, parquet_files
 
-_LOCAL = "Give local files: --data.source PATH_TO_PARQUET (one file, or a folder of them), or --data.source {}"
+_LOCAL = "Name local files in its place, as in --data.source PATH_TO_PARQUET (one file, or a folder of them) or --data.source {}"
 _FILES = (".parquet", *SUFFIXES, *ARCHIVES)
 
 

@@ -88,7 +88,12 @@ def classify_images(source: str | Path, request: ClassifyRequest, out: Path | No
         )
     else:
         print(f"\nLook at  {out / 'classify.png'}")
-        print(with_commands("Next, see where in the network the class enters:", command("trace", source)))
+        print(
+            with_commands(
+                "Next, see where in the network the class enters:",
+                command("trace", source, against=request.data and request.data.source),
+            )
+        )
     return out
 
 

@@ -24,6 +24,7 @@ from ..runs.ema_snapshots import saved_averages
 from ..runs.layout import checkpoint_of
 from ..runs.power_ema import MAX_ERROR, fit, possible_lengths
 from ..runs.recorded import default_folder
+from ..runs.shipped import shipped_folder
 from ..runtime.distributed import process_state
 from ..runtime.precision import use_precision
 from ..sampling.load import open_pipeline
@@ -66,6 +67,8 @@ def compare_lengths(source: str | Path, request: EmaRequest, out: Path | None = 
     Raises:
         InputError: The run has no checkpoint, tracks no lengths or has no held-out images, or a length cannot be made.
     """
+    if shipped_folder(source):
+        raise InputError(f"the shipped model {source} has one EMA length only: there are no others to compare it with.")
     checkpoint = checkpoint_of(source, SHORTEST)
     if checkpoint is None:
         raise InputError(

@@ -5,10 +5,11 @@ Autoguidance (Karras et al. 2024, arXiv 2406.02507) moves away from a weaker net
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from ..config import RunConfig, TrainingConfig, with_overrides
+from ..config import ModelConfig, RunConfig, TrainingConfig, with_overrides
 from ..errors import InputError
 from ..models.cost import estimate_cost
 from ..runs.layout import network_config
@@ -17,12 +18,13 @@ WIDTH, STEPS = 2 / 3, 1 / 8  # of the run's
 CHECKPOINTS = 4  # which `--guide RUN@*` compares
 
 
-def guide_config(config: RunConfig, output_dir: str | Path) -> RunConfig:
+def guide_config(config: RunConfig, output_dir: str | Path, overrides: Mapping[str, object] | None = None) -> RunConfig:
     """The settings of a guide.
 
     Args:
         config: The run's settings, resolved.
         output_dir: The guide's run folder.
+        overrides: Settings of the user, by dotted key. With model.model_channels the network is the user's choice.
 
     Raises:
         InputError: The run has no smaller network with its other settings.
@@ -42,23 +44,30 @@ def guide_config(config: RunConfig, output_dir: str | Path) -> RunConfig:
         config,
         output_dir=str(output_dir),
         init_from=None,
-        model=replace(config.model, model_channels=_width(config), max_guidance_scale=None),
+        model=replace(config.model, max_guidance_scale=None),
         training=replace(training, **values),
     )
-    return with_overrides(config, {})
+    config = with_overrides(config, dict(overrides or {}))
+    if "model.model_channels" in (overrides or {}):
+        return config
+    return with_overrides(replace(config, model=_smaller(config)), {})
 
 
-def _width(config: RunConfig) -> int:
-    """The width nearest to WIDTH times the run's with which the network can be built."""
-    own = config.model.model_channels
-    for width in sorted(range(1, own), key=lambda width: (abs(width - WIDTH * own), width)):
-        network = network_config(replace(config, model=replace(config.model, model_channels=width)))
-        try:
-            estimate_cost(network)
-        except InputError:
-            continue
-        return width
-    raise InputError(
-        f"there is no smaller network with model.norm_groups {config.model.norm_groups} and model.num_head_channels "
-        f"{config.model.num_head_channels}: give --model.model_channels and the settings that do not fit it."
-    )
+def _smaller(config: RunConfig) -> ModelConfig:
+    """The width nearest to WIDTH times the run's with which the network can be built.
+
+    If there is none, normalization groups and attention heads are halved until there is.
+    """
+    own, model = config.model.model_channels, config.model
+    while True:
+        for width in sorted(range(1, own), key=lambda width: (abs(width - WIDTH * own), width)):
+            smaller = replace(model, model_channels=width)
+            try:
+                estimate_cost(network_config(replace(config, model=smaller)))
+            except InputError:
+                continue
+            return smaller
+        if model.norm_groups == model.num_head_channels == 1:
+            raise InputError(f"there is no network that is smaller than {own} channels: give --model.model_channels.")
+        groups, heads = max(1, model.norm_groups // 2), max(1, model.num_head_channels // 2)
+        model = replace(model, norm_groups=groups, num_head_channels=heads)

@@ -120,7 +120,10 @@ def pipeline_folder(path: str | Path, revision: str | None = None) -> Path:
             return folder
     check_model_path(path)
     if Path(path).exists():
-        raise InputError(f"{path} is neither a run (config.yaml) nor a pipeline folder (model_index.json).")
+        hidden = f" It hides the shipped model {path}: rename it, or work in another folder." * (
+            str(path) in shipped_models()
+        )
+        raise InputError(f"{path} is neither a run (config.yaml) nor a pipeline folder (model_index.json).{hidden}")
     from huggingface_hub import snapshot_download
 
     try:

@@ -38,10 +38,24 @@ def test_guide_reads_no_guidance_scale():
     assert guide.model.max_guidance_scale is None and guide.teacher is None
 
 
+def test_groups_and_heads_are_halved_where_no_smaller_width_fits():
+    """cifar10_cpu has 32 channels in 32 groups."""
+    guide = guide_config(resolved("cifar10_cpu"), "g").model
+    assert (guide.model_channels, guide.norm_groups, guide.num_head_channels) == (16, 16, 16)
+
+
+def test_network_of_a_guide_can_be_chosen():
+    chosen = {"model.model_channels": "8", "model.norm_groups": "8", "model.num_head_channels": "4"}
+    guide = guide_config(resolved("cifar10_cpu"), "g", chosen).model
+    assert (guide.model_channels, guide.norm_groups, guide.num_head_channels) == (8, 8, 4)
+    guide = guide_config(resolved("cifar10_cpu"), "g", {"model.norm_groups": "8", "model.num_head_channels": "8"}).model
+    assert (guide.model_channels, guide.norm_groups, guide.num_head_channels) == (24, 8, 8)
+
+
 def test_guide_needs_a_smaller_network():
-    config = resolved("digits", **{"model.model_channels": "8", "model.num_head_channels": "8"})
-    with pytest.raises(InputError, match="no smaller network"):
-        guide_config(config, "g")
+    least = {"model.model_channels": "1", "model.norm_groups": "1", "model.num_head_channels": "1"}
+    with pytest.raises(InputError, match="smaller than 1 channels"):
+        guide_config(resolved("digits", **least), "g")
 
 
 def test_guide_needs_a_run(tmp_path, capsys):

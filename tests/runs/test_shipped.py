@@ -85,7 +85,7 @@ def test_existing_path_takes_precedence(tmp_path, pipe):
     assert shipped.model_folder("./digits").name == "digits" and shipped.shipped_folder("./digits") is None
     run = tmp_path / "digits"
     run.mkdir()
-    with pytest.raises(InputError, match="neither a run"):
+    with pytest.raises(InputError, match=r"neither a run.* hides the shipped model digits"):
         ClassConditionalPipeline.from_pretrained("digits")
     run.rmdir()
     shutil.copytree(FOLDER / "digits", run)
@@ -106,6 +106,7 @@ def test_other_names_say_what_is_shipped(capsys):
 
 
 def test_commands_take_the_name(tmp_path):
+    assert main(["ema", "digits"]) == 1
     assert main(["sample", "digits", "--classes", "3", "--count", "2", "--steps", "2"]) == 0
     assert (tmp_path / "samples/pretrained/digits/grid.png").is_file()
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from ..commands import resume_command, with_commands
 from ..config import RunConfig
-from ..errors import InputError
+from ..errors import InputError, did_you_mean
 from ..labels import LabelSpace
 from ..models.config import AUGMENT_DIM, check_size
 from .shipped import model_folder, shipped_folder, shipped_models
@@ -81,6 +81,7 @@ def check_model_path(path: str | Path) -> None:
     if not model_folder(path).exists() and (len(parts) != 2 or not all(parts) or parts[0] in (".", "..", "runs")):
         siblings = checkpoints(Path(path).parent)
         hint = f" Checkpoints here: {', '.join(map(str, siblings))}." if siblings else similar_runs(path)
+        hint = did_you_mean(parts[0].lower(), shipped_models()) * (len(parts) == 1) + hint
         shipped = " and ".join(shipped_models())
         text = f"there is no folder {path} (a hub id has the form owner/name; {shipped} are shipped with the package)."
         raise InputError(f"{text}{hint}")

@@ -100,7 +100,12 @@ def test_default_folders_differ_from_those_of_a_run():
 
 def test_other_names_say_what_is_shipped(capsys):
     assert main(["sample", "digit"]) == 1
-    assert "cifar10 and digits are shipped with the package" in capsys.readouterr().err
+    text = capsys.readouterr().err
+    assert "cifar10 and digits are shipped with the package" in text and "Did you mean digits?" in text
+    assert main(["sample", "CIFAR-10"]) == 1
+    assert "Did you mean cifar10?" in capsys.readouterr().err
+    assert main(["sample", "runs/digit"]) == 1
+    assert "Did you mean" not in capsys.readouterr().err
     with pytest.raises(InputError, match="EMA weights of its run only"):
         ClassConditionalPipeline.from_pretrained("digits", ema="raw")
 

@@ -61,27 +61,16 @@ def make(run: Path, name: str, sampler: str, trained: str, ema: float | str = "r
     pipeline, config = out / "pipeline", read_config(RunFolder(run).config_file)
     half = ClassConditionalPipeline.from_pretrained(run, torch_dtype=torch.float16, ema=ema)
     half.use_sampler(sampler).save_pretrained(pipeline)
-    here = {"output_dir": f"runs/{run.name}"} | ({"data.source": name} if data else {})
-    config = with_overrides(config, here)  # no paths of this machine
+    elsewhere = {"output_dir": f"runs/{run.name}", "speed.precision": "auto"} | ({"data.source": name} if data else {})
+    config = with_overrides(config, elsewhere)  # neither paths nor the precision of this machine
     (out / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
     pipe = ClassConditionalPipeline.from_pretrained(out)  # as users load it: fp16 file, fp32 network
     weights = pipeline / "unet" / f"{WEIGHTS}.safetensors"
     weights.chmod(0o644)
-    chosen = [] if ema == "run" else ["--ema", str(ema)]
-    chosen += ["--data", "..."] if data else []
+    options = f"--ema {ema} " * (ema != "run") + "--data ... " * bool(data) + f"--sampler {sampler} --trained '...'"
     made = {
         "trained": trained,
-        "made": " ".join(
-            [
-                "python -m benchmarks.shipped_model",
-                f"runs/{run.name}",
-                name,
-                *chosen,
-                "--sampler",
-                sampler,
-                "--trained ...",
-            ]
-        ),
+        "made": f"python -m benchmarks.shipped_model runs/{run.name} {name} {options}",
         "date": date.today().isoformat(),
         "machine": machine_info(torch.device("cpu")),
         "bytes": weights.stat().st_size,
@@ -89,8 +78,13 @@ def make(run: Path, name: str, sampler: str, trained: str, ema: float | str = "r
         "model_hash": model_hash(pipe.unet),
         "parameters": sum(p.numel() for p in pipe.unet.parameters()),
     }
-    made |= swept(name, data) if data else {"images_judged": PER_CLASS * pipe.labels.K,
-                                            "figures": [figures(pipe, *settings) for settings in FIGURES]}  # fmt: skip
+    if data:
+        made |= swept(name, data)
+    else:
+        made |= {
+            "images_judged": PER_CLASS * pipe.labels.K,
+            "figures": [figures(pipe, *settings) for settings in FIGURES],
+        }
     (out / "made.json").write_text(json.dumps(made, indent=1) + "\n", encoding="utf-8")
     return out
 

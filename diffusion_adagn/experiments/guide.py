@@ -27,7 +27,7 @@ def guide_config(config: RunConfig, output_dir: str | Path, overrides: Mapping[s
         overrides: Settings of the user, by dotted key. With model.model_channels the network is the user's choice.
 
     Raises:
-        InputError: The run has no smaller network with its other settings.
+        InputError: There is no smaller network, or an override is invalid.
     """
     training = config.training
     steps = max(1, round(training.max_steps * STEPS))
@@ -56,7 +56,7 @@ def guide_config(config: RunConfig, output_dir: str | Path, overrides: Mapping[s
 def _smaller(config: RunConfig) -> ModelConfig:
     """The width nearest to WIDTH times the run's with which the network can be built.
 
-    If there is none, normalization groups and attention heads are halved until there is.
+    If there is none, the number of normalization groups and the channels per attention head are halved until there is.
     """
     own, model = config.model.model_channels, config.model
     while True:
@@ -67,7 +67,7 @@ def _smaller(config: RunConfig) -> ModelConfig:
             except InputError:
                 continue
             return smaller
-        if model.norm_groups == model.num_head_channels == 1:
+        if model.norm_groups == 1 and model.num_head_channels in (None, 1):
             raise InputError(f"there is no network that is smaller than {own} channels: give --model.model_channels.")
-        groups, heads = max(1, model.norm_groups // 2), max(1, model.num_head_channels // 2)
-        model = replace(model, norm_groups=groups, num_head_channels=heads)
+        heads = model.num_head_channels and max(1, model.num_head_channels // 2)
+        model = replace(model, norm_groups=max(1, model.norm_groups // 2), num_head_channels=heads)

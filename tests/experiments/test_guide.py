@@ -42,6 +42,10 @@ def test_groups_and_heads_are_halved_where_no_smaller_width_fits():
     """cifar10_cpu has 32 channels in 32 groups."""
     guide = guide_config(resolved("cifar10_cpu"), "g").model
     assert (guide.model_channels, guide.norm_groups, guide.num_head_channels) == (16, 16, 16)
+    config = resolved("cifar10_cpu")
+    by_number = replace(config, model=replace(config.model, num_head_channels=None, num_heads=4))
+    guide = guide_config(by_number, "g").model
+    assert (guide.model_channels, guide.norm_groups, guide.num_head_channels) == (16, 16, None)
 
 
 def test_network_of_a_guide_can_be_chosen():

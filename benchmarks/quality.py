@@ -241,7 +241,7 @@ def peers(args: argparse.Namespace, cores: Sequence[int]) -> list[dict]:
                 (target / "row.json").write_text(json.dumps(row))
 
     in_parallel([partial(train_method, m) for m in methods], cores)
-    in_parallel([partial(measure, m, mark) for m in methods for mark in MARKS[::-1]], cores)
+    in_parallel([partial(measure, m, mark) for mark in MARKS[::-1] for m in methods], cores)
     return [
         {"run": str(m), "minutes": mark * minutes, "images": round(mark * images[getattr(m, "network", m)]), **row}
         for m in methods

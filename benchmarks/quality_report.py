@@ -53,8 +53,8 @@ def spread_of_seeds(values: dict[str, list[float]], metric: str) -> float | None
     return max(spreads, default=None)
 
 
-def comparison(best: dict[str, dict], metric: str) -> Table:
-    """Methods in order of their means, and what a difference to the best one means."""
+def comparison(best: dict[str, dict], metric: str, at: str = "its own best scale, by Frechet distance") -> Table:
+    """Methods in order of their means, and what a difference to the best one means. at: what the rows have in common."""
     values = by_method(best, metric)
     spread, is_distance = spread_of_seeds(values, metric), metric == "frechet"
     means = {method: statistics.mean(v) for method, v in values.items()}
@@ -63,12 +63,12 @@ def comparison(best: dict[str, dict], metric: str) -> Table:
     for method in order:
         mean, top = means[method], means[order[0]]
         behind = mean / top if is_distance else top - mean
-        verdict = f"{number(behind)} times" if is_distance else f"{number(behind)} behind"
+        verdict = f"{number(behind)} times" if is_distance else f"{number(behind)} behind, {number(mean / top)} times"
         if spread is not None and behind <= spread:
             verdict = "no difference"
         verdict = Strong("best") if method == order[0] else verdict
         rows.append([method, str(len(values[method])), number(mean), verdict])
-    text = "Each run at its own best scale, by Frechet distance; means over seeds. "
+    text = f"Each run at {at}; means over seeds. "
     if spread is not None:
         by = f"a factor of up to {number(spread)}" if is_distance else f"up to {number(spread)}"
         text += f"Two seeds of one method differ by {by}; a smaller difference is reported as none."
@@ -94,9 +94,8 @@ def sheet(best: dict[str, dict], classes: Sequence[str], out: Path):
         rows.append([image for k in range(len(classes)) for image in images.pixels[images.labels == k][:EACH]])
         names.append(f"{run} ({row['scale']:g})")
     heads = [name if i == 0 else "" for name in classes for i in range(EACH)]
-    return labelled_grid(
-        rows, names, heads, title="The first images of every class, each run at its best scale (in brackets)"
-    )
+    title = "The first images of every class, each run at its best scale (in brackets)"
+    return labelled_grid(rows, names, heads, title, min_side=96)  # the width of "automobile"
 
 
 @chart
@@ -120,8 +119,10 @@ def curve(rows: Sequence[dict]) -> Figure:
 
 def quality_report(rows: Sequence[dict], classes: Sequence[str], out: Path, about: str) -> Report:
     """The page of all measured points. rows: those of results.json, whose samples are in `out`."""
-    best = best_rows(finished(rows))
-    sections = [Section("Methods", [comparison(best, metric) for metric in ("frechet", "accuracy")])]
+    best, plain = best_rows(finished(rows)), {row["run"]: row for row in finished(rows) if row["scale"] == 1}
+    tables = [comparison(best, metric) for metric in ("frechet", "accuracy")]
+    tables += [comparison(plain, "accuracy", "scale 1")] if plain else []
+    sections = [Section("Methods", tables)]
     if any("minutes" in row for row in rows):
         shown = Shown("curve", lambda: curve(rows), "Frechet distance and accuracy over the minutes of training")
         sections.append(Section("Over the training", [shown]))

@@ -60,14 +60,13 @@ def choose_precision(requested: str, state: PartialState, recorded: str | None =
 
 
 def set_up(pipes: Sequence[ClassConditionalPipeline | None], precision: str, device: torch.device) -> None:
-    """Move pipelines to the device. On CUDA, set memory format and operator as `adagn sample` does. None is skipped."""
+    """Move pipelines to the device, and set memory format and operator as `adagn sample` does. None is skipped."""
     for pipe in pipes:
         if pipe is None:
             continue
         pipe.to(device)
         pipe.set_progress_bar_config(disable=True)
-        if device.type == "cuda":
-            apply_speed(pipe.unet, resolve_speed(SpeedConfig(precision), device, flops=0))
+        apply_speed(pipe.unet, resolve_speed(SpeedConfig(precision), device, flops=0))
 
 
 def inactive_interval_note(settings: SamplerSettings, guided: int) -> str:

@@ -23,9 +23,9 @@ def transfer(source: str, unet: AdaGNUNet, labels: LabelSpace) -> str:
     old, new = pipe.unet.state_dict(), unet.state_dict()
     table = "embedding.classes.weight"
     matching = [k for k in new if k != table and k in old and old[k].shape == new[k].shape]
+    differences = _differences(pipe.unet, unet)
     if not matching:
-        text = f"{source} shares no layer with this network: choose the same model settings (see its unet/config.json)."
-        raise InputError(text)
+        raise InputError(f"{source} shares no layer with this network. Choose the same model settings: {differences}.")
     rows, old_rows = 0, {name: i for i, name in enumerate(pipe.labels.names)}
     with torch.no_grad():
         for key in matching:
@@ -43,4 +43,20 @@ def transfer(source: str, unet: AdaGNUNet, labels: LabelSpace) -> str:
         sentence += f", {rows} of {len(new[table])} rows of the class table copied (same class name){others}"
     new_tensors = [k for k in new if k != table and k not in matching]
     more = ", ..." if len(new_tensors) > 6 else ""
-    return sentence + (f"; new: {', '.join(new_tensors[:6])}{more}" if new_tensors else "")
+    sentence += f"; new: {', '.join(new_tensors[:6])}{more}" if new_tensors else ""
+    share = sum(new[k].numel() for k in matching) / sum(w.numel() for w in new.values())
+    if share < 0.5:
+        sentence += f"\nWarning: only {share:.1%} of the weights were copied, since the networks differ: {differences}"
+    return sentence
+
+
+def _differences(old: AdaGNUNet, new: AdaGNUNet) -> str:
+    """The settings that differ and determine the shape of weights, as text."""
+    there, here = (dict(unet.config) for unet in (old, new))
+    names = [n for n in here if n not in ("num_classes", "dropout") and not n.startswith("_")]
+    changed = [n for n in names if here[n] != there.get(n)]
+    return ", ".join(f"{n} is {_text(there.get(n))} there and {_text(here[n])} here" for n in changed)
+
+
+def _text(value: object) -> str:
+    return ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)

@@ -52,7 +52,7 @@ def test_higher_accuracy_is_better():
     assert [line[0] for line in comparison(best_rows(rows), "accuracy").rows] == ["edm-small", "eps-small"]
     rows += [row("edm-small-1", 1, 2.1, 0.6)]
     lines = {method: verdict for method, _, _, verdict in comparison(best_rows(rows), "accuracy").rows}
-    assert lines == {"edm-small": "best", "eps-small": "0.45 behind"}
+    assert lines == {"edm-small": "best", "eps-small": "0.45 behind, 0.308 times"}
 
 
 def test_page_has_sheet_curve_and_points(tmp_path):
@@ -62,5 +62,5 @@ def test_page_has_sheet_curve_and_points(tmp_path):
     page = quality_report(rows, CLASSES, tmp_path, "command").save(tmp_path / "page", text="quality.md")[0]
     assert {"curve.png", "curve.svg", "sheet.png", "quality.md"} <= {file.name for file in page.parent.iterdir()}
     text = (page.parent / "quality.md").read_text()
-    assert text.count("| eps-small-long") == 5  # two comparisons, three points
-    assert "40" in text and "80,000" in text
+    assert text.count("| eps-small-long") == 6  # two comparisons at the best scale, one at scale 1; three points
+    assert "40" in text and "80,000" in text and "Each run at scale 1" in text

@@ -146,6 +146,18 @@ def test_transfer_says_which_rows_are_new(monkeypatch):
         assert said in sentence and ("the others are new" in sentence) == ("3" in names)
 
 
+def test_transfer_warns_if_most_weights_are_new(monkeypatch):
+    old = SimpleNamespace(unet=tiny_unet(num_classes=2), labels=LabelSpace(("1", "7")), one_pass=False)
+    monkeypatch.setattr(transfer, "open_pipeline", lambda source: (old, "a run"))
+    width = old.unet.config.model_channels
+    assert "Warning" not in transfer.transfer("a", tiny_unet(num_classes=3), LabelSpace(("1", "7", "9")))
+    sentence = transfer.transfer("a", tiny_unet(num_classes=2, model_channels=2 * width), LabelSpace(("1", "7")))
+    assert f"model_channels is {width} there and {2 * width} here" in sentence.partition("Warning: only ")[2]
+    with pytest.raises(InputError, match=r"no layer.*patch_size is 1 there and 2 here"):
+        patches = tiny_unet(num_classes=2, patch_size=2, model_channels=2 * width)
+        transfer.transfer("a", patches, LabelSpace(("1", "7")))
+
+
 def test_training_runs_in_any_thread(tmp_path):
     results = []
     thread = threading.Thread(target=lambda: results.append(run(tmp_path / "run", training__max_steps=2)))

@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -118,7 +119,13 @@ class Lucidrains(nn.Module):
             self.network, image_size=SIDE, ddim_sampling_eta=0.0, sampling_timesteps=calls
         )
         self.module[0].tqdm = lambda steps, **_: steps
-        scale = scale if scale != 1 else 1 + 1e-9  # at exactly 1 its unpacking fails
+        if scale == 1:  # its own function returns one value here, and its caller unpacks two
+
+            def conditional(x: Tensor, t: Tensor, classes: Tensor, **_) -> tuple[Tensor, Tensor]:
+                return (self.network(x, t, classes, cond_drop_prob=0.0),) * 2
+
+            with patch.object(self.network, "forward_with_cond_scale", conditional):
+                return process.sample(y) * 2 - 1
         return process.sample(y, cond_scale=scale) * 2 - 1
 
 
@@ -197,7 +204,7 @@ def train(peer: str, data: str, images: int, out: Path, precision: str) -> float
 
 def sample(peer: str, out: Path, mark: float, scales: Sequence[float], count: int, calls: int) -> None:
     """OUT/MARK/gSCALE.npz, as the ADM evaluator writes it: images of all classes in turn. Existing files are skipped."""
-    model = PEERS[peer]().eval()
+    model = PEERS[peer]().eval().to(memory_format=torch.channels_last)  # the same images, up to 1.3 times as fast
     model.network.load_state_dict(torch.load(out / f"ema-{mark:g}.pt", weights_only=True))
     (out / f"{mark:g}").mkdir(exist_ok=True)
     for scale in scales:

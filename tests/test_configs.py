@@ -1,5 +1,6 @@
 """Every shipped recipe is read and dry-run, on images that the test makes."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -51,6 +52,13 @@ def test_every_recipe_dry_runs(config, images, step_time, capsys):
         millions = float(printed.split(" M parameters")[0].split()[-1])
         low, high = SIZES[config.stem]
         assert low <= millions * 1e6 <= high
+
+
+def test_decayed_recipe_is_the_twin_of_cifar10_cpu():
+    twin, recipe = (read_config(ROOT / f"configs/{name}.yaml") for name in ("cifar10_cpu_decayed", "cifar10_cpu"))
+    assert twin.training.lr_decay == "linear" != recipe.training.lr_decay
+    same = dataclasses.replace(recipe.training, lr_decay="linear")
+    assert twin == dataclasses.replace(recipe, output_dir=twin.output_dir, training=same)
 
 
 def check_schema(value, schema, defs, where):

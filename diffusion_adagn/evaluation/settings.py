@@ -36,8 +36,9 @@ class EvalConfig:
     data: Annotated[dict[str, Any], NO_OPTION] = field(default_factory=dict)
     """settings of the reference images, by dotted key of a run's config"""
     extractor: Annotated[str, BeforeValidator(_renamed), Option(metavar="SPEC")] = "classifier"
-    """network whose features are compared: classifier (trained on your data at first use), sklearn (images up to 16x16),
-    inception[:WEIGHTS] (the network of FID), dinov2:PATH, efficientnet:PATH, package.module:attribute, none (no metric)"""
+    """network whose features are compared: classifier (trained on your data at first use; that of CIFAR-10 is shipped), sklearn
+    (images up to 16x16), inception[:WEIGHTS] (the network of FID), dinov2:PATH, efficientnet:PATH, package.module:attribute,
+    none (no metric)"""
     classifier: Literal["auto", "none"] = "auto"
     """auto: if the extractor does not know the classes, a classifier of your data measures accuracy"""
     reference_count: Annotated[int, Ge(1)] = 10_000

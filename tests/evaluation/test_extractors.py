@@ -1,4 +1,5 @@
 import dataclasses
+import hashlib
 import io
 import json
 import os
@@ -126,6 +127,47 @@ def test_classifier_training_is_deterministic(quick, capsys):
     changed = open_extractor("judge", small_data(44), progress=False)
     assert changed.hash != first.hash
     assert capsys.readouterr().out == ""
+
+
+def test_shipped_classifier_comes_before_the_cache(quick, no_training, monkeypatch):
+    data = small_data()
+    key = json.dumps([data.fingerprint, data.label_space.names, 8, 1, "judge", classifier.RECIPE_VERSION])
+    key = hashlib.sha256(key.encode()).hexdigest()[:16]
+    made = {"resolution": 8, "channels": 1, "class_names": list(data.label_space.names)}
+    shipped, cached = (classifier.Classifier(classifier.ClassifierNetwork(8, 1, 2), made) for _ in range(2))
+    classifier._save(quick / "judges" / key, cached)
+    assert open_extractor("judge", data, progress=False).hash == cached.hash
+    monkeypatch.setattr(classifier, "SHIPPED", quick / "shipped")
+    classifier._save(quick / "shipped" / key, shipped)
+    assert open_extractor("judge", data, progress=False).hash == shipped.hash != cached.hash
+
+
+def test_shipped_classifiers_are_of_this_recipe():
+    """If this fails after a change of the recipe, train them again: CONTRIBUTING.md."""
+    for folder in (shipped := sorted(classifier.SHIPPED.iterdir())):
+        facts = json.loads((folder / "judge.json").read_text())
+        key = [facts["fingerprint"], facts["class_names"], facts["resolution"], facts["channels"], "judge"]
+        key = hashlib.sha256(json.dumps([*key, classifier.RECIPE_VERSION]).encode()).hexdigest()[:16]
+        assert folder.name == key
+        opened = classifier._read(folder, classifier.Classifier.of)
+        assert opened.hash == facts["hash"] and opened.to_dict()["heldout_accuracy"] > 0.85
+        check(opened, noise(4))
+    assert [json.loads((f / "judge.json").read_text())["data"] for f in shipped] == ["cifar10:train"]
+
+
+def test_shipped_classifier_knows_cifar10(shared):
+    (folder,) = classifier.SHIPPED.iterdir()
+    data = open_dataset(DataConfig(source=f"{shared}/cifar10_tiny:test"), progress=False)
+    opened = classifier._read(folder, classifier.Classifier.of)
+    assert opened.class_names == data.label_space.names
+    assert classifier._accuracy(opened, data, np.arange(1000)) > 0.83
+
+
+@pytest.mark.slow
+def test_cifar10_needs_no_training(shared, no_training):
+    opened = open_extractor("judge", open_dataset(DataConfig(source=f"{shared}/cifar10")), progress=False)
+    (folder,) = classifier.SHIPPED.iterdir()
+    assert opened.hash == json.loads((folder / "judge.json").read_text())["hash"]
 
 
 @pytest.mark.parametrize(("side", "dimension"), [(16, 64), (18, 128), (20, 128), (28, 128), (48, 128), (96, 128)])

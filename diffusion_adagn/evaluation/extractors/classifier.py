@@ -1,6 +1,6 @@
 """The extractors that are trained on the user's labelled images, and cached: a small residual network, and scikit-learn's.
 
-Their class probabilities measure class accuracy. Their features measure the differences between the user's images.
+The network for CIFAR-10 is shipped. Their class probabilities measure class accuracy. Their features measure the differences between the user's images.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
     E = TypeVar("E", bound="Classifier | SklearnExtractor")
 
+SHIPPED = Path(__file__).parents[2] / "pretrained" / "judges"  # that of CIFAR-10; CONTRIBUTING.md says how it was made
 RECIPE_VERSION = 3  # of everything that determines the weights: increase it with any change below
 SEED = 0
 MAX_SIDE = 64  # pixels; larger images are resized
@@ -42,7 +43,7 @@ HIDDEN = 64
 FLAT_RECIPE_VERSION = 1  # of everything that determines scikit-learn's weights
 
 
-# ---------------------------------------------------------------------- trained once, then read from the cache
+# ---------------------------------------------------------------------- shipped, or trained once and read from the cache
 
 
 def cached_or_trained(
@@ -52,10 +53,10 @@ def cached_or_trained(
     train: Callable[[], E],
     announced: bool = False,
 ) -> E:
-    """The extractor of these images: read from the cache, or trained and saved in it.
+    """The extractor of these images: shipped with the package, read from the cache, or trained and saved in it.
 
-    It is next to the decoded images, in DIFFUSION_ADAGN_CACHE or ~/.cache/diffusion_adagn. The same images in another place have
-    the same folder.
+    A shipped one comes first, so that its numbers are the same on all machines. The cache is next to the decoded images, in
+    DIFFUSION_ADAGN_CACHE or ~/.cache/diffusion_adagn. The same images in another place have the same folder.
 
     Args:
         dataset: The labelled images.
@@ -65,9 +66,11 @@ def cached_or_trained(
         announced: Whether a process that waits, or has trained, says so.
     """
     key_parts = [dataset.fingerprint, dataset.label_space.names, dataset.image_size, dataset.channels, *recipe]
-    folder = cache_root() / "judges" / hashlib.sha256(json.dumps(key_parts).encode()).hexdigest()[:16]
-    if (cached := _read(folder, build)) is not None:
-        return cached
+    key = hashlib.sha256(json.dumps(key_parts).encode()).hexdigest()[:16]
+    folder = cache_root() / "judges" / key
+    for existing in (SHIPPED / key, folder):
+        if (extractor := _read(existing, build)) is not None:
+            return extractor
     with one_at_a_time(folder, f"it trains the classifier of {dataset.name}" if announced else ""):
         if (cached := _read(folder, build)) is not None:  # by the process that held the lock
             return cached
@@ -217,7 +220,7 @@ class Classifier(NetworkExtractor):
 
 
 def open_classifier(dataset: ImageDataset, device: str | torch.device = "cpu", progress: bool = True) -> Classifier:
-    """The classifier of these images, trained at first use. progress: show a bar, and print where it is cached."""
+    """The classifier of these images, trained at first use if it is not shipped. progress: show a bar, and print where it is cached."""
     return cached_or_trained(
         dataset,
         ("judge", RECIPE_VERSION),

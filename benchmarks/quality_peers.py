@@ -72,7 +72,7 @@ class Diffusers(nn.Module):
         from diffusers import DPMSolverMultistepScheduler
 
         clipped = {"thresholding": True, "sample_max_value": 1.0}  # a dynamic threshold of at most 1
-        best = {"use_karras_sigmas": True, "timestep_spacing": "linspace"}  # measured; its default is for 1000 steps
+        best = {"use_karras_sigmas": True, "timestep_spacing": "linspace"}  # of those measured; trailing is as good
         scheduler = DPMSolverMultistepScheduler.from_config(self.scheduler.config, **clipped, **best)
         scheduler.set_timesteps(calls)
         x = torch.randn(len(y), 3, SIDE, SIDE)
@@ -89,7 +89,7 @@ class Lucidrains(nn.Module):
     """Unet and GaussianDiffusion of denoising_diffusion_pytorch.classifier_free_guidance, and the defaults of its Trainer.
 
     Cosine noise schedule, eps-prediction, half of the labels dropped, Adam at 1e-4 with betas 0.9 and 0.99, batches of 16, EMA of
-    0.995 at every tenth step. Its sampler is DDIM; eta is 0 here (its default, 1, is noisy at few steps).
+    0.995 at every tenth step after a warm-up. Its sampler is DDIM; eta is 0 here (its default, 1, is noisy at few steps).
     """
 
     batch = 16
@@ -108,7 +108,8 @@ class Lucidrains(nn.Module):
         return 1.0
 
     def ema_decay(self, step: int) -> float:
-        return 0.995 if step % 10 == 0 else 1.0
+        """ema_pytorch's: a copy in the first 100 steps, then 1 - n^(-2/3) up to 0.995, at every tenth step."""
+        return min(0.995, 1 - max(1, step - 100) ** (-2 / 3)) if step % 10 == 1 else 1.0
 
     def loss(self, x: Tensor, y: Tensor) -> Tensor:
         return self.process[0]((x + 1) / 2, classes=y)

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from benchmarks.quality_peers import PEERS
 from benchmarks.quality_report import best_rows, by_method, comparison, quality_report, spread_of_seeds
 from diffusion_adagn.data.npz import write_npz
 
@@ -64,3 +65,14 @@ def test_page_has_sheet_curve_and_points(tmp_path):
     text = (page.parent / "quality.md").read_text()
     assert text.count("| eps-small-long") == 6  # two comparisons at the best scale, one at scale 1; three points
     assert "40" in text and "80,000" in text and "Each run at scale 1" in text
+
+
+@pytest.mark.parametrize("peer", PEERS)
+def test_ema_of_a_peer_forgets_its_first_weights(peer):
+    """Without a warm-up 0.3 of the random first weights would remain after 2,400 steps, and the images would be noise."""
+    decays = [PEERS[peer].ema_decay(None, step) for step in range(1, 2401)]
+    remains, age = 1.0, 0.0
+    for decay in decays:
+        remains, age = remains * decay, decay * (age + 1)
+    assert remains < 1e-6 and min(decays) >= 0 and max(decays) <= 1
+    assert 100 < age < 2000  # the mean age of the averaged weights, in steps

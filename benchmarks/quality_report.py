@@ -63,7 +63,9 @@ def comparison(best: dict[str, dict], metric: str, at: str = "its own best scale
     for method in order:
         mean, top = means[method], means[order[0]]
         behind = mean / top if is_distance else top - mean
-        verdict = f"{number(behind)} times" if is_distance else f"{number(behind)} behind, {number(mean / top)} times"
+        verdict = f"{number(behind)} times" if is_distance else f"{number(behind)} less"
+        if not is_distance and mean:
+            verdict += f"; the best has {number(top / mean)} times as much"
         if spread is not None and behind <= spread:
             verdict = "no difference"
         verdict = Strong("best") if method == order[0] else verdict

@@ -36,7 +36,7 @@ class EvalConfig:
     data: Annotated[dict[str, Any], NO_OPTION] = field(default_factory=dict)
     """settings of the reference images, by dotted key of a run's config"""
     extractor: Annotated[str, BeforeValidator(_renamed), Option(metavar="SPEC")] = "classifier"
-    """network whose features are compared: classifier (trained on your data at first use; that of CIFAR-10 is shipped), sklearn
+    """network whose features are compared: classifier (trained on your data at first use; shipped for CIFAR-10), sklearn
     (images up to 16x16), inception[:WEIGHTS] (the network of FID), dinov2:PATH, efficientnet:PATH, package.module:attribute,
     none (no metric)"""
     classifier: Literal["auto", "none"] = "auto"

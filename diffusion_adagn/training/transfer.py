@@ -1,12 +1,22 @@
 """Fine-tuning: start a network from another run's weights."""
 
+import json
+
 import torch
 
 from ..errors import InputError
 from ..labels import LabelSpace
 from ..models.unet import AdaGNUNet
+from ..runs.shipped import shipped_folder
 from ..sampling.fixed_scale import fix_scale
 from ..sampling.load import open_pipeline
+
+NO_SHAPE = {"num_classes", "null_class", "sample_size", "dropout", "norm_groups", "norm_eps", "zero_init_modulation"}
+OPTIONS = {
+    "in_channels": "data.channels",
+    "augment_dim": "data.augment",
+    "learned_variance": "diffusion.learned_variance",
+}
 
 
 def transfer(source: str, unet: AdaGNUNet, labels: LabelSpace) -> str:
@@ -23,9 +33,9 @@ def transfer(source: str, unet: AdaGNUNet, labels: LabelSpace) -> str:
     old, new = pipe.unet.state_dict(), unet.state_dict()
     table = "embedding.classes.weight"
     matching = [k for k in new if k != table and k in old and old[k].shape == new[k].shape]
-    differences = _differences(pipe.unet, unet)
+    differences = _differences(source, pipe.unet, unet)
     if not matching:
-        raise InputError(f"{source} shares no layer with this network. Choose the same model settings: {differences}.")
+        raise InputError(f"{source} shares no layer with this network. Choose the same settings: {differences}.")
     rows, old_rows = 0, {name: i for i, name in enumerate(pipe.labels.names)}
     with torch.no_grad():
         for key in matching:
@@ -44,18 +54,22 @@ def transfer(source: str, unet: AdaGNUNet, labels: LabelSpace) -> str:
     new_tensors = [k for k in new if k != table and k not in matching]
     more = ", ..." if len(new_tensors) > 6 else ""
     sentence += f"; new: {', '.join(new_tensors[:6])}{more}" if new_tensors else ""
-    share = sum(new[k].numel() for k in matching) / sum(w.numel() for w in new.values())
+    share = sum(new[k].numel() for k in matching) / sum(w.numel() for k, w in new.items() if k != table)
     if share < 0.5:
-        sentence += f"\nWarning: only {share:.1%} of the weights were copied, since the networks differ: {differences}"
+        amount = f"only {share:.1%}" if share >= 0.001 else "less than 0.1%"
+        sentence += f"\nWarning: {amount} of the weights were copied, since the networks differ. {differences}."
     return sentence
 
 
-def _differences(old: AdaGNUNet, new: AdaGNUNet) -> str:
-    """The settings that differ and determine the shape of weights, as text."""
+def _differences(source: str, old: AdaGNUNet, new: AdaGNUNet) -> str:
+    """The settings that differ and determine the shape of weights, as text; how a shipped model was trained."""
     there, here = (dict(unet.config) for unet in (old, new))
-    names = [n for n in here if n not in ("num_classes", "dropout") and not n.startswith("_")]
-    changed = [n for n in names if here[n] != there.get(n)]
-    return ", ".join(f"{n} is {_text(there.get(n))} there and {_text(here[n])} here" for n in changed)
+    names = [n for n in here if n not in NO_SHAPE and not n.startswith("_") and here[n] != there.get(n)]
+    options = [f"{OPTIONS.get(n, 'model.' + n)} {_text(there.get(n))} (here {_text(here[n])})" for n in names]
+    text = f"{source} has {', '.join(options)}"
+    if (folder := shipped_folder(source)) is not None:
+        text += f". It was made by `{json.loads((folder / 'made.json').read_text())['trained']}`"
+    return text
 
 
 def _text(value: object) -> str:

@@ -53,7 +53,7 @@ def test_higher_accuracy_is_better():
     assert [line[0] for line in comparison(best_rows(rows), "accuracy").rows] == ["edm-small", "eps-small"]
     rows += [row("edm-small-1", 1, 2.1, 0.6)]
     lines = {method: verdict for method, _, _, verdict in comparison(best_rows(rows), "accuracy").rows}
-    assert lines == {"edm-small": "best", "eps-small": "0.45 behind, 0.308 times"}
+    assert lines == {"edm-small": "best", "eps-small": "0.45 less; the best has 3.25 times as much"}
 
 
 def test_page_has_sheet_curve_and_points(tmp_path):

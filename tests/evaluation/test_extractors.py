@@ -140,6 +140,9 @@ def test_shipped_classifier_comes_before_the_cache(quick, no_training, monkeypat
     monkeypatch.setattr(classifier, "SHIPPED", quick / "shipped")
     classifier._save(quick / "shipped" / key, shipped)
     assert open_extractor("judge", data, progress=False).hash == shipped.hash != cached.hash
+    (quick / "shipped" / key / "weights.safetensors").write_bytes(b"corrupted")
+    with pytest.raises(InputError, match="install diffusion-adagn again"):
+        open_extractor("judge", data, progress=False)
 
 
 def test_shipped_classifiers_are_of_this_recipe():

@@ -152,8 +152,11 @@ def test_transfer_warns_if_most_weights_are_new(monkeypatch):
     width = old.unet.config.model_channels
     assert "Warning" not in transfer.transfer("a", tiny_unet(num_classes=3), LabelSpace(("1", "7", "9")))
     sentence = transfer.transfer("a", tiny_unet(num_classes=2, model_channels=2 * width), LabelSpace(("1", "7")))
-    assert f"model_channels is {width} there and {2 * width} here" in sentence.partition("Warning: only ")[2]
-    with pytest.raises(InputError, match=r"no layer.*patch_size is 1 there and 2 here"):
+    assert f"a has model.model_channels {width} (here {2 * width})." in sentence.partition("Warning: ")[2]
+    many = tuple(map(str, range(4000)))
+    old.unet, old.labels = tiny_unet(num_classes=4000), LabelSpace(many)
+    assert "Warning" not in transfer.transfer("a", tiny_unet(num_classes=4000), LabelSpace(many))
+    with pytest.raises(InputError, match=r"no layer.*model.patch_size 1 \(here 2\)"):
         patches = tiny_unet(num_classes=2, patch_size=2, model_channels=2 * width)
         transfer.transfer("a", patches, LabelSpace(("1", "7")))
 

@@ -65,6 +65,9 @@ def cached_or_trained(
         build: Takes its weights and facts; ValueError, KeyError, TypeError or RuntimeError if they are corrupted.
         train: Called by one process at a time.
         announced: Whether a process that waits, or has trained, says so.
+
+    Raises:
+        InputError: The shipped one is corrupted, or the trained one cannot be saved.
     """
     key_parts = [dataset.fingerprint, dataset.label_space.names, dataset.image_size, dataset.channels, *recipe]
     key = hashlib.sha256(json.dumps(key_parts).encode()).hexdigest()[:16]

@@ -25,7 +25,8 @@ def transfer(source: str, unet: AdaGNUNet, labels: LabelSpace) -> str:
     Of a network that reads the guidance scale, one that does not gets the weights at scale 1.
 
     The class table is made for the new classes: a row is copied if a class of that name existed (and the null row); the
-    others are new. Returns a sentence on what was copied. Raises InputError if nothing fits.
+    others are new. Returns a sentence on what was copied, with a warning if that is less than half of the weights. Raises
+    InputError if nothing fits.
     """
     pipe, what = open_pipeline(source)
     if pipe.one_pass and unet.config.max_guidance_scale is None:

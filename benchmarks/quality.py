@@ -37,6 +37,7 @@ from .peers import PEERS
 from .quality_peers import MARKS
 from .quality_report import quality_report
 
+DOCUMENTED = "documented network"  # of a peer: its speed alone is measured
 SCALES, ALL_SCALES, CALLS = "1,2", "1,1.5,2,3", 12  # network calls per image and pass, for all
 SMALL = {
     "model.model_channels": 32,
@@ -87,9 +88,9 @@ class Run:
         return COMMON | NETWORKS[self.network] | PROCESSES[self.process] | own
 
 
-# pairs train at the same time: {eps, edm} x {small, patches} x 2 seeds, then the other processes
+# pairs train at the same time: {eps, edm} x {small, patches} x 2 seeds, each seed in another order, then the other processes
 RUNS = [
-    *(Run(p, n, s) for s in (0, 1) for n in ("small", "patches") for p in ("eps", "edm")),
+    *(Run(p, n, s) for s in (0, 1) for n in ("small", "patches") for p in ("eps", "edm")[:: 1 - 2 * s]),
     *(Run(p, "small", 0) for p in ("flow", "v", "flow_edm", "flow_uniform", "edm_cosine")),
 ]
 
@@ -130,16 +131,18 @@ def options(settings: dict[str, object]) -> list[str]:
     return [f"--{key}={value}" for key, value in settings.items()]
 
 
-def images_of(network: str, args: argparse.Namespace, minutes: float, core: int) -> int:
-    """Training images that a network sees in so many minutes on one core. The speed is measured once, in a short run."""
+def speed_of(network: str, args: argparse.Namespace, core: int) -> float:
+    """Training images per second of a network on one core, measured once, in a short run."""
     data, out = args.data, args.out
     file = out / "speeds.json"  # images per second
     known = json.loads(file.read_text()) if file.exists() else {}
     if network not in known:
-        trial = out / f"trial-{network}"
-        if network in PEERS:
-            words = ["benchmarks.quality_peers", "train", network, "--data", data, "--images", 1280, "--out", trial]
-            words += ["--precision", args.precision]
+        trial = out / f"trial-{network.replace(' ', '-')}"
+        peer, _, documented = network.partition(" ")
+        if peer in PEERS:
+            count = 256 if documented else 1280  # 16 or 80 steps
+            words = ["benchmarks.quality_peers", "train", peer, "--data", data, "--images", count, "--out", trial]
+            words += ["--precision", args.precision, *(["--documented"] if documented else [])]
             known[network] = float(pinned(core, out / "trial.log", *words).split()[-2])
         else:
             settings = Run("eps", network, 0).settings(data, 60)
@@ -147,8 +150,14 @@ def images_of(network: str, args: argparse.Namespace, minutes: float, core: int)
             pinned(core, out / "trial.log", "diffusion_adagn", "train", "--output_dir", trial, *options(settings))
             lines = [json.loads(line) for line in (trial / "metrics.jsonl").read_text().splitlines()]
             known[network] = statistics.median(line["images_per_s"] for line in lines if "images_per_s" in line)
+        shutil.rmtree(trial, ignore_errors=True)
         file.write_text(json.dumps(known))
-    return int(minutes * 60 * known[network])
+    return known[network]
+
+
+def images_of(network: str, args: argparse.Namespace, minutes: float, core: int) -> int:
+    """Training images that a network sees in so many minutes on one core."""
+    return int(minutes * 60 * speed_of(network, args, core))
 
 
 def is_finished(run: Run, args: argparse.Namespace) -> bool:
@@ -240,6 +249,8 @@ def peers(args: argparse.Namespace, cores: Sequence[int]) -> list[dict]:
                 row |= {"scale": float(file.stem[1:]), "samples": str(file.relative_to(args.out))}
                 (target / "row.json").write_text(json.dumps(row))
 
+    for peer in set(methods) & set(PEERS):
+        speed_of(f"{peer} {DOCUMENTED}", args, cores[0])
     in_parallel([partial(train_method, m) for m in methods], cores)
     in_parallel([partial(measure, m, mark) for mark in MARKS[::-1] for m in methods], cores)
     return [
@@ -257,7 +268,8 @@ def write_report(rows: Sequence[dict], args: argparse.Namespace, command: str) -
     about |= {"precision": args.precision, "speeds": speeds}
     (args.out / f"{args.what}.json").write_text(json.dumps({**about, "rows": rows}, indent=1, default=str))
     classes = open_dataset(DataConfig(source=args.data), progress=False).label_space.names
-    report = quality_report(rows, classes, args.out, f"{command} ({about['date']}, training in {args.precision})")
+    words = f"{command} ({about['date']}, training in {args.precision})"
+    report = quality_report(rows, classes, args.out, words, speeds)
     return report.save(args.out / args.what, text="quality.md")[0]
 
 

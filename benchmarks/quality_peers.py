@@ -39,14 +39,19 @@ class Diffusers(nn.Module):
 
     batch = 16
 
-    def __init__(self, channels: int = 32):
+    def __init__(self, documented: bool = False):
         super().__init__()
         from diffusers import DDPMScheduler, UNet2DModel
 
+        down, up = ["DownBlock2D"] * 3, ["UpBlock2D"] * 3
+        widths, layers, attention = (32, 64, 64), 1, 2
+        if documented:  # of train_unconditional.py
+            down, up = ["DownBlock2D"] * 6, ["UpBlock2D"] * 6
+            widths, layers, attention = (128, 128, 256, 256, 512, 512), 2, 4
+        down[attention], up[-1 - attention] = "AttnDownBlock2D", "AttnUpBlock2D"
         self.network = UNet2DModel(
-            sample_size=SIDE, block_out_channels=(channels, 2 * channels, 2 * channels), layers_per_block=1,
-            down_block_types=("DownBlock2D", "DownBlock2D", "AttnDownBlock2D"),
-            up_block_types=("AttnUpBlock2D", "UpBlock2D", "UpBlock2D"), num_class_embeds=CLASSES + 1,
+            sample_size=SIDE, block_out_channels=widths, layers_per_block=layers, down_block_types=down, up_block_types=up,
+            num_class_embeds=CLASSES + 1,
         )  # fmt: skip
         self.scheduler = DDPMScheduler()
 
@@ -94,10 +99,11 @@ class Lucidrains(nn.Module):
 
     batch = 16
 
-    def __init__(self, channels: int = 26):
+    def __init__(self, documented: bool = False):
         super().__init__()
         module = lucidrains_module()
-        self.network = module.Unet(dim=channels, num_classes=CLASSES, dim_mults=(1, 2, 2))
+        shape = {"dim": 64, "dim_mults": (1, 2, 4, 8)} if documented else {"dim": 26, "dim_mults": (1, 2, 2)}
+        self.network = module.Unet(num_classes=CLASSES, **shape)
         self.process = [module.GaussianDiffusion(self.network, image_size=SIDE, ddim_sampling_eta=0.0)]  # no submodule
         self.module = [module]
 
@@ -134,9 +140,9 @@ class Lucidrains(nn.Module):
 PEERS = {DIFFUSERS: Diffusers, LUCIDRAINS: Lucidrains}
 
 
-def gflops(peer: str) -> float:
-    """Of one forward pass of one image."""
-    net = PEERS[peer]().network
+def gflops(peer: str, documented: bool = False) -> float:
+    """Of one forward pass of one image. documented: of the network in the peer's own documentation."""
+    net = PEERS[peer](documented).network
     x, t, y = torch.zeros(1, 3, SIDE, SIDE), torch.zeros(1, dtype=torch.long), torch.zeros(1, dtype=torch.long)
 
     class Call(nn.Module):
@@ -162,10 +168,10 @@ def batches(data: str, size: int, start: int, steps: int) -> Iterator[tuple[Tens
         yield torch.where(mirrored[:, None, None, None], x.flip(3), x), torch.from_numpy(labels)
 
 
-def train(peer: str, data: str, images: int, out: Path, precision: str) -> float:
+def train(peer: str, data: str, images: int, out: Path, precision: str, documented: bool = False) -> float:
     """Train on so many images, with the EMA weights saved at MARKS. Returns the images per second of this call."""
     torch.manual_seed(0)
-    model = PEERS[peer]()
+    model = PEERS[peer](documented)
     steps, optimizer = max(1, images // model.batch), model.optimizer()
     ema = {name: value.clone() for name, value in model.network.state_dict().items()}
     out.mkdir(parents=True, exist_ok=True)
@@ -228,15 +234,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--images", type=int, default=67_000, help="training images seen (default: 67000)")
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="of training (default: fp32)")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/quality/peer"))
+    parser.add_argument(
+        "--documented", action="store_true", help="the network of the peer's documentation (train, cost)"
+    )
     parser.add_argument("--mark", type=float, default=1.0, choices=MARKS, help="sample the weights at this fraction")
     parser.add_argument("--scales", default="1,1.5,2,3", help="guidance scales (default: 1,1.5,2,3)")
     parser.add_argument("--count", type=int, default=1000, help="images per scale (default: 1000)")
     parser.add_argument("--calls", type=int, default=12, help="network calls per image and pass (default: 12)")
     args = parser.parse_args(argv)
     if args.what == "cost":
-        print(f"{gflops(args.peer):.4f} GFLOP per image and forward pass")
+        print(f"{gflops(args.peer, args.documented):.4f} GFLOP per image and forward pass")
     elif args.what == "train":
-        print(f"{train(args.peer, args.data, args.images, args.out, args.precision):.1f} images/s")
+        speed = train(args.peer, args.data, args.images, args.out, args.precision, args.documented)
+        print(f"{speed:.2f} images/s")
     else:
         sample(args.peer, args.out, args.mark, [float(s) for s in args.scales.split(",")], args.count, args.calls)
     return 0

@@ -2,7 +2,7 @@
 
 import re
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from matplotlib.figure import Figure
@@ -119,8 +119,10 @@ def curve(rows: Sequence[dict]) -> Figure:
     return figure
 
 
-def quality_report(rows: Sequence[dict], classes: Sequence[str], out: Path, about: str) -> Report:
-    """The page of all measured points. rows: those of results.json, whose samples are in `out`."""
+def quality_report(
+    rows: Sequence[dict], classes: Sequence[str], out: Path, about: str, speeds: Mapping[str, float]
+) -> Report:
+    """The page of all measured points. rows: those of results.json, whose samples are in `out`; speeds: images per second."""
     best, plain = best_rows(finished(rows)), {row["run"]: row for row in finished(rows) if row["scale"] == 1}
     tables = [comparison(best, metric) for metric in ("frechet", "accuracy")]
     tables += [comparison(plain, "accuracy", "scale 1")] if plain else []
@@ -130,4 +132,7 @@ def quality_report(rows: Sequence[dict], classes: Sequence[str], out: Path, abou
         sections.append(Section("Over the training", [shown]))
     images = Shown("sheet", lambda: sheet(best, classes, out), "The first images of every class for each run")
     sections += [Section("Images", [images]), Section("All points", [points_table(rows)])]
+    text = "Training images per second of each network on one core, measured in a short run."
+    speed = Table(["network", "images/s"], [[name, number(value)] for name, value in speeds.items()], text)
+    sections.append(Section("Speed", [speed]))
     return Report("Image quality in equal time", sections, about=about)

@@ -89,6 +89,9 @@ class DataConfig:
     """Where decoded images are cached. Unset: $DIFFUSION_ADAGN_CACHE or ~/.cache/diffusion_adagn."""
 
 
+OF_DDPM = ("schedule", "num_train_timesteps", "zero_snr", "prediction", "timestep_spacing", "learned_variance")  # it alone
+
+
 def _noise(value: Any) -> Any:
     return "log_normal" if value == "logit_normal" else value
 
@@ -138,10 +141,9 @@ class DiffusionConfig:
     def _check_process(self) -> DiffusionConfig:
         """Settings of another process than the one chosen are errors: they would have no effect."""
         process, default = self.process, type(self)
-        names = ("schedule", "num_train_timesteps", "zero_snr", "prediction", "timestep_spacing", "learned_variance")
         of_ddpm = [
             f"diffusion.{name} {getattr(self, name)} (default {getattr(default, name)})"
-            for name in names
+            for name in OF_DDPM
             if getattr(self, name) != getattr(default, name)
         ]
         drawn = self.noise or ("uniform" if process == "ddpm" else "log_normal")
@@ -386,12 +388,27 @@ def read_config(file: str | Path | None = None, overrides: Mapping[str, str] | N
         values = read_document(path, is_yaml=True)
         if values.get("speed") == "auto":  # the defaults
             del values["speed"]
-    return _build(Layer(values, f"in {path}"), Layer(overrides or {}, "on the command line", UsageError))
+    config = _build(Layer(values, f"in {path}"), Layer(overrides or {}, "on the command line", UsageError))
+    return _with_effect(config, overrides or {})
 
 
 def with_overrides(config: RunConfig, overrides: Mapping[str, Any]) -> RunConfig:
     """The config with values from the command line, by dotted key. Raises UsageError for an invalid one."""
-    return _build(Layer(to_dict(config)), Layer(overrides, "on the command line", UsageError))
+    return _with_effect(_build(Layer(to_dict(config)), Layer(overrides, "on the command line", UsageError)), overrides)
+
+
+def _with_effect(config: RunConfig, overrides: Mapping[str, Any]) -> RunConfig:
+    """The config, unless an override sets ddpm's noise or prediction where the file has another process.
+
+    Overrides that name the process may also set these to their defaults, in place of the values in the file.
+    """
+    given = [key for key in overrides if key in {f"diffusion.{name}" for name in OF_DDPM}]
+    if config.diffusion.process != "ddpm" and given and "diffusion.process" not in overrides:
+        raise UsageError(
+            f"{given[0]} {_short(overrides[given[0]])} has no effect under diffusion.process {config.diffusion.process}, which this "
+            "config has. Add --diffusion.process ddpm, or leave it out."
+        )
+    return config
 
 
 def as_config(given: RunConfig | Mapping | str | Path) -> RunConfig:

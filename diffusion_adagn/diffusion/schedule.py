@@ -82,7 +82,7 @@ def make_scheduler(
 ) -> SchedulerMixin:
     """A scheduler for a diffusion config; every argument that affects the result is passed explicitly.
 
-    Raises InputError for combinations that are wrong. sampler: None: ddim under ddpm, else heun.
+    Raises InputError for combinations that are wrong. sampler: None: ddim under ddpm, else dpm++.
     """
     if config.process != "ddpm":
         return make_ode_scheduler(config.process, sampler, sigma_data=config.sigma_data or 0.5)

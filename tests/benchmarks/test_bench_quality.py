@@ -1,11 +1,20 @@
 """The page of benchmarks.quality, from rows as its sweeps give them."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
+import torch
 
-from benchmarks.quality_peers import PEERS
+from benchmarks.peers import PeerMissing, flops
+from benchmarks.quality import Run
+from benchmarks.quality_peers import PEERS, gflops
 from benchmarks.quality_report import best_rows, by_method, comparison, quality_report, spread_of_seeds
+from diffusion_adagn import AdaGNUNet
+from diffusion_adagn.config import as_config
 from diffusion_adagn.data.npz import write_npz
+from diffusion_adagn.labels import LabelSpace
+from diffusion_adagn.runs.layout import network_config
 
 CLASSES = ["cat", "dog"]
 
@@ -60,11 +69,13 @@ def test_page_has_sheet_curve_and_points(tmp_path):
     rows = [row(run, 1, 5 - m / 20, minutes=m) for run in ("eps-small-long", "diffusers") for m in (10, 20, 40)]
     for run in ("eps-small-long", "diffusers"):
         write_npz(tmp_path / f"{run}.npz", np.zeros((8, 32, 32, 3), np.uint8), np.arange(8) % 2)
-    page = quality_report(rows, CLASSES, tmp_path, "command").save(tmp_path / "page", text="quality.md")[0]
+    page = quality_report(rows, CLASSES, tmp_path, "command", {"small": 39.8}).save(
+        tmp_path / "page", text="quality.md"
+    )[0]
     assert {"curve.png", "curve.svg", "sheet.png", "quality.md"} <= {file.name for file in page.parent.iterdir()}
     text = (page.parent / "quality.md").read_text()
     assert text.count("| eps-small-long") == 6  # two comparisons at the best scale, one at scale 1; three points
-    assert "40" in text and "80,000" in text and "Each run at scale 1" in text
+    assert "39.8" in text and "40" in text and "80,000" in text and "Each run at scale 1" in text
 
 
 @pytest.mark.parametrize("peer", PEERS)
@@ -76,3 +87,15 @@ def test_ema_of_a_peer_forgets_its_first_weights(peer):
         remains, age = remains * decay, decay * (age + 1)
     assert remains < 1e-6 and min(decays) >= 0 and max(decays) <= 1
     assert 100 < age < 2000  # the mean age of the averaged weights, in steps
+
+
+@pytest.mark.parametrize("peer", PEERS)
+def test_networks_of_the_peers_cost_what_ours_does(peer):
+    settings = Run("flow", "small", 0).settings("cifar10", 1) | {"data.image_size": 32, "data.channels": 3}
+    config = replace(as_config(settings), labels=LabelSpace(tuple("0123456789")).to_dict())
+    one = torch.zeros(1, dtype=torch.long)
+    ours = flops(AdaGNUNet(**network_config(config)), torch.zeros(1, 3, 32, 32), one, one) / 1e9
+    try:
+        assert 0.9 < gflops(peer) / ours < 1.1
+    except PeerMissing as error:
+        pytest.skip(str(error))

@@ -2,14 +2,16 @@
 
 import re
 import shlex
+from pathlib import Path
 
 import pytest
 from conftest import ROOT
 
+from diffusion_adagn import recipes
 from diffusion_adagn.cli.main import main
-from diffusion_adagn.cli.options import config_overrides
+from diffusion_adagn.cli.options import config_file, config_overrides
 from diffusion_adagn.cli.train import parser as train_parser
-from diffusion_adagn.config import RunConfig, with_overrides
+from diffusion_adagn.config import read_config
 from diffusion_adagn.runs.shipped import shipped_models
 
 STOP_AT_THE_MODEL = (
@@ -32,7 +34,10 @@ def test_commands_of_the_docs_are_valid(page, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     for words in commands(page):
         if words[0] == "train":
-            with_overrides(RunConfig(), config_overrides(train_parser().parse(words[1:])))
+            args = train_parser().parse(words[1:])
+            file = config_file(args)
+            recipe = Path(str(file)).stem if Path(str(file)).stem in recipes.names() else None
+            read_config(recipe, config_overrides(args))
         elif words[0] in STOP_AT_THE_MODEL and words[1:2] != ["reference"]:
             shown = [word if word not in shipped_models() else "runs/nowhere" for word in words]  # these are there
             assert main(shown) == 1, (words, capsys.readouterr().err)

@@ -86,18 +86,26 @@ def test_order_of_convergence(process, spacing, start, sampler):
 
 
 @pytest.mark.parametrize("sampler", ORDERS)
-def test_order_of_convergence_under_ddpm(sampler):
-    scheduler = with_sampler(make_scheduler(DiffusionConfig(schedule="cosine")), sampler, "karras")
-    bar = scheduler.alphas_cumprod[0].double()
-    end, steps, errors = ((1 - bar) / bar).sqrt().item(), [20, 40, 80], []
-    for count in steps:
-        set_timesteps(scheduler, count + 1)
+@pytest.mark.parametrize("spacing", ["karras", "linspace"])
+def test_order_of_convergence_under_ddpm(spacing, sampler):
+    schedule = {"karras": "cosine", "linspace": "linear"}[spacing]
+    scheduler = with_sampler(make_scheduler(DiffusionConfig(schedule=schedule)), sampler, spacing)
+    if spacing == "karras":  # to the lowest noise level; the last step, to 0, is left out
+        steps, last = [20, 40, 80], 0
+        sizes = [count + 1 for count in steps]
+    else:  # every 27th, 9th and 3rd timestep, from 999 to 108. diffusers' own samplers end before timestep 0
+        steps, last = [33, 99, 297], 108
+        sizes = [999 * count // 891 + (sampler in ("euler", "heun")) for count in steps]
+    bar, errors = scheduler.alphas_cumprod[last].double(), []
+    end = ((1 - bar) / bar).sqrt().item()
+    for count, size in zip(steps, sizes):
+        set_timesteps(scheduler, size)
         start, x = scheduler.sigmas[0].item(), NOISE * scheduler.init_noise_sigma
         unit = math.hypot(1, start), math.hypot(1, end)
         if sampler in ("euler", "heun"):
             unit = 1.0, 1.0
         solution = exact(scheduler.init_noise_sigma * unit[0], start, end)
-        calls = 2 * count if sampler == "heun" else count  # the last step, to 0, is left out
+        calls = 2 * count if sampler == "heun" else count
         errors.append(rms(integrate(scheduler, x, MIXTURE.x0, calls).double() * unit[1] - solution))
     assert_order(errors, steps, sampler)
 

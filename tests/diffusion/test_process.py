@@ -7,10 +7,11 @@ import torch
 from scipy.stats import norm
 
 from diffusion_adagn import InputError
-from diffusion_adagn.config import DiffusionConfig
+from diffusion_adagn.config import DiffusionConfig, read_config
 from diffusion_adagn.diffusion.loss import DiffusionLoss
 from diffusion_adagn.diffusion.process import Level, ddpm, edm, flow
 from diffusion_adagn.diffusion.schedule import make_process, make_scheduler
+from diffusion_adagn.errors import UsageError
 
 X0, NOISE = torch.randn(2, 5, 3, 4, 4, generator=torch.Generator().manual_seed(0)).unbind(0)
 U = torch.tensor([0.0, 0.1, 0.5, 0.8, 0.999], dtype=torch.float64)
@@ -133,3 +134,14 @@ def test_sigma_determines_the_level(name):
 def test_settings_of_another_process_are_rejected(settings, words):
     with pytest.raises(InputError, match=words):
         DiffusionConfig(**settings)
+
+
+@pytest.mark.parametrize("key", ["prediction", "schedule", "zero_snr"])
+def test_overrides_of_ddpm_alone_need_ddpm(key):
+    """Also with the default value, which a config cannot distinguish from an absent one."""
+    value = {"prediction": "eps", "schedule": "linear", "zero_snr": "false"}[key]
+    with pytest.raises(UsageError, match=f"diffusion.{key} {value} has no effect.* Add --diffusion.process ddpm"):
+        read_config("cifar10_small", {f"diffusion.{key}": value})
+    assert read_config("cifar10_small", {f"diffusion.{key}": value, "diffusion.process": "ddpm"})
+    assert read_config("digits", {f"diffusion.{key}": value})
+    assert read_config("digits", {"diffusion.process": "edm", "diffusion.schedule": "linear"})

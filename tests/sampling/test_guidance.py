@@ -331,7 +331,7 @@ def test_unsuitable_guides_are_rejected(guide, word):
 
 
 @pytest.mark.parametrize("other", [{"schedule": "cosine"}, {"num_train_timesteps": 2000, "prediction": "v"}], ids=str)
-def test_guide_of_another_schedule_is_asked_at_the_same_noise_level(other):
+def test_guide_of_another_schedule_is_evaluated_at_the_same_noise_level(other):
     pipe, guide = pipeline(), pipeline(other_network(), **other)
     ours, theirs = (p.scheduler.alphas_cumprod.double() for p in (pipe, guide))
     levels = ((1 - theirs) / theirs).sqrt().log().numpy()
@@ -353,6 +353,30 @@ def test_guide_of_another_schedule_is_asked_at_the_same_noise_level(other):
             x = (before.sqrt() * x0 + (1 - before).sqrt() * eps).float()
     expected = (x / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).numpy()
     assert np.allclose(sample(pipe, guidance=Guidance(2.0), guide=guide), expected, atol=2e-3)
+
+
+def test_guide_of_another_process_is_evaluated_at_the_same_noise_level():
+    """Flow matching guided by an EDM network, by the papers' formulas and Euler steps on the grid of Karras et al."""
+    pipe = pipeline(sampler="euler", process="flow")
+    guide = pipeline(other_network(), sampler="euler", process="edm", sigma_data=0.6)
+    steps, rho, y = 8, 7, torch.arange(3)
+    grid = [(80 ** (1 / rho) + i / (steps - 1) * (0.002 ** (1 / rho) - 80 ** (1 / rho))) ** rho for i in range(steps)]
+    noise = torch.stack([torch.randn(1, 8, 8, generator=torch.Generator().manual_seed(i)) for i in range(3)])
+    x = noise * 80 / 81
+    with torch.no_grad():
+        for s, following in zip(grid, [*grid[1:], 0.0]):
+            t, later = s / (1 + s), following / (1 + following)
+            mine = x - t * pipe.unet(x, torch.tensor([1000 * t] * 3), y).sample
+            noisy = x / (1 - t)  # x0 + s eps
+            c_in, c_skip = (s**2 + 0.36) ** -0.5, 0.36 / (s**2 + 0.36)
+            c_out = 0.6 * s * c_in
+            weak = c_skip * noisy + c_out * guide.unet(c_in * noisy, torch.tensor([math.log(s) / 4] * 3), y).sample
+            x0 = (weak + 2 * (mine - weak)).clamp(-1, 1)
+            x = x + (later - t) * (x - x0) / t
+    expected = (x / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).numpy()
+    images = sample(pipe, guidance=Guidance(2.0), guide=guide, num_inference_steps=steps)
+    assert np.allclose(images, expected, atol=1e-4)
+    assert np.abs(images - sample(pipe, num_inference_steps=steps)).max() > 0.01
 
 
 # ---------------------------------------------------------------------- looking on

@@ -36,6 +36,8 @@ VARIANTS = {
     "dropout": {"model.dropout": 0.3},
     "compiled": {"speed.compile": "true"},  # by torch's own compiler, which keeps what it made for the next run
     "learned variance, decay": {"diffusion.learned_variance": "true", "training.lr_decay": "cosine"},
+    "flow": {"diffusion.process": "flow"},
+    "edm, learned weight": {"diffusion.process": "edm", "diffusion.loss_weight": "learned"},
 }
 
 # One process forks a run at a time. A run is killed from outside after so many seconds, or by itself

@@ -3,17 +3,19 @@
 import contextlib
 import dataclasses
 import json
+import subprocess
 import types
 
 import numpy as np
 import pytest
 import torch
-from tiny_run import assert_same_run, launch, run
+from tiny_run import assert_same_run, launch, losses, run
 
 from diffusion_adagn import Churn, ClassConditionalPipeline, InputError, read_config
 from diffusion_adagn.cli.main import main
 from diffusion_adagn.data import open_dataset
 from diffusion_adagn.diffusion.process import edm
+from diffusion_adagn.models.conditioning import CONDITIONING
 from diffusion_adagn.sampling.settings import SamplerSettings
 from diffusion_adagn.training.noise_report import loss_by_level, suggest_noise
 from diffusion_adagn.training.setup import measure_sigma_data
@@ -21,11 +23,19 @@ from diffusion_adagn.training.setup import measure_sigma_data
 PROCESSES = {
     "edm": {"diffusion__process": "edm", "diffusion__schedule": "linear"},
     "flow": {"diffusion__process": "flow", "diffusion__schedule": "linear"},
-    "learned": {"diffusion__process": "edm", "diffusion__schedule": "linear", "diffusion__loss_weight": "learned"},
+    "edm, learned": {"diffusion__process": "edm", "diffusion__schedule": "linear", "diffusion__loss_weight": "learned"},
+    "flow, learned": {
+        "diffusion__process": "flow",
+        "diffusion__schedule": "linear",
+        "diffusion__loss_weight": "learned",
+    },
+    "ddpm, learned": {"diffusion__loss_weight": "learned"},
 }
 
 
-@pytest.mark.parametrize("name", [pytest.param("flow", marks=pytest.mark.slow), "learned"])  # learned: edm
+@pytest.mark.parametrize(
+    "name", [name if name == "edm, learned" else pytest.param(name, marks=pytest.mark.slow) for name in PROCESSES]
+)
 def test_resume_is_exact(tmp_path, name):
     settings = PROCESSES[name] | {"training__diagnostics_every": 3}
     assert run(tmp_path / "whole", training__checkpoint_every=3, **settings) == 0
@@ -34,7 +44,7 @@ def test_resume_is_exact(tmp_path, name):
     assert_same_run(tmp_path / "whole", tmp_path / "parts")
     state = json.loads((tmp_path / "whole/checkpoints/step-00000006/state.json").read_text())
     other = json.loads((tmp_path / "parts/checkpoints/step-00000006/state.json").read_text())
-    assert state.get("uncertainty") == other.get("uncertainty") and ("uncertainty" in state) == (name == "learned")
+    assert state.get("uncertainty") == other.get("uncertainty") and ("uncertainty" in state) == ("learned" in name)
 
 
 @pytest.fixture(scope="module")
@@ -144,15 +154,44 @@ def test_wrong_samplers_are_rejected(trained):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("kind", CONDITIONING)
+@pytest.mark.parametrize("name", ["edm", "flow"])
+def test_every_conditioning_under_every_process(tmp_path, name, kind):
+    """Training in one process and in two, exact resume, samples, trace and label check."""
+    settings = PROCESSES[name] | {"model__conditioning": kind, "training__checkpoint_every": 2}
+    assert run(tmp_path / "whole", training__max_steps=4, **settings) == 0
+    assert run(tmp_path / "parts", training__max_steps=2, **settings) == 0
+    assert main(["train", "--resume", str(tmp_path / "parts"), "--training.max_steps", "4", "--debug"]) == 0
+    assert_same_run(tmp_path / "whole", tmp_path / "parts")
+    subprocess.run(launch(tmp_path / "2", processes=2, training__max_steps=4, **settings), check=True, timeout=400)
+    assert list(losses(tmp_path / "2").values()) == pytest.approx(list(losses(tmp_path / "whole").values()), rel=1e-4)
+    run_of = [str(tmp_path / "whole"), "--steps", "3"]
+    assert (
+        main(
+            [
+                "sample",
+                *run_of,
+                "--classes",
+                "3",
+                "--guidance",
+                "1" if kind == "none" else "2",
+                "--out",
+                str(tmp_path / "images"),
+            ]
+        )
+        == 0
+    )
+    assert main(["trace", *run_of, "--out", str(tmp_path / "trace")]) == 0
+    assert main(["trace", *run_of[:1], "--label_check", "--out", str(tmp_path / "check")]) == 0
+    assert (tmp_path / "trace/report.html").is_file()
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PROCESSES)
 def test_two_processes_train_the_same(tmp_path, name):
-    import subprocess
-
     settings = PROCESSES[name] | {"training__max_steps": 3}
     for count in (1, 2):
         subprocess.run(launch(tmp_path / str(count), processes=count, **settings), check=True, timeout=400)
-    from tiny_run import losses
-
     one, two = losses(tmp_path / "1"), losses(tmp_path / "2")
     assert one.keys() == two.keys()
     assert all(one[step] == pytest.approx(two[step], rel=1e-4) for step in one)

@@ -35,6 +35,7 @@ from diffusion_adagn.runtime.speed import has_bf16
 from .machine import machine_info
 from .peers import PEERS
 from .quality_peers import MARKS
+from .quality_peers import PEERS as PEER_METHODS
 from .quality_report import quality_report
 
 DOCUMENTED = "documented network"  # of a peer: its speed alone is measured
@@ -156,8 +157,9 @@ def speed_of(network: str, args: argparse.Namespace, core: int) -> float:
 
 
 def images_of(network: str, args: argparse.Namespace, minutes: float, core: int) -> int:
-    """Training images that a network sees in so many minutes on one core."""
-    return int(minutes * 60 * speed_of(network, args, core))
+    """Training images that a network sees in so many minutes on one core, in whole batches."""
+    batch = PEER_METHODS[network].batch if network in PEERS else COMMON["training.batch_size"]
+    return int(minutes * 60 * speed_of(network, args, core)) // batch * batch
 
 
 def is_finished(run: Run, args: argparse.Namespace) -> bool:

@@ -20,6 +20,13 @@ def command(name: str, *arguments: object, **options: object) -> str:
     return with_options(shell_line(words), **options)
 
 
+def option_value(value: object) -> str:
+    """A setting's value as options take it: words for None, True and False, lists with commas."""
+    if isinstance(value, list | tuple):
+        return ",".join(map(str, value))
+    return str(value).lower() if value is None or isinstance(value, bool) else str(value)
+
+
 def with_options(line: str, **options: object) -> str:
     """A command with more options, written as in `command`."""
     words = []

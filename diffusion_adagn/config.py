@@ -18,6 +18,7 @@ from annotated_types import Ge, Gt, Le, MinLen
 from pydantic import AfterValidator, BeforeValidator, Field, TypeAdapter, model_validator
 
 from . import recipes
+from .commands import option_value
 from .errors import InputError, UsageError, reject_first
 from .labels import LabelSpace
 from .models.config import ModelConfig, check_size
@@ -89,7 +90,14 @@ class DataConfig:
     """Where decoded images are cached. Unset: $DIFFUSION_ADAGN_CACHE or ~/.cache/diffusion_adagn."""
 
 
-OF_DDPM = ("schedule", "num_train_timesteps", "zero_snr", "prediction", "timestep_spacing", "learned_variance")  # it alone
+OF_DDPM = (
+    "schedule",
+    "num_train_timesteps",
+    "zero_snr",
+    "prediction",
+    "timestep_spacing",
+    "learned_variance",
+)  # it alone
 
 
 def _noise(value: Any) -> Any:
@@ -107,11 +115,11 @@ class DiffusionConfig:
     """How noise levels sigma are drawn in training. log_normal: ln sigma is normal; under flow this is logit-normal t,
     and logit_normal is the same. uniform: t is (ddpm, flow). cosine: as under the cosine schedule (edm, flow). Unset:
     uniform under ddpm, else log_normal."""
-    noise_mean: float | None = None
+    noise_mean: Annotated[float | None, Ge(-20), Le(20)] = None
     """Mean of ln sigma under log_normal. Unset: -1.2 + ln(sigma_data / 0.5) (edm); 0 (flow)."""
     noise_std: Annotated[float | None, Gt(0), Le(10)] = None
     """Standard deviation of ln sigma under log_normal. Unset: 1.2 (edm); 1 (flow)."""
-    sigma_data: Annotated[float | None, Gt(0), Le(10)] = None
+    sigma_data: Annotated[float | None, Ge(0.001), Le(10)] = None
     """Standard deviation of the images in [-1, 1], for edm. Unset: measured on the training images."""
     schedule: Literal["linear", "cosine", "sigmoid"] = "linear"
     """Noise schedule of ddpm."""
@@ -142,14 +150,16 @@ class DiffusionConfig:
         """Settings of another process than the one chosen are errors: they would have no effect."""
         process, default = self.process, type(self)
         of_ddpm = [
-            f"diffusion.{name} {getattr(self, name)} (default {getattr(default, name)})"
+            f"diffusion.{name} {option_value(getattr(self, name))} (default {option_value(getattr(default, name))})"
             for name in OF_DDPM
             if getattr(self, name) != getattr(default, name)
         ]
         drawn = self.noise or ("uniform" if process == "ddpm" else "log_normal")
-        why = {"edm": "noise levels and preconditioning", "flow": "straight lines"}.get(process)
+        why = {"edm": "EDM's noise levels and preconditioning", "flow": "straight lines from image to noise"}.get(
+            process
+        )
         faults = {
-            f"{', '.join(of_ddpm)} under diffusion.process {process}, which has {why} instead. Give the default, or set "
+            f"{', '.join(of_ddpm)} under diffusion.process {process}, which has {why} in place of timesteps with a schedule. Give the default, or set "
             "diffusion.process to ddpm": process != "ddpm" and bool(of_ddpm),
             f"diffusion.loss_weight min_snr under diffusion.process {process} with noise {drawn}: it is defined for ddpm with uniform "
             "timesteps. Set diffusion.loss_weight to uniform": self.loss_weight == "min_snr"
@@ -274,6 +284,10 @@ class TrainingConfig:
             raise InputError(
                 f"training.warmup_steps {self.warmup_steps} and training.warmup_images {self.warmup_images} are the same "
                 "warm-up, counted in steps and in images: set one of them to 0."
+            )
+        if len(set(self.ema_lengths)) < len(self.ema_lengths):
+            raise InputError(
+                f"training.ema_lengths {option_value(self.ema_lengths)} has a length twice: leave one out."
             )
         if self.lr_decay == "inverse_sqrt" and self.lr_decay_images is None:
             raise InputError(
@@ -474,5 +488,5 @@ def differences(old: Mapping[str, Any], new: RunConfig) -> list[str]:
 
 
 def _short(value: Any) -> str:
-    text = ", ".join(value["names"]) if isinstance(value, dict) else str(value)
+    text = ", ".join(value["names"]) if isinstance(value, dict) else option_value(value)
     return text if len(text) <= 60 else text[:57] + "..."

@@ -89,6 +89,7 @@ def test_command_line_errors_are_usage_errors():
             "trailing",
         ),
         ({"model.null_class": "false"}, "label_dropout"),
+        ({"training.ema_lengths": "0.05,0.05"}, "a length twice"),
     ],
 )
 def test_contradicting_settings_are_rejected(overrides, message):

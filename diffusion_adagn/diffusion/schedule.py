@@ -59,15 +59,24 @@ def _betas(schedule: str, timesteps: int) -> dict:
 
 
 def make_process(config: DiffusionConfig) -> Process:
-    """The process of a diffusion config; under edm it has sigma_data."""
+    """The process of a diffusion config. Raises InputError under edm without sigma_data."""
     noise, mean, std = config.noise or "log_normal", config.noise_mean, config.noise_std
     if config.process == "ddpm":
         normal = (mean, std) if config.noise == "log_normal" else None
         return ddpm(make_scheduler(config).alphas_cumprod, config.prediction, normal)
     defaults = EDM_NOISE if config.process == "edm" else FLOW_NOISE
-    shift = math.log(config.sigma_data / 0.5) if config.process == "edm" else 0.0
+    shift = math.log(_sigma_data(config) / 0.5) if config.process == "edm" else 0.0
     sigmas = noise_levels(noise, defaults[0] + shift if mean is None else mean, defaults[1] if std is None else std)
     return edm(config.sigma_data, sigmas) if config.process == "edm" else flow(sigmas)
+
+
+def _sigma_data(config: DiffusionConfig) -> float:
+    if config.sigma_data is None:
+        raise InputError(
+            "diffusion.sigma_data is not set: under process edm it is the standard deviation of the images in [-1, 1]. Give "
+            "it, such as 0.5; `adagn train` measures it on the training images."
+        )
+    return config.sigma_data
 
 
 def process_of(scheduler: SchedulerMixin) -> Process:
@@ -82,10 +91,11 @@ def make_scheduler(
 ) -> SchedulerMixin:
     """A scheduler for a diffusion config; every argument that affects the result is passed explicitly.
 
-    Raises InputError for combinations that are wrong. sampler: None: ddim under ddpm, else dpm++.
+    Raises InputError for combinations that are wrong, and under edm without sigma_data. sampler: None: ddim under ddpm, else dpm++.
     """
     if config.process != "ddpm":
-        return make_ode_scheduler(config.process, sampler, sigma_data=config.sigma_data or 0.5)
+        numbers = {"sigma_data": _sigma_data(config)} if config.process == "edm" else {}
+        return make_ode_scheduler(config.process, sampler, **numbers)
     spacing = config.timestep_spacing or ("trailing" if config.zero_snr else "leading")
     common = _betas(config.schedule, config.num_train_timesteps) | {
         "num_train_timesteps": config.num_train_timesteps,
@@ -180,7 +190,7 @@ def set_timesteps(
     total = MAX_STEPS if ode else scheduler.config.num_train_timesteps
     name, spacing = sampler_name(scheduler), spacing_name(scheduler)
     if isinstance(steps, bool) or not isinstance(steps, Integral) or not 1 <= steps <= total:
-        raise InputError(f"steps is a whole number from 1 to {total} (the model's), not {steps!r}.")
+        raise InputError(f"steps is a whole number from 1 to {total}, not {steps!r}.")
     steps = int(steps)
     if churn is not None and not (ode and scheduler.config.process == "edm" and name in ("euler", "heun")):
         process = scheduler.config.process if ode else "ddpm"

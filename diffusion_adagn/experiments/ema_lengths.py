@@ -112,8 +112,13 @@ def compare_lengths(source: str | Path, request: EmaRequest, out: Path | None = 
     )
     if best.ema in (min(lengths), max(lengths)):
         print(f"The best length, {best.ema:g}, is at the end of those compared: others may be better (--lengths).")
+    lowest = min(measured, key=lambda m: m.loss)
+    choice, chosen = "the best length", f"{best.ema:g}"
+    if lowest.loss < best.loss:
+        choice, chosen = f"the weights '{lowest.ema}'", str(lowest.ema)
+        print(f"No length has a lower loss than {choice}.")
     print(f"\nLook at  {out / 'ema.png'}")
-    print(with_commands("Next, sample the best length:", command("sample", source, ema=f"{best.ema:g}")))
+    print(with_commands(f"Next, sample {choice}:", command("sample", source, ema=chosen)))
     return out
 
 

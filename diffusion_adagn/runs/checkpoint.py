@@ -188,7 +188,7 @@ def read_state(checkpoint: Path) -> dict:
         as_document(state, CheckpointState, checkpoint / STATE)
         return state
     except InputError as error:
-        text = f"the checkpoint {checkpoint} is corrupted ({error}): remove it to resume from the one before."
+        text = f"the checkpoint {checkpoint} is corrupted ({str(error).rstrip('.')}): remove it, and the one before is used."
         raise InputError(text) from None
 
 

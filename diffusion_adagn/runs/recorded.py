@@ -158,22 +158,23 @@ def resumed_config(resume: str, file: str | None, overrides: dict[str, str]) -> 
     """
     if resume != "auto" and Path(overrides.setdefault("output_dir", resume)) != Path(resume):
         raise UsageError(f"--resume {resume} and --output_dir {overrides['output_dir']} name two runs: give one.")
-    config = read_config(file, overrides)
-    if config.output_dir is None:
+    config = None if file is None else read_config(file, overrides)
+    place = overrides.get("output_dir") if config is None else config.output_dir
+    if place is None:
         raise UsageError(f"which run? Give --resume RUN, such as --resume runs/digits.{similar_runs('runs/digits')}")
-    run = RunFolder(config.output_dir)
+    run = RunFolder(place)
     if not run.config_file.is_file():
-        if file is not None:
+        if config is not None:
             return config  # the run starts
         whole = next((p for p in list(run.path.parents)[:2] if RunFolder(p).config_file.is_file()), None)
         part = f"{run.path} is a part of the run {whole}, and a run is resumed from its newest checkpoint:"
         missing = f"there is no run to resume in {run.path} (no config.yaml in it).{similar_runs(run.path)} To start a run, give --config."
         raise InputError(missing if whole is None else with_commands(part, resume_command(whole)))
-    recorded = read_config(run.config_file, overrides if file is None else None)
+    recorded = read_config(run.config_file, overrides if config is None else None)
     if recorded.labels is None and run.newest_checkpoint():
         text = f"{run.config_file} is incomplete or was edited: it lacks what the run recorded (labels). Put its content back"
         raise InputError(f"{text}, or start another run with --init_from {run.pipeline}.")
-    if file is None:
+    if config is None:
         return recorded
     lr = recorded.training.lr
     if "training.lr" not in overrides and config.training.lr != lr:

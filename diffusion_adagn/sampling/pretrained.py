@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from ..commands import command, with_commands
-from ..config import RunConfig, read_config
+from ..config import OF_DDPM, RunConfig, differences, read_config
 from ..diffusion.ode_scheduler import OdeScheduler, make_ode_scheduler
 from ..diffusion.process import RHO, SIGMA_MAX, SIGMA_MIN
 from ..diffusion.schedule import PREDICTIONS, SAMPLERS, make_scheduler
@@ -59,11 +59,15 @@ class OdeSettings:
     sigma_data: Annotated[float, Gt(0), Le(10)] = 0.5
     sigma_min: Annotated[float, Gt(0), Le(1)] = SIGMA_MIN
     sigma_max: Annotated[float, Gt(1), Le(1e6)] = SIGMA_MAX
-    rho: Annotated[float, Gt(0), Le(100)] = RHO
+    rho: Annotated[float, Ge(0.1), Le(100)] = RHO
 
 
 # arguments of AdaGNUNet and their values of before; see `model_hash`
 ADDED_LATER = {"patch_size": 1, "augment_dim": 0, "max_guidance_scale": None}
+# settings that determine what the network receives and predicts
+WHAT_IS_PREDICTED = {f"diffusion.{name}" for name in ("process", "sigma_data", *OF_DDPM)} - {
+    "diffusion.timestep_spacing"
+}
 WEIGHTS = "diffusion_pytorch_model"  # as diffusers names them; large ones are cut into WEIGHTS-00001-of-00002 and so on
 
 
@@ -96,8 +100,14 @@ def checkpoint_parts(path: str | Path, ema: float | str = "run") -> dict[str, An
     config_file = checkpoint.parent.parent / "config.yaml"
     if not config_file.is_file():
         raise InputError(f"{checkpoint} stands alone: its run's config.yaml is looked for at {config_file}.")
-    config = read_config(config_file)
-    step = read_state(checkpoint)["step"]
+    config, state = read_config(config_file), read_state(checkpoint)
+    step = state["step"]
+    trained = {key: value for key, value in state.get("settings", {}).items() if key in WHAT_IS_PREDICTED}
+    if changed := differences(trained, config):
+        raise InputError(
+            f"{config_file} was edited after {checkpoint.name} was trained ({'; '.join(changed)}), and the network was not trained so: put "
+            "the old values back."
+        )
     file = checkpoint / f"{'ema' if ema == 'run' else 'model'}.safetensors"
     with torch.device("meta"):
         unet = AdaGNUNet(**network_config(config))
@@ -189,7 +199,11 @@ def load_scheduler(folder: Path, kind: type[SchedulerMixin]) -> SchedulerMixin:
     file = folder / "scheduler_config.json"
     config = read_document(file)
     if kind is OdeScheduler:
-        return make_ode_scheduler(**dataclasses.asdict(as_document(config, OdeSettings, file)))
+        settings = dataclasses.asdict(as_document(config, OdeSettings, file))
+        try:
+            return make_ode_scheduler(**settings)
+        except InputError as error:
+            raise InputError(f"{file}: {error}") from None
     as_document(config, _scheduler_schema(kind), file)
     scheduler = kind.from_config(config)  # diffusers checks nothing; callers turn its errors into InputError
     betas, alphas = scheduler.betas, scheduler.alphas_cumprod

@@ -81,7 +81,7 @@ class SamplerSettings:
     guidance: Guidance = Guidance()
     guide: Annotated[str | None, Option(metavar="RUN")] = None
     """guide against this network instead of null: an earlier checkpoint of the run, a smaller run, one without classes"""
-    sampler: Annotated[Sampler | None, Option(default="the model's: ddim")] = None
+    sampler: Annotated[Sampler | None, Option(default="the model's: ddim, or dpm++ under edm and flow")] = None
     """the method that steps from noise to image"""
     steps: Annotated[int, Ge(1)] = 50
     """sampler steps"""

@@ -72,7 +72,8 @@ def dry_run(config: RunConfig, verbose: bool = False, is_guide: bool = False) ->
     seconds = None
     if fits:
         if config.init_from:
-            _print({"weights": transfer(config.init_from, AdaGNUNet(**network_config(config)), label_space(config))})
+            unet = AdaGNUNet(**network_config(config))
+            _print({"weights": transfer(config.init_from, unet, label_space(config), config.diffusion)})
         seconds, measured = seconds_per_step(config, dataset, speed, device, cost, images)
         part = "" if measured == images else f" (from {measured} of the {images} images of a pass)"
         rate, compiled = format_number(training.batch_size / seconds), ", without speed.compile" * speed.compile

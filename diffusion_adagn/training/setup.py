@@ -15,7 +15,7 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import broadcast_object_list
 
 from ..atomic import atomic_write, exclusive_lock
-from ..commands import command, resume_command, with_commands
+from ..commands import command, option_value, resume_command, with_commands
 from ..config import DiffusionConfig, RunConfig, SpeedConfig, decisive, differences, read_config, to_yaml
 from ..data import ImageDataset, open_dataset
 from ..data.find import ResolvedSource, find_source
@@ -94,7 +94,7 @@ def prepare(config: RunConfig, resume: bool) -> Setup:
     newest = [latest_valid(run.checkpoints) if main and resume else None]  # every byte is checked once
     checkpoint = broadcast_object_list(newest)[0]
     if config.init_from and checkpoint is None:
-        summary += f"\n{transfer(config.init_from, unet, label_space(config))}"
+        summary += f"\n{transfer(config.init_from, unet, label_space(config), config.diffusion)}"
     return Setup(run, config, dataset, heldout, cost, speed, accelerator, unet, checkpoint, summary, teacher)
 
 
@@ -133,17 +133,6 @@ def making(run: RunFolder) -> Iterator[None]:
         raise InputError(text) from error
 
 
-def _word(value: object) -> str:
-    """A plain value as an option takes it."""
-    return (
-        ",".join(map(str, value))
-        if isinstance(value, list)
-        else str(value).lower()
-        if value in (None, True, False)
-        else str(value)
-    )
-
-
 def _check_recorded(setup: Setup, resume: bool) -> float:
     """The recorded learning rate. Raises InputError if this config cannot resume the recorded run."""
     run, config, training = setup.run, setup.config, setup.config.training
@@ -166,7 +155,10 @@ def _check_recorded(setup: Setup, resume: bool) -> float:
             f"was started with other settings, and resuming with these would change its result: {'; '.join(changed)}"
         )
         if back:  # the checkpoint knows better
-            typed = command("train", resume=run.path, **{key: _word(old[key]) for key in back})
+            longer = (
+                {"training.max_steps": training.max_steps} if training.max_steps != recorded.training.max_steps else {}
+            )
+            typed = command("train", resume=run.path, **{key: option_value(old[key]) for key in back}, **longer)
             raise InputError(
                 with_commands(f"{run.path} {fault}. {run.config_file} was edited; resume with the old values:", typed)
             )
@@ -266,6 +258,8 @@ def _check_preview(config: RunConfig) -> None:
 def _rejection(diffusion: DiffusionConfig, steps: int) -> str:
     """Why a preview cannot have this number of steps; "" if it can."""
     try:
+        if diffusion.process == "edm":  # not measured yet
+            diffusion = dataclasses.replace(diffusion, sigma_data=diffusion.sigma_data or 0.5)
         set_timesteps(make_scheduler(diffusion), steps)
     except InputError as error:
         return str(error)

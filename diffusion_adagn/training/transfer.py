@@ -4,6 +4,9 @@ import json
 
 import torch
 
+from ..commands import option_value
+from ..config import DiffusionConfig
+from ..diffusion.process import Process
 from ..errors import InputError
 from ..labels import LabelSpace
 from ..models.unet import AdaGNUNet
@@ -19,14 +22,14 @@ OPTIONS = {
 }
 
 
-def transfer(source: str, unet: AdaGNUNet, labels: LabelSpace) -> str:
+def transfer(source: str, unet: AdaGNUNet, labels: LabelSpace, diffusion: DiffusionConfig) -> str:
     """Copy into `unet` every weight of `source` (a run, pipeline or hub id; EMA weights) that has the same name and shape.
 
     Of a network that reads the guidance scale, one that does not gets the weights at scale 1.
 
     The class table is made for the new classes: a row is copied if a class of that name existed (and the null row); the
-    others are new. Returns a sentence on what was copied, with a warning if that is less than half of the weights. Raises
-    InputError if nothing fits.
+    others are new. Returns a sentence on what was copied, with a warning if that is less than half of the weights, or if
+    `source` was trained under another process or prediction than `diffusion`. Raises InputError if nothing fits.
     """
     pipe, what = open_pipeline(source)
     if pipe.one_pass and unet.config.max_guidance_scale is None:
@@ -59,19 +62,30 @@ def transfer(source: str, unet: AdaGNUNet, labels: LabelSpace) -> str:
     if share < 0.5:
         amount = f"only {share:.1%}" if share >= 0.001 else "less than 0.1%"
         sentence += f"\nWarning: {amount} of the weights were copied, since the networks differ. {differences}."
-    return sentence
+    return sentence + _other_process(source, pipe.process, diffusion)
+
+
+def _other_process(source: str, old: Process, diffusion: DiffusionConfig) -> str:
+    """A warning, if the network learned to predict something else than it will be trained to."""
+    there, here = f"diffusion.process {old.name}", f"diffusion.process {diffusion.process}"
+    if old.name == diffusion.process == "ddpm":
+        there, here = f"diffusion.prediction {old.prediction}", f"diffusion.prediction {diffusion.prediction}"
+    if there == here:
+        return ""
+    return (
+        f"\nWarning: {source} was trained with {there}, and here it is {here}: the network has learned to predict "
+        "something else, and starts nearly untrained."
+    )
 
 
 def _differences(source: str, old: AdaGNUNet, new: AdaGNUNet) -> str:
     """The settings that differ and determine the shape of weights, as text; how a shipped model was trained."""
     there, here = (dict(unet.config) for unet in (old, new))
     names = [n for n in here if n not in NO_SHAPE and not n.startswith("_") and here[n] != there.get(n)]
-    options = [f"{OPTIONS.get(n, 'model.' + n)} {_text(there.get(n))} (here {_text(here[n])})" for n in names]
+    options = [
+        f"{OPTIONS.get(n, 'model.' + n)} {option_value(there.get(n))} (here {option_value(here[n])})" for n in names
+    ]
     text = f"{source} has {', '.join(options)}"
     if (folder := shipped_folder(source)) is not None:
-        text += f". It was made by `{json.loads((folder / 'made.json').read_text())['trained']}`"
+        text += f". It was made by `{json.loads((folder / 'made.json').readoption_value())['trained']}`"
     return text
-
-
-def _text(value: object) -> str:
-    return ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)

@@ -145,3 +145,9 @@ def test_overrides_of_ddpm_alone_need_ddpm(key):
     assert read_config("cifar10_small", {f"diffusion.{key}": value, "diffusion.process": "ddpm"})
     assert read_config("digits", {f"diffusion.{key}": value})
     assert read_config("digits", {"diffusion.process": "edm", "diffusion.schedule": "linear"})
+
+
+def test_edm_needs_sigma_data():
+    for make in (make_process, make_scheduler):
+        with pytest.raises(InputError, match=r"diffusion\.sigma_data is not set"):
+            make(DiffusionConfig(process="edm"))

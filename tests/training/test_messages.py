@@ -15,7 +15,8 @@ from tqdm import tqdm
 
 from diffusion_adagn import LabelSpace
 from diffusion_adagn.cli.main import main
-from diffusion_adagn.config import SpeedConfig
+from diffusion_adagn.config import DiffusionConfig, SpeedConfig
+from diffusion_adagn.diffusion.process import ddpm, flow
 from diffusion_adagn.errors import InputError
 from diffusion_adagn.runs.layout import RunFolder
 from diffusion_adagn.training import logger, transfer
@@ -138,27 +139,44 @@ def test_share_above_peak_is_no_percentage(monkeypatch):
     assert effort(0.5).endswith("(50 % of peak)") and effort(2).endswith("(at peak)")
 
 
+FLOW = DiffusionConfig(process="flow")
+
+
+def test_transfer_warns_of_another_process(monkeypatch):
+    old = SimpleNamespace(unet=tiny_unet(num_classes=2), labels=LabelSpace(("1", "7")), one_pass=False, process=flow())
+    monkeypatch.setattr(transfer, "open_pipeline", lambda source: (old, "a run"))
+    for diffusion in (FLOW, DiffusionConfig(process="edm"), DiffusionConfig()):
+        sentence = transfer.transfer("a", tiny_unet(num_classes=2), LabelSpace(("1", "7")), diffusion)
+        expected = f"trained with diffusion.process flow, and here it is diffusion.process {diffusion.process}"
+        assert (expected in sentence) == ("Warning" in sentence) == (diffusion is not FLOW)
+    old.process = ddpm(torch.linspace(0.99, 0.01, 10), "eps")
+    for prediction in ("eps", "v"):
+        diffusion = DiffusionConfig(prediction=prediction)
+        sentence = transfer.transfer("a", tiny_unet(num_classes=2), LabelSpace(("1", "7")), diffusion)
+        assert ("diffusion.prediction eps, and here it is diffusion.prediction v" in sentence) == (prediction == "v")
+
+
 def test_transfer_says_which_rows_are_new(monkeypatch):
-    old = SimpleNamespace(unet=tiny_unet(num_classes=2), labels=LabelSpace(("1", "7")), one_pass=False)
+    old = SimpleNamespace(unet=tiny_unet(num_classes=2), labels=LabelSpace(("1", "7")), one_pass=False, process=flow())
     monkeypatch.setattr(transfer, "open_pipeline", lambda source: (old, "a run"))
     for names, said in ((("7", "1"), "3 of 3 rows"), (("7", "3"), "2 of 3 rows")):
-        sentence = transfer.transfer("a", tiny_unet(num_classes=2), LabelSpace(names))
+        sentence = transfer.transfer("a", tiny_unet(num_classes=2), LabelSpace(names), FLOW)
         assert said in sentence and ("the others are new" in sentence) == ("3" in names)
 
 
 def test_transfer_warns_if_most_weights_are_new(monkeypatch):
-    old = SimpleNamespace(unet=tiny_unet(num_classes=2), labels=LabelSpace(("1", "7")), one_pass=False)
+    old = SimpleNamespace(unet=tiny_unet(num_classes=2), labels=LabelSpace(("1", "7")), one_pass=False, process=flow())
     monkeypatch.setattr(transfer, "open_pipeline", lambda source: (old, "a run"))
     width = old.unet.config.model_channels
-    assert "Warning" not in transfer.transfer("a", tiny_unet(num_classes=3), LabelSpace(("1", "7", "9")))
-    sentence = transfer.transfer("a", tiny_unet(num_classes=2, model_channels=2 * width), LabelSpace(("1", "7")))
+    assert "Warning" not in transfer.transfer("a", tiny_unet(num_classes=3), LabelSpace(("1", "7", "9")), FLOW)
+    sentence = transfer.transfer("a", tiny_unet(num_classes=2, model_channels=2 * width), LabelSpace(("1", "7")), FLOW)
     assert f"a has model.model_channels {width} (here {2 * width})." in sentence.partition("Warning: ")[2]
     many = tuple(map(str, range(4000)))
     old.unet, old.labels = tiny_unet(num_classes=4000), LabelSpace(many)
-    assert "Warning" not in transfer.transfer("a", tiny_unet(num_classes=4000), LabelSpace(many))
+    assert "Warning" not in transfer.transfer("a", tiny_unet(num_classes=4000), LabelSpace(many), FLOW)
     with pytest.raises(InputError, match=r"no layer.*model.patch_size 1 \(here 2\)"):
         patches = tiny_unet(num_classes=2, patch_size=2, model_channels=2 * width)
-        transfer.transfer("a", patches, LabelSpace(("1", "7")))
+        transfer.transfer("a", patches, LabelSpace(("1", "7")), FLOW)
 
 
 def test_training_runs_in_any_thread(tmp_path):

@@ -3,6 +3,8 @@
 import contextlib
 import dataclasses
 import json
+import re
+import shutil
 import subprocess
 import types
 
@@ -132,6 +134,21 @@ def test_another_process_is_a_guide(trained, other):
         unguided = first([1], 1.0, **settings).images
         assert not torch.equal(first([1], 2.0, guide=second, **settings).images, unguided)
         assert torch.allclose(first([1], 1.0, guide=second, **settings).images, unguided)
+
+
+def test_resume_names_the_setting_that_changed(trained):
+    with pytest.raises(InputError, match=r"(?s)was started with other settings.*diffusion\.noise_std: none -> 2\.0"):
+        main(["train", "--resume", str(trained), "--diffusion.noise_std", "2", "--debug"])
+
+
+def test_sampling_rejects_an_edited_process(trained, tmp_path):
+    shutil.copytree(trained, tmp_path / "run")
+    file = tmp_path / "run/config.yaml"
+    here, other = ("edm", "flow") if read_config(file).diffusion.process == "edm" else ("flow", "edm")
+    text = re.sub(r"sigma_data: .*", "sigma_data: " + ("null" if here == "edm" else "0.5"), file.read_text())
+    file.write_text(text.replace(f"process: {here}", f"process: {other}"))
+    with pytest.raises(InputError, match=f"was edited after step-00000006.*diffusion.process: {here} -> {other}"):
+        ClassConditionalPipeline.from_pretrained(tmp_path / "run", ema="raw")
 
 
 def test_wrong_samplers_are_rejected(trained):

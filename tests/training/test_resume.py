@@ -141,7 +141,7 @@ def test_edited_config_does_not_resume(config):
     file = Path("a/config.yaml")
     whole = file.read_text()
     file.write_text(whole.replace("seed: 0", "seed: 1").replace("norm_groups: 4", "norm_groups: 8"))
-    command = "  adagn train --resume a --model.norm_groups 4 --training.seed 0$"
+    command = "  adagn train --resume a --model.norm_groups 4 --training.seed 0 --training.max_steps 5$"
     with pytest.raises(InputError, match=rf"(?s)norm_groups: 4 -> 8; training.seed: 0 -> 1.*was edited.*{command}"):
         train("--resume", "a", "--training.max_steps", 5)
     assert train("--resume", "a", "--training.max_steps", 5, "--model.norm_groups", 4, "--training.seed", 0) == 0

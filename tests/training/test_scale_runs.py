@@ -10,6 +10,7 @@ from tiny_run import arguments, assert_same_run, losses, run, weights
 
 from diffusion_adagn import AdaGNUNet, ClassConditionalPipeline, InputError, read_config
 from diffusion_adagn.cli.main import main
+from diffusion_adagn.config import DiffusionConfig
 from diffusion_adagn.runs.layout import network_config
 from diffusion_adagn.training.transfer import transfer
 
@@ -100,7 +101,7 @@ def test_plain_run_starts_from_it_at_scale_1(tmp_path, taught):
     pipe = ClassConditionalPipeline.from_pretrained(taught)
     pipe.unet.embedding.scale.weight.data.normal_()
     pipe.save_pretrained(tmp_path / "pipeline")
-    transfer(str(tmp_path / "pipeline"), unet, pipe.labels)
+    transfer(str(tmp_path / "pipeline"), unet, pipe.labels, DiffusionConfig())
     x, t, y = torch.randn(2, 1, 8, 8), torch.tensor([10.0, 500.0]), torch.tensor([3, 10])
     torch.testing.assert_close(unet.eval()(x, t, y).sample, pipe.unet(x, t, y).sample, atol=1e-4, rtol=1e-4)
 

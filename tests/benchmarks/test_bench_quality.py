@@ -9,7 +9,7 @@ import torch
 from benchmarks.peers import PeerMissing, flops
 from benchmarks.quality import Run
 from benchmarks.quality_peers import PEERS, gflops
-from benchmarks.quality_report import best_rows, by_method, comparison, quality_report, spread_of_seeds
+from benchmarks.quality_report import at_all_times, best_rows, by_method, comparison, quality_report, spread_of_seeds
 from diffusion_adagn import AdaGNUNet
 from diffusion_adagn.config import as_config
 from diffusion_adagn.data.npz import write_npz
@@ -76,6 +76,14 @@ def test_page_has_sheet_curve_and_points(tmp_path):
     text = (page.parent / "quality.md").read_text()
     assert text.count("| eps-small-long") == 6  # two comparisons at the best scale, one at scale 1; three points
     assert "39.8" in text and "40" in text and "80,000" in text and "Each run at scale 1" in text
+
+
+def test_curve_compares_the_same_scales():
+    """A larger scale at the end alone would look like progress."""
+    rows = [
+        row("flow-small-long", scale, 3, minutes=m) for m in (10, 40) for scale in (1, 2, 3) if (m, scale) != (10, 3)
+    ]
+    assert {r["scale"] for r in at_all_times(rows)} == {1, 2} and len(at_all_times(rows)) == 4
 
 
 @pytest.mark.parametrize("peer", PEERS)

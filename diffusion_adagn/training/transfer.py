@@ -87,5 +87,5 @@ def _differences(source: str, old: AdaGNUNet, new: AdaGNUNet) -> str:
     ]
     text = f"{source} has {', '.join(options)}"
     if (folder := shipped_folder(source)) is not None:
-        text += f". It was made by `{json.loads((folder / 'made.json').readoption_value())['trained']}`"
+        text += f". It was made by `{json.loads((folder / 'made.json').read_text())['trained']}`"
     return text

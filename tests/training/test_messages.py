@@ -179,6 +179,13 @@ def test_transfer_warns_if_most_weights_are_new(monkeypatch):
         transfer.transfer("a", patches, LabelSpace(("1", "7")), FLOW)
 
 
+def test_transfer_names_the_command_that_made_a_shipped_model():
+    sentence = transfer.transfer(
+        "digits", tiny_unet(num_classes=10), LabelSpace(tuple("0123456789")), DiffusionConfig()
+    )
+    assert "model.model_channels 32 (here 16)" in sentence and "It was made by `adagn train digits" in sentence
+
+
 def test_training_runs_in_any_thread(tmp_path):
     results = []
     thread = threading.Thread(target=lambda: results.append(run(tmp_path / "run", training__max_steps=2)))

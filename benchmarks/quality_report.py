@@ -120,12 +120,14 @@ def curve(rows: Sequence[dict]) -> Figure:
             marks = sorted({row["minutes"] for row in rows if row["run"] == run})
             at = [best_rows([r for r in rows if r["run"] == run and r["minutes"] == m])[run] for m in marks]
             ax.plot(marks, [value(row, metric) for row in at], marker="o", label=run)
+        ax.set_xticks(sorted({row["minutes"] for row in rows}))
         ax.set(xlabel="minutes of training", title={"frechet": "Frechet distance (classifier)"}.get(metric, metric))
     panels[0].set_yscale("log")
     panels[0].yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     panels[0].yaxis.set_major_formatter("{x:g}")
     panels[0].minorticks_off()
-    panels[0].legend()
+    handles, names = panels[0].get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside upper left", ncols=len(names))
     return figure
 
 

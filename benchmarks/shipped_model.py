@@ -38,7 +38,7 @@ from .machine import machine_info
 
 FIGURES = ((20, 1.0), (20, 2.0), (50, 1.0))  # steps, guidance scale
 PER_CLASS = 30
-SWEEP = ("--guidance", "1,1.5,1.75,2,2.5,3", "--steps", "12", "--count", "2000")
+SWEEP = ("--guidance", "1,1.5,1.75,1.9,2,2.5", "--steps", "12", "--count", "2000")
 METRICS = ("frechet", "accuracy", "precision", "recall")
 
 

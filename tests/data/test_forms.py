@@ -238,7 +238,7 @@ def test_resume_rejects_changed_balance(tmp_path):
     assert lines[-1]["epoch"] == 8 / 13
     settings["data"]["balance"] = False
     settings["training"]["max_steps"] = 3
-    with pytest.raises(InputError, match=r"data\.balance: True -> False"):
+    with pytest.raises(InputError, match=r"data\.balance: true -> false"):
         train(settings, resume=True)
 
 

@@ -20,7 +20,8 @@ LABELS = LabelSpace(("cat", "dog", "bird"))
 
 def pipeline(process="ddpm", **network):
     unet = tiny_unet(**network)
-    scheduler = make_scheduler(DiffusionConfig(process=process), learned_variance=unet.config.learned_variance)
+    diffusion = DiffusionConfig(process=process, sigma_data=0.5 if process == "edm" else None)
+    scheduler = make_scheduler(diffusion, learned_variance=unet.config.learned_variance)
     pipe = ClassConditionalPipeline(unet, scheduler, LABELS)
     pipe.set_progress_bar_config(disable=True)
     return pipe
